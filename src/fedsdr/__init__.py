@@ -1,0 +1,26 @@
+"""Federated instruction tuning by self-distillation with rectification: FedSD and FedSDR.
+
+Public names are loaded when first used, so that importing the package is quick.
+
+Paper: Ren, Shen, Wang, Liu, Song, "FedSDR: Federated Self-Distillation with Rectification", ICML
+2026, arXiv 2605.18028.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Example": "fedsdr.data.examples",
+    "Settings": "fedsdr.config",
+    "UserError": "fedsdr.errors",
+    "load_settings": "fedsdr.config",
+    "resume": "fedsdr.apps.run",
+    "run": "fedsdr.apps.run",
+}
+__all__ = ["Example", "Settings", "UserError", "load_settings", "resume", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'fedsdr' has no attribute {name!r}")

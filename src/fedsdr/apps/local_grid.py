@@ -1,0 +1,105 @@
+"""The `local` engine: a Flower grid that calls the ClientApp in the same process.
+
+No Ray, no sockets, no serialisation to disk; one frozen base serves all simulated clients, one
+after the other. Messages are what they are in a deployment: the client gets a copy, and only what
+it puts into its reply comes back.
+
+`TaskIdentity` and the message ids are Flower's private parts (as of 1.41): `Message` cannot be made
+without the first, and replies cannot name their question without the second.
+"""
+
+import copy
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsdr.errors import UserError
+
+CLIENT_FAILED = 2
+"""Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
+
+
+class LocalGrid(Grid):
+    """Nodes 1 to `num_clients`, served in the order in which messages come."""
+
+    def __init__(self, client_app: ClientApp, num_clients: int, folder: Path) -> None:
+        """Make a grid of simulated clients.
+
+        Args:
+            client_app: Called once for each message.
+            num_clients: Node n is partition n - 1.
+            folder: Where the clients keep their folders.
+        """
+        self.client_app = client_app
+        self.folder = folder
+        self.contexts = {
+            node: Context(
+                run_id=1,
+                node_id=node,
+                node_config={"partition-id": node - 1, "num-partitions": num_clients, "folder": str(folder)},
+                state=RecordDict(),
+                run_config={},
+            )
+            for node in range(1, num_clients + 1)
+        }
+        self.replies: dict[str, Message] = {}
+        self.set_run(Run.create_empty(run_id=1))
+
+    def set_run(self, run: Run) -> None:
+        """Become the server of that run, as far as Flower's messages are concerned."""
+        self._run = run
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run.run_id, 0, 0
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message (Flower's older way; `Message(...)` is the same)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes are always there."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let each message's client answer at once and keep the replies."""
+        ids = []
+        for message in messages:
+            message_id = f"message-{len(self.replies) + len(ids)}"
+            message.metadata.__dict__["_message_id"] = message_id
+            self.replies[message_id] = self._answer(message)
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand over the replies to these messages."""
+        return [self.replies.pop(message_id) for message_id in message_ids]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push and pull. A timeout cannot be enforced inside one process and is passed over."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        content = copy.deepcopy(message.content)
+        asked = Message(content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload]
+        try:
+            return self.client_app(asked, self.contexts[node])
+        except UserError:
+            raise  # one person runs all clients here and can mend it
+        except Exception as error:
+            # As in a deployment: the server learns that the client failed, the details stay with it.
+            path = self.folder / f"node-{node}-error.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(traceback.format_exc())
+            return Message(Error(CLIENT_FAILED, f"{type(error).__name__}, see {path.name}"), reply_to=message)

@@ -1,0 +1,134 @@
+"""The ServerApp: prepare, then rounds of train, combine, checkpoint and evaluate. It never knows the engine.
+
+A round is finished when its folder is there. Started anew on the same run folder, it goes on after
+the last finished round.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedsdr.apps.site import model_of
+from fedsdr.config import Settings, check_settings
+from fedsdr.errors import UserError
+from fedsdr.measure.scores import table_of_round
+from fedsdr.progress import say
+from fedsdr.seeds import seed_for
+from fedsdr.server.checkpoint import last_round, load_round, save_round
+from fedsdr.server.guard import Rejected, check_metrics
+from fedsdr.server.strategy import FedStrategy, as_record
+from fedsdr.storage import Event, append_lines, read_lines, rewrite_lines, write_json
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run or go on with the federation whose settings are in the run configuration."""
+    settings = check_settings(json.loads(str(context.run_config["settings"])), source="run configuration")
+    folder = Path(settings.run.dir)
+    server, log = folder / "server", folder / "metrics.jsonl"
+    base, adapters = model_of(settings)
+    begun = last_round(server)
+    if begun < 0:
+        adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
+        fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
+        save_round(server, 0, fresh, settings.lora, adapters.target_names, settings.model.name)
+        begun = 0
+    events = _events_until(log, begun, folder)
+    rewrite_lines(log, events)
+
+    # Only what differs from the defaults is sent: clients check it against the same defaults.
+    config = ConfigRecord({"settings": settings.model_dump_json(exclude_defaults=True)})
+    roster, prepared = _prepare(grid, config)
+    if not any(event["event"] == "prepare" for event in events):
+        append_lines(log, prepared)
+    strategy = FedStrategy(settings, roster, load_round(server, begun))
+    strategy.summary()
+    _evaluate(grid, strategy, settings, begun, config, log)
+    for server_round in range(begun + 1, settings.server.num_rounds + 1):
+        start = time.monotonic()
+        arrays = as_record(strategy.arrays)
+        num_bytes = sum(value.nbytes for value in strategy.arrays.values())
+        messages = strategy.configure_train(server_round, arrays, config, grid)
+        strategy.aggregate_train(server_round, grid.send_and_receive(messages))
+        events = strategy.take_events()
+        seconds = time.monotonic() - start
+        done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
+        # The log first: once the folder is there the round counts as finished and is not logged again.
+        append_lines(log, [*events, done])
+        save_round(
+            server, server_round, strategy.arrays, settings.lora, adapters.target_names, settings.model.name
+        )
+        say(f"round {server_round} of {settings.server.num_rounds}: {_losses(events)}, {seconds:.0f} s")
+        _evaluate(grid, strategy, settings, server_round, config, log)
+
+
+def _prepare(grid: Grid, config: ConfigRecord) -> tuple[dict[int, str], list[Event]]:
+    """Let every node rewrite its responses; learn who is who.
+
+    Raises:
+        UserError: A client failed: a federation does not begin without one of its members.
+    """
+    content = RecordDict({"config": ConfigRecord({**config, "round": 0})})
+    messages = [Message(content, node, "query.prepare", group_id="0") for node in grid.get_node_ids()]
+    roster: dict[int, str] = {}
+    events: list[Event] = []
+    for reply in grid.send_and_receive(messages):
+        if reply.has_error():
+            raise UserError(f"a client could not prepare: {reply.error.reason}")
+        client = str(reply.content["client"]["id"])  # type: ignore[call-overload, index]
+        try:
+            metrics = check_metrics(reply.content["metrics"], "prepare")  # type: ignore[arg-type]
+        except Rejected as reason:
+            raise UserError(f"client {client} cannot take part: {reason}") from None
+        if client in roster.values():
+            raise UserError(f"two nodes say that they are client {client}")
+        roster[reply.metadata.src_node_id] = client
+        events.append({"event": "prepare", "round": 0, "client": client, **metrics})
+    return roster, sorted(events, key=lambda event: str(event["client"]))
+
+
+def _evaluate(
+    grid: Grid, strategy: FedStrategy, settings: Settings, server_round: int, config: ConfigRecord, log: Path
+) -> None:
+    """Evaluate after a round if that is due and not done yet; write the pooled numbers."""
+    every, last = settings.eval.every, settings.server.num_rounds
+    path = evaluation_file(Path(settings.run.dir), server_round)
+    due = server_round in (0, last) or (every and server_round % every == 0)
+    if not due or path.exists():
+        return
+    messages = strategy.configure_evaluate(server_round, as_record(strategy.arrays), config, grid)
+    strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))
+    events = strategy.take_events()
+    append_lines(log, events)
+    write_json(path, table_of_round([event for event in events if event["event"] == "evaluate"]))
+
+
+def evaluation_file(folder: Path, server_round: int) -> Path:
+    """Where the pooled numbers of a round are; the file is there once the evaluation is complete."""
+    return folder / "evaluation" / f"round-{server_round:04d}.json"
+
+
+def _events_until(log: Path, begun: int, folder: Path) -> list[Event]:
+    """Events of finished work: those of a round that was cut short will be written anew."""
+    return [
+        event
+        for event in read_lines(log)
+        if event["round"] <= begun
+        and (event["event"] != "evaluate" or evaluation_file(folder, event["round"]).exists())
+    ]
+
+
+def _losses(events: Iterable[Event]) -> str:
+    """Mean training losses of a round over its clients, for the user to watch."""
+    found: dict[str, list[float]] = {}
+    for event in events:
+        for key, value in event.items():
+            if key.startswith("train/") and key.endswith("/loss"):
+                found.setdefault(key.split("/")[1], []).append(value)
+    return ", ".join(f"{name} loss {sum(values) / len(values):.3f}" for name, values in sorted(found.items()))

@@ -1,0 +1,153 @@
+"""What both apps find on a machine: the model, loaded once per process, and one client's data and folder."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fedsdr.config import Lora, Model, Settings
+from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.examples import Example
+from fedsdr.data.partition import ClientData, partition
+from fedsdr.data.sources import load_domains
+from fedsdr.distill.rewrite import Rewriting, rewrite
+from fedsdr.errors import UserError
+from fedsdr.measure.tasks import TestSet
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.allocator import keep_pages
+from fedsdr.model.base import Base, load_base
+from fedsdr.storage import content_hash, rewrite_lines, write_file
+from fedsdr.tables import METHODS, View
+
+
+@dataclass(frozen=True)
+class Site:
+    """One client: its data as the model sees it, and its folder."""
+
+    id: str
+    folder: Path
+    data: ClientData
+    rewritings: Sequence[Rewriting]
+    """Of the training responses; empty where the method wants none."""
+    views: dict[View, list[Conversation]]
+    """The training examples as conversations, with true and with rewritten responses."""
+    tests: TestSet
+
+
+@lru_cache(maxsize=1)
+def load_model(model: Model, lora: Lora, threads: int) -> tuple[Base, Adapters]:
+    """Load the base and put both adapters on it; one base serves all clients of this process."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    keep_pages()
+    base = load_base(model)
+    return base, Adapters(base.model, lora)
+
+
+def model_of(settings: Settings) -> tuple[Base, Adapters]:
+    """The model of a run."""
+    return load_model(settings.model, settings.lora, settings.run.threads)
+
+
+@lru_cache(maxsize=1)
+def _clients(data: str) -> list[ClientData]:
+    settings = Settings.model_validate_json(data)
+    return partition(load_domains(settings.data, settings.partition.id_column), settings)
+
+
+def clients_of(settings: Settings) -> list[ClientData]:
+    """All clients of a simulation, sorted by id."""
+    return _clients(settings.model_dump_json(include={"data", "partition"}))
+
+
+_sites: dict[tuple[str, str], Site] = {}
+
+
+def open_site(settings: Settings, number: int, root: Path) -> Site:
+    """Open client `number`: check its data, rewrite what is wanted, encode. Done once per process.
+
+    Raises:
+        UserError: The data are not those that the client's folder was begun with.
+    """
+    data = clients_of(settings)[number]
+    key = (str(root / data.id), settings.model_dump_json())
+    if key not in _sites:
+        _sites[key] = _open(settings, data, root / data.id)
+    return _sites[key]
+
+
+def close_sites() -> None:
+    """Forget all clients, at the end of a run."""
+    _sites.clear()
+
+
+def _open(settings: Settings, data: ClientData, folder: Path) -> Site:
+    check_unchanged(folder, data)
+    wanted = METHODS[settings.method].needs_rewritings
+    rewritings = _distil(settings, data.train, folder, "distilled", data.id) if wanted else []
+    views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
+    if wanted:
+        views["distilled"] = _encode(settings, data.train, rewritings)
+    distilled_tests = []
+    if settings.eval.rewritings and data.test:
+        of_tests = _distil(settings, data.test, folder, "distilled-test", f"{data.id} test")
+        distilled_tests = _encode(settings, data.test, of_tests)
+    tests = TestSet(data.test, _encode(settings, data.test), distilled_tests)
+    return Site(data.id, folder, data, rewritings, views, tests)
+
+
+def check_unchanged(folder: Path, data: ClientData) -> None:
+    """Remember a hash of the client's data in its folder, and compare with it the next time.
+
+    Raises:
+        UserError: The data changed since the folder was begun.
+    """
+    path = folder / "data.sha"
+    found = content_hash([list(vars_of(example)) for example in (*data.train, *data.test)])
+    if path.exists() and path.read_text().strip() != found:
+        raise UserError(
+            f"the data of client {data.id} changed since {folder} was begun ({len(data.train)} training and"
+            f" {len(data.test)} test examples now); start a new run, or restore the data"
+        )
+    write_file(path, found + "\n")
+
+
+def vars_of(example: Example) -> Sequence[object]:
+    """The values of an example's fields, in their order."""
+    return [getattr(example, name) for name in example.__slots__]
+
+
+def _distil(
+    settings: Settings, examples: Sequence[Example], folder: Path, name: str, what: str
+) -> list[Rewriting]:
+    """Rewrite and keep the pairs, for people to read and for `fedsdr report`."""
+    base, adapters = model_of(settings)
+    rewritings = rewrite(base, adapters, examples, settings.distill, folder / "rewritings", what)
+    pairs = [
+        {
+            "domain": example.domain,
+            "instruction": example.instruction,
+            "input": example.context,
+            "output": example.response,
+            "distilled": new.distilled,
+            "first": new.first,
+            "prompt": new.prompt,
+            "fallback": new.fallback,
+        }
+        for example, new in zip(examples, rewritings, strict=True)
+    ]
+    rewrite_lines(folder / f"{name}.jsonl", pairs)
+    return rewritings
+
+
+def _encode(
+    settings: Settings, examples: Sequence[Example], rewritings: Sequence[Rewriting] | None = None
+) -> list[Conversation]:
+    base, _ = model_of(settings)
+    texts = [new.distilled for new in rewritings] if rewritings else [example.response for example in examples]
+    return [
+        encode(base.tokenizer, example, text, settings.model.max_length)
+        for example, text in zip(examples, texts, strict=True)
+    ]

@@ -1,0 +1,118 @@
+"""The local update: the stages of a method, one after the other, at one client in one round.
+
+FedSDR, round t at client k, from the broadcast shared adapter:
+1. smooth: the private adapter learns on the rewritten data, min E[-log p(y~ given c, x)];
+2. rectify: the shared adapter learns on the raw data, min E[-log p(y given c, x)];
+both with both adapters in the forward pass. Other methods are other lists of stages (`tables`).
+
+Paper: FedSDR, section 4. Differs: steps per stage and optimizer are open in the paper; AdamW with
+fresh state in each stage is ours.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+import torch
+
+from fedsdr.config import Client
+from fedsdr.data.batching import collate, data_order
+from fedsdr.data.conversation import Conversation
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.loss import response_loss
+from fedsdr.progress import track
+from fedsdr.seeds import seed_for
+from fedsdr.tables import Stage, View
+
+
+def local_update(
+    base: Base,
+    adapters: Adapters,
+    stages: Sequence[Stage],
+    views: Mapping[View, Sequence[Conversation]],
+    settings: Client,
+    rate: float,
+    seed: int,
+    what: str,
+) -> dict[str, float]:
+    """Train the adapters through all stages, in place.
+
+    Args:
+        base: The frozen base.
+        adapters: Holding the broadcast shared adapter and the client's private one.
+        stages: What learns, on which view, with what in the forward pass.
+        views: The client's conversations, raw and, where a stage wants them, distilled.
+        settings: Steps, batches, optimizer.
+        rate: Learning rate of this round.
+        seed: Seed of this client and round; data order is a function of it and the stage.
+        what: Whose update this is, for the progress line.
+
+    Returns:
+        For each stage's adapter: mean loss per response token over its steps, of the first and of
+        the last step, number of steps and of response tokens.
+    """
+    metrics: dict[str, float] = {}
+    for number, stage in enumerate(stages):
+        conversations = views[stage.on]
+        learner = "+".join(stage.train)
+        adapters.set(stage.active, stage.train)
+        adapters.training(True)
+        parameters = adapters.parameters(stage.train)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
+        num_steps = count_steps(settings, len(stages), number, len(conversations))
+        order = data_order(
+            len(conversations),
+            settings.batch_size * settings.accumulation,
+            seed_for(seed, "stage", learner, stage.on),
+        )
+        losses = []
+        num_tokens = 0
+        for step in track(range(num_steps), f"{what}: {learner} on {stage.on}", "steps"):
+            del step
+            chosen = [conversations[index] for index in next(order)]
+            step_tokens = sum(conversation.num_response_tokens for conversation in chosen)
+            step_loss = 0.0
+            parts = iter(chosen)
+            while part := list(islice(parts, settings.batch_size)):
+                loss, _ = response_loss(base, collate(part))
+                # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
+                (loss / step_tokens).backward()  # type: ignore[no-untyped-call]
+                step_loss += loss.item() / step_tokens
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(step_loss)
+            num_tokens += step_tokens
+        metrics |= {
+            f"train/{learner}/loss": sum(losses) / len(losses),
+            f"train/{learner}/first_loss": losses[0],
+            f"train/{learner}/last_loss": losses[-1],
+            f"train/{learner}/num_steps": len(losses),
+            f"train/{learner}/num_tokens": num_tokens,
+        }
+    adapters.set(active=(), train=())
+    return metrics
+
+
+def count_steps(settings: Client, num_stages: int, number: int, num_examples: int) -> int:
+    """Optimizer steps of stage `number`, counted from 0.
+
+    per_stage: local_steps, or as many as local_epochs passes take. per_round: local_steps divided
+    evenly; what does not divide goes to the last stages.
+    """
+    if settings.local_epochs:
+        return settings.local_epochs * math.ceil(num_examples / (settings.batch_size * settings.accumulation))
+    if settings.budget == "per_stage":
+        return settings.local_steps
+    share, rest = divmod(settings.local_steps, num_stages)
+    return share + (number >= num_stages - rest)
+
+
+def learning_rate(settings: Client, server_round: int, num_rounds: int) -> float:
+    """Rate of a round, from `learning_rate` in round 1 to `final_rate` times it in the last."""
+    if settings.schedule == "constant" or num_rounds == 1:
+        return settings.learning_rate
+    done = (server_round - 1) / (num_rounds - 1)
+    fallen = done if settings.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+    return settings.learning_rate * (1 - (1 - settings.final_rate) * fallen)

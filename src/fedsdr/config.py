@@ -1,0 +1,380 @@
+"""Settings: a TOML recipe plus dotted overrides becomes one frozen, checked object.
+
+A recipe holds only what differs from the defaults below. Every key has its meaning beside it. An
+unknown key, a wrong type or a value out of range is a `UserError` that names the key, the value
+and what would do.
+"""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedsdr.errors import UserError
+from fedsdr.tables import COMBINATIONS, METHODS, OPTIMIZERS, PROMPTS, look_up
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A table of the recipe: frozen, unknown keys refused, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Run(Section):
+    """[run]: where the run is kept and what it may use."""
+
+    dir: str = ""
+    """The run's folder; empty: runs/<recipe>-<method>-seed<seed>."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of initial adapters, data order and the draw of clients."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads for computing; 0: all cores. Fixed at start, since it changes the last bits of results."""
+
+
+class Model(Section):
+    """[model]: the frozen base model."""
+
+    name: str = "smollm2-135m-instruct"
+    """A built-in name (`fedsdr models`), a local folder, a .gguf file, or a hub id."""
+    revision: str = ""
+    """Branch, tag or commit for a hub id; empty: the default branch."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the base weights and of computing; auto: bfloat16 where the machine is fast in it."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """Load the base through bitsandbytes."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """auto: eager on CPUs, where it is the faster one at these lengths; sdpa on GPUs."""
+    max_length: Annotated[int, Field(ge=16)] = 512
+    """Longest conversation in tokens; what is longer loses the end of its response, never the prompt."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model. Off unless you have read it."""
+
+
+class Source(Section):
+    """[[data.sources]]: the examples of one domain, from a file, a folder or the hub."""
+
+    domain: str
+    """Name of the domain."""
+    preset: str = ""
+    """One of the paper's sets: fingpt, mathinstruct, codealpaca, alpaca, medalpaca. Sets hub and columns."""
+    train: str = ""
+    """Training examples: a .jsonl, .json or .csv file, or a data set folder of Hugging Face `datasets`."""
+    test: str = ""
+    """Test examples; empty: the last `test_share` of a seeded shuffle of the training examples."""
+    hub: str = ""
+    """Hub id of a Hugging Face data set, instead of files."""
+    config: str = ""
+    """Configuration name of the hub data set."""
+    train_split: str = "train"
+    """Split with the training examples."""
+    test_split: str = ""
+    """Split with the test examples; empty: taken off the training examples as above."""
+    test_share: Share = 0.1
+    """Share of the examples that becomes the test set where none is given."""
+    columns: dict[str, str] = {}
+    """Which column feeds which field, such as {response = "answer"}; fields as in `Example`."""
+
+
+class Data(Section):
+    """[data]: which examples there are."""
+
+    root: str = ""
+    """A folder with <domain>/train.jsonl and <domain>/test.jsonl; wins over `sources`."""
+    sources: tuple[Source, ...] = ()
+    """Domains from elsewhere; with neither `root` nor `sources` the built-in data is used."""
+    domains: tuple[str, ...] = ()
+    """Only these domains, in this order; empty: all, sorted by name."""
+    num_train: Annotated[int, Field(ge=0)] = 0
+    """Training examples drawn from each domain; 0: all."""
+    num_test: Annotated[int, Field(ge=0)] = 0
+    """Test examples drawn from each domain; 0: all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the draw, the partition and the built-in data. Apart from run.seed, so that runs with
+    different seeds see the same examples."""
+
+
+class Partition(Section):
+    """[partition]: who holds which examples."""
+
+    kind: Literal["domain", "iid", "dirichlet", "quantity", "pathological", "natural"] = "domain"
+    """domain: each domain at its own client(s); the others are in docs/data.md."""
+    num_clients: Annotated[int, Field(ge=0)] = 0
+    """Number of clients; 0: one per domain (domain), or one per id (natural). More than domains
+    splits each domain evenly."""
+    by: Literal["domain", "label"] = "domain"
+    """What dirichlet and pathological make uneven."""
+    alpha: Positive = 0.5
+    """Concentration of dirichlet and quantity; smaller is more uneven."""
+    classes_per_client: Count = 2
+    """Classes that a client of pathological holds."""
+    id_column: str = "client"
+    """Key of the raw record that names its client (natural)."""
+    min_examples: Count = 1
+    """Fewest training examples that a client may end up with."""
+
+
+class Lora(Section):
+    """[lora]: shape of both adapters."""
+
+    rank: Count = 8
+    """Rank r of each adapter."""
+    alpha: Positive = 16.0
+    """Scale is alpha / rank."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the linear layers that get adapters, such as ["q_proj", "v_proj"]."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the input of the adapters in training."""
+
+
+class Distill(Section):
+    """[distill]: how the model rewrites the responses before round 1."""
+
+    verify: Literal["off", "answer"] = "off"
+    """off: every rewriting is taken (the paper's FedSD). answer: one that loses the label, final
+    answer, facts or tests falls back to the true response (ours, beyond the paper)."""
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("reference", "paraphrase", "turn")
+    """Rewriting prompts, tried in order until the checks pass; without checks only the first."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """0: greedy. The paper leaves the sampling open."""
+    top_p: Share = 1.0
+    """Nucleus of the sampling; 1: the whole vocabulary."""
+    max_new_tokens: Count = 192
+    """Longest rewriting; what is cut off there falls back to the true response."""
+    batch_size: Count = 16
+    """Responses rewritten at a time."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the sampling. Apart from run.seed, so that runs may share rewritings."""
+    cache: str = ""
+    """A folder that keeps rewritings for other runs to reuse; empty: inside the client's folder."""
+
+
+class Client(Section):
+    """[client]: the local update."""
+
+    local_steps: Annotated[int, Field(ge=0)] = 8
+    """Optimizer steps; 0: use local_epochs. See `budget` for of what."""
+    local_epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the client's data in each stage, instead of local_steps."""
+    budget: Literal["per_stage", "per_round"] = "per_stage"
+    """per_stage: each stage takes local_steps. per_round: the stages of a round divide local_steps
+    evenly among them, so that methods with one and two stages take equal steps."""
+    batch_size: Count = 4
+    """Examples in one forward pass."""
+    accumulation: Count = 1
+    """Forward passes in one optimizer step."""
+    learning_rate: Positive = 2e-4
+    """AdamW's rate in round 1."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the rate falls over the rounds; within a round it is constant."""
+    final_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Rate of the last round as a share of the first's (cosine and linear)."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this global norm."""
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if (self.local_steps > 0) == (self.local_epochs > 0):
+            raise ValueError(
+                "set one of local_steps and local_epochs above 0 and the other to 0"
+                f" (found local_steps = {self.local_steps}, local_epochs = {self.local_epochs})"
+            )
+        if self.local_epochs and self.budget == "per_round":
+            raise ValueError("budget = 'per_round' divides steps: set local_steps, not local_epochs")
+        return self
+
+
+class Server(Section):
+    """[server]: rounds and combination."""
+
+    num_rounds: Count = 3
+    """Rounds of the whole run."""
+    combination: str = "average"
+    """How the clients' factors become one target (`fedsdr methods`)."""
+    optimizer: str = "fedavg"
+    """How the server steps towards the target (`fedsdr methods`)."""
+    clients_per_round: Annotated[int, Field(ge=0)] = 0
+    """Clients drawn for each round; 0: all."""
+    quorum: Share = 0.5
+    """Share of the asked clients whose replies must pass the guard, or the run stops."""
+    max_norm: Positive = 1e4
+    """A reply whose tensor has a larger Euclidean norm is dropped as absurd."""
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        look_up(COMBINATIONS, self.combination, "server.combination")
+        look_up(OPTIMIZERS, self.optimizer, "server.optimizer")
+        return self
+
+
+class Eval(Section):
+    """[eval]: what is measured on the clients' test examples."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Evaluate every so many rounds; 0: only the base model and the last round."""
+    rewritings: bool = True
+    """Also rewrite the test responses and give the held-out loss on them."""
+    max_new_tokens: Count = 160
+    """Longest answer."""
+    batch_size: Count = 32
+    """Answers written at a time."""
+    code_timeout: Positive = 5.0
+    """Seconds that a program written by the model may run."""
+
+
+class Settings(Section):
+    """Everything that determines a run; written to config.toml in the run's folder."""
+
+    method: str = "fedsdr"
+    """What a client trains, on what, in which order (`fedsdr methods`)."""
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    partition: Partition = Partition()
+    lora: Lora = Lora()
+    distill: Distill = Distill()
+    client: Client = Client()
+    server: Server = Server()
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _check_across(self) -> Self:
+        method = look_up(METHODS, self.method, "method")
+        for name in self.distill.prompts:
+            look_up(PROMPTS, name, "distill.prompts")
+        steps, stages = self.client.local_steps, len(method.stages)
+        if self.client.budget == "per_round" and steps < stages:
+            raise ValueError(
+                f"client.local_steps = {steps} cannot be divided over the {stages} stages of"
+                f" {self.method}: set at least {stages}"
+            )
+        return self
+
+
+def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+    """Read a recipe and apply overrides.
+
+    Relative paths in the recipe are taken from the working directory, as in the command that its
+    header shows.
+
+    Args:
+        recipe: A TOML file, or None for the defaults.
+        overrides: Words such as ``client.learning_rate=1e-4``; the value is read as TOML, and as
+            plain text where it is not TOML.
+
+    Raises:
+        UserError: The file cannot be read, or a key or value is not allowed.
+    """
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        path = Path(recipe)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").glob("**/*.toml")])
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"recipe {path} does not exist{hint}") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UserError(f"recipe {path} cannot be read: {error}") from None
+    for word in overrides:
+        _override(values, word)
+    settings = check_settings(values, source=str(recipe) if recipe else "defaults")
+    if not settings.run.dir:
+        stem = Path(recipe).stem if recipe else "run"
+        name = f"runs/{stem}-{settings.method}-seed{settings.run.seed}"
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": name})})
+    return settings
+
+
+def check_settings(values: dict[str, Any], source: str) -> Settings:
+    """Turn nested values into `Settings`.
+
+    Args:
+        values: Tables and keys as in a recipe.
+        source: Where they come from, for the message.
+
+    Raises:
+        UserError: With one line for each key that is wrong.
+    """
+    try:
+        return Settings.model_validate(_as_tuples(values))
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise UserError(f"{source}: " + "\n".join(lines)) from None
+
+
+def dump_settings(settings: Settings) -> str:
+    """Write settings as TOML, every key included, in the order of this file."""
+    values = settings.model_dump(mode="json")
+    lines = [f"method = {_toml(values.pop('method'))}"]
+    for section, keys in values.items():
+        sources = keys.pop("sources", [])
+        lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in keys.items())]
+        for source in sources:
+            lines += ["", f"[[{section}.sources]]", *(f"{k} = {_toml(v)}" for k, v in source.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's, but for one control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _override(values: dict[str, Any], word: str) -> None:
+    key, equals, text = word.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"override {word!r} is not of the form key=value, such as run.seed=1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.split(".")
+    for depth, table in enumerate(tables):
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {word!r}: {'.'.join(tables[: depth + 1])} is not a table")
+    values[last] = value
+
+
+def _as_tuples(value: Any) -> Any:
+    """TOML's arrays are lists; settings are frozen and hold tuples."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _explain(problem: Any) -> str:
+    """One line for one error of pydantic: the key, the value, and what would do."""
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys()
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or sorted(
+            name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]
+        )
+        return f"unknown key {key}; known keys nearest to it: {', '.join(near)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys() -> list[str]:
+    known = ["method"]
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            known += [f"{name}.{key}" for key in field.annotation.model_fields]
+    known += [f"data.sources.0.{key}" for key in Source.model_fields]
+    return known

@@ -1,0 +1,70 @@
+"""An example as a conversation in the model's own chat template, and as tokens.
+
+The loss counts the response only. Which tokens those are is the templated conversation minus the
+templated prompt, never a search for some token (other tools lost their loss that way: the tokens
+of a marker depend on what stands before it).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedsdr.data.examples import Example
+from fedsdr.errors import UserError
+
+Turn = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A tokenised prompt and response."""
+
+    ids: tuple[int, ...]
+    """Token ids of prompt and response, at most `model.max_length` of them."""
+    prompt_length: int
+    """Number of leading tokens that are prompt."""
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Tokens that the loss counts, end of turn included (if it was not cut off)."""
+        return len(self.ids) - self.prompt_length
+
+
+def prompt_turns(example: Example) -> list[Turn]:
+    """Turns that the model answers: the system prompt, if any, then instruction and context."""
+    user = f"{example.instruction}\n\n{example.context}" if example.context else example.instruction
+    system = [{"role": "system", "content": example.system}] if example.system else []
+    return [*system, {"role": "user", "content": user}]
+
+
+def encode_prompt(tokenizer: Any, turns: list[Turn]) -> list[int]:
+    """Token ids of the turns, up to where the model's answer begins."""
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> Conversation:
+    """Tokenise an example with a response, either the true one or a rewriting.
+
+    What exceeds `max_length` is cut off the end of the response; then the end of turn is gone too,
+    and a cut-off text is not taught as if it had ended.
+
+    Raises:
+        UserError: The prompt is no prefix of the conversation, or leaves no room for a response.
+    """
+    turns = prompt_turns(example)
+    prompt = encode_prompt(tokenizer, turns)
+    turns.append({"role": "assistant", "content": response.strip()})
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if ids[: len(prompt)] != prompt:
+        raise UserError(
+            "the chat template's prompt is no prefix of its conversation, so the response cannot be told"
+            f" from the prompt ({tokenizer.name_or_path}); use a model whose template keeps the prompt as"
+            " it is when the answer follows"
+        )
+    if len(prompt) >= max_length:
+        raise UserError(
+            f"a prompt of {example.domain} has {len(prompt)} tokens, which leaves no room for a response in"
+            f" model.max_length = {max_length}; raise it or shorten the prompt"
+        )
+    return Conversation(tuple(ids[:max_length]), len(prompt))

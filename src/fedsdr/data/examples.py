@@ -1,0 +1,33 @@
+"""The instruction example, the unit that flows through every station."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One instruction with its true response: (c, x, y) in the paper.
+
+    The last five fields are optional ground truth. They make faithfulness of a rewriting and
+    correctness of an answer a matter of exact comparison (`data.checks`).
+    """
+
+    instruction: str
+    """What is asked of the model (x)."""
+    response: str
+    """The true response (y)."""
+    domain: str
+    """The field that the example belongs to, such as "finance"."""
+    context: str = ""
+    """An input passage that the instruction speaks of (c); shown after the instruction."""
+    system: str = ""
+    """A system prompt; empty leaves the chat template's own default."""
+    label: str = ""
+    """Class label, one of `choices`."""
+    choices: tuple[str, ...] = ()
+    """Every label that the task knows."""
+    answer: str = ""
+    """Final answer, usually a number, as it must appear in the response."""
+    facts: tuple[str, ...] = ()
+    """Phrases that every faithful response contains (case and white space aside)."""
+    tests: str = ""
+    """Python assertions that the code in the response must pass."""

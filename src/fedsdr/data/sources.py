@@ -1,0 +1,212 @@
+"""Gather the domains of a run: from a folder, from listed sources, or from the built-in data.
+
+In: `config.Data`. Out: for each domain its training and test records. Who holds them is decided in
+`partition`. The presets are the five sets of Ren et al., FedSDR, ICML 2026, arXiv 2605.18028.
+"""
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedsdr.config import Data, Source
+from fedsdr.data.examples import Example
+from fedsdr.data.readers import Record, file_rows, hub_rows, read_file, to_records
+from fedsdr.errors import UserError
+from fedsdr.seeds import seed_for
+from fedsdr.tables import look_up
+
+LAYOUT = "expected <root>/<domain>/train.jsonl and <root>/<domain>/test.jsonl, one folder for each domain"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The examples of one domain."""
+
+    train: list[Record]
+    test: list[Record]
+    num_left_out: int = 0
+    """Rows of a preset whose instruction or response is empty."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A public data set in Alpaca form: where it is, and the columns that are named otherwise."""
+
+    hub: str
+    columns: Mapping[str, str]
+
+
+PRESETS: Mapping[str, Preset] = {
+    "fingpt": Preset("FinGPT/fingpt-sentiment-train", {"label": "output"}),
+    "mathinstruct": Preset("TIGER-Lab/MathInstruct", {}),
+    "codealpaca": Preset("sahil2801/CodeAlpaca-20k", {}),
+    "alpaca": Preset("tatsu-lab/alpaca", {}),
+    "medalpaca": Preset("medalpaca/medical_meadow_medical_flashcards", {}),
+}
+
+
+def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
+    """Load every domain of a run, drawn down to `num_train` and `num_test` examples.
+
+    Where less is there than asked for, all of it is taken. Records keep the order of their file.
+
+    Args:
+        data: The settings.
+        id_column: Key of a raw record that names its client (`partition.id_column`).
+
+    Returns:
+        Domains by name, in the order of `data.domains`, else sorted.
+
+    Raises:
+        UserError: The data cannot be read, or a domain is unknown, named twice or not fit for a name.
+    """
+    # The default key is looked for anyway, and need not be there.
+    columns = {} if id_column == "client" else {"client": id_column}
+    if data.root:
+        folders = _folders(Path(data.root))
+        names = _choose(data, list(folders))
+        domains = {name: _from_folder(folders[name], name, columns) for name in names}
+    elif data.sources:
+        sources = {source.domain: source for source in data.sources}
+        if len(sources) < len(data.sources):
+            raise UserError(
+                f"data.sources: a domain is named twice ({', '.join(s.domain for s in data.sources)})"
+            )
+        names = _choose(data, list(sources))
+        domains = {name: _from_source(sources[name], columns, data.seed) for name in names}
+    else:
+        from fedsdr.data.demo import demo_data
+
+        built_in = demo_data(data.seed)
+        domains = {name: _from_examples(*built_in[name]) for name in _choose(data, list(built_in))}
+    return {name: _draw(_fill_choices(domain), data, name) for name, domain in domains.items()}
+
+
+def find_duplicates(domain: Domain) -> list[str]:
+    """Return the test prompts that are training prompts too, one for each such test example.
+
+    Prompts are compared by instruction, context and system prompt, case and white space aside.
+    """
+    seen = {_prompt(record.example) for record in domain.train}
+    return [r.example.instruction for r in domain.test if _prompt(r.example) in seen]
+
+
+def check_name(name: str, what: str) -> str:
+    """Return a name that is fit to become the name of a folder.
+
+    Raises:
+        UserError: It holds other characters than letters, digits, point, dash and underscore.
+    """
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
+        raise UserError(
+            f"{what} {name[:64]!r} cannot name a folder; expected at most 64 letters,"
+            " digits, '.', '-' and '_', beginning with a letter, a digit or '_'"
+        )
+    return name
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise UserError(f"data.root = {str(root)!r} is not a folder; {LAYOUT}")
+    folders = {p.name: p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    if not folders:
+        raise UserError(f"data.root = {str(root)!r} holds no folder of a domain; {LAYOUT}")
+    for folder in folders.values():
+        for file in ("train.jsonl", "test.jsonl"):
+            if not (folder / file).is_file():
+                raise UserError(f"{folder} holds no {file}; {LAYOUT}")
+    return folders
+
+
+def _choose(data: Data, names: list[str]) -> list[str]:
+    for name in data.domains:
+        if name not in names:
+            raise UserError(f"data.domains: unknown domain {name!r}; there are: {', '.join(sorted(names))}")
+    return [check_name(name, "domain") for name in data.domains or sorted(names)]
+
+
+def _from_folder(folder: Path, name: str, columns: Mapping[str, str]) -> Domain:
+    train, test = (read_file(folder / file, name, columns) for file in ("train.jsonl", "test.jsonl"))
+    return Domain(train, test)
+
+
+def _from_examples(train: list[Example], test: list[Example]) -> Domain:
+    return Domain([Record(example) for example in train], [Record(example) for example in test])
+
+
+def _from_source(source: Source, columns: Mapping[str, str], seed: int) -> Domain:
+    preset = look_up(PRESETS, source.preset, "data.sources.preset") if source.preset else Preset("", {})
+    place = source.train or source.hub or preset.hub
+    if not place:
+        raise UserError(f"source of domain {source.domain!r}: set one of preset, train and hub")
+    columns = {**preset.columns, **columns, **source.columns}
+    train, left_out = _read(place, source.train_split, source, columns)
+    if source.test or source.test_split:
+        test, also = _read(source.test or place, source.test_split or "test", source, columns)
+        return Domain(train, test, left_out + also)
+    train, test = _hold_out(train, source.test_share, seed_for(seed, "test", source.domain))
+    return Domain(train, test, left_out)
+
+
+def _read(place: str, split: str, source: Source, columns: Mapping[str, str]) -> tuple[list[Record], int]:
+    """Return the records of a file or of a split, and how many rows of a preset were left out."""
+    is_file = place in (source.train, source.test) and not Path(place).is_dir()
+    rows = file_rows(place) if is_file else hub_rows(place, split, source.config)
+    if not source.preset:
+        return to_records(rows, source.domain, columns), 0
+    # The public sets hold some empty responses, which their users cannot mend.
+    keys = columns.get("instruction", "instruction"), columns.get("response", "output")
+    kept = [(where, row) for where, row in rows if all(str(row.get(key) or "").strip() for key in keys)]
+    # With nothing left the first row tells what is wrong.
+    return to_records(kept or rows, source.domain, columns), len(rows) - len(kept)
+
+
+def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Take a share of the prompts as test set; examples with the same prompt stay together."""
+    prompts = list(dict.fromkeys(_prompt(record.example) for record in records))
+    random.Random(seed).shuffle(prompts)
+    num_test = max(1, round(share * len(prompts)))
+    if num_test >= len(prompts):
+        raise UserError(
+            f"domain {records[0].example.domain!r}: test_share = {share} of {len(prompts)} prompts"
+            " leaves none to train on; lower test_share or name a test set"
+        )
+    held = set(prompts[-num_test:])
+    train = [record for record in records if _prompt(record.example) not in held]
+    return train, [record for record in records if _prompt(record.example) in held]
+
+
+def _fill_choices(domain: Domain) -> Domain:
+    """Where labels come without choices, the labels of the domain are the choices."""
+    labels = tuple(sorted({r.example.label for r in domain.train + domain.test} - {""}))
+
+    def fill(records: list[Record]) -> list[Record]:
+        return [
+            replace(r, example=replace(r.example, choices=labels))
+            if r.example.label and not r.example.choices
+            else r
+            for r in records
+        ]
+
+    return replace(domain, train=fill(domain.train), test=fill(domain.test))
+
+
+def _draw(domain: Domain, data: Data, name: str) -> Domain:
+    def draw(records: list[Record], num: int, part: str) -> list[Record]:
+        if not 0 < num < len(records):
+            return records
+        chosen = random.Random(seed_for(data.seed, "draw", name, part)).sample(range(len(records)), num)
+        return [records[i] for i in sorted(chosen)]
+
+    return replace(
+        domain,
+        train=draw(domain.train, data.num_train, "train"),
+        test=draw(domain.test, data.num_test, "test"),
+    )
+
+
+def _prompt(example: Example) -> tuple[str, ...]:
+    parts = (example.instruction, example.context, example.system)
+    return tuple(" ".join(part.split()).casefold() for part in parts)

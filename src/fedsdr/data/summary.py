@@ -1,0 +1,68 @@
+"""Describe what each client would hold: the numbers behind `fedsdr data`.
+
+In: domains and the clients' data. Out: plain dicts that JSON can hold. Nothing is printed here.
+"""
+
+from collections import Counter
+from typing import Any
+
+from fedsdr.data.examples import Example
+from fedsdr.data.partition import ClientData
+from fedsdr.data.readers import cut
+from fedsdr.data.sources import Domain, find_duplicates
+
+
+def summarize(domains: dict[str, Domain], clients: list[ClientData], num_samples: int = 2) -> dict[str, Any]:
+    """Count what there is and what each client would hold.
+
+    Args:
+        domains: As from `load_domains`.
+        clients: As from `partition`.
+        num_samples: How many samples and duplicates are shown.
+
+    Returns:
+        ``{"domains": [...], "clients": [...]}``, one dict for each. Words are means over the training
+        examples; domains and labels are counts of them. `num_duplicates` counts the test examples
+        whose prompt is a training prompt of the domain too.
+    """
+    return {
+        "domains": [_domain(name, domain, num_samples) for name, domain in domains.items()],
+        "clients": [_client(client, num_samples) for client in clients],
+    }
+
+
+def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
+    duplicates = find_duplicates(domain)
+    return {
+        "domain": name,
+        "num_train": len(domain.train),
+        "num_test": len(domain.test),
+        "num_left_out": domain.num_left_out,
+        "num_duplicates": len(duplicates),
+        "duplicates": [cut(text) for text in duplicates[:num_samples]],
+    }
+
+
+def _client(client: ClientData, num_samples: int) -> dict[str, Any]:
+    return {
+        "client": client.id,
+        "num_train": len(client.train),
+        "num_test": len(client.test),
+        "domains": _count(example.domain for example in client.train),
+        "labels": _count(example.label for example in client.train if example.label),
+        "words": {
+            field: _mean_words(client.train, field) for field in ("instruction", "context", "response")
+        },
+        "samples": [
+            {field: cut(getattr(example, field)) for field in ("instruction", "context", "response")}
+            for example in client.train[:num_samples]
+        ],
+    }
+
+
+def _count(values: Any) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def _mean_words(examples: list[Example], field: str) -> float:
+    return sum(len(getattr(example, field).split()) for example in examples) / max(1, len(examples))

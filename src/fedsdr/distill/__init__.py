@@ -1,0 +1,1 @@
+"""Station 3: the model rewrites the responses; prompts, checks, the cache, the paradox counts."""

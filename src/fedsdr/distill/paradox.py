@@ -1,0 +1,41 @@
+"""Counts of the rewrite paradox: rewriting makes texts alike, and less true, longer and padded.
+
+For pairs (y, y~) given (c, x). Omission: y~ loses the label, final answer, a fact or a test that y
+has. Unsupported: y~ holds another label or a number that (c, x, y) does not. Both are exact and
+cover only examples that carry ground truth; the share covered is given beside them.
+
+Paper: FedSDR, section 3 (about 47 % of rewritings do not entail the true response); the
+definitions are ours (docs/paper_map.md).
+"""
+
+from collections.abc import Sequence
+
+from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
+from fedsdr.data.examples import Example
+
+
+def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
+    """Count the paradox over pairs of true responses and rewritings.
+
+    Returns:
+        Rates in [0, 1] over all pairs, but `omission_rate` over the checkable ones (0 where there
+        are none); words per text, fillers per 100 words, and shares of repeated 3-grams, of the
+        true responses (`..._true`) and of the rewritings.
+    """
+    num = len(examples)
+    checkable = [(e, t) for e, t in zip(examples, texts, strict=True) if is_checkable(e)]
+    true_texts = [example.response for example in examples]
+    words, words_true = (sum(map(num_words, side)) for side in (texts, true_texts))
+    return {
+        "num_examples": num,
+        "num_checkable": len(checkable),
+        "omission_rate": sum(bool(lost(e, t)) for e, t in checkable) / max(1, len(checkable)),
+        "unsupported_rate": sum(map(unsupported, examples, texts)) / num,
+        "length_ratio": words / max(1, words_true),
+        "words": words / num,
+        "words_true": words_true / num,
+        "filler_rate": sum(map(filler_rate, texts)) / num,
+        "filler_rate_true": sum(map(filler_rate, true_texts)) / num,
+        "redundancy": sum(map(redundancy, texts)) / num,
+        "redundancy_true": sum(map(redundancy, true_texts)) / num,
+    }

@@ -1,0 +1,148 @@
+"""Self-distillation: D_raw = {(c, x, y)} becomes D_dist = {(c, x, y~)} at each client.
+
+Done once before round 1, by the base model. What the teacher wrote is kept in the client's cache
+by whole batches, so a stopped run goes on where it was, and the same rewriting is never paid for
+twice. A rewriting that cannot be taught falls back to the true response, counted by reason.
+
+Paper: FedSDR, section 3 (FedSD); checks after SDFT (Yang et al., ACL 2024), stricter with `verify`.
+Differs: the paper does not say what happens to empty, cut-off or refusing rewritings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedsdr.config import Distill
+from fedsdr.data.batching import by_length
+from fedsdr.data.checks import is_refusal, is_self_referring, lost
+from fedsdr.data.conversation import encode_prompt
+from fedsdr.data.examples import Example
+from fedsdr.distill.prompts import VERSION, rewriting_turns
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.progress import track
+from fedsdr.seeds import seed_for
+from fedsdr.storage import append_lines, content_hash, read_lines, rewrite_lines
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """What became of one response."""
+
+    first: str
+    """What the teacher wrote for the first prompt, checks or not (y~ before fall-back)."""
+    distilled: str
+    """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
+    prompt: str
+    """The prompt whose rewriting is taken; empty when it fell back."""
+    fallback: str
+    """Why the last rewriting was not taken; empty when one was."""
+
+
+def rewrite(
+    base: Base,
+    adapters: Adapters,
+    examples: Sequence[Example],
+    settings: Distill,
+    folder: Path,
+    what: str,
+) -> list[Rewriting]:
+    """Rewrite the responses of the examples.
+
+    With checks on, the prompts are tried in order until one passes; without, the first alone.
+
+    Args:
+        base: The teacher is the base model without adapters, as the global model is before round 1.
+        adapters: Both are switched off while rewriting.
+        examples: (c, x, y) of one client.
+        settings: Prompts, checks and sampling.
+        folder: Where this client keeps its rewritings.
+        what: Whose responses these are, for the progress line.
+
+    Returns:
+        One `Rewriting` for each example, in their order.
+    """
+    prompts = settings.prompts if settings.verify == "answer" else settings.prompts[:1]
+    first = [""] * len(examples)
+    taken: dict[int, Rewriting] = {}
+    reasons: dict[int, str] = {}
+    waiting = list(range(len(examples)))
+    for attempt, prompt in enumerate(prompts):
+        asked = [examples[index] for index in waiting]
+        answers = _ask(base, adapters, asked, prompt, settings, folder, f"rewriting {what} ({prompt})")
+        for index, answer in zip(waiting, answers, strict=True):
+            if attempt == 0:
+                first[index] = answer.text
+            reasons[index] = fault(examples[index], answer, settings.verify)
+            if not reasons[index]:
+                taken[index] = Rewriting(first[index], answer.text, prompt, "")
+        waiting = [index for index in waiting if reasons[index]]
+        if not waiting:
+            break
+    for index in waiting:
+        taken[index] = Rewriting(first[index], examples[index].response, "", reasons[index])
+    return [taken[index] for index in range(len(examples))]
+
+
+def fault(example: Example, answer: Answer, verify: str) -> str:
+    """Say why a rewriting cannot be taught: a short reason, or "" if it can."""
+    if not answer.text:
+        return "empty"
+    if not answer.finished:
+        return "cut off"
+    if is_refusal(answer.text):
+        return "refusal"
+    if is_self_referring(answer.text):
+        return "self-reference"
+    if verify == "answer" and (missing := lost(example, answer.text)):
+        return f"lost {missing[0]}"
+    return ""
+
+
+def _ask(
+    base: Base,
+    adapters: Adapters,
+    examples: Sequence[Example],
+    prompt: str,
+    settings: Distill,
+    folder: Path,
+    what: str,
+) -> list[Answer]:
+    """Answers to one rewriting prompt, from the cache as far as it goes.
+
+    The batches are planned from the full list. The cache file's name is a hash of all that
+    determines the answers, the plan included: in bfloat16 the batch that a prompt is in can change
+    its answer.
+    """
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
+    hashes = [content_hash(asdict(example)) for example in examples]
+    key = content_hash(
+        base.identity, str(base.dtype), prompt, VERSION, asdict(sampling), settings.seed,
+        settings.batch_size, hashes,
+    )  # fmt: skip
+    path = (Path(settings.cache) if settings.cache else folder) / f"{prompt}-{key}.jsonl"
+    prompts = [encode_prompt(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
+    plan = by_length([len(ids) for ids in prompts], settings.batch_size)
+
+    records = read_lines(path)
+    num_whole = sum(1 for batch in range(len(plan)) if sum(map(len, plan[: batch + 1])) <= len(records))
+    records = records[: sum(map(len, plan[:num_whole]))]
+    if path.exists():
+        rewrite_lines(path, records)
+    with adapters.inference((), base.dtype):
+        missing = plan[num_whole:]
+        for batch in track(missing, what, "examples", [len(batch) for batch in missing]):
+            seeds = [seed_for(settings.seed, "distill", prompt, hashes[index]) for index in batch]
+            answers = generate(base, [prompts[index] for index in batch], sampling, seeds)
+            new = [
+                {"example": hashes[index], **asdict(answer)}
+                for index, answer in zip(batch, answers, strict=True)
+            ]
+            append_lines(path, new)
+            records += new
+    by_place = {index: record for index, record in zip(sum(plan, []), records, strict=True)}
+    return [
+        Answer(record["text"], record["finished"], record["num_tokens"])
+        for record in (by_place[index] for index in range(len(examples)))
+    ]

@@ -1,0 +1,9 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """A mistake in settings, data or environment that the user can mend.
+
+    The message names what was found, where, and what would do. The command line prints it without
+    a traceback and exits with code 2.
+    """

@@ -1,0 +1,143 @@
+"""Scores of a model on test examples: greedy answers judged exactly, and held-out loss.
+
+An answer is right if it keeps whatever ground truth the example carries: label, final answer,
+facts, and tests that its code passes. Domains whose examples carry none have no score, only
+losses. The loss is given on the true response y and on the rewriting y~ side by side, since loss
+on y alone punishes FedSD by construction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedsdr.config import Eval
+from fedsdr.data.batching import by_length
+from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
+from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
+from fedsdr.data.examples import Example
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.model.loss import held_out_loss
+from fedsdr.progress import track
+from fedsdr.storage import Event
+from fedsdr.tables import Adapter
+
+ANSWER_METRICS = ("score", "unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate")
+LOSSES = ("loss", "loss_distilled")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A client's test examples and their conversations."""
+
+    __test__ = False  # not a test for pytest
+
+    examples: Sequence[Example]
+    raw: Sequence[Conversation]
+    """With the true responses."""
+    distilled: Sequence[Conversation]
+    """With the rewritings; empty where none were made."""
+
+
+def evaluate(
+    base: Base,
+    adapters: Adapters,
+    active: Sequence[Adapter],
+    tests: TestSet,
+    settings: Eval,
+    what: str,
+) -> tuple[dict[str, dict[str, float]], list[Event]]:
+    """Score one model on a client's test examples.
+
+    Args:
+        base: The frozen base.
+        adapters: Holding the adapters' values.
+        active: Which adapters make up the model.
+        tests: The client's test examples.
+        settings: Lengths and batches.
+        what: Which model this is, for the progress line.
+
+    Returns:
+        Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
+        one record for each prompt.
+    """
+    with adapters.inference(active, base.dtype):
+        answers = answer(base, tests.examples, settings, what)
+        by_domain: dict[str, dict[str, float]] = {}
+        records: list[Event] = []
+        for domain in sorted({example.domain for example in tests.examples}):
+            rows = [row for row, example in enumerate(tests.examples) if example.domain == domain]
+            new = [judge(tests.examples[row], answers[row], settings.code_timeout) for row in rows]
+            metrics = summarise(new)
+            for name, side in zip(LOSSES, (tests.raw, tests.distilled), strict=True):
+                if side:
+                    loss, num_tokens = held_out_loss(base, [side[row] for row in rows], settings.batch_size)
+                    metrics |= {name: loss, f"{name}_tokens": num_tokens}
+            by_domain[domain] = metrics
+            records += new
+    return by_domain, records
+
+
+def answer(base: Base, examples: Sequence[Example], settings: Eval, what: str) -> list[Answer]:
+    """Greedy answers to the examples' prompts, in their order."""
+    prompts = [encode_prompt(base.tokenizer, prompt_turns(example)) for example in examples]
+    plan = by_length([len(prompt) for prompt in prompts], settings.batch_size)
+    answers: dict[int, Answer] = {}
+    for batch in track(plan, what, "answers", [len(batch) for batch in plan]):
+        new = generate(base, [prompts[row] for row in batch], Sampling(settings.max_new_tokens))
+        answers |= zip(batch, new, strict=True)
+    return [answers[row] for row in range(len(examples))]
+
+
+def judge(example: Example, given: Answer, code_timeout: float) -> Event:
+    """Judge one answer: the record that is kept for its prompt.
+
+    `right` is None where the example carries no ground truth.
+    """
+    missing = lost(example, given.text, code_timeout)
+    return {
+        "domain": example.domain,
+        "instruction": example.instruction,
+        "input": example.context,
+        "output": example.response,
+        "answer": given.text,
+        "right": not missing if is_checkable(example) else None,
+        "lost": list(missing),
+        "unsupported": unsupported(example, given.text),
+        "finished": given.finished,
+    }
+
+
+def summarise(records: Sequence[Event]) -> dict[str, float]:
+    """Means over the records of one domain; `score` only where something could be judged."""
+    num = len(records)
+    texts = [record["answer"] for record in records]
+    judged = [record["right"] for record in records if record["right"] is not None]
+    metrics: dict[str, float] = {
+        "num_examples": num,
+        "num_scored": len(judged),
+        "unsupported_rate": sum(record["unsupported"] for record in records) / num,
+        "words": sum(map(num_words, texts)) / num,
+        "filler_rate": sum(map(filler_rate, texts)) / num,
+        "redundancy": sum(map(redundancy, texts)) / num,
+        "cut_off_rate": sum(not record["finished"] for record in records) / num,
+    }
+    if judged:
+        metrics["score"] = sum(judged) / len(judged)
+    return metrics
+
+
+def pool(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Pool the metrics of several clients on one domain, each weighted by what it was counted over."""
+    pooled: dict[str, float] = {}
+    for name in (*ANSWER_METRICS, *LOSSES):
+        weight = {"score": "num_scored", **{loss: f"{loss}_tokens" for loss in LOSSES}}.get(
+            name, "num_examples"
+        )
+        having = [part for part in parts if name in part]
+        if having:
+            total = sum(part[weight] for part in having)
+            pooled[name] = sum(part[name] * part[weight] for part in having) / total
+            pooled[weight] = total
+    pooled["num_scored"] = pooled.get("num_scored", 0)
+    return pooled

@@ -1,0 +1,57 @@
+"""Adapters on disk, in PEFT's format: adapter_model.safetensors beside adapter_config.json.
+
+PEFT itself is not needed to write it; that `PeftModel.from_pretrained` loads it with equal logits
+is a test (law 9).
+"""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedsdr.config import Lora
+from fedsdr.errors import UserError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, targets: list[str], base: str) -> None:
+    """Write an adapter into an existing folder.
+
+    Args:
+        folder: Where to write.
+        state: Tensors by PEFT key: A (rank, d_in) and B (d_out, rank).
+        lora: Rank, alpha and dropout.
+        targets: Last parts of the names of the layers that carry adapters.
+        base: Name of the base model, for the reader.
+    """
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "modules_to_save": None,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_adapter(folder: Path) -> dict[str, Tensor]:
+    """Read an adapter's tensors by PEFT key.
+
+    Raises:
+        UserError: The folder holds no adapter.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no adapter: {WEIGHTS} is missing")
+    return load_file(folder / WEIGHTS)

@@ -1,0 +1,214 @@
+"""Two LoRA adapters, `shared` and `private`, on one frozen base model.
+
+Forward (FedSDR, both streams active): h_out = W0 h + (alpha/r) (B_r A_r + B_s A_s) h. The factors
+of the active adapters are concatenated along the rank, so that two adapters cost what one does:
+[B_r B_s] [A_r; A_s] h. Masters are float32 and cast for computing; W0 is never written.
+
+The paper's LoRA-R is `shared` and its LoRA-S is `private`.
+
+Paper: Ren et al., FedSDR, ICML 2026, arXiv 2605.18028; LoRA: Hu et al., ICLR 2022, arXiv 2106.09685.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsdr.config import Lora
+from fedsdr.errors import UserError
+from fedsdr.seeds import seed_for
+from fedsdr.tables import Adapter
+
+ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
+PREFIX = "base_model.model."
+"""What PEFT puts before a layer's path in the keys of an adapter file."""
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer W0 (d_out, d_in) with the factors of both adapters beside it."""
+
+    def __init__(self, base: nn.Linear, lora: Lora) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = lora.alpha / lora.rank
+        self.dropout = nn.Dropout(lora.dropout)
+        device = base.weight.device
+        self.A = nn.ParameterDict(
+            {name: torch.zeros(lora.rank, base.in_features, device=device) for name in ADAPTERS}
+        )
+        self.B = nn.ParameterDict(
+            {name: torch.zeros(base.out_features, lora.rank, device=device) for name in ADAPTERS}
+        )
+        self.active: tuple[Adapter, ...] = ()
+        self.ready: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Compute W0 h + (alpha/r) B A h.
+
+        Args:
+            h: Hidden state (batch, sequence, d_in).
+
+        Returns:
+            Hidden state (batch, sequence, d_out).
+        """
+        out: Tensor = self.base(h)
+        if not self.active:
+            return out
+        a, b = self.ready or self.factors(h.dtype)
+        return out + F.linear(F.linear(self.dropout(h), a), b)
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Concatenate the active adapters: A (n r, d_in) and (alpha/r) B (d_out, n r).
+
+        A factor that does not learn has `requires_grad` False, so no gradient is kept for it.
+        """
+        a = torch.cat([self.A[name] for name in self.active], dim=0)
+        b = torch.cat([self.B[name] for name in self.active], dim=1)
+        return a.to(dtype), (b * self.scale).to(dtype)
+
+
+class Adapters:
+    """Both adapters of a whole model: which are active, which learn, and their tensors by PEFT key."""
+
+    def __init__(self, model: nn.Module, lora: Lora) -> None:
+        """Put adapters on the linear layers that `lora.targets` names.
+
+        Raises:
+            UserError: A target names no linear layer of the model.
+        """
+        self.layers = {
+            path: LoraLinear(base, lora) for path, base in find_targets(model, lora.targets).items()
+        }
+        for path, layer in self.layers.items():
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer)
+        self.set(active=(), train=())
+
+    @property
+    def target_names(self) -> list[str]:
+        """Last parts of the layers' paths, as `target_modules` of PEFT's configuration has them."""
+        return sorted({path.rpartition(".")[2] for path in self.layers})
+
+    def set(self, active: Sequence[Adapter], train: Sequence[Adapter]) -> None:
+        """Choose the adapters in the forward pass and, among them, those that learn.
+
+        An adapter with B = 0 that does not learn adds exactly nothing and is left out of the
+        products. (Kernels may round differently at another rank, so this also makes fedsdr with a
+        zero private adapter equal fedit to the last bit.)
+        """
+        used = tuple(name for name in active if name in train or not self.is_zero(name))
+        for layer in self.layers.values():
+            layer.active, layer.ready = used, None
+            for name in ADAPTERS:
+                layer.A[name].requires_grad_(name in train)
+                layer.B[name].requires_grad_(name in train)
+
+    def is_zero(self, name: Adapter) -> bool:
+        """Whether every B of the adapter is zero."""
+        return not any(layer.B[name].any() for layer in self.layers.values())
+
+    @contextmanager
+    def inference(self, active: Sequence[Adapter], dtype: torch.dtype) -> Iterator[None]:
+        """Activate adapters for many forward passes without gradient: factors are cast once."""
+        self.set(active, train=())
+        try:
+            with torch.inference_mode():
+                for layer in self.layers.values():
+                    layer.ready = layer.factors(dtype) if layer.active else None
+                    layer.train(False)
+                yield
+        finally:
+            self.set(active=(), train=())
+
+    def training(self, mode: bool) -> None:
+        """Switch dropout on or off."""
+        for layer in self.layers.values():
+            layer.train(mode)
+
+    def parameters(self, names: Sequence[Adapter]) -> list[nn.Parameter]:
+        """Parameters of the named adapters, A before B, in the order of the layers."""
+        return [
+            factor[name] for layer in self.layers.values() for name in names for factor in (layer.A, layer.B)
+        ]
+
+    def initialise(self, name: Adapter, seed: int) -> None:
+        """Draw A by Kaiming's uniform rule with a = sqrt(5) and set B to zero, as PEFT does."""
+        for path, layer in self.layers.items():
+            a = layer.A[name]
+            generator = torch.Generator().manual_seed(seed_for(seed, path))
+            bound = math.sqrt(1 / a.shape[1])
+            fresh = torch.rand(a.shape, generator=generator) * (2 * bound) - bound
+            a.data.copy_(fresh)
+            layer.B[name].data.zero_()
+
+    def state(self, name: Adapter) -> dict[str, Tensor]:
+        """Copy the adapter's tensors: float32 on the CPU, keys as in PEFT's adapter files."""
+        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self._tensors(name).items()}
+
+    def load(self, name: Adapter, state: dict[str, Tensor]) -> None:
+        """Overwrite the adapter's values; nothing else changes, `requires_grad` included.
+
+        Raises:
+            UserError: A key is missing or unknown, or a shape differs.
+        """
+        tensors = self._tensors(name)
+        check_keys(tensors, state)
+        for key, tensor in tensors.items():
+            tensor.data.copy_(state[key])
+
+    def _tensors(self, name: Adapter) -> dict[str, nn.Parameter]:
+        return {
+            f"{PREFIX}{path}.lora_{letter}.weight": factor[name]
+            for path, layer in self.layers.items()
+            for letter, factor in (("A", layer.A), ("B", layer.B))
+        }
+
+
+def check_keys(expected: dict[str, Tensor] | dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
+    """Compare the keys and shapes of an adapter with those that the model wants.
+
+    Raises:
+        UserError: Names the number of differing keys and the first of them.
+    """
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    if missing or extra:
+        words = [f"{len(keys)} {what}, first {keys[0]}" for keys, what in
+                 ((missing, "missing"), (extra, "unknown")) if keys]
+        raise UserError(f"the adapter does not fit the model: keys {' and '.join(words)}")
+    for key, tensor in expected.items():
+        if tensor.shape != found[key].shape:
+            raise UserError(
+                f"the adapter does not fit the model: {key} has shape {tuple(found[key].shape)},"
+                f" expected {tuple(tensor.shape)}; is lora.rank the same?"
+            )
+
+
+def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, nn.Linear]:
+    """Find the linear layers that get adapters: path -> layer, in the model's order.
+
+    "all-linear" means all but the output head, as in PEFT.
+
+    Raises:
+        UserError: A named target matches no linear layer; the message lists the names there are.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linear = {
+        path: layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not head
+    }
+    if targets == "all-linear":
+        return linear
+    names = {path.rpartition(".")[2] for path in linear}
+    unknown = sorted(set(targets) - names)
+    if unknown:
+        raise UserError(
+            f"lora.targets: {', '.join(unknown)} is no linear layer of the model; it has:"
+            f" {', '.join(sorted(names))}"
+        )
+    return {path: layer for path, layer in linear.items() if path.rpartition(".")[2] in targets}

@@ -1,0 +1,112 @@
+"""Answers of the model to a batch of prompts: greedy or sampled, each prompt with its own seed.
+
+One loop over a key-value cache. Prompts are padded on the left; finished rows are taken out of the
+batch. Sampling adds Gumbel noise from the prompt's own generator and takes the largest entry,
+which draws exactly from the softmax (Gumbel-max), so a prompt's sample does not depend on which
+prompts share its batch or on any global random state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from fedsdr.model.base import Base
+
+COMPACT_BELOW = 0.75
+"""Finished rows are taken out when fewer than this share of the rows is still being written."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote."""
+
+    text: str
+    finished: bool
+    """Whether the model ended its turn; False: cut off at the length limit."""
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0: greedy."""
+    top_p: float = 1.0
+
+
+def generate(
+    base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int] = ()
+) -> list[Answer]:
+    """Continue every prompt until the model ends its turn or the limit is reached.
+
+    Called inside `Adapters.inference`.
+
+    Args:
+        base: The model, with adapters set as wanted.
+        prompts: Token ids of one batch.
+        sampling: Limit, temperature and nucleus.
+        seeds: One seed for each prompt; needed where the temperature is above 0.
+
+    Returns:
+        One answer for each prompt, in their order.
+    """
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(base.device), mask.to(base.device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    ends = torch.tensor(base.model.generation_config.eos_token_id, device=base.device)
+
+    written: list[list[int]] = [[] for _ in prompts]
+    finished = [False] * len(prompts)
+    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
+    cache = DynamicCache(config=base.model.config)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    for _ in range(sampling.max_new_tokens):
+        hidden = base.model.get_decoder()(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        logits = base.model.get_output_embeddings()(hidden[:, -1]).float()
+        tokens = _choose(logits, sampling, [generators[row] for row in rows] if generators else [])
+        ended = torch.isin(tokens, ends).tolist()
+        for row, token, end in zip(rows, tokens.tolist(), ended, strict=True):
+            if not finished[row] and not end:
+                written[row].append(token)
+            finished[row] = finished[row] or end
+        open_rows = [place for place, row in enumerate(rows) if not finished[row]]
+        if not open_rows:
+            break
+        if len(open_rows) < COMPACT_BELOW * len(rows):
+            kept = torch.tensor(open_rows, device=base.device)
+            cache.batch_select_indices(kept)
+            tokens, mask, positions = tokens[kept], mask[kept], positions[kept]
+            rows = [rows[place] for place in open_rows]
+        ids = tokens[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    texts = [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+    return [
+        Answer(text, done, len(tokens)) for text, done, tokens in zip(texts, finished, written, strict=True)
+    ]
+
+
+def _choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
+    """Next token of each row (rows,) from logits (rows, vocabulary)."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=1)
+    logits = logits / sampling.temperature
+    if sampling.top_p < 1:
+        ranked, order = logits.softmax(dim=1).sort(dim=1, descending=True)
+        outside = ranked.cumsum(dim=1) - ranked > sampling.top_p
+        logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
+    uniform = torch.stack([torch.rand(logits.shape[1], generator=generator) for generator in generators])
+    gumbel = -(-uniform.clamp(min=1e-20).log()).log()
+    return (logits + gumbel.to(logits.device)).argmax(dim=1)

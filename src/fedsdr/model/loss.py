@@ -1,0 +1,82 @@
+"""Cross entropy of response tokens, without ever holding the logits of a whole batch.
+
+The output head is applied at response positions only, in chunks, and each chunk's gradient with
+respect to the hidden states is made on the way forward; the head itself is frozen. A full (batch,
+sequence, vocabulary) float32 tensor would be hundreds of megabytes, held several times.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsdr.data.batching import Batch, by_length, collate
+from fedsdr.data.conversation import Conversation
+from fedsdr.model.base import Base
+
+CHUNK = 128
+"""Positions whose logits are held at a time."""
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Sum of cross entropies of a frozen linear head; the gradient is computed in forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        wants_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wants_gradient else None
+        for start in range(0, len(targets), CHUNK):
+            part = slice(start, start + CHUNK)
+            logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
+            log_total = logits.logsumexp(dim=1)
+            picked = logits.gather(1, targets[part, None])[:, 0]
+            total += (log_total - picked).sum()
+            if gradient is not None:
+                softmax = logits.sub_(log_total[:, None]).exp_()
+                rows = torch.arange(len(picked), device=hidden.device)
+                softmax[rows, targets[part]] -= 1
+                gradient[part] = softmax.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0].to(gradient.dtype), None, None, None
+
+
+def response_loss(base: Base, batch: Batch) -> tuple[Tensor, int]:
+    """Sum of -log p(token) over the response tokens of a batch, and their number.
+
+    Paper: the inner terms of E[-log p(y given c, x)] (FedSDR, both stages).
+
+    Args:
+        base: The model, with adapters set as wanted.
+        batch: Token ids (batch, sequence) and response positions.
+
+    Returns:
+        A float32 scalar with gradient for the adapters that learn, and the number of tokens.
+    """
+    ids = torch.from_numpy(batch.ids).to(base.device)
+    hidden = base.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    positions = torch.from_numpy(batch.positions).to(base.device)
+    head = base.model.get_output_embeddings()
+    states = hidden.flatten(0, 1)[positions]
+    targets = torch.from_numpy(batch.targets).to(base.device)
+    total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
+    return total, len(batch.targets)
+
+
+def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size: int) -> tuple[float, int]:
+    """Mean cross entropy per response token over all conversations, and the number of tokens.
+
+    Called inside `Adapters.inference`.
+    """
+    total, count = 0.0, 0
+    for rows in by_length([len(conversation.ids) for conversation in conversations], batch_size):
+        loss, num_tokens = response_loss(base, collate([conversations[row] for row in rows]))
+        total += loss.item()
+        count += num_tokens
+    return total / count, count

@@ -1,0 +1,223 @@
+"""Tables of what happened in a run: rewriting, training, costs, dropped replies.
+
+Goes in: the events of metrics.jsonl. Comes out: records and `Sheet`s, as in `tables`.
+"""
+
+from collections.abc import Sequence
+
+from fedsdr.report.tables import NONE, Sheet, number
+from fedsdr.storage import Event
+
+TEXTS = ("true response", "rewriting", "as taught")
+"""The rewriting is what the first prompt gave; what is taught is that, or what it fell back to."""
+
+ALL = "all clients"
+
+
+def paradox_records(events: Sequence[Event]) -> list[Event]:
+    """Counts of the rewrite paradox: one record for each client and text, then for all clients.
+
+    Rates are None for the true response, which can neither omit nor add, and the omission rate is
+    None where no example is checkable. All clients: pooled over examples.
+    """
+    records = []
+    for event in _rewritten(events):
+        for text, when in zip(TEXTS, ("before", "before", "after"), strict=True):
+            found = {key.split("/")[1]: value for key, value in event.items() if key.endswith(f"@{when}")}
+            values = {name.removesuffix(f"@{when}"): value for name, value in found.items()}
+            if text == TEXTS[0]:
+                values |= {name: values[f"{name}_true"] for name in ("words", "filler_rate", "redundancy")}
+                values |= {"omission_rate": None, "unsupported_rate": None, "length_ratio": 1.0}
+            elif not values["num_checkable"]:
+                values["omission_rate"] = None
+            values = {name: value for name, value in values.items() if not name.endswith("_true")}
+            records.append({"client": event["client"], "text": text, **values})
+    if len(records) > len(TEXTS):
+        words_true = 0.0
+        for text in TEXTS:
+            pooled = _pool([record for record in records if record["text"] == text])
+            words_true = words_true or pooled["words"]
+            records.append({"client": ALL, "text": text, **pooled, "length_ratio": pooled["words"] / words_true})
+    return records
+
+
+def paradox_sheet(events: Sequence[Event]) -> Sheet:
+    """What rewriting changes, by client: omissions, unsupported statements, length, padding."""
+    records = paradox_records(events)
+    names = ("omission_rate", "unsupported_rate", "words", "length_ratio", "filler_rate", "redundancy")
+    digits = (2, 2, 1, 2, 2, 2)
+    rows = [
+        (record["client"], record["text"])
+        + tuple(number(record[name], places) for name, places in zip(names, digits, strict=True))
+        for record in records
+    ]
+    return Sheet(
+        "Rewrite paradox: training responses, their rewritings, and what is taught after fall-back",
+        "llrrrrrr",
+        ("client", "text", "omits", "unsupported", "words", "length ratio", "fillers", "repeats"),
+        tuple(rows),
+        tuple(records),
+        num_summary=sum(record["client"] == ALL for record in records),
+        note="Omits: share of checkable responses whose label, final answer, fact or test is lost."
+        " Unsupported: share of all responses with another label, or a number found in neither prompt nor"
+        " true response. Words: per response. Fillers: per 100 words. Repeats: share of word 3-grams that"
+        " repeat an earlier one.",
+    )
+
+
+def fallback_sheet(events: Sequence[Event]) -> Sheet:
+    """How many rewritings fell back to the true response, why, and which prompts served, by client."""
+    records = []
+    for event in _rewritten(events):
+        counts: dict[str, dict[str, int]] = {"fallback": {}, "prompt": {}}
+        for key, value in event.items():
+            if key.startswith("distill/num_"):
+                kind, _, name = key.removeprefix("distill/num_").partition("/")
+                if kind in counts:
+                    counts[kind][name.replace("_", " ")] = int(value)
+        records.append(
+            {
+                "client": event["client"],
+                "num_examples": int(event["distill/num_examples@before"]),
+                "num_checkable": int(event["distill/num_checkable@before"]),
+                "num_fallback": sum(counts["fallback"].values()),
+                "reasons": _listed(counts["fallback"]),
+                "prompts": _listed(counts["prompt"]),
+            }
+        )
+    return Sheet(
+        "Fall-back to the true response, and the prompt whose rewriting is taught otherwise",
+        "lrrrll",
+        ("client", "examples", "checkable", "fell back", "why", "prompts"),
+        tuple(tuple(map(str, record.values())) for record in records),
+        tuple(records),
+    )
+
+
+def train_records(events: Sequence[Event]) -> list[Event]:
+    """One record for each round, client and stage: losses per response token, steps, tokens."""
+    records = []
+    for event in events:
+        if event["event"] == "train":
+            for adapter, values in _stages(event).items():
+                where = {"round": event["round"], "client": event["client"], "adapter": adapter}
+                records.append(where | values)
+    return records
+
+
+def cost_records(events: Sequence[Event]) -> list[Event]:
+    """One record for each client, round and piece of work: seconds, array bytes, steps, tokens."""
+    down = {event["round"]: event["num_bytes_down"] for event in events if event["event"] == "round"}
+    records = []
+    for event in events:
+        if event["event"] not in ("prepare", "train", "evaluate"):
+            continue
+        record = {
+            "client": event["client"],
+            "round": event["round"],
+            "work": event["event"],
+            "seconds": event["seconds"],
+        }
+        if event["event"] == "train":
+            stages = _stages(event)
+            record |= {f"num_steps_{name}": values["num_steps"] for name, values in stages.items()}
+            record["num_tokens"] = sum(values["num_tokens"] for values in stages.values())
+            record["num_bytes_up"] = event["num_bytes_up"]
+            # The log has it once the round is complete.
+            record["num_bytes_down"] = down.get(event["round"], 0)
+        records.append(record)
+    return records
+
+
+def cost_sheet(events: Sequence[Event]) -> Sheet:
+    """Costs of each client, summed over the rounds it took part in, and of all clients."""
+    records = cost_records(events)
+    steps = sorted({name for record in records for name in record if name.startswith("num_steps_")})
+    by_client: dict[str, list[Event]] = {}
+    for record in records:
+        by_client.setdefault(record["client"], []).append(record)
+    groups = dict(sorted(by_client.items()))
+    if len(groups) > 1:
+        groups[ALL] = records
+    rows = []
+    for client, found in groups.items():
+        seconds = [
+            sum(record["seconds"] for record in found if record["work"] == work)
+            for work in ("prepare", "train", "evaluate")
+        ]
+        total = {name: sum(record.get(name, 0) for record in found) for name in (*steps, *_SUMS)}
+        rows.append(
+            (client, str(sum(record["work"] == "train" for record in found)))
+            + tuple(number(value, 1 if value < 100 else 0) for value in seconds)
+            + tuple(f"{int(total[name]):,}" for name in (*steps, "num_tokens"))
+            + (data_size(total["num_bytes_up"]), data_size(total["num_bytes_down"]))
+        )
+    heads = ("client", "updates", "prepare s", "train s", "evaluate s")
+    heads += tuple(f"steps {name.removeprefix('num_steps_')}" for name in steps)
+    heads += ("response tokens", "up", "down")
+    return Sheet(
+        "Costs of each client, summed over rounds",
+        "l" + "r" * (len(heads) - 1),
+        heads,
+        tuple(rows),
+        tuple(records),
+        num_summary=1 if len(groups) > 1 else 0,
+        note="Seconds of work at the client. Steps: optimizer updates of each adapter. Response tokens: what"
+        " the loss was counted over. Up and down: arrays of training messages; evaluation sends the shared"
+        " adapter down once more.",
+    )
+
+
+def dropped_sheet(events: Sequence[Event]) -> Sheet:
+    """Replies that the guard refused, and why."""
+    records = [
+        {name: event[name] for name in ("round", "client", "reason")}
+        for event in events
+        if event["event"] == "dropped"
+    ]
+    rows = tuple(tuple(map(str, record.values())) for record in records)
+    return Sheet("Replies that the server dropped", "rll", ("round", "client", "reason"), rows, tuple(records))
+
+
+def data_size(num_bytes: float) -> str:
+    """Write a number of bytes with a decimal unit, such as 65.5 kB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            break
+        num_bytes /= 1000
+    else:
+        unit = "TB"
+    return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+
+
+_SUMS = ("num_tokens", "num_bytes_up", "num_bytes_down")
+
+
+def _rewritten(events: Sequence[Event]) -> list[Event]:
+    """The `prepare` events of clients that rewrote their responses."""
+    return [e for e in events if e["event"] == "prepare" and "distill/num_examples@before" in e]
+
+
+def _stages(event: Event) -> dict[str, dict[str, float]]:
+    """The numbers of each stage of a local update, by the adapter that learnt."""
+    stages: dict[str, dict[str, float]] = {}
+    for key, value in event.items():
+        if key.startswith("train/"):
+            _, adapter, name = key.split("/")
+            stages.setdefault(adapter, {})[name] = value
+    return stages
+
+
+def _pool(records: Sequence[Event]) -> Event:
+    """Pool the counts of several clients, each weighted by what it was counted over."""
+    pooled: Event = {name: sum(r[name] for r in records) for name in ("num_examples", "num_checkable")}
+    for name in ("omission_rate", "unsupported_rate", "words", "filler_rate", "redundancy"):
+        weight = "num_checkable" if name == "omission_rate" else "num_examples"
+        having = [record for record in records if record[name] is not None]
+        total = sum(record[weight] for record in having)
+        pooled[name] = sum(record[name] * record[weight] for record in having) / total if total else None
+    return pooled
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {num}" for name, num in sorted(counts.items(), key=lambda i: -i[1])) or NONE

@@ -1,0 +1,203 @@
+"""Geometry of the plots: where lines, bars and ticks lie, in units of the SVG's viewBox.
+
+`plots.html` draws what is worked out here. Every panel is as wide as a phone, so that its text
+keeps its size; a page lays several side by side.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+WIDTH = 340
+HEIGHT = 190
+MOST_PANELS = 24
+"""More clients than this are not drawn; the CSV files have all."""
+MOST_LETTERS = 14
+BAR, GAP = 9, 9  # height of a bar, and the space between two groups of bars
+
+
+@dataclass(frozen=True)
+class Series:
+    """One kind of line or bar, the same in all panels of a figure."""
+
+    name: str
+    style: str
+    """CSS class that gives the colour."""
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps values from `low` to `high` onto places from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Place of a value, rounded to what a screen shows."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+Tick = tuple[float, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of one series, joined in the order given."""
+
+    series: Series
+    points: tuple[tuple[float, float, str], ...]
+    """x, y and what a pointer resting there is told."""
+
+
+@dataclass(frozen=True)
+class LinePanel:
+    """Lines over rounds."""
+
+    title: str
+    summary: str
+    """The lines in words, for who cannot see them."""
+    lines: tuple[Line, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    left: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar from zero, with an interval where there is one."""
+
+    series: Series
+    y: float
+    end: float
+    whisker: tuple[float, float] | None
+    text: str
+
+
+@dataclass(frozen=True)
+class BarPanel:
+    """Groups of bars, one group above the other."""
+
+    title: str
+    summary: str
+    groups: tuple[tuple[str, str, float, tuple[Bar, ...]], ...]
+    """Label as it fits, whole label, height of its middle, bars."""
+    ticks: tuple[Tick, ...]
+    left: float
+    height: float
+
+
+def line_panel(title: str, lines: Mapping[Series, Sequence[tuple[int, float]]]) -> LinePanel:
+    """Lay out lines over rounds; the vertical axis spans the values, not zero.
+
+    Args:
+        title: What the panel is about, such as a client.
+        lines: For each series (round, value) in order of rounds; at least one point in all.
+    """
+    rounds = [x for points in lines.values() for x, _ in points]
+    values = [y for points in lines.values() for _, y in points]
+    y_ticks = nice_ticks(min(values), max(values))
+    labels = tick_labels(y_ticks)
+    left = 10 + 6.5 * max(map(len, labels))
+    first, last = min(rounds), max(rounds)
+    # One round alone stands in the middle.
+    x = Scale(first, last, left + 8, WIDTH - 12) if last > first else Scale(first - 1, last + 1, left, WIDTH)
+    y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - 26, 12)
+    every = math.ceil((last - first + 1) / 8)
+    return LinePanel(
+        title,
+        "; ".join(
+            f"{series.name} {points[0][1]:.3f} in round {points[0][0]}, {points[-1][1]:.3f} in round {points[-1][0]}"
+            for series, points in lines.items()
+            if points
+        ),
+        tuple(
+            Line(
+                series,
+                tuple((x.at(r), y.at(v), f"{title}, {series.name}, round {r}: {v:.3f}") for r, v in points),
+            )
+            for series, points in lines.items()
+        ),
+        tuple((x.at(r), str(r)) for r in range(first, last + 1, every)),
+        tuple((y.at(tick), label) for tick, label in zip(y_ticks, labels, strict=True)),
+        left,
+    )
+
+
+def bar_panel(
+    title: str,
+    groups: Mapping[str, Mapping[Series, tuple[float, tuple[float, float] | None] | None]],
+    high: float | None = None,
+    digits: int = 2,
+) -> BarPanel:
+    """Lay out groups of horizontal bars from zero.
+
+    Args:
+        title: What the bars measure, with its unit.
+        groups: For each label, such as a client, and series: value and, if known, its interval;
+            None where there is no value.
+        high: Right end of the axis; None: what the values need.
+        digits: Decimals in words.
+    """
+    found = [value for bars in groups.values() for value in bars.values() if value]
+    ends = [end for value, whisker in found for end in (value, *(whisker or ()))]
+    ticks = nice_ticks(0, max(ends, default=0) if high is None else high)
+    left = 12 + 6.8 * min(MOST_LETTERS, max(map(len, groups)))
+    x = Scale(ticks[0], ticks[-1], left, WIDTH - 14)
+    placed = []
+    top = 6.0
+    for label, bars in groups.items():
+        row = tuple(
+            Bar(
+                series,
+                top + number * BAR,
+                x.at(value[0]),
+                (x.at(value[1][0]), x.at(value[1][1])) if value[1] else None,
+                f"{label}, {series.name}: {_in_words(value, digits)}",
+            )
+            for number, (series, value) in enumerate(bars.items())
+            if value
+        )
+        placed.append((shortened(label), label, top + len(bars) * BAR / 2, row))
+        top += len(bars) * BAR + GAP
+    labels = tick_labels(ticks)
+    return BarPanel(
+        title,
+        "; ".join(bar.text for _, _, _, row in placed for bar in row) or "no values",
+        tuple(placed),
+        tuple((x.at(tick), label) for tick, label in zip(ticks, labels, strict=True)),
+        left,
+        top + 20,
+    )
+
+
+def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers, at most `most` steps apart, of which the first and last enclose low and high."""
+    if high <= low:
+        high = low + (abs(low) or 1.0) / 10
+    raw = (high - low) / (most - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Write ticks with as many decimals as tell them apart."""
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    return [f"{tick:,.{digits}f}" for tick in ticks]
+
+
+def shortened(label: str) -> str:
+    """Cut a label to what fits beside bars; the whole one is told in words."""
+    return label if len(label) <= MOST_LETTERS else label[: MOST_LETTERS - 1] + "…"
+
+
+def _in_words(value: tuple[float, tuple[float, float] | None], digits: int) -> str:
+    share, whisker = value
+    if whisker is None:
+        return f"{share:.{digits}f}"
+    return f"{share:.{digits}f}, 95 % interval {whisker[0]:.{digits}f} to {whisker[1]:.{digits}f}"

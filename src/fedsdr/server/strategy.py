@@ -1,0 +1,166 @@
+"""The server's side of a round as a Flower strategy: draw clients, guard, combine, optimize.
+
+It keeps no random state and no state between rounds that is not on disk, so a resumed run goes on
+as if nothing had happened.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.progress import say
+from fedsdr.seeds import seed_for
+from fedsdr.server.combine import COMBINE, Arrays
+from fedsdr.server.guard import Rejected, Update, check_metrics, check_reply
+from fedsdr.server.optimize import OPTIMIZE
+from fedsdr.storage import Event
+
+
+class FedStrategy(Strategy):
+    """Combination and server optimizer of `settings`, with the guard before them.
+
+    `events` collects one record for each reply; the server app writes them to metrics.jsonl.
+    """
+
+    def __init__(self, settings: Settings, roster: dict[int, str], arrays: Arrays) -> None:
+        """Start from the current shared adapter.
+
+        Args:
+            settings: The run's settings.
+            roster: Node id -> client id.
+            arrays: Shared adapter by PEFT key.
+        """
+        self.settings = settings
+        self.roster = roster
+        self.arrays = arrays
+        self.events: list[Event] = []
+        self.num_asked = 0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages with the shared adapter to the clients drawn for this round."""
+        del grid
+        nodes = draw_clients(self.settings, self.roster, server_round)
+        return self._messages(nodes, MessageType.TRAIN, server_round, arrays, config)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Guard the replies, order them by client id, combine, and step.
+
+        Raises:
+            UserError: Fewer replies passed than the quorum asks.
+        """
+        updates: list[Update] = []
+        shapes = {key: value.shape for key, value in self.arrays.items()}
+        for reply in replies:
+            client = self.roster.get(reply.metadata.src_node_id, "unknown")
+            try:
+                update = check_reply(reply, client, shapes, server_round, self.settings.server.max_norm)
+            except Rejected as reason:
+                self._drop(client, server_round, str(reason))
+                continue
+            updates.append(update)
+            num_bytes = sum(value.nbytes for value in update.arrays.values())
+            self.events.append(
+                {"event": "train", "round": server_round, "client": client, "num_bytes_up": num_bytes}
+                | {key: value for key, value in update.metrics.items() if key != "round"}
+            )
+        self._demand_quorum(len(updates), server_round)
+        updates.sort(key=lambda update: update.client)
+        self.events.sort(key=lambda event: (event["event"], event["client"]))
+        target = COMBINE[self.settings.server.combination](updates)
+        self.arrays = OPTIMIZE[self.settings.server.optimizer](self.arrays, target)
+        return as_record(self.arrays), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages with the shared adapter to all clients."""
+        del grid
+        nodes = sorted(self.roster, key=self.roster.__getitem__)
+        return self._messages(nodes, MessageType.EVALUATE, server_round, arrays, config)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Guard the replies' metrics; they are pooled by the server app from the events."""
+        num_good = 0
+        for reply in replies:
+            client = self.roster.get(reply.metadata.src_node_id, "unknown")
+            try:
+                if reply.has_error():
+                    raise Rejected(f"the client failed: {reply.error.reason}")
+                metrics = check_metrics(reply.content["metrics"], "evaluate")  # type: ignore[arg-type]
+            except Rejected as reason:
+                self._drop(client, server_round, str(reason))
+                continue
+            num_good += 1
+            self.events.append(
+                {"event": "evaluate", "round": server_round, "client": client}
+                | {key: value for key, value in metrics.items() if key != "round"}
+            )
+        self._demand_quorum(num_good, server_round)
+        self.events.sort(key=lambda event: (event["event"], event["client"]))
+        return None
+
+    def summary(self) -> None:
+        """Print what this server does."""
+        server = self.settings.server
+        say(f"  server: {server.combination}, {server.optimizer}, {server.num_rounds} rounds")
+
+    def take_events(self) -> list[Event]:
+        """Hand over the events since the last call."""
+        events, self.events = self.events, []
+        return events
+
+    def _messages(
+        self, nodes: Sequence[int], kind: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> list[Message]:
+        self.num_asked = len(nodes)
+        config = ConfigRecord({**config, "round": server_round})
+        return [
+            Message(RecordDict({"arrays": arrays, "config": config}), node, kind, group_id=str(server_round))
+            for node in nodes
+        ]
+
+    def _drop(self, client: str, server_round: int, reason: str) -> None:
+        say(f"  dropped the reply of {client}: {reason}")
+        self.events.append({"event": "dropped", "round": server_round, "client": client, "reason": reason})
+
+    def _demand_quorum(self, num_good: int, server_round: int) -> None:
+        needed = max(1, int(np.ceil(self.settings.server.quorum * self.num_asked)))
+        if num_good < needed:
+            reasons = "; ".join(
+                f"{event['client']}: {event['reason']}" for event in self.events if event["event"] == "dropped"
+            )
+            raise UserError(
+                f"round {server_round}: {num_good} of {self.num_asked} asked clients gave a usable reply,"
+                f" server.quorum = {self.settings.server.quorum} asks for {needed}. Dropped: {reasons}"
+            )
+
+
+def draw_clients(settings: Settings, roster: dict[int, str], server_round: int) -> list[int]:
+    """Nodes of a round, in the order of client ids; drawn anew from run seed and round.
+
+    Raises:
+        UserError: More clients are asked for than there are.
+    """
+    nodes = sorted(roster, key=roster.__getitem__)
+    wanted = settings.server.clients_per_round
+    if wanted > len(nodes):
+        raise UserError(f"server.clients_per_round = {wanted}, but there are {len(nodes)} clients")
+    if not wanted:
+        return nodes
+    rng = random.Random(seed_for(settings.run.seed, "server", "clients", "round", server_round))
+    return sorted(rng.sample(nodes, wanted), key=roster.__getitem__)
+
+
+def as_record(arrays: Arrays) -> ArrayRecord:
+    """Flower's record of arrays, by the same keys."""
+    return ArrayRecord({key: Array(value) for key, value in arrays.items()})

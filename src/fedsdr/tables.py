@@ -1,0 +1,134 @@
+"""The tables of methods, combinations, server optimizers and rewriting prompts: names and flags.
+
+A row is data. This file imports nothing heavy, so that settings are checked and `fedsdr --help`
+answers at once; the functions behind a row's name live at its station (`client`, `server`,
+`distill`).
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from fedsdr.errors import UserError
+
+Adapter = Literal["shared", "private"]
+View = Literal["raw", "distilled"]
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a local update."""
+
+    train: tuple[Adapter, ...]
+    """The adapters that learn."""
+    on: View
+    """The view of the client's data."""
+    active: tuple[Adapter, ...]
+    """The adapters in the forward pass."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a client trains, on what, in which order."""
+
+    summary: str
+    paper: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def has_private(self) -> bool:
+        """Whether a client keeps a private adapter, and so has a personalised model."""
+        return any("private" in stage.active for stage in self.stages)
+
+    @property
+    def needs_rewritings(self) -> bool:
+        """Whether some stage trains on the rewritten data."""
+        return any(stage.on == "distilled" for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How the clients' LoRA factors become one target; the function is in `server.combine`."""
+
+    summary: str
+    paper: str
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How the server steps from its state towards the target; the function is in `server.optimize`."""
+
+    summary: str
+    paper: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How the teacher is asked to rewrite; the wording is in `distill.prompts`."""
+
+    summary: str
+    paper: str
+
+
+BOTH: tuple[Adapter, ...] = ("shared", "private")
+FEDSDR_PAPER = "Ren et al., FedSDR, ICML 2026, arXiv 2605.18028"
+SDFT_PAPER = "Yang et al., SDFT, ACL 2024, arXiv 2402.13669"
+
+METHODS: Mapping[str, Method] = {
+    "fedit": Method(
+        "plain federated LoRA: the shared adapter on the raw data",
+        "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
+        (Stage(("shared",), "raw", ("shared",)),),
+    ),
+    "fedsd": Method(
+        "self-distillation: the shared adapter on the rewritten data",
+        FEDSDR_PAPER,
+        (Stage(("shared",), "distilled", ("shared",)),),
+    ),
+    "fedsdr": Method(
+        "with rectification: a private adapter on the rewritten data, then the shared one on the raw data",
+        FEDSDR_PAPER,
+        (Stage(("private",), "distilled", BOTH), Stage(("shared",), "raw", BOTH)),
+    ),
+    "dual-raw": Method(
+        "as fedsdr with the raw data in both stages: what two adapters give without distillation",
+        "control of ours",
+        (Stage(("private",), "raw", BOTH), Stage(("shared",), "raw", BOTH)),
+    ),
+}
+
+COMBINATIONS: Mapping[str, Combination] = {
+    "average": Combination(
+        "mean of A and of B, each weighted by the clients' example counts",
+        "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
+    ),
+}
+
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "fedavg": Optimizer("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629"),
+}
+
+PROMPTS: Mapping[str, Prompt] = {
+    "reference": Prompt("instruction and reference answer; write your own response", SDFT_PAPER),
+    "paraphrase": Prompt("only the answer is shown; rewrite it and keep every fact, number and name", "ours"),
+    "turn": Prompt("question, answer, then: say that again in your own words", "ours"),
+}
+
+
+def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
+    """Return the row of that name.
+
+    Args:
+        table: One of the tables above.
+        name: The name that the user gave.
+        key: The setting that held it, for the message.
+
+    Raises:
+        UserError: The name is unknown; the message lists the known ones, nearest first.
+    """
+    if name in table:
+        return table[name]
+    ranked = sorted(table, key=lambda known: -difflib.SequenceMatcher(None, name, known).ratio())
+    raise UserError(f"{key} = {name!r} is unknown; known, nearest first: {', '.join(ranked)}")

@@ -1,0 +1,86 @@
+"""Fixtures that every test may use: a tiny random model, settings that fit it, a cache of its own."""
+
+import os
+
+# Set before anything imports these libraries, which read them once.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsdr.config import Model, Settings, load_settings
+from fedsdr.model.base import Base, built_in_folder, load_base
+from fedsdr.model.tiny import build_tiny
+
+SMOLLM2 = built_in_folder("smollm2-135m-instruct")  # in the user's cache, before `own_cache` hides it
+
+SMALL = {
+    "model.dtype": "float32",
+    "model.max_length": 128,
+    "lora.rank": 4,
+    "distill.max_new_tokens": 8,
+    "eval.max_new_tokens": 8,
+    "client.local_steps": 2,
+    "client.batch_size": 2,
+    "data.num_train": 6,
+    "data.num_test": 2,
+    "run.threads": 1,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's cache, but through `real_model`."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSDR_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny random model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    build_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Settings]:
+    """Return settings for a run of seconds: ``tiny_settings(**{"lora.rank": 2, "method": "fedit"})``.
+
+    Every call has a run folder of its own, unless run.dir is given.
+    """
+
+    def settings(**overrides: Any) -> Settings:
+        values = {"model.name": tiny_folder, "run.dir": tmp_path_factory.mktemp("run"), **SMALL, **overrides}
+        # JSON's text, numbers, booleans and lists are TOML's.
+        return load_settings(
+            None, [f"{key}={json.dumps(value, default=str)}" for key, value in values.items()]
+        )
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_settings: Callable[..., Settings]) -> Base:
+    """The tiny model, loaded. All tests share it: do not change it."""
+    return load_base(tiny_settings().model)
+
+
+@pytest.fixture(scope="session")
+def real_model(own_cache: Path) -> Model:
+    """Settings of SmolLM2-135M-Instruct, or a skip where it is not in the user's cache."""
+    if not SMOLLM2.is_dir():
+        pytest.skip("SmolLM2 is not in the cache; `make model` fetches it")
+    settings = Model(name="smollm2-135m-instruct")
+    link = built_in_folder(settings.name)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(SMOLLM2)
+    return settings

@@ -1,0 +1,197 @@
+"""Domains come from a folder, from sources or from the built-in data, drawn by seed."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fedsdr.config import Data, Source
+from fedsdr.data.examples import Example
+from fedsdr.data.readers import Record
+from fedsdr.data.sources import PRESETS, Domain, find_duplicates, load_domains
+from fedsdr.errors import UserError
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rows(count: int, start: int = 0) -> list[dict]:
+    return [{"instruction": f"say {n}", "output": str(n)} for n in range(start, start + count)]
+
+
+def prompts(records: list[Record]) -> list[str]:
+    return [record.example.instruction for record in records]
+
+
+@pytest.fixture
+def root(tmp_path) -> str:
+    for domain in ("math", "code", "law"):
+        write(tmp_path / "root" / domain / "train.jsonl", rows(20))
+        write(tmp_path / "root" / domain / "test.jsonl", rows(10, start=20))
+    return str(tmp_path / "root")
+
+
+def test_domains_are_sorted_or_in_the_order_asked_for(root):
+    assert list(load_domains(Data(root=root))) == ["code", "law", "math"]
+    assert list(load_domains(Data(root=root, domains=("math", "code")))) == ["math", "code"]
+
+
+def test_unknown_domain_lists_those_there_are(root):
+    with pytest.raises(UserError, match="unknown domain 'maths'; there are: code, law, math"):
+        load_domains(Data(root=root, domains=("maths",)))
+
+
+def test_draw_keeps_the_order_and_depends_on_the_seed_alone(root):
+    first = load_domains(Data(root=root, num_train=5, num_test=3))["law"]
+    again = load_domains(Data(root=root, num_train=5, num_test=3, domains=("law",)))["law"]
+    other = load_domains(Data(root=root, num_train=5, num_test=3, seed=1))["law"]
+    whole = prompts(load_domains(Data(root=root))["law"].train)
+    assert first == again
+    assert first.train != other.train
+    assert (len(first.train), len(first.test)) == (5, 3)
+    assert prompts(first.train) == [text for text in whole if text in prompts(first.train)]
+
+
+def test_asking_for_more_than_there_is_takes_all(root):
+    domain = load_domains(Data(root=root, num_train=1000, num_test=1000))["law"]
+    assert (len(domain.train), len(domain.test)) == (20, 10)
+
+
+def test_root_wins_over_sources(root, tmp_path):
+    source = Source(domain="other", train=write(tmp_path / "other.jsonl", rows(5)))
+    assert "other" not in load_domains(Data(root=root, sources=(source,)))
+
+
+def test_wrong_root_shows_the_layout(root, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for wrong in ("none", "empty"):
+        with pytest.raises(UserError, match=f"{wrong}.*<root>/<domain>/train.jsonl"):
+            load_domains(Data(root=str(tmp_path / wrong)))
+    (tmp_path / "root" / "notes").mkdir()
+    with pytest.raises(UserError, match=r"notes holds no train.jsonl"):
+        load_domains(Data(root=root))
+
+
+def test_domain_that_cannot_name_a_folder_is_refused(tmp_path):
+    source = Source(domain="../law", train=write(tmp_path / "a.jsonl", rows(5)))
+    with pytest.raises(UserError, match=r"domain '../law' cannot name a folder"):
+        load_domains(Data(sources=(source,)))
+
+
+def test_source_with_train_and_test_file(tmp_path):
+    source = Source(
+        domain="geo",
+        train=write(tmp_path / "a.jsonl", [{"q": "Where?", "a": "There.", "hospital": "north"}]),
+        test=write(tmp_path / "b.jsonl", [{"q": "When?", "a": "Then.", "hospital": "south"}]),
+        columns={"instruction": "q", "response": "a"},
+    )
+    domain = load_domains(Data(sources=(source,)), id_column="hospital")["geo"]
+    assert domain.train == [Record(Example("Where?", "There.", "geo"), "north")]
+    assert domain.test == [Record(Example("When?", "Then.", "geo"), "south")]
+
+
+def test_held_out_share_never_divides_a_prompt(tmp_path):
+    # Each prompt twice, as MathInstruct has it with two kinds of solution.
+    twice = rows(50) + [{**row, "output": "again"} for row in rows(50)]
+    path = write(tmp_path / "a.jsonl", twice)
+
+    def load(seed: int) -> Domain:
+        return load_domains(Data(sources=(Source(domain="math", train=path, test_share=0.2),), seed=seed))[
+            "math"
+        ]
+
+    assert (len(load(0).train), len(load(0).test)) == (80, 20)  # 10 of 50 prompts, each twice
+    assert find_duplicates(load(0)) == []
+    assert sorted(prompts(load(0).train + load(0).test)) == sorted(row["instruction"] for row in twice)
+    assert load(0) == load(0)
+    assert load(0).test != load(1).test
+
+
+def test_held_out_share_must_leave_training_data(tmp_path):
+    source = Source(domain="math", train=write(tmp_path / "a.jsonl", rows(1)))
+    with pytest.raises(UserError, match=r"test_share = 0.1 of 1 prompts leaves none"):
+        load_domains(Data(sources=(source,)))
+
+
+def test_data_set_folder_with_splits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    sets = {name: datasets.Dataset.from_list(rows(n)) for name, n in (("train", 6), ("dev", 3))}
+    datasets.DatasetDict(sets).save_to_disk(tmp_path / "saved")
+    source = Source(domain="math", train=str(tmp_path / "saved"), test_split="dev")
+    domain = load_domains(Data(sources=(source,)))["math"]
+    assert (len(domain.train), len(domain.test)) == (6, 3)
+
+
+def test_labels_without_choices_get_the_labels_of_the_domain(tmp_path):
+    tones = ["up", "down", "flat"]
+    train = [{"instruction": f"tone {n}", "output": tones[n % 2], "label": tones[n % 2]} for n in range(10)]
+    test = [
+        {"instruction": "tone?", "output": "flat", "label": "flat"},
+        {"instruction": "hi", "output": "ho"},
+    ]
+    write(tmp_path / "fin" / "train.jsonl", train)
+    write(tmp_path / "fin" / "test.jsonl", test)
+    domain = load_domains(Data(root=str(tmp_path), num_train=1))["fin"]
+    assert domain.train[0].example.choices == domain.test[0].example.choices == tuple(sorted(tones))
+    assert domain.test[1].example.choices == ()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_read_a_local_copy_and_count_what_is_empty(tmp_path, preset):
+    good = {"instruction": "Choose one.", "input": "", "output": "positive", "source": "x"}
+    many = [{**good, "input": str(n)} for n in range(10)]
+    path = write(tmp_path / "copy.jsonl", [{**good, "output": ""}, *many, {**good, "output": None}])
+    domain = load_domains(Data(sources=(Source(domain="d", preset=preset, train=path),)))["d"]
+    assert (len(domain.train), len(domain.test), domain.num_left_out) == (9, 1, 2)
+    assert domain.train[0].example.label == ("positive" if preset == "fingpt" else "")
+
+
+def test_empty_response_is_an_error_where_no_preset_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", [*rows(3), {"instruction": "x", "output": ""}])
+    with pytest.raises(UserError, match=r"a.jsonl:4: response is empty"):
+        load_domains(Data(sources=(Source(domain="d", train=path),)))
+
+
+def test_wrong_sources_are_named(tmp_path):
+    with pytest.raises(UserError, match="nearest first: fingpt"):
+        load_domains(Data(sources=(Source(domain="d", preset="fingtp"),)))
+    with pytest.raises(UserError, match="set one of preset, train and hub"):
+        load_domains(Data(sources=(Source(domain="d"),)))
+    with pytest.raises(UserError, match="named twice"):
+        load_domains(Data(sources=(Source(domain="d"), Source(domain="d"))))
+
+
+def test_duplicates_are_found_whatever_their_case_and_white_space():
+    train = [Record(Example("Where is  Oslo?", "a", "d", context="Map"))]
+    test = [
+        Record(Example("where is\nOSLO? ", "b", "d", context="map")),
+        Record(Example("Where is Oslo?", "b", "d", context="Other")),
+    ]
+    assert find_duplicates(Domain(train, test)) == ["where is\nOSLO? "]
+
+
+def test_built_in_data_is_made_with_the_data_seed(monkeypatch):
+    demo = ModuleType("fedsdr.data.demo")
+    demo.demo_data = lambda seed: {
+        name: ([Example(f"{seed}", "x", name)], [Example("t", "x", name)]) for name in ("b", "a")
+    }
+    monkeypatch.setitem(sys.modules, "fedsdr.data.demo", demo)
+    domains = load_domains(Data(seed=3))
+    assert list(domains) == ["a", "b"]
+    assert prompts(domains["a"].train) == ["3"]
+
+
+def test_real_domains_load_whole():
+    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    folder = Path(os.environ.get("FEDSDR_DATA", beside)) / "domains"
+    if not folder.is_dir():
+        pytest.skip("set FEDSDR_DATA to a folder that holds domains/<domain>/{train,test}.jsonl")
+    for name, domain in load_domains(Data(root=str(folder))).items():
+        for part, records in (("train", domain.train), ("test", domain.test)):
+            assert len(records) == (folder / name / f"{part}.jsonl").read_bytes().count(b"\n")
