@@ -50,7 +50,7 @@ class Model(Section):
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """Load the base through bitsandbytes."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """auto: eager on CPUs, where it is the faster one at these lengths; sdpa on GPUs."""
+    """auto: eager on processors, where it is the faster one at these lengths; sdpa on GPUs."""
     max_length: Annotated[int, Field(ge=16)] = 512
     """Longest conversation in tokens; what is longer loses the end of its response, never the prompt."""
     trust_remote_code: bool = False
@@ -147,7 +147,7 @@ class Distill(Section):
     """Nucleus of the sampling; 1: the whole vocabulary."""
     max_new_tokens: Count = 192
     """Longest rewriting; what is cut off there falls back to the true response."""
-    batch_size: Count = 16
+    batch_size: Count = 32
     """Responses rewritten at a time."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the sampling. Apart from run.seed, so that runs may share rewritings."""
@@ -325,7 +325,7 @@ def dump_settings(settings: Settings) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     # JSON's strings, numbers and booleans are TOML's, but for one control character.

@@ -16,5 +16,7 @@ def seed_for(run_seed: int, *path: str | int) -> int:
     Returns:
         An integer in [0, 2**63), accepted by ``random``, numpy and torch generators alike.
     """
-    name = "/".join(f"{type(part).__name__}:{part}" for part in (run_seed, *path))
+    # A slash inside a part is doubled, so that "a/str:b" is not the path "a", "b".
+    parts = (f"{type(part).__name__}:{part}".replace("/", "//") for part in (run_seed, *path))
+    name = "/".join(parts)
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1

@@ -104,6 +104,10 @@ def test_find_label_prefers_the_longer_choice():
         ("She has 10-12", "12"),
         ("Version v2 costs nothing", ""),
         ("none", ""),
+        # Went wrong once: working after the words was cut at its first number.
+        ("The answer is 18 + 39 = 57", "57"),
+        ("So the answer is 5 x 3 = 15. Well done", "15"),
+        ("The answer is 18 marbles - the rest is lost.", "18"),
     ],
 )
 def test_final_answer_is_stated_or_else_the_last_number(text, answer):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -38,8 +39,8 @@ def prepare(message: Message, context: Context) -> Message:
     if site.rewritings:
         metrics |= distill_metrics(site.data.train, site.rewritings)
     metrics["seconds"] = time.monotonic() - start
-    records = {"client": ConfigRecord({"id": site.id}), "metrics": MetricRecord(dict(metrics))}
-    return Message(RecordDict(records), reply_to=message)
+    content = RecordDict({"client": ConfigRecord({"id": site.id}), "metrics": _as_record(metrics)})
+    return Message(content, reply_to=message)
 
 
 @app.train()
@@ -68,8 +69,8 @@ def train(message: Message, context: Context) -> Message:
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
     arrays = {key: Array(tensor.numpy()) for key, tensor in adapters.state("shared").items()}
-    records = {"arrays": ArrayRecord(arrays), "metrics": MetricRecord(dict(metrics))}
-    return Message(RecordDict(records), reply_to=message)
+    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": _as_record(metrics)})
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()
@@ -81,9 +82,9 @@ def evaluate_models(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
-    has_private = _load_adapters(message, settings, site, adapters, before=server_round + 1)
+    is_personal = _load_adapters(message, settings, site, adapters, before=server_round + 1)
     models: dict[str, tuple[Adapter, ...]] = {"global": ("shared",)}
-    if has_private and server_round:
+    if is_personal:
         models["personalised"] = ("shared", "private")
     metrics: dict[str, float] = {"round": server_round}
     for model, active in models.items():
@@ -93,7 +94,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
             metrics |= {f"eval/{domain}/{name}@{model}": value for name, value in numbers.items()}
         rewrite_lines(site.folder / "evaluation" / f"round-{server_round:04d}-{model}.jsonl", records)
     metrics["seconds"] = time.monotonic() - start
-    return Message(RecordDict({"metrics": MetricRecord(dict(metrics))}), reply_to=message)
+    return Message(RecordDict({"metrics": _as_record(metrics)}), reply_to=message)
 
 
 def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]) -> dict[str, float]:
@@ -113,6 +114,10 @@ def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]
     return metrics
 
 
+def _as_record(metrics: dict[str, float]) -> MetricRecord:
+    return MetricRecord(dict(metrics))
+
+
 def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     """Settings, client and round that a message is about."""
     config = message.content["config"]
@@ -123,12 +128,8 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     return settings, site, int(config["round"])  # type: ignore[arg-type]
 
 
-def _load_adapters(
-    message: Message, settings: Settings, site: Site, adapters: Adapters, before: int
-) -> bool:
-    """Take the broadcast shared adapter and this client's private one; say whether the method has it."""
-    import torch
-
+def _load_adapters(message: Message, settings: Settings, site: Site, adapters: Adapters, before: int) -> bool:
+    """Take the broadcast shared adapter and this client's private one; say whether that was ever trained."""
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
     adapters.load("shared", {key: torch.from_numpy(array.numpy().copy()) for key, array in arrays.items()})
@@ -137,6 +138,6 @@ def _load_adapters(
     private = load_private(site.folder, before)
     if private is None:
         adapters.initialise("private", seed_for(settings.run.seed, "client", site.id, "private"))
-    else:
-        adapters.load("private", private)
+        return False
+    adapters.load("private", private)
     return True

@@ -62,7 +62,12 @@ class LocalGrid(Grid):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Make a message (Flower's older way; `Message(...)` is the same)."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -73,7 +78,7 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Let each message's client answer at once and keep the replies."""
-        ids = []
+        ids: list[str] = []
         for message in messages:
             message_id = f"message-{len(self.replies) + len(ids)}"
             message.metadata.__dict__["_message_id"] = message_id
@@ -85,7 +90,9 @@ class LocalGrid(Grid):
         """Hand over the replies to these messages."""
         return [self.replies.pop(message_id) for message_id in message_ids]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Push and pull. A timeout cannot be enforced inside one process and is passed over."""
         return self.pull_messages(self.push_messages(messages))
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -104,8 +105,54 @@ def read_result(folder: Path) -> Result:
     return Result(folder, base, final)
 
 
+def evaluate_round(folder: Path, server_round: int | None) -> tuple[Table, Table]:
+    """Scores of the base model and of a round, computed where the run has no record of them.
+
+    The personalised model is scored if the clients still hold their private adapters of that round.
+
+    Raises:
+        UserError: The folder holds no run, or the round is not finished.
+    """
+    from fedsdr.apps.server_app import evaluation_file
+
+    settings = read_settings(folder)
+    asked = checked_round(folder, server_round)
+    with _locked(folder):
+        for number in (0, asked):
+            if not evaluation_file(folder, number).exists():
+                _serve(settings, {"evaluate-round": number})
+    base, scores = (json.loads(evaluation_file(folder, number).read_text()) for number in (0, asked))
+    return base, scores
+
+
+def checked_round(folder: Path, server_round: int | None) -> int:
+    """The round that is asked for, the last finished one by default.
+
+    Raises:
+        UserError: That round is not finished.
+    """
+    from fedsdr.server.checkpoint import last_round
+
+    last = last_round(folder / "server")
+    asked = last if server_round is None else server_round
+    if not 0 <= asked <= last:
+        raise UserError(f"{folder} has no round {asked}; finished are rounds 0 to {last}")
+    return asked
+
+
 def _drive(settings: Settings, environment: dict[str, Any]) -> Result:
-    """Let the server app run over the in-process grid."""
+    """Run all rounds that are left."""
+    from fedsdr.apps.site import clients_of
+
+    clients = clients_of(settings)
+    say(f"fedsdr: {settings.method}, {len(clients)} clients, folder {settings.run.dir}")
+    say(f"  model: {environment['model']['origin']}, {settings.model.dtype}, {settings.run.threads} threads")
+    _serve(settings, {})
+    return read_result(Path(settings.run.dir))
+
+
+def _serve(settings: Settings, config: dict[str, Any]) -> None:
+    """Let the server app work over the in-process grid."""
     from flwr.app import Context, RecordDict
 
     from fedsdr.apps.client_app import app as client_app
@@ -113,15 +160,10 @@ def _drive(settings: Settings, environment: dict[str, Any]) -> Result:
     from fedsdr.apps.server_app import app as server_app
     from fedsdr.apps.site import clients_of, close_sites
 
-    folder = Path(settings.run.dir)
-    clients = clients_of(settings)
-    say(f"fedsdr: {settings.method}, {len(clients)} clients, folder {folder}")
-    say(f"  model: {environment['model']['origin']}, {settings.model.dtype}, {settings.run.threads} threads")
-    grid = LocalGrid(client_app, len(clients), folder / "clients")
-    config = {"settings": settings.model_dump_json()}
+    grid = LocalGrid(client_app, len(clients_of(settings)), Path(settings.run.dir) / "clients")
+    config = {"settings": settings.model_dump_json(), **config}
     server_app(grid, Context(1, 0, {}, RecordDict(), config))
     close_sites()
-    return read_result(folder)
 
 
 def _resolve(settings: Settings) -> Settings:
@@ -147,7 +189,7 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
     base, _ = model_of(settings)
     clients = clients_of(settings)
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "git_commit": _git_commit(),
         "machine": {
@@ -190,7 +232,9 @@ def _demand_same(before: dict[str, Any], now: dict[str, Any]) -> None:
 def _git_commit() -> str | None:
     """Commit of the checkout that this file is in, if it is in one."""
     done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"],
+        capture_output=True,
+        text=True,
     )
     return done.stdout.strip() or None
 

@@ -28,11 +28,14 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run or go on with the federation whose settings are in the run configuration."""
+    """Run or go on with the federation whose settings are in the run configuration.
+
+    With `evaluate-round` there, only that round is evaluated, if it was not yet.
+    """
     settings = check_settings(json.loads(str(context.run_config["settings"])), source="run configuration")
     folder = Path(settings.run.dir)
     server, log = folder / "server", folder / "metrics.jsonl"
-    base, adapters = model_of(settings)
+    _, adapters = model_of(settings)
     begun = last_round(server)
     if begun < 0:
         adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
@@ -48,8 +51,14 @@ def main(grid: Grid, context: Context) -> None:
     if not any(event["event"] == "prepare" for event in events):
         append_lines(log, prepared)
     strategy = FedStrategy(settings, roster, load_round(server, begun))
+    if "evaluate-round" in context.run_config:
+        asked = int(context.run_config["evaluate-round"])
+        strategy.arrays = load_round(server, asked)
+        _evaluate(grid, strategy, settings, asked, config, log)
+        return
     strategy.summary()
-    _evaluate(grid, strategy, settings, begun, config, log)
+    if _is_due(settings, begun):
+        _evaluate(grid, strategy, settings, begun, config, log)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
         start = time.monotonic()
         arrays = as_record(strategy.arrays)
@@ -65,7 +74,8 @@ def main(grid: Grid, context: Context) -> None:
             server, server_round, strategy.arrays, settings.lora, adapters.target_names, settings.model.name
         )
         say(f"round {server_round} of {settings.server.num_rounds}: {_losses(events)}, {seconds:.0f} s")
-        _evaluate(grid, strategy, settings, server_round, config, log)
+        if _is_due(settings, server_round):
+            _evaluate(grid, strategy, settings, server_round, config, log)
 
 
 def _prepare(grid: Grid, config: ConfigRecord) -> tuple[dict[int, str], list[Event]]:
@@ -81,7 +91,7 @@ def _prepare(grid: Grid, config: ConfigRecord) -> tuple[dict[int, str], list[Eve
     for reply in grid.send_and_receive(messages):
         if reply.has_error():
             raise UserError(f"a client could not prepare: {reply.error.reason}")
-        client = str(reply.content["client"]["id"])  # type: ignore[call-overload, index]
+        client = str(reply.content["client"]["id"])
         try:
             metrics = check_metrics(reply.content["metrics"], "prepare")  # type: ignore[arg-type]
         except Rejected as reason:
@@ -96,17 +106,20 @@ def _prepare(grid: Grid, config: ConfigRecord) -> tuple[dict[int, str], list[Eve
 def _evaluate(
     grid: Grid, strategy: FedStrategy, settings: Settings, server_round: int, config: ConfigRecord, log: Path
 ) -> None:
-    """Evaluate after a round if that is due and not done yet; write the pooled numbers."""
-    every, last = settings.eval.every, settings.server.num_rounds
+    """Evaluate a round if that is not done yet; write the pooled numbers."""
     path = evaluation_file(Path(settings.run.dir), server_round)
-    due = server_round in (0, last) or (every and server_round % every == 0)
-    if not due or path.exists():
+    if path.exists():
         return
     messages = strategy.configure_evaluate(server_round, as_record(strategy.arrays), config, grid)
     strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))
     events = strategy.take_events()
     append_lines(log, events)
     write_json(path, table_of_round([event for event in events if event["event"] == "evaluate"]))
+
+
+def _is_due(settings: Settings, server_round: int) -> bool:
+    every, last = settings.eval.every, settings.server.num_rounds
+    return server_round in (0, last) or (every > 0 and server_round % every == 0)
 
 
 def evaluation_file(folder: Path, server_round: int) -> Path:

@@ -146,7 +146,9 @@ def _encode(
     settings: Settings, examples: Sequence[Example], rewritings: Sequence[Rewriting] | None = None
 ) -> list[Conversation]:
     base, _ = model_of(settings)
-    texts = [new.distilled for new in rewritings] if rewritings else [example.response for example in examples]
+    texts = (
+        [new.distilled for new in rewritings] if rewritings else [example.response for example in examples]
+    )
     return [
         encode(base.tokenizer, example, text, settings.model.max_length)
         for example, text in zip(examples, texts, strict=True)

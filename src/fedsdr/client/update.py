@@ -77,7 +77,7 @@ def local_update(
             while part := list(islice(parts, settings.batch_size)):
                 loss, _ = response_loss(base, collate(part))
                 # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
-                (loss / step_tokens).backward()  # type: ignore[no-untyped-call]
+                (loss / step_tokens).backward()
                 step_loss += loss.item() / step_tokens
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
             optimizer.step()

@@ -88,8 +88,9 @@ _SELF_REFERENCES = re.compile(
 # A sign counts where no letter, digit or bracket stands before it: 5-3 holds 5 and 3.
 _NUMBER = r"(?:(?<![\w)\]])-)?(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 _LIST_ORDINAL = re.compile(r"^[ \t]*\d+[.)][ \t]", re.MULTILINE)
+_NO_WORKING = r"(?![\d.,]*\s*[-+*/x×=]\s*[$£€]?[\d(])"  # "the answer is 2 + 3 = 5" does not say 2
 _ANSWER = re.compile(
-    rf"answer is[\s:*$£€(\[{{`\"']*(?:(?P<number>{_NUMBER}(?:/\d+)?)|(?P<words>[^\n]*))", re.I
+    rf"answer is[\s:*$£€(\[{{`\"']*(?:(?P<number>{_NUMBER}(?:/\d+)?){_NO_WORKING}|(?P<words>[^\n]*))", re.I
 )
 _CODE_BLOCK = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": "-"})
@@ -126,12 +127,16 @@ def find_label(text: str, choices: tuple[str, ...]) -> str:
 def final_answer(text: str) -> str:
     """Return what the text gives as its answer.
 
-    That is what follows the last "answer is": the number, if one follows directly, else the rest of
-    the line. Without these words it is the last number of the text, and "" if there is none.
+    That is what follows the last "answer is": the number, if one follows directly; the last result,
+    if working with "=" follows; else the rest of the line. Without these words it is the last number
+    of the text, and "" if there is none.
     """
     text = text.translate(_PLAIN)
     if stated := list(_ANSWER.finditer(text)):
-        return stated[-1]["number"] or stated[-1]["words"].strip(" .!*`\"')]}")
+        number, words = stated[-1].group("number", "words")
+        if number is None and (results := re.findall(rf"=[\s$£€]*({_NUMBER})", words)):
+            return str(results[-1])
+        return number or words.strip(" .!*`\"')]}")
     numbers = re.findall(_NUMBER, text)
     return numbers[-1] if numbers else ""
 

@@ -31,6 +31,34 @@ def summarize(domains: dict[str, Domain], clients: list[ClientData], num_samples
     }
 
 
+def render_summary(summary: dict[str, Any]) -> str:
+    """Lay out a summary as text for a terminal."""
+    lines = []
+    for domain in summary["domains"]:
+        if domain["num_duplicates"]:
+            lines.append(
+                f"{domain['domain']}: {domain['num_duplicates']} test prompts are training prompts too,"
+                f" such as: {' | '.join(domain['duplicates'])}"
+            )
+        if domain["num_left_out"]:
+            lines.append(f"{domain['domain']}: {domain['num_left_out']} rows of the source were empty")
+    for client in summary["clients"]:
+        words = ", ".join(f"{field} {mean:.0f}" for field, mean in client["words"].items())
+        lines += [
+            "",
+            f"{client['client']}: {client['num_train']} training, {client['num_test']} test examples",
+        ]
+        lines.append(f"  mean words: {words}")
+        for what in ("domains", "labels"):
+            if len(client[what]) > (what == "domains"):
+                counts = ", ".join(f"{name} {num}" for name, num in client[what].items())
+                lines.append(f"  {what}: {counts}")
+        for sample in client["samples"]:
+            prompt = " / ".join(text for text in (sample["instruction"], sample["context"]) if text)
+            lines.append(f"  sample: {prompt}\n      ->  {sample['response']}")
+    return "\n".join(lines).strip()
+
+
 def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
     duplicates = find_duplicates(domain)
     return {

@@ -10,6 +10,7 @@ Differs: the paper does not say what happens to empty, cut-off or refusing rewri
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from fedsdr.config import Distill
@@ -23,7 +24,7 @@ from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
-from fedsdr.storage import append_lines, content_hash, read_lines, rewrite_lines
+from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,16 @@ def _ask(
     prompts = [encode_prompt(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
     plan = by_length([len(ids) for ids in prompts], settings.batch_size)
 
-    records = read_lines(path)
-    num_whole = sum(1 for batch in range(len(plan)) if sum(map(len, plan[: batch + 1])) <= len(records))
-    records = records[: sum(map(len, plan[:num_whole]))]
+    # Whole batches, as far as they are the plan's: another run may have written to the same cache.
+    records: list[Event] = []
+    num_whole = 0
+    found = iter(read_lines(path))
+    for batch in plan:
+        part = list(islice(found, len(batch)))
+        if [record["example"] for record in part] != [hashes[index] for index in batch]:
+            break
+        records += part
+        num_whole += 1
     if path.exists():
         rewrite_lines(path, records)
     with adapters.inference((), base.dtype):
@@ -141,7 +149,7 @@ def _ask(
             ]
             append_lines(path, new)
             records += new
-    by_place = {index: record for index, record in zip(sum(plan, []), records, strict=True)}
+    by_place = dict(zip(chain.from_iterable(plan), records, strict=True))
     return [
         Answer(record["text"], record["finished"], record["num_tokens"])
         for record in (by_place[index] for index in range(len(examples)))

@@ -8,8 +8,10 @@ small one.
 from collections.abc import Sequence
 from typing import Any
 
-from fedsdr.measure.tasks import ANSWER_METRICS, LOSSES, pool
 from fedsdr.storage import Event
+
+ANSWER_METRICS = ("score", "unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate")
+LOSSES = ("loss", "loss_distilled")
 
 Table = dict[str, dict[str, dict[str, float]]]
 """Model -> domain or "mean" -> metric -> value."""
@@ -44,3 +46,19 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     for name in ("num_examples", "num_scored"):
         mean[name] = sum(row[name] for row in rows)
     return mean
+
+
+def pool(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Pool the metrics of several clients on one domain, each weighted by what it was counted over."""
+    pooled: dict[str, float] = {}
+    for name in (*ANSWER_METRICS, *LOSSES):
+        weight = {"score": "num_scored", **{loss: f"{loss}_tokens" for loss in LOSSES}}.get(
+            name, "num_examples"
+        )
+        having = [part for part in parts if name in part]
+        if having:
+            total = sum(part[weight] for part in having)
+            pooled[name] = sum(part[name] * part[weight] for part in having) / total
+            pooled[weight] = total
+    pooled["num_scored"] = pooled.get("num_scored", 0)
+    return pooled

@@ -14,6 +14,7 @@ from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
+from fedsdr.measure.scores import LOSSES
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
@@ -21,9 +22,6 @@ from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import track
 from fedsdr.storage import Event
 from fedsdr.tables import Adapter
-
-ANSWER_METRICS = ("score", "unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate")
-LOSSES = ("loss", "loss_distilled")
 
 
 @dataclass(frozen=True)
@@ -125,19 +123,3 @@ def summarise(records: Sequence[Event]) -> dict[str, float]:
     if judged:
         metrics["score"] = sum(judged) / len(judged)
     return metrics
-
-
-def pool(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Pool the metrics of several clients on one domain, each weighted by what it was counted over."""
-    pooled: dict[str, float] = {}
-    for name in (*ANSWER_METRICS, *LOSSES):
-        weight = {"score": "num_scored", **{loss: f"{loss}_tokens" for loss in LOSSES}}.get(
-            name, "num_examples"
-        )
-        having = [part for part in parts if name in part]
-        if having:
-            total = sum(part[weight] for part in having)
-            pooled[name] = sum(part[name] * part[weight] for part in having) / total
-            pooled[weight] = total
-    pooled["num_scored"] = pooled.get("num_scored", 0)
-    return pooled

@@ -80,6 +80,7 @@ class Adapters:
         Raises:
             UserError: A target names no linear layer of the model.
         """
+        self.model = model
         self.layers = {
             path: LoraLinear(base, lora) for path, base in find_targets(model, lora.targets).items()
         }
@@ -160,6 +161,14 @@ class Adapters:
         for key, tensor in tensors.items():
             tensor.data.copy_(state[key])
 
+    def merge(self, name: Adapter) -> None:
+        """Fold an adapter into the base and take the adapters off; for export, at the end of use."""
+        for path, layer in self.layers.items():
+            parent, _, last = path.rpartition(".")
+            product = layer.B[name] @ layer.A[name] * layer.scale
+            layer.base.weight.data += product.to(layer.base.weight.dtype)
+            setattr(self.model.get_submodule(parent), last, layer.base)
+
     def _tensors(self, name: Adapter) -> dict[str, nn.Parameter]:
         return {
             f"{PREFIX}{path}.lora_{letter}.weight": factor[name]
@@ -177,8 +186,11 @@ def check_keys(expected: dict[str, Tensor] | dict[str, nn.Parameter], found: dic
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
     if missing or extra:
-        words = [f"{len(keys)} {what}, first {keys[0]}" for keys, what in
-                 ((missing, "missing"), (extra, "unknown")) if keys]
+        words = [
+            f"{len(keys)} {what}, first {keys[0]}"
+            for keys, what in ((missing, "missing"), (extra, "unknown"))
+            if keys
+        ]
         raise UserError(f"the adapter does not fit the model: keys {' and '.join(words)}")
     for key, tensor in expected.items():
         if tensor.shape != found[key].shape:

@@ -105,7 +105,7 @@ def _choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator
     logits = logits / sampling.temperature
     if sampling.top_p < 1:
         ranked, order = logits.softmax(dim=1).sort(dim=1, descending=True)
-        outside = ranked.cumsum(dim=1) - ranked > sampling.top_p
+        outside = ranked.cumsum(dim=1) - ranked >= sampling.top_p
         logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
     uniform = torch.stack([torch.rand(logits.shape[1], generator=generator) for generator in generators])
     gumbel = -(-uniform.clamp(min=1e-20).log()).log()

@@ -65,7 +65,7 @@ def response_loss(base: Base, batch: Batch) -> tuple[Tensor, int]:
     head = base.model.get_output_embeddings()
     states = hidden.flatten(0, 1)[positions]
     targets = torch.from_numpy(batch.targets).to(base.device)
-    total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
+    total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, targets)
     return total, len(batch.targets)
 
 

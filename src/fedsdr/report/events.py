@@ -37,7 +37,9 @@ def paradox_records(events: Sequence[Event]) -> list[Event]:
         for text in TEXTS:
             pooled = _pool([record for record in records if record["text"] == text])
             words_true = words_true or pooled["words"]
-            records.append({"client": ALL, "text": text, **pooled, "length_ratio": pooled["words"] / words_true})
+            records.append(
+                {"client": ALL, "text": text, **pooled, "length_ratio": pooled["words"] / words_true}
+            )
     return records
 
 
@@ -47,8 +49,11 @@ def paradox_sheet(events: Sequence[Event]) -> Sheet:
     names = ("omission_rate", "unsupported_rate", "words", "length_ratio", "filler_rate", "redundancy")
     digits = (2, 2, 1, 2, 2, 2)
     rows = [
-        (record["client"], record["text"])
-        + tuple(number(record[name], places) for name, places in zip(names, digits, strict=True))
+        (
+            record["client"],
+            record["text"],
+            *(number(record[name], places) for name, places in zip(names, digits, strict=True)),
+        )
         for record in records
     ]
     return Sheet(
@@ -147,14 +152,17 @@ def cost_sheet(events: Sequence[Event]) -> Sheet:
         ]
         total = {name: sum(record.get(name, 0) for record in found) for name in (*steps, *_SUMS)}
         rows.append(
-            (client, str(sum(record["work"] == "train" for record in found)))
-            + tuple(number(value, 1 if value < 100 else 0) for value in seconds)
-            + tuple(f"{int(total[name]):,}" for name in (*steps, "num_tokens"))
-            + (data_size(total["num_bytes_up"]), data_size(total["num_bytes_down"]))
+            (
+                client,
+                str(sum(record["work"] == "train" for record in found)),
+                *(number(value, 1 if value < 100 else 0) for value in seconds),
+                *(f"{int(total[name]):,}" for name in (*steps, "num_tokens")),
+                *(data_size(total[name]) for name in ("num_bytes_up", "num_bytes_down")),
+            )
         )
-    heads = ("client", "updates", "prepare s", "train s", "evaluate s")
-    heads += tuple(f"steps {name.removeprefix('num_steps_')}" for name in steps)
-    heads += ("response tokens", "up", "down")
+    step_heads = (f"steps {name.removeprefix('num_steps_')}" for name in steps)
+    seconds_heads = ("prepare s", "train s", "evaluate s")
+    heads = ("client", "updates", *seconds_heads, *step_heads, "response tokens", "up", "down")
     return Sheet(
         "Costs of each client, summed over rounds",
         "l" + "r" * (len(heads) - 1),
@@ -176,18 +184,18 @@ def dropped_sheet(events: Sequence[Event]) -> Sheet:
         if event["event"] == "dropped"
     ]
     rows = tuple(tuple(map(str, record.values())) for record in records)
-    return Sheet("Replies that the server dropped", "rll", ("round", "client", "reason"), rows, tuple(records))
+    return Sheet(
+        "Replies that the server dropped", "rll", ("round", "client", "reason"), rows, tuple(records)
+    )
 
 
 def data_size(num_bytes: float) -> str:
     """Write a number of bytes with a decimal unit, such as 65.5 kB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while num_bytes >= 1000:
         num_bytes /= 1000
-    else:
-        unit = "TB"
-    return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        del units[0]
+    return f"{num_bytes:.0f} B" if units[0] == "B" else f"{num_bytes:.1f} {units[0]}"
 
 
 _SUMS = ("num_tokens", "num_bytes_up", "num_bytes_down")

@@ -29,9 +29,7 @@ def wilson(share: float, num: float) -> tuple[float, float]:
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
-def mean_interval(
-    shares: Sequence[float], intervals: Sequence[tuple[float, float]]
-) -> tuple[float, float]:
+def mean_interval(shares: Sequence[float], intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """95 % interval of the plain mean of independent shares, from the interval of each.
 
     The distances from share to end are added as squares, as variances are: with D shares,

@@ -95,13 +95,13 @@ def line_panel(title: str, lines: Mapping[Series, Sequence[tuple[int, float]]]) 
 
     Args:
         title: What the panel is about, such as a client.
-        lines: For each series (round, value) in order of rounds; at least one point in all.
+        lines: For each series (round, value) in order of rounds, at least one.
     """
     rounds = [x for points in lines.values() for x, _ in points]
     values = [y for points in lines.values() for _, y in points]
     y_ticks = nice_ticks(min(values), max(values))
     labels = tick_labels(y_ticks)
-    left = 10 + 6.5 * max(map(len, labels))
+    left = 10 + 6.5 * max(map(len, ["round", *labels]))
     first, last = min(rounds), max(rounds)
     # One round alone stands in the middle.
     x = Scale(first, last, left + 8, WIDTH - 12) if last > first else Scale(first - 1, last + 1, left, WIDTH)
@@ -110,9 +110,8 @@ def line_panel(title: str, lines: Mapping[Series, Sequence[tuple[int, float]]]) 
     return LinePanel(
         title,
         "; ".join(
-            f"{series.name} {points[0][1]:.3f} in round {points[0][0]}, {points[-1][1]:.3f} in round {points[-1][0]}"
+            f"{series.name} " + ", ".join(f"{v:.3f} in round {r}" for r, v in (points[0], points[-1]))
             for series, points in lines.items()
-            if points
         ),
         tuple(
             Line(
@@ -174,7 +173,7 @@ def bar_panel(
     )
 
 
-def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers, at most `most` steps apart, of which the first and last enclose low and high."""
     if high <= low:
         high = low + (abs(low) or 1.0) / 10

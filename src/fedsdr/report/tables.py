@@ -11,13 +11,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fedsdr.measure.scores import Table
 from fedsdr.report.intervals import mean_interval, wilson
 from fedsdr.storage import Event
-
-if TYPE_CHECKING:
-    from fedsdr.measure.scores import Table
 
 MODELS = ("base", "global", "personalised")
 NONE = "-"

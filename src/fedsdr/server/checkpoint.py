@@ -31,7 +31,8 @@ def save_round(
     """Write a round: adapter_model.safetensors and adapter_config.json directly in its folder."""
     state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
     write_folder(
-        round_folder(folder, server_round), lambda aside: save_adapter(aside, state, lora, list(targets), base)
+        round_folder(folder, server_round),
+        lambda aside: save_adapter(aside, state, lora, list(targets), base),
     )
 
 

@@ -31,10 +31,10 @@ def average(updates: Sequence[Update]) -> Arrays:
     """
     total = sum(update.num_examples for update in updates)
     return {
-        key: sum(
-            (update.num_examples / total * update.arrays[key].astype(np.float64) for update in updates),
-            start=np.float64(0),
-        ).astype(np.float32)
+        key: np.asarray(
+            sum(update.num_examples / total * update.arrays[key].astype(np.float64) for update in updates),
+            dtype=np.float32,
+        )
         for key in updates[0].arrays
     }
 

@@ -137,7 +137,9 @@ class FedStrategy(Strategy):
         needed = max(1, int(np.ceil(self.settings.server.quorum * self.num_asked)))
         if num_good < needed:
             reasons = "; ".join(
-                f"{event['client']}: {event['reason']}" for event in self.events if event["event"] == "dropped"
+                f"{event['client']}: {event['reason']}"
+                for event in self.events
+                if event["event"] == "dropped"
             )
             raise UserError(
                 f"round {server_round}: {num_good} of {self.num_asked} asked clients gave a usable reply,"

@@ -1,0 +1,260 @@
+"""The command line: parse, call, print. Each command's work is elsewhere.
+
+Nothing heavy is imported before a command needs it, so that --help answers at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsdr import progress
+from fedsdr.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Federated instruction tuning by self-distillation with rectification (FedSD and FedSDR).",
+    epilog="Begin with: fedsdr run recipes/demo.toml",
+)
+
+Recipe = Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/demo.toml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Settings that win over the recipe, such as method=fedsd run.seed=1.", metavar="[KEY=VALUE]..."
+    ),
+]
+RunDir = Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN_DIR")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+
+
+@app.command()
+def run(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Run a federation: rewrite, train, combine, evaluate, report."""
+    from fedsdr.config import load_settings
+
+    progress.quiet = quiet
+    settings = load_settings(recipe, overrides or [])
+    from fedsdr.apps.run import run as run_settings
+
+    _show(run_settings(settings), as_json)
+
+
+@app.command()
+def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Go on with a run that was stopped, after its last finished round."""
+    progress.quiet = quiet
+    from fedsdr.apps.run import resume as resume_run
+
+    _show(resume_run(run_dir), as_json)
+
+
+@app.command()
+def evaluate(
+    run_dir: RunDir,
+    server_round: Annotated[
+        int | None, typer.Option("--round", help="Which round; the last by default.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a round of a run on the clients' test examples."""
+    progress.quiet = quiet
+    from fedsdr.apps.run import evaluate_round
+
+    base, final = evaluate_round(run_dir, server_round)
+    if as_json:
+        _print_json({"base": base, "final": final})
+    else:
+        _print_scores(base, final)
+
+
+@app.command()
+def report(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Write the page of a run, finished or not, and say where it is."""
+    from fedsdr.apps.run import read_settings
+    from fedsdr.report.page import write_report
+
+    path = write_report(run_dir, read_settings(run_dir))
+    if as_json:
+        _print_json({"report": str(path)})
+    else:
+        print(path)
+
+
+@app.command()
+def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what each client would hold: counts, words, labels, samples, duplicates."""
+    from fedsdr.config import load_settings
+    from fedsdr.data.partition import partition
+    from fedsdr.data.sources import load_domains
+    from fedsdr.data.summary import render_summary, summarize
+
+    settings = load_settings(recipe, overrides or [])
+    domains = load_domains(settings.data, settings.partition.id_column)
+    summary = summarize(domains, partition(domains, settings))
+    if as_json:
+        _print_json(summary)
+    else:
+        print(render_summary(summary))
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List methods, combinations, server optimizers and rewriting prompts."""
+    from fedsdr import tables
+
+    shown: dict[str, Any] = {
+        "method": tables.METHODS,
+        "server.combination": tables.COMBINATIONS,
+        "server.optimizer": tables.OPTIMIZERS,
+        "distill.prompts": tables.PROMPTS,
+    }
+    rows = {
+        key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
+        for key, table in shown.items()
+    }
+    if as_json:
+        _print_json(rows)
+        return
+    for key, table in rows.items():
+        print(f"{key} =")
+        for name, row in table.items():
+            print(f"  {name:<12}{row['summary']}\n{'':14}{row['paper']}")
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the built-in models; a folder, a .gguf file or a hub id will do as well."""
+    from fedsdr.model.base import list_models
+
+    rows = list_models()
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        state = "in the cache" if row["cached"] else "not yet in the cache"
+        print(f"{row['name']}\n  {row['origin']}; {row['licence']}; {row['size']}; {state}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="model.name, as in a recipe.")] = "smollm2-135m-instruct",
+) -> None:
+    """Fetch and convert a model now, so that later runs need no network."""
+    from fedsdr.config import Model
+    from fedsdr.model.base import load_base
+
+    base = load_base(Model(name=name))
+    progress.say(f"{name}: ready ({base.origin})")
+
+
+@app.command()
+def chat(
+    run_dir: RunDir,
+    question: Annotated[
+        str | None, typer.Option(help="Ask this once and end; without it, ask at a prompt.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the base model and the global model of a run the same questions, side by side."""
+    from fedsdr.apps.trained import open_chat
+
+    ask = open_chat(run_dir, max_new_tokens)
+    for text in [question] if question is not None else _questions():
+        answers = ask(text)
+        if as_json:
+            _print_json({"question": text, **answers})
+        else:
+            print("\n".join(f"{model}: {answer}" for model, answer in answers.items()))
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    to: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole model with the adapter folded in (float32).")
+    ] = False,
+    client: Annotated[
+        str, typer.Option(help="The personalised model of this client (simulation only).")
+    ] = "",
+    server_round: Annotated[
+        int | None, typer.Option("--round", help="Which round; the last by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the trained adapter for PEFT and vLLM, or the whole model."""
+    from fedsdr.apps.trained import export_round
+
+    export_round(run_dir, to, server_round, client, merged)
+    if as_json:
+        _print_json({"folder": str(to)})
+    else:
+        print(to)
+
+
+def _show(result: Any, as_json: bool) -> None:
+    """Print a run's scores and where its files are."""
+    from fedsdr.apps.run import read_settings
+    from fedsdr.report.page import write_report
+
+    path = write_report(result.folder, read_settings(result.folder))
+    if as_json:
+        places = {"folder": result.folder, "adapter": result.adapter, "report": path}
+        _print_json({"base": result.base, "final": result.final, **{k: str(v) for k, v in places.items()}})
+        return
+    _print_scores(result.base, result.final)
+    print(f"adapter: {result.adapter}\nreport:  {path}")
+
+
+def _print_scores(base: Any, final: Any) -> None:
+    """Print exact scores and held-out losses, one row for each domain."""
+    from fedsdr.report.tables import loss_sheet, render_text, score_sheet
+
+    for sheet in (score_sheet(base, final), loss_sheet(base, final)):
+        print(f"\n{render_text(sheet)}\n")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _questions() -> Any:
+    """What the user types, until an empty line or the end of input."""
+    while True:
+        try:
+            text = input("? ").strip()
+        except EOFError:
+            return
+        if not text:
+            return
+        yield text
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; exit code 2 and one message for what the user can mend."""
+    try:
+        app(argv)
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> int:
+    print(f"fedsdr: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

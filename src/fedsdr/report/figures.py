@@ -1,0 +1,171 @@
+"""Which plots the page has: the figures, each made from records of `tables` and `events`.
+
+`plots` lays them out, `plots.html` draws them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedsdr.config import Settings
+from fedsdr.measure.scores import Table
+from fedsdr.report.events import TEXTS
+from fedsdr.report.intervals import wilson
+from fedsdr.report.plots import MOST_PANELS, BarPanel, LinePanel, Series, bar_panel, line_panel
+from fedsdr.report.tables import MODELS, loss_records
+from fedsdr.storage import Event
+from fedsdr.tables import METHODS
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels of one kind under one caption."""
+
+    key: str
+    """Names the figure's ids and its CSV file."""
+    caption: str
+    note: str
+    legend: tuple[Series, ...]
+    panels: tuple[LinePanel | BarPanel, ...]
+    records: Sequence[Event]
+
+
+def score_figure(records: Sequence[Event]) -> Figure | None:
+    """Scores as bars with intervals; None where nothing was scored."""
+    found = [record for record in records if record["score"] is not None]
+    if not found:
+        return None
+    models = {record["model"]: Series(record["model"], f"s-{record['model']}") for record in found}
+    used = tuple(models.values())
+    groups: dict[str, dict[Series, Any]] = {record["domain"]: dict.fromkeys(used) for record in found}
+    for record in found:
+        value = (record["score"], (record["low"], record["high"]))
+        groups[record["domain"]][models[record["model"]]] = value
+    return Figure(
+        "scores",
+        "Exact score by domain",
+        "Share of right answers, 0 to 1; lines are 95 % intervals.",
+        used,
+        (bar_panel("share of right answers", groups, high=1.0),),
+        records,
+    )
+
+
+def training_figure(records: Sequence[Event], settings: Settings) -> Figure | None:
+    """Training loss over rounds: the mean of the clients, then each client."""
+    if not records:
+        return None
+    stages = METHODS[settings.method].stages
+    all_series = {
+        adapter: Series(f"{adapter} adapter, on {stage.on} data", _style(adapter))
+        for stage in stages
+        for adapter in ["+".join(stage.train)]
+    }
+    losses: dict[str, dict[Series, dict[int, float]]] = {}
+    of_round: dict[Series, dict[int, list[float]]] = {}
+    for record in records:
+        series, number = all_series[record["adapter"]], record["round"]
+        losses.setdefault(record["client"], {}).setdefault(series, {})[number] = record["loss"]
+        of_round.setdefault(series, {}).setdefault(number, []).append(record["loss"])
+    mean = {
+        series: {number: sum(values) / len(values) for number, values in by_round.items()}
+        for series, by_round in of_round.items()
+    }
+    panels = {f"mean of {len(losses)} clients": mean, **dict(sorted(losses.items()))}
+    return Figure(
+        "training",
+        "Training loss over rounds, by client",
+        "Nats per response token, mean over a client's steps of the round; each panel has its own scale."
+        + _limited(len(panels)),
+        tuple(all_series.values()),
+        _line_panels(panels),
+        records,
+    )
+
+
+def held_out_figure(tables: Mapping[int, Table]) -> Figure | None:
+    """Held-out loss over the evaluated rounds; both models start from the base model in round 0."""
+    models = [model for model in MODELS[1:] if any(model in table for table in tables.values())]
+    series = {
+        (model, on): Series(f"{model} model, on {on}", _style(model), dashed=on == "rewritings")
+        for model in models
+        for on in ("true responses", "rewritings")
+    }
+    panels: dict[str, dict[Series, dict[int, float]]] = {}
+    for record in loss_records({0: tables.get(0, {})}, ("base",)):
+        for model in models:
+            of_domain = panels.setdefault(record["domain"], {})
+            of_domain.setdefault(series[model, record["on"]], {})[0] = record["loss"]
+    later = {number: table for number, table in tables.items() if number}
+    for record in loss_records(later, models):
+        of_domain = panels.setdefault(record["domain"], {})
+        of_domain.setdefault(series[record["model"], record["on"]], {})[record["round"]] = record["loss"]
+    if not panels:
+        return None
+    ordered = dict(sorted(panels.items(), key=lambda item: (item[0] != "mean", item[0])))
+    if "mean" in ordered:
+        ordered = {"mean of domains": ordered.pop("mean"), **ordered}
+    return Figure(
+        "held-out-loss",
+        "Held-out loss over rounds, by domain",
+        "Nats per response token of the test examples; round 0 is the base model; each panel has its own"
+        " scale." + _limited(len(panels)),
+        tuple(kind for kind in series.values() if any(kind in lines for lines in panels.values())),
+        _line_panels(ordered),
+        loss_records({0: tables.get(0, {})}, ("base",)) + loss_records(later, models),
+    )
+
+
+def paradox_figure(records: Sequence[Event]) -> Figure | None:
+    """Bars of what rewriting changes, by client."""
+    if not records:
+        return None
+    series = {
+        text: Series(text, style) for text, style in zip(TEXTS, ("s-true", "s-new", "s-taught"), strict=True)
+    }
+    panels = []
+    for title, name, weight in (
+        ("omits: share of checkable responses", "omission_rate", "num_checkable"),
+        ("unsupported: share of responses", "unsupported_rate", "num_examples"),
+        ("length: words over true words", "length_ratio", None),
+        ("fillers per 100 words", "filler_rate", None),
+        ("repeats: share of 3-grams", "redundancy", None),
+    ):
+        groups: dict[str, dict[Series, Any]] = {}
+        for record in records:
+            # A rate is of two texts, the others are of three.
+            if record["text"] == TEXTS[0] and weight:
+                continue
+            value = record[name]
+            whisker = wilson(value, record[weight]) if weight and value is not None else None
+            bars = groups.setdefault(record["client"], {})
+            bars[series[record["text"]]] = None if value is None else (value, whisker)
+        shown = {client: groups[client] for client in [*groups][-MOST_PANELS:]}
+        panels.append(bar_panel(title, shown, high=1.0 if weight else None))
+    return Figure(
+        "paradox",
+        "Rewrite paradox, by client",
+        "Before fall-back (rewriting) and after (as taught), beside the true responses; lines are 95 %"
+        " intervals of shares." + _limited(len(groups)),
+        tuple(series.values()),
+        tuple(panels),
+        records,
+    )
+
+
+def _line_panels(panels: Mapping[str, Mapping[Series, Mapping[int, float]]]) -> tuple[LinePanel, ...]:
+    return tuple(
+        line_panel(title, {series: sorted(points.items()) for series, points in lines.items()})
+        for title, lines in list(panels.items())[:MOST_PANELS]
+    )
+
+
+def _limited(num: int) -> str:
+    return f" The page draws {MOST_PANELS} of {num}; the CSV file has all." if num > MOST_PANELS else ""
+
+
+def _style(name: str) -> str:
+    """Colour of a model or adapter: the shared adapter's is the global model's."""
+    return "s-global" if name in ("shared", "global") else "s-personalised"

@@ -1,0 +1,53 @@
+"""What a client keeps: the right version of its private adapter, whenever it is asked again."""
+
+from pathlib import Path
+
+import torch
+
+from fedsdr.client.state import load_private, save_private
+from fedsdr.config import Lora
+
+KEY = "base_model.model.q_proj.lora_A.weight"
+
+
+def save(folder: Path, server_round: int, value: float | None = None) -> None:
+    state = {KEY: torch.full((2, 3), float(server_round if value is None else value))}
+    save_private(folder, server_round, state, Lora(rank=2), ["q_proj"], "tiny")
+
+
+def value(folder: Path, before: int) -> float | None:
+    found = load_private(folder, before)
+    return None if found is None else found[KEY][0, 0].item()
+
+
+def test_a_client_starts_from_its_newest_state_before_the_round(tmp_path: Path):
+    """A client that is drawn for rounds 2 and 9 alone has nothing newer in between."""
+    assert value(tmp_path, before=2) is None
+    save(tmp_path, 2)
+    assert value(tmp_path, before=2) is None
+    assert value(tmp_path, before=9) == 2
+    save(tmp_path, 9)
+    assert value(tmp_path, before=9) == 2
+    assert value(tmp_path, before=10) == 9
+
+
+def test_a_round_that_is_done_again_after_a_crash_starts_where_it_did_the_first_time(tmp_path: Path):
+    """The client had finished round 3, the server was killed before it had: round 3 is asked again."""
+    for server_round in (1, 2, 3):
+        save(tmp_path, server_round)
+    assert value(tmp_path, before=3) == 2
+    save(tmp_path, 3, value=30.0)
+    assert value(tmp_path, before=3) == 2
+    assert value(tmp_path, before=4) == 30
+
+
+def test_two_versions_are_kept(tmp_path: Path):
+    for server_round in range(1, 12):
+        save(tmp_path, server_round)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0010", "round-0011"]
+
+
+def test_rounds_are_ordered_as_numbers(tmp_path: Path):
+    save(tmp_path, 9999)
+    save(tmp_path, 10000)
+    assert value(tmp_path, before=10001) == 10000

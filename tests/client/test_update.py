@@ -1,0 +1,174 @@
+"""The local update: how many steps, at which rate, and that accumulation is a larger batch."""
+
+import math
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsdr.client.update import count_steps, learning_rate, local_update
+from fedsdr.config import Client, Lora, Settings
+from fedsdr.data.batching import data_order
+from fedsdr.data.conversation import Conversation
+from fedsdr.model.adapters import ADAPTERS, Adapters
+from fedsdr.model.base import Base, load_base
+from fedsdr.seeds import seed_for
+from fedsdr.tables import METHODS, Stage
+
+SHARED = (Stage(("shared",), "raw", ("shared",)),)
+
+
+@pytest.fixture
+def model(tiny_settings: Callable[..., Settings]) -> tuple[Base, Adapters]:
+    base = load_base(tiny_settings().model)
+    adapters = Adapters(base.model, Lora(rank=2))
+    for number, name in enumerate(ADAPTERS):
+        adapters.initialise(name, seed=number)
+    return base, adapters
+
+
+def make(num: int) -> list[Conversation]:
+    """Conversations of 3 prompt tokens and 1, 6, 11, ... response tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Conversation(tuple(torch.randint(3, 400, (4 + 5 * n,), generator=generator).tolist()), 3)
+        for n in range(num)
+    ]
+
+
+class Spy(torch.optim.AdamW):
+    """AdamW that keeps the gradients of each step, as clipped, and its rate."""
+
+    gradients: list[list[torch.Tensor]]
+    rates: list[float]
+
+    def step(self, closure=None):
+        group = self.param_groups[0]
+        Spy.gradients.append([p.grad.clone() for p in group["params"]])
+        Spy.rates.append(group["lr"])
+        return super().step(closure)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
+    Spy.gradients, Spy.rates = [], []
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    return Spy
+
+
+def update(model: tuple[Base, Adapters], num: int = 4, stages=SHARED, rate: float = 1e-3, seed: int = 0, **settings):
+    base, adapters = model
+    settings = {"local_steps": 1, "batch_size": 4, "max_grad_norm": 1e9} | settings
+    views = {"raw": make(num), "distilled": make(num)}
+    return local_update(base, adapters, stages, views, Client(**settings), rate, seed, "test")
+
+
+def test_two_passes_of_two_are_one_pass_of_four(model, spy):
+    """Responses of 1, 6, 11 and 16 tokens: a mean of the passes' means would weigh the short ones more."""
+    once = update(model, batch_size=4)
+    model[1].initialise("shared", seed=0)
+    twice = update(model, batch_size=2, accumulation=2)
+    assert len(spy.gradients) == 2
+    for whole, parts in zip(*spy.gradients, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-7)
+    assert twice["train/shared/loss"] == pytest.approx(once["train/shared/loss"], rel=1e-6)
+    assert twice["train/shared/num_tokens"] == once["train/shared/num_tokens"] == 1 + 6 + 11 + 16
+
+
+def test_the_gradient_of_a_whole_step_is_clipped_to_the_norm(model, spy):
+    update(model)
+    model[1].initialise("shared", seed=0)
+    norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in spy.gradients[0]))
+    update(model, max_grad_norm=norm / 4, batch_size=2, accumulation=2)
+    for clipped, whole in zip(spy.gradients[1], spy.gradients[0], strict=True):
+        torch.testing.assert_close(clipped, whole / 4, rtol=1e-4, atol=1e-7)
+
+
+def test_every_step_has_the_rate_of_the_round(model, spy):
+    update(model, local_steps=3, rate=5e-4)
+    assert spy.rates == [5e-4] * 3
+
+
+def test_a_stage_counts_the_examples_of_its_order(model):
+    """Three steps of two of five examples: the tokens are those of the first six drawn."""
+    metrics = update(model, num=5, local_steps=3, batch_size=2, seed=9)
+    order = data_order(5, 2, seed_for(9, "stage", "shared", "raw"))
+    drawn = [index for batch in islice(order, 3) for index in batch]
+    assert metrics["train/shared/num_tokens"] == sum(1 + 5 * index for index in drawn)
+    assert metrics["train/shared/num_steps"] == 3
+
+
+def test_training_learns_its_examples_and_reports_where_it_began_and_ended(model):
+    metrics = update(model, local_steps=30, batch_size=4, rate=2e-2, max_grad_norm=1.0)
+    assert metrics["train/shared/last_loss"] < 0.8 * metrics["train/shared/first_loss"]
+    assert metrics["train/shared/last_loss"] < metrics["train/shared/loss"] < metrics["train/shared/first_loss"]
+
+
+def test_the_second_stage_begins_where_the_first_ended(model):
+    """Same four examples in each step of both stages: rectifying starts below the untrained loss."""
+    metrics = update(model, stages=METHODS["dual-raw"].stages, local_steps=20, rate=2e-2)
+    assert set(metrics) == {
+        f"train/{adapter}/{name}"
+        for adapter in ("private", "shared")
+        for name in ("loss", "first_loss", "last_loss", "num_steps", "num_tokens")
+    }
+    assert metrics["train/shared/first_loss"] < 0.95 * metrics["train/private/first_loss"]
+
+
+def test_an_update_leaves_no_adapter_active_and_no_random_state_changed(model):
+    base, adapters = model
+    state = torch.random.get_rng_state()
+    update(model)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(layer.active == () for layer in adapters.layers.values())
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+@given(st.integers(1, 5), st.data())
+def test_a_budget_per_round_is_divided_among_the_stages_without_rest(num_stages: int, data):
+    local_steps = data.draw(st.integers(num_stages, 100))
+    settings = Client(local_steps=local_steps, budget="per_round")
+    steps = [count_steps(settings, num_stages, number, 10) for number in range(num_stages)]
+    assert sum(steps) == local_steps
+    assert max(steps) - min(steps) <= 1
+    assert steps == sorted(steps)  # the shared adapter, trained last, gets what does not divide
+
+
+def test_methods_of_one_and_two_stages_take_equal_steps_per_round_and_not_per_stage():
+    per_round = Client(local_steps=9, budget="per_round")
+    assert [count_steps(per_round, 1, 0, 10)] == [9]
+    assert [count_steps(per_round, 2, number, 10) for number in (0, 1)] == [4, 5]
+    per_stage = Client(local_steps=9, budget="per_stage")
+    assert [count_steps(per_stage, 2, number, 10) for number in (0, 1)] == [9, 9]
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "epochs", "steps"),
+    [(8, 1, 2), (8, 3, 6), (1, 1, 1), (5, 1, 2), (5, 3, 4), (5, 4, 5), (7, 4, 7)],
+)
+def test_epochs_take_as_many_steps_as_their_passes_fill(num_examples: int, epochs: int, steps: int):
+    """Steps of 4. Three passes over 5 are 15 examples, so 4 steps; 6 would be nearly five passes."""
+    settings = Client(local_steps=0, local_epochs=epochs, batch_size=2, accumulation=2)
+    assert count_steps(settings, 2, 0, num_examples) == steps
+    seen = [index for batch in islice(data_order(num_examples, 4, 0), steps) for index in batch]
+    assert all(seen.count(index) >= epochs for index in range(num_examples))
+
+
+def test_the_rate_falls_over_the_rounds_as_the_schedule_says():
+    """Five rounds, 1e-3 to a tenth: halfway (round 3) both curves are at 0.55, their mean."""
+    def rates(schedule: str) -> list[float]:
+        settings = Client(learning_rate=1e-3, schedule=schedule, final_rate=0.1)
+        return [1e3 * learning_rate(settings, number, 5) for number in range(1, 6)]
+
+    assert rates("constant") == pytest.approx([1] * 5)
+    assert rates("linear") == pytest.approx([1, 0.775, 0.55, 0.325, 0.1])
+    quarter = 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2  # cos(pi / 4)
+    assert rates("cosine") == pytest.approx([1, quarter, 0.55, 1.1 - quarter, 0.1])
+
+
+def test_a_run_of_one_round_has_the_full_rate():
+    for schedule in ("constant", "cosine", "linear"):
+        assert learning_rate(Client(learning_rate=1e-3, schedule=schedule), 1, 1) == 1e-3

@@ -1,0 +1,88 @@
+"""An example as a conversation: what is prompt, what is response, what is cut off."""
+
+import copy
+
+import pytest
+
+from fedsdr.data.conversation import encode, encode_prompt, prompt_turns
+from fedsdr.data.examples import Example
+from fedsdr.errors import UserError
+from fedsdr.model.base import Base
+
+EXAMPLE = Example("Name the capital.", "Paris is the capital of France.", "general")
+
+
+def test_the_prompt_holds_system_then_instruction_then_context():
+    example = Example("Sum up.", "Short.", "general", context="A long passage.", system="Be brief.")
+    assert prompt_turns(example) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Sum up.\n\nA long passage."},
+    ]
+    assert prompt_turns(EXAMPLE) == [{"role": "user", "content": "Name the capital."}]
+
+
+def test_the_model_is_asked_at_test_time_in_the_very_tokens_that_it_was_trained_on(tiny_base: Base):
+    """Went wrong elsewhere: prompts of the evaluation had a format that was never trained on."""
+    conversation = encode(tiny_base.tokenizer, EXAMPLE, EXAMPLE.response, 512)
+    asked = encode_prompt(tiny_base.tokenizer, prompt_turns(EXAMPLE))
+    assert list(conversation.ids[: conversation.prompt_length]) == asked
+    assert tiny_base.tokenizer.decode(asked).endswith("<|im_start|>assistant\n")
+
+
+def test_a_response_ends_in_the_token_that_stops_generation(tiny_base: Base):
+    """Went wrong elsewhere: training texts had no end, so the model never stopped."""
+    conversation = encode(tiny_base.tokenizer, EXAMPLE, EXAMPLE.response, 512)
+    ends = tiny_base.model.generation_config.eos_token_id
+    response = conversation.ids[conversation.prompt_length :]
+    assert sum(token in ends for token in response) == 1
+    text = tiny_base.tokenizer.decode(response)
+    assert text.strip() == f"{EXAMPLE.response}<|im_end|>"
+    assert conversation.num_response_tokens == len(response)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "assistant\nThe answer is: yes",
+        "<|im_start|>assistant\nyes",
+        "### Response:\nyes",
+        "Name the capital.",
+    ],
+)
+def test_text_that_looks_like_the_start_of_a_response_moves_nothing(tiny_base: Base, response: str):
+    """Went wrong elsewhere: the start of the response was searched for, and found in the wrong place."""
+    prompt_length = encode(tiny_base.tokenizer, EXAMPLE, "yes", 512).prompt_length
+    conversation = encode(tiny_base.tokenizer, EXAMPLE, response, 512)
+    assert conversation.prompt_length == prompt_length
+    taught = tiny_base.tokenizer.decode(conversation.ids[prompt_length:])
+    assert taught.strip() == f"{response}<|im_end|>"
+
+
+def test_white_space_around_a_response_is_not_taught(tiny_base: Base):
+    plain = encode(tiny_base.tokenizer, EXAMPLE, "Paris.", 512)
+    assert encode(tiny_base.tokenizer, EXAMPLE, "\n Paris. \n", 512) == plain
+
+
+def test_a_long_response_loses_its_end_and_so_is_not_taught_to_end_there(tiny_base: Base):
+    whole = encode(tiny_base.tokenizer, EXAMPLE, EXAMPLE.response, 512)
+    for lost in (1, 2, 3, whole.num_response_tokens - 1):
+        cut = encode(tiny_base.tokenizer, EXAMPLE, EXAMPLE.response, len(whole.ids) - lost)
+        assert cut.ids == whole.ids[:-lost]
+        assert cut.prompt_length == whole.prompt_length
+    # The template writes a line break after the end of turn: two tokens less, and the end is gone.
+    assert not set(tiny_base.model.generation_config.eos_token_id) & set(cut.ids[cut.prompt_length :])
+
+
+def test_a_prompt_that_leaves_no_room_is_an_error_that_says_how_long_it_is(tiny_base: Base):
+    length = encode(tiny_base.tokenizer, EXAMPLE, "yes", 512).prompt_length
+    assert encode(tiny_base.tokenizer, EXAMPLE, "yes", length + 1).num_response_tokens == 1
+    with pytest.raises(UserError, match=f"general has {length} tokens.*model.max_length = {length}"):
+        encode(tiny_base.tokenizer, EXAMPLE, "yes", length)
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused_and_not_guessed_at(tiny_base: Base):
+    """Such as one that drops the thinking block of its prompt once the answer is there."""
+    tokenizer = copy.deepcopy(tiny_base.tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{%", "assistant\n<think>{%")
+    with pytest.raises(UserError, match="no prefix"):
+        encode(tokenizer, EXAMPLE, "yes", 512)

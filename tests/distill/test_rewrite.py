@@ -1,0 +1,255 @@
+"""Rewriting: nothing is paid for twice, nothing bad is taught, and a kill costs one batch at most."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsdr.config import Distill, Lora, Settings
+from fedsdr.data.examples import Example
+from fedsdr.distill import rewrite as module
+from fedsdr.distill.rewrite import Rewriting, rewrite
+from fedsdr.model.adapters import ADAPTERS, Adapters
+from fedsdr.model.base import Base, load_base
+from fedsdr.model.generation import Answer
+from fedsdr.tables import PROMPTS
+
+LABELS = ("POSITIVE", "NEGATIVE")
+EXAMPLES = [
+    Example(f"Label of text {n}?{' pad' * n}", f"It is POSITIVE {n}.", "finance", label="POSITIVE", choices=LABELS)
+    for n in range(5)
+]
+THREE_PROMPTS = ("reference", "paraphrase", "turn")
+GOOD = Answer("This one is POSITIVE.", True, 5)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_settings: Callable[..., Settings]) -> tuple[Base, Adapters]:
+    """The tiny model, with adapters that would change its answers."""
+    base = load_base(tiny_settings().model)
+    adapters = Adapters(base.model, Lora(rank=2))
+    for name in ADAPTERS:
+        adapters.load(name, {key: torch.ones_like(tensor) for key, tensor in adapters.state(name).items()})
+    return base, adapters
+
+
+class Teacher:
+    """Stands in for `generate`: answers from a table, and remembers what it was asked."""
+
+    def __init__(self, base: Base, answers: Callable[[str, int], Answer]) -> None:
+        self.base, self.answers = base, answers
+        self.batches: list[list[tuple[str, int]]] = []
+        self.seeds: list[int] = []
+        self.dies_at = -1
+
+    def __call__(self, base, prompts, sampling, seeds) -> list[Answer]:
+        if len(self.batches) == self.dies_at:
+            raise KeyboardInterrupt
+        asked = [self.recognise(self.base.tokenizer.decode(ids)) for ids in prompts]
+        self.batches.append(asked)
+        self.seeds += seeds
+        return [self.answers(*pair) for pair in asked]
+
+    @staticmethod
+    def recognise(text: str) -> tuple[str, int]:
+        """Which rewriting prompt, and which example."""
+        signs = {"reference": "### Reference answer", "paraphrase": "Add nothing", "turn": "Say that again"}
+        prompt = next(name for name, sign in signs.items() if sign in text)
+        return prompt, int(text.partition("It is POSITIVE ")[2][0])
+
+    @property
+    def asked(self) -> list[tuple[str, int]]:
+        return [pair for batch in self.batches for pair in batch]
+
+
+@pytest.fixture
+def teach(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return `teach(answers)`: a teacher, and a function that rewrites with it."""
+
+    def start(answers: Callable[[str, int], Answer] = lambda prompt, n: GOOD):
+        base, adapters = model
+        teacher = Teacher(base, answers)
+        monkeypatch.setattr(module, "generate", teacher)
+
+        def go(examples=EXAMPLES, base: Base = base, **settings) -> list[Rewriting]:
+            settings = {"batch_size": 2, "prompts": THREE_PROMPTS} | settings
+            return rewrite(base, adapters, examples, Distill(**settings), tmp_path, "test")
+
+        return teacher, go
+
+    return start
+
+
+def test_without_checks_only_the_first_prompt_is_asked_and_its_words_are_taken(teach):
+    wrong = Answer("This one is NEGATIVE.", True, 5)
+    teacher, go = teach(lambda prompt, n: wrong)
+    assert go(verify="off") == [Rewriting(wrong.text, wrong.text, "reference", "")] * 5
+    assert sorted(teacher.asked) == [("reference", n) for n in range(5)]
+
+
+def test_with_checks_prompts_are_tried_in_order_and_only_for_those_that_failed(teach):
+    """Example n passes at prompt number n; 3 and 4 never do and are taught the true response."""
+    def answers(prompt: str, n: int) -> Answer:
+        number = THREE_PROMPTS.index(prompt)
+        return Answer(f"Try {number}: {LABELS[number != n]}", True, 4)
+
+    teacher, go = teach(answers)
+    new = go(verify="answer", batch_size=9)
+    assert [sorted(batch) for batch in teacher.batches] == [
+        [("reference", n) for n in (0, 1, 2, 3, 4)],
+        [("paraphrase", n) for n in (1, 2, 3, 4)],
+        [("turn", n) for n in (2, 3, 4)],
+    ]
+    assert [(r.prompt, r.distilled) for r in new[:3]] == [
+        (prompt, f"Try {n}: POSITIVE") for n, prompt in enumerate(THREE_PROMPTS)
+    ]
+    assert [(r.prompt, r.distilled, r.fallback) for r in new[3:]] == [
+        ("", EXAMPLES[n].response, "lost label") for n in (3, 4)
+    ]
+    # y~ before fall-back is what the paper's FedSD would have taught: the first prompt's.
+    assert [r.first for r in new] == ["Try 0: POSITIVE"] + ["Try 0: NEGATIVE"] * 4
+
+
+@pytest.mark.parametrize("verify", ["off", "answer"])
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer("", True, 0), "empty"),
+        (Answer("This one is POSITIVE.", False, 192), "cut off"),
+        (Answer("I'm sorry, but POSITIVE.", True, 5), "refusal"),
+        (Answer("The reference answer is POSITIVE.", True, 5), "self-reference"),
+    ],
+)
+def test_what_cannot_be_taught_falls_back_to_the_true_response_and_says_why(teach, verify, answer, reason):
+    """A cut-off rewriting is never taught, however good its words: the student would learn to stop early."""
+    _, go = teach(lambda prompt, n: answer)
+    expected = [Rewriting(answer.text, example.response, "", reason) for example in EXAMPLES]
+    assert go(verify=verify) == expected
+
+
+@pytest.mark.parametrize(
+    ("example", "text", "reason"),
+    [
+        (EXAMPLES[0], "NEGATIVE", "lost label"),
+        (Example("2+2?", "4", "math", answer="4"), "It is 5.", "lost answer"),
+        (Example("Who?", "Ada Lovelace.", "general", facts=("Ada Lovelace",)), "Ada.", "lost facts"),
+        (Example("f?", "def f(): return 1", "code", tests="assert f() == 1"), "def f(): return 2", "lost tests"),
+    ],
+)
+def test_each_kind_of_lost_truth_is_a_fault_with_checks_and_none_without(example, text, reason):
+    answer = Answer(text, True, 3)
+    assert module.fault(example, answer, "answer") == reason
+    assert module.fault(example, answer, "off") == ""
+    assert module.fault(example, Answer(example.response, True, 3), "answer") == ""
+
+
+def test_a_second_rewriting_is_free_and_equal(teach):
+    teacher, go = teach(lambda prompt, n: Answer(f"{prompt} {n}", n != 3, 4))
+    first = go(verify="answer")
+    num_asked = len(teacher.asked)
+    assert go(verify="answer") == first
+    assert len(teacher.asked) == num_asked
+
+
+def test_whatever_changes_the_answers_is_rewritten_anew(teach, model):
+    """And whatever does not, such as the checks or later prompts, is taken from the cache."""
+    teacher, go = teach()
+    go()
+    for free in ({"verify": "answer"}, {"prompts": ("reference",)}):
+        num_batches = len(teacher.batches)
+        go(**free)
+        assert len(teacher.batches) == num_batches
+    base = model[0]
+    for paid in (
+        {"temperature": 0.7},
+        {"top_p": 0.9},
+        {"seed": 1},
+        {"max_new_tokens": 8},
+        {"batch_size": 3},
+        {"prompts": ("turn",)},
+        {"base": replace(base, identity="another model")},
+        {"base": replace(base, dtype=torch.bfloat16)},
+        {"examples": [replace(EXAMPLES[0], context="more"), *EXAMPLES[1:]]},
+        {"examples": EXAMPLES[:4]},
+    ):
+        num_batches = len(teacher.batches)
+        go(**paid)
+        assert len(teacher.batches) > num_batches, paid
+
+
+def test_a_kill_costs_the_batch_that_was_being_written_and_no_other(teach):
+    """5 examples in batches of 2: killed in the third, the third alone is asked again, in the same batch."""
+    teacher, go = teach()
+    whole = go(seed=5)
+    plan = teacher.batches
+    killed, go = teach()
+    killed.dies_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        go(seed=6)
+    resumed, go = teach()
+    assert go(seed=6) == whole
+    assert killed.batches == plan[:2]
+    assert resumed.batches == plan[2:]
+
+
+def test_a_cache_torn_at_any_line_or_within_one_gives_the_same_rewritings(teach, tmp_path: Path):
+    """Only whole batches count: in bfloat16 the batch that a prompt is in can change its answer."""
+    teacher, go = teach(lambda prompt, n: Answer(f"answer {n}", True, n))
+    whole = go()
+    plan = teacher.batches
+    (cache,) = tmp_path.glob("reference-*.jsonl")
+    lines = cache.read_bytes().splitlines(keepends=True)
+    for num_lines in range(len(lines)):
+        for torn in (0, 1, len(lines[num_lines]) - 1):
+            cache.write_bytes(b"".join(lines[:num_lines]) + lines[num_lines][:torn])
+            teacher.batches = []
+            assert go() == whole
+            assert teacher.batches == plan[num_lines // 2 :]
+            assert cache.read_bytes() == b"".join(lines)
+
+
+def test_two_runs_that_share_a_cache_never_swap_their_answers(teach, tmp_path: Path):
+    """Both began when it was empty, so both wrote the first batch: its answers must not pass for the second's."""
+    shared = tmp_path / "shared"
+    _, go = teach(lambda prompt, n: Answer(f"answer {n}", True, n))
+    whole = go(cache=str(shared))
+    (cache,) = shared.glob("reference-*.jsonl")
+    lines = cache.read_text().splitlines(keepends=True)
+    cache.write_text("".join(lines[:2] + lines[:2] + lines[2:]))
+    assert go(cache=str(shared)) == whole
+    assert cache.read_text() == "".join(lines)
+    assert {json.loads(line)["text"] for line in lines} == {f"answer {n}" for n in range(5)}
+
+
+def test_rewritings_are_kept_in_the_clients_folder_or_in_the_cache_of_the_settings(teach, tmp_path: Path):
+    _, go = teach()
+    go(cache=str(tmp_path / "elsewhere"))
+    assert not list(tmp_path.glob("*.jsonl"))
+    assert len(list((tmp_path / "elsewhere").glob("*.jsonl"))) == 1
+    go()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
+
+
+def test_a_seed_belongs_to_its_example_and_prompt_wherever_they_stand(teach):
+    teacher, go = teach(lambda prompt, n: Answer("NEGATIVE", True, 1))
+    go(verify="answer", temperature=1.0)
+    seeds = dict(zip(teacher.asked, teacher.seeds, strict=True))
+    assert len(set(seeds.values())) == len(seeds) == 5 * len(PROMPTS)
+    again, go = teach(lambda prompt, n: Answer("NEGATIVE", True, 1))
+    go(verify="answer", temperature=1.0, examples=EXAMPLES[3:0:-1])
+    assert all(seeds[pair] == seed for pair, seed in zip(again.asked, again.seeds, strict=True))
+
+
+def test_the_teacher_is_the_base_model_whatever_the_adapters_hold(model, tmp_path: Path):
+    """As the global model is before round 1. Answers of the real model, not of the stand-in."""
+    base, adapters = model
+    settings = Distill(max_new_tokens=8, prompts=("turn",))
+    adapters.set(active=ADAPTERS, train=())
+    new = rewrite(base, adapters, EXAMPLES, settings, tmp_path / "loaded", "test")
+    for name in ADAPTERS:
+        adapters.initialise(name, seed=0)
+    assert new == rewrite(base, adapters, EXAMPLES, settings, tmp_path / "zero", "test")
+    assert all(rewriting.first for rewriting in new)

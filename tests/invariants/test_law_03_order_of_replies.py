@@ -1,0 +1,91 @@
+"""Law 3: the order in which replies arrive changes no byte; one factor on all weights changes nothing."""
+
+from collections.abc import Callable, Iterable
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import fedsdr
+from fedsdr.apps.local_grid import LocalGrid
+from fedsdr.config import Settings
+from fedsdr.server.combine import COMBINE, Arrays
+from fedsdr.server.guard import Update
+from fedsdr.server.strategy import FedStrategy, as_record
+from fedsdr.tables import COMBINATIONS
+
+ROSTER = {1: "a", 2: "b", 3: "c"}
+NUM_EXAMPLES = {1: 3, 2: 5, 3: 7}
+
+
+def test_whole_run_does_not_depend_on_the_order_of_replies(
+    run_settings: Callable[..., Settings],
+    finished: Callable[..., Path],
+    results: Callable[[Path], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    straight = finished(method="fedsdr")
+    send_and_receive = LocalGrid.send_and_receive
+
+    def reversed_replies(grid: LocalGrid, messages: Iterable[Message], **options: Any) -> Iterable[Message]:
+        return list(send_and_receive(grid, messages, **options))[::-1]
+
+    monkeypatch.setattr(LocalGrid, "send_and_receive", reversed_replies)
+    assert results(fedsdr.run(run_settings(method="fedsdr")).folder) == results(straight)
+
+
+def factors_of(node: int) -> Arrays:
+    """Factors that all but cancel in the mean, so that the order of a sum shows in its last bits."""
+    rng = np.random.default_rng(node)
+    large = np.random.default_rng(0).normal(size=(4, 8)) * 1e3
+    share = {1: 1 / 3, 2: 1 / 5, 3: -2 / 7}[node]
+    return {f"x.lora_{name}.weight": (large * share + rng.normal(size=(4, 8)) * 1e-6).astype(np.float32)
+            for name in "AB"}  # fmt: skip
+
+
+def replies_with(settings: Settings, factor: int, folder: Path) -> list[Message]:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays = ArrayRecord({key: Array(value) for key, value in factors_of(context.node_id).items()})
+        metrics = MetricRecord({"round": 1, "num_examples": factor * NUM_EXAMPLES[context.node_id]})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    grid = LocalGrid(app, 3, folder)
+    fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
+    strategy = FedStrategy(settings, ROSTER, fresh)
+    return list(grid.send_and_receive(strategy.configure_train(1, as_record(fresh), ConfigRecord(), grid)))
+
+
+def combined(settings: Settings, replies: Iterable[Message]) -> Arrays:
+    fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
+    strategy = FedStrategy(settings, ROSTER, fresh)
+    strategy.num_asked = 3
+    strategy.aggregate_train(1, replies)
+    return strategy.arrays
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_order_and_common_factor_change_no_combination(
+    run_settings: Callable[..., Settings], combination: str, tmp_path: Path
+) -> None:
+    settings = run_settings(**{"server.combination": combination})
+    replies = replies_with(settings, 1, tmp_path)
+    expected = combined(settings, replies)
+    for order in permutations(replies):
+        got = combined(settings, order)
+        assert all(got[key].tobytes() == expected[key].tobytes() for key in expected)
+    scaled = combined(settings, replies_with(settings, 7, tmp_path))
+    for key in expected:
+        np.testing.assert_allclose(scaled[key], expected[key], rtol=2**-23)  # one step of float32
+
+
+def test_the_factors_above_would_show_a_wrong_order() -> None:
+    updates = [Update(ROSTER[node], factors_of(node), NUM_EXAMPLES[node], {}) for node in ROSTER]
+    straight, turned = COMBINE["average"](updates), COMBINE["average"](updates[::-1])
+    assert any(straight[key].tobytes() != turned[key].tobytes() for key in straight)

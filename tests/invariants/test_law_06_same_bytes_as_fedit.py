@@ -1,0 +1,41 @@
+"""Law 6: fedsdr sends as many bytes of arrays as fedit, per client and round; whole messages within 2 kB."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+Recorded = Callable[..., tuple[Path, list[tuple[Message, Message]]]]
+
+
+def test_fedsdr_sends_what_fedit_sends(recorded: Recorded, wire: Callable[[Message], bytes]) -> None:
+    def sizes(method: str, measure: Callable[[Message], int]) -> dict[tuple[str, int], tuple[int, int]]:
+        """Bytes down and up, by round and client."""
+        return {
+            (reply.metadata.group_id, reply.metadata.src_node_id): (measure(question), measure(reply))
+            for question, reply in recorded(method=method)[1]
+            if reply.metadata.message_type == "train"
+        }
+
+    def values(message: Message) -> int:
+        return sum(array.numpy().nbytes for array in message.content["arrays"].values())
+
+    def arrays_as_sent(message: Message) -> int:
+        return sum(len(part.deflate()) for part in get_all_nested_objects(message.content["arrays"]).values())
+
+    def whole(message: Message) -> int:
+        return len(wire(message))
+
+    # Rank 4 on both layers' q, k, v, o, gate, up and down: r (d_in + d_out) numbers of 4 bytes each.
+    widths = (64 + 64) + (64 + 32) + (64 + 32) + (64 + 64) + (64 + 128) + (64 + 128) + (128 + 64)
+    plain = 2 * 4 * widths * 4
+    expected = {(server_round, node): (plain, plain) for server_round in "12" for node in (1, 2, 3)}
+    assert sizes("fedsdr", values) == sizes("fedit", values) == expected
+
+    # Flower describes each array in about 500 bytes; those belong to the arrays.
+    ours, theirs, bare = sizes("fedsdr", whole), sizes("fedit", whole), sizes("fedit", arrays_as_sent)
+    for key in expected:
+        for direction in (0, 1):
+            assert abs(ours[key][direction] - theirs[key][direction]) <= 2000
+            assert abs(ours[key][direction] - bare[key][direction]) <= 2000

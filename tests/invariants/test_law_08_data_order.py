@@ -1,0 +1,61 @@
+"""Law 8: the order of the data follows from run seed, client, round and stage; so does the draw of clients."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import pytest
+
+import fedsdr
+from fedsdr.config import Settings
+from fedsdr.data.batching import data_order
+from fedsdr.server.strategy import draw_clients
+
+
+def test_every_seed_client_round_and_stage_has_its_own_order(
+    run_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[tuple[int, ...]] = []
+
+    def listening(num_examples: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+        batches = islice(data_order(num_examples, batch_size, seed), num_examples // batch_size)
+        epochs.append(tuple(index for batch in batches for index in batch))
+        return data_order(num_examples, batch_size, seed)
+
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        epochs.clear()
+        fedsdr.run(
+            run_settings(
+                **{
+                    "method": "dual-raw",
+                    "run.seed": seed,
+                    "data.domains": ["general", "math"],
+                    "data.num_train": 100,
+                    "data.num_test": 1,
+                    "client.local_steps": 1,
+                    "eval.rewritings": False,
+                }
+            )  # fmt: skip
+        )
+        return list(epochs)
+
+    monkeypatch.setattr("fedsdr.client.update.data_order", listening)
+    first = orders(seed=0)
+    assert all(sorted(epoch) == list(range(100)) for epoch in first)
+    assert len(first) == 2 * 2 * 2  # rounds, clients, stages
+    assert len({*first, *orders(seed=1)}) == 16
+    assert orders(seed=0) == first
+
+
+def test_draw_of_clients_follows_from_the_seed_alone(run_settings: Callable[..., Settings]) -> None:
+    def drawn(seed: int, nodes: range) -> list[list[str]]:
+        settings = run_settings(**{"run.seed": seed, "server.clients_per_round": 3})
+        roster = {node: f"client-{number:02}" for number, node in enumerate(nodes)}
+        return [[roster[node] for node in draw_clients(settings, roster, number)] for number in range(1, 11)]
+
+    first = drawn(0, range(1, 11))
+    assert all(len(set(clients)) == 3 for clients in first)
+    assert len(set(map(tuple, first))) > 1
+    assert drawn(1, range(1, 11)) != first
+    assert drawn(0, range(1, 11)) == first
+    # Another engine numbers its nodes otherwise; the same clients are drawn.
+    assert drawn(0, range(900, 800, -10)) == first

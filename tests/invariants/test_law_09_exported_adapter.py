@@ -1,0 +1,98 @@
+"""Law 9: an exported adapter loads with PEFT and gives equal logits; a key too many or too few is an error."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import fedsdr
+from fedsdr.config import Settings
+from fedsdr.model.adapter_files import load_adapter, save_adapter
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base, load_base
+
+IDS = torch.arange(3, 63).reshape(3, 20)
+
+
+def plain_model(settings: Settings) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(
+        settings.model.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def logits_of(base: Base, adapters: Adapters) -> Tensor:
+    with adapters.inference(("shared",), torch.float32):
+        return base.model(IDS).logits
+
+
+def same(ours: Tensor, theirs: Tensor) -> None:
+    # Not to the last bit: PEFT multiplies B A h by the scale where fedsdr multiplies B.
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_adapter_of_a_run_loads_with_peft_and_gives_equal_logits(
+    run_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = run_settings(
+        **{"method": "fedsdr", "lora.alpha": 7.0, "client.learning_rate": 0.03, "client.schedule": "constant"}
+    )
+    result = fedsdr.run(settings)
+    base = load_base(settings.model)
+    adapters = Adapters(base.model, settings.lora)
+    adapters.load("shared", load_adapter(result.adapter))
+    ours = logits_of(base, adapters)
+    plain = plain_model(settings)
+    with torch.no_grad():
+        assert (plain(IDS).logits - ours).abs().max() > 0.1  # the adapter does something
+        theirs = PeftModel.from_pretrained(plain, result.adapter)(IDS).logits
+    same(ours, theirs)
+
+
+def test_adapter_saved_by_peft_loads_here(run_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    settings = run_settings(**{"lora.alpha": 7.0, "lora.targets": ["q_proj", "down_proj"]})
+    config = LoraConfig(r=4, lora_alpha=7.0, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        peft = get_peft_model(plain_model(settings), config).eval()
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    peft.save_pretrained(tmp_path)
+    base = load_base(settings.model)
+    adapters = Adapters(base.model, settings.lora)
+    adapters.load("shared", load_adapter(tmp_path))
+    with torch.no_grad():
+        same(logits_of(base, adapters), peft(IDS).logits)
+
+
+def test_what_is_saved_is_loaded_again_to_the_bit(
+    tiny_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = tiny_settings()
+    adapters = Adapters(load_base(settings.model).model, settings.lora)
+    adapters.initialise("shared", 0)
+    save_adapter(tmp_path, adapters.state("shared"), settings.lora, adapters.target_names, "tiny")
+    adapters.load("private", load_adapter(tmp_path))
+    shared, private = adapters.state("shared"), adapters.state("private")
+    assert all(torch.equal(shared[key], private[key]) for key in shared)
+
+
+def test_missing_extra_and_misshapen_keys_are_errors(tiny_settings: Callable[..., Settings]) -> None:
+    settings = tiny_settings()
+    adapters = Adapters(load_base(settings.model).model, settings.lora)
+    adapters.initialise("shared", 0)
+    state = adapters.state("shared")
+    key = next(iter(state))
+    zeros = {name: torch.zeros_like(value) for name, value in state.items()}
+    for wrong, message in (
+        ({name: value for name, value in zeros.items() if name != key}, f"1 missing, first {key}"),
+        (zeros | {"base_model.model.lm_head.lora_A.weight": zeros[key]}, "1 unknown, first .*lm_head.lora_A"),
+        (zeros | {key: torch.zeros(8, 64)}, r"shape \(8, 64\), expected \(4, 64\); is lora.rank the same"),
+    ):
+        with pytest.raises(fedsdr.UserError, match=message):
+            adapters.load("shared", wrong)
+        assert all(torch.equal(adapters.state("shared")[name], state[name]) for name in state)

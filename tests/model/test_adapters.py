@@ -1,0 +1,259 @@
+"""Two adapters beside a frozen layer: the formula, its gradients, and that one never moves the other."""
+
+import math
+from collections.abc import Callable
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from fedsdr.config import Lora, Settings
+from fedsdr.errors import UserError
+from fedsdr.model.adapters import ADAPTERS, Adapters, LoraLinear, find_targets
+from fedsdr.model.base import Base, load_base
+
+LORA = Lora(rank=3, alpha=6.0)
+D_IN, D_OUT, SCALE = 6, 5, 2.0
+
+
+class Toy(nn.Module):
+    """Two linear layers and an output head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(D_IN, D_OUT)
+        self.down = nn.Linear(D_OUT, D_IN, bias=False)
+        self.head = nn.Linear(D_IN, 9)
+        self.requires_grad_(False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.head(self.down(self.up(h)))
+
+
+@pytest.fixture
+def adapters() -> Adapters:
+    """Adapters on a toy model, both far from zero."""
+    return fill(Adapters(Toy(), LORA))
+
+
+def fill(adapters: Adapters) -> Adapters:
+    generator = torch.Generator().manual_seed(0)
+    for name in ADAPTERS:
+        state = adapters.state(name)
+        adapters.load(name, {key: torch.randn(t.shape, generator=generator) for key, t in state.items()})
+    return adapters
+
+
+@pytest.fixture
+def base(tiny_settings: Callable[..., Settings]) -> Base:
+    return load_base(tiny_settings().model)
+
+
+@pytest.fixture
+def h() -> Tensor:
+    """Hidden states (batch 2, sequence 4, d_in)."""
+    return torch.randn(2, 4, D_IN, generator=torch.Generator().manual_seed(1))
+
+
+def by_hand(layer: LoraLinear, h: Tensor, names: tuple[str, ...]) -> Tensor:
+    """W0 h + b + (alpha/r) (B_r A_r + B_s A_s) h, one product after the other."""
+    out = h @ layer.base.weight.T + layer.base.bias
+    for name in names:
+        out = out + SCALE * (h @ layer.A[name].T) @ layer.B[name].T
+    return out
+
+
+@pytest.mark.parametrize("names", [("shared",), ("private",), ("shared", "private")])
+def test_forward_is_the_formula_of_the_paper(adapters: Adapters, h: Tensor, names):
+    layer = adapters.layers["up"]
+    adapters.set(active=names, train=())
+    out = layer(h)
+    assert out.shape == (2, 4, D_OUT)
+    assert {layer.A[name].shape for name in ADAPTERS} == {(3, D_IN)}
+    assert {layer.B[name].shape for name in ADAPTERS} == {(D_OUT, 3)}
+    torch.testing.assert_close(out, by_hand(layer, h, names))
+
+
+def test_without_active_adapters_the_model_is_the_base_model(adapters: Adapters, h: Tensor):
+    layer = adapters.layers["up"]
+    assert torch.equal(layer(h), layer.base(h))
+
+
+@pytest.mark.parametrize("train", [("shared",), ("private",), ("shared", "private")])
+def test_gradients_are_those_of_two_adapters_computed_apart(adapters: Adapters, h: Tensor, train):
+    """Went wrong elsewhere: loading a second adapter made the frozen first one learn, or the second never did."""
+    layer = adapters.layers["up"]
+    adapters.set(active=ADAPTERS, train=train)
+    learning = adapters.parameters(train)
+    outer = torch.randn(2, 4, D_OUT, generator=torch.Generator().manual_seed(2))
+    (layer(h) * outer).sum().backward()
+    factors = [factor[name] for name in train for factor in (layer.A, layer.B)]
+    expected = torch.autograd.grad((by_hand(layer, h, ADAPTERS) * outer).sum(), factors)
+    for factor, gradient in zip(factors, expected, strict=True):
+        torch.testing.assert_close(factor.grad, gradient)
+    with_gradient = {id(p) for p in layer.parameters() if p.grad is not None}
+    assert with_gradient == {id(factor) for factor in factors}
+    assert len(learning) == 2 * 2 * len(train)  # A and B of two layers
+
+
+def test_masters_stay_float32_where_the_model_computes_in_bfloat16(h: Tensor):
+    adapters = fill(Adapters(Toy().bfloat16(), LORA))
+    adapters.set(active=ADAPTERS, train=("shared",))
+    out = adapters.layers["up"](h.bfloat16())
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert {p.dtype for p in adapters.parameters(ADAPTERS)} == {torch.float32}
+    assert {p.grad.dtype for p in adapters.parameters(("shared",)) if p.grad is not None} == {torch.float32}
+
+
+def test_a_zero_adapter_that_does_not_learn_is_left_out_of_the_products(adapters: Adapters, h: Tensor):
+    adapters.initialise("private", seed=0)  # B = 0
+    layer = adapters.layers["up"]
+    adapters.set(active=("shared",), train=("shared",))
+    alone = layer(h)
+    adapters.set(active=ADAPTERS, train=("shared",))
+    assert layer.active == ("shared",)
+    assert torch.equal(layer(h), alone)
+    adapters.set(active=ADAPTERS, train=("private",))  # one that learns must be there
+    assert layer.active == ADAPTERS
+    layer(h).sum().backward()
+    assert layer.B["private"].grad.any()
+
+
+def test_one_layer_apart_from_zero_keeps_the_whole_adapter(adapters: Adapters):
+    adapters.initialise("private", seed=0)
+    adapters.layers["down"].B["private"].data[0, 0] = 1e-30
+    assert not adapters.is_zero("private")
+
+
+def test_a_fresh_adapter_is_drawn_as_peft_draws_it_and_adds_nothing():
+    """Kaiming's uniform rule with a = sqrt(5): bound sqrt(6 / ((1 + 5) d_in)) = 1 / sqrt(d_in)."""
+    model = Toy()
+    model.up = nn.Linear(1024, 64).requires_grad_(False)
+    adapters = Adapters(model, Lora(rank=32, targets=("up",)))
+    adapters.initialise("shared", seed=3)
+    a = adapters.layers["up"].A["shared"].detach()
+    bound = 1 / math.sqrt(1024)
+    assert a.abs().max() <= bound
+    # 32768 draws: the largest is within 1 % of the bound, the variance bound^2 / 3 within 3 %.
+    assert a.abs().max() > 0.99 * bound
+    assert a.var().item() == pytest.approx(bound**2 / 3, rel=0.03)
+    assert abs(a.mean()) < 4 * bound / math.sqrt(3 * a.numel())
+    assert adapters.is_zero("shared")
+
+
+def test_initial_values_follow_from_the_seed_and_differ_between_layers(adapters: Adapters):
+    def draw(seed: int) -> dict[str, Tensor]:
+        adapters.initialise("shared", seed)
+        return adapters.state("shared")
+
+    before = torch.random.get_rng_state()
+    first, again, other = draw(1), draw(1), draw(2)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert all(not torch.equal(first[key], other[key]) for key in first if "lora_A" in key)
+    up, down = (first[f"base_model.model.{name}.lora_A.weight"] for name in ("up", "down"))
+    assert not torch.equal(up[:, :D_OUT], down)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_all_linear_layers_are_those_that_peft_means(base: Base, tiny_folder):
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    config = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    names = peft.get_peft_model(model, config).state_dict()
+    expected = {
+        name.removeprefix("base_model.model.").partition(".lora_A")[0] for name in names if ".lora_A." in name
+    }
+    assert set(find_targets(base.model, "all-linear")) == expected
+    assert len(expected) == 2 * 7  # two layers of q, k, v, o, gate, up, down
+
+
+def test_keys_and_shapes_of_an_adapter_are_those_that_peft_writes(base: Base, tiny_folder):
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model_state_dict(peft.get_peft_model(model, config))
+    ours = Adapters(base.model, Lora(rank=3, targets=("q_proj", "down_proj"))).state("shared")
+    assert {key: t.shape for key, t in ours.items()} == {key: t.shape for key, t in theirs.items()}
+
+
+def test_a_target_that_names_no_linear_layer_is_an_error_that_lists_them(base: Base):
+    with pytest.raises(UserError, match=r"qproj is no linear layer.*down_proj.*q_proj"):
+        Adapters(base.model, Lora(targets=("v_proj", "qproj")))
+    with pytest.raises(UserError, match="lm_head"):  # the head is frozen: the loss applies it by itself
+        Adapters(base.model, Lora(targets=("lm_head",)))
+
+
+def test_inference_uses_the_adapters_and_leaves_none_active(adapters: Adapters, h: Tensor):
+    layer = adapters.layers["up"]
+    with adapters.inference(ADAPTERS, torch.float32):
+        out = layer(h)
+        assert not out.requires_grad
+        torch.testing.assert_close(out, by_hand(layer, h, ADAPTERS))
+    assert torch.equal(layer(h), layer.base(h))
+    with pytest.raises(KeyError), adapters.inference(ADAPTERS, torch.float32):
+        raise KeyError
+    assert torch.equal(layer(h), layer.base(h))
+
+
+def test_training_after_inference_uses_the_new_values(adapters: Adapters, h: Tensor):
+    """The factors that inference cast once must not outlive it."""
+    layer = adapters.layers["up"]
+    with adapters.inference(("shared",), torch.float32):
+        layer(h)
+    layer.B["shared"].data.mul_(3)
+    adapters.set(active=("shared",), train=("shared",))
+    out = layer(h)
+    torch.testing.assert_close(out, by_hand(layer, h, ("shared",)))
+    out.sum().backward()
+    assert layer.A["shared"].grad is not None
+
+
+def test_dropout_acts_in_training_and_never_in_inference(h: Tensor):
+    adapters = fill(Adapters(Toy(), Lora(rank=3, alpha=6.0, dropout=0.5)))
+    layer = adapters.layers["up"]
+    adapters.training(True)
+    adapters.set(active=("shared",), train=("shared",))
+    assert not torch.equal(layer(h), layer(h))
+    with adapters.inference(("shared",), torch.float32):
+        torch.testing.assert_close(layer(h), by_hand(layer, h, ("shared",)))
+
+
+def test_what_was_taken_out_does_not_change_with_later_training(adapters: Adapters):
+    taken = adapters.state("shared")
+    kept = {key: tensor.clone() for key, tensor in taken.items()}
+    adapters.load("private", taken)
+    for parameter in adapters.parameters(ADAPTERS):
+        parameter.data.add_(1)
+    assert all(torch.equal(taken[key], kept[key]) for key in kept)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda state: state.pop(next(iter(state))), "1 missing, first base_model.model.up.lora_A.weight"),
+        (
+            lambda state: state.update({"base_model.model.x": torch.zeros(1)}),
+            "1 unknown, first base_model.model.x",
+        ),
+        (
+            lambda state: state.update({k: v[:2] for k, v in state.items() if "lora_A" in k}),
+            r"shape \(2, 6\)",
+        ),
+        (lambda state: state.update({k: torch.zeros(1) for k in list(state)}), r"shape \(1,\)"),
+        (lambda state: [state.update({k[17:]: state.pop(k)}) for k in list(state)], "4 missing.*4 unknown"),
+    ],
+    ids=["missing", "unknown", "rank", "broadcastable", "prefix"],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_changed(adapters: Adapters, spoil, says):
+    """Went wrong elsewhere: keys with another prefix only gave a warning, and the base model answered."""
+    before = adapters.state("shared")
+    state = {key: tensor + 1 for key, tensor in before.items()}
+    spoil(state)
+    with pytest.raises(UserError, match=says):
+        adapters.load("shared", state)
+    after = adapters.state("shared")
+    assert all(torch.equal(before[key], after[key]) for key in before)

@@ -1,0 +1,151 @@
+"""Answers: greedy ones are transformers' own, sampled ones are draws from the softmax, row by row."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from fedsdr.config import Settings
+from fedsdr.model import generation
+from fedsdr.model.base import Base, load_base
+from fedsdr.model.generation import Answer, Sampling, _choose, generate
+
+LENGTHS = (3, 40, 17, 8)
+PROMPTS = [
+    torch.randint(3, 400, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    for length in LENGTHS
+]
+NUM_NEW = 12
+
+
+@pytest.fixture(scope="module")
+def eager(tiny_settings: Callable[..., Settings]) -> Base:
+    """The tiny model with transformers' own attention."""
+    return load_base(tiny_settings(**{"model.attention": "eager"}).model)
+
+
+def ask(
+    base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int] = ()
+) -> list[Answer]:
+    with torch.inference_mode():
+        return generate(base, prompts, sampling, seeds)
+
+
+def reference(base: Base, prompt: list[int], ends: list[int]) -> list[int]:
+    """New tokens by transformers' own `generate`, one prompt at a time, up to the end of turn."""
+    new = base.model.generate(
+        torch.tensor([prompt]), max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=ends
+    )[0, len(prompt) :].tolist()
+    return new
+
+
+@pytest.fixture
+def ends(tiny_base: Base, eager: Base, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """End tokens that make the first prompt stop after 2 tokens and the third after 5, if not before."""
+    free = [reference(eager, prompt, [2]) for prompt in PROMPTS]
+    chosen = [2, free[0][2], free[2][5]]
+    monkeypatch.setattr(tiny_base.model.generation_config, "eos_token_id", chosen)
+    return chosen
+
+
+def test_greedy_answers_are_those_of_transformers_whatever_the_lengths(tiny_base: Base, eager: Base, ends):
+    answers = ask(tiny_base, PROMPTS, Sampling(NUM_NEW))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        tokens = reference(eager, prompt, ends)
+        assert answer.finished == (tokens[-1] in ends)
+        if answer.finished:
+            tokens.pop()
+        assert answer.num_tokens == len(tokens)
+        assert answer.text == tiny_base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert {answer.finished for answer in answers} == {True, False}
+
+
+def test_a_row_that_leaves_the_batch_changes_no_other_answer(
+    tiny_base: Base, ends, monkeypatch: pytest.MonkeyPatch
+):
+    rows: list[int] = []
+    hook = tiny_base.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = {}
+    for name, share in (("kept", 0.0), ("usual", generation.COMPACT_BELOW), ("at once", 1.01)):
+        monkeypatch.setattr(generation, "COMPACT_BELOW", share)
+        rows.clear()
+        found[name] = ask(tiny_base, PROMPTS, Sampling(NUM_NEW))
+        assert (min(rows) < len(PROMPTS)) == (name != "kept")
+    hook.remove()
+    assert found["kept"] == found["usual"] == found["at once"]
+    assert found["kept"] == [ask(tiny_base, [prompt], Sampling(NUM_NEW))[0] for prompt in PROMPTS]
+
+
+def test_a_sample_depends_on_its_seed_alone(tiny_base: Base):
+    """Not on the other prompts, on its place among them, or on any random state of the process."""
+    sampling = Sampling(NUM_NEW, temperature=1.0, top_p=0.9)
+    seeds = [11, 12, 13, 14]
+    state = torch.random.get_rng_state()
+    together = ask(tiny_base, PROMPTS, sampling, seeds)
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(99)
+    assert ask(tiny_base, PROMPTS[::-1], sampling, seeds[::-1]) == together[::-1]
+    assert ask(tiny_base, PROMPTS[1:2], sampling, seeds[1:2]) == together[1:2]
+    others = ask(tiny_base, PROMPTS, sampling, [21, 22, 23, 24])
+    assert all(a.text != b.text for a, b in zip(together, others, strict=True))
+    same_prompt = ask(tiny_base, [PROMPTS[0]] * 4, sampling, seeds)
+    assert len({answer.text for answer in same_prompt}) == 4
+
+
+def test_an_answer_that_reaches_the_limit_is_unfinished_unless_it_ends_there(
+    tiny_base: Base, eager: Base, ends: list[int]
+):
+    """The first prompt's third token ends its turn: a limit of 2 cuts it off, a limit of 3 does not."""
+    tokens = reference(eager, PROMPTS[0], ends)
+    assert len(tokens) == 3
+    cut, whole = (ask(tiny_base, PROMPTS[:1], Sampling(limit))[0] for limit in (2, 3))
+    assert (cut.finished, cut.num_tokens) == (False, 2)
+    assert (whole.finished, whole.num_tokens) == (True, 2)
+    assert cut.text == whole.text
+
+
+def test_an_answer_that_ends_at_once_is_empty_and_finished(
+    tiny_base: Base, eager: Base, monkeypatch: pytest.MonkeyPatch
+):
+    first = reference(eager, PROMPTS[1], [2])[0]
+    monkeypatch.setattr(tiny_base.model.generation_config, "eos_token_id", [2, first])
+    assert ask(tiny_base, PROMPTS[1:2], Sampling(NUM_NEW)) == [Answer("", True, 0)]
+
+
+def draw(probabilities: list[float], sampling: Sampling, num: int) -> list[int]:
+    """Count first tokens over many seeds."""
+    logits = torch.tensor(probabilities).log().expand(num, -1)
+    tokens = _choose(logits, sampling, [torch.Generator().manual_seed(seed) for seed in range(num)])
+    return torch.bincount(tokens, minlength=len(probabilities)).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_as_often_as_the_softmax_says(temperature: float):
+    """Temperature T: p_i^(1/T), normalised. 4.5 standard errors of a count: a chance of 1 in 150000 each."""
+    probabilities, num = [0.6, 0.25, 0.1, 0.05], 5000
+    counts = draw(probabilities, Sampling(1, temperature), num)
+    powers = [p ** (1 / temperature) for p in probabilities]
+    for count, power in zip(counts, powers, strict=True):
+        expected = power / sum(powers)
+        assert abs(count - num * expected) < 4.5 * math.sqrt(num * expected * (1 - expected))
+
+
+@pytest.mark.parametrize(
+    ("top_p", "nucleus"),
+    [(1e-9, 1), (0.4, 1), (0.5, 1), (0.51, 2), (0.7, 2), (0.75, 2), (0.76, 3), (0.9, 4), (1.0, 4)],
+)
+def test_top_p_draws_from_the_smallest_set_that_holds_that_much(top_p: float, nucleus: int):
+    """1/2, 1/4, 1/8, 1/8, which sum without rounding; within the set the odds stay as they were."""
+    counts = draw([0.125, 0.5, 0.25, 0.125], Sampling(1, 1.0, top_p), 1000)
+    ranked = [counts[1], counts[2], counts[0], counts[3]]
+    assert [count > 0 for count in ranked] == [place < nucleus for place in range(4)]
+    if nucleus == 2:  # 2 to 1
+        assert abs(ranked[0] - 1000 * 2 / 3) < 4.5 * math.sqrt(1000 * 2 / 9)
+
+
+def test_greedy_takes_the_largest_and_needs_no_seed():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
+    assert _choose(logits, Sampling(1), []).tolist() == [1, 0]

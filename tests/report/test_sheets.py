@@ -1,0 +1,97 @@
+import csv
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from fedsdr.report.events import cost_sheet, dropped_sheet, fallback_sheet, paradox_records, train_records
+from fedsdr.report.intervals import wilson
+from fedsdr.report.tables import loss_sheet, render_text, score_sheet, to_csv
+
+DOMAINS = ["code", "finance", "math"]
+
+
+def test_a_domain_without_ground_truth_has_no_score_and_counts_no_answers(made_up: SimpleNamespace) -> None:
+    sheet = score_sheet(
+        made_up.table(DOMAINS, {"global": 0.0}), made_up.table(DOMAINS, {"global": 1.0, "personalised": 1.0})
+    )
+    assert sheet.rows[0] == ("code", "-", "-", "-", "0")
+    low, high = wilson(0.25, 60)
+    assert sheet.rows[1][1] == f"0.25 [{low:.2f}, {high:.2f}]"
+    assert [row[0] for row in sheet.rows] == [*DOMAINS, "mean"]
+    assert sheet.rows[-1][-1] == "100"  # 60 of finance, 40 of math
+
+
+def test_a_method_with_one_adapter_has_no_personalised_column(made_up: SimpleNamespace) -> None:
+    base, final = made_up.table(DOMAINS, {"global": 0.0}), made_up.table(DOMAINS, {"global": 1.0})
+    assert {row[3] for row in score_sheet(base, final).rows} == {"-"}
+    assert {row[4] for row in loss_sheet(base, final).rows} == {"-"}
+
+
+def test_an_unfinished_run_shows_the_base_model_alone(made_up: SimpleNamespace) -> None:
+    sheet = score_sheet(made_up.table(DOMAINS, {"global": 0.0}), {})
+    assert sheet.rows[1][1] != "-"
+    assert sheet.rows[1][2:4] == ("-", "-")
+
+
+def test_losses_stand_side_by_side_for_true_responses_and_rewritings(made_up: SimpleNamespace) -> None:
+    base, final = (
+        made_up.table(["math"], {"global": 0.0}),
+        made_up.table(["math"], {"global": 1.0, "personalised": 0.5}),
+    )
+    rows = loss_sheet(base, final).rows
+    # 1.17 falls by a third of itself at progress 1, by a sixth at one half; rewritings have 0.8 of it.
+    assert rows[0] == ("math", "true responses", "1.170", "0.780", "0.975")
+    assert rows[1] == ("math", "rewritings", "0.936", "0.624", "0.780")
+
+
+def test_text_is_aligned_and_markdown_has_as_many_cells_in_each_row(made_up: SimpleNamespace) -> None:
+    sheet = score_sheet(made_up.table(DOMAINS, {"global": 0.0}), made_up.table(DOMAINS, {"global": 1.0}))
+    _, _, *lines = render_text(sheet).splitlines()
+    assert {len(line) for line in lines} == {len(lines[0])}
+    _, _, *lines = render_text(sheet, markdown=True).splitlines()
+    assert {line.count("|") for line in lines} == {len(sheet.heads) + 1}
+    assert len(lines) == 2 + len(sheet.rows)
+
+
+def test_a_bar_in_a_reason_does_not_break_a_markdown_row() -> None:
+    sheet = dropped_sheet([{"event": "dropped", "round": 1, "client": "math", "reason": "a|b"}])
+    assert "a\\|b" in render_text(sheet, markdown=True)
+
+
+def test_paradox_of_all_clients_weighs_omission_by_checkable_examples(made_up: SimpleNamespace) -> None:
+    events = [made_up.prepare("code"), made_up.prepare("finance", 1), made_up.prepare("math", 2)]
+    events[2]["distill/num_checkable@before"] = 10
+    records = {(record["client"], record["text"]): record for record in paradox_records(events)}
+    assert records["code", "rewriting"]["omission_rate"] is None  # nothing there can be checked
+    assert records["code", "true response"]["filler_rate"] == 0.25
+    # Omitted: 0.4 of 40 in finance, 0.5 of 10 in math. Unsupported: half of 0.3, 0.4 and 0.5, of 40 each.
+    pooled = records["all clients", "rewriting"]
+    assert pooled["omission_rate"] == pytest.approx((0.4 * 40 + 0.5 * 10) / 50)
+    assert pooled["unsupported_rate"] == pytest.approx((0.15 + 0.2 + 0.25) / 3)
+    assert pooled["length_ratio"] == 60 / 40
+
+
+def test_fall_back_is_counted_by_reason_and_prompts_by_use(made_up: SimpleNamespace) -> None:
+    (row,) = fallback_sheet([made_up.prepare("math")]).rows
+    assert row == ("math", "40", "40", "4", "cut off 3, lost answer 1", "reference 30, turn 6")
+
+
+def test_costs_are_summed_over_rounds_and_stages(made_up: SimpleNamespace) -> None:
+    events = [made_up.prepare("math")]
+    for number in (1, 2):
+        events.append(made_up.train(number, "math", ("private", "shared")))
+        events.append({"event": "round", "round": number, "seconds": 20.0, "num_bytes_down": 64_000})
+    events.append({"event": "evaluate", "round": 2, "client": "math", "seconds": 7.0})
+    sheet = cost_sheet(events)
+    # Two rounds of 12.5 s; 8 steps for each adapter and round; 2 stages of 1000 tokens; 64 kB each way.
+    row = ("math", "2", "40.0", "25.0", "7.0", "16", "16", "4,000", "128.0 kB", "128.0 kB")
+    assert sheet.rows == (row,)
+
+
+def test_csv_gives_back_the_records(made_up: SimpleNamespace) -> None:
+    records = train_records([made_up.train(1, 'a,"b"\nc', ("shared",))])
+    (row,) = csv.DictReader(io.StringIO(to_csv(records)))
+    assert row["client"] == 'a,"b"\nc'
+    assert float(row["loss"]) == records[0]["loss"]
+    assert int(row["num_tokens"]) == 1000

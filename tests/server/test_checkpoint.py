@@ -1,0 +1,50 @@
+"""A round's folder: there whole, or not done."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peft import PeftConfig
+
+from fedsdr.config import Lora
+from fedsdr.errors import UserError
+from fedsdr.server.checkpoint import last_round, load_round, round_folder, save_round
+
+ARRAYS = {
+    "base_model.model.q_proj.lora_A.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
+    "base_model.model.q_proj.lora_B.weight": np.full((4, 2), 1e-40, dtype=np.float32),
+}
+
+
+def save(folder: Path, server_round: int) -> None:
+    save_round(folder, server_round, ARRAYS, Lora(rank=2, alpha=8.0), ["q_proj"], "tiny")
+
+
+def test_every_bit_of_a_round_is_read_back(tmp_path: Path):
+    save(tmp_path, 3)
+    found = load_round(tmp_path, 3)
+    assert {key: array.tobytes() for key, array in found.items()} == {
+        key: array.tobytes() for key, array in ARRAYS.items()
+    }
+    found[next(iter(found))] += 1  # training and combining may write to what they loaded
+
+
+def test_a_round_is_an_adapter_that_peft_reads(tmp_path: Path):
+    save(tmp_path, 3)
+    config = PeftConfig.from_pretrained(round_folder(tmp_path, 3))
+    assert (config.r, config.lora_alpha) == (2, 8)
+
+
+def test_the_last_round_is_the_highest_number_that_is_there_whole(tmp_path: Path):
+    assert last_round(tmp_path / "server") == -1
+    for server_round in (0, 2, 10):
+        save(tmp_path, server_round)
+    (tmp_path / ".round-0011.aside").mkdir()  # what a kill leaves
+    assert last_round(tmp_path) == 10
+    save(tmp_path, 10_000)
+    assert last_round(tmp_path) == 10_000
+
+
+def test_a_round_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="round-0004 holds no adapter"):
+        load_round(tmp_path, 4)

@@ -1,0 +1,243 @@
+"""Settings: what a user may write, what is refused and how the refusal helps."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedsdr.config import Settings, check_settings, dump_settings, load_settings
+from fedsdr.errors import UserError
+from fedsdr.tables import METHODS, OPTIMIZERS
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+POSITIVE = st.floats(1e-300, 1e300)
+SHARE = st.floats(1e-12, 1)
+COUNT = st.integers(1, 2**62)
+
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "method": st.sampled_from(sorted(METHODS)),
+        "run.dir": TEXT.filter(bool),
+        "run.seed": st.integers(0, 2**63),
+        "model.name": TEXT,
+        "model.trust_remote_code": st.booleans(),
+        "data.domains": st.lists(TEXT, max_size=3),
+        "data.sources": st.lists(
+            st.fixed_dictionaries(
+                {"domain": TEXT},
+                optional={"test_share": SHARE, "columns": st.dictionaries(TEXT, TEXT, max_size=2)},
+            ),
+            max_size=2,
+        ),
+        "lora.alpha": POSITIVE,
+        "lora.targets": st.lists(TEXT, min_size=1, max_size=3),
+        "distill.prompts": st.lists(st.sampled_from(["turn", "reference"]), min_size=1, max_size=3),
+        "distill.temperature": st.floats(0, 1e300),
+        "distill.top_p": SHARE,
+        "client.learning_rate": POSITIVE,
+        "client.local_steps": COUNT.map(lambda count: count + 1),
+        "client.budget": st.sampled_from(["per_stage", "per_round"]),
+        "server.quorum": SHARE,
+        "eval.rewritings": st.booleans(),
+    },
+)
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, name = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[name] = value
+    return values
+
+
+def refusal(load: Callable[[], Settings]) -> str:
+    with pytest.raises(UserError) as caught:
+        load()
+    return str(caught.value)
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(FIELDS)
+def test_settings_written_to_a_run_folder_are_read_back_equal(tmp_path_factory, flat):
+    """Text with quotes, control characters and emoji, tiny and huge floats: nothing may change."""
+    written = check_settings(nest(flat), "test")
+    file = tmp_path_factory.getbasetemp() / "config.toml"
+    file.write_text(dump_settings(written), encoding="utf-8")
+    read = load_settings(file)
+    assert read.model_copy(update={"run": written.run}) == written
+    assert not written.run.dir or read.run == written.run
+
+
+def test_every_key_is_written_even_where_it_is_the_default():
+    """A later version may have other defaults; the run folder must not depend on them."""
+    text = dump_settings(Settings())
+    for section in ("run", "model", "data", "partition", "lora", "distill", "client", "server", "eval"):
+        for key in type(getattr(Settings(), section)).model_fields:
+            assert key == "sources" or f"\n{key} = " in text.partition(f"[{section}]")[2].partition("\n[")[0]
+
+
+def test_overrides_win_over_the_recipe_and_the_last_override_wins(tmp_path: Path):
+    recipe = tmp_path / "small.toml"
+    recipe.write_text('method = "fedit"\n[client]\nlocal_steps = 3\nbatch_size = 2\n')
+    settings = load_settings(recipe, ["client.local_steps=5", "run.seed=1", "run.seed=2"])
+    assert (settings.client.local_steps, settings.client.batch_size, settings.run.seed) == (5, 2, 2)
+    assert settings.method == "fedit"
+    assert settings.run.dir == "runs/small-fedit-seed2"
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        (
+            "model.name=my models/a=b",
+            "name",
+            "my models/a=b",
+        ),  # no TOML, so plain text; only the first = splits
+        ('model.name="42"', "name", "42"),
+        ("model.trust_remote_code=true", "trust_remote_code", True),
+        ("model.max_length=1_024", "max_length", 1024),
+    ],
+)
+def test_an_override_is_toml_where_it_can_be_and_text_where_not(word: str, key: str, value: object):
+    assert getattr(load_settings(None, [word]).model, key) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"),
+    [
+        ("client.learning_rte=1", "client.learning_rate"),
+        ("server.rounds=3", "server.num_rounds"),
+        ("metod=fedit", "method"),
+        ("seed=3", "run.seed"),
+        ("data.sources=[{domain = 'a', colums = {}}]", "data.sources.0.columns"),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str, nearest: str):
+    message = refusal(lambda: load_settings(None, [word]))
+    assert "unknown key" in message
+    assert message.partition("nearest to it: ")[2].split(", ")[0].split("\n")[0] == nearest
+
+
+@pytest.mark.parametrize(
+    ("word", "would_do"),
+    [
+        ("run.seed=-1", "greater than or equal to 0"),
+        ("run.seed=true", "integer"),
+        ("run.dir=5", "string"),
+        ("client.batch_size=0", "greater than or equal to 1"),
+        ("client.batch_size=2.5", "integer"),
+        ("client.batch_size='2'", "integer"),
+        ("client.learning_rate=0", "greater than 0"),
+        ("client.learning_rate=inf", "finite"),
+        ("client.learning_rate=nan", "finite"),
+        ("client.final_rate=1.5", "less than or equal to 1"),
+        ("client.schedule=step", "'constant', 'cosine' or 'linear'"),
+        ("model.dtype=float64", "'auto', 'float32', 'bfloat16' or 'float16'"),
+        ("model.trust_remote_code=1", "boolean"),
+        ("distill.top_p=0", "greater than 0"),
+        ("distill.prompts=[]", "at least 1"),
+        ("server.quorum=1.01", "less than or equal to 1"),
+        ("partition.kind=noniid", "'domain', 'iid'"),
+        ("lora.dropout=1", "less than 1"),
+        ("eval.every=-1", "greater than or equal to 0"),
+        ("data.sources=[{train = 'a.jsonl'}]", "field required"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_key_the_value_and_what_would_do(word: str, would_do: str):
+    """A partition kind or another name that nothing implements must not fall through to a default."""
+    key, _, value = word.partition("=")
+    message = refusal(lambda: load_settings(None, [word]))
+    assert key in message
+    assert would_do in message
+    found = message.partition(" = ")[2].partition(":")[0]
+    assert found.strip("'").lower() in value.replace("[]", "()").lower() or "data.sources" in key
+
+
+def test_all_bad_keys_are_named_at_once():
+    message = refusal(lambda: load_settings(None, ["run.seed=-1", "client.batch_size=0", "lora.rnk=2"]))
+    assert all(key in message for key in ("run.seed", "client.batch_size", "lora.rnk"))
+    assert len(message.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "misspelt", "known"),
+    [
+        ("method", "fedrsd", list(METHODS)),
+        ("server.optimizer", "fedadagard", list(OPTIMIZERS)),
+        ("server.combination", "avarage", ["average"]),
+        ("distill.prompts", "referense", ["reference"]),
+    ],
+)
+def test_a_misspelt_algorithm_is_an_error_and_never_runs_as_plain_averaging(
+    key: str, misspelt: str, known: list[str]
+):
+    """Went wrong elsewhere: a misspelt optimizer fell into the last `else` and ran as FedAvg."""
+    value = f'["{misspelt}"]' if key == "distill.prompts" else misspelt
+    message = refusal(lambda: load_settings(None, [f"{key}={value}"]))
+    assert all(word in message for word in (key, misspelt, *known))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["client.local_steps=0"],
+        ["client.local_epochs=1"],  # local_steps keeps its default of 8
+        ["client.local_steps=0", "client.local_epochs=1", "client.budget=per_round"],
+    ],
+)
+def test_steps_and_epochs_exclude_each_other(words: list[str]):
+    message = refusal(lambda: load_settings(None, words))
+    assert "local_steps" in message
+    assert "local_epochs" in message
+
+
+def test_a_round_needs_a_step_for_each_of_its_stages():
+    words = ["client.budget=per_round", "client.local_steps=1"]
+    assert load_settings(None, [*words, "method=fedit"]).client.local_steps == 1
+    message = refusal(lambda: load_settings(None, [*words, "method=fedsdr"]))
+    assert "2 stages" in message
+    assert "at least 2" in message
+
+
+@pytest.mark.parametrize("word", ["run.seed", "=1", "run..seed=1", ".seed=1", ""])
+def test_an_override_that_is_no_assignment_is_refused_with_an_example(word: str):
+    assert "run.seed=1" in refusal(lambda: load_settings(None, [word]))
+
+
+def test_an_override_below_a_plain_value_is_refused():
+    assert "run.seed is not a table" in refusal(lambda: load_settings(None, ["run.seed=1", "run.seed.x=2"]))
+
+
+def test_a_recipe_that_is_no_toml_is_refused_with_file_and_line(tmp_path: Path):
+    recipe = tmp_path / "broken.toml"
+    recipe.write_text("[run]\nseed = = 3\n")
+    message = refusal(lambda: load_settings(recipe))
+    assert "broken.toml" in message
+    assert "line 2" in message
+    recipe.write_bytes(b'method = "\xff"')
+    assert "broken.toml" in refusal(lambda: load_settings(recipe))
+
+
+def test_a_missing_recipe_is_an_error_that_names_a_near_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Went wrong elsewhere: the check that a file exists was an assertion that is always true."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "quick.toml").touch()
+    message = refusal(lambda: load_settings("recipes/qick.toml"))
+    assert "recipes/qick.toml does not exist; did you mean recipes/quick.toml?" in message
+
+
+def test_settings_cannot_be_changed():
+    settings = load_settings(None)
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.client.batch_size = 1
+    assert isinstance(settings.distill.prompts, tuple)
+    assert math.isclose(settings.lora.alpha / settings.lora.rank, 2)  # 16 / 8, the paper's usual scale

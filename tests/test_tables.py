@@ -1,0 +1,66 @@
+"""The tables: every advertised name is there, leads to a function, and can be told from a misspelt one."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fedsdr.data.examples import Example
+from fedsdr.distill.prompts import rewriting_turns
+from fedsdr.errors import UserError
+from fedsdr.server.combine import COMBINE
+from fedsdr.server.optimize import OPTIMIZE
+from fedsdr.tables import COMBINATIONS, METHODS, OPTIMIZERS, PROMPTS, look_up
+
+TABLES = {"method": METHODS, "combination": COMBINATIONS, "optimizer": OPTIMIZERS, "prompt": PROMPTS}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_every_row_says_what_it_is_and_where_it_comes_from(table):
+    assert all(row.summary and row.paper for row in table.values())
+
+
+def test_every_name_has_its_function_and_every_function_its_name():
+    """Went wrong elsewhere: seven algorithms were advertised, one of them raised when it was chosen."""
+    assert list(COMBINE) == list(COMBINATIONS)
+    assert list(OPTIMIZE) == list(OPTIMIZERS)
+    for name in PROMPTS:
+        assert rewriting_turns(name, Example("Why?", "Because.", "general"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_the_shared_adapter_and_only_adapters_that_are_active(name: str):
+    """What a server combines must be trained, and what is trained must be in the forward pass."""
+    stages = METHODS[name].stages
+    assert any("shared" in stage.train for stage in stages)
+    assert all(set(stage.train) <= set(stage.active) for stage in stages)
+
+
+def test_fedsdr_smooths_privately_on_rewritten_data_and_then_rectifies_on_raw_data():
+    """The order and the frozen halves of the paper's section 4."""
+    smooth, rectify = METHODS["fedsdr"].stages
+    assert (smooth.train, smooth.on, set(smooth.active)) == (("private",), "distilled", {"shared", "private"})
+    assert (rectify.train, rectify.on, set(rectify.active)) == (("shared",), "raw", {"shared", "private"})
+
+
+def test_what_a_method_needs_follows_from_its_stages():
+    found = {name: (row.has_private, row.needs_rewritings) for name, row in METHODS.items()}
+    assert found["fedit"] == (False, False)
+    assert found["fedsd"] == (False, True)
+    assert found["fedsdr"] == (True, True)
+    assert found["dual-raw"] == (True, False)
+
+
+def test_an_unknown_name_is_refused_and_the_known_ones_are_listed_nearest_first():
+    with pytest.raises(UserError) as caught:
+        look_up(METHODS, "fedsdrr", "method")
+    ranked = str(caught.value).partition("nearest first: ")[2].split(", ")
+    assert ranked[0] == "fedsdr"
+    assert sorted(ranked) == sorted(METHODS)
+    assert look_up(METHODS, "fedsdr", "method") is METHODS["fedsdr"]
+
+
+def test_settings_and_tables_are_read_without_torch():
+    """`fedsdr --help` must answer at once."""
+    code = "import sys, fedsdr.config; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
