@@ -169,6 +169,8 @@ def chat(
     """Ask the base model and the global model of a run the same questions, side by side."""
     from fedsdr.apps.trained import open_chat
 
+    if as_json and question is None:
+        raise UserError("chat --json answers one question: give it by --question")
     ask = open_chat(run_dir, max_new_tokens)
     for text in [question] if question is not None else _questions():
         answers = ask(text)
@@ -247,7 +249,10 @@ def main(argv: list[str] | None = None) -> None:
         app(argv)
     except UserError as error:
         sys.exit(_fail(str(error)))
+    except OSError as error:  # a full disk, a folder without permission: the system's words say which
+        sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
+        print("\nfedsdr: stopped; `fedsdr resume RUN_DIR` goes on", file=sys.stderr)
         sys.exit(130)
 
 

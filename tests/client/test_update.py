@@ -59,7 +59,9 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
     return Spy
 
 
-def update(model: tuple[Base, Adapters], num: int = 4, stages=SHARED, rate: float = 1e-3, seed: int = 0, **settings):
+def update(
+    model: tuple[Base, Adapters], num: int = 4, stages=SHARED, rate: float = 1e-3, seed: int = 0, **settings
+):
     base, adapters = model
     settings = {"local_steps": 1, "batch_size": 4, "max_grad_norm": 1e9} | settings
     views = {"raw": make(num), "distilled": make(num)}
@@ -104,7 +106,9 @@ def test_a_stage_counts_the_examples_of_its_order(model):
 def test_training_learns_its_examples_and_reports_where_it_began_and_ended(model):
     metrics = update(model, local_steps=30, batch_size=4, rate=2e-2, max_grad_norm=1.0)
     assert metrics["train/shared/last_loss"] < 0.8 * metrics["train/shared/first_loss"]
-    assert metrics["train/shared/last_loss"] < metrics["train/shared/loss"] < metrics["train/shared/first_loss"]
+    assert (
+        metrics["train/shared/last_loss"] < metrics["train/shared/loss"] < metrics["train/shared/first_loss"]
+    )
 
 
 def test_the_second_stage_begins_where_the_first_ended(model):
@@ -159,6 +163,7 @@ def test_epochs_take_as_many_steps_as_their_passes_fill(num_examples: int, epoch
 
 def test_the_rate_falls_over_the_rounds_as_the_schedule_says():
     """Five rounds, 1e-3 to a tenth: halfway (round 3) both curves are at 0.55, their mean."""
+
     def rates(schedule: str) -> list[float]:
         settings = Client(learning_rate=1e-3, schedule=schedule, final_rate=0.1)
         return [1e3 * learning_rate(settings, number, 5) for number in range(1, 6)]

@@ -19,7 +19,9 @@ from fedsdr.tables import PROMPTS
 
 LABELS = ("POSITIVE", "NEGATIVE")
 EXAMPLES = [
-    Example(f"Label of text {n}?{' pad' * n}", f"It is POSITIVE {n}.", "finance", label="POSITIVE", choices=LABELS)
+    Example(
+        f"Label of text {n}?{' pad' * n}", f"It is POSITIVE {n}.", "finance", label="POSITIVE", choices=LABELS
+    )
     for n in range(5)
 ]
 THREE_PROMPTS = ("reference", "paraphrase", "turn")
@@ -92,6 +94,7 @@ def test_without_checks_only_the_first_prompt_is_asked_and_its_words_are_taken(t
 
 def test_with_checks_prompts_are_tried_in_order_and_only_for_those_that_failed(teach):
     """Example n passes at prompt number n; 3 and 4 never do and are taught the true response."""
+
     def answers(prompt: str, n: int) -> Answer:
         number = THREE_PROMPTS.index(prompt)
         return Answer(f"Try {number}: {LABELS[number != n]}", True, 4)
@@ -136,7 +139,11 @@ def test_what_cannot_be_taught_falls_back_to_the_true_response_and_says_why(teac
         (EXAMPLES[0], "NEGATIVE", "lost label"),
         (Example("2+2?", "4", "math", answer="4"), "It is 5.", "lost answer"),
         (Example("Who?", "Ada Lovelace.", "general", facts=("Ada Lovelace",)), "Ada.", "lost facts"),
-        (Example("f?", "def f(): return 1", "code", tests="assert f() == 1"), "def f(): return 2", "lost tests"),
+        (
+            Example("f?", "def f(): return 1", "code", tests="assert f() == 1"),
+            "def f(): return 2",
+            "lost tests",
+        ),
     ],
 )
 def test_each_kind_of_lost_truth_is_a_fault_with_checks_and_none_without(example, text, reason):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fedsdr
-from fedsdr.apps.site import clients_of
+from fedsdr.apps.site import data_of
 from fedsdr.client.update import learning_rate
 from fedsdr.config import Settings
 from fedsdr.data.batching import collate, data_order
@@ -26,7 +26,7 @@ def test_one_client_is_plain_training(run_settings: Callable[..., Settings], wei
     )  # fmt: skip
     folder = fedsdr.run(settings).folder
 
-    (client,) = clients_of(settings)
+    (client,) = data_of(settings)[1]
     base = load_base(settings.model)
     conversations = [encode(base.tokenizer, example, example.response, 128) for example in client.train]
     adapters = Adapters(base.model, settings.lora)

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from fedsdr.apps.site import clients_of
+from fedsdr.apps.site import data_of
 from fedsdr.client.update import local_update
 from fedsdr.config import Settings
 from fedsdr.data.conversation import encode
@@ -37,7 +37,7 @@ def loaded(settings: Settings) -> tuple[Base, Adapters]:
 def test_exactly_the_trained_adapters_change(tiny_settings: Callable[..., Settings], stage) -> None:  # type: ignore[no-untyped-def]
     settings = tiny_settings(**{"client.weight_decay": 0.1, "data.domains": ["general"]})
     base, adapters = loaded(settings)
-    (client,) = clients_of(settings)
+    (client,) = data_of(settings)[1]
     view = [encode(base.tokenizer, example, example.response, 128) for example in client.train]
     tensors = dict(base.model.named_parameters()) | dict(base.model.named_buffers())
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}

@@ -34,7 +34,7 @@ def test_every_seed_client_round_and_stage_has_its_own_order(
                     "client.local_steps": 1,
                     "eval.rewritings": False,
                 }
-            )  # fmt: skip
+            )
         )
         return list(epochs)
 

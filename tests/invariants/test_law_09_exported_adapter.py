@@ -1,6 +1,6 @@
 """Law 9: an exported adapter loads with PEFT and gives equal logits; a key too many or too few is an error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,22 +10,24 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import fedsdr
+from fedsdr.apps.trained import export_round
 from fedsdr.config import Settings
-from fedsdr.model.adapter_files import load_adapter, save_adapter
+from fedsdr.model.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, load_base
+from fedsdr.tables import Adapter
 
 IDS = torch.arange(3, 63).reshape(3, 20)
 
 
-def plain_model(settings: Settings) -> torch.nn.Module:
+def plain_model(settings: Settings, folder: Path | str = "") -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(
-        settings.model.name, dtype=torch.float32, attn_implementation="eager"
+        folder or settings.model.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
 
-def logits_of(base: Base, adapters: Adapters) -> Tensor:
-    with adapters.inference(("shared",), torch.float32):
+def logits_of(base: Base, adapters: Adapters, active: Sequence[Adapter] = ("shared",)) -> Tensor:
+    with adapters.inference(active, torch.float32):
         return base.model(IDS).logits
 
 
@@ -34,22 +36,39 @@ def same(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_adapter_of_a_run_loads_with_peft_and_gives_equal_logits(
-    run_settings: Callable[..., Settings], tmp_path: Path
-) -> None:
+@pytest.fixture
+def trained(run_settings: Callable[..., Settings]) -> Settings:
+    """Settings of a finished run whose adapters move the logits."""
     settings = run_settings(
         **{"method": "fedsdr", "lora.alpha": 7.0, "client.learning_rate": 0.03, "client.schedule": "constant"}
     )
-    result = fedsdr.run(settings)
-    base = load_base(settings.model)
-    adapters = Adapters(base.model, settings.lora)
-    adapters.load("shared", load_adapter(result.adapter))
-    ours = logits_of(base, adapters)
-    plain = plain_model(settings)
+    fedsdr.run(settings)
+    return settings
+
+
+@pytest.mark.parametrize("client", ["", "math"])
+def test_exported_model_loads_with_peft_and_gives_equal_logits(
+    trained: Settings, client: str, tmp_path: Path
+) -> None:
+    folder = Path(trained.run.dir)
+    base = load_base(trained.model)
+    adapters = Adapters(base.model, trained.lora)
+    adapters.load("shared", load_adapter(folder / "server/round-0002"))
+    adapters.load("private", load_adapter(folder / "clients/math/round-0002"))
+    ours = logits_of(base, adapters, ("shared", "private") if client else ("shared",))
+    plain = plain_model(trained)
     with torch.no_grad():
         assert (plain(IDS).logits - ours).abs().max() > 0.1  # the adapter does something
-        theirs = PeftModel.from_pretrained(plain, result.adapter)(IDS).logits
-    same(ours, theirs)
+
+    export_round(folder, tmp_path / "adapter", None, client, merged=False)
+    export_round(folder, tmp_path / "merged", None, client, merged=True)
+    with torch.no_grad():
+        same(ours, PeftModel.from_pretrained(plain, tmp_path / "adapter")(IDS).logits)
+        same(ours, plain_model(trained, tmp_path / "merged")(IDS).logits)
+    # The folder of a round is what is exported.
+    for file in (WEIGHTS, CONFIG):
+        kept = (folder / "server/round-0002" / file).read_bytes()
+        assert ((tmp_path / "adapter" / file).read_bytes() == kept) == (not client)
 
 
 def test_adapter_saved_by_peft_loads_here(run_settings: Callable[..., Settings], tmp_path: Path) -> None:

@@ -257,3 +257,11 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_changed(adap
         adapters.load("shared", state)
     after = adapters.state("shared")
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_merged_model_answers_as_the_model_with_its_adapter(adapters: Adapters, h: Tensor):
+    adapters.set(active=("private",), train=())
+    expected = adapters.model(h)
+    adapters.merge("private")
+    assert type(adapters.model.up) is nn.Linear
+    torch.testing.assert_close(adapters.model(h), expected)

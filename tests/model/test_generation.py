@@ -34,10 +34,9 @@ def ask(
 
 def reference(base: Base, prompt: list[int], ends: list[int]) -> list[int]:
     """New tokens by transformers' own `generate`, one prompt at a time, up to the end of turn."""
-    new = base.model.generate(
+    return base.model.generate(
         torch.tensor([prompt]), max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=ends
     )[0, len(prompt) :].tolist()
-    return new
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from fedsdr.errors import UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
 from fedsdr.storage import content_hash, write_file, write_json
+from fedsdr.tables import METHODS
 
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
@@ -142,13 +143,37 @@ def checked_round(folder: Path, server_round: int | None) -> int:
 
 def _drive(settings: Settings, environment: dict[str, Any]) -> Result:
     """Run all rounds that are left."""
-    from fedsdr.apps.site import clients_of
-
-    clients = clients_of(settings)
-    say(f"fedsdr: {settings.method}, {len(clients)} clients, folder {settings.run.dir}")
-    say(f"  model: {environment['model']['origin']}, {settings.model.dtype}, {settings.run.threads} threads")
+    _introduce(settings, environment)
     _serve(settings, {})
     return read_result(Path(settings.run.dir))
+
+
+def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
+    """Tell what will be done, and the training budget."""
+    from fedsdr.client.update import count_steps
+
+    data, client = environment["data"], settings.client
+    stages = METHODS[settings.method].stages
+    largest = max(data["num_train"].values())
+    steps = [
+        f"{'+'.join(stage.train)} on {stage.on} {count_steps(client, len(stages), number, largest)} steps"
+        for number, stage in enumerate(stages)
+    ]
+    say(
+        f"{settings.method}: {len(data['num_train'])} clients, {sum(data['num_train'].values())} training and"
+        f" {sum(data['num_test'].values())} test examples ({data['origin']}), folder {settings.run.dir}"
+    )
+    say(
+        f"  model: {environment['model']['origin']}, {settings.model.dtype}, {settings.run.threads} threads,"
+        f" seed {settings.run.seed}"
+    )
+    say(
+        f"  each of {settings.server.num_rounds} rounds, at each client: {', then '.join(steps)}, of"
+        f" {client.batch_size * client.accumulation} examples"
+    )
+    for domain, num in data["num_duplicates"].items():
+        if num:
+            say(f"  {domain}: {num} test prompts are training prompts too (see `fedsdr data`)")
 
 
 def _serve(settings: Settings, config: dict[str, Any]) -> None:
@@ -158,12 +183,11 @@ def _serve(settings: Settings, config: dict[str, Any]) -> None:
     from fedsdr.apps.client_app import app as client_app
     from fedsdr.apps.local_grid import LocalGrid
     from fedsdr.apps.server_app import app as server_app
-    from fedsdr.apps.site import clients_of, close_sites
+    from fedsdr.apps.site import data_of
 
-    grid = LocalGrid(client_app, len(clients_of(settings)), Path(settings.run.dir) / "clients")
+    grid = LocalGrid(client_app, len(data_of(settings)[1]), Path(settings.run.dir) / "clients")
     config = {"settings": settings.model_dump_json(), **config}
     server_app(grid, Context(1, 0, {}, RecordDict(), config))
-    close_sites()
 
 
 def _resolve(settings: Settings) -> Settings:
@@ -184,10 +208,11 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
     """Versions, machine, model and data: what a reader needs to judge or repeat the run."""
     import torch
 
-    from fedsdr.apps.site import clients_of, model_of, vars_of
+    from fedsdr.apps.site import data_of, model_of, vars_of
+    from fedsdr.data.sources import find_duplicates
 
     base, _ = model_of(settings)
-    clients = clients_of(settings)
+    domains, clients = data_of(settings)
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -205,6 +230,7 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
             "hash": content_hash(
                 [[client.id, *map(vars_of, client.train), *map(vars_of, client.test)] for client in clients]
             ),
+            "num_duplicates": {name: len(find_duplicates(domain)) for name, domain in domains.items()},
             "num_train": {client.id: len(client.train) for client in clients},
             "num_test": {client.id: len(client.test) for client in clients},
         },
@@ -241,15 +267,20 @@ def _git_commit() -> str | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in a run's folder.
+    """Let one process at a time work in a run's folder; at the end it forgets the data that it read.
 
     Raises:
         UserError: Another process does.
     """
+    from fedsdr.apps.site import close_sites
+
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is working in {folder}; wait for it, or stop it") from None
-        yield
+        try:
+            yield
+        finally:
+            close_sites()

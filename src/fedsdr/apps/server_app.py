@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     rewrite_lines(log, events)
 
     # Only what differs from the defaults is sent: clients check it against the same defaults.
-    config = ConfigRecord({"settings": settings.model_dump_json(exclude_defaults=True)})
+    config = ConfigRecord({"settings": settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir"}})})
     roster, prepared = _prepare(grid, config)
     if not any(event["event"] == "prepare" for event in events):
         append_lines(log, prepared)

@@ -12,7 +12,7 @@ from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import ClientData, partition
-from fedsdr.data.sources import load_domains
+from fedsdr.data.sources import Domain, load_domains
 from fedsdr.distill.rewrite import Rewriting, rewrite
 from fedsdr.errors import UserError
 from fedsdr.measure.tasks import TestSet
@@ -52,14 +52,15 @@ def model_of(settings: Settings) -> tuple[Base, Adapters]:
 
 
 @lru_cache(maxsize=1)
-def _clients(data: str) -> list[ClientData]:
-    settings = Settings.model_validate_json(data)
-    return partition(load_domains(settings.data, settings.partition.id_column), settings)
+def _load_data(settings: str) -> tuple[dict[str, Domain], list[ClientData]]:
+    chosen = Settings.model_validate_json(settings)
+    domains = load_domains(chosen.data, chosen.partition.id_column)
+    return domains, partition(domains, chosen)
 
 
-def clients_of(settings: Settings) -> list[ClientData]:
-    """All clients of a simulation, sorted by id."""
-    return _clients(settings.model_dump_json(include={"data", "partition"}))
+def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
+    """All domains of a simulation, and all clients, sorted by id; read once per process."""
+    return _load_data(settings.model_dump_json(include={"data", "partition"}))
 
 
 _sites: dict[tuple[str, str], Site] = {}
@@ -71,7 +72,7 @@ def open_site(settings: Settings, number: int, root: Path) -> Site:
     Raises:
         UserError: The data are not those that the client's folder was begun with.
     """
-    data = clients_of(settings)[number]
+    data = data_of(settings)[1][number]
     key = (str(root / data.id), settings.model_dump_json())
     if key not in _sites:
         _sites[key] = _open(settings, data, root / data.id)
@@ -79,8 +80,9 @@ def open_site(settings: Settings, number: int, root: Path) -> Site:
 
 
 def close_sites() -> None:
-    """Forget all clients, at the end of a run."""
+    """Forget all clients, at the end of a run: the files may be others when the next one begins."""
     _sites.clear()
+    _load_data.cache_clear()
 
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> Site:

@@ -102,7 +102,8 @@ def count_steps(settings: Client, num_stages: int, number: int, num_examples: in
     evenly; what does not divide goes to the last stages.
     """
     if settings.local_epochs:
-        return settings.local_epochs * math.ceil(num_examples / (settings.batch_size * settings.accumulation))
+        # A batch may reach into the next pass, so the rest of each pass is not rounded up by itself.
+        return math.ceil(settings.local_epochs * num_examples / (settings.batch_size * settings.accumulation))
     if settings.budget == "per_stage":
         return settings.local_steps
     share, rest = divmod(settings.local_steps, num_stages)

@@ -17,7 +17,7 @@ from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
 from fedsdr.server.combine import COMBINE, Arrays
-from fedsdr.server.guard import Rejected, Update, check_metrics, check_reply
+from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE
 from fedsdr.storage import Event
 
@@ -94,9 +94,7 @@ class FedStrategy(Strategy):
         for reply in replies:
             client = self.roster.get(reply.metadata.src_node_id, "unknown")
             try:
-                if reply.has_error():
-                    raise Rejected(f"the client failed: {reply.error.reason}")
-                metrics = check_metrics(reply.content["metrics"], "evaluate")  # type: ignore[arg-type]
+                metrics = check_scores(reply, server_round)
             except Rejected as reason:
                 self._drop(client, server_round, str(reason))
                 continue
@@ -112,7 +110,7 @@ class FedStrategy(Strategy):
     def summary(self) -> None:
         """Print what this server does."""
         server = self.settings.server
-        say(f"  server: {server.combination}, {server.optimizer}, {server.num_rounds} rounds")
+        say(f"  server: {server.combination}, {server.optimizer}")
 
     def take_events(self) -> list[Event]:
         """Hand over the events since the last call."""

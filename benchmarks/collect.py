@@ -1,0 +1,72 @@
+"""Copy the numbers of finished runs into the repository and lay them out as Markdown.
+
+    python benchmarks/collect.py docs/results/five-domains runs/five-domains/*
+
+Settings, environment, events and pooled scores are copied: they hold numbers, no text of any data.
+The tables go to standard output.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from fedsdr.report.events import paradox_sheet
+from fedsdr.report.tables import render_text
+from fedsdr.storage import read_lines
+
+KEPT = ("config.toml", "environment.json", "metrics.jsonl", "evaluation")
+
+
+def copy_records(run: Path, to: Path) -> None:
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir(parents=True)
+    for name in KEPT:
+        source = run / name
+        shutil.copytree(source, to / name) if source.is_dir() else shutil.copy(source, to / name)
+
+
+def tables_of(run: Path) -> dict[str, dict]:
+    """Model -> domain -> metrics, of the base model and after the last round."""
+    first, *_, last = sorted((run / "evaluation").glob("round-*.json"))
+    base, final = (json.loads(path.read_text()) for path in (first, last))
+    return {"base": base["global"], **final}
+
+
+def compare(runs: list[Path], metric: str, digits: int) -> str:
+    """One row for each run and model, one column for each domain."""
+    shown = {(run.name, model): by_domain for run in runs for model, by_domain in tables_of(run).items()}
+    first = next(iter(shown.values()))
+    domains = [name for name in first if any(metric in table.get(name, {}) for table in shown.values())]
+    lines = [f"| run | model | {' | '.join(domains)} |", "|---|---|" + "---:|" * len(domains)]
+    base_seen = False
+    for (run, model), table in shown.items():
+        if model == "base":
+            if base_seen:
+                continue
+            base_seen, run = True, "-"
+        cells = [f"{table[d][metric]:.{digits}f}" if metric in table[d] else "-" for d in domains]
+        lines.append(f"| {run} | {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    to, *runs = (Path(word) for word in sys.argv[1:])
+    for run in runs:
+        copy_records(run, to / run.name)
+    for metric, title, digits in (
+        ("score", "Exact score", 2),
+        ("loss", "Held-out loss on true responses", 3),
+        ("loss_distilled", "Held-out loss on rewritings", 3),
+        ("unsupported_rate", "Unsupported answers, share", 2),
+        ("words", "Words per answer", 0),
+    ):
+        print(f"### {title}\n\n{compare(runs, metric, digits)}\n")
+    for run in runs:
+        sheet = paradox_sheet(read_lines(run / "metrics.jsonl"))
+        if sheet.rows:
+            print(f"### Rewritings of {run.name}\n\n{render_text(sheet, markdown=True)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""A run from settings to scores: what its folder holds, and the mistakes that stop it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fedsdr.apps.client_app as client_app
+from fedsdr.apps import site
+from fedsdr.apps.run import read_result, read_settings, resume, run
+from fedsdr.config import Settings, dump_settings
+from fedsdr.errors import UserError
+from fedsdr.model.adapter_files import load_adapter
+from fedsdr.storage import read_lines
+
+QUICK = {
+    "data.domains": ["finance", "math"],
+    "server.num_rounds": 1,
+    "client.local_steps": 1,
+    "eval.rewritings": False,
+    "eval.max_new_tokens": 2,
+    "method": "fedit",
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_process() -> Iterator[None]:
+    """Adapters and settings of one test's model must not serve the next."""
+    yield
+    site.close_sites()
+    site.load_model.cache_clear()
+
+
+@pytest.fixture
+def quick(tiny_settings: Callable[..., Settings]) -> Callable[..., Settings]:
+    """Settings of a run in a second: two clients, one round, no rewriting."""
+    return lambda **overrides: tiny_settings(**QUICK | overrides)
+
+
+def write_data(root: Path, answers: dict[str, str]) -> None:
+    """Four training and one test example for each domain."""
+    for domain, answer in answers.items():
+        folder = root / domain
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [{"instruction": f"Question {n}?", "output": f"{answer} {n}."} for n in range(5)]
+        for name, part in (("train", rows[:4]), ("test", rows[4:])):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def test_the_folder_of_a_finished_run_holds_all_that_the_report_and_a_reader_need(quick):
+    settings = quick(method="fedsdr", **{"eval.rewritings": True, "server.num_rounds": 2, "eval.every": 1})
+    result = run(settings)
+    folder = Path(settings.run.dir)
+    assert result.folder == folder
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found >= {
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        *(f"evaluation/round-000{number}.json" for number in (0, 1, 2)),
+        *(f"server/round-000{number}/adapter_model.safetensors" for number in (0, 1, 2)),
+        *(f"server/round-000{number}/adapter_config.json" for number in (0, 1, 2)),
+        *(
+            f"clients/{client}/{name}"
+            for client in ("finance", "math")
+            for name in (
+                "data.sha",
+                "distilled.jsonl",
+                "distilled-test.jsonl",
+                "round-0001/adapter_model.safetensors",
+                "round-0002/adapter_model.safetensors",
+                "evaluation/round-0000-global.jsonl",
+                "evaluation/round-0002-global.jsonl",
+                "evaluation/round-0002-personalised.jsonl",
+            )
+        ),
+    }
+    assert not [name for name in found if "aside" in name or "error" in name]
+    assert result.adapter == folder / "server" / "round-0002"
+    assert load_adapter(result.adapter)
+    pairs = read_lines(folder / "clients" / "math" / "distilled.jsonl")
+    assert len(pairs) == settings.data.num_train
+    assert all(pair["distilled"] == pair["output"] for pair in pairs if pair["fallback"])
+
+
+def test_the_result_says_which_model_was_scored_on_what(quick):
+    """Two test examples in each of two domains; the private adapter makes a second model."""
+    settings = quick(method="dual-raw")
+    result = run(settings)
+    assert set(result.base) == {"global"}
+    assert set(result.final) == {"global", "personalised"}
+    for table in (result.base, result.final):
+        assert list(table["global"]) == ["finance", "math", "mean"]
+        assert table["global"]["mean"]["num_examples"] == 2 * settings.data.num_test
+    assert result.final["global"]["mean"]["loss"] != result.base["global"]["mean"]["loss"]
+    assert read_result(Path(settings.run.dir)) == result
+
+
+def test_the_settings_of_a_run_say_what_auto_chose_and_are_read_back_wherever_the_folder_moves(
+    quick, tmp_path: Path
+):
+    settings = quick(**{"model.dtype": "auto", "model.attention": "auto", "run.threads": 1})
+    run(settings)
+    kept = read_settings(Path(settings.run.dir))
+    assert "auto" not in (kept.model.dtype, kept.model.attention)
+    assert kept.run.threads == 1
+    same = {"dtype": "auto", "attention": "auto"}
+    assert kept.model_copy(update={"model": kept.model.model_copy(update=same)}) == settings
+    moved = Path(settings.run.dir).rename(tmp_path / "moved")
+    assert read_settings(moved).run.dir == str(moved)
+    assert read_result(moved).folder == moved
+
+
+def test_the_environment_tells_versions_model_and_data(quick):
+    settings = quick()
+    run(settings)
+    found = json.loads((Path(settings.run.dir) / "environment.json").read_text())
+    assert found["versions"]["torch"] == torch.__version__
+    assert len(found["model"]["identity"]) >= 64  # SHA-256 over weights and template
+    assert found["data"]["num_train"] == {"finance": 6, "math": 6}
+    assert found["machine"]["threads"] == 1
+
+
+def test_the_log_has_an_event_for_each_reply_and_round_and_no_text_of_the_data(quick):
+    settings = quick(**{"server.num_rounds": 2})
+    run(settings)
+    log = Path(settings.run.dir) / "metrics.jsonl"
+    events = [(event["event"], event["round"], event.get("client")) for event in read_lines(log)]
+    clients = ("finance", "math")
+    assert events == [
+        *(("prepare", 0, client) for client in clients),
+        *(("evaluate", 0, client) for client in clients),
+        *(("train", 1, client) for client in clients),
+        ("round", 1, None),
+        *(("train", 2, client) for client in clients),
+        ("round", 2, None),
+        *(("evaluate", 2, client) for client in clients),
+    ]
+    for event in read_lines(log):
+        assert all(
+            isinstance(value, int | float) for key, value in event.items() if key not in ("event", "client")
+        )
+
+
+def test_evaluation_comes_every_so_many_rounds_and_always_at_the_end(quick):
+    settings = quick(**{"server.num_rounds": 5, "eval.every": 2})
+    run(settings)
+    names = sorted(path.name for path in (Path(settings.run.dir) / "evaluation").iterdir())
+    assert names == [f"round-000{number}.json" for number in (0, 2, 4, 5)]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(quick):
+    settings = quick()
+    run(settings)
+    log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"already holds a run.*fedsdr resume"):
+        run(settings)
+    assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
+
+
+def test_resuming_a_finished_run_reports_it_again_and_trains_nothing(quick, monkeypatch: pytest.MonkeyPatch):
+    settings = quick()
+    result = run(settings)
+    monkeypatch.setattr(client_app, "local_update", None)
+    assert resume(Path(settings.run.dir)) == result
+
+
+def test_a_folder_without_run_cannot_be_resumed(tmp_path: Path):
+    with pytest.raises(UserError, match=r"holds no run: config.toml is missing"):
+        resume(tmp_path)
+
+
+def test_an_unfinished_run_has_no_result_yet(quick, tmp_path: Path):
+    (tmp_path / "config.toml").write_text(dump_settings(quick()))
+    with pytest.raises(UserError, match=r"not finished.*fedsdr resume"):
+        read_result(tmp_path)
+
+
+HOLD = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+
+
+def test_two_processes_cannot_work_in_one_folder(quick, tmp_path: Path):
+    settings = quick(**{"run.dir": str(tmp_path)})
+    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another process is working"):
+            run(settings)
+        (tmp_path / "config.toml").write_text(dump_settings(settings))
+        with pytest.raises(UserError, match="another process is working"):
+            resume(tmp_path)
+        (tmp_path / "config.toml").unlink()
+        other.kill()
+    run(settings)  # the lock went with its process
+
+
+def test_a_run_is_not_resumed_on_data_that_changed(quick, tmp_path: Path):
+    """In the same process too, such as a notebook: the files are read anew."""
+    root = tmp_path / "data"
+    write_data(root, {"a": "Yes", "b": "No"})
+    settings = quick(**{"data.root": str(root), "data.domains": []})
+    run(settings)
+    write_data(root, {"b": "Never"})
+    with pytest.raises(UserError, match="data hash"):
+        resume(Path(settings.run.dir))
+    write_data(root, {"b": "No"})
+    assert resume(Path(settings.run.dir))
+
+
+def test_a_new_run_in_the_same_process_reads_the_data_that_are_there_now(quick, tmp_path: Path):
+    """After a run that was stopped by an error too."""
+    root = tmp_path / "data"
+    write_data(root, {"a": "Yes", "b": "No"})
+    data = {"data.root": str(root), "data.domains": []}
+    with pytest.raises(UserError, match="clients_per_round"):
+        run(quick(**data, **{"server.clients_per_round": 3}))
+    write_data(root, {"c": "Perhaps"})
+    assert list(run(quick(**data)).base["global"]) == ["a", "b", "c", "mean"]
+
+
+def test_a_client_refuses_to_go_on_in_a_folder_that_was_begun_with_other_data(quick, tmp_path: Path):
+    """In a deployment the server cannot compare the data: the client does."""
+    data = site.data_of(quick())[1][0]
+    site.check_unchanged(tmp_path, data)
+    site.check_unchanged(tmp_path, data)
+    data.train.pop()
+    with pytest.raises(UserError, match=r"data of client finance changed.*5 training and 2 test"):
+        site.check_unchanged(tmp_path, data)
+
+
+@pytest.mark.parametrize("part", ["versions", "model", "machine"])
+def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str):
+    settings = quick()
+    run(settings)
+    file = Path(settings.run.dir) / "environment.json"
+    environment = json.loads(file.read_text())
+    key = {"versions": "torch", "model": "identity", "machine": "processor"}[part]
+    environment[part][key] = "another"
+    file.write_text(json.dumps(environment))
+    with pytest.raises(UserError, match=f"{part} {key} was another"):
+        resume(Path(settings.run.dir))
+
+
+def fail_training_of(clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = client_app.local_update
+
+    def update(*args: Any) -> dict[str, float]:
+        if args[-1].split(", ")[-1] in clients:
+            raise ZeroDivisionError("the response was: secret")
+        return real(*args)
+
+    monkeypatch.setattr(client_app, "local_update", update)
+
+
+def test_a_client_that_fails_is_dropped_and_the_round_goes_on_with_the_others(
+    quick, monkeypatch: pytest.MonkeyPatch
+):
+    settings = quick(**{"data.domains": ["finance", "general", "math"], "server.num_rounds": 2})
+    fail_training_of(("general",), monkeypatch)
+    run(settings)
+    events = read_lines(Path(settings.run.dir) / "metrics.jsonl")
+    assert [(e["round"], e["client"]) for e in events if e["event"] == "dropped"] == [
+        (1, "general"),
+        (2, "general"),
+    ]
+    reasons = {event["reason"] for event in events if event["event"] == "dropped"}
+    assert reasons == {"the client failed: ZeroDivisionError, see node-2-error.txt"}
+    trained = [(e["round"], e["client"]) for e in events if e["event"] == "train"]
+    assert trained == [(1, "finance"), (1, "math"), (2, "finance"), (2, "math")]
+    assert "general" in read_result(Path(settings.run.dir)).final["global"]
+
+
+def test_below_the_quorum_the_run_stops_with_the_reasons_and_can_be_resumed(
+    quick, monkeypatch: pytest.MonkeyPatch
+):
+    settings = quick(**{"server.quorum": 1.0})
+    with monkeypatch.context() as patch:
+        fail_training_of(("math",), patch)
+        with pytest.raises(
+            UserError, match=r"1 of 2 asked.*quorum = 1.0.*math: the client failed: ZeroDivisionError"
+        ):
+            run(settings)
+    undisturbed = run(quick(**{"server.quorum": 1.0}))
+    result = resume(Path(settings.run.dir))
+    assert (result.base, result.final) == (undisturbed.base, undisturbed.final)
+
+
+def test_settings_that_do_not_fit_the_model_leave_the_folder_free_for_the_next_attempt(quick):
+    settings = quick(**{"lora.targets": ["query"]})
+    with pytest.raises(UserError, match=r"lora.targets: query is no linear layer"):
+        run(settings)
+    assert not (Path(settings.run.dir) / "config.toml").exists()
+    run(quick(**{"run.dir": settings.run.dir}))

@@ -1,0 +1,299 @@
+"""The guard: every way in which a reply can be bad has its reason, and none brings the server down."""
+
+import io
+import math
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsdr.server.guard import (
+    MAX_EXAMPLES,
+    Rejected,
+    check_array,
+    check_metrics,
+    check_reply,
+    check_scores,
+)
+
+A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
+SHAPES = {A: (2, 3), B: (4, 2)}
+METRICS = {"round": 7, "num_examples": 5, "seconds": 1.5, "train/shared/loss": 2.5}
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower makes messages only for a process that has a task."""
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+
+
+def arrays(**changes: Any) -> dict[str, np.ndarray]:
+    values = {
+        key: np.arange(math.prod(shape), dtype=np.float32).reshape(shape) for key, shape in SHAPES.items()
+    }
+    return values | changes
+
+
+def reply(content: RecordDict | None = None, error: Error | None = None) -> Message:
+    question = Message(RecordDict(), 3, "train")
+    question.metadata.__dict__["_message_id"] = "question"
+    return Message(content, reply_to=question) if error is None else Message(error, reply_to=question)
+
+
+def training(values: dict[str, np.ndarray] | None = None, **metrics: Any) -> Message:
+    values = arrays() if values is None else values
+    record = ArrayRecord({key: Array(value) for key, value in values.items()})
+    return reply(RecordDict({"arrays": record, "metrics": MetricRecord({**METRICS, **metrics})}))
+
+
+def check(message: Message, max_norm: float = 1e4):
+    return check_reply(message, "finance", SHAPES, 7, max_norm)
+
+
+def reason(message: Message, **keys: Any) -> str:
+    with pytest.raises(Rejected) as caught:
+        check(message, **keys)
+    return str(caught.value)
+
+
+def raw(data: bytes) -> Array:
+    """An array as a client may send it: what it says of itself need not be true."""
+    return Array("float32", (2, 3), "numpy.ndarray", data)
+
+
+def saved(value: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, value)
+    return stream.getvalue()
+
+
+def test_a_good_reply_passes_with_its_values_weight_and_metrics():
+    update = check(training())
+    assert (update.client, update.num_examples) == ("finance", 5)
+    assert list(update.arrays) == [A, B]
+    for key, value in arrays().items():
+        assert update.arrays[key].tobytes() == value.tobytes()
+        assert update.arrays[key].shape == SHAPES[key]
+    assert update.metrics == METRICS
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_refused(bad: float):
+    """One NaN would make every client's next adapter NaN."""
+    spoiled = arrays()
+    spoiled[B][3, 1] = bad
+    assert reason(training(spoiled)) == f"{B} holds values that are not finite"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.zeros((3, 2), np.float32),  # A transposed: as many bytes
+        np.zeros((1,), np.float32),  # would be broadcast
+        np.zeros((1, 3), np.float32),  # would be broadcast
+        np.zeros((), np.float32),
+        np.zeros((2, 3, 1), np.float32),
+        np.zeros((0, 3), np.float32),
+        np.zeros((2, 3), np.float64),
+        np.zeros((2, 3), np.float16),
+        np.zeros((2, 3), np.int32),  # as many bytes
+        np.zeros((2, 3), ">f4"),
+        np.asfortranarray(np.ones((2, 3), np.float32)),
+    ],
+    ids=lambda value: f"{value.dtype.str}{value.shape}",
+)
+def test_an_array_of_another_shape_or_type_is_refused_and_never_broadcast(value: np.ndarray):
+    found = reason(training(arrays(**{A: value})))
+    assert A in found
+    assert "float32 of shape (2, 3)" in found
+
+
+def test_a_missing_key_is_refused():
+    values = arrays()
+    del values[B]
+    assert reason(training(values)) == f"1 keys are missing, first {B!r}"
+    assert reason(training({})) == f"2 keys are missing, first {A!r}"
+
+
+def test_a_key_that_nobody_asked_for_is_refused():
+    """Such as the private adapter, sent by mistake."""
+    private = {"base_model.model.q.lora_A.private": np.zeros((2, 3), np.float32)}
+    assert "1 keys are not on the allow-list" in reason(training(arrays() | private))
+
+
+@pytest.mark.parametrize("weight", [0, -1, MAX_EXAMPLES + 1, 2**62, 5.0, 0.5, math.nan, math.inf, [5]])
+def test_a_weight_that_is_no_plausible_count_is_refused(weight: Any):
+    """A negative one would push the others away from the mean, a huge one would be the mean."""
+    assert "num_examples" in reason(training(num_examples=weight))
+
+
+def test_a_weight_may_not_be_a_truth_value():
+    """Flower refuses it when the record is made; a record that was tampered with is refused here."""
+    message = training()
+    message.content["metrics"].__dict__["_data"]["num_examples"] = True
+    assert "num_examples" in reason(message)
+
+
+def test_the_smallest_and_largest_weights_pass():
+    assert check(training(num_examples=1)).num_examples == 1
+    assert check(training(num_examples=MAX_EXAMPLES)).num_examples == MAX_EXAMPLES
+
+
+@pytest.mark.parametrize("server_round", [6, 8, 0, -7])
+def test_a_reply_to_another_round_is_refused(server_round: int):
+    assert reason(training(round=server_round)) == f"answers round {server_round}, asked was 7"
+
+
+def test_a_reply_without_round_or_weight_is_refused():
+    for missing in ("round", "num_examples"):
+        message = training()
+        del message.content["metrics"][missing]
+        assert "None" in reason(message)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["note", "train/shared/prompt", "train/shared/loss/", "train/other/loss", "ROUND", "eval/a/score@global"],
+)
+def test_a_metric_that_is_not_listed_is_refused(key: str):
+    assert f"metric {key!r} is not on the allow-list" in reason(training(**{key: 1.0}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [1.0, 2.0], [1]])
+def test_a_metric_that_is_no_finite_number_is_refused(value: Any):
+    assert reason(training(**{"train/shared/loss": value})) == "metric train/shared/loss is no finite number"
+
+
+def test_metrics_are_listed_for_each_kind_of_message():
+    key = "eval/finance/score@global"
+    assert check_metrics(MetricRecord({"round": 1, key: 0.5}), "evaluate") == {"round": 1, key: 0.5}
+    for kind in ("train", "prepare"):
+        with pytest.raises(Rejected):
+            check_metrics(MetricRecord({key: 0.5}), kind)
+    prepared = {"num_train": 4, "distill/omission_rate@before": 0.5, "distill/num_fallback/cut_off": 1}
+    assert check_metrics(MetricRecord(prepared), "prepare") == prepared
+
+
+def test_an_absurdly_large_update_is_refused_even_if_only_two_clients_take_part():
+    """Went wrong elsewhere: outliers by three standard deviations, which among ten clients cannot occur.
+
+    0, 1, ..., 7 has the norm sqrt(140) = 11.83.
+    """
+    assert check(training(), max_norm=11.84)
+    assert reason(training(), max_norm=11.83) == f"{B} has norm 11.8, above server.max_norm = 11.8"
+    huge = arrays(**{A: np.full((2, 3), 3e38, np.float32)})  # its square overflows in float32
+    assert "has norm 7.35e+38" in reason(training(huge))  # sqrt(6) * 3e38
+
+
+def test_an_error_reply_is_refused_with_its_reason():
+    assert reason(reply(error=Error(2, "KeyError"))) == "the client failed: KeyError"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"metrics": MetricRecord(METRICS)},
+        {"arrays": ArrayRecord()},
+        {
+            "arrays": ArrayRecord(),
+            "metrics": MetricRecord(METRICS),
+            "config": ConfigRecord({"text": "secret"}),
+        },
+        {"arrays": MetricRecord(METRICS), "metrics": MetricRecord(METRICS)},
+        {"arrays": ArrayRecord(), "metrics": ConfigRecord({"round": 7})},
+        {"arrays": ArrayRecord(), "metrics": ArrayRecord()},
+    ],
+    ids=[
+        "no arrays",
+        "no metrics",
+        "one more",
+        "arrays are metrics",
+        "metrics are config",
+        "metrics are arrays",
+    ],
+)
+def test_a_reply_with_other_records_is_refused(content: dict[str, Any]):
+    assert "records" in reason(reply(RecordDict(content)))
+
+
+def test_an_array_cut_anywhere_is_refused():
+    data = saved(arrays()[A])
+    for size in range(len(data)):
+        with pytest.raises(Rejected):
+            check_array(A, raw(data[:size]), (2, 3), 1e4)
+    with pytest.raises(Rejected, match="25 bytes, expected 24"):
+        check_array(A, raw(data + b"\0"), (2, 3), 1e4)
+    assert check_array(A, raw(data), (2, 3), 1e4).tobytes() == arrays()[A].tobytes()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00", b"PK\x03\x04"])
+)
+def test_random_bytes_are_refused(tail: bytes, head: bytes):
+    with pytest.raises(Rejected):
+        check_array(A, raw(head + tail), (2, 3), 1e4)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (2, 3), }",
+        b"{'descr': [('x', '<f4')], 'fortran_order': False, 'shape': (2, 3), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, -3), }",
+        b"{'descr': '<f4', 'fortran_order': 0, 'shape': (True, True), }",
+        b"{'descr': '<f4', 'shape': (2, 3), }",
+        b"{[]: 1}",
+        b"{1: 2, 'a': 3}",
+        b"((((((((",
+        b"'''",
+        b"-" * 9000 + b"1",
+        b"9" * 9000,
+        b"__import__('os').abort()",
+        b"\x00\xff",
+        b"",
+    ],
+    ids=lambda header: header[:20],
+)
+def test_a_header_that_lies_is_refused_and_takes_no_memory(header: bytes):
+    """A server that believes a header of 24 bytes of data may allocate terabytes, or fall over its syntax."""
+    data = b"\x93NUMPY\x01\x00" + len(header + b"\n").to_bytes(2, "little") + header + b"\n" + bytes(24)
+    array = raw(data)
+    tracemalloc.start()
+    with pytest.raises(Rejected):
+        check_array(A, array, (2, 3), 1e4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
+SCORES = {"round": 7, "seconds": 1.0, "eval/finance/score@global": 0.5, "eval/finance/num_scored@global": 4}
+
+
+def test_good_scores_pass():
+    assert check_scores(reply(RecordDict({"metrics": MetricRecord(SCORES)})), 7) == SCORES
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "records"),
+        ({"metrics": ArrayRecord()}, "records"),
+        ({"metrics": ConfigRecord({"round": 7})}, "records"),
+        ({"metrics": MetricRecord(SCORES), "answers": ConfigRecord({"a": "x"})}, "records"),
+        ({"metrics": MetricRecord({**SCORES, "round": 6})}, "answers round 6"),
+        ({"metrics": MetricRecord({**SCORES, "eval/finance/score@global": math.nan})}, "finite"),
+        ({"metrics": MetricRecord({**SCORES, "eval/finance/score@local": 1.0})}, "allow-list"),
+    ],
+    ids=["empty", "arrays", "config", "one more", "other round", "nan", "other model"],
+)
+def test_bad_scores_are_refused_with_a_reason(content: dict[str, Any], says: str):
+    with pytest.raises(Rejected, match=says):
+        check_scores(reply(RecordDict(content)), 7)

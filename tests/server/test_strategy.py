@@ -1,0 +1,197 @@
+"""The server's round: whom it asks, which replies it uses, and when it gives up."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsdr.config import Settings, check_settings
+from fedsdr.errors import UserError
+from fedsdr.server.strategy import FedStrategy, as_record, draw_clients
+
+KEY = "base_model.model.q.lora_A.weight"
+ROSTER = {40: "d", 10: "c", 30: "a", 20: "b"}
+"""Node ids are Flower's and have nothing to do with the order of the client ids."""
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower makes messages only for a process that has a task."""
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+
+
+def choose(**server: Any) -> Settings:
+    return check_settings({"run": {"seed": server.pop("seed", 0)}, "server": server}, "test")
+
+
+@pytest.fixture
+def start() -> Callable[..., tuple[FedStrategy, list[Message]]]:
+    """Return a strategy that has asked its clients to train (or to be evaluated) in round 2."""
+
+    def begin(kind: str = "train", **server: Any) -> tuple[FedStrategy, list[Message]]:
+        strategy = FedStrategy(choose(**server), ROSTER, {KEY: np.zeros((1, 2), np.float32)})
+        ask = strategy.configure_train if kind == "train" else strategy.configure_evaluate
+        messages = list(ask(2, as_record(strategy.arrays), ConfigRecord({"settings": "{}"}), None))
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"to {message.metadata.dst_node_id}"
+        return strategy, messages
+
+    return begin
+
+
+def trained(message: Message, value: float, num_examples: int = 1, **metrics: float) -> Message:
+    record = ArrayRecord({KEY: Array(np.full((1, 2), value, np.float32))})
+    numbers = MetricRecord({"round": 2, "num_examples": num_examples, **metrics})
+    return Message(RecordDict({"arrays": record, "metrics": numbers}), reply_to=message)
+
+
+def scored(message: Message, **metrics: float) -> Message:
+    return Message(RecordDict({"metrics": MetricRecord({"round": 2, **metrics})}), reply_to=message)
+
+
+def failed(message: Message) -> Message:
+    return Message(Error(2, "KeyError, see node-1-error.txt"), reply_to=message)
+
+
+def test_every_client_gets_the_shared_adapter_and_the_number_of_the_round(start):
+    strategy, messages = start()
+    assert [ROSTER[message.metadata.dst_node_id] for message in messages] == ["a", "b", "c", "d"]
+    for message in messages:
+        assert message.content["arrays"][KEY].numpy().tolist() == strategy.arrays[KEY].tolist()
+        assert message.content["config"]["round"] == 2
+        assert message.content["config"]["settings"] == "{}"
+
+
+def test_a_round_takes_the_mean_weighted_by_examples_of_the_replies_that_passed(start):
+    """(1 * 2 + 3 * 6) / 4 = 5; the failed client and the NaN count for nothing."""
+    strategy, (a, b, c, d) = start()
+    replies = [trained(a, 2.0, 1), trained(b, 6.0, 3), failed(c), trained(d, float("nan"), 100)]
+    record, _ = strategy.aggregate_train(2, replies)
+    assert record[KEY].numpy().tolist() == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
+    events = strategy.take_events()
+    assert [(e["event"], e["client"]) for e in events] == [
+        ("dropped", "c"), ("dropped", "d"), ("train", "a"), ("train", "b"),
+    ]  # fmt: skip
+    assert events[0]["reason"] == "the client failed: KeyError, see node-1-error.txt"
+    assert "finite" in events[1]["reason"]
+    assert all(event["round"] == 2 for event in events)
+    assert strategy.take_events() == []
+
+
+def test_the_log_of_a_reply_holds_its_metrics_and_the_bytes_of_its_arrays(start):
+    strategy, messages = start()
+    strategy.aggregate_train(2, [trained(m, 1.0, 3, **{"train/shared/loss": 2.5}) for m in messages])
+    assert strategy.take_events()[0] == {
+        "event": "train",
+        "round": 2,
+        "client": "a",
+        "num_bytes_up": 2 * 4,
+        "num_examples": 3,
+        "train/shared/loss": 2.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("quorum", "num_asked", "needed"),
+    [(0.5, 4, 2), (0.51, 4, 3), (1.0, 4, 4), (0.01, 4, 1), (0.5, 3, 2), (1.0, 1, 1)],
+)
+def test_a_round_goes_on_at_the_quorum_and_stops_below_it(start, quorum: float, num_asked: int, needed: int):
+    for num_good in range(num_asked + 1):
+        strategy, messages = start(quorum=quorum, clients_per_round=num_asked)
+        replies = [trained(m, 1.0) if n < num_good else failed(m) for n, m in enumerate(messages)]
+        if num_good >= needed:
+            strategy.aggregate_train(2, replies)
+        else:
+            with pytest.raises(UserError, match=f"{num_good} of {num_asked} asked.* asks for {needed}"):
+                strategy.aggregate_train(2, replies)
+
+
+def test_clients_that_do_not_answer_at_all_count_against_the_quorum(start):
+    strategy, messages = start(quorum=0.75)
+    with pytest.raises(UserError, match="2 of 4"):
+        strategy.aggregate_train(2, [trained(message, 1.0) for message in messages[:2]])
+
+
+def test_the_message_below_the_quorum_says_whom_it_dropped_and_why(start):
+    strategy, messages = start(quorum=1)
+    replies = [trained(messages[0], 1.0, num_examples=0), *(trained(m, 1.0) for m in messages[1:])]
+    with pytest.raises(UserError, match="Dropped: a: weight num_examples = 0"):
+        strategy.aggregate_train(2, replies)
+    assert strategy.arrays[KEY].tolist() == [[0.0, 0.0]]
+
+
+def test_scores_of_a_client_that_answers_badly_are_dropped_and_the_others_kept(start):
+    """Without metrics, of another round, with text: one client must not end the evaluation of all."""
+    strategy, (a, b, c, d) = start("evaluate", quorum=0.25)
+    replies = [
+        Message(RecordDict({"arrays": ArrayRecord()}), reply_to=a),
+        scored(b, **{"eval/math/score@global": 0.5, "eval/math/num_scored@global": 2}),
+        Message(RecordDict({"metrics": MetricRecord({"round": 1})}), reply_to=c),
+        failed(d),
+    ]
+    strategy.aggregate_evaluate(2, replies)
+    events = strategy.take_events()
+    assert [(event["event"], event["client"]) for event in events] == [
+        ("dropped", "a"), ("dropped", "c"), ("dropped", "d"), ("evaluate", "b"),
+    ]  # fmt: skip
+    assert events[3] == {
+        "event": "evaluate",
+        "round": 2,
+        "client": "b",
+        "eval/math/score@global": 0.5,
+        "eval/math/num_scored@global": 2,
+    }
+
+
+def test_an_evaluation_below_the_quorum_stops_the_run(start):
+    strategy, messages = start("evaluate", quorum=0.75)
+    with pytest.raises(UserError, match="2 of 4 asked clients"):
+        strategy.aggregate_evaluate(2, [scored(messages[0]), scored(messages[1]), *map(failed, messages[2:])])
+
+
+def test_all_clients_are_evaluated_even_where_few_are_drawn_to_train(start):
+    assert len(start("train", clients_per_round=2)[1]) == 2
+    assert len(start("evaluate", clients_per_round=2)[1]) == 4
+
+
+def test_the_draw_belongs_to_run_seed_and_round_and_touches_no_random_state():
+    """Went wrong elsewhere: `random.seed(round)`, so every run drew the same clients, and reset the process."""
+    roster = {100 - n: f"c{n:02}" for n in range(10)}
+    random.seed(5)
+    state = random.getstate()
+
+    def draw(seed: int) -> list[list[str]]:
+        settings = choose(clients_per_round=3, seed=seed)
+        return [[roster[node] for node in draw_clients(settings, roster, n)] for n in range(1, 31)]
+
+    first = draw(0)
+    assert random.getstate() == state
+    assert draw(0) == first
+    assert draw(1) != first
+    assert all(drawn == sorted(set(drawn)) and len(drawn) == 3 for drawn in first)
+    # 30 rounds of 3 of 10: a client that is never drawn has a chance of 0.7^30 = 2e-5.
+    assert {client for drawn in first for client in drawn} == set(roster.values())
+
+
+def test_the_draw_does_not_depend_on_the_engines_node_ids():
+    """In a deployment node ids are random; the same run must ask the same clients."""
+    clients = [f"c{n}" for n in range(8)]
+    local = dict(enumerate(clients, start=1))
+    deployed = dict(zip((9**9, 7, 5**15, 3, 2**40, 11, 6, 1), clients, strict=True))
+    settings = choose(clients_per_round=4)
+    for number in range(1, 6):
+        drawn = [
+            [roster[node] for node in draw_clients(settings, roster, number)] for roster in (local, deployed)
+        ]
+        assert drawn[0] == drawn[1]
+
+
+def test_more_clients_than_there_are_cannot_be_drawn():
+    assert len(draw_clients(choose(clients_per_round=4), ROSTER, 1)) == 4
+    with pytest.raises(UserError, match=r"clients_per_round = 5, but there are 4 clients"):
+        draw_clients(choose(clients_per_round=5), ROSTER, 1)
