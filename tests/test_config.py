@@ -148,7 +148,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str,
         ("partition.kind=noniid", "'domain', 'iid'"),
         ("lora.dropout=1", "less than 1"),
         ("eval.every=-1", "greater than or equal to 0"),
-        ("data.sources=[{train = 'a.jsonl'}]", "field required"),
+        ("data.sources=[{train = 'a.jsonl'}]", "is missing"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key_the_value_and_what_would_do(word: str, would_do: str):
@@ -158,7 +158,7 @@ def test_a_bad_value_is_refused_with_its_key_the_value_and_what_would_do(word: s
     assert key in message
     assert would_do in message
     found = message.partition(" = ")[2].partition(":")[0]
-    assert found.strip("'").lower() in value.replace("[]", "()").lower() or "data.sources" in key
+    assert found.strip("'").lower() in value.lower() or "data.sources" in key
 
 
 def test_all_bad_keys_are_named_at_once():

@@ -127,7 +127,7 @@ class Lora(Section):
     """Rank r of each adapter."""
     alpha: Positive = 16.0
     """Scale is alpha / rank."""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get adapters, such as ["q_proj", "v_proj"]."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the input of the adapters in training."""
@@ -307,8 +307,11 @@ def check_settings(values: dict[str, Any], source: str) -> Settings:
     try:
         return Settings.model_validate(_as_tuples(values))
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise UserError(f"{source}: " + "\n".join(lines)) from None
+        lines = {_key(problem): "" for problem in error.errors()}
+        for problem in error.errors():  # of a key with two allowed types, both say what would do
+            line = lines[_key(problem)]
+            lines[_key(problem)] = f"{line}, or {_expected(problem)}" if line else _explain(problem)
+        raise UserError(f"{source}: " + "\n".join(lines.values())) from None
 
 
 def dump_settings(settings: Settings) -> str:
@@ -355,26 +358,46 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def _key(problem: Any) -> str:
+    """Dotted key of an error; pydantic's names of the alternatives of a type are left out."""
+    return ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+
+
 def _explain(problem: Any) -> str:
     """One line for one error of pydantic: the key, the value, and what would do."""
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
+    key = _key(problem)
     if problem["type"] == "extra_forbidden":
-        known = _known_keys()
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or sorted(
-            name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]
-        )
-        return f"unknown key {key}; known keys nearest to it: {', '.join(near)}"
-    message = problem["msg"].removeprefix("Value error, ")
+        return f"unknown key {key}; {_nearest(key)}"
     if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+        return f"{key}: {_expected(problem)}" if key else _expected(problem)
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    value = list(problem["input"]) if isinstance(problem["input"], tuple) else problem["input"]
+    return f"{key} = {value!r}: {_expected(problem)}"
 
 
-def _known_keys() -> list[str]:
-    known = ["method"]
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            known += [f"{name}.{key}" for key in field.annotation.model_fields]
-    known += [f"data.sources.0.{key}" for key in Source.model_fields]
-    return known
+def _expected(problem: Any) -> str:
+    """What would do, in the words of TOML."""
+    if problem["type"] == "model_type":
+        return "should be a table of keys"
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    message = message.replace("a valid tuple", "an array such as [...]").replace("tuple should", "should")
+    return message.replace("Tuple should", "should").removeprefix("Input ")
+
+
+def _nearest(key: str) -> str:
+    """Name the known keys that the user may have meant."""
+    sections = {
+        name: list(field.annotation.model_fields)
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    table, _, last = key.rpartition(".")
+    if table.startswith("data.sources"):
+        sections[table] = list(Source.model_fields)
+    if table in sections:
+        near = difflib.get_close_matches(last, sections[table], cutoff=0.6) or sections[table]
+        return f"known keys nearest to it: {', '.join(f'{table}.{name}' for name in near)}"
+    near = [f"{name}.{key}" for name, fields in sections.items() if key in fields]
+    near += difflib.get_close_matches(key, list(Settings.model_fields))
+    return f"known keys nearest to it: {', '.join(near or Settings.model_fields)}"

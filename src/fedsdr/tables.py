@@ -117,6 +117,19 @@ PROMPTS: Mapping[str, Prompt] = {
 }
 
 
+METRICS: Mapping[str, str] = {
+    "score": "num_scored",
+    "unsupported_rate": "num_examples",
+    "words": "num_examples",
+    "filler_rate": "num_examples",
+    "redundancy": "num_examples",
+    "cut_off_rate": "num_examples",
+    "loss": "loss_tokens",
+    "loss_distilled": "loss_distilled_tokens",
+}
+"""What is measured of a model on test examples, all of it means, and the count that each is a mean over."""
+
+
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
     """Return the row of that name.
 

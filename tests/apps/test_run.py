@@ -296,3 +296,11 @@ def test_settings_that_do_not_fit_the_model_leave_the_folder_free_for_the_next_a
         run(settings)
     assert not (Path(settings.run.dir) / "config.toml").exists()
     run(quick(**{"run.dir": settings.run.dir}))
+
+
+def test_more_clients_than_there_are_cannot_be_drawn(tiny_settings: Callable[..., Settings], tmp_path: Path):
+    """Refused before anything is rewritten."""
+    settings = tiny_settings(**{"server.clients_per_round": 6, "run.dir": tmp_path})
+    with pytest.raises(UserError, match="clients_per_round = 6, but there are 5 clients"):
+        run(settings)
+    assert not list(tmp_path.glob("clients/*/distilled.jsonl"))

@@ -63,7 +63,6 @@ def fresh_process() -> Iterator[Callable[[], None]]:
     def forget() -> None:
         site.close_sites()
         site.load_model.cache_clear()
-        site._clients.cache_clear()
 
     forget()
     yield forget

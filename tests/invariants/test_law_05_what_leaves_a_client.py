@@ -44,8 +44,9 @@ WINDOW = 16
 Recorded = Callable[..., tuple[Path, list[tuple[Message, Message]]]]
 
 
-def test_only_listed_keys_arrays_and_numbers_leave(recorded: Recorded) -> None:
-    folder, exchanges = recorded(**RUN)
+@pytest.mark.parametrize("verify", ["off", "answer"])  # most rewritings taken, most fallen back
+def test_only_listed_keys_arrays_and_numbers_leave(recorded: Recorded, verify: str) -> None:
+    folder, exchanges = recorded(**{"method": "fedsdr", "distill.verify": verify})
     shapes = {
         key: value.shape
         for key, value in load_file(folder / "server/round-0000/adapter_model.safetensors").items()

@@ -12,11 +12,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsdr.distill.paradox import COUNTS
 from fedsdr.server.guard import (
     MAX_EXAMPLES,
     Rejected,
     check_array,
     check_metrics,
+    check_prepared,
     check_reply,
     check_scores,
 )
@@ -145,7 +147,7 @@ def test_the_smallest_and_largest_weights_pass():
     assert check(training(num_examples=MAX_EXAMPLES)).num_examples == MAX_EXAMPLES
 
 
-@pytest.mark.parametrize("server_round", [6, 8, 0, -7])
+@pytest.mark.parametrize("server_round", [6, 8, 0])
 def test_a_reply_to_another_round_is_refused(server_round: int):
     assert reason(training(round=server_round)) == f"answers round {server_round}, asked was 7"
 
@@ -167,7 +169,10 @@ def test_a_metric_that_is_not_listed_is_refused(key: str):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, [1.0, 2.0], [1]])
 def test_a_metric_that_is_no_finite_number_is_refused(value: Any):
-    assert reason(training(**{"train/shared/loss": value})) == "metric train/shared/loss is no finite number"
+    assert (
+        reason(training(**{"train/shared/loss": value}))
+        == "metric train/shared/loss is no finite number from 0 on"
+    )
 
 
 def test_metrics_are_listed_for_each_kind_of_message():
@@ -278,7 +283,7 @@ SCORES = {"round": 7, "seconds": 1.0, "eval/finance/score@global": 0.5, "eval/fi
 
 
 def test_good_scores_pass():
-    assert check_scores(reply(RecordDict({"metrics": MetricRecord(SCORES)})), 7) == SCORES
+    assert check_scores(reply(RecordDict({"metrics": MetricRecord(SCORES)})), "a", 7) == SCORES
 
 
 @pytest.mark.parametrize(
@@ -291,9 +296,60 @@ def test_good_scores_pass():
         ({"metrics": MetricRecord({**SCORES, "round": 6})}, "answers round 6"),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/score@global": math.nan})}, "finite"),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/score@local": 1.0})}, "allow-list"),
+        ({"metrics": MetricRecord({**SCORES, "eval/finance/score@global": 1.5})}, "no share"),
+        (
+            {"metrics": MetricRecord({**SCORES, "eval/finance/loss@global": 2.0})},
+            "without .*loss_tokens@global",
+        ),
+        ({"metrics": MetricRecord({**SCORES, "eval/finance/num_scored@global": 0})}, "without"),
+        ({"metrics": MetricRecord({**SCORES, "seconds": -1.0})}, "from 0 on"),
     ],
-    ids=["empty", "arrays", "config", "one more", "other round", "nan", "other model"],
+    ids=[
+        "empty",
+        "arrays",
+        "config",
+        "one more",
+        "other round",
+        "nan",
+        "other model",
+        "too large a share",
+        "mean without its count",
+        "mean over nothing",
+        "negative",
+    ],
 )
 def test_bad_scores_are_refused_with_a_reason(content: dict[str, Any], says: str):
     with pytest.raises(Rejected, match=says):
-        check_scores(reply(RecordDict(content)), 7)
+        check_scores(reply(RecordDict(content)), "a", 7)
+
+
+PREPARED = {"num_train": 4} | {f"distill/{name}@{when}": 1 for name in COUNTS for when in ("before", "after")}
+
+
+def prepared(client: Any, metrics: dict[str, float]) -> Message:
+    return reply(RecordDict({"client": ConfigRecord({"id": client}), "metrics": MetricRecord(metrics)}))
+
+
+def test_a_client_is_known_by_its_id_and_complete_counts():
+    assert check_prepared(prepared("bank-7", PREPARED)) == ("bank-7", PREPARED)
+    assert check_prepared(prepared("bank-7", {"num_train": 4})) == ("bank-7", {"num_train": 4})
+
+
+@pytest.mark.parametrize(
+    ("client", "metrics", "says"),
+    [
+        ("../../etc", PREPARED, "no short name"),
+        (7, PREPARED, "no short name"),
+        ("bank", {"distill/words@before": 3.0}, "not complete"),
+        ("bank", {**PREPARED, "distill/omission_rate@after": 2.0}, "no share"),
+        ("bank", {**PREPARED, "secret": 1}, "allow-list"),
+    ],
+)
+def test_a_bad_introduction_is_refused(client: Any, metrics: dict[str, float], says: str):
+    with pytest.raises(Rejected, match=says):
+        check_prepared(prepared(client, metrics))
+
+
+def test_a_reply_from_outside_the_run_is_refused():
+    with pytest.raises(Rejected, match="no client of this run"):
+        check_scores(reply(RecordDict({"metrics": MetricRecord(SCORES)})), "", 7)

@@ -189,9 +189,3 @@ def test_the_draw_does_not_depend_on_the_engines_node_ids():
             [roster[node] for node in draw_clients(settings, roster, number)] for roster in (local, deployed)
         ]
         assert drawn[0] == drawn[1]
-
-
-def test_more_clients_than_there_are_cannot_be_drawn():
-    assert len(draw_clients(choose(clients_per_round=4), ROSTER, 1)) == 4
-    with pytest.raises(UserError, match=r"clients_per_round = 5, but there are 4 clients"):
-        draw_clients(choose(clients_per_round=5), ROSTER, 1)

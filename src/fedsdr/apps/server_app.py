@@ -19,7 +19,7 @@ from fedsdr.measure.scores import table_of_round
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import last_round, load_round, save_round
-from fedsdr.server.guard import Rejected, check_metrics
+from fedsdr.server.guard import Rejected, check_prepared
 from fedsdr.server.strategy import FedStrategy, as_record
 from fedsdr.storage import Event, append_lines, read_lines, rewrite_lines, write_json
 
@@ -46,8 +46,10 @@ def main(grid: Grid, context: Context) -> None:
     rewrite_lines(log, events)
 
     # Only what differs from the defaults is sent: clients check it against the same defaults.
-    config = ConfigRecord({"settings": settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir"}})})
-    roster, prepared = _prepare(grid, config)
+    config = ConfigRecord(
+        {"settings": settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir"}})}
+    )
+    roster, prepared = _prepare(grid, settings, config)
     if not any(event["event"] == "prepare" for event in events):
         append_lines(log, prepared)
     strategy = FedStrategy(settings, roster, load_round(server, begun))
@@ -78,24 +80,26 @@ def main(grid: Grid, context: Context) -> None:
             _evaluate(grid, strategy, settings, server_round, config, log)
 
 
-def _prepare(grid: Grid, config: ConfigRecord) -> tuple[dict[int, str], list[Event]]:
+def _prepare(grid: Grid, settings: Settings, config: ConfigRecord) -> tuple[dict[int, str], list[Event]]:
     """Let every node rewrite its responses; learn who is who.
 
     Raises:
-        UserError: A client failed: a federation does not begin without one of its members.
+        UserError: A client failed (a federation does not begin without one of its members), or more
+            clients are to be drawn than there are.
     """
+    nodes = list(grid.get_node_ids())
+    wanted = settings.server.clients_per_round
+    if wanted > len(nodes):
+        raise UserError(f"server.clients_per_round = {wanted}, but there are {len(nodes)} clients")
     content = RecordDict({"config": ConfigRecord({**config, "round": 0})})
-    messages = [Message(content, node, "query.prepare", group_id="0") for node in grid.get_node_ids()]
+    messages = [Message(content, node, "query.prepare", group_id="0") for node in nodes]
     roster: dict[int, str] = {}
     events: list[Event] = []
     for reply in grid.send_and_receive(messages):
-        if reply.has_error():
-            raise UserError(f"a client could not prepare: {reply.error.reason}")
-        client = str(reply.content["client"]["id"])
         try:
-            metrics = check_metrics(reply.content["metrics"], "prepare")  # type: ignore[arg-type]
+            client, metrics = check_prepared(reply)
         except Rejected as reason:
-            raise UserError(f"client {client} cannot take part: {reason}") from None
+            raise UserError(f"a client could not prepare: {reason}") from None
         if client in roster.values():
             raise UserError(f"two nodes say that they are client {client}")
         roster[reply.metadata.src_node_id] = client

@@ -104,6 +104,8 @@ def check_name(name: str, what: str) -> str:
             f"{what} {name[:64]!r} cannot name a folder; expected at most 64 letters,"
             " digits, '.', '-' and '_', beginning with a letter, a digit or '_'"
         )
+    if what == "domain" and name == "mean":
+        raise UserError("a domain cannot be called 'mean': the row of means in every table is; rename it")
     return name
 
 

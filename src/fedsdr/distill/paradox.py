@@ -13,6 +13,20 @@ from collections.abc import Sequence
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.examples import Example
 
+RATES = ("omission_rate", "unsupported_rate", "redundancy", "redundancy_true")
+"""Counts that are shares, from 0 to 1."""
+COUNTS = (
+    *RATES,
+    "num_examples",
+    "num_checkable",
+    "length_ratio",
+    "words",
+    "words_true",
+    "filler_rate",
+    "filler_rate_true",
+)
+"""What `paradox_counts` returns."""
+
 
 def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
     """Count the paradox over pairs of true responses and rewritings.

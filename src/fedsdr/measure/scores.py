@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsdr.storage import Event
-
-ANSWER_METRICS = ("score", "unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate")
-LOSSES = ("loss", "loss_distilled")
+from fedsdr.tables import METRICS
 
 Table = dict[str, dict[str, dict[str, float]]]
 """Model -> domain or "mean" -> metric -> value."""
@@ -39,7 +37,7 @@ def table_of_round(events: Sequence[Event]) -> Table:
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Plain mean of each metric over the domains that have it."""
     mean: dict[str, float] = {}
-    for name in (*ANSWER_METRICS, *LOSSES):
+    for name in METRICS:
         values = [row[name] for row in rows if name in row]
         if values:
             mean[name] = sum(values) / len(values)
@@ -51,10 +49,7 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def pool(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     """Pool the metrics of several clients on one domain, each weighted by what it was counted over."""
     pooled: dict[str, float] = {}
-    for name in (*ANSWER_METRICS, *LOSSES):
-        weight = {"score": "num_scored", **{loss: f"{loss}_tokens" for loss in LOSSES}}.get(
-            name, "num_examples"
-        )
+    for name, weight in METRICS.items():
         having = [part for part in parts if name in part]
         if having:
             total = sum(part[weight] for part in having)

@@ -14,7 +14,6 @@ from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
-from fedsdr.measure.scores import LOSSES
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
@@ -67,7 +66,7 @@ def evaluate(
             rows = [row for row, example in enumerate(tests.examples) if example.domain == domain]
             new = [judge(tests.examples[row], answers[row], settings.code_timeout) for row in rows]
             metrics = summarise(new)
-            for name, side in zip(LOSSES, (tests.raw, tests.distilled), strict=True):
+            for name, side in (("loss", tests.raw), ("loss_distilled", tests.distilled)):
                 if side:
                     loss, num_tokens = held_out_loss(base, [side[row] for row in rows], settings.batch_size)
                     metrics |= {name: loss, f"{name}_tokens": num_tokens}

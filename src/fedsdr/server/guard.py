@@ -11,26 +11,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
+
+from fedsdr.distill.paradox import COUNTS, RATES
+from fedsdr.tables import METRICS
 
 MAX_EXAMPLES = 10**9
 NPY_1_0 = b"\x93NUMPY\x01\x00"
 """How the files of `numpy.save` begin, in which Flower sends arrays."""
-RATES = "score|unsupported_rate|omission_rate|words|filler_rate|redundancy|cut_off_rate|loss|loss_distilled"
-COUNTS = "num_examples|num_scored|num_checkable|loss_tokens|loss_distilled_tokens"
+SHARES = (*RATES, "score", "cut_off_rate")
+"""Metrics that lie from 0 to 1."""
 ALLOWED_METRICS = {
     "prepare": re.compile(
-        rf"num_(train|test)|seconds|distill/({RATES}|{COUNTS}|\w+_true|length_ratio)@(before|after)"
+        rf"num_(train|test)|seconds|distill/({'|'.join(COUNTS)})@(before|after)"
         r"|distill/num_(fallback|prompt)/[\w-]+"
     ),
     "train": re.compile(
         r"round|num_examples|seconds"
         r"|train/(shared|private|shared\+private)/(loss|first_loss|last_loss|num_steps|num_tokens)"
     ),
-    "evaluate": re.compile(rf"round|seconds|eval/[^/@]+/({RATES}|{COUNTS})@(global|personalised)"),
+    "evaluate": re.compile(
+        rf"round|seconds|eval/[^/@]+/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"
+    ),
 }
-"""Keys that a reply to each kind of message may hold. Values are numbers."""
+"""Keys that a reply to each kind of message may hold. Values are numbers from 0 on."""
 
 
 class Rejected(Exception):
@@ -56,7 +61,7 @@ def check_reply(
 
     Args:
         reply: What the client sent.
-        client: The client's id, for the record.
+        client: The client's id, for the record; empty if the node is none of the run's.
         shapes: Keys and shapes that the arrays must have, no more and no fewer.
         server_round: The round that was asked for.
         max_norm: Largest Euclidean norm of one tensor.
@@ -64,7 +69,7 @@ def check_reply(
     Raises:
         Rejected: With the reason.
     """
-    content = _content(reply, {"arrays": ArrayRecord, "metrics": MetricRecord})
+    content = _content(reply, client, {"arrays": ArrayRecord, "metrics": MetricRecord})
     arrays: ArrayRecord = content["arrays"]  # type: ignore[assignment]
     numbers = _numbers(content, "train", server_round)
     num_examples = numbers.get("num_examples")
@@ -78,17 +83,43 @@ def check_reply(
     return Update(client, checked, num_examples, numbers)
 
 
-def check_scores(reply: Message, server_round: int) -> dict[str, float]:
-    """Check an evaluation reply and return its metrics.
+def check_scores(reply: Message, client: str, server_round: int) -> dict[str, float]:
+    """Check an evaluation reply and return its metrics, each mean with the count it is over.
 
     Raises:
         Rejected: With the reason.
     """
-    return _numbers(_content(reply, {"metrics": MetricRecord}), "evaluate", server_round)
+    numbers = _numbers(_content(reply, client, {"metrics": MetricRecord}), "evaluate", server_round)
+    for key in numbers:
+        path, _, model = key.partition("@")
+        *start, name = path.split("/")
+        weight = "/".join([*start, f"{METRICS.get(name)}@{model}"])
+        if name in METRICS and numbers.get(weight, 0) < 1:
+            raise Rejected(f"metric {key} comes without {weight}")
+    return numbers
 
 
-def _content(reply: Message, expected: Mapping[str, type]) -> RecordDict:
+def check_prepared(reply: Message) -> tuple[str, dict[str, float]]:
+    """Check a reply to `prepare` and return the client's id and its metrics.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    content = _content(reply, "new", {"client": ConfigRecord, "metrics": MetricRecord})
+    client = content["client"].get("id")
+    if not isinstance(client, str) or not re.fullmatch(r"\w[\w.-]{0,63}", client):
+        raise Rejected(f"client id {str(client)[:80]!r} is no short name")
+    numbers = check_metrics(content["metrics"], "prepare")  # type: ignore[arg-type]
+    counts = {key for key in numbers if "@" in key}
+    if counts and counts != {f"distill/{name}@{when}" for name in COUNTS for when in ("before", "after")}:
+        raise Rejected("its counts of the rewriting are not complete")
+    return client, numbers
+
+
+def _content(reply: Message, client: str, expected: Mapping[str, type]) -> RecordDict:
     """Return the records of a reply if they are the expected ones, each of its type."""
+    if not client:
+        raise Rejected(f"comes from node {reply.metadata.src_node_id}, which is no client of this run")
     if reply.has_error():
         raise Rejected(f"the client failed: {reply.error.reason}")
     found = {name: type(record) for name, record in reply.content.items()}
@@ -107,7 +138,7 @@ def _numbers(content: RecordDict, kind: str, server_round: int) -> dict[str, flo
 
 
 def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
-    """Return the metrics if all keys are listed for that kind and all values are finite numbers.
+    """Return the metrics if all keys are listed for that kind and all values are numbers that can be.
 
     Raises:
         Rejected: With the reason.
@@ -115,8 +146,10 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
     for key, value in metrics.items():
         if not ALLOWED_METRICS[kind].fullmatch(key):
             raise Rejected(f"metric {key[:80]!r} is not on the allow-list")
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise Rejected(f"metric {key} is no finite number")
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise Rejected(f"metric {key} is no finite number from 0 on")
+        if value > 1 and key.rpartition("/")[2].partition("@")[0] in SHARES:
+            raise Rejected(f"metric {key} = {value} is no share")
     return dict(metrics)  # type: ignore[arg-type]
 
 

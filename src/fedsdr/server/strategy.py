@@ -61,7 +61,7 @@ class FedStrategy(Strategy):
         updates: list[Update] = []
         shapes = {key: value.shape for key, value in self.arrays.items()}
         for reply in replies:
-            client = self.roster.get(reply.metadata.src_node_id, "unknown")
+            client = self.roster.get(reply.metadata.src_node_id, "")
             try:
                 update = check_reply(reply, client, shapes, server_round, self.settings.server.max_norm)
             except Rejected as reason:
@@ -92,9 +92,9 @@ class FedStrategy(Strategy):
         """Guard the replies' metrics; they are pooled by the server app from the events."""
         num_good = 0
         for reply in replies:
-            client = self.roster.get(reply.metadata.src_node_id, "unknown")
+            client = self.roster.get(reply.metadata.src_node_id, "")
             try:
-                metrics = check_scores(reply, server_round)
+                metrics = check_scores(reply, client, server_round)
             except Rejected as reason:
                 self._drop(client, server_round, str(reason))
                 continue
@@ -146,15 +146,9 @@ class FedStrategy(Strategy):
 
 
 def draw_clients(settings: Settings, roster: dict[int, str], server_round: int) -> list[int]:
-    """Nodes of a round, in the order of client ids; drawn anew from run seed and round.
-
-    Raises:
-        UserError: More clients are asked for than there are.
-    """
+    """Nodes of a round, in the order of client ids; drawn anew from run seed and round."""
     nodes = sorted(roster, key=roster.__getitem__)
     wanted = settings.server.clients_per_round
-    if wanted > len(nodes):
-        raise UserError(f"server.clients_per_round = {wanted}, but there are {len(nodes)} clients")
     if not wanted:
         return nodes
     rng = random.Random(seed_for(settings.run.seed, "server", "clients", "round", server_round))
