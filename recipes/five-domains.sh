@@ -3,7 +3,7 @@
 #
 #   recipes/five-domains.sh DATA
 #
-# A finished run is kept, a stopped one goes on. The tables in docs/results.md were made by
+# A finished run is kept, a stopped one goes on. The tables in docs/measurements.md were made by
 #   python benchmarks/collect.py docs/results/five-domains runs/five-domains/*
 set -euo pipefail
 data=$1

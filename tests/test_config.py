@@ -102,11 +102,15 @@ def test_overrides_win_over_the_recipe_and_the_last_override_wins(tmp_path: Path
             "my models/a=b",
         ),  # no TOML, so plain text; only the first = splits
         ('model.name="42"', "name", "42"),
+        ("model.name=1e5", "name", "1e5"),
+        ("model.name=2024-01-01", "name", "2024-01-01"),
+        ("model.name=true", "name", "true"),
         ("model.trust_remote_code=true", "trust_remote_code", True),
         ("model.max_length=1_024", "max_length", 1024),
     ],
 )
 def test_an_override_is_toml_where_it_can_be_and_text_where_not(word: str, key: str, value: object):
+    """Where a setting is text, a number, a date or a truth value of TOML is the text as it was written."""
     assert getattr(load_settings(None, [word]).model, key) == value
 
 
@@ -131,7 +135,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str,
     [
         ("run.seed=-1", "greater than or equal to 0"),
         ("run.seed=true", "integer"),
-        ("run.dir=5", "string"),
+        ("data.domains=[1]", "string"),
         ("client.batch_size=0", "greater than or equal to 1"),
         ("client.batch_size=2.5", "integer"),
         ("client.batch_size='2'", "integer"),

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.storage import append_lines, content_hash, read_lines, rewrite_lines, write_file, write_folder
+from fedsdr.errors import UserError
+from fedsdr.storage import (
+    append_lines,
+    content_hash,
+    list_rounds,
+    read_json,
+    read_lines,
+    rewrite_lines,
+    round_folder,
+    write_file,
+    write_folder,
+    write_json,
+)
 
 RECORDS = [{"round": 1, "text": "two\nlines é"}, {"round": 2, "text": ""}]
 
@@ -46,6 +58,65 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
     assert [file.name for file in path.iterdir()] == ["b"]  # the old one is still whole
     write_folder(path, lambda folder: (folder / "c").write_text("3"))
     assert [file.name for file in path.iterdir()] == ["c"]
+
+
+def test_what_a_killed_process_left_aside_is_cleared_when_the_folder_is_written_again(tmp_path: Path):
+    left = tmp_path / ".round-0003.999999.aside"
+    left.mkdir()
+    (left / "half").touch()
+    (tmp_path / ".round-0004.999999.aside").mkdir()
+    write_folder(tmp_path / "round-0003", lambda folder: (folder / "a").touch())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".round-0004.999999.aside", "round-0003"]
+
+
+def test_two_processes_that_write_one_file_do_not_take_each_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The second one writes and renames between the first one's writing and renaming."""
+    path = tmp_path / "answers.jsonl"
+    replace = Path.replace
+
+    def overtaken(aside: Path, to: Path) -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr("os.getpid", lambda: 999_999)
+        write_file(path, "second")
+        assert path.read_text() == "second"
+        replace(aside, to)
+
+    monkeypatch.setattr(Path, "replace", overtaken)
+    write_file(path, "first")
+    assert path.read_text() == "first"
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def test_rounds_are_numbered_folders_and_nothing_that_looks_like_them(tmp_path: Path):
+    assert list_rounds(tmp_path / "none") == []
+    for number in (10_000, 3, 0):
+        round_folder(tmp_path, number).mkdir()
+    for name in ("round-0004.bak", "round-0005 copy", "round-6", "old-round-0007", ".round-0008.1.aside"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "round-0009").touch()
+    assert list_rounds(tmp_path) == [0, 3, 10_000]
+    assert round_folder(tmp_path, 3).name == "round-0003"
+
+
+def test_a_damaged_document_is_named(tmp_path: Path):
+    path = tmp_path / "environment.json"
+    write_json(path, {"torch": "é"})
+    assert read_json(path) == {"torch": "é"}
+    for damaged in (b"", path.read_bytes()[:-4], b'"\xff"'):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"environment\.json: found no JSON document"):
+            read_json(path)
+
+
+@pytest.mark.parametrize("damaged", ["", '{"round": 1', "\0\0\0"])
+def test_a_damaged_whole_line_is_named_with_its_number_and_not_its_content(tmp_path: Path, damaged: str):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"round": 0}}\n{damaged}\n{{"round": 2}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: found no JSON") as error:
+        read_lines(path)
+    assert "round" not in str(error.value)
 
 
 def test_a_log_gives_back_what_was_appended(tmp_path: Path):

@@ -17,6 +17,7 @@ _HOME = {
     "resume": "fedsdr.apps.run",
     "run": "fedsdr.apps.run",
 }
+__version__ = "0.1.0"
 __all__ = ["Example", "Settings", "UserError", "load_settings", "resume", "run"]
 
 

@@ -5,6 +5,8 @@ Nothing heavy is imported before a command needs it, so that --help answers at o
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +47,8 @@ def run(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False, qu
     settings = load_settings(recipe, overrides or [])
     from fedsdr.apps.run import run as run_settings
 
-    _show(run_settings(settings), as_json)
+    with _resumable(settings.run.dir):
+        _show(run_settings(settings), as_json)
 
 
 @app.command()
@@ -54,7 +57,8 @@ def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> No
     progress.quiet = quiet
     from fedsdr.apps.run import resume as resume_run
 
-    _show(resume_run(run_dir), as_json)
+    with _resumable(run_dir):
+        _show(resume_run(run_dir), as_json)
 
 
 @app.command()
@@ -141,15 +145,17 @@ def models(as_json: AsJson = False) -> None:
         _print_json(rows)
         return
     for row in rows:
-        state = "in the cache" if row["cached"] else "not yet in the cache"
-        print(f"{row['name']}\n  {row['origin']}; {row['licence']}; {row['size']}; {state}")
+        place = f"in {row['folder']}" if row["cached"] else "not yet fetched"
+        print(f"{row['name']}\n  {row['origin']}; {row['licence']}; {row['size']}; {place}")
 
 
 @app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="model.name, as in a recipe.")] = "smollm2-135m-instruct",
+    quiet: Quiet = False,
 ) -> None:
     """Fetch and convert a model now, so that later runs need no network."""
+    progress.quiet = quiet
     from fedsdr.config import Model
     from fedsdr.model.base import load_base
 
@@ -207,16 +213,22 @@ def export(
 
 def _show(result: Any, as_json: bool) -> None:
     """Print a run's scores and where its files are."""
-    from fedsdr.apps.run import read_settings
-    from fedsdr.report.page import write_report
-
-    path = write_report(result.folder, read_settings(result.folder))
     if as_json:
-        places = {"folder": result.folder, "adapter": result.adapter, "report": path}
+        places = {"folder": result.folder, "adapter": result.adapter, "report": result.report}
         _print_json({"base": result.base, "final": result.final, **{k: str(v) for k, v in places.items()}})
         return
     _print_scores(result.base, result.final)
-    print(f"adapter: {result.adapter}\nreport:  {path}")
+    print(f"adapter: {result.adapter}\nreport:  {result.report}")
+
+
+@contextmanager
+def _resumable(folder: str | Path) -> Iterator[None]:
+    """On Ctrl-C say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nfedsdr: stopped; go on by `fedsdr resume {folder}`", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _print_scores(base: Any, final: Any) -> None:
@@ -251,9 +263,6 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(_fail(str(error)))
     except OSError as error:  # a full disk, a folder without permission: the system's words say which
         sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        print("\nfedsdr: stopped; `fedsdr resume RUN_DIR` goes on", file=sys.stderr)
-        sys.exit(130)
 
 
 def _fail(message: str) -> int:

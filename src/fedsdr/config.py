@@ -268,7 +268,7 @@ def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, .
     Args:
         recipe: A TOML file, or None for the defaults.
         overrides: Words such as ``client.learning_rate=1e-4``; the value is read as TOML, and as
-            plain text where it is not TOML.
+            plain text where it is not TOML or the setting is text.
 
     Raises:
         UserError: The file cannot be read, or a key or value is not allowed.
@@ -343,6 +343,8 @@ def _override(values: dict[str, Any], word: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    if _is_text(key) and not isinstance(value, str):
+        value = text  # 2024 and 1e5 are names of folders too
     *tables, last = key.split(".")
     for depth, table in enumerate(tables):
         values = values.setdefault(table, {})
@@ -385,13 +387,24 @@ def _expected(problem: Any) -> str:
     return message.replace("Tuple should", "should").removeprefix("Input ")
 
 
+def _sections() -> dict[str, type[Section]]:
+    """The tables of a recipe by name."""
+    types = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return {
+        name: kind for name, kind in types.items() if isinstance(kind, type) and issubclass(kind, Section)
+    }
+
+
+def _is_text(key: str) -> bool:
+    """Whether the setting at a dotted key is any text."""
+    table, _, name = key.rpartition(".")
+    field = _sections().get(table, Settings).model_fields.get(name)
+    return field is not None and field.annotation is str
+
+
 def _nearest(key: str) -> str:
     """Name the known keys that the user may have meant."""
-    sections = {
-        name: list(field.annotation.model_fields)
-        for name, field in Settings.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
+    sections = {name: list(section.model_fields) for name, section in _sections().items()}
     table, _, last = key.rpartition(".")
     if table.startswith("data.sources"):
         sections[table] = list(Source.model_fields)

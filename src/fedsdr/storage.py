@@ -2,15 +2,20 @@
 
 A run is a folder (docs/architecture.md). Whatever is needed to go on after a kill is written
 aside, flushed and renamed; logs are appended by whole lines and a torn last line is cut when read.
+What is written aside carries the number of the process, so that two of them do not mix theirs.
 """
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from fedsdr.errors import UserError
 
 Event = dict[str, Any]
 
@@ -18,7 +23,7 @@ Event = dict[str, Any]
 def write_file(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.aside")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     with aside.open("wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
@@ -31,16 +36,30 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON document that this package wrote.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path}: found no JSON document; expected it as fedsdr wrote it") from None
+
+
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder appear whole: `fill` writes into a folder aside, which is then renamed.
 
     Args:
-        path: The folder; a folder of that name is replaced.
+        path: The folder; a folder of that name is replaced, and what a kill left aside of it is
+            removed. Unlike a file, one folder is never written by two processes at a time.
         fill: Writes the content into the folder that it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.aside"):
+        shutil.rmtree(left)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     aside.mkdir()
     fill(aside)
     for file in aside.iterdir():
@@ -48,6 +67,17 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             os.fsync(handle.fileno())
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)
+
+
+def round_folder(folder: Path, number: int) -> Path:
+    """Folder of a round; rounds have four digits or more."""
+    return folder / f"round-{number:04d}"
+
+
+def list_rounds(folder: Path) -> list[int]:
+    """Rounds whose folders are there, ascending; other names, such as "round-0003.bak", are passed over."""
+    names = [path.name for path in folder.glob("round-*") if path.is_dir()]
+    return sorted(int(name.removeprefix("round-")) for name in names if re.fullmatch(r"round-\d{4,}", name))
 
 
 def append_lines(path: Path, records: Iterable[Event]) -> None:
@@ -61,11 +91,23 @@ def append_lines(path: Path, records: Iterable[Event]) -> None:
 
 
 def read_lines(path: Path) -> list[Event]:
-    """Read a JSONL file that this package wrote; a torn last line, left by a kill, is passed over."""
+    """Read a JSONL file that this package wrote; a torn last line, left by a kill, is passed over.
+
+    Raises:
+        UserError: A whole line is damaged. The message does not show it: it may be a client's data.
+    """
     if not path.exists():
         return []
     *whole, _torn = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in whole]
+    records = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise UserError(
+                f"{path}:{number}: found no JSON; expected a record on each line, as fedsdr wrote it"
+            ) from None
+    return records
 
 
 def rewrite_lines(path: Path, records: Iterable[Event]) -> None:

@@ -49,24 +49,8 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Combination:
-    """How the clients' LoRA factors become one target; the function is in `server.combine`."""
-
-    summary: str
-    paper: str
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """How the server steps from its state towards the target; the function is in `server.optimize`."""
-
-    summary: str
-    paper: str
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """How the teacher is asked to rewrite; the wording is in `distill.prompts`."""
+class Named:
+    """A choice whose function or wording is looked up by its name at its station."""
 
     summary: str
     paper: str
@@ -99,21 +83,21 @@ METHODS: Mapping[str, Method] = {
     ),
 }
 
-COMBINATIONS: Mapping[str, Combination] = {
-    "average": Combination(
+COMBINATIONS: Mapping[str, Named] = {  # how the clients' LoRA factors become one target: server.combine
+    "average": Named(
         "mean of A and of B, each weighted by the clients' example counts",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
     ),
 }
 
-OPTIMIZERS: Mapping[str, Optimizer] = {
-    "fedavg": Optimizer("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629"),
+OPTIMIZERS: Mapping[str, Named] = {  # how the server steps towards the target: server.optimize
+    "fedavg": Named("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629"),
 }
 
-PROMPTS: Mapping[str, Prompt] = {
-    "reference": Prompt("instruction and reference answer; write your own response", SDFT_PAPER),
-    "paraphrase": Prompt("only the answer is shown; rewrite it and keep every fact, number and name", "ours"),
-    "turn": Prompt("question, answer, then: say that again in your own words", "ours"),
+PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill.prompts
+    "reference": Named("instruction and reference answer; write your own response", SDFT_PAPER),
+    "paraphrase": Named("only the answer is shown; rewrite it and keep every fact, number and name", "ours"),
+    "turn": Named("question, answer, then: say that again in your own words", "ours"),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsdr.apps.client_app import errors_stay_here
 from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.errors import UserError
 
@@ -16,7 +17,7 @@ SECRET = "patient 4711 has a fever"
 
 def grid_of(answer: Callable[[Message, Context], Message], folder: Path, num_clients: int = 3) -> LocalGrid:
     app = ClientApp()
-    app.train()(answer)
+    app.train()(errors_stay_here(answer))
     return LocalGrid(app, num_clients, folder)
 
 

@@ -12,7 +12,7 @@ KEY = "base_model.model.q_proj.lora_A.weight"
 
 def save(folder: Path, server_round: int, value: float | None = None) -> None:
     state = {KEY: torch.full((2, 3), float(server_round if value is None else value))}
-    save_private(folder, server_round, state, Lora(rank=2), ["q_proj"], "tiny")
+    save_private(folder, server_round, state, Lora(rank=2), "tiny")
 
 
 def value(folder: Path, before: int) -> float | None:
@@ -45,6 +45,13 @@ def test_two_versions_are_kept(tmp_path: Path):
     for server_round in range(1, 12):
         save(tmp_path, server_round)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0010", "round-0011"]
+
+
+def test_a_copy_that_a_user_made_is_passed_over(tmp_path: Path):
+    save(tmp_path, 1)
+    (tmp_path / "round-0002 copy").mkdir()
+    save(tmp_path, 3)
+    assert value(tmp_path, before=3) == 1
 
 
 def test_rounds_are_ordered_as_numbers(tmp_path: Path):

@@ -89,6 +89,13 @@ def test_more_clients_than_domains_split_domains_evenly():
     assert sorted(len(client.test) for client in halves) == [7, 8]
 
 
+def test_two_clients_of_one_id_are_an_error():
+    """The two parts of "fin" are fin-0 and fin-1; the other domain would take the place of the first."""
+    domains = make_domains({"fin": (4, 2), "fin-0": (4, 2)})
+    with pytest.raises(UserError, match="two clients would be called 'fin-0'"):
+        partition(domains, choose(num_clients=3))
+
+
 def test_fewer_clients_than_domains_is_an_error():
     with pytest.raises(UserError, match="num_clients = 3 is below the number of domains, 5"):
         partition(FIVE, choose(num_clients=3))

@@ -93,7 +93,17 @@ LINE = json.dumps(GOOD)
             json.dumps({**GOOD, "label": "c", "choices": ["a", "b"]}),
             [":1", "label", "str c", "one of the choices ['a', 'b']"],
         ),
+        ("a.jsonl", json.dumps({**GOOD, "facts": ["Norway", ""]}), [":1", "facts", "none of them empty"]),
+        ("a.jsonl", json.dumps({**GOOD, "choices": [" "]}), [":1", "choices", "none of them empty"]),
         ("a.jsonl", '{"instruction": "x", "output": "y", "answer": NaN}', [":1", "NaN"]),
+        (
+            "a.jsonl",
+            '{"instruction": "x", "output": "y", "answer": 1e999}',
+            [":1", "answer", "inf", "finite"],
+        ),
+        ("a.jsonl", f"{LINE}\n" + "[" * 100_000, ["a.jsonl:2", "nested"]),
+        ("a.json", "[" * 100_000 + "]" * 100_000, ["a.json", "nested"]),
+        ("a.jsonl", f'{LINE}\n{{"instruction": "x"\n', ["a.jsonl:2", 'the end after {"instruction": "x"']),
         ("a.jsonl", '{"instruction": "x", "output": "\\ud83d"}', [":1", "response", "surrogate"]),
         ("a.jsonl", LINE.encode() + b"\n\xff\xfe", ["a.jsonl:2", "ff fe", "UTF-8"]),
         ("a.jsonl", "\n\n", ["a.jsonl", "no example"]),
@@ -214,3 +224,9 @@ def test_without_datasets_the_command_to_install_it_is_given(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'fedsdr\[hub\]'"):
         hub_rows("FinGPT/fingpt-sentiment-train", "train")
+
+
+def test_a_missing_number_of_a_table_is_no_answer():
+    """Tables mark what is missing by the number nan."""
+    with pytest.raises(UserError, match="a:1: answer: found float nan; expected a finite number"):
+        to_records([("a:1", {**GOOD, "answer": float("nan")})], "geo")

@@ -47,6 +47,11 @@ def test_unknown_domain_lists_those_there_are(root):
         load_domains(Data(root=root, domains=("maths",)))
 
 
+def test_a_domain_asked_for_twice_is_an_error(root):
+    with pytest.raises(UserError, match=r"data\.domains: 'code' is named twice"):
+        load_domains(Data(root=root, domains=("code", "math", "code")))
+
+
 def test_draw_keeps_the_order_and_depends_on_the_seed_alone(root):
     first = load_domains(Data(root=root, num_train=5, num_test=3))["law"]
     again = load_domains(Data(root=root, num_train=5, num_test=3, domains=("law",)))["law"]

@@ -1,13 +1,14 @@
 """The summary counts what the clients hold, and JSON can hold the summary."""
 
 import json
+from dataclasses import replace
 
 from fedsdr.config import Settings
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import partition
 from fedsdr.data.readers import Record
 from fedsdr.data.sources import Domain
-from fedsdr.data.summary import summarize
+from fedsdr.data.summary import count_inconsistent, render_summary, summarize
 
 
 def test_summary_counts_words_labels_and_duplicates():
@@ -27,6 +28,8 @@ def test_summary_counts_words_labels_and_duplicates():
             "num_left_out": 4,
             "num_duplicates": 1,
             "duplicates": ["what TONE?"],
+            "num_inconsistent": 0,
+            "inconsistent": [],
         }
     ]
     (client,) = summary["clients"]
@@ -36,3 +39,29 @@ def test_summary_counts_words_labels_and_duplicates():
     assert client["words"] == {"instruction": (2 + 4) / 2, "context": (4 + 0) / 2, "response": (1 + 50) / 2}
     assert client["samples"][0]["context"] == "Sales rose a lot."
     assert all(len(text) <= 60 for sample in client["samples"] for text in sample.values())
+
+
+def test_examples_whose_own_response_loses_its_ground_truth_are_counted_and_the_first_is_named():
+    """Checks would refuse even a perfect rewriting of them. Tests are not run: they may be slow."""
+    wrong = [
+        Example("Tone? " + "x" * 100, "It is bad.", "fin", label="good", choices=("bad", "good")),
+        Example("How many?", "The answer is 4.", "fin", answer="5"),
+        Example("Where?", "In Norway.", "fin", facts=("Norway", "north")),
+    ]
+    right = [
+        Example("Tone of it?", "It is good.", "fin", label="good", choices=("bad", "good")),
+        Example("How many are there?", "2 + 3 = 5", "fin", answer="5"),
+        Example("Code?", "no code", "fin", tests="assert False"),
+    ]
+    assert count_inconsistent(wrong + right) == 3
+    assert count_inconsistent(right) == 0
+    domains = {
+        "fin": Domain([Record(e) for e in right + wrong[:2]], [Record(wrong[2])]),
+        "law": Domain([Record(replace(e, domain="law")) for e in right], []),
+    }
+    summary = summarize(domains, partition(domains, Settings()))
+    assert [domain["num_inconsistent"] for domain in summary["domains"]] == [3, 0]
+    (line,) = [line for line in render_summary(summary).splitlines() if "loses" in line]
+    assert line.startswith("fin: 3 examples")
+    assert "Tone? xxx" in line
+    assert "x" * 60 not in line

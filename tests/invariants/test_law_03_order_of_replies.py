@@ -65,7 +65,7 @@ def replies_with(settings: Settings, factor: int, folder: Path) -> list[Message]
 def combined(settings: Settings, replies: Iterable[Message]) -> Arrays:
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
     strategy = FedStrategy(settings, ROSTER, fresh)
-    strategy.num_asked = 3
+    strategy.num_asked, strategy.asked = 3, set(ROSTER)
     strategy.aggregate_train(1, replies)
     return strategy.arrays
 

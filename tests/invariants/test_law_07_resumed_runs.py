@@ -22,11 +22,11 @@ Results = Callable[[Path], dict[str, Any]]
 KillAt = Callable[..., AbstractContextManager[None]]
 
 
-def half_of_the_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+def lines_with_the_last_torn(path: Path, records: Iterable[dict[str, Any]]) -> None:
     text = "".join(json.dumps(record) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write(text[: len(text) // 2])
+        file.write(text[:-9])
 
 
 def half_of_the_adapter(folder: Path, *rest: Any) -> None:
@@ -35,14 +35,14 @@ def half_of_the_adapter(folder: Path, *rest: Any) -> None:
 
 KILLS = {
     "in the second batch of a client's rewriting": ("fedsdr.distill.rewrite.generate", 5),
-    "with half a batch in the cache": ("fedsdr.distill.rewrite.append_lines", 2, half_of_the_lines),
+    "with part of a batch in the cache": ("fedsdr.distill.rewrite.append_lines", 2, lines_with_the_last_torn),
     "in the middle of training": ("fedsdr.client.update.response_loss", 20),
     "after a client kept its private adapter": ("fedsdr.apps.client_app.save_private", 5, None, True),
     "while a client's folder is written": ("fedsdr.client.state.save_adapter", 5, half_of_the_adapter),
     "after a client's folder was written, not renamed": ("fedsdr.client.state.save_adapter", 5, None, True),
     "while the first adapter is written": ("fedsdr.server.checkpoint.save_adapter", 1, half_of_the_adapter),
     "while a round is written": ("fedsdr.server.checkpoint.save_adapter", 3, half_of_the_adapter),
-    "in the middle of the log": ("fedsdr.apps.server_app.append_lines", 5, half_of_the_lines),
+    "in the middle of the log": ("fedsdr.apps.server_app.append_lines", 5, lines_with_the_last_torn),
     "between log and round": ("fedsdr.apps.server_app.save_round", 3),
     "after a round, before its evaluation": ("fedsdr.apps.server_app.save_round", 3, None, True),
     "during evaluation": ("fedsdr.apps.client_app.evaluate", 8),
@@ -81,7 +81,7 @@ def test_run_killed_again_and_again_leaves_the_same_bytes(
         with kill_at("os.fsync", call, late=call % 8 == 1, surely=False):
             fedsdr.resume(folder) if (folder / "config.toml").exists() else fedsdr.run(settings)
             break
-    assert call > 30
+    assert call > 20
     assert results(folder) == results(finished(**RUN))
 
 
@@ -156,16 +156,13 @@ def test_resume_on_a_changed_machine_is_refused(
     environment[section][key] = "of old"
     path.write_text(json.dumps(environment))
     fresh_process()
-    with pytest.raises(fedsdr.UserError, match=f"cannot resume: {section} {key} was of old"):
+    with pytest.raises(fedsdr.UserError, match=f"cannot go on: {section} {key} was of old"):
         fedsdr.resume(folder)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("threads", "2"), ("dtype", '"bfloat16"'), ("attention", '"sdpa"'), ("learning_rate", "0.1")],
-)
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="resume does not notice that config.toml was edited"
 )
 def test_resume_with_changed_settings_is_refused(
     run_settings: Callable[..., Settings],
@@ -180,7 +177,7 @@ def test_resume_with_changed_settings_is_refused(
     assert num == 1
     path.write_text(text)
     fresh_process()
-    with pytest.raises(fedsdr.UserError, match="cannot resume"):
+    with pytest.raises(fedsdr.UserError, match=r"cannot go on: config\.toml"):
         fedsdr.resume(folder)
 
 

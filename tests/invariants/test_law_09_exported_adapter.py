@@ -94,7 +94,7 @@ def test_what_is_saved_is_loaded_again_to_the_bit(
     settings = tiny_settings()
     adapters = Adapters(load_base(settings.model).model, settings.lora)
     adapters.initialise("shared", 0)
-    save_adapter(tmp_path, adapters.state("shared"), settings.lora, adapters.target_names, "tiny")
+    save_adapter(tmp_path, adapters.state("shared"), settings.lora, "tiny")
     adapters.load("private", load_adapter(tmp_path))
     shared, private = adapters.state("shared"), adapters.state("private")
     assert all(torch.equal(shared[key], private[key]) for key in shared)

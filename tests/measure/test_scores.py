@@ -88,3 +88,19 @@ def test_a_domain_without_score_is_left_out_of_the_mean_score():
     assert table["global"]["mean"]["score"] == 0.25
     assert table["global"]["mean"]["num_scored"] == 4
     assert "score" not in table["global"]["general"]
+
+
+def test_a_model_that_was_scored_on_fewer_domains_has_no_mean_to_compare():
+    """Went wrong once: clients that were never drawn have no personalised model; the means stood side by side."""
+    both = {
+        "eval/math/words@global": 2.0,
+        "eval/math/num_examples@global": 1,
+        "eval/math/num_scored@global": 0,
+    }
+    mine = {
+        key.replace("math", "code").replace("global", "personalised"): value for key, value in both.items()
+    }
+    mine |= {key.replace("math", "code"): value for key, value in both.items()}
+    table = table_of_round([both, mine])
+    assert "mean" in table["global"]
+    assert set(table["personalised"]) == {"code"}

@@ -18,7 +18,7 @@ STATE = {
 
 def save(folder: Path) -> Path:
     folder.mkdir()
-    save_adapter(folder, STATE, Lora(rank=3, alpha=24.0, dropout=0.1), ["q_proj"], "some/model")
+    save_adapter(folder, STATE, Lora(rank=3, alpha=24.0, dropout=0.1), "some/model")
     return folder
 
 
@@ -46,3 +46,11 @@ def test_equal_adapters_are_equal_files(tmp_path: Path):
 def test_a_folder_without_adapter_is_refused_by_name(tmp_path: Path):
     with pytest.raises(UserError, match=r"adapter_model.safetensors is missing"):
         load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 40, -4])
+def test_a_damaged_adapter_is_refused_by_name(tmp_path: Path, size: int):
+    file = save(tmp_path / "a") / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"a/adapter_model\.safetensors is damaged"):
+        load_adapter(tmp_path / "a")

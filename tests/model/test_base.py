@@ -19,7 +19,15 @@ from transformers import (
 
 from fedsdr.config import Model
 from fedsdr.errors import UserError
-from fedsdr.model.base import Base, choose_dtype, list_models, load_base
+from fedsdr.model.base import (
+    Base,
+    built_in_folder,
+    choose_dtype,
+    list_models,
+    load_base,
+    public_name,
+    resolve_model,
+)
 from fedsdr.model.tiny import build_tiny
 
 FLOAT32 = {"dtype": "float32"}
@@ -56,6 +64,20 @@ def test_the_base_is_frozen_and_in_eval_mode(tiny_base: Base):
     assert not tiny_base.model.training
     assert not any(parameter.requires_grad for parameter in tiny_base.model.parameters())
     assert {parameter.dtype for parameter in tiny_base.model.parameters()} == {torch.float32}
+
+
+def test_identity_follows_config_and_tokenizer_but_not_who_wrote_them_or_when(tiny_base: Base, copy: Path):
+    """The same weights compute something else where the config differs, and see other tokens where the
+    tokenizer does. The release of transformers that wrote a folder changes neither."""
+    edit_json(copy / "config.json", transformers_version="0.0.1")
+    os.utime(copy / "tokenizer.json", (0, 0))
+    assert load(copy).identity == tiny_base.identity
+    edit_json(copy / "config.json", rms_norm_eps=1e-3)
+    other_config = load(copy).identity
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    edit_json(copy / "tokenizer.json", model=tokenizer["model"])
+    assert len({tiny_base.identity, other_config, load(copy).identity}) == 3
 
 
 def test_identity_follows_weights_and_template_but_not_the_place(tiny_base: Base, copy: Path):
@@ -119,6 +141,12 @@ def test_a_model_whose_logits_are_not_its_plain_head_is_refused(copy: Path, buil
     build(sizes).save_pretrained(copy)
     with pytest.raises(UserError, match="caps or scales"):
         load(copy)
+
+
+def test_conversations_longer_than_the_model_was_built_for_are_refused(tiny_folder: Path):
+    load_base(Model(name=str(tiny_folder), max_length=2048))
+    with pytest.raises(UserError, match=r"model\.max_length = 2049: .* at most 2048"):
+        load_base(Model(name=str(tiny_folder), max_length=2049))
 
 
 def test_missing_weights_are_an_error_and_not_random(copy: Path):
@@ -216,9 +244,25 @@ def test_bfloat16_is_chosen_where_the_processor_has_it(
 ):
     monkeypatch.setattr(Path, "exists", lambda path: True)
     monkeypatch.setattr(Path, "read_text", lambda path: flags)
-    chosen, reason = choose_dtype(torch.device("cpu"))
-    assert chosen is dtype
-    assert reason.startswith(str(dtype).removeprefix("torch."))
+    assert choose_dtype(torch.device("cpu")) is dtype
+
+
+def test_resolved_settings_are_those_that_the_base_is_loaded_by(tiny_folder: Path):
+    settings = Model(name=str(tiny_folder))
+    resolved = resolve_model(settings)
+    base = load_base(settings)
+    assert resolved.dtype == str(base.dtype).removeprefix("torch.")
+    assert resolved.attention == base.model.config._attn_implementation
+    assert resolved.name == settings.name
+    assert resolve_model(resolved) == resolved
+    chosen = Model(name="no/such", dtype="float16", attention="sdpa")
+    assert resolve_model(chosen) == chosen  # nothing is loaded for it
+
+
+def test_a_built_in_model_is_known_to_others_by_its_hub_id():
+    """PEFT and vLLM know nothing of fedsdr's names."""
+    assert public_name("smollm2-135m-instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert [public_name(name) for name in ("tiny", "./my", "a/b")] == ["tiny", "./my", "a/b"]
 
 
 def test_built_in_models_are_listed_without_torch_and_known_as_cached_once_loaded(
@@ -235,6 +279,9 @@ def test_built_in_models_are_listed_without_torch_and_known_as_cached_once_loade
         "smollm2-135m-instruct": False,
         "tiny": True,
     }
+    folders = {row["name"]: row["folder"] for row in list_models()}
+    assert folders["tiny"] == str(built_in_folder("tiny"))
+    AutoModelForCausalLM.from_pretrained(folders["tiny"])
 
 
 def run_python(program: str, **environment: str) -> str:

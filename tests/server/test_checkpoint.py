@@ -8,7 +8,8 @@ from peft import PeftConfig
 
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
-from fedsdr.server.checkpoint import last_round, load_round, round_folder, save_round
+from fedsdr.server.checkpoint import last_round, load_round, save_round
+from fedsdr.storage import round_folder
 
 ARRAYS = {
     "base_model.model.q_proj.lora_A.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
@@ -17,7 +18,7 @@ ARRAYS = {
 
 
 def save(folder: Path, server_round: int) -> None:
-    save_round(folder, server_round, ARRAYS, Lora(rank=2, alpha=8.0), ["q_proj"], "tiny")
+    save_round(folder, server_round, ARRAYS, Lora(rank=2, alpha=8.0), "tiny")
 
 
 def test_every_bit_of_a_round_is_read_back(tmp_path: Path):
@@ -39,7 +40,8 @@ def test_the_last_round_is_the_highest_number_that_is_there_whole(tmp_path: Path
     assert last_round(tmp_path / "server") == -1
     for server_round in (0, 2, 10):
         save(tmp_path, server_round)
-    (tmp_path / ".round-0011.aside").mkdir()  # what a kill leaves
+    (tmp_path / ".round-0011.17.aside").mkdir()  # what a kill leaves
+    (tmp_path / "round-0012.bak").mkdir()  # what a user leaves
     assert last_round(tmp_path) == 10
     save(tmp_path, 10_000)
     assert last_round(tmp_path) == 10_000

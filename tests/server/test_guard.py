@@ -351,5 +351,11 @@ def test_a_bad_introduction_is_refused(client: Any, metrics: dict[str, float], s
 
 
 def test_a_reply_from_outside_the_run_is_refused():
-    with pytest.raises(Rejected, match="no client of this run"):
+    with pytest.raises(Rejected, match="was not asked or has answered"):
         check_scores(reply(RecordDict({"metrics": MetricRecord(SCORES)})), "", 7)
+
+
+@pytest.mark.parametrize("key", ["distill/num_fallback/Tom_has_fever", "distill/num_prompt/Tom_has_fever"])
+def test_no_text_leaves_in_the_name_of_a_count(key: str):
+    with pytest.raises(Rejected, match="allow-list"):
+        check_prepared(prepared("bank", {**PREPARED, key: 1}))

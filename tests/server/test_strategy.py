@@ -189,3 +189,22 @@ def test_the_draw_does_not_depend_on_the_engines_node_ids():
             [roster[node] for node in draw_clients(settings, roster, number)] for roster in (local, deployed)
         ]
         assert drawn[0] == drawn[1]
+
+
+def test_a_client_that_answers_twice_counts_once(start):
+    """A mean over 1, 1 and 0 of two equal clients would be two thirds."""
+    strategy, (first, second, *_) = start(clients_per_round=0, quorum=0.5)
+    strategy.aggregate_train(2, [trained(first, 1.0), trained(first, 1.0), trained(second, 0.0)])
+    assert strategy.arrays[KEY].tolist() == [[0.5, 0.5]]
+    assert [event["event"] for event in strategy.events].count("dropped") == 1
+
+
+def test_a_client_that_was_not_asked_is_not_counted(start):
+    strategy, messages = start(clients_per_round=2)
+    _, everyone = start()
+    uninvited = [
+        m for m in everyone if m.metadata.dst_node_id not in {n.metadata.dst_node_id for n in messages}
+    ]
+    replies = [*(trained(message, 1.0) for message in messages), trained(uninvited[0], 9.0)]
+    strategy.aggregate_train(2, replies)
+    assert strategy.arrays[KEY].tolist() == [[1.0, 1.0]]

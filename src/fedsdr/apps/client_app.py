@@ -6,14 +6,17 @@ What leaves is the shared adapter and listed numbers, nothing else.
 
 import json
 import time
+import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsdr import __version__
 from fedsdr.apps.site import Site, model_of, open_site
 from fedsdr.client.state import load_private, save_private
 from fedsdr.client.update import learning_rate, local_update
@@ -21,29 +24,61 @@ from fedsdr.config import Settings, check_settings
 from fedsdr.data.examples import Example
 from fedsdr.distill.paradox import paradox_counts
 from fedsdr.distill.rewrite import Rewriting
+from fedsdr.errors import UserError
 from fedsdr.measure.tasks import evaluate
 from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import public_name
 from fedsdr.seeds import seed_for
-from fedsdr.storage import rewrite_lines
+from fedsdr.storage import rewrite_lines, write_file
 from fedsdr.tables import METHODS, Adapter
 
 app = ClientApp()
+Handler = Callable[[Message, Context], Message]
+
+
+CLIENT_FAILED = 2
+"""Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
+
+
+def errors_stay_here(handler: Handler) -> Handler:
+    """Keep the text of an error at the client: it may quote data, and engines send it to the server.
+
+    The traceback is written to the client's folder; type and text stay in the node's own state.
+    """
+
+    @wraps(handler)
+    def guarded(message: Message, context: Context) -> Message:
+        context.state.pop("error", None)
+        try:
+            return handler(message, context)
+        except Exception as error:
+            kind = type(error).__name__
+            context.state["error"] = ConfigRecord({"type": kind, "text": str(error)})
+            path = Path(str(context.node_config["folder"])) / f"node-{context.node_id}-error.txt"
+            write_file(path, traceback.format_exc())
+            return Message(Error(CLIENT_FAILED, f"{kind}, see {path.name}"), reply_to=message)
+
+    return guarded
 
 
 @app.query("prepare")
+@errors_stay_here
 def prepare(message: Message, context: Context) -> Message:
     """Rewrite the responses where the method or the evaluation wants it; tell the client's id."""
     start = time.monotonic()
     _, site, _ = _open(message, context)
     metrics: dict[str, float] = {"num_train": len(site.data.train), "num_test": len(site.data.test)}
-    if site.rewritings:
-        metrics |= distill_metrics(site.data.train, site.rewritings)
+    for part, examples in (("distill", site.data.train), ("distill-test", site.data.test)):
+        if rewritings := site.rewritings.get("train" if part == "distill" else "test"):
+            numbers = distill_metrics(examples, rewritings)
+            metrics |= {f"{part}/{name}": value for name, value in numbers.items()}
     metrics["seconds"] = time.monotonic() - start
     content = RecordDict({"client": ConfigRecord({"id": site.id}), "metrics": _as_record(metrics)})
     return Message(content, reply_to=message)
 
 
 @app.train()
+@errors_stay_here
 def train(message: Message, context: Context) -> Message:
     """One local update from the broadcast shared adapter; the private one is kept here."""
     start = time.monotonic()
@@ -63,9 +98,7 @@ def train(message: Message, context: Context) -> Message:
     )
     if method.has_private:
         private = adapters.state("private")
-        save_private(
-            site.folder, server_round, private, settings.lora, adapters.target_names, settings.model.name
-        )
+        save_private(site.folder, server_round, private, settings.lora, public_name(settings.model.name))
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
     arrays = {key: Array(tensor.numpy()) for key, tensor in adapters.state("shared").items()}
@@ -74,6 +107,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@errors_stay_here
 def evaluate_models(message: Message, context: Context) -> Message:
     """Score the global model and, where there is one, the personalised model on the client's tests.
 
@@ -105,12 +139,12 @@ def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]
         ("after", [new.distilled for new in rewritings]),
     ):
         counts = paradox_counts(examples, texts)
-        metrics |= {f"distill/{name}@{when}": value for name, value in counts.items()}
+        metrics |= {f"{name}@{when}": value for name, value in counts.items()}
     for kind, names in (
         ("fallback", Counter(new.fallback for new in rewritings if new.fallback)),
         ("prompt", Counter(new.prompt for new in rewritings if new.prompt)),
     ):
-        metrics |= {f"distill/num_{kind}/{name.replace(' ', '_')}": num for name, num in names.items()}
+        metrics |= {f"num_{kind}/{name.replace(' ', '_')}": num for name, num in names.items()}
     return metrics
 
 
@@ -122,6 +156,8 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     """Settings, client and round that a message is about."""
     config = message.content["config"]
     assert isinstance(config, ConfigRecord)
+    if config["version"] != __version__:
+        raise UserError(f"the server runs fedsdr {config['version']!s}, this client {__version__}")
     settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
     folder = Path(str(context.node_config["folder"]))
     site = open_site(settings, int(context.node_config["partition-id"]), folder)

@@ -9,20 +9,16 @@ without the first, and replies cannot name their question without the second.
 """
 
 import copy
-import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.errors import UserError
-
-CLIENT_FAILED = 2
-"""Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
 
 
 class LocalGrid(Grid):
@@ -37,7 +33,6 @@ class LocalGrid(Grid):
             folder: Where the clients keep their folders.
         """
         self.client_app = client_app
-        self.folder = folder
         self.contexts = {
             node: Context(
                 run_id=1,
@@ -100,13 +95,8 @@ class LocalGrid(Grid):
         node = message.metadata.dst_node_id
         content = copy.deepcopy(message.content)
         asked = Message(content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload]
-        try:
-            return self.client_app(asked, self.contexts[node])
-        except UserError:
-            raise  # one person runs all clients here and can mend it
-        except Exception as error:
-            # As in a deployment: the server learns that the client failed, the details stay with it.
-            path = self.folder / f"node-{node}-error.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(traceback.format_exc())
-            return Message(Error(CLIENT_FAILED, f"{type(error).__name__}, see {path.name}"), reply_to=message)
+        reply = self.client_app(asked, self.contexts[node])
+        failure = self.contexts[node].state.get("error")
+        if reply.has_error() and isinstance(failure, ConfigRecord) and failure["type"] == "UserError":
+            raise UserError(str(failure["text"]))  # one person runs all clients here and can mend it
+        return reply

@@ -1,13 +1,12 @@
 """`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, with the local engine."""
 
 import fcntl
-import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Settings, check_settings, dump_settings
+from fedsdr.config import Settings, dump_settings, load_settings
 from fedsdr.errors import UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
-from fedsdr.storage import content_hash, write_file, write_json
+from fedsdr.storage import content_hash, read_json, round_folder, write_file, write_json
 from fedsdr.tables import METHODS
 
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
@@ -36,9 +35,14 @@ class Result:
     """Scores after the last round, "global" and, with a private adapter, "personalised"."""
 
     @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.folder / "report.html"
+
+    @property
     def adapter(self) -> Path:
         """Folder of the final shared adapter, in PEFT's format."""
-        from fedsdr.server.checkpoint import last_round, round_folder
+        from fedsdr.server.checkpoint import last_round
 
         return round_folder(self.folder / "server", last_round(self.folder / "server"))
 
@@ -50,30 +54,31 @@ def run(settings: Settings) -> Result:
         UserError: The folder already holds a run, or settings and data do not fit.
     """
     folder = Path(settings.run.dir)
-    if (folder / "config.toml").exists():
-        raise UserError(
-            f"{folder} already holds a run; go on with it by `fedsdr resume {folder}`, or choose another"
-            " folder by run.dir=..."
-        )
     with _locked(folder):
+        if any((folder / name).exists() for name in ("config.toml", "server", "clients")):
+            raise UserError(
+                f"{folder} already holds a run; go on with it by `fedsdr resume {folder}`, or choose another"
+                " folder by run.dir=..."
+            )
         settings = _resolve(settings)
+        check_fit(settings)
         environment = describe_environment(settings)
         write_json(folder / "environment.json", environment)
         write_file(folder / "config.toml", dump_settings(settings))
         return _drive(settings, environment)
 
 
-def resume(folder: Path) -> Result:
+def resume(folder: str | Path) -> Result:
     """Go on with a run after its last finished round; a finished run is only reported again.
 
     Raises:
-        UserError: No run is there, or this machine would compute other bits than the one it began on.
+        UserError: No run is there, its settings or data changed, or this machine would compute other
+            bits than the one it began on.
     """
+    folder = Path(folder)
     settings = read_settings(folder)
     with _locked(folder):
-        environment = describe_environment(settings)
-        _demand_same(json.loads((folder / "environment.json").read_text()), environment)
-        return _drive(settings, environment)
+        return _drive(settings, _demand_same(settings))
 
 
 def read_settings(folder: Path) -> Settings:
@@ -85,9 +90,8 @@ def read_settings(folder: Path) -> Settings:
     path = folder / "config.toml"
     if not path.is_file():
         raise UserError(f"{folder} holds no run: {path.name} is missing")
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
-    values["run"]["dir"] = str(folder)
-    return check_settings(values, source=str(path))
+    settings = load_settings(path)
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(folder)})})
 
 
 def read_result(folder: Path) -> Result:
@@ -102,7 +106,7 @@ def read_result(folder: Path) -> Result:
     paths = [evaluation_file(folder, number) for number in (0, settings.server.num_rounds)]
     if not all(path.exists() for path in paths):
         raise UserError(f"the run in {folder} is not finished; go on with it by `fedsdr resume {folder}`")
-    base, final = (json.loads(path.read_text()) for path in paths)
+    base, final = map(read_json, paths)
     return Result(folder, base, final)
 
 
@@ -118,12 +122,14 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Table, Table
 
     settings = read_settings(folder)
     asked = checked_round(folder, server_round)
-    with _locked(folder):
-        for number in (0, asked):
-            if not evaluation_file(folder, number).exists():
+    paths = {number: evaluation_file(folder, number) for number in (0, asked)}
+    missing = [number for number, path in paths.items() if not path.exists()]
+    if missing:
+        with _locked(folder):
+            _demand_same(settings)
+            for number in missing:
                 _serve(settings, {"evaluate-round": number})
-    base, scores = (json.loads(evaluation_file(folder, number).read_text()) for number in (0, asked))
-    return base, scores
+    return read_json(paths[0]), read_json(paths[asked])
 
 
 def checked_round(folder: Path, server_round: int | None) -> int:
@@ -135,6 +141,8 @@ def checked_round(folder: Path, server_round: int | None) -> int:
     from fedsdr.server.checkpoint import last_round
 
     last = last_round(folder / "server")
+    if last < 0:
+        raise UserError(f"no round of the run in {folder} is finished yet")
     asked = last if server_round is None else server_round
     if not 0 <= asked <= last:
         raise UserError(f"{folder} has no round {asked}; finished are rounds 0 to {last}")
@@ -143,9 +151,13 @@ def checked_round(folder: Path, server_round: int | None) -> int:
 
 def _drive(settings: Settings, environment: dict[str, Any]) -> Result:
     """Run all rounds that are left."""
+    from fedsdr.report.page import write_report
+
     _introduce(settings, environment)
     _serve(settings, {})
-    return read_result(Path(settings.run.dir))
+    result = read_result(Path(settings.run.dir))
+    write_report(result.folder, settings)
+    return result
 
 
 def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
@@ -174,6 +186,9 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     for domain, num in data["num_duplicates"].items():
         if num:
             say(f"  {domain}: {num} test prompts are training prompts too (see `fedsdr data`)")
+    for client, num in data["num_inconsistent"].items():
+        if num:
+            say(f"  {client}: {num} responses lack their own label, answer or facts (see `fedsdr data`)")
 
 
 def _serve(settings: Settings, config: dict[str, Any]) -> None:
@@ -192,24 +207,39 @@ def _serve(settings: Settings, config: dict[str, Any]) -> None:
 
 def _resolve(settings: Settings) -> Settings:
     """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
-    from fedsdr.apps.site import model_of
+    from fedsdr.model.base import resolve_model
 
     run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
-    settings = settings.model_copy(update={"run": run})
+    return settings.model_copy(update={"run": run, "model": resolve_model(settings.model)})
+
+
+def check_fit(settings: Settings) -> None:
+    """Refuse what would fail later, before the folder becomes a run and anything is paid for.
+
+    Raises:
+        UserError: The data cannot be read or divided, more clients are to be drawn than there are, or a
+            prompt leaves no room for a response.
+    """
+    from fedsdr.apps.site import data_of, model_of
+    from fedsdr.data.conversation import encode
+
+    _, clients = data_of(settings)
+    wanted = settings.server.clients_per_round
+    if wanted > len(clients):
+        raise UserError(f"server.clients_per_round = {wanted}, but there are {len(clients)} clients")
     base, _ = model_of(settings)
-    chosen = {
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "attention": base.model.config._attn_implementation,
-    }
-    return settings.model_copy(update={"model": settings.model.model_copy(update=chosen)})
+    for client in clients:
+        for example in (*client.train, *client.test):
+            encode(base.tokenizer, example, example.response, settings.model.max_length)
 
 
 def describe_environment(settings: Settings) -> dict[str, Any]:
     """Versions, machine, model and data: what a reader needs to judge or repeat the run."""
     import torch
 
-    from fedsdr.apps.site import data_of, model_of, vars_of
+    from fedsdr.apps.site import data_hash, data_of, model_of
     from fedsdr.data.sources import find_duplicates
+    from fedsdr.data.summary import count_inconsistent
 
     base, _ = model_of(settings)
     domains, clients = data_of(settings)
@@ -224,22 +254,30 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": settings.run.threads,
         },
+        "settings": {"hash": content_hash(settings.model_dump(mode="json", exclude={"run": {"dir"}}))},
         "model": {"name": settings.model.name, "origin": base.origin, "identity": base.identity},
         "data": {
             "origin": settings.data.root or ("sources" if settings.data.sources else "built-in"),
-            "hash": content_hash(
-                [[client.id, *map(vars_of, client.train), *map(vars_of, client.test)] for client in clients]
-            ),
+            "hash": content_hash({client.id: data_hash(client) for client in clients}),
             "num_duplicates": {name: len(find_duplicates(domain)) for name, domain in domains.items()},
+            "num_inconsistent": {c.id: count_inconsistent([*c.train, *c.test]) for c in clients},
             "num_train": {client.id: len(client.train) for client in clients},
             "num_test": {client.id: len(client.test) for client in clients},
         },
     }
 
 
-def _demand_same(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume where results would differ from an uninterrupted run's."""
+def _demand_same(settings: Settings) -> dict[str, Any]:
+    """Describe the environment, and refuse one in which results would not be those of one run.
+
+    Raises:
+        UserError: Settings, data, model, or what decides the last bits, changed since the run began.
+    """
+    before = read_json(Path(settings.run.dir) / "environment.json")
+    now = describe_environment(settings)
     for section, key in (
+        ("settings", "hash"),
+        ("versions", "fedsdr"),
         ("versions", "torch"),
         ("versions", "transformers"),
         ("machine", "processor"),
@@ -248,21 +286,26 @@ def _demand_same(before: dict[str, Any], now: dict[str, Any]) -> None:
         ("data", "hash"),
     ):
         if before[section][key] != now[section][key]:
+            what = "config.toml" if section == "settings" else f"{section} {key}"
             raise UserError(
-                f"cannot resume: {section} {key} was {before[section][key]} when the run began and is"
+                f"cannot go on: {what} was {before[section][key]} when the run began and is"
                 f" {now[section][key]} now, so its results would not be those of one run; restore it, or"
                 " start a new run"
             )
+    return now
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that this file is in, if it is in one."""
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"],
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or None
+    """Commit of the checkout that this file is tracked in, if it is in one and git is there."""
+    here = Path(__file__)
+    if shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(here.parent)]
+    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True)
+    if tracked.returncode:
+        return None
+    head = subprocess.run([*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True)
+    return head.stdout.strip() or None
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fedsdr import __version__
 from fedsdr.apps.site import model_of
 from fedsdr.config import Settings, check_settings
 from fedsdr.errors import UserError
 from fedsdr.measure.scores import table_of_round
+from fedsdr.model.base import public_name
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import last_round, load_round, save_round
@@ -35,23 +37,20 @@ def main(grid: Grid, context: Context) -> None:
     settings = check_settings(json.loads(str(context.run_config["settings"])), source="run configuration")
     folder = Path(settings.run.dir)
     server, log = folder / "server", folder / "metrics.jsonl"
+    name = public_name(settings.model.name)
     _, adapters = model_of(settings)
     begun = last_round(server)
     if begun < 0:
         adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
         fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
-        save_round(server, 0, fresh, settings.lora, adapters.target_names, settings.model.name)
+        save_round(server, 0, fresh, settings.lora, name)
         begun = 0
     events = _events_until(log, begun, folder)
-    rewrite_lines(log, events)
-
-    # Only what differs from the defaults is sent: clients check it against the same defaults.
-    config = ConfigRecord(
-        {"settings": settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir"}})}
-    )
-    roster, prepared = _prepare(grid, settings, config)
-    if not any(event["event"] == "prepare" for event in events):
-        append_lines(log, prepared)
+    # Only what differs from the defaults is sent; clients of another version refuse.
+    sent = settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir"}})
+    config = ConfigRecord({"settings": sent, "version": __version__})
+    roster, prepared = _prepare(grid, config)
+    rewrite_lines(log, [*prepared, *events])
     strategy = FedStrategy(settings, roster, load_round(server, begun))
     if "evaluate-round" in context.run_config:
         asked = int(context.run_config["evaluate-round"])
@@ -62,35 +61,20 @@ def main(grid: Grid, context: Context) -> None:
     if _is_due(settings, begun):
         _evaluate(grid, strategy, settings, begun, config, log)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
-        start = time.monotonic()
-        arrays = as_record(strategy.arrays)
-        num_bytes = sum(value.nbytes for value in strategy.arrays.values())
-        messages = strategy.configure_train(server_round, arrays, config, grid)
-        strategy.aggregate_train(server_round, grid.send_and_receive(messages))
-        events = strategy.take_events()
-        seconds = time.monotonic() - start
-        done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
-        # The log first: once the folder is there the round counts as finished and is not logged again.
-        append_lines(log, [*events, done])
-        save_round(
-            server, server_round, strategy.arrays, settings.lora, adapters.target_names, settings.model.name
-        )
-        say(f"round {server_round} of {settings.server.num_rounds}: {_losses(events)}, {seconds:.0f} s")
+        _train(grid, strategy, settings, server_round, config, log)
+        # After the log: once the folder is there the round counts as finished and is not logged again.
+        save_round(server, server_round, strategy.arrays, settings.lora, name)
         if _is_due(settings, server_round):
             _evaluate(grid, strategy, settings, server_round, config, log)
 
 
-def _prepare(grid: Grid, settings: Settings, config: ConfigRecord) -> tuple[dict[int, str], list[Event]]:
+def _prepare(grid: Grid, config: ConfigRecord) -> tuple[dict[int, str], list[Event]]:
     """Let every node rewrite its responses; learn who is who.
 
     Raises:
-        UserError: A client failed (a federation does not begin without one of its members), or more
-            clients are to be drawn than there are.
+        UserError: A client failed: a federation does not begin without one of its members.
     """
     nodes = list(grid.get_node_ids())
-    wanted = settings.server.clients_per_round
-    if wanted > len(nodes):
-        raise UserError(f"server.clients_per_round = {wanted}, but there are {len(nodes)} clients")
     content = RecordDict({"config": ConfigRecord({**config, "round": 0})})
     messages = [Message(content, node, "query.prepare", group_id="0") for node in nodes]
     roster: dict[int, str] = {}
@@ -107,6 +91,25 @@ def _prepare(grid: Grid, settings: Settings, config: ConfigRecord) -> tuple[dict
     return roster, sorted(events, key=lambda event: str(event["client"]))
 
 
+def _train(
+    grid: Grid, strategy: FedStrategy, settings: Settings, server_round: int, config: ConfigRecord, log: Path
+) -> None:
+    """Let the drawn clients train, combine what they send, and log it."""
+    start = time.monotonic()
+    num_bytes = sum(value.nbytes for value in strategy.arrays.values())
+    messages = strategy.configure_train(server_round, as_record(strategy.arrays), config, grid)
+    replies = grid.send_and_receive(messages)
+    try:
+        strategy.aggregate_train(server_round, replies)
+    finally:  # why replies were dropped is on record even if too few are left
+        events = strategy.take_events()
+        append_lines(log, events)
+    seconds = time.monotonic() - start
+    done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
+    append_lines(log, [done])
+    say(f"round {server_round} of {settings.server.num_rounds}: {_losses(events)}, {seconds:.0f} s")
+
+
 def _evaluate(
     grid: Grid, strategy: FedStrategy, settings: Settings, server_round: int, config: ConfigRecord, log: Path
 ) -> None:
@@ -115,9 +118,12 @@ def _evaluate(
     if path.exists():
         return
     messages = strategy.configure_evaluate(server_round, as_record(strategy.arrays), config, grid)
-    strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))
-    events = strategy.take_events()
-    append_lines(log, events)
+    replies = grid.send_and_receive(messages)
+    try:
+        strategy.aggregate_evaluate(server_round, replies)
+    finally:
+        events = strategy.take_events()
+        append_lines(log, events)
     write_json(path, table_of_round([event for event in events if event["event"] == "evaluate"]))
 
 
@@ -136,7 +142,8 @@ def _events_until(log: Path, begun: int, folder: Path) -> list[Event]:
     return [
         event
         for event in read_lines(log)
-        if event["round"] <= begun
+        if event["event"] != "prepare"
+        and event["round"] <= begun
         and (event["event"] != "evaluate" or evaluation_file(folder, event["round"]).exists())
     ]
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from fedsdr.measure.tasks import TestSet
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import Base, load_base
-from fedsdr.storage import content_hash, rewrite_lines, write_file
+from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 from fedsdr.tables import METHODS, View
+
+REWRITING = tuple(field.name for field in fields(Rewriting))
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Site:
     id: str
     folder: Path
     data: ClientData
-    rewritings: Sequence[Rewriting]
-    """Of the training responses; empty where the method wants none."""
+    rewritings: dict[str, Sequence[Rewriting]]
+    """Of the "train" and "test" responses, where method and settings want them."""
     views: dict[View, list[Conversation]]
     """The training examples as conversations, with true and with rewritten responses."""
     tests: TestSet
@@ -87,15 +89,15 @@ def close_sites() -> None:
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> Site:
     check_unchanged(folder, data)
-    wanted = METHODS[settings.method].needs_rewritings
-    rewritings = _distil(settings, data.train, folder, "distilled", data.id) if wanted else []
+    rewritings: dict[str, Sequence[Rewriting]] = {}
     views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
-    if wanted:
-        views["distilled"] = _encode(settings, data.train, rewritings)
+    if METHODS[settings.method].needs_rewritings:
+        rewritings["train"] = _distil(settings, data.train, folder, "distilled", data.id)
+        views["distilled"] = _encode(settings, data.train, rewritings["train"])
     distilled_tests = []
     if settings.eval.rewritings and data.test:
-        of_tests = _distil(settings, data.test, folder, "distilled-test", f"{data.id} test")
-        distilled_tests = _encode(settings, data.test, of_tests)
+        rewritings["test"] = _distil(settings, data.test, folder, "distilled-test", f"{data.id} test")
+        distilled_tests = _encode(settings, data.test, rewritings["test"])
     tests = TestSet(data.test, _encode(settings, data.test), distilled_tests)
     return Site(data.id, folder, data, rewritings, views, tests)
 
@@ -106,8 +108,8 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
     Raises:
         UserError: The data changed since the folder was begun.
     """
-    path = folder / "data.sha"
-    found = content_hash([list(vars_of(example)) for example in (*data.train, *data.test)])
+    path = folder / "data.hash"
+    found = data_hash(data)
     if path.exists() and path.read_text().strip() != found:
         raise UserError(
             f"the data of client {data.id} changed since {folder} was begun ({len(data.train)} training and"
@@ -116,15 +118,22 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
     write_file(path, found + "\n")
 
 
-def vars_of(example: Example) -> Sequence[object]:
-    """The values of an example's fields, in their order."""
-    return [getattr(example, name) for name in example.__slots__]
+def data_hash(data: ClientData) -> str:
+    """Hash all that a client holds, in order."""
+    return content_hash([[asdict(example) for example in part] for part in (data.train, data.test)])
 
 
 def _distil(
     settings: Settings, examples: Sequence[Example], folder: Path, name: str, what: str
 ) -> list[Rewriting]:
-    """Rewrite and keep the pairs, for people to read and for `fedsdr report`."""
+    """Rewrite once; keep the pairs for people to read, and to take up again after a stop.
+
+    The verdict of the checks is kept with the text: a program that passed its tests when the run began
+    might exceed its time on a busier machine.
+    """
+    path = folder / f"{name}.jsonl"
+    if path.exists():
+        return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
     base, adapters = model_of(settings)
     rewritings = rewrite(base, adapters, examples, settings.distill, folder / "rewritings", what)
     pairs = [
@@ -133,14 +142,11 @@ def _distil(
             "instruction": example.instruction,
             "input": example.context,
             "output": example.response,
-            "distilled": new.distilled,
-            "first": new.first,
-            "prompt": new.prompt,
-            "fallback": new.fallback,
+            **asdict(new),
         }
         for example, new in zip(examples, rewritings, strict=True)
     ]
-    rewrite_lines(folder / f"{name}.jsonl", pairs)
+    rewrite_lines(path, pairs)
     return rewritings
 
 

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 
 from fedsdr.apps.run import checked_round, read_settings
-from fedsdr.apps.site import load_model
+from fedsdr.apps.site import model_of
 from fedsdr.client.state import load_private
 from fedsdr.config import Lora, Settings
 from fedsdr.data.conversation import encode_prompt
+from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import load_adapter, save_adapter
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import load_base, public_name
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.server.checkpoint import round_folder
-from fedsdr.storage import write_folder
+from fedsdr.progress import say
+from fedsdr.storage import list_rounds, read_json, round_folder, write_folder
 from fedsdr.tables import Adapter
 
 
@@ -27,7 +30,8 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
     """
     settings = read_settings(folder)
     shared = load_adapter(round_folder(folder / "server", checked_round(folder, None)))
-    base, adapters = load_model(settings.model, settings.lora, settings.run.threads)
+    base, adapters = model_of(settings)
+    check_identity(settings, base.identity)
     adapters.load("shared", shared)
 
     def ask(question: str) -> dict[str, str]:
@@ -64,17 +68,31 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
     if merged:
         _export_merged(settings, state, lora, to)
         return
-    targets = sorted({key.split(".")[-3] for key in state})
-    write_folder(to, lambda aside: save_adapter(aside, state, lora, targets, settings.model.name))
+    write_folder(to, lambda aside: save_adapter(aside, state, lora, public_name(settings.model.name)))
+
+
+def check_identity(settings: Settings, identity: str) -> None:
+    """Refuse a base model that is not the one the run was made with.
+
+    Raises:
+        UserError: Weights or chat template differ.
+    """
+    before = read_json(Path(settings.run.dir) / "environment.json")["model"]["identity"]
+    if before != identity:
+        raise UserError(
+            f"model.name = {settings.model.name} is not the model that the run was made with (identity"
+            f" {identity[:16]}, then {before[:16]}); restore it"
+        )
 
 
 def _private_of(folder: Path, client: str, number: int) -> dict[str, Tensor]:
-    private = load_private(folder / "clients" / client, before=number + 1)
+    private = load_private(folder / "clients" / check_name(client, "client"), before=number + 1)
     if private is None:
-        known = sorted(path.parent.name for path in (folder / "clients").glob("*/round-*"))
+        clients = (folder / "clients").glob("*")
+        known = sorted(path.name for path in clients if path.is_dir() and list_rounds(path))
         raise UserError(
             f"client {client!r} has no private adapter of round {number};"
-            f" clients that have any: {', '.join(dict.fromkeys(known)) or 'none'}"
+            f" clients that have any: {', '.join(known) or 'none'}"
         )
     return private
 
@@ -86,9 +104,16 @@ def _join(a: dict[str, Tensor], b: dict[str, Tensor], lora: Lora) -> tuple[dict[
 
 
 def _export_merged(settings: Settings, state: dict[str, Tensor], lora: Lora, to: Path) -> None:
+    if settings.model.quantization != "none":
+        say(f"  the {settings.model.quantization} base of the run is merged as the unquantised one")
     plain = settings.model.model_copy(update={"dtype": "float32", "quantization": "none"})
-    base, adapters = load_model(plain, lora, settings.run.threads)
+    base = load_base(plain)  # not the shared one of this process: its weights are written
+    adapters = Adapters(base.model, lora)
     adapters.load("shared", state)
     adapters.merge("shared")
-    base.model.save_pretrained(to)
-    base.tokenizer.save_pretrained(to)
+
+    def fill(aside: Path) -> None:
+        base.model.save_pretrained(aside)
+        base.tokenizer.save_pretrained(aside)
+
+    write_folder(to, fill)

@@ -15,27 +15,19 @@ from torch import Tensor
 
 from fedsdr.config import Lora
 from fedsdr.model.adapter_files import load_adapter, save_adapter
-from fedsdr.storage import write_folder
+from fedsdr.storage import list_rounds, round_folder, write_folder
 
 KEEP = 2
 
 
-def save_private(
-    folder: Path, server_round: int, state: dict[str, Tensor], lora: Lora, targets: list[str], base: str
-) -> None:
+def save_private(folder: Path, server_round: int, state: dict[str, Tensor], lora: Lora, base: str) -> None:
     """Keep the private adapter after a round and drop versions older than the last two."""
-    write_folder(
-        folder / f"round-{server_round:04d}", lambda aside: save_adapter(aside, state, lora, targets, base)
-    )
-    for old in sorted(version for version in _versions(folder) if version <= server_round)[:-KEEP]:
-        shutil.rmtree(folder / f"round-{old:04d}")
+    write_folder(round_folder(folder, server_round), lambda aside: save_adapter(aside, state, lora, base))
+    for old in [version for version in list_rounds(folder) if version <= server_round][:-KEEP]:
+        shutil.rmtree(round_folder(folder, old))
 
 
 def load_private(folder: Path, before: int) -> dict[str, Tensor] | None:
     """Newest private adapter of a round before `before`; None if the client has none yet."""
-    older = [version for version in _versions(folder) if version < before]
-    return load_adapter(folder / f"round-{max(older):04d}") if older else None
-
-
-def _versions(folder: Path) -> list[int]:
-    return [int(path.name.removeprefix("round-")) for path in folder.glob("round-[0-9]*")]
+    older = [version for version in list_rounds(folder) if version < before]
+    return load_adapter(round_folder(folder, older[-1])) if older else None

@@ -11,7 +11,6 @@ fresh state in each stage is ours.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 import torch
 
@@ -54,36 +53,24 @@ def local_update(
     """
     metrics: dict[str, float] = {}
     for number, stage in enumerate(stages):
-        conversations = views[stage.on]
         learner = "+".join(stage.train)
+        num_steps = count_steps(settings, len(stages), number, len(views[stage.on]))
+        stage_seed = seed_for(seed, "stage", learner, stage.on)
         adapters.set(stage.active, stage.train)
         adapters.training(True)
-        parameters = adapters.parameters(stage.train)
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
-        num_steps = count_steps(settings, len(stages), number, len(conversations))
-        order = data_order(
-            len(conversations),
-            settings.batch_size * settings.accumulation,
-            seed_for(seed, "stage", learner, stage.on),
-        )
-        losses = []
-        num_tokens = 0
-        for step in track(range(num_steps), f"{what}: {learner} on {stage.on}", "steps"):
-            del step
-            chosen = [conversations[index] for index in next(order)]
-            step_tokens = sum(conversation.num_response_tokens for conversation in chosen)
-            step_loss = 0.0
-            parts = iter(chosen)
-            while part := list(islice(parts, settings.batch_size)):
-                loss, _ = response_loss(base, collate(part))
-                # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
-                (loss / step_tokens).backward()
-                step_loss += loss.item() / step_tokens
-            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(step_loss)
-            num_tokens += step_tokens
+        with torch.random.fork_rng():  # dropout draws from torch's own generator and takes no other
+            torch.manual_seed(stage_seed)
+            progress = f"{what}: {learner} on {stage.on}"
+            losses, num_tokens = _learn(
+                base,
+                adapters.parameters(stage.train),
+                views[stage.on],
+                settings,
+                rate,
+                num_steps,
+                stage_seed,
+                progress,
+            )
         metrics |= {
             f"train/{learner}/loss": sum(losses) / len(losses),
             f"train/{learner}/first_loss": losses[0],
@@ -95,15 +82,50 @@ def local_update(
     return metrics
 
 
+def _learn(
+    base: Base,
+    parameters: Sequence[torch.nn.Parameter],
+    conversations: Sequence[Conversation],
+    settings: Client,
+    rate: float,
+    num_steps: int,
+    seed: int,
+    progress: str,
+) -> tuple[list[float], int]:
+    """Take `num_steps` steps of AdamW; return the loss of each and the number of response tokens."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
+    order = data_order(len(conversations), _step_size(settings, len(conversations)), seed)
+    losses, num_tokens = [], 0
+    for _, chosen in zip(track(range(num_steps), progress, "steps"), order, strict=False):
+        batch = [conversations[index] for index in chosen]
+        step_tokens = sum(conversation.num_response_tokens for conversation in batch)
+        step_loss = 0.0
+        for start in range(0, len(batch), settings.batch_size):
+            loss, _ = response_loss(base, collate(batch[start : start + settings.batch_size]))
+            # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
+            (loss / step_tokens).backward()
+            step_loss += loss.item() / step_tokens
+        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(step_loss)
+        num_tokens += step_tokens
+    return losses, num_tokens
+
+
+def _step_size(settings: Client, num_examples: int) -> int:
+    """Examples in one optimizer step; a client with fewer examples takes all of them in each step."""
+    return min(settings.batch_size * settings.accumulation, num_examples)
+
+
 def count_steps(settings: Client, num_stages: int, number: int, num_examples: int) -> int:
     """Optimizer steps of stage `number`, counted from 0.
 
-    per_stage: local_steps, or as many as local_epochs passes take. per_round: local_steps divided
-    evenly; what does not divide goes to the last stages.
+    per_stage: local_steps, or as many as local_epochs passes take, rounded up to whole steps.
+    per_round: local_steps divided evenly; what does not divide goes to the last stages.
     """
     if settings.local_epochs:
-        # A batch may reach into the next pass, so the rest of each pass is not rounded up by itself.
-        return math.ceil(settings.local_epochs * num_examples / (settings.batch_size * settings.accumulation))
+        return math.ceil(settings.local_epochs * num_examples / _step_size(settings, num_examples))
     if settings.budget == "per_stage":
         return settings.local_steps
     share, rest = divmod(settings.local_steps, num_stages)

@@ -6,6 +6,7 @@ stand-in for entailment its docstring says how it errs.
 """
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 from fedsdr.data.examples import Example
@@ -180,6 +181,15 @@ def lost(example: Example, text: str, code_timeout: float = 5.0) -> tuple[str, .
 def is_checkable(example: Example) -> bool:
     """Whether the example carries ground truth for `lost`."""
     return bool(example.label or example.answer or example.facts or example.tests)
+
+
+def is_inconsistent(example: Example) -> bool:
+    """Whether the example's own response loses its label, answer or facts, as no rewriting should.
+
+    Such an example is wrong in the data or beyond `lost`; its rewritings count as unfaithful, whatever
+    they say. Tests are left out, since running them takes long.
+    """
+    return bool(lost(replace(example, tests=""), example.response))
 
 
 def unsupported(example: Example, text: str) -> bool:

@@ -123,6 +123,11 @@ def _by_domain(names: list[str], groups: Groups, chosen: Partition, rng: np.rand
         parts = np.array_split(rng.permutation(places), num) if num > 1 else [np.array(places)]
         for i, part in enumerate(parts):
             client = f"{name}-{i:0{len(str(num - 1))}}" if num > 1 else name
+            if client in clients:
+                raise UserError(
+                    f"partition.num_clients = {num_clients}: two clients would be called {client!r}, one of"
+                    f" domain {name!r} and one of another; rename a domain"
+                )
             clients[client] = part.tolist()
     return clients
 

@@ -9,6 +9,7 @@ holds which example, is decided in `sources` and `partition`.
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,13 +194,15 @@ def _parse(place: str, text: str) -> Any:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, " if error.lineno > 1 else ""
-        found = cut(text[error.pos :].strip())
+        found = cut(text[error.pos :]) or f"the end after {cut(text.strip()[-60:])}"
         raise UserError(
             f"{place}: not JSON ({error.msg}, {where}character {error.colno}), found {found};"
             " expected one object a line in .jsonl, a list of objects in .json"
         ) from None
     except ValueError as error:
         raise UserError(f"{place}: not JSON ({cut(str(error))})") from None
+    except RecursionError:
+        raise UserError(f"{place}: not JSON that can be read: nested too deeply") from None
 
 
 def _no_constant(word: str) -> NoReturn:
@@ -249,6 +252,8 @@ def _text(place: str, field: str, value: Any) -> str:
     if value is None:
         return ""
     if field in ("answer", "client") and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            _refuse(place, field, value, "a finite number or text")
         # Tables often turn whole numbers into floats; the response says 18, not 18.0.
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     if not isinstance(value, str):
@@ -264,8 +269,8 @@ def _texts(place: str, field: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) and value.startswith("["):
         # A cell of a CSV file holds a list as JSON.
         value = _parse(f"{place}, {field}", value)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        _refuse(place, field, value, "a list of texts")
+    if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+        _refuse(place, field, value, "a list of texts, none of them empty")
     return tuple(_text(place, field, item) for item in value)
 
 

@@ -124,6 +124,8 @@ def _folders(root: Path) -> dict[str, Path]:
 
 def _choose(data: Data, names: list[str]) -> list[str]:
     for name in data.domains:
+        if data.domains.count(name) > 1:
+            raise UserError(f"data.domains: {name!r} is named twice; name each domain once")
         if name not in names:
             raise UserError(f"data.domains: unknown domain {name!r}; there are: {', '.join(sorted(names))}")
     return [check_name(name, "domain") for name in data.domains or sorted(names)]

@@ -4,8 +4,10 @@ In: domains and the clients' data. Out: plain dicts that JSON can hold. Nothing 
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+from fedsdr.data.checks import is_inconsistent
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import ClientData
 from fedsdr.data.readers import cut
@@ -18,17 +20,23 @@ def summarize(domains: dict[str, Domain], clients: list[ClientData], num_samples
     Args:
         domains: As from `load_domains`.
         clients: As from `partition`.
-        num_samples: How many samples and duplicates are shown.
+        num_samples: How many samples, duplicates and inconsistent examples are shown.
 
     Returns:
         ``{"domains": [...], "clients": [...]}``, one dict for each. Words are means over the training
         examples; domains and labels are counts of them. `num_duplicates` counts the test examples
-        whose prompt is a training prompt of the domain too.
+        whose prompt is a training prompt of the domain too, `num_inconsistent` the examples whose own
+        response loses their label, answer or facts.
     """
     return {
         "domains": [_domain(name, domain, num_samples) for name, domain in domains.items()],
         "clients": [_client(client, num_samples) for client in clients],
     }
+
+
+def count_inconsistent(examples: Iterable[Example]) -> int:
+    """Count the examples whose own response loses its label, answer or facts (`checks.is_inconsistent`)."""
+    return sum(map(is_inconsistent, examples))
 
 
 def render_summary(summary: dict[str, Any]) -> str:
@@ -39,6 +47,11 @@ def render_summary(summary: dict[str, Any]) -> str:
             lines.append(
                 f"{domain['domain']}: {domain['num_duplicates']} test prompts are training prompts too,"
                 f" such as: {' | '.join(domain['duplicates'])}"
+            )
+        if domain["num_inconsistent"]:
+            lines.append(
+                f"{domain['domain']}: {domain['num_inconsistent']} examples whose own response loses their"
+                f" label, answer or facts, such as: {' | '.join(domain['inconsistent'])}"
             )
         if domain["num_left_out"]:
             lines.append(f"{domain['domain']}: {domain['num_left_out']} rows of the source were empty")
@@ -61,6 +74,8 @@ def render_summary(summary: dict[str, Any]) -> str:
 
 def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
     duplicates = find_duplicates(domain)
+    examples = [record.example for record in domain.train + domain.test]
+    inconsistent = [example.instruction for example in examples if is_inconsistent(example)]
     return {
         "domain": name,
         "num_train": len(domain.train),
@@ -68,6 +83,8 @@ def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
         "num_left_out": domain.num_left_out,
         "num_duplicates": len(duplicates),
         "duplicates": [cut(text) for text in duplicates[:num_samples]],
+        "num_inconsistent": len(inconsistent),
+        "inconsistent": [cut(text) for text in inconsistent[:num_samples]],
     }
 
 

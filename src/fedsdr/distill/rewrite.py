@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+import torch
+
 from fedsdr.config import Distill
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import is_refusal, is_self_referring, lost
@@ -25,6 +27,18 @@ from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines
+
+FAULTS = (
+    "empty",
+    "cut off",
+    "refusal",
+    "self-reference",
+    "lost label",
+    "lost answer",
+    "lost facts",
+    "lost tests",
+)
+"""Why a rewriting is not taught."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ def rewrite(
 
 
 def fault(example: Example, answer: Answer, verify: str) -> str:
-    """Say why a rewriting cannot be taught: a short reason, or "" if it can."""
+    """Say why a rewriting cannot be taught: one of `FAULTS`, or "" if it can."""
     if not answer.text:
         return "empty"
     if not answer.finished:
@@ -113,13 +127,14 @@ def _ask(
     """Answers to one rewriting prompt, from the cache as far as it goes.
 
     The batches are planned from the full list. The cache file's name is a hash of all that
-    determines the answers, the plan included: in bfloat16 the batch that a prompt is in can change
-    its answer.
+    determines the answers to the last bit, the plan included: in bfloat16 the batch that a prompt
+    is in can change its answer.
     """
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
     hashes = [content_hash(asdict(example)) for example in examples]
     key = content_hash(
-        base.identity, str(base.dtype), prompt, VERSION, asdict(sampling), settings.seed,
+        base.identity, str(base.dtype), str(base.device), base.model.config._attn_implementation,
+        torch.get_num_threads(), torch.__version__, prompt, VERSION, asdict(sampling), settings.seed,
         settings.batch_size, hashes,
     )  # fmt: skip
     path = (Path(settings.cache) if settings.cache else folder) / f"{prompt}-{key}.jsonl"

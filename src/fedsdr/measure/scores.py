@@ -16,7 +16,11 @@ Table = dict[str, dict[str, dict[str, float]]]
 
 
 def table_of_round(events: Sequence[Event]) -> Table:
-    """Pool the `evaluate` events of one round."""
+    """Pool the `evaluate` events of one round.
+
+    A model has a mean only if it was scored on every domain that the global model was: clients that
+    were never drawn have no personalised model.
+    """
     parts: dict[str, dict[str, list[dict[str, float]]]] = {}
     for event in events:
         of_client: dict[tuple[str, str], dict[str, float]] = {}
@@ -30,7 +34,8 @@ def table_of_round(events: Sequence[Event]) -> Table:
     table: Table = {}
     for model, by_domain in parts.items():
         table[model] = {domain: pool(found) for domain, found in sorted(by_domain.items())}
-        table[model]["mean"] = _mean(list(table[model].values()))
+        if by_domain.keys() == parts["global"].keys():
+            table[model]["mean"] = _mean(list(table[model].values()))
     return table
 
 

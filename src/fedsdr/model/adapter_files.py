@@ -7,6 +7,7 @@ is a test (law 9).
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,15 +18,14 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, targets: list[str], base: str) -> None:
+def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, base: str) -> None:
     """Write an adapter into an existing folder.
 
     Args:
         folder: Where to write.
         state: Tensors by PEFT key: A (rank, d_in) and B (d_out, rank).
         lora: Rank, alpha and dropout.
-        targets: Last parts of the names of the layers that carry adapters.
-        base: Name of the base model, for the reader.
+        base: Name of the base model, written as it is; PEFT and vLLM load the base by it.
     """
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
@@ -35,7 +35,7 @@ def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, targets: li
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": targets,
+        "target_modules": sorted({key.split(".")[-3] for key in state}),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -50,8 +50,13 @@ def load_adapter(folder: Path) -> dict[str, Tensor]:
     """Read an adapter's tensors by PEFT key.
 
     Raises:
-        UserError: The folder holds no adapter.
+        UserError: The folder holds no adapter, or a damaged one.
     """
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no adapter: {WEIGHTS} is missing")
-    return load_file(folder / WEIGHTS)
+    try:
+        return load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder / WEIGHTS} is damaged ({error}); expected tensors in the safetensors format"
+        ) from None

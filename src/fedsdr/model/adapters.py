@@ -89,11 +89,6 @@ class Adapters:
             setattr(model.get_submodule(parent), name, layer)
         self.set(active=(), train=())
 
-    @property
-    def target_names(self) -> list[str]:
-        """Last parts of the layers' paths, as `target_modules` of PEFT's configuration has them."""
-        return sorted({path.rpartition(".")[2] for path in self.layers})
-
     def set(self, active: Sequence[Adapter], train: Sequence[Adapter]) -> None:
         """Choose the adapters in the forward pass and, among them, those that learn.
 

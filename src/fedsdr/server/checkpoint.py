@@ -3,7 +3,6 @@
 A round is done when `server/round-0003` is there; nothing else decides where a run goes on.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,29 +10,18 @@ import torch
 from fedsdr.config import Lora
 from fedsdr.model.adapter_files import load_adapter, save_adapter
 from fedsdr.server.combine import Arrays
-from fedsdr.storage import write_folder
-
-
-def round_folder(folder: Path, server_round: int) -> Path:
-    """Folder of a round; rounds have four digits."""
-    return folder / f"round-{server_round:04d}"
+from fedsdr.storage import list_rounds, round_folder, write_folder
 
 
 def last_round(folder: Path) -> int:
     """The last finished round, -1 if there is none."""
-    rounds = [int(path.name.removeprefix("round-")) for path in folder.glob("round-[0-9]*")]
-    return max(rounds, default=-1)
+    return max(list_rounds(folder), default=-1)
 
 
-def save_round(
-    folder: Path, server_round: int, arrays: Arrays, lora: Lora, targets: Sequence[str], base: str
-) -> None:
+def save_round(folder: Path, server_round: int, arrays: Arrays, lora: Lora, base: str) -> None:
     """Write a round: adapter_model.safetensors and adapter_config.json directly in its folder."""
     state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
-    write_folder(
-        round_folder(folder, server_round),
-        lambda aside: save_adapter(aside, state, lora, list(targets), base),
-    )
+    write_folder(round_folder(folder, server_round), lambda aside: save_adapter(aside, state, lora, base))
 
 
 def load_round(folder: Path, server_round: int) -> Arrays:

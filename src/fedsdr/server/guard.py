@@ -15,24 +15,30 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fedsdr.distill.paradox import COUNTS, RATES
-from fedsdr.tables import METRICS
+from fedsdr.distill.rewrite import FAULTS
+from fedsdr.tables import METRICS, PROMPTS
 
 MAX_EXAMPLES = 10**9
+LEAST = -1e-3
+"""Least value of a metric: all are 0 or more, but for a loss of 0 that rounding made negative."""
 NPY_1_0 = b"\x93NUMPY\x01\x00"
 """How the files of `numpy.save` begin, in which Flower sends arrays."""
+SHORT_NAME = r"\w[\w.-]{0,63}"
+"""Names of clients and domains; they become names of folders and parts of keys."""
 SHARES = (*RATES, "score", "cut_off_rate")
 """Metrics that lie from 0 to 1."""
 ALLOWED_METRICS = {
     "prepare": re.compile(
-        rf"num_(train|test)|seconds|distill/({'|'.join(COUNTS)})@(before|after)"
-        r"|distill/num_(fallback|prompt)/[\w-]+"
+        rf"num_(train|test)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
+        rf"|distill(-test)?/num_fallback/({'|'.join(FAULTS).replace(' ', '_')})"
+        rf"|distill(-test)?/num_prompt/({'|'.join(PROMPTS)})"
     ),
     "train": re.compile(
         r"round|num_examples|seconds"
         r"|train/(shared|private|shared\+private)/(loss|first_loss|last_loss|num_steps|num_tokens)"
     ),
     "evaluate": re.compile(
-        rf"round|seconds|eval/[^/@]+/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"
+        rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"
     ),
 }
 """Keys that a reply to each kind of message may hold. Values are numbers from 0 on."""
@@ -61,7 +67,7 @@ def check_reply(
 
     Args:
         reply: What the client sent.
-        client: The client's id, for the record; empty if the node is none of the run's.
+        client: The client's id, for the record; empty if its answer is not awaited.
         shapes: Keys and shapes that the arrays must have, no more and no fewer.
         server_round: The round that was asked for.
         max_norm: Largest Euclidean norm of one tensor.
@@ -107,19 +113,20 @@ def check_prepared(reply: Message) -> tuple[str, dict[str, float]]:
     """
     content = _content(reply, "new", {"client": ConfigRecord, "metrics": MetricRecord})
     client = content["client"].get("id")
-    if not isinstance(client, str) or not re.fullmatch(r"\w[\w.-]{0,63}", client):
+    if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
         raise Rejected(f"client id {str(client)[:80]!r} is no short name")
     numbers = check_metrics(content["metrics"], "prepare")  # type: ignore[arg-type]
-    counts = {key for key in numbers if "@" in key}
-    if counts and counts != {f"distill/{name}@{when}" for name in COUNTS for when in ("before", "after")}:
-        raise Rejected("its counts of the rewriting are not complete")
+    for part in ("distill", "distill-test"):
+        counts = {key for key in numbers if key.startswith(f"{part}/") and "@" in key}
+        if counts and counts != {f"{part}/{name}@{when}" for name in COUNTS for when in ("before", "after")}:
+            raise Rejected("its counts of the rewriting are not complete")
     return client, numbers
 
 
 def _content(reply: Message, client: str, expected: Mapping[str, type]) -> RecordDict:
     """Return the records of a reply if they are the expected ones, each of its type."""
     if not client:
-        raise Rejected(f"comes from node {reply.metadata.src_node_id}, which is no client of this run")
+        raise Rejected(f"comes from node {reply.metadata.src_node_id}, which was not asked or has answered")
     if reply.has_error():
         raise Rejected(f"the client failed: {reply.error.reason}")
     found = {name: type(record) for name, record in reply.content.items()}
@@ -146,7 +153,7 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
     for key, value in metrics.items():
         if not ALLOWED_METRICS[kind].fullmatch(key):
             raise Rejected(f"metric {key[:80]!r} is not on the allow-list")
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < LEAST:
             raise Rejected(f"metric {key} is no finite number from 0 on")
         if value > 1 and key.rpartition("/")[2].partition("@")[0] in SHARES:
             raise Rejected(f"metric {key} = {value} is no share")

@@ -40,6 +40,7 @@ class FedStrategy(Strategy):
         self.roster = roster
         self.arrays = arrays
         self.events: list[Event] = []
+        self.asked: set[int] = set()
         self.num_asked = 0
 
     def configure_train(
@@ -61,7 +62,7 @@ class FedStrategy(Strategy):
         updates: list[Update] = []
         shapes = {key: value.shape for key, value in self.arrays.items()}
         for reply in replies:
-            client = self.roster.get(reply.metadata.src_node_id, "")
+            client = self._sender(reply)
             try:
                 update = check_reply(reply, client, shapes, server_round, self.settings.server.max_norm)
             except Rejected as reason:
@@ -92,7 +93,7 @@ class FedStrategy(Strategy):
         """Guard the replies' metrics; they are pooled by the server app from the events."""
         num_good = 0
         for reply in replies:
-            client = self.roster.get(reply.metadata.src_node_id, "")
+            client = self._sender(reply)
             try:
                 metrics = check_scores(reply, client, server_round)
             except Rejected as reason:
@@ -120,16 +121,26 @@ class FedStrategy(Strategy):
     def _messages(
         self, nodes: Sequence[int], kind: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord
     ) -> list[Message]:
-        self.num_asked = len(nodes)
+        self.asked, self.num_asked = set(nodes), len(nodes)
         config = ConfigRecord({**config, "round": server_round})
         return [
             Message(RecordDict({"arrays": arrays, "config": config}), node, kind, group_id=str(server_round))
             for node in nodes
         ]
 
+    def _sender(self, reply: Message) -> str:
+        """Client id of a reply that is awaited; empty if none is, or that node has already answered."""
+        node = reply.metadata.src_node_id
+        if node not in self.asked:
+            return ""
+        self.asked.remove(node)
+        return self.roster[node]
+
     def _drop(self, client: str, server_round: int, reason: str) -> None:
         say(f"  dropped the reply of {client}: {reason}")
-        self.events.append({"event": "dropped", "round": server_round, "client": client, "reason": reason})
+        self.events.append(
+            {"event": "dropped", "round": server_round, "client": client or "-", "reason": reason}
+        )
 
     def _demand_quorum(self, num_good: int, server_round: int) -> None:
         needed = max(1, int(np.ceil(self.settings.server.quorum * self.num_asked)))
