@@ -313,10 +313,12 @@ def _locked(folder: Path) -> Iterator[None]:
     """Let one process at a time work in a run's folder; at the end it forgets the data that it read.
 
     Raises:
-        UserError: Another process does.
+        UserError: Another process does, or the folder is a file.
     """
     from fedsdr.apps.site import close_sites
 
+    if folder.is_file():
+        raise UserError(f"run.dir = {folder} is a file; name a folder, or one that does not exist yet")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:

@@ -1,0 +1,166 @@
+"""The commands as a user meets them: what is printed where, and how mistakes end."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsdr import progress
+from fedsdr.cli import main
+from fedsdr.config import Settings, dump_settings
+
+Fedsdr = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fedsdr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fedsdr:
+    """Run a command in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(progress, "quiet", False)
+
+    def command(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_settings: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = tiny_settings(
+        **{"data.domains": ["finance", "math"], "server.num_rounds": 1, "eval.max_new_tokens": 2}
+    )
+    path = tmp_path_factory.mktemp("recipe") / "quick.toml"
+    path.write_text(dump_settings(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "one"
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(recipe), f"run.dir={folder}", "--quiet"])
+    assert not end.value.code
+    return folder
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom fedsdr.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print({'torch', 'transformers', 'flwr', 'numpy', 'pydantic'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()"
+    commands = ("run", "resume", "evaluate", "data", "methods", "models", "chat", "export", "report")
+    assert all(f"\n  {command} " in done.stdout for command in commands)
+
+
+def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, recipe: Path, tmp_path: Path):
+    code, out, err = fedsdr("run", recipe, f"run.dir={tmp_path / 'run'}", "method=fedit")
+    assert code == 0
+    header = next(line for line in out.splitlines() if line.startswith("domain"))
+    assert header.split()[:4] == ["domain", "base", "global", "personalised"]
+    assert [line.split()[0] for line in out.splitlines() if " [" in line] == ["finance", "math", "mean"]
+    assert out.rstrip().endswith(str(tmp_path / "run" / "report.html"))
+    assert "shared on raw 2 steps" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["resume", "RUN"], {"base", "final", "folder", "adapter", "report"}),
+        (["evaluate", "RUN", "--round", "0"], {"base", "final"}),
+        (["report", "RUN"], {"report"}),
+        (["data", "RECIPE"], {"domains", "clients"}),
+        (["methods"], {"method", "server.combination", "server.optimizer", "distill.prompts"}),
+        (["chat", "RUN", "--question", "Who?", "--max-new-tokens", "3"], {"question", "base", "global"}),
+        (["export", "RUN", "NEW"], {"folder"}),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_json_is_one_document_and_alone_on_standard_output(
+    fedsdr: Fedsdr, recipe: Path, finished: Path, tmp_path: Path, words: list[str], keys: set[str]
+):
+    places = {"RUN": finished, "RECIPE": recipe, "NEW": tmp_path / "new"}
+    code, out, _ = fedsdr(*(places.get(word, word) for word in words), "--json")
+    assert code == 0
+    assert set(json.loads(out)) == keys
+
+
+def test_quiet_says_nothing_on_standard_error(fedsdr: Fedsdr, finished: Path):
+    assert fedsdr("resume", finished, "--quiet")[2] == ""
+
+
+def test_the_personalised_model_is_exported_by_its_clients_name(
+    fedsdr: Fedsdr, finished: Path, tmp_path: Path
+):
+    code, out, _ = fedsdr("export", finished, tmp_path / "mine", "--client", "math")
+    assert (code, out.strip()) == (0, str(tmp_path / "mine"))
+    assert json.loads((tmp_path / "mine" / "adapter_config.json").read_text())["r"] == 8  # twice rank 4
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "no.toml"], "no.toml does not exist"),
+        (["run", "RECIPE", "batch"], "not of the form key=value"),
+        (["run", "RECIPE", "method=fedsrd"], "fedsdr"),
+        (["run", "RECIPE", "client.lr=1"], "client.learning_rate"),
+        (["run", "RECIPE", "run.dir=RUN"], "fedsdr resume"),
+        (["run", "RECIPE", "run.dir=RECIPE"], "is a file"),
+        (["run", "RECIPE", "run.dir=NEW", "data.root=/nowhere"], "data.root"),
+        (["run", "RECIPE", "run.dir=NEW", "model.name=/nowhere"], "model.name"),
+        (["run", "RECIPE", "run.dir=NEW", "model.max_length=16"], "model.max_length"),
+        (["run", "RECIPE", "run.dir=NEW", "lora.targets=['nose']"], "q_proj"),
+        (["run", "RECIPE", "run.dir=NEW", "partition.kind=iid"], "num_clients"),
+        (["resume", "NEW"], "holds no run"),
+        (["evaluate", "RUN", "--round", "7"], "rounds 0 to 1"),
+        (["report", "NEW"], "holds no run"),
+        (["chat", "NEW"], "holds no run"),
+        (["chat", "RUN", "--json"], "--question"),
+        (["export", "RUN", "RUN"], "exists already"),
+        (["export", "RUN", "NEW", "--client", "nobody"], "finance, math"),
+        (["export", "RUN", "NEW", "--client", "../finance"], "client"),
+        (["data", "no.toml"], "does not exist"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_a_mistake_ends_with_code_2_and_one_message(
+    fedsdr: Fedsdr, recipe: Path, finished: Path, tmp_path: Path, words: list[str], says: str
+):
+    places: dict[str, Any] = {"RUN": finished, "RECIPE": recipe, "NEW": tmp_path / "new"}
+    for name, place in places.items():
+        words = [word.replace(name, str(place)) for word in words]
+    code, out, err = fedsdr(*words)
+    message = err.splitlines()[-1] if err else ""
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    assert "fedsdr: " in err
+    assert says in err, message
+    assert not (tmp_path / "new" / "config.toml").exists()
+
+
+def test_a_damaged_run_is_a_clear_error(fedsdr: Fedsdr, finished: Path, tmp_path: Path):
+    """Each file of a run folder that a person or a disk may have damaged."""
+    import shutil
+
+    for name in (
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "server/round-0001/adapter_model.safetensors",
+    ):
+        folder = tmp_path / name.replace("/", "-")
+        shutil.copytree(finished, folder)
+        (folder / name).write_text("{ damaged\n")
+        code, _, err = fedsdr("resume", folder)
+        assert code == 2, name
+        assert Path(name).name in err
+        assert "Traceback" not in err
