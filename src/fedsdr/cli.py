@@ -129,10 +129,11 @@ def methods(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(rows)
         return
+    width = max(len(name) for table in rows.values() for name in table) + 2
     for key, table in rows.items():
         print(f"{key} =")
         for name, row in table.items():
-            print(f"  {name:<12}{row['summary']}\n{'':14}{row['paper']}")
+            print(f"  {name:<{width}}{row['summary']}\n  {'':{width}}{row['paper']}")
 
 
 @app.command()

@@ -201,12 +201,26 @@ class Server(Section):
     """How the clients' factors become one target (`fedsdr methods`)."""
     optimizer: str = "fedavg"
     """How the server steps towards the target (`fedsdr methods`)."""
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """eta of the server optimizer; 0: its own default (1 for momentum, 1e-3 for the adaptive ones, whose
+    steps do not shrink with the clients' changes). fedavg takes the target as it is."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment (all but fedavg)."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the second moment (fedadam, fedyogi)."""
+    tau: Positive = 1e-3
+    """Added to the root of the second moment, whose first value is its square (adaptive ones)."""
     clients_per_round: Annotated[int, Field(ge=0)] = 0
     """Clients drawn for each round; 0: all."""
     quorum: Share = 0.5
     """Share of the asked clients whose replies must pass the guard, or the run stops."""
     max_norm: Positive = 1e4
     """A reply whose tensor has a larger Euclidean norm is dropped as absurd."""
+
+    @property
+    def eta(self) -> float:
+        """The server optimizer's learning rate."""
+        return self.learning_rate or OPTIMIZERS[self.optimizer].rate
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:

@@ -58,7 +58,17 @@ class Named:
 
 BOTH: tuple[Adapter, ...] = ("shared", "private")
 FEDSDR_PAPER = "Ren et al., FedSDR, ICML 2026, arXiv 2605.18028"
+REDDI_PAPER = "Reddi et al., Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295"
 SDFT_PAPER = "Yang et al., SDFT, ACL 2024, arXiv 2402.13669"
+
+
+@dataclass(frozen=True)
+class Optimizer(Named):
+    """A server optimizer; its step is in `server.optimize`."""
+
+    rate: float = 1.0
+    """Learning rate that is used where the user sets none."""
+
 
 METHODS: Mapping[str, Method] = {
     "fedit": Method(
@@ -90,8 +100,19 @@ COMBINATIONS: Mapping[str, Named] = {  # how the clients' LoRA factors become on
     ),
 }
 
-OPTIMIZERS: Mapping[str, Named] = {  # how the server steps towards the target: server.optimize
-    "fedavg": Named("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629"),
+OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the target: server.optimize
+    "fedavg": Optimizer("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629"),
+    "fedavgm": Optimizer(
+        "momentum, undamped: in steady state it moves 1 / (1 - beta1) times as far as fedavg",
+        "Hsu et al. 2019, arXiv 1909.06335",
+    ),
+    "fedavgm-damped": Optimizer(
+        "momentum, damped: the mean change enters with the factor 1 - beta1",
+        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
+    ),
+    "fedadagrad": Optimizer("second moments summed", REDDI_PAPER, 1e-3),
+    "fedadam": Optimizer("second moments averaged, without bias correction", REDDI_PAPER, 1e-3),
+    "fedyogi": Optimizer("second moments moved by the sign of their change", REDDI_PAPER, 1e-3),
 }
 
 PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill.prompts

@@ -58,13 +58,13 @@ def replies_with(settings: Settings, factor: int, folder: Path) -> list[Message]
 
     grid = LocalGrid(app, 3, folder)
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
-    strategy = FedStrategy(settings, ROSTER, fresh)
+    strategy = FedStrategy(settings, ROSTER, fresh, {})
     return list(grid.send_and_receive(strategy.configure_train(1, as_record(fresh), ConfigRecord(), grid)))
 
 
 def combined(settings: Settings, replies: Iterable[Message]) -> Arrays:
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
-    strategy = FedStrategy(settings, ROSTER, fresh)
+    strategy = FedStrategy(settings, ROSTER, fresh, {})
     strategy.num_asked, strategy.asked = 3, set(ROSTER)
     strategy.aggregate_train(1, replies)
     return strategy.arrays

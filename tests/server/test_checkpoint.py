@@ -18,7 +18,7 @@ ARRAYS = {
 
 
 def save(folder: Path, server_round: int) -> None:
-    save_round(folder, server_round, ARRAYS, Lora(rank=2, alpha=8.0), "tiny")
+    save_round(folder, server_round, ARRAYS, {}, Lora(rank=2, alpha=8.0), "tiny")
 
 
 def test_every_bit_of_a_round_is_read_back(tmp_path: Path):

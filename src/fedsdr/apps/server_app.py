@@ -20,7 +20,7 @@ from fedsdr.measure.scores import table_of_round
 from fedsdr.model.base import public_name
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
-from fedsdr.server.checkpoint import last_round, load_round, save_round
+from fedsdr.server.checkpoint import last_round, load_moments, load_round, save_round
 from fedsdr.server.guard import Rejected, check_prepared
 from fedsdr.server.strategy import FedStrategy, as_record
 from fedsdr.storage import Event, append_lines, read_lines, rewrite_lines, write_json
@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     if begun < 0:
         adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
         fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
-        save_round(server, 0, fresh, settings.lora, name)
+        save_round(server, 0, fresh, {}, settings.lora, name)
         begun = 0
     events = _events_until(log, begun, folder)
     # Only what differs from the defaults is sent; clients of another version refuse.
@@ -51,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
     config = ConfigRecord({"settings": sent, "version": __version__})
     roster, prepared = _prepare(grid, config)
     rewrite_lines(log, [*prepared, *events])
-    strategy = FedStrategy(settings, roster, load_round(server, begun))
+    strategy = FedStrategy(settings, roster, load_round(server, begun), load_moments(server, begun))
     if "evaluate-round" in context.run_config:
         asked = int(context.run_config["evaluate-round"])
         strategy.arrays = load_round(server, asked)
@@ -63,7 +63,7 @@ def main(grid: Grid, context: Context) -> None:
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
         _train(grid, strategy, settings, server_round, config, log)
         # After the log: once the folder is there the round counts as finished and is not logged again.
-        save_round(server, server_round, strategy.arrays, settings.lora, name)
+        save_round(server, server_round, strategy.arrays, strategy.moments, settings.lora, name)
         if _is_due(settings, server_round):
             _evaluate(grid, strategy, settings, server_round, config, log)
 

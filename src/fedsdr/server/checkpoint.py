@@ -6,11 +6,15 @@ A round is done when `server/round-0003` is there; nothing else decides where a 
 from pathlib import Path
 
 import torch
+from safetensors.numpy import load_file, save_file
 
 from fedsdr.config import Lora
 from fedsdr.model.adapter_files import load_adapter, save_adapter
 from fedsdr.server.combine import Arrays
+from fedsdr.server.optimize import Moments
 from fedsdr.storage import list_rounds, round_folder, write_folder
+
+MOMENTS = "optimizer.safetensors"
 
 
 def last_round(folder: Path) -> int:
@@ -18,10 +22,24 @@ def last_round(folder: Path) -> int:
     return max(list_rounds(folder), default=-1)
 
 
-def save_round(folder: Path, server_round: int, arrays: Arrays, lora: Lora, base: str) -> None:
-    """Write a round: adapter_model.safetensors and adapter_config.json directly in its folder."""
+def save_round(
+    folder: Path, server_round: int, arrays: Arrays, moments: Moments, lora: Lora, base: str
+) -> None:
+    """Write a round: the adapter's two files directly in its folder, and the server optimizer's moments."""
     state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
-    write_folder(round_folder(folder, server_round), lambda aside: save_adapter(aside, state, lora, base))
+
+    def fill(aside: Path) -> None:
+        save_adapter(aside, state, lora, base)
+        if moments:
+            save_file(moments, aside / MOMENTS)
+
+    write_folder(round_folder(folder, server_round), fill)
+
+
+def load_moments(folder: Path, server_round: int) -> Moments:
+    """Read the server optimizer's moments after a round; none before its first step and for fedavg."""
+    path = round_folder(folder, server_round) / MOMENTS
+    return load_file(path) if path.exists() else {}
 
 
 def load_round(folder: Path, server_round: int) -> Arrays:

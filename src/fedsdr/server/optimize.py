@@ -1,17 +1,81 @@
-"""Server optimizer: how the server steps from its previous state towards the combined target.
+"""Server optimizer: how the server steps from its state towards the combined target.
 
-The functions behind `tables.OPTIMIZERS`.
+Notation: x the shared adapter before the round, D = target - x the mean change, m and v moments
+kept between rounds (zero and tau^2 at first), eta = server.eta, b1 = server.beta1, b2 =
+server.beta2, tau = server.tau. All steps are elementwise and computed in float64.
+
+The functions behind `tables.OPTIMIZERS`. D is the opposite of a gradient, so steps are added.
+
+Papers: McMahan et al., AISTATS 2017, arXiv 1602.05629 (fedavg); Hsu et al. 2019, arXiv 1909.06335
+(fedavgm); Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295, algorithm 2
+(fedadagrad, fedadam, fedyogi). As there, and unlike Flower 1.41, v begins at tau^2 and there is no
+bias correction.
 """
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsdr.config import Server
 from fedsdr.server.combine import Arrays
 
-
-def fedavg(current: Arrays, target: Arrays) -> Arrays:
-    """Take the target. Paper: McMahan et al., AISTATS 2017, arXiv 1602.05629."""
-    del current
-    return target
+Float64 = NDArray[np.float64]
+Moments = dict[str, Float64]
+"""m and v of each tensor, as "m/<key>" and "v/<key>"; empty before the first step and for fedavg."""
 
 
-OPTIMIZE: Mapping[str, Callable[[Arrays, Arrays], Arrays]] = {"fedavg": fedavg}
+def fedavg(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
+    """Take the target: x <- x + D."""
+    del current, moments, server
+    return target, {}
+
+
+def _momentum(share: Callable[[Server], float]) -> "Optimize":
+    """Step with momentum: m <- b1 m + share D; x <- x + eta m."""
+
+    def step(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
+        new: Arrays = {}
+        kept: Moments = {}
+        for key, change in _changes(current, target):
+            m = server.beta1 * moments.get(f"m/{key}", 0.0) + share(server) * change
+            kept[f"m/{key}"] = m
+            new[key] = _moved(current[key], server.eta * m)
+        return new, kept
+
+    return step
+
+
+def _adaptive(second: Callable[[Float64, Float64, float], Float64]) -> "Optimize":
+    """Step adaptively: m <- b1 m + (1 - b1) D; v <- second(v, D^2); x <- x + eta m / (sqrt(v) + tau)."""
+
+    def step(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
+        new: Arrays = {}
+        kept: Moments = {}
+        for key, change in _changes(current, target):
+            m = server.beta1 * moments.get(f"m/{key}", 0.0) + (1 - server.beta1) * change
+            v = second(moments.get(f"v/{key}", np.full_like(change, server.tau**2)), change**2, server.beta2)
+            kept |= {f"m/{key}": m, f"v/{key}": v}
+            new[key] = _moved(current[key], server.eta * m / (np.sqrt(v) + server.tau))
+        return new, kept
+
+    return step
+
+
+def _changes(current: Arrays, target: Arrays) -> list[tuple[str, Float64]]:
+    return [(key, target[key].astype(np.float64) - value) for key, value in current.items()]
+
+
+def _moved(value: NDArray[np.float32], step: Float64) -> NDArray[np.float32]:
+    return (value + step).astype(np.float32)
+
+
+Optimize = Callable[[Arrays, Arrays, Moments, Server], tuple[Arrays, Moments]]
+OPTIMIZE: Mapping[str, Optimize] = {
+    "fedavg": fedavg,
+    "fedavgm": _momentum(lambda server: 1.0),
+    "fedavgm-damped": _momentum(lambda server: 1 - server.beta1),
+    "fedadagrad": _adaptive(lambda v, square, beta2: v + square),
+    "fedadam": _adaptive(lambda v, square, beta2: beta2 * v + (1 - beta2) * square),
+    "fedyogi": _adaptive(lambda v, square, beta2: v - (1 - beta2) * square * np.sign(v - square)),
+}

@@ -18,7 +18,7 @@ from fedsdr.progress import say
 from fedsdr.seeds import seed_for
 from fedsdr.server.combine import COMBINE, Arrays
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
-from fedsdr.server.optimize import OPTIMIZE
+from fedsdr.server.optimize import OPTIMIZE, Moments
 from fedsdr.storage import Event
 
 
@@ -28,17 +28,19 @@ class FedStrategy(Strategy):
     `events` collects one record for each reply; the server app writes them to metrics.jsonl.
     """
 
-    def __init__(self, settings: Settings, roster: dict[int, str], arrays: Arrays) -> None:
+    def __init__(self, settings: Settings, roster: dict[int, str], arrays: Arrays, moments: Moments) -> None:
         """Start from the current shared adapter.
 
         Args:
             settings: The run's settings.
             roster: Node id -> client id.
             arrays: Shared adapter by PEFT key.
+            moments: What the server optimizer keeps between rounds; empty at first.
         """
         self.settings = settings
         self.roster = roster
         self.arrays = arrays
+        self.moments = moments
         self.events: list[Event] = []
         self.asked: set[int] = set()
         self.num_asked = 0
@@ -78,7 +80,8 @@ class FedStrategy(Strategy):
         updates.sort(key=lambda update: update.client)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
         target = COMBINE[self.settings.server.combination](updates)
-        self.arrays = OPTIMIZE[self.settings.server.optimizer](self.arrays, target)
+        server = self.settings.server
+        self.arrays, self.moments = OPTIMIZE[server.optimizer](self.arrays, target, self.moments, server)
         return as_record(self.arrays), None
 
     def configure_evaluate(

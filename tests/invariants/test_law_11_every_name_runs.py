@@ -1,0 +1,46 @@
+"""Law 11: each name in each table runs one round on the tiny model, and resumes to the same bytes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedsdr
+from fedsdr.config import Settings
+from fedsdr.tables import COMBINATIONS, METHODS, OPTIMIZERS, PROMPTS
+
+NAMES = [
+    *(("method", name) for name in METHODS),
+    *(("server.combination", name) for name in COMBINATIONS),
+    *(("server.optimizer", name) for name in OPTIMIZERS),
+    *(("distill.prompts", [name]) for name in PROMPTS),
+]
+
+
+@pytest.mark.parametrize(("key", "name"), NAMES, ids=str)
+def test_every_name_runs_a_round_and_changes_the_shared_adapter(
+    run_settings: Callable[..., Settings], key: str, name: Any
+) -> None:
+    folder = fedsdr.run(run_settings(**{key: name, "server.num_rounds": 1})).folder
+    before, after = (
+        (folder / f"server/round-000{number}/adapter_model.safetensors").read_bytes() for number in (0, 1)
+    )
+    assert before != after
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_a_server_optimizer_survives_a_kill(
+    run_settings: Callable[..., Settings], kill_at: Any, fresh_process: Callable[[], None], name: str
+) -> None:
+    def moments(folder: Path) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(folder.glob("server/round-*/*.safetensors"))]
+
+    chosen = {"server.optimizer": name, "server.num_rounds": 3, "method": "fedit"}
+    straight = fedsdr.run(run_settings(**chosen)).folder
+    fresh_process()
+    settings = run_settings(**chosen)
+    with kill_at("fedsdr.apps.server_app.save_round", 3):
+        fedsdr.run(settings)
+    fresh_process()
+    assert moments(fedsdr.resume(settings.run.dir).folder) == moments(straight)

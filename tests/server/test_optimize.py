@@ -1,0 +1,76 @@
+"""The server optimizers, each against a step computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fedsdr.config import Server
+from fedsdr.server.optimize import OPTIMIZE
+from fedsdr.tables import OPTIMIZERS
+
+SERVER = Server(learning_rate=0.5, beta1=0.9, beta2=0.75, tau=0.1)
+X, FIRST, SECOND = 1.0, 0.4, -0.2  # the state, and the clients' mean change in rounds 1 and 2
+
+
+def two_rounds(name: str, server: Server = SERVER) -> list[float]:
+    """x after each of two rounds whose targets are x + FIRST and x + SECOND."""
+    state, moments, seen = {"B": np.array([X], dtype=np.float32)}, {}, []
+    for change in (FIRST, SECOND):
+        target = {"B": (state["B"] + change).astype(np.float32)}
+        state, moments = OPTIMIZE[name](state, target, moments, server)
+        seen.append(float(state["B"][0]))
+    return seen
+
+
+def by_hand(second) -> list[float]:
+    """Algorithm 2 of Reddi et al.: m from 0, v from tau^2, no bias correction."""
+    x, m, v, seen = X, 0.0, 0.1**2, []
+    for change in (FIRST, SECOND):
+        m = 0.9 * m + 0.1 * change
+        v = second(v, change**2)
+        x += 0.5 * m / (math.sqrt(v) + 0.1)
+        seen.append(x)
+    return seen
+
+
+def test_every_optimizer_of_the_table_has_its_function():
+    assert set(OPTIMIZE) == set(OPTIMIZERS)
+
+
+def test_fedavg_takes_the_target_whatever_the_rate():
+    assert two_rounds("fedavg") == pytest.approx([1.4, 1.2])
+
+
+def test_undamped_momentum():
+    m1 = FIRST
+    m2 = 0.9 * m1 + SECOND
+    assert two_rounds("fedavgm") == pytest.approx([X + 0.5 * m1, X + 0.5 * m1 + 0.5 * m2])
+
+
+def test_damped_momentum_starts_at_a_tenth_of_the_undamped():
+    m1 = 0.1 * FIRST
+    m2 = 0.9 * m1 + 0.1 * SECOND
+    assert two_rounds("fedavgm-damped") == pytest.approx([X + 0.5 * m1, X + 0.5 * m1 + 0.5 * m2])
+
+
+def test_fedadagrad_sums_squares():
+    assert two_rounds("fedadagrad") == pytest.approx(by_hand(lambda v, s: v + s))
+
+
+def test_fedadam_averages_squares():
+    assert two_rounds("fedadam") == pytest.approx(by_hand(lambda v, s: 0.75 * v + 0.25 * s))
+
+
+def test_fedyogi_moves_by_the_sign():
+    # Round 1: v = 0.01 < 0.16, so v grows by a quarter of 0.16, to 0.05; round 2: 0.05 > 0.04, it falls by 0.01.
+    yogi = iter([0.05, 0.04])
+    assert two_rounds("fedyogi") == pytest.approx(by_hand(lambda v, s: next(yogi)))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_nothing_moves_when_no_client_changed_anything(name):
+    state = {"A": np.array([[0.5, -2.0]], dtype=np.float32)}
+    new, _ = OPTIMIZE[name](state, {"A": state["A"].copy()}, {}, SERVER)
+    assert np.array_equal(new["A"], state["A"])
+    assert new["A"].dtype == np.float32
