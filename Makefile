@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := $(VENV)/.ready
+DEVELOP := $(VENV)/.develop
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 export FLWR_TELEMETRY_ENABLED = 0
@@ -15,14 +17,18 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
-install: $(READY) ## Make the virtual environment and install fedsdr with its tested versions
+install: $(DEVELOP) ## Make the virtual environment and install fedsdr with its tested versions, tests included
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "fedsdr needs Python 3.11 or newer; try: make PYTHON=python3.11"'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  (echo "fedsdr needs Python 3.11 or newer; try: make PYTHON=python3.11"; exit 1)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	$(PIP) --editable .
+	@touch $(READY)
+
+$(DEVELOP): $(READY)
+	$(PIP) --editable '.[dev]'
+	@touch $(DEVELOP)
 
 model: $(READY) ## Fetch the default model (93 MB, once) and convert it
 	@$(BIN)/fedsdr fetch
@@ -30,10 +36,10 @@ model: $(READY) ## Fetch the default model (93 MB, once) and convert it
 demo: model ## Run FedSDR on the built-in data with the default model, and show the result
 	$(BIN)/fedsdr run recipes/demo.toml run.dir=$(DEMO)
 
-test: $(READY) ## Run the tests
+test: $(DEVELOP) ## Run the tests
 	$(BIN)/pytest
 
-lint: $(READY) ## Check format, lint, types and import order
+lint: $(DEVELOP) ## Check format, lint, types and import order
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -41,7 +47,7 @@ lint: $(READY) ## Check format, lint, types and import order
 
 check: lint test ## All of lint and test: what CI does
 
-format: $(READY) ## Format the code
+format: $(DEVELOP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
