@@ -162,7 +162,7 @@ def test_resume_on_a_changed_machine_is_refused(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("threads", "2"), ("dtype", '"bfloat16"'), ("attention", '"sdpa"'), ("learning_rate", "0.1")],
+    [("threads", "2"), ("dtype", '"bfloat16"'), ("attention", '"sdpa"'), ("final_rate", "0.2")],
 )
 def test_resume_with_changed_settings_is_refused(
     run_settings: Callable[..., Settings],
