@@ -22,7 +22,7 @@ SMOLLM2 = built_in_folder("smollm2-135m-instruct")  # in the user's cache, befor
 
 SMALL = {
     "model.dtype": "float32",
-    "model.max_length": 128,
+    "model.max_length": 384,
     "lora.rank": 4,
     "distill.max_new_tokens": 8,
     "eval.max_new_tokens": 8,

@@ -13,6 +13,7 @@ from fedsdr.client.update import count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.seeds import seed_for
@@ -66,6 +67,16 @@ def update(
     settings = {"local_steps": 1, "batch_size": 4, "max_grad_norm": 1e9} | settings
     views = {"raw": make(num), "distilled": make(num)}
     return local_update(base, adapters, stages, views, Client(**settings), rate, seed, "test")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_training_that_diverges_ends_before_it_spoils_the_adapter(model, bad: float):
+    """A private adapter of NaN would be kept, and this client's replies refused for ever after."""
+    base, adapters = model
+    next(iter(adapters.layers.values())).base.weight.data.fill_(bad)
+    with pytest.raises(UserError, match=r"test: shared on raw: training diverged at step 1 .*learning_rate"):
+        update(model)
+    assert all(value.isfinite().all() for value in adapters.state("shared").values())
 
 
 def test_two_passes_of_two_are_one_pass_of_four(model, spy):

@@ -106,6 +106,10 @@ def test_find_label_prefers_the_longer_choice():
         ("none", ""),
         # Went wrong once: working after the words was cut at its first number.
         ("The answer is 18 + 39 = 57", "57"),
+        (r"The answer is $\boxed{12}$.", "12"),
+        (r"So it costs \(3 + 9 = 12\).", "12"),
+        (r"The answer is \$1,250.", "1,250"),
+        (r"The answer is \text{blue}.", "blue"),
         ("So the answer is 5 x 3 = 15. Well done", "15"),
         ("The answer is 18 marbles - the rest is lost.", "18"),
     ],
@@ -149,6 +153,8 @@ def test_the_true_response_loses_nothing_and_is_supported(example):
         (FINANCE, "It is positive for holders.", ()),
         (MATH, "The answer is 1,020.", ()),
         (MATH, "The answer is 1021.", ("answer",)),
+        (MATH, "The answer is that she has 1020 pens.", ()),
+        (MATH, "The answer is that of 1020 pens 3 are red.", ("answer",)),
         (FACTS, "In 1969 it was neil\n armstrong.", ()),
         (FACTS, "It was Neil Armstrong in 19691.", ("facts",)),
         (CODE, "Here:\n```python\ndef double(n):\n    return n + n\n```\nIt adds.", ()),
@@ -158,6 +164,15 @@ def test_the_true_response_loses_nothing_and_is_supported(example):
 )
 def test_lost_names_the_kinds_of_truth_that_a_text_drops(example, text, kinds):
     assert lost(example, text) == kinds
+
+
+@pytest.mark.parametrize(
+    "text", ["It is 37.5.", "It is 1.37.", "It is -37.", "It is 37,000.", "37. An item of a list"]
+)
+def test_a_number_within_another_is_no_fact(text):
+    example = dataclasses.replace(FACTS, facts=("37",))
+    assert lost(example, text) == ("facts",)
+    assert lost(example, "Between 36-37 or (37).") == ()
 
 
 def test_all_kinds_can_be_lost_at_once_and_none_without_ground_truth():
@@ -224,6 +239,7 @@ def test_ordinary_answers_neither_refuse_nor_refer_to_themselves():
     for text in (
         "Plants cannot grow without light.",
         "He said: I'm sorry.",
+        "I am sorry to hear that you hurt your hand. Cool it.",
         "Here is the list: a, b.",
         "Paris.",
     ):

@@ -76,9 +76,9 @@ def teach(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         teacher = Teacher(base, answers)
         monkeypatch.setattr(module, "generate", teacher)
 
-        def go(examples=EXAMPLES, base: Base = base, **settings) -> list[Rewriting]:
+        def go(examples=EXAMPLES, base: Base = base, max_length: int = 512, **settings) -> list[Rewriting]:
             settings = {"batch_size": 2, "prompts": THREE_PROMPTS} | settings
-            return rewrite(base, adapters, examples, Distill(**settings), tmp_path, "test")
+            return rewrite(base, adapters, examples, Distill(**settings), max_length, tmp_path, "test")
 
         return teacher, go
 
@@ -114,6 +114,17 @@ def test_with_checks_prompts_are_tried_in_order_and_only_for_those_that_failed(t
     ]
     # y~ before fall-back is what the paper's FedSD would have taught: the first prompt's.
     assert [r.first for r in new] == ["Try 0: POSITIVE"] + ["Try 0: NEGATIVE"] * 4
+
+
+def test_what_does_not_fit_is_not_shown_to_the_teacher_and_taught_as_it_is(teach):
+    """One response of thousands of words in a batch of 32 would ask for many gigabytes of attention."""
+    long = replace(EXAMPLES[1], response="It is POSITIVE 1" + " and so on" * 2000)
+    teacher, go = teach()
+    new = go(examples=[EXAMPLES[0], long, EXAMPLES[2]], verify="off")
+    assert sorted(teacher.asked) == [("reference", 0), ("reference", 2)]
+    assert new[1] == Rewriting(long.response, long.response, "", "too long")
+    assert [r.distilled for r in (new[0], new[2])] == [GOOD.text] * 2
+    assert go(examples=[EXAMPLES[0], long, EXAMPLES[2]], verify="off") == new  # from the cache
 
 
 @pytest.mark.parametrize("verify", ["off", "answer"])
@@ -255,8 +266,8 @@ def test_the_teacher_is_the_base_model_whatever_the_adapters_hold(model, tmp_pat
     base, adapters = model
     settings = Distill(max_new_tokens=8, prompts=("turn",))
     adapters.set(active=ADAPTERS, train=())
-    new = rewrite(base, adapters, EXAMPLES, settings, tmp_path / "loaded", "test")
+    new = rewrite(base, adapters, EXAMPLES, settings, 512, tmp_path / "loaded", "test")
     for name in ADAPTERS:
         adapters.initialise(name, seed=0)
-    assert new == rewrite(base, adapters, EXAMPLES, settings, tmp_path / "zero", "test")
+    assert new == rewrite(base, adapters, EXAMPLES, settings, 512, tmp_path / "zero", "test")
     assert all(rewriting.first for rewriting in new)

@@ -45,12 +45,15 @@ def main(grid: Grid, context: Context) -> None:
         fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
         save_round(server, 0, fresh, {}, settings.lora, name)
         begun = 0
-    events = _events_until(log, begun, folder)
+    past = _events_until(log, begun, folder)
     # Only what differs from the defaults is sent; clients of another version refuse.
     sent = settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir"}})
     config = ConfigRecord({"settings": sent, "version": __version__})
     roster, prepared = _prepare(grid, config)
-    rewrite_lines(log, [*prepared, *events])
+    # A client that only reads its rewritings again took no time for them: the first record stays.
+    known = {event["client"]: event for event in past if event["event"] == "prepare"}
+    first = [known.get(event["client"], event) for event in prepared]
+    rewrite_lines(log, [*first, *(event for event in past if event["event"] != "prepare")])
     strategy = FedStrategy(settings, roster, load_round(server, begun), load_moments(server, begun))
     if "evaluate-round" in context.run_config:
         asked = int(context.run_config["evaluate-round"])
@@ -142,9 +145,11 @@ def _events_until(log: Path, begun: int, folder: Path) -> list[Event]:
     return [
         event
         for event in read_lines(log)
-        if event["event"] != "prepare"
-        and event["round"] <= begun
-        and (event["event"] != "evaluate" or evaluation_file(folder, event["round"]).exists())
+        if event["round"] <= begun
+        and (
+            event.get("work", event["event"]) != "evaluate"
+            or evaluation_file(folder, event["round"]).exists()
+        )
     ]
 
 

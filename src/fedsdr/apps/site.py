@@ -135,7 +135,9 @@ def _distil(
     if path.exists():
         return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
     base, adapters = model_of(settings)
-    rewritings = rewrite(base, adapters, examples, settings.distill, folder / "rewritings", what)
+    rewritings = rewrite(
+        base, adapters, examples, settings.distill, settings.model.max_length, folder / "rewritings", what
+    )
     pairs = [
         {
             "domain": example.domain,

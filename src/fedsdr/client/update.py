@@ -17,6 +17,7 @@ import torch
 from fedsdr.config import Client
 from fedsdr.data.batching import collate, data_order
 from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
@@ -105,7 +106,12 @@ def _learn(
             # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
             (loss / step_tokens).backward()
             step_loss += loss.item() / step_tokens
-        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        if not math.isfinite(step_loss) or not norm.isfinite():
+            raise UserError(
+                f"{progress}: training diverged at step {len(losses) + 1} (loss {step_loss:.3g}, norm of the"
+                f" gradient {norm:.3g}); lower client.learning_rate = {settings.learning_rate}"
+            )
         optimizer.step()
         optimizer.zero_grad()
         losses.append(step_loss)

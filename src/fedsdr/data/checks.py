@@ -69,7 +69,7 @@ FILLERS = (
 # How chat models refuse, or answer as though nothing had been asked. The first kind counts at the
 # start only: a story or a letter may well say "I'm sorry, but I can't" further on.
 _REFUSALS = re.compile(
-    r"^\W*(i'm|i am) (sorry|ready to (help|assist))"
+    r"^\W*(i'm|i am) (sorry(?! to hear)|ready to (help|assist))"
     r"|^\W*i (apologi[sz]e|(cannot|can't|won't|am unable to|am not able to) "
     r"(answer|assist|comply|fulfil|give|help|offer|provide|rewrite|say))"
     r"|^\W*(how can i (help|assist)|what can i do for) you"
@@ -93,6 +93,7 @@ _NO_WORKING = r"(?![\d.,]*\s*[-+*/x×=]\s*[$£€]?[\d(])"  # "the answer is 2 +
 _ANSWER = re.compile(
     rf"answer is[\s:*$£€(\[{{`\"']*(?:(?P<number>{_NUMBER}(?:/\d+)?){_NO_WORKING}|(?P<words>[^\n]*))", re.I
 )
+_LATEX = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|\\[()\[\]]|\\(?=[$%])")
 _CODE_BLOCK = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": "-"})
 
@@ -130,9 +131,9 @@ def final_answer(text: str) -> str:
 
     That is what follows the last "answer is": the number, if one follows directly; the last result,
     if working with "=" follows; else the rest of the line. Without these words it is the last number
-    of the text, and "" if there is none.
+    of the text, and "" if there is none. LaTeX around it, such as \\boxed{...}, is taken off.
     """
-    text = text.translate(_PLAIN)
+    text = _LATEX.sub(r"\1", text.translate(_PLAIN))
     if stated := list(_ANSWER.finditer(text)):
         number, words = stated[-1].group("number", "words")
         if number is None and (results := re.findall(rf"=[\s$£€]*({_NUMBER})", words)):
@@ -169,9 +170,9 @@ def lost(example: Example, text: str, code_timeout: float = 5.0) -> tuple[str, .
     kinds = []
     if example.label and find_label(text, example.choices) != example.label:
         kinds.append("label")
-    if example.answer and not same_answer(final_answer(text), example.answer):
+    if example.answer and not _gives(text, example.answer):
         kinds.append("answer")
-    if not all(_phrases((fact,)).search(_normalise(text)) for fact in example.facts):
+    if example.facts and not all(_says(_unnumbered(text), fact) for fact in example.facts):
         kinds.append("facts")
     if example.tests and not run_python(f"{extract_code(text)}\n\n{example.tests}\n", code_timeout):
         kinds.append("tests")
@@ -207,7 +208,7 @@ def unsupported(example: Example, text: str) -> bool:
     if wrong or example.tests:
         return bool(wrong)
     given = "\n".join((example.system, example.context, example.instruction, example.response))
-    return not _numbers_in(_LIST_ORDINAL.sub("", text)) <= _numbers_in(given)
+    return not _numbers_in(_unnumbered(text)) <= _numbers_in(given)
 
 
 def is_refusal(text: str) -> bool:
@@ -236,6 +237,25 @@ def _phrases(phrases: tuple[str, ...]) -> re.Pattern[str]:
     """Match any of the phrases as whole words in normalised text, the longest first."""
     ranked = sorted(map(_normalise, phrases), key=len, reverse=True)
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, ranked))})(?!\w)")
+
+
+def _gives(text: str, answer: str) -> bool:
+    """Whether the final answer is this one, or words with this number and no other."""
+    given = final_answer(text)
+    return same_answer(given, answer) or _numbers_in(given) == {_value(answer)}
+
+
+def _says(text: str, fact: str) -> bool:
+    """Whether the text holds the fact as whole words and whole numbers: "37" is not in "37.5" or "-37"."""
+    phrase = re.escape(_normalise(fact))
+    before = r"(?<![\w.])(?<!(?<![\w)\]])-)" if fact[0].isdigit() else r"(?<!\w)"
+    after = r"(?![.,]?\d|\w)" if fact[-1].isdigit() else r"(?!\w)"
+    return bool(re.search(before + phrase + after, _normalise(text)))
+
+
+def _unnumbered(text: str) -> str:
+    """Take off the numbers that count the items of a list."""
+    return _LIST_ORDINAL.sub("", text)
 
 
 def _choices_in(text: str, choices: tuple[str, ...]) -> set[str]:

@@ -22,13 +22,14 @@ from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import VERSION, rewriting_turns
 from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.base import Base, describe_machine
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines
 
 FAULTS = (
+    "too long",
     "empty",
     "cut off",
     "refusal",
@@ -46,7 +47,8 @@ class Rewriting:
     """What became of one response."""
 
     first: str
-    """What the teacher wrote for the first prompt, checks or not (y~ before fall-back)."""
+    """What the teacher wrote for the first prompt, checks or not (y~ before fall-back); the true
+    response where that was too long to be shown."""
     distilled: str
     """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
     prompt: str
@@ -60,6 +62,7 @@ def rewrite(
     adapters: Adapters,
     examples: Sequence[Example],
     settings: Distill,
+    max_length: int,
     folder: Path,
     what: str,
 ) -> list[Rewriting]:
@@ -72,6 +75,8 @@ def rewrite(
         adapters: Both are switched off while rewriting.
         examples: (c, x, y) of one client.
         settings: Prompts, checks and sampling.
+        max_length: Longest prompt in tokens, `model.max_length`. An example that does not fit with its
+            true response is not rewritten: it would be cut in training too.
         folder: Where this client keeps its rewritings.
         what: Whose responses these are, for the progress line.
 
@@ -85,12 +90,14 @@ def rewrite(
     waiting = list(range(len(examples)))
     for attempt, prompt in enumerate(prompts):
         asked = [examples[index] for index in waiting]
-        answers = _ask(base, adapters, asked, prompt, settings, folder, f"rewriting {what} ({prompt})")
+        answers = _ask(
+            base, adapters, asked, prompt, settings, max_length, folder, f"rewriting {what} ({prompt})"
+        )
         for index, answer in zip(waiting, answers, strict=True):
             if attempt == 0:
-                first[index] = answer.text
+                first[index] = answer.text if answer else examples[index].response
             reasons[index] = fault(examples[index], answer, settings.verify)
-            if not reasons[index]:
+            if answer and not reasons[index]:
                 taken[index] = Rewriting(first[index], answer.text, prompt, "")
         waiting = [index for index in waiting if reasons[index]]
         if not waiting:
@@ -100,8 +107,10 @@ def rewrite(
     return [taken[index] for index in range(len(examples))]
 
 
-def fault(example: Example, answer: Answer, verify: str) -> str:
-    """Say why a rewriting cannot be taught: one of `FAULTS`, or "" if it can."""
+def fault(example: Example, answer: Answer | None, verify: str) -> str:
+    """Say why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: it was not asked for."""
+    if answer is None:
+        return "too long"
     if not answer.text:
         return "empty"
     if not answer.finished:
@@ -121,10 +130,11 @@ def _ask(
     examples: Sequence[Example],
     prompt: str,
     settings: Distill,
+    max_length: int,
     folder: Path,
     what: str,
-) -> list[Answer]:
-    """Answers to one rewriting prompt, from the cache as far as it goes.
+) -> list[Answer | None]:
+    """Answers to one rewriting prompt, from the cache as far as it goes; None where it is too long.
 
     The batches are planned from the full list. The cache file's name is a hash of all that
     determines the answers to the last bit, the plan included: in bfloat16 the batch that a prompt
@@ -133,13 +143,15 @@ def _ask(
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
     hashes = [content_hash(asdict(example)) for example in examples]
     key = content_hash(
-        base.identity, str(base.dtype), str(base.device), base.model.config._attn_implementation,
-        torch.get_num_threads(), torch.__version__, prompt, VERSION, asdict(sampling), settings.seed,
-        settings.batch_size, hashes,
+        base.identity, str(base.dtype), base.model.config._attn_implementation, describe_machine(base.device),
+        torch.get_num_threads(), prompt, VERSION, asdict(sampling), settings.seed, settings.batch_size,
+        max_length, hashes,
     )  # fmt: skip
     path = (Path(settings.cache) if settings.cache else folder) / f"{prompt}-{key}.jsonl"
     prompts = [encode_prompt(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
-    plan = by_length([len(ids) for ids in prompts], settings.batch_size)
+    fitting = [index for index, ids in enumerate(prompts) if len(ids) <= max_length]
+    batches = by_length([len(prompts[index]) for index in fitting], settings.batch_size)
+    plan = [[fitting[place] for place in batch] for batch in batches]
 
     # Whole batches, as far as they are the plan's: another run may have written to the same cache.
     records: list[Event] = []
@@ -166,6 +178,6 @@ def _ask(
             records += new
     by_place = dict(zip(chain.from_iterable(plan), records, strict=True))
     return [
-        Answer(record["text"], record["finished"], record["num_tokens"])
-        for record in (by_place[index] for index in range(len(examples)))
+        Answer(record["text"], record["finished"], record["num_tokens"]) if record else None
+        for record in map(by_place.get, range(len(examples)))
     ]

@@ -148,6 +148,21 @@ def choose_dtype(device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if flags & {"amx_bf16", "avx512_bf16", "bf16"} else torch.float32
 
 
+def describe_machine(device: "torch.device") -> dict[str, str]:
+    """Say what decides the last bits of results beside the settings: releases, and the kind of processor."""
+    import torch
+    import transformers
+
+    is_gpu = device.type == "cuda"
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": torch.cuda.get_device_name(device)
+        if is_gpu
+        else torch.backends.cpu.get_cpu_capability(),
+    }
+
+
 def _device(device: "torch.device | str | None") -> "torch.device":
     import torch
 

@@ -68,7 +68,7 @@ class FedStrategy(Strategy):
             try:
                 update = check_reply(reply, client, shapes, server_round, self.settings.server.max_norm)
             except Rejected as reason:
-                self._drop(client, server_round, str(reason))
+                self._drop("train", client, server_round, str(reason))
                 continue
             updates.append(update)
             num_bytes = sum(value.nbytes for value in update.arrays.values())
@@ -100,7 +100,7 @@ class FedStrategy(Strategy):
             try:
                 metrics = check_scores(reply, client, server_round)
             except Rejected as reason:
-                self._drop(client, server_round, str(reason))
+                self._drop("evaluate", client, server_round, str(reason))
                 continue
             num_good += 1
             self.events.append(
@@ -139,10 +139,11 @@ class FedStrategy(Strategy):
         self.asked.remove(node)
         return self.roster[node]
 
-    def _drop(self, client: str, server_round: int, reason: str) -> None:
-        say(f"  dropped the reply of {client}: {reason}")
+    def _drop(self, work: str, client: str, server_round: int, reason: str) -> None:
+        say(f"  dropped the reply of {client or 'an unknown node'}: {reason}")
         self.events.append(
-            {"event": "dropped", "round": server_round, "client": client or "-", "reason": reason}
+            {"event": "dropped", "work": work, "round": server_round, "client": client or "-"}
+            | {"reason": reason}
         )
 
     def _demand_quorum(self, num_good: int, server_round: int) -> None:
