@@ -137,8 +137,9 @@ class Distill(Section):
     """[distill]: how the model rewrites the responses before round 1."""
 
     verify: Literal["off", "answer"] = "off"
-    """off: every rewriting is taken (the paper's FedSD). answer: one that loses the label, final
-    answer, facts or tests falls back to the true response (ours, beyond the paper)."""
+    """off: what a rewriting says is not checked (the paper's FedSD); only empty, cut-off, refusing and
+    self-referring ones, and what is too long, fall back to the true response. answer: one that loses
+    the label, final answer, facts or tests falls back too (ours, beyond the paper)."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("reference", "paraphrase", "turn")
     """Rewriting prompts, tried in order until the checks pass; without checks only the first."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -226,6 +227,11 @@ class Server(Section):
     def _known_names(self) -> Self:
         look_up(COMBINATIONS, self.combination, "server.combination")
         look_up(OPTIMIZERS, self.optimizer, "server.optimizer")
+        if self.learning_rate and self.optimizer == "fedavg":
+            raise ValueError(
+                f"learning_rate = {self.learning_rate} does nothing under optimizer = 'fedavg', which takes"
+                " the target as it is: leave it at 0, or choose another optimizer"
+            )
         return self
 
 

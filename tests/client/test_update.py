@@ -72,7 +72,7 @@ def update(
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_training_that_diverges_ends_before_it_spoils_the_adapter(model, bad: float):
     """A private adapter of NaN would be kept, and this client's replies refused for ever after."""
-    base, adapters = model
+    _, adapters = model
     next(iter(adapters.layers.values())).base.weight.data.fill_(bad)
     with pytest.raises(UserError, match=r"test: shared on raw: training diverged at step 1 .*learning_rate"):
         update(model)

@@ -11,7 +11,7 @@ import pytest
 from fedsdr.config import Data, Source
 from fedsdr.data.examples import Example
 from fedsdr.data.readers import Record
-from fedsdr.data.sources import PRESETS, Domain, find_duplicates, load_domains
+from fedsdr.data.sources import PRESETS, Domain, count_known_responses, find_duplicates, load_domains
 from fedsdr.errors import UserError
 
 
@@ -200,3 +200,27 @@ def test_real_domains_load_whole():
     for name, domain in load_domains(Data(root=str(folder))).items():
         for part, records in (("train", domain.train), ("test", domain.test)):
             assert len(records) == (folder / name / f"{part}.jsonl").read_bytes().count(b"\n")
+
+
+def test_one_set_cannot_be_both_training_and_test(tmp_path):
+    """Went wrong once: a file has no splits, so test_split gave the training file again."""
+    file = write(tmp_path / "a.jsonl", rows(10))
+    for source in (
+        Source(domain="math", train=file, test_split="test"),
+        Source(domain="math", train=file, test=file),
+        Source(domain="math", hub="some/set", test_split="train"),
+    ):
+        with pytest.raises(UserError, match="would be both training and test set"):
+            load_domains(Data(sources=(source,)))
+
+
+def test_test_responses_that_are_training_responses_are_counted_but_labels_are_not():
+    """Built-in data ask for one function in several ways: what is right there may be learnt by heart."""
+    train = [Example("a", "def f(): return 1", "code"), Example("b", "good", "code", label="good")]
+    test = [
+        Example("c", "def f(): return 1", "code"),
+        Example("d", "def f(): return 2", "code"),
+        Example("e", "good", "code", label="good"),
+    ]
+    domain = Domain([Record(e) for e in train], [Record(e) for e in test])
+    assert (count_known_responses(domain), find_duplicates(domain)) == (1, [])

@@ -26,6 +26,7 @@ def test_hand_counted_pairs():
             "num_examples": 3,
             "num_checkable": 2,
             "omission_rate": 1 / 2,
+            "omission_rate_true": 0,
             "unsupported_rate": 2 / 3,
             "length_ratio": 16 / 14,
             "words": 16 / 3,
@@ -43,6 +44,13 @@ def test_the_true_responses_themselves_show_no_paradox():
     counts = paradox_counts(examples, [example.response for example in examples])
     assert counts["omission_rate"] == counts["unsupported_rate"] == 0
     assert counts["length_ratio"] == 1
+
+
+def test_a_true_response_without_its_own_truth_is_told_as_a_false_alarm_of_the_check():
+    """Two checkable pairs, one of which the data themselves get wrong."""
+    wrong = Example("2 plus 4?", "It is 7.", "math", answer="6")
+    counts = paradox_counts([SUM, wrong, OPEN], ["The answer is 5.", "The answer is 6.", ""])
+    assert (counts["omission_rate"], counts["omission_rate_true"]) == (0, 1 / 2)
 
 
 def test_without_ground_truth_nothing_counts_as_omitted_and_the_cover_says_so():

@@ -16,6 +16,7 @@ from fedsdr.config import Settings
 from fedsdr.server.combine import COMBINE, Arrays
 from fedsdr.server.guard import Update
 from fedsdr.server.strategy import FedStrategy, as_record
+from fedsdr.storage import Event
 from fedsdr.tables import COMBINATIONS
 
 ROSTER = {1: "a", 2: "b", 3: "c"}
@@ -58,13 +59,17 @@ def replies_with(settings: Settings, factor: int, folder: Path) -> list[Message]
 
     grid = LocalGrid(app, 3, folder)
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
-    strategy = FedStrategy(settings, ROSTER, fresh, {})
+    strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {})
     return list(grid.send_and_receive(strategy.configure_train(1, as_record(fresh), ConfigRecord(), grid)))
 
 
-def combined(settings: Settings, replies: Iterable[Message]) -> Arrays:
+def told(factor: int) -> dict[str, Event]:
+    return {ROSTER[node]: {"num_train": factor * num, "num_test": 0} for node, num in NUM_EXAMPLES.items()}
+
+
+def combined(settings: Settings, replies: Iterable[Message], factor: int = 1) -> Arrays:
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
-    strategy = FedStrategy(settings, ROSTER, fresh, {})
+    strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {})
     strategy.num_asked, strategy.asked = 3, set(ROSTER)
     strategy.aggregate_train(1, replies)
     return strategy.arrays
@@ -80,7 +85,7 @@ def test_order_and_common_factor_change_no_combination(
     for order in permutations(replies):
         got = combined(settings, order)
         assert all(got[key].tobytes() == expected[key].tobytes() for key in expected)
-    scaled = combined(settings, replies_with(settings, 7, tmp_path))
+    scaled = combined(settings, replies_with(settings, 7, tmp_path), 7)
     for key in expected:
         np.testing.assert_allclose(scaled[key], expected[key], rtol=2**-23)  # one step of float32
 

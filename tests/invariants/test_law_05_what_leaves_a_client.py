@@ -24,9 +24,9 @@ PAIRS = "words|words_true|filler_rate|filler_rate_true|redundancy|redundancy_tru
 METRICS = {
     "query.prepare": (
         "num_train|num_test|seconds"
-        rf"|distill(-test)?/({PAIRS}|num_examples|num_checkable|omission_rate|unsupported_rate)@(before|after)"
+        rf"|distill(-test)?/({PAIRS}|num_examples|num_checkable|omission_rate|omission_rate_true|unsupported_rate)@(before|after)"
         "|distill(-test)?/num_prompt/(reference|paraphrase|turn)"
-        "|distill(-test)?/num_fallback/(empty|cut_off|refusal|self-reference|lost_(label|answer|facts|tests))"
+        "|distill(-test)?/num_fallback/(too_long|empty|cut_off|refusal|self-reference|lost_(label|answer|facts|tests))"
     ),
     "train": (
         "round|num_examples|seconds|train/(shared|private)/(loss|first_loss|last_loss|num_steps|num_tokens)"

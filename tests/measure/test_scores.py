@@ -54,7 +54,8 @@ def test_the_mean_is_plain_over_domains_so_that_a_large_one_does_not_hide_a_smal
                   finance__words__global=2.0),
             event("b", math__score__global=0.0, math__num_scored__global=10, math__num_examples__global=10,
                   math__words__global=4.0),
-        ]
+        ],
+        num_test=100,
     )  # fmt: skip
     assert list(table) == ["global"]
     assert list(table["global"]) == ["finance", "math", "mean"]
@@ -71,7 +72,8 @@ def test_each_number_stays_with_the_model_that_it_was_measured_of():
                   math__num_examples__personalised=2),
             event("b", math__words__global=2.0, math__num_examples__global=2, math__words__personalised=7.0,
                   math__num_examples__personalised=2),
-        ]
+        ],
+        num_test=4,
     )  # fmt: skip
     assert table["global"]["math"]["words"] == 1.5
     assert table["personalised"]["math"]["words"] == 5
@@ -83,24 +85,30 @@ def test_a_domain_without_score_is_left_out_of_the_mean_score():
             event("a", math__score__global=0.25, math__num_scored__global=4, math__num_examples__global=4,
                   math__words__global=1.0),
             event("b", general__num_scored__global=0, general__num_examples__global=6, general__words__global=1.0),
-        ]
+        ],
+        num_test=10,
     )  # fmt: skip
     assert table["global"]["mean"]["score"] == 0.25
     assert table["global"]["mean"]["num_scored"] == 4
     assert "score" not in table["global"]["general"]
 
 
-def test_a_model_that_was_scored_on_fewer_domains_has_no_mean_to_compare():
+def answered(domain: str, *models: str, right: float) -> dict[str, float]:
+    """An event of a client with ten test examples of one domain."""
+    names = {"score": right, "num_scored": 10, "num_examples": 10, "words": 1.0}
+    return {f"eval/{domain}/{name}@{model}": value for model in models for name, value in names.items()}
+
+
+def test_a_model_that_was_not_scored_on_everything_has_no_mean_to_compare():
     """Went wrong once: clients that were never drawn have no personalised model; the means stood side by side."""
-    both = {
-        "eval/math/words@global": 2.0,
-        "eval/math/num_examples@global": 1,
-        "eval/math/num_scored@global": 0,
-    }
-    mine = {
-        key.replace("math", "code").replace("global", "personalised"): value for key, value in both.items()
-    }
-    mine |= {key.replace("math", "code"): value for key, value in both.items()}
-    table = table_of_round([both, mine])
-    assert "mean" in table["global"]
-    assert set(table["personalised"]) == {"code"}
+    both = answered("math", "global", "personalised", right=0.9)
+    for other in ("code", "math"):  # of another domain, or the same one
+        table = table_of_round([both, answered(other, "global", right=0.1)], num_test=20)
+        assert table["global"]["mean"]["score"] == pytest.approx(0.5)
+        assert set(table["personalised"]) == {"math"}
+
+
+def test_a_dropped_reply_leaves_no_mean_that_looks_better():
+    """Without math's wrong answers the mean would rise from 0.5 to 0.9."""
+    table = table_of_round([answered("code", "global", right=0.9)], num_test=20)
+    assert set(table["global"]) == {"code"}

@@ -9,7 +9,7 @@ from fedsdr.config import Server
 from fedsdr.server.optimize import OPTIMIZE
 from fedsdr.tables import OPTIMIZERS
 
-SERVER = Server(learning_rate=0.5, beta1=0.9, beta2=0.75, tau=0.1)
+SERVER = Server(optimizer="fedadam", learning_rate=0.5, beta1=0.9, beta2=0.75, tau=0.1)
 X, FIRST, SECOND = 1.0, 0.4, -0.2  # the state, and the clients' mean change in rounds 1 and 2
 
 

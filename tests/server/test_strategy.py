@@ -16,6 +16,11 @@ from fedsdr.server.strategy import FedStrategy, as_record, draw_clients
 KEY = "base_model.model.q.lora_A.weight"
 ROSTER = {40: "d", 10: "c", 30: "a", 20: "b"}
 """Node ids are Flower's and have nothing to do with the order of the client ids."""
+TOLD = {c: {"num_train": num, "num_test": 2} for c, num in {"a": 1, "b": 3, "c": 1, "d": 100}.items()}
+SCORED = {
+    f"eval/math/{name}@global": 0.5
+    for name in ("score", "unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate")
+} | {f"eval/math/{name}@global": 2 for name in ("num_examples", "num_scored")}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +39,7 @@ def start() -> Callable[..., tuple[FedStrategy, list[Message]]]:
     """Return a strategy that has asked its clients to train (or to be evaluated) in round 2."""
 
     def begin(kind: str = "train", **server: Any) -> tuple[FedStrategy, list[Message]]:
-        strategy = FedStrategy(choose(**server), ROSTER, {KEY: np.zeros((1, 2), np.float32)}, {})
+        strategy = FedStrategy(choose(**server), ROSTER, TOLD, {KEY: np.zeros((1, 2), np.float32)}, {})
         ask = strategy.configure_train if kind == "train" else strategy.configure_evaluate
         messages = list(ask(2, as_record(strategy.arrays), ConfigRecord({"settings": "{}"}), None))
         for message in messages:
@@ -44,7 +49,9 @@ def start() -> Callable[..., tuple[FedStrategy, list[Message]]]:
     return begin
 
 
-def trained(message: Message, value: float, num_examples: int = 1, **metrics: float) -> Message:
+def trained(message: Message, value: float, num_examples: int | None = None, **metrics: float) -> Message:
+    if num_examples is None:
+        num_examples = TOLD[ROSTER[message.metadata.dst_node_id]]["num_train"]
     record = ArrayRecord({KEY: Array(np.full((1, 2), value, np.float32))})
     numbers = MetricRecord({"round": 2, "num_examples": num_examples, **metrics})
     return Message(RecordDict({"arrays": record, "metrics": numbers}), reply_to=message)
@@ -70,7 +77,7 @@ def test_every_client_gets_the_shared_adapter_and_the_number_of_the_round(start)
 def test_a_round_takes_the_mean_weighted_by_examples_of_the_replies_that_passed(start):
     """(1 * 2 + 3 * 6) / 4 = 5; the failed client and the NaN count for nothing."""
     strategy, (a, b, c, d) = start()
-    replies = [trained(a, 2.0, 1), trained(b, 6.0, 3), failed(c), trained(d, float("nan"), 100)]
+    replies = [trained(a, 2.0), trained(b, 6.0), failed(c), trained(d, float("nan"))]
     record, _ = strategy.aggregate_train(2, replies)
     assert record[KEY].numpy().tolist() == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
     events = strategy.take_events()
@@ -85,13 +92,13 @@ def test_a_round_takes_the_mean_weighted_by_examples_of_the_replies_that_passed(
 
 def test_the_log_of_a_reply_holds_its_metrics_and_the_bytes_of_its_arrays(start):
     strategy, messages = start()
-    strategy.aggregate_train(2, [trained(m, 1.0, 3, **{"train/shared/loss": 2.5}) for m in messages])
+    strategy.aggregate_train(2, [trained(m, 1.0, **{"train/shared/loss": 2.5}) for m in messages])
     assert strategy.take_events()[0] == {
         "event": "train",
         "round": 2,
         "client": "a",
         "num_bytes_up": 2 * 4,
-        "num_examples": 3,
+        "num_examples": 1,
         "train/shared/loss": 2.5,
     }
 
@@ -120,7 +127,9 @@ def test_clients_that_do_not_answer_at_all_count_against_the_quorum(start):
 def test_the_message_below_the_quorum_says_whom_it_dropped_and_why(start):
     strategy, messages = start(quorum=1)
     replies = [trained(messages[0], 1.0, num_examples=0), *(trained(m, 1.0) for m in messages[1:])]
-    with pytest.raises(UserError, match="Dropped: a: weight num_examples = 0"):
+    with pytest.raises(
+        UserError, match="Dropped: a: weight num_examples = 0 is not the 1 that it prepared with"
+    ):
         strategy.aggregate_train(2, replies)
     assert strategy.arrays[KEY].tolist() == [[0.0, 0.0]]
 
@@ -130,7 +139,7 @@ def test_scores_of_a_client_that_answers_badly_are_dropped_and_the_others_kept(s
     strategy, (a, b, c, d) = start("evaluate", quorum=0.25)
     replies = [
         Message(RecordDict({"arrays": ArrayRecord()}), reply_to=a),
-        scored(b, **{"eval/math/score@global": 0.5, "eval/math/num_scored@global": 2}),
+        scored(b, **SCORED),
         Message(RecordDict({"metrics": MetricRecord({"round": 1})}), reply_to=c),
         failed(d),
     ]
@@ -139,19 +148,15 @@ def test_scores_of_a_client_that_answers_badly_are_dropped_and_the_others_kept(s
     assert [(event["event"], event["client"]) for event in events] == [
         ("dropped", "a"), ("dropped", "c"), ("dropped", "d"), ("evaluate", "b"),
     ]  # fmt: skip
-    assert events[3] == {
-        "event": "evaluate",
-        "round": 2,
-        "client": "b",
-        "eval/math/score@global": 0.5,
-        "eval/math/num_scored@global": 2,
-    }
+    assert events[3] == {"event": "evaluate", "round": 2, "client": "b", **SCORED}
 
 
 def test_an_evaluation_below_the_quorum_stops_the_run(start):
     strategy, messages = start("evaluate", quorum=0.75)
     with pytest.raises(UserError, match="2 of 4 asked clients"):
-        strategy.aggregate_evaluate(2, [scored(messages[0]), scored(messages[1]), *map(failed, messages[2:])])
+        strategy.aggregate_evaluate(
+            2, [*(scored(m, **SCORED) for m in messages[:2]), *map(failed, messages[2:])]
+        )
 
 
 def test_all_clients_are_evaluated_even_where_few_are_drawn_to_train(start):
@@ -192,10 +197,10 @@ def test_the_draw_does_not_depend_on_the_engines_node_ids():
 
 
 def test_a_client_that_answers_twice_counts_once(start):
-    """A mean over 1, 1 and 0 of two equal clients would be two thirds."""
+    """a has one example and b three: (1 * 1 + 3 * 0) / 4, and not (1 * 1 + 1 * 1 + 3 * 0) / 5."""
     strategy, (first, second, *_) = start(clients_per_round=0, quorum=0.5)
     strategy.aggregate_train(2, [trained(first, 1.0), trained(first, 1.0), trained(second, 0.0)])
-    assert strategy.arrays[KEY].tolist() == [[0.5, 0.5]]
+    assert strategy.arrays[KEY].tolist() == [[0.25, 0.25]]
     assert [event["event"] for event in strategy.events].count("dropped") == 1
 
 

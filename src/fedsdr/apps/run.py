@@ -53,6 +53,8 @@ def run(settings: Settings) -> Result:
     Raises:
         UserError: The folder already holds a run, or settings and data do not fit.
     """
+    if not settings.run.dir:
+        raise UserError("run.dir is empty; name a folder, or take settings from load_settings, which does")
     folder = Path(settings.run.dir)
     with _locked(folder):
         if any((folder / name).exists() for name in ("config.toml", "server", "clients")):
@@ -186,9 +188,12 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     for domain, num in data["num_duplicates"].items():
         if num:
             say(f"  {domain}: {num} test prompts are training prompts too (see `fedsdr data`)")
-    for client, num in data["num_inconsistent"].items():
+    for domain, num in data["num_known_responses"].items():
         if num:
-            say(f"  {client}: {num} responses lack their own label, answer or facts (see `fedsdr data`)")
+            say(f"  {domain}: {num} test responses are training responses too, to other prompts")
+    for name, num in data["num_inconsistent"].items():
+        if num:
+            say(f"  {name}: {num} responses lack their own label, answer or facts (see `fedsdr data`)")
 
 
 def _serve(settings: Settings, config: dict[str, Any]) -> None:
@@ -238,7 +243,7 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
     import torch
 
     from fedsdr.apps.site import data_hash, data_of, model_of
-    from fedsdr.data.sources import find_duplicates
+    from fedsdr.data.sources import count_known_responses, find_duplicates
     from fedsdr.data.summary import count_inconsistent
 
     base, _ = model_of(settings)
@@ -260,6 +265,7 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
             "origin": settings.data.root or ("sources" if settings.data.sources else "built-in"),
             "hash": content_hash({client.id: data_hash(client) for client in clients}),
             "num_duplicates": {name: len(find_duplicates(domain)) for name, domain in domains.items()},
+            "num_known_responses": {name: count_known_responses(d) for name, d in domains.items()},
             "num_inconsistent": {c.id: count_inconsistent([*c.train, *c.test]) for c in clients},
             "num_train": {client.id: len(client.train) for client in clients},
             "num_test": {client.id: len(client.test) for client in clients},

@@ -54,7 +54,8 @@ def main(grid: Grid, context: Context) -> None:
     known = {event["client"]: event for event in past if event["event"] == "prepare"}
     first = [known.get(event["client"], event) for event in prepared]
     rewrite_lines(log, [*first, *(event for event in past if event["event"] != "prepare")])
-    strategy = FedStrategy(settings, roster, load_round(server, begun), load_moments(server, begun))
+    told = {str(event["client"]): event for event in prepared}
+    strategy = FedStrategy(settings, roster, told, load_round(server, begun), load_moments(server, begun))
     if "evaluate-round" in context.run_config:
         asked = int(context.run_config["evaluate-round"])
         strategy.arrays = load_round(server, asked)
@@ -127,7 +128,8 @@ def _evaluate(
     finally:
         events = strategy.take_events()
         append_lines(log, events)
-    write_json(path, table_of_round([event for event in events if event["event"] == "evaluate"]))
+    num_test = sum(event["num_test"] for event in strategy.prepared.values())
+    write_json(path, table_of_round([event for event in events if event["event"] == "evaluate"], num_test))
 
 
 def _is_due(settings: Settings, server_round: int) -> bool:

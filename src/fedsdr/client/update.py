@@ -96,7 +96,8 @@ def _learn(
     """Take `num_steps` steps of AdamW; return the loss of each and the number of response tokens."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
     order = data_order(len(conversations), _step_size(settings, len(conversations)), seed)
-    losses, num_tokens = [], 0
+    losses: list[float] = []
+    num_tokens = 0
     for _, chosen in zip(track(range(num_steps), progress, "steps"), order, strict=False):
         batch = [conversations[index] for index in chosen]
         step_tokens = sum(conversation.num_response_tokens for conversation in batch)

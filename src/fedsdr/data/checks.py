@@ -127,11 +127,11 @@ def find_label(text: str, choices: tuple[str, ...]) -> str:
 
 
 def final_answer(text: str) -> str:
-    """Return what the text gives as its answer.
+    r"""Return what the text gives as its answer.
 
     That is what follows the last "answer is": the number, if one follows directly; the last result,
     if working with "=" follows; else the rest of the line. Without these words it is the last number
-    of the text, and "" if there is none. LaTeX around it, such as \\boxed{...}, is taken off.
+    of the text, and "" if there is none. LaTeX around it, such as \boxed{...}, is taken off.
     """
     text = _LATEX.sub(r"\1", text.translate(_PLAIN))
     if stated := list(_ANSWER.finditer(text)):

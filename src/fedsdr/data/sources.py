@@ -93,6 +93,15 @@ def find_duplicates(domain: Domain) -> list[str]:
     return [r.example.instruction for r in domain.test if _prompt(r.example) in seen]
 
 
+def count_known_responses(domain: Domain) -> int:
+    """Count the test examples whose whole response is a training response too; labels are passed over.
+
+    Scores and losses on them also measure what was learnt by heart.
+    """
+    seen = {record.example.response for record in domain.train}
+    return sum(r.example.response in seen and not r.example.label for r in domain.test)
+
+
 def check_name(name: str, what: str) -> str:
     """Return a name that is fit to become the name of a folder.
 
@@ -146,18 +155,31 @@ def _from_source(source: Source, columns: Mapping[str, str], seed: int) -> Domai
     if not place:
         raise UserError(f"source of domain {source.domain!r}: set one of preset, train and hub")
     columns = {**preset.columns, **columns, **source.columns}
+    tests, split = source.test or place, source.test_split or "test"
+    has_test = bool(source.test or source.test_split)
+    if has_test and tests == place and (split == source.train_split or not _has_splits(place, source)):
+        raise UserError(
+            f"source of domain {source.domain!r}: {tests} would be both training and test set; name another"
+            " test, or another test_split of a data set folder or hub id, or leave out both to hold out"
+            " test_share of it"
+        )
     train, left_out = _read(place, source.train_split, source, columns)
-    if source.test or source.test_split:
-        test, also = _read(source.test or place, source.test_split or "test", source, columns)
+    if has_test:
+        test, also = _read(tests, split, source, columns)
         return Domain(train, test, left_out + also)
     train, test = _hold_out(train, source.test_share, seed_for(seed, "test", source.domain))
     return Domain(train, test, left_out)
 
 
+def _has_splits(place: str, source: Source) -> bool:
+    """Whether a place is a data set with splits: a folder, or a hub id."""
+    return place not in (source.train, source.test) or Path(place).is_dir()
+
+
 def _read(place: str, split: str, source: Source, columns: Mapping[str, str]) -> tuple[list[Record], int]:
     """Return the records of a file or of a split, and how many rows of a preset were left out."""
-    is_file = place in (source.train, source.test) and not Path(place).is_dir()
-    rows = file_rows(place) if is_file else hub_rows(place, split, source.config)
+    has_splits = _has_splits(place, source)
+    rows = hub_rows(place, split, source.config) if has_splits else file_rows(place)
     if not source.preset:
         return to_records(rows, source.domain, columns), 0
     # The public sets hold some empty responses, which their users cannot mend.

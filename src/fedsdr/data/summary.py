@@ -11,7 +11,7 @@ from fedsdr.data.checks import is_inconsistent
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import ClientData
 from fedsdr.data.readers import cut
-from fedsdr.data.sources import Domain, find_duplicates
+from fedsdr.data.sources import Domain, count_known_responses, find_duplicates
 
 
 def summarize(domains: dict[str, Domain], clients: list[ClientData], num_samples: int = 2) -> dict[str, Any]:
@@ -25,7 +25,8 @@ def summarize(domains: dict[str, Domain], clients: list[ClientData], num_samples
     Returns:
         ``{"domains": [...], "clients": [...]}``, one dict for each. Words are means over the training
         examples; domains and labels are counts of them. `num_duplicates` counts the test examples
-        whose prompt is a training prompt of the domain too, `num_inconsistent` the examples whose own
+        whose prompt is a training prompt of the domain too, `num_known_responses` those whose response
+        is a training response (labels aside), `num_inconsistent` the examples whose own
         response loses their label, answer or facts.
     """
     return {
@@ -47,6 +48,11 @@ def render_summary(summary: dict[str, Any]) -> str:
             lines.append(
                 f"{domain['domain']}: {domain['num_duplicates']} test prompts are training prompts too,"
                 f" such as: {' | '.join(domain['duplicates'])}"
+            )
+        if domain["num_known_responses"]:
+            lines.append(
+                f"{domain['domain']}: {domain['num_known_responses']} of {domain['num_test']} test responses"
+                " are training responses too (to other prompts)"
             )
         if domain["num_inconsistent"]:
             lines.append(
@@ -83,6 +89,7 @@ def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
         "num_left_out": domain.num_left_out,
         "num_duplicates": len(duplicates),
         "duplicates": [cut(text) for text in duplicates[:num_samples]],
+        "num_known_responses": count_known_responses(domain),
         "num_inconsistent": len(inconsistent),
         "inconsistent": [cut(text) for text in inconsistent[:num_samples]],
     }

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.examples import Example
 
-RATES = ("omission_rate", "unsupported_rate", "redundancy", "redundancy_true")
+RATES = ("omission_rate", "omission_rate_true", "unsupported_rate", "redundancy", "redundancy_true")
 """Counts that are shares, from 0 to 1."""
 COUNTS = (
     *RATES,
@@ -34,7 +34,8 @@ def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[st
     Returns:
         Rates in [0, 1] over all pairs, but `omission_rate` over the checkable ones (0 where there
         are none); words per text, fillers per 100 words, and shares of repeated 3-grams, of the
-        true responses (`..._true`) and of the rewritings.
+        true responses (`..._true`) and of the rewritings. `omission_rate_true` is the check's own
+        false alarm: true responses that do not keep their own ground truth. (`unsupported` has none.)
     """
     num = len(examples)
     checkable = [(e, t) for e, t in zip(examples, texts, strict=True) if is_checkable(e)]
@@ -44,6 +45,7 @@ def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[st
         "num_examples": num,
         "num_checkable": len(checkable),
         "omission_rate": sum(bool(lost(e, t)) for e, t in checkable) / max(1, len(checkable)),
+        "omission_rate_true": sum(bool(lost(e, e.response)) for e, _ in checkable) / max(1, len(checkable)),
         "unsupported_rate": sum(map(unsupported, examples, texts)) / num,
         "length_ratio": words / max(1, words_true),
         "words": words / num,

@@ -9,33 +9,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsdr.storage import Event
-from fedsdr.tables import METRICS
+from fedsdr.tables import METRICS, group_scores
 
 Table = dict[str, dict[str, dict[str, float]]]
 """Model -> domain or "mean" -> metric -> value."""
 
 
-def table_of_round(events: Sequence[Event]) -> Table:
+def table_of_round(events: Sequence[Event], num_test: int) -> Table:
     """Pool the `evaluate` events of one round.
 
-    A model has a mean only if it was scored on every domain that the global model was: clients that
-    were never drawn have no personalised model.
+    A model has a mean only if it was scored on all test examples: replies may be dropped, and clients
+    that were never drawn have no personalised model. A mean over fewer would compare unlike with like.
+
+    Args:
+        events: One for each client that answered.
+        num_test: Test examples of all clients.
     """
     parts: dict[str, dict[str, list[dict[str, float]]]] = {}
     for event in events:
-        of_client: dict[tuple[str, str], dict[str, float]] = {}
-        for key, value in event.items():
-            if key.startswith("eval/"):
-                _, domain, rest = key.split("/")
-                metric, model = rest.split("@")
-                of_client.setdefault((model, domain), {})[metric] = value
-        for (model, domain), metrics in of_client.items():
+        for (model, domain), metrics in group_scores(event).items():
             parts.setdefault(model, {}).setdefault(domain, []).append(metrics)
     table: Table = {}
     for model, by_domain in parts.items():
         table[model] = {domain: pool(found) for domain, found in sorted(by_domain.items())}
-        if by_domain.keys() == parts["global"].keys():
-            table[model]["mean"] = _mean(list(table[model].values()))
+        rows = list(table[model].values())
+        if sum(row["num_examples"] for row in rows) == num_test:
+            table[model]["mean"] = _mean(rows)
     return table
 
 

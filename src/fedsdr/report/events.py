@@ -11,14 +11,18 @@ from fedsdr.storage import Event
 TEXTS = ("true response", "rewriting", "as taught")
 """The rewriting is what the first prompt gave; what is taught is that, or what it fell back to."""
 
+TRUE = ("omission_rate", "words", "filler_rate", "redundancy")
+"""What is counted of the true response too."""
+
 ALL = "all clients"
 
 
 def paradox_records(events: Sequence[Event]) -> list[Event]:
     """Counts of the rewrite paradox: one record for each client and text, then for all clients.
 
-    Rates are None for the true response, which can neither omit nor add, and the omission rate is
-    None where no example is checkable. All clients: pooled over examples.
+    The omission rate of the true responses is the check's own false alarm. It is None where no example
+    is checkable; nothing in a true response is unsupported by definition. All clients: pooled over
+    examples.
     """
     records = []
     for event in _rewritten(events):
@@ -26,9 +30,9 @@ def paradox_records(events: Sequence[Event]) -> list[Event]:
             found = {key.split("/")[1]: value for key, value in event.items() if key.endswith(f"@{when}")}
             values = {name.removesuffix(f"@{when}"): value for name, value in found.items()}
             if text == TEXTS[0]:
-                values |= {name: values[f"{name}_true"] for name in ("words", "filler_rate", "redundancy")}
-                values |= {"omission_rate": None, "unsupported_rate": None, "length_ratio": 1.0}
-            elif not values["num_checkable"]:
+                values |= {name: values[f"{name}_true"] for name in TRUE}
+                values |= {"unsupported_rate": None, "length_ratio": 1.0}
+            if not values["num_checkable"]:
                 values["omission_rate"] = None
             values = {name: value for name, value in values.items() if not name.endswith("_true")}
             records.append({"client": event["client"], "text": text, **values})
@@ -63,7 +67,8 @@ def paradox_sheet(events: Sequence[Event]) -> Sheet:
         tuple(rows),
         tuple(records),
         num_summary=sum(record["client"] == ALL for record in records),
-        note="Omits: share of checkable responses whose label, final answer, fact or test is lost."
+        note="Omits: share of checkable responses whose label, final answer, fact or test is lost;"
+        " for true responses, the check's own false alarms."
         " Unsupported: share of all responses with another label, or a number found in neither prompt nor"
         " true response. Words: per response. Fillers: per 100 words. Repeats: share of word 3-grams that"
         " repeat an earlier one.",

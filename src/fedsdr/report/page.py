@@ -23,7 +23,7 @@ from fedsdr.report.events import (
     train_records,
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
-from fedsdr.report.tables import Sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.report.tables import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
 from fedsdr.storage import Event, read_lines, write_file
 from fedsdr.tables import METHODS
 
@@ -89,6 +89,7 @@ def render_page(
         after=after,
         scores=score_sheet(base, final),
         score_figure=score_figure(score_records(base, final)),
+        answers=answer_sheet(base, final),
         loss_figure=training_figure(training, settings),
         held_out=loss_sheet(base, final),
         held_out_figure=held_out_figure(tables),

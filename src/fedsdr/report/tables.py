@@ -64,8 +64,8 @@ def score_sheet(base: Table, final: Table) -> Sheet:
         num_summary=1 if rows else 0,
         note="An answer is right if it keeps the label, final answer, facts or passed tests that its example"
         " carries; a domain without any has no score, and the mean is over domains with one. Intervals"
-        " (Wilson) cover the draw of test examples, not other seeds. All models answer the same prompts, so"
-        " overlapping intervals do not show that two models score alike.",
+        " (Wilson) cover the draw of test examples, not other seeds. Where n is one number, the models"
+        " answered the same prompts, so overlapping intervals do not show that two models score alike.",
     )
 
 
@@ -127,6 +127,42 @@ def loss_records(tables: Mapping[int, Table], models: Sequence[str]) -> list[Eve
         for on, name in (("true responses", "loss"), ("rewritings", "loss_distilled"))
         if name in metrics
     ]
+
+
+def answer_sheet(base: Table, final: Table) -> Sheet:
+    """How the models' answers are worded, by domain and mean: statements without support, length, padding.
+
+    If the averaged adapter said more that is unsupported than plain FedSD's, rectification would not
+    help (docs/paper_map.md); this is where it shows.
+    """
+    names = ("unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate")
+    by_model = {model: _mean_last(found) for model, found in _by_model(base, final).items()}
+    records: list[Event] = [
+        {"domain": domain, "model": model} | {name: found[domain].get(name) for name in names}
+        for domain in by_model["base"]
+        for model, found in by_model.items()
+        if domain in found
+    ]
+    rows = [
+        (
+            record["domain"],
+            record["model"],
+            *(number(record[name], places) for name, places in zip(names, (2, 1, 2, 2, 2), strict=True)),
+        )
+        for record in records
+    ]
+    return Sheet(
+        "Wording of the answers to the test prompts",
+        "llrrrrr",
+        ("domain", "model", "unsupported", "words", "fillers", "repeats", "cut off"),
+        tuple(rows),
+        tuple(records),
+        num_summary=sum(record["domain"] == "mean" for record in records),
+        note="Unsupported: share of answers with another label, or a number found in neither prompt nor true"
+        " response; a stand-in that misses false statements in words. Words: per answer. Fillers: per 100"
+        " words. Repeats: share of word 3-grams that repeat an earlier one. Cut off: share of answers that"
+        " reached eval.max_new_tokens before they ended.",
+    )
 
 
 def render_text(sheet: Sheet, markdown: bool = False) -> str:

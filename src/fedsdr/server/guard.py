@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
-from fedsdr.tables import METRICS, PROMPTS
+from fedsdr.tables import ALWAYS_SCORED, METRICS, PROMPTS, group_scores
 
 MAX_EXAMPLES = 10**9
 LEAST = -1e-3
@@ -61,13 +61,19 @@ class Update:
 
 
 def check_reply(
-    reply: Message, client: str, shapes: Mapping[str, tuple[int, ...]], server_round: int, max_norm: float
+    reply: Message,
+    client: str,
+    num_train: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    server_round: int,
+    max_norm: float,
 ) -> Update:
     """Check a training reply.
 
     Args:
         reply: What the client sent.
         client: The client's id, for the record; empty if its answer is not awaited.
+        num_train: Its training examples as it told when it prepared; its weight must still be that.
         shapes: Keys and shapes that the arrays must have, no more and no fewer.
         server_round: The round that was asked for.
         max_norm: Largest Euclidean norm of one tensor.
@@ -79,8 +85,8 @@ def check_reply(
     arrays: ArrayRecord = content["arrays"]  # type: ignore[assignment]
     numbers = _numbers(content, "train", server_round)
     num_examples = numbers.get("num_examples")
-    if type(num_examples) is not int or not 1 <= num_examples <= MAX_EXAMPLES:
-        raise Rejected(f"weight num_examples = {num_examples!r} is not from 1 to {MAX_EXAMPLES}")
+    if type(num_examples) is not int or num_examples != num_train:
+        raise Rejected(f"weight num_examples = {num_examples!r} is not the {num_train} that it prepared with")
     if unknown := sorted(set(arrays) - set(shapes)):
         raise Rejected(f"{len(unknown)} keys are not on the allow-list, first {unknown[0][:80]!r}")
     if missing := sorted(set(shapes) - set(arrays)):
@@ -89,19 +95,32 @@ def check_reply(
     return Update(client, checked, num_examples, numbers)
 
 
-def check_scores(reply: Message, client: str, server_round: int) -> dict[str, float]:
-    """Check an evaluation reply and return its metrics, each mean with the count it is over.
+def check_scores(reply: Message, client: str, num_test: int, server_round: int) -> dict[str, float]:
+    """Check an evaluation reply and return its metrics: of each model and domain the full set.
+
+    Args:
+        reply: What the client sent.
+        client: The client's id; empty if its answer is not awaited.
+        num_test: Its test examples as it told when it prepared; every model was scored on all of them.
+        server_round: The round that was asked for.
 
     Raises:
         Rejected: With the reason.
     """
     numbers = _numbers(_content(reply, client, {"metrics": MetricRecord}), "evaluate", server_round)
-    for key in numbers:
-        path, _, model = key.partition("@")
-        *start, name = path.split("/")
-        weight = "/".join([*start, f"{METRICS.get(name)}@{model}"])
-        if name in METRICS and numbers.get(weight, 0) < 1:
-            raise Rejected(f"metric {key} comes without {weight}")
+    scored: dict[str, float] = {"global": 0}
+    for (model, domain), found in group_scores(numbers).items():
+        where = f"eval/{domain}/...@{model}"
+        lacking = [name for name in ALWAYS_SCORED if name not in found]
+        lacking += [name for name, count in METRICS.items() if (name in found) != (found.get(count, 0) > 0)]
+        if lacking:
+            raise Rejected(f"{where}: {lacking[0]} and its count do not come together")
+        if found["num_scored"] > found["num_examples"]:
+            raise Rejected(f"{where}: more answers scored than given")
+        scored[model] = scored.get(model, 0) + found["num_examples"]
+    for model, num in scored.items():
+        if num != num_test:
+            raise Rejected(f"the {model} model was scored on {num} examples; it prepared with {num_test}")
     return numbers
 
 
@@ -116,6 +135,10 @@ def check_prepared(reply: Message) -> tuple[str, dict[str, float]]:
     if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
         raise Rejected(f"client id {str(client)[:80]!r} is no short name")
     numbers = check_metrics(content["metrics"], "prepare")  # type: ignore[arg-type]
+    for name, least in (("num_train", 1), ("num_test", 0)):
+        num = numbers.get(name)
+        if type(num) is not int or not least <= num <= MAX_EXAMPLES:
+            raise Rejected(f"{name} = {num!r} is not from {least} to {MAX_EXAMPLES}")
     for part in ("distill", "distill-test"):
         counts = {key for key in numbers if key.startswith(f"{part}/") and "@" in key}
         if counts and counts != {f"{part}/{name}@{when}" for name in COUNTS for when in ("before", "after")}:

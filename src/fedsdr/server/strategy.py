@@ -5,7 +5,7 @@ as if nothing had happened.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -28,17 +28,26 @@ class FedStrategy(Strategy):
     `events` collects one record for each reply; the server app writes them to metrics.jsonl.
     """
 
-    def __init__(self, settings: Settings, roster: dict[int, str], arrays: Arrays, moments: Moments) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        roster: dict[int, str],
+        prepared: Mapping[str, Event],
+        arrays: Arrays,
+        moments: Moments,
+    ) -> None:
         """Start from the current shared adapter.
 
         Args:
             settings: The run's settings.
             roster: Node id -> client id.
+            prepared: Client id -> what it told when it prepared, with `num_train` and `num_test`.
             arrays: Shared adapter by PEFT key.
             moments: What the server optimizer keeps between rounds; empty at first.
         """
         self.settings = settings
         self.roster = roster
+        self.prepared = prepared
         self.arrays = arrays
         self.moments = moments
         self.events: list[Event] = []
@@ -66,7 +75,8 @@ class FedStrategy(Strategy):
         for reply in replies:
             client = self._sender(reply)
             try:
-                update = check_reply(reply, client, shapes, server_round, self.settings.server.max_norm)
+                num = self._told(client, "num_train")
+                update = check_reply(reply, client, num, shapes, server_round, self.settings.server.max_norm)
             except Rejected as reason:
                 self._drop("train", client, server_round, str(reason))
                 continue
@@ -98,7 +108,7 @@ class FedStrategy(Strategy):
         for reply in replies:
             client = self._sender(reply)
             try:
-                metrics = check_scores(reply, client, server_round)
+                metrics = check_scores(reply, client, self._told(client, "num_test"), server_round)
             except Rejected as reason:
                 self._drop("evaluate", client, server_round, str(reason))
                 continue
@@ -138,6 +148,10 @@ class FedStrategy(Strategy):
             return ""
         self.asked.remove(node)
         return self.roster[node]
+
+    def _told(self, client: str, name: str) -> int:
+        """What a client told when it prepared; 0 for a sender that is not awaited."""
+        return int(self.prepared[client][name]) if client else 0
 
     def _drop(self, work: str, client: str, server_round: int, reason: str) -> None:
         say(f"  dropped the reply of {client or 'an unknown node'}: {reason}")
