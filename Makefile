@@ -36,7 +36,7 @@ model: $(READY) ## Fetch the default model (93 MB, once) and convert it
 demo: model ## Run FedSDR on the built-in data with the default model, and show the result
 	$(BIN)/fedsdr run recipes/demo.toml run.dir=$(DEMO)
 
-test: $(DEVELOP) ## Run the tests
+test: $(DEVELOP) model ## Run the tests, some of them on the default model
 	$(BIN)/pytest
 
 lint: $(DEVELOP) ## Check format, lint, types and import order

@@ -2,8 +2,8 @@
 
     python benchmarks/collect.py docs/results/five-domains runs/five-domains/*
 
-Settings, environment, events and pooled scores are copied: they hold numbers, no text of any data.
-The tables go to standard output.
+Settings, environment, events and pooled scores are copied: they hold numbers, no text of any data. The
+folder of the data becomes DATA. The tables go to standard output.
 """
 
 import json
@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from fedsdr.apps.run import read_settings
 from fedsdr.report.events import paradox_sheet
 from fedsdr.report.tables import render_text
 from fedsdr.storage import read_lines
@@ -24,6 +25,10 @@ def copy_records(run: Path, to: Path) -> None:
     for name in KEPT:
         source = run / name
         shutil.copytree(source, to / name) if source.is_dir() else shutil.copy(source, to / name)
+    root = read_settings(run).data.root
+    for name in ("config.toml", "environment.json") if root else ():
+        path = to / name
+        path.write_text(path.read_text().replace(root, "DATA"))
 
 
 def tables_of(run: Path) -> dict[str, dict]:
@@ -39,13 +44,13 @@ def compare(runs: list[Path], metric: str, digits: int) -> str:
     first = next(iter(shown.values()))
     domains = [name for name in first if any(metric in table.get(name, {}) for table in shown.values())]
     lines = [f"| run | model | {' | '.join(domains)} |", "|---|---|" + "---:|" * len(domains)]
-    base_seen = False
+    bases: set[tuple[str, ...]] = set()
     for (run, model), table in shown.items():
-        if model == "base":
-            if base_seen:
-                continue
-            base_seen, run = True, "-"
         cells = [f"{table[d][metric]:.{digits}f}" if metric in table[d] else "-" for d in domains]
+        if model == "base":  # once, but for losses on rewritings, which differ from run to run
+            if tuple(cells) in bases:
+                continue
+            bases.add(tuple(cells))
         lines.append(f"| {run} | {model} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -165,6 +165,13 @@ def test_a_bad_value_is_refused_with_its_key_the_value_and_what_would_do(word: s
     assert found.strip("'").lower() in value.lower() or "data.sources" in key
 
 
+def test_a_server_rate_that_the_optimizer_would_not_use_is_refused():
+    """A grid over rates would else show equal results and no reason."""
+    assert load_settings(None, ["server.optimizer=fedadam", "server.learning_rate=0.5"]).server.eta == 0.5
+    message = refusal(lambda: load_settings(None, ["server.learning_rate=0.5"]))
+    assert "learning_rate = 0.5 does nothing under optimizer = 'fedavg'" in message
+
+
 def test_all_bad_keys_are_named_at_once():
     message = refusal(lambda: load_settings(None, ["run.seed=-1", "client.batch_size=0", "lora.rnk=2"]))
     assert all(key in message for key in ("run.seed", "client.batch_size", "lora.rnk"))

@@ -167,8 +167,17 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(quick):
 def test_resuming_a_finished_run_reports_it_again_and_trains_nothing(quick, monkeypatch: pytest.MonkeyPatch):
     settings = quick()
     result = run(settings)
+    log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
     monkeypatch.setattr(client_app, "local_update", None)
     assert resume(Path(settings.run.dir)) == result
+    # Went wrong once: the seconds of the rewriting became those of reading it again.
+    assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_run_wants_a_folder():
+    """Went wrong once: settings made by hand have none, and the run filled the working directory."""
+    with pytest.raises(UserError, match=r"run\.dir is empty"):
+        run(Settings())
 
 
 def test_a_folder_without_run_cannot_be_resumed(tmp_path: Path):

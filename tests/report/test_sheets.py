@@ -6,7 +6,7 @@ import pytest
 
 from fedsdr.report.events import cost_sheet, dropped_sheet, fallback_sheet, paradox_records, train_records
 from fedsdr.report.intervals import wilson
-from fedsdr.report.tables import loss_sheet, render_text, score_sheet, to_csv
+from fedsdr.report.tables import answer_sheet, loss_sheet, render_text, score_sheet, to_csv
 
 DOMAINS = ["code", "finance", "math"]
 
@@ -95,3 +95,15 @@ def test_csv_gives_back_the_records(made_up: SimpleNamespace) -> None:
     assert row["client"] == 'a,"b"\nc'
     assert float(row["loss"]) == records[0]["loss"]
     assert int(row["num_tokens"]) == 1000
+
+
+def test_what_answers_say_without_support_stands_beside_the_model_that_says_it(
+    made_up: SimpleNamespace,
+) -> None:
+    """Whether the averaged adapter says more that is unsupported is what would refute the method."""
+    base, final = (made_up.table(["math"], {"global": 0.0}), made_up.table(["math"], {"global": 1.0}))
+    assert [row[:3] for row in answer_sheet(base, final).rows[:2]] == [
+        ("math", "base", "0.75"),
+        ("math", "global", "0.25"),
+    ]
+    assert {row[1] for row in answer_sheet(base, final).rows} == {"base", "global"}
