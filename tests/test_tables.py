@@ -29,10 +29,10 @@ def test_every_name_has_its_function_and_every_function_its_name():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_the_shared_adapter_and_only_adapters_that_are_active(name: str):
+def test_every_method_trains_only_adapters_that_are_active_and_all_but_one_the_shared_one(name: str):
     """What a server combines must be trained, and what is trained must be in the forward pass."""
     stages = METHODS[name].stages
-    assert any("shared" in stage.train for stage in stages)
+    assert METHODS[name].shares == (name != "local-only")
     assert all(set(stage.train) <= set(stage.active) for stage in stages)
 
 
@@ -49,6 +49,15 @@ def test_what_a_method_needs_follows_from_its_stages():
     assert found["fedsd"] == (False, True)
     assert found["fedsdr"] == (True, True)
     assert found["dual-raw"] == (True, False)
+    assert found["mixed"] == (False, True)
+    assert found["local-only"] == (True, False)
+
+
+def test_stages_of_one_learner_are_told_apart():
+    assert METHODS["fedsdr"].stage_names() == ("private", "shared")
+    assert METHODS["fedsd-then-raw"].stage_names() == ("shared-distilled", "shared-raw")
+    for method in METHODS.values():
+        assert len(set(method.stage_names())) == len(method.stages)
 
 
 def test_an_unknown_name_is_refused_and_the_known_ones_are_listed_nearest_first():

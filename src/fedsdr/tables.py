@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 from fedsdr.errors import UserError
 
 Adapter = Literal["shared", "private"]
-View = Literal["raw", "distilled"]
+View = Literal["raw", "distilled", "mixed"]
+"""Mixed: the raw and the distilled examples together, twice as many."""
 Row = TypeVar("Row")
 
 
@@ -36,6 +37,15 @@ class Method:
     summary: str
     paper: str
     stages: tuple[Stage, ...]
+    keeps_private: bool = True
+    """Whether a client goes on with its private adapter in the next round, or begins a new one."""
+    is_pooled: bool = False
+    """Whether one client holds the data of all."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether the shared adapter learns, and so is sent to the server."""
+        return any("shared" in stage.train for stage in self.stages)
 
     @property
     def has_private(self) -> bool:
@@ -45,7 +55,15 @@ class Method:
     @property
     def needs_rewritings(self) -> bool:
         """Whether some stage trains on the rewritten data."""
-        return any(stage.on == "distilled" for stage in self.stages)
+        return any(stage.on != "raw" for stage in self.stages)
+
+    def stage_names(self) -> tuple[str, ...]:
+        """Name each stage by its learner; where one learns twice, by learner and view."""
+        learners = ["+".join(stage.train) for stage in self.stages]
+        return tuple(
+            f"{learner}-{stage.on}" if learners.count(learner) > 1 else learner
+            for learner, stage in zip(learners, self.stages, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,8 @@ class Named:
 
 
 BOTH: tuple[Adapter, ...] = ("shared", "private")
+CONTROL = "control of ours"
+ABLATION = "ablation of ours, of Ren et al., FedSDR, ICML 2026"
 FEDSDR_PAPER = "Ren et al., FedSDR, ICML 2026, arXiv 2605.18028"
 REDDI_PAPER = "Reddi et al., Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295"
 SDFT_PAPER = "Yang et al., SDFT, ACL 2024, arXiv 2402.13669"
@@ -88,8 +108,45 @@ METHODS: Mapping[str, Method] = {
     ),
     "dual-raw": Method(
         "as fedsdr with the raw data in both stages: what two adapters give without distillation",
-        "control of ours",
+        CONTROL,
         (Stage(("private",), "raw", BOTH), Stage(("shared",), "raw", BOTH)),
+    ),
+    "fedsdr-reset": Method(
+        "as fedsdr, with a new private adapter in each round",
+        ABLATION,
+        (Stage(("private",), "distilled", BOTH), Stage(("shared",), "raw", BOTH)),
+        keeps_private=False,
+    ),
+    "fedsdr-joint": Method(
+        "both adapters at once, in one stage, on raw and rewritten data together",
+        ABLATION,
+        (Stage(BOTH, "mixed", BOTH),),
+    ),
+    "fedsdr-swapped": Method(
+        "the wrong adapter is shared: private on the raw data, then shared on the rewritten data",
+        ABLATION,
+        (Stage(("private",), "raw", BOTH), Stage(("shared",), "distilled", BOTH)),
+    ),
+    "fedsd-then-raw": Method(
+        "one adapter in two stages: the shared one on the rewritten data, then on the raw data",
+        ABLATION,
+        (Stage(("shared",), "distilled", ("shared",)), Stage(("shared",), "raw", ("shared",))),
+    ),
+    "mixed": Method(
+        "one adapter: the shared one on raw and rewritten data together",
+        ABLATION,
+        (Stage(("shared",), "mixed", ("shared",)),),
+    ),
+    "local-only": Method(
+        "no federation: each client trains an adapter of its own on its raw data; nothing is sent",
+        CONTROL,
+        (Stage(("private",), "raw", ("private",)),),
+    ),
+    "centralised": Method(
+        "no federation: one client holds the raw data of all; what pooling would give",
+        CONTROL,
+        (Stage(("shared",), "raw", ("shared",)),),
+        is_pooled=True,
     ),
 }
 

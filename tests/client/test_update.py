@@ -17,7 +17,7 @@ from fedsdr.errors import UserError
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.seeds import seed_for
-from fedsdr.tables import METHODS, Stage
+from fedsdr.tables import METHODS, Method, Stage
 
 SHARED = (Stage(("shared",), "raw", ("shared",)),)
 
@@ -66,7 +66,7 @@ def update(
     base, adapters = model
     settings = {"local_steps": 1, "batch_size": 4, "max_grad_norm": 1e9} | settings
     views = {"raw": make(num), "distilled": make(num)}
-    return local_update(base, adapters, stages, views, Client(**settings), rate, seed, "test")
+    return local_update(base, adapters, Method("", "", stages), views, Client(**settings), rate, seed, "test")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

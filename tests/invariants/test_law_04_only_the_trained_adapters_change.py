@@ -12,7 +12,7 @@ from fedsdr.config import Settings
 from fedsdr.data.conversation import encode
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
-from fedsdr.tables import METHODS
+from fedsdr.tables import METHODS, Method
 
 STAGES = [
     pytest.param(stage, id=f"{name}-{number}")
@@ -41,7 +41,7 @@ def test_exactly_the_trained_adapters_change(tiny_settings: Callable[..., Settin
     view = [encode(base.tokenizer, example, example.response, 128) for example in client.train]
     tensors = dict(base.model.named_parameters()) | dict(base.model.named_buffers())
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    local_update(base, adapters, [stage], {stage.on: view}, settings.client, 1e-3, 0, "test")
+    local_update(base, adapters, Method("", "", (stage,)), {stage.on: view}, settings.client, 1e-3, 0, "test")
 
     changed = {name for name, tensor in tensors.items() if not torch.equal(tensor, before[name])}
     learners = tuple(f".{letter}.{name}" for name in stage.train for letter in "AB")

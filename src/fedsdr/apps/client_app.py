@@ -84,12 +84,16 @@ def train(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
-    _load_adapters(message, settings, site, adapters, before=server_round)
     method = METHODS[settings.method]
+    _load_adapters(message, settings, site, adapters, before=server_round)
+    if not method.keeps_private:
+        adapters.initialise(
+            "private", seed_for(settings.run.seed, "client", site.id, "private", server_round)
+        )
     metrics = local_update(
         base,
         adapters,
-        method.stages,
+        method,
         site.views,
         settings.client,
         learning_rate(settings.client, server_round, settings.server.num_rounds),
@@ -101,7 +105,8 @@ def train(message: Message, context: Context) -> Message:
         save_private(site.folder, server_round, private, settings.lora, public_name(settings.model.name))
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
-    arrays = {key: Array(tensor.numpy()) for key, tensor in adapters.state("shared").items()}
+    shared = adapters.state("shared") if method.shares else {}
+    arrays = {key: Array(tensor.numpy()) for key, tensor in shared.items()}
     content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": _as_record(metrics)})
     return Message(content, reply_to=message)
 

@@ -170,7 +170,8 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     stages = METHODS[settings.method].stages
     largest = max(data["num_train"].values())
     steps = [
-        f"{'+'.join(stage.train)} on {stage.on} {count_steps(client, len(stages), number, largest)} steps"
+        f"{'+'.join(stage.train)} on {stage.on}"
+        f" {count_steps(client, len(stages), number, largest * (1 + (stage.on == 'mixed')))} steps"
         for number, stage in enumerate(stages)
     ]
     say(

@@ -62,7 +62,7 @@ def _load_data(settings: str) -> tuple[dict[str, Domain], list[ClientData]]:
 
 def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
     """All domains of a simulation, and all clients, sorted by id; read once per process."""
-    return _load_data(settings.model_dump_json(include={"data", "partition"}))
+    return _load_data(settings.model_dump_json(include={"method", "data", "partition"}))
 
 
 _sites: dict[tuple[str, str], Site] = {}
@@ -94,6 +94,7 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> Site:
     if METHODS[settings.method].needs_rewritings:
         rewritings["train"] = _distil(settings, data.train, folder, "distilled", data.id)
         views["distilled"] = _encode(settings, data.train, rewritings["train"])
+        views["mixed"] = [*views["raw"], *views["distilled"]]
     distilled_tests = []
     if settings.eval.rewritings and data.test:
         rewritings["test"] = _distil(settings, data.test, folder, "distilled-test", f"{data.id} test")

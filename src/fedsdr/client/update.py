@@ -23,13 +23,13 @@ from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
-from fedsdr.tables import Stage, View
+from fedsdr.tables import Method, View
 
 
 def local_update(
     base: Base,
     adapters: Adapters,
-    stages: Sequence[Stage],
+    method: Method,
     views: Mapping[View, Sequence[Conversation]],
     settings: Client,
     rate: float,
@@ -41,7 +41,7 @@ def local_update(
     Args:
         base: The frozen base.
         adapters: Holding the broadcast shared adapter and the client's private one.
-        stages: What learns, on which view, with what in the forward pass.
+        method: Its stages: what learns, on which view, with what in the forward pass.
         views: The client's conversations, raw and, where a stage wants them, distilled.
         settings: Steps, batches, optimizer.
         rate: Learning rate of this round.
@@ -49,13 +49,13 @@ def local_update(
         what: Whose update this is, for the progress line.
 
     Returns:
-        For each stage's adapter: mean loss per response token over its steps, of the first and of
+        For each stage, by its name: mean loss per response token over its steps, of the first and of
         the last step, number of steps and of response tokens.
     """
     metrics: dict[str, float] = {}
-    for number, stage in enumerate(stages):
+    for number, (name, stage) in enumerate(zip(method.stage_names(), method.stages, strict=True)):
         learner = "+".join(stage.train)
-        num_steps = count_steps(settings, len(stages), number, len(views[stage.on]))
+        num_steps = count_steps(settings, len(method.stages), number, len(views[stage.on]))
         stage_seed = seed_for(seed, "stage", learner, stage.on)
         adapters.set(stage.active, stage.train)
         adapters.training(True)
@@ -73,11 +73,11 @@ def local_update(
                 progress,
             )
         metrics |= {
-            f"train/{learner}/loss": sum(losses) / len(losses),
-            f"train/{learner}/first_loss": losses[0],
-            f"train/{learner}/last_loss": losses[-1],
-            f"train/{learner}/num_steps": len(losses),
-            f"train/{learner}/num_tokens": num_tokens,
+            f"train/{name}/loss": sum(losses) / len(losses),
+            f"train/{name}/first_loss": losses[0],
+            f"train/{name}/last_loss": losses[-1],
+            f"train/{name}/num_steps": len(losses),
+            f"train/{name}/num_tokens": num_tokens,
         }
     adapters.set(active=(), train=())
     return metrics

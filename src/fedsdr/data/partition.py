@@ -14,6 +14,7 @@ from fedsdr.data.readers import Record
 from fedsdr.data.sources import Domain, check_name
 from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
+from fedsdr.tables import METHODS
 
 Class = tuple[str, str]
 """Domain, and label where classes are labels."""
@@ -42,7 +43,8 @@ def partition(domains: dict[str, Domain], settings: Settings) -> list[ClientData
     mix it learns from. Test records that name a client of a natural partition go to that client.
 
     Returns:
-        Clients sorted by id; examples keep the order of their domain.
+        Clients sorted by id; examples keep the order of their domain. One client, "pooled", where the
+        method pools the data of all.
 
     Raises:
         UserError: The settings do not fit the data; the message says what to change.
@@ -53,6 +55,8 @@ def partition(domains: dict[str, Domain], settings: Settings) -> list[ClientData
     by_label = chosen.by == "label" and chosen.kind in ("dirichlet", "pathological")
     if by_label and not any(record.example.label for record in train):
         raise UserError("partition.by = 'label', but no example has a label; set partition.by = 'domain'")
+    if METHODS[settings.method].is_pooled:
+        return [ClientData("pooled", [r.example for r in train], [r.example for r in test])]
     clients = _assign_train(train, list(domains), _group(train, by_label), chosen, seed)
     tests = _assign_test(clients, train, test, by_label, chosen, seed)
     return [

@@ -57,11 +57,10 @@ def training_figure(records: Sequence[Event], settings: Settings) -> Figure | No
     """Training loss over rounds: the mean of the clients, then each client."""
     if not records:
         return None
-    stages = METHODS[settings.method].stages
+    method = METHODS[settings.method]
     all_series = {
-        adapter: Series(f"{adapter} adapter, on {stage.on} data", _style(adapter))
-        for stage in stages
-        for adapter in ["+".join(stage.train)]
+        name: Series(f"{'+'.join(stage.train)} adapter, on {stage.on} data", _style(name))
+        for name, stage in zip(method.stage_names(), method.stages, strict=True)
     }
     losses: dict[str, dict[Series, dict[int, float]]] = {}
     of_round: dict[Series, dict[int, list[float]]] = {}
@@ -168,4 +167,4 @@ def _limited(num: int) -> str:
 
 def _style(name: str) -> str:
     """Colour of a model or adapter: the shared adapter's is the global model's."""
-    return "s-global" if name in ("shared", "global") else "s-personalised"
+    return "s-global" if name.startswith(("shared", "global")) else "s-personalised"

@@ -35,7 +35,7 @@ ALLOWED_METRICS = {
     ),
     "train": re.compile(
         r"round|num_examples|seconds"
-        r"|train/(shared|private|shared\+private)/(loss|first_loss|last_loss|num_steps|num_tokens)"
+        r"|train/(shared|private|shared\+private)(-raw|-distilled)?/(loss|first_loss|last_loss|num_steps|num_tokens)"
     ),
     "evaluate": re.compile(
         rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"

@@ -20,6 +20,7 @@ from fedsdr.server.combine import COMBINE, Arrays
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Moments
 from fedsdr.storage import Event
+from fedsdr.tables import METHODS
 
 
 class FedStrategy(Strategy):
@@ -71,7 +72,8 @@ class FedStrategy(Strategy):
             UserError: Fewer replies passed than the quorum asks.
         """
         updates: list[Update] = []
-        shapes = {key: value.shape for key, value in self.arrays.items()}
+        shares = METHODS[self.settings.method].shares
+        shapes = {key: value.shape for key, value in self.arrays.items()} if shares else {}
         for reply in replies:
             client = self._sender(reply)
             try:
@@ -89,6 +91,8 @@ class FedStrategy(Strategy):
         self._demand_quorum(len(updates), server_round)
         updates.sort(key=lambda update: update.client)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
+        if not shares:
+            return as_record(self.arrays), None
         target = COMBINE[self.settings.server.combination](updates)
         server = self.settings.server
         self.arrays, self.moments = OPTIMIZE[server.optimizer](self.arrays, target, self.moments, server)

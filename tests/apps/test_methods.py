@@ -1,0 +1,84 @@
+"""What tells the methods apart in a whole run: what a client keeps, what it sends, and on which data it learns."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsdr.apps import client_app
+from fedsdr.apps.run import run
+from fedsdr.apps.site import close_sites, load_model
+from fedsdr.config import Settings
+from fedsdr.storage import Event, read_lines
+
+
+@pytest.fixture(autouse=True)
+def fresh_process() -> None:
+    """Every test begins as a new process does."""
+    close_sites()
+    load_model.cache_clear()
+
+
+@pytest.fixture
+def run_method(tiny_settings: Callable[..., Settings]) -> Callable[..., tuple[Path, list[Event]]]:
+    """Run two rounds of a method with two clients; return the folder and the training events."""
+
+    def start(method: str, **more: Any) -> tuple[Path, list[Event]]:
+        settings = tiny_settings(**{"method": method, "data.domains": ["finance", "math"],
+                                    "server.num_rounds": 2, "eval.max_new_tokens": 2} | more)  # fmt: skip
+        folder = run(settings).folder
+        return folder, [e for e in read_lines(folder / "metrics.jsonl") if e["event"] == "train"]
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("method", "starts_at_zero"), [("fedsdr", [True, False]), ("fedsdr-reset", [True] * 2)]
+)
+def test_the_private_adapter_is_kept_over_rounds_or_begun_anew(
+    run_method, monkeypatch: pytest.MonkeyPatch, method: str, starts_at_zero: list[bool]
+):
+    found: dict[str, list[bool]] = {}
+    local_update = client_app.local_update
+
+    def spy(base, adapters, *rest):
+        found.setdefault(rest[-1].partition(", ")[2], []).append(adapters.is_zero("private"))
+        return local_update(base, adapters, *rest)
+
+    monkeypatch.setattr(client_app, "local_update", spy)
+    run_method(method)
+    assert found == {"finance": starts_at_zero, "math": starts_at_zero}
+
+
+def test_local_only_sends_no_array_and_keeps_what_it_learnt(run_method):
+    folder, events = run_method("local-only")
+    assert {event["num_bytes_up"] for event in events} == {0}
+    assert len(events) == 4
+    shared = [path.read_bytes() for path in sorted(folder.glob("server/round-*/adapter_model.safetensors"))]
+    assert len(shared) == 3
+    assert len(set(shared)) == 1
+    private = {path.read_bytes() for path in folder.glob("clients/*/round-*/adapter_model.safetensors")}
+    assert len(private) == 4  # of two clients and two rounds
+
+
+def test_centralised_is_one_client_with_the_data_of_all(run_method):
+    folder, events = run_method("centralised")
+    assert [(event["client"], event["num_examples"]) for event in events] == [("pooled", 12)] * 2
+    assert (folder / "evaluation" / "round-0002.json").is_file()
+
+
+def test_mixed_goes_through_raw_and_rewritten_data_in_an_epoch(run_method):
+    """Six examples and six rewritings in batches of two: six steps, where fedit takes three."""
+    epochs = {"client.local_steps": 0, "client.local_epochs": 1}
+    steps = {
+        method: {event["train/shared/num_steps"] for event in run_method(method, **epochs)[1]}
+        for method in ("fedit", "mixed")
+    }
+    assert steps == {"fedit": {3}, "mixed": {6}}
+
+
+def test_two_stages_of_one_adapter_are_logged_apart(run_method):
+    _, events = run_method("fedsd-then-raw")
+    for event in events:
+        assert event["train/shared-distilled/num_steps"] == event["train/shared-raw/num_steps"] == 2
