@@ -78,7 +78,17 @@ def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, r
         (["evaluate", "RUN", "--round", "0"], {"base", "final"}),
         (["report", "RUN"], {"report"}),
         (["data", "RECIPE"], {"domains", "clients"}),
-        (["methods"], {"method", "server.combination", "server.optimizer", "distill.prompts"}),
+        (
+            ["methods"],
+            {
+                "method",
+                "client.correction",
+                "server.combination",
+                "server.reduction",
+                "server.optimizer",
+                "distill.prompts",
+            },
+        ),
         (["chat", "RUN", "--question", "Who?", "--max-new-tokens", "3"], {"question", "base", "global"}),
         (["export", "RUN", "NEW"], {"folder"}),
     ],

@@ -10,9 +10,11 @@ from fedsdr.distill.prompts import rewriting_turns
 from fedsdr.errors import UserError
 from fedsdr.server.combine import COMBINE
 from fedsdr.server.optimize import OPTIMIZE
-from fedsdr.tables import COMBINATIONS, METHODS, OPTIMIZERS, PROMPTS, look_up
+from fedsdr.server.reduce import REDUCE
+from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, REDUCTIONS, look_up
 
-TABLES = {"method": METHODS, "combination": COMBINATIONS, "optimizer": OPTIMIZERS, "prompt": PROMPTS}
+TABLES = {"method": METHODS, "combination": COMBINATIONS, "optimizer": OPTIMIZERS, "prompt": PROMPTS,
+          "reduction": REDUCTIONS, "correction": CORRECTIONS}  # fmt: skip
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
@@ -24,6 +26,7 @@ def test_every_name_has_its_function_and_every_function_its_name():
     """Went wrong elsewhere: seven algorithms were advertised, one of them raised when it was chosen."""
     assert list(COMBINE) == list(COMBINATIONS)
     assert list(OPTIMIZE) == list(OPTIMIZERS)
+    assert list(REDUCE) == list(REDUCTIONS)
     for name in PROMPTS:
         assert rewriting_turns(name, Example("Why?", "Because.", "general"))
 

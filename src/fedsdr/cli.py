@@ -113,12 +113,14 @@ def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
 
 @app.command()
 def methods(as_json: AsJson = False) -> None:
-    """List methods, combinations, server optimizers and rewriting prompts."""
+    """List methods, corrections, combinations, reductions, server optimizers, prompts."""
     from fedsdr import tables
 
     shown: dict[str, Any] = {
         "method": tables.METHODS,
+        "client.correction": tables.CORRECTIONS,
         "server.combination": tables.COMBINATIONS,
+        "server.reduction": tables.REDUCTIONS,
         "server.optimizer": tables.OPTIMIZERS,
         "distill.prompts": tables.PROMPTS,
     }

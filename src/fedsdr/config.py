@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsdr.errors import UserError
-from fedsdr.tables import COMBINATIONS, METHODS, OPTIMIZERS, PROMPTS, look_up
+from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, REDUCTIONS, look_up
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -180,9 +180,14 @@ class Client(Section):
     """AdamW's decoupled weight decay."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this global norm."""
+    correction: str = "none"
+    """Against drift, in stages that train the shared adapter: none or proximal (`fedsdr methods`)."""
+    mu: Positive = 0.01
+    """Weight of the proximal term."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
+        look_up(CORRECTIONS, self.correction, "client.correction")
         if (self.local_steps > 0) == (self.local_epochs > 0):
             raise ValueError(
                 "set one of local_steps and local_epochs above 0 and the other to 0"
@@ -200,6 +205,11 @@ class Server(Section):
     """Rounds of the whole run."""
     combination: str = "average"
     """How the clients' factors become one target (`fedsdr methods`)."""
+    reduction: str = "mean"
+    """How one number of several clients becomes one (`fedsdr methods`). All but mean take no weights, and
+    hold every client's factors in memory."""
+    num_byzantine: Annotated[int, Field(ge=0)] = 0
+    """f: how many bad clients a robust reduction must withstand in a round."""
     optimizer: str = "fedavg"
     """How the server steps towards the target (`fedsdr methods`)."""
     learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -225,8 +235,20 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
-        look_up(COMBINATIONS, self.combination, "server.combination")
+        combination = look_up(COMBINATIONS, self.combination, "server.combination")
         look_up(OPTIMIZERS, self.optimizer, "server.optimizer")
+        look_up(REDUCTIONS, self.reduction, "server.reduction")
+        if not combination.is_linear and (self.optimizer != "fedavg" or self.reduction != "mean"):
+            raise ValueError(
+                f"combination = {self.combination!r} makes new factors in each round, so"
+                f" optimizer = {self.optimizer!r} and reduction = {self.reduction!r} cannot work number by"
+                " number: set optimizer = 'fedavg' and reduction = 'mean'"
+            )
+        if self.num_byzantine and self.reduction == "mean":
+            raise ValueError(
+                f"num_byzantine = {self.num_byzantine} does nothing under reduction = 'mean': choose a robust"
+                " one, or leave it at 0"
+            )
         if self.learning_rate and self.optimizer == "fedavg":
             raise ValueError(
                 f"learning_rate = {self.learning_rate} does nothing under optimizer = 'fedavg', which takes"

@@ -74,12 +74,44 @@ class Named:
     paper: str
 
 
+KRUM_PAPER = "Blanchard et al., NeurIPS 2017, arXiv 1703.02757"
 BOTH: tuple[Adapter, ...] = ("shared", "private")
 CONTROL = "control of ours"
 ABLATION = "ablation of ours, of Ren et al., FedSDR, ICML 2026"
 FEDSDR_PAPER = "Ren et al., FedSDR, ICML 2026, arXiv 2605.18028"
 REDDI_PAPER = "Reddi et al., Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295"
 SDFT_PAPER = "Yang et al., SDFT, ACL 2024, arXiv 2402.13669"
+
+
+Factor = Literal["A", "B"]
+
+
+@dataclass(frozen=True)
+class Combination(Named):
+    """How the clients' LoRA factors become one target; its function is in `server.combine`."""
+
+    factors: tuple[Factor, ...] = ("A", "B")
+    """Which factors of the shared adapter learn and travel; the others stay as they were drawn."""
+    is_linear: bool = True
+    """Whether each number of the target is made from the same number of every client. Else a server
+    optimizer's moments and a robust reduction of single numbers would mean nothing."""
+
+    def sends(self, key: str) -> bool:
+        """Whether the tensor of that PEFT key learns and travels."""
+        return any(f".lora_{factor}." in key for factor in self.factors)
+
+
+@dataclass(frozen=True)
+class Reduction(Named):
+    """How the same factor of several clients becomes one; its function is in `server.reduce`."""
+
+    least: tuple[int, int] = (0, 1)
+    """(a, b): with f bad clients its theory asks for a f + b clients."""
+
+    def num_needed(self, num_byzantine: int) -> int:
+        """Fewest clients for that many bad ones among them."""
+        factor, more = self.least
+        return factor * num_byzantine + more
 
 
 @dataclass(frozen=True)
@@ -150,10 +182,50 @@ METHODS: Mapping[str, Method] = {
     ),
 }
 
-COMBINATIONS: Mapping[str, Named] = {  # how the clients' LoRA factors become one target: server.combine
-    "average": Named(
-        "mean of A and of B, each weighted by the clients' example counts",
+COMBINATIONS: Mapping[str, Combination] = {
+    "average": Combination(
+        "A and B each for itself",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
+    ),
+    "ffa": Combination(
+        "B alone learns and is sent; A stays as it was drawn from the run's seed",
+        "Sun et al., FFA-LoRA, ICLR 2024, arXiv 2403.12313",
+        factors=("B",),
+    ),
+    "flexlora": Combination(
+        "the mean of the products B A, cut to rank r by its singular values",
+        "Bai et al., FlexLoRA, NeurIPS 2024, arXiv 2402.11505",
+        is_linear=False,
+    ),
+}
+
+REDUCTIONS: Mapping[str, Reduction] = {
+    "mean": Reduction(
+        "mean weighted by the clients' example counts; one bad client can move it anywhere",
+        "McMahan et al., AISTATS 2017, arXiv 1602.05629",
+    ),
+    "median": Reduction(
+        "middle value of each number, unweighted", "Yin et al., ICML 2018, arXiv 1803.01498", (2, 1)
+    ),
+    "trimmed-mean": Reduction(
+        "mean of each number without the f smallest and f largest, unweighted",
+        "Yin et al., ICML 2018, arXiv 1803.01498",
+        (2, 1),
+    ),
+    "krum": Reduction("the one client that is nearest to its n - f - 2 nearest others", KRUM_PAPER, (2, 3)),
+    "multi-krum": Reduction("mean of the n - f - 2 best clients by krum's score", KRUM_PAPER, (2, 3)),
+    "bulyan": Reduction(
+        "n - 2 f clients chosen by krum, then of each number the mean of the n - 4 f nearest their median",
+        "El Mhamdi et al., ICML 2018, arXiv 1802.07927",
+        (4, 3),
+    ),
+}
+
+CORRECTIONS: Mapping[str, Named] = {  # against drift of the shared adapter: client.update
+    "none": Named("the stages' own losses", "-"),
+    "proximal": Named(
+        "mu / 2 times the squared distance to the broadcast shared adapter is added to the loss",
+        "Li et al., FedProx, MLSys 2020, arXiv 1812.06127",
     ),
 }
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedsdr.apps import client_app
 from fedsdr.apps.run import run
 from fedsdr.apps.site import close_sites, load_model
 from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.model.adapter_files import load_adapter
 from fedsdr.storage import Event, read_lines
 
 
@@ -42,9 +45,9 @@ def test_the_private_adapter_is_kept_over_rounds_or_begun_anew(
     found: dict[str, list[bool]] = {}
     local_update = client_app.local_update
 
-    def spy(base, adapters, *rest):
+    def spy(base, adapters, *rest, **more):
         found.setdefault(rest[-1].partition(", ")[2], []).append(adapters.is_zero("private"))
-        return local_update(base, adapters, *rest)
+        return local_update(base, adapters, *rest, **more)
 
     monkeypatch.setattr(client_app, "local_update", spy)
     run_method(method)
@@ -82,3 +85,40 @@ def test_two_stages_of_one_adapter_are_logged_apart(run_method):
     _, events = run_method("fedsd-then-raw")
     for event in events:
         assert event["train/shared-distilled/num_steps"] == event["train/shared-raw/num_steps"] == 2
+
+
+@pytest.mark.parametrize("method", ["fedit", "fedsdr"])
+def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str):
+    """The private adapter, which is not averaged, learns both factors."""
+    folder, events = run_method(method, **{"server.combination": "ffa"})
+    rounds = [load_adapter(folder / "server" / f"round-{number:04d}") for number in range(3)]
+    for key, drawn in rounds[0].items():
+        for later in rounds[1:]:
+            assert torch.equal(later[key], drawn) == (".lora_A." in key)
+    num_bytes = sum(value.nbytes for key, value in rounds[0].items() if ".lora_B." in key)
+    assert {event["num_bytes_up"] for event in events} == {num_bytes}
+    if method == "fedsdr":
+        private = [load_adapter(folder / "clients/math" / f"round-000{number}") for number in (1, 2)]
+        assert not any(torch.equal(private[0][key], private[1][key]) for key in private[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"server.combination": "flexlora", "server.optimizer": "fedadam"}, "number by number"),
+        ({"server.combination": "flexlora", "server.reduction": "median"}, "number by number"),
+        ({"server.num_byzantine": 1}, "does nothing under reduction = 'mean'"),
+        (
+            {"server.reduction": "krum", "server.num_byzantine": 1},
+            "needs 5 clients in each round, and 2 are asked",
+        ),
+        ({"server.reduction": "medain"}, "nearest first: median"),
+        ({"client.correction": "fedprox"}, "known, nearest first: proximal"),
+    ],
+    ids=str,
+)
+def test_choices_that_make_no_sense_together_are_refused_before_anything_is_paid_for(
+    run_method, settings, says
+):
+    with pytest.raises(UserError, match=says):
+        run_method("fedit", **settings)

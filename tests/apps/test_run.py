@@ -259,10 +259,10 @@ def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str
 def fail_training_of(clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     real = client_app.local_update
 
-    def update(*args: Any) -> dict[str, float]:
+    def update(*args: Any, **more: Any) -> dict[str, float]:
         if args[-1].split(", ")[-1] in clients:
             raise ZeroDivisionError("the response was: secret")
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(client_app, "local_update", update)
 

@@ -188,3 +188,38 @@ def test_the_rate_falls_over_the_rounds_as_the_schedule_says():
 def test_a_run_of_one_round_has_the_full_rate():
     for schedule in ("constant", "cosine", "linear"):
         assert learning_rate(Client(learning_rate=1e-3, schedule=schedule), 1, 1) == 1e-3
+
+
+def test_the_proximal_term_adds_mu_times_the_distance_to_what_the_server_sent(model, spy):
+    """FedProx: the gradient of mu / 2 (w - w_t)^2 is mu (w - w_t): nothing in step 1, mu times its change in step 2.
+
+    Step 2 of both runs begins at the same point, since step 1 is the same.
+    """
+    _, adapters = model
+    start = [value.detach().clone() for value in adapters.parameters(("shared",))]
+    update(model, local_steps=2)
+    plain = spy.gradients[:]
+    adapters.initialise("shared", seed=0)
+    spy.gradients.clear()
+    update(model, local_steps=1)
+    moved = [value.detach() - old for value, old in zip(adapters.parameters(("shared",)), start, strict=True)]
+    adapters.initialise("shared", seed=0)
+    spy.gradients.clear()
+    update(model, local_steps=2, correction="proximal", mu=0.7)
+    for with_term, without in zip(spy.gradients[0], plain[0], strict=True):
+        assert torch.equal(with_term, without)
+    for with_term, without, change in zip(spy.gradients[1], plain[1], moved, strict=True):
+        torch.testing.assert_close(with_term, without + 0.7 * change, rtol=1e-5, atol=1e-8)
+    assert any(change.abs().max() > 1e-4 for change in moved)
+
+
+def test_the_proximal_term_is_for_the_shared_adapter_alone(model, spy):
+    """The private adapter is nowhere averaged, so there is nothing for it to stay near."""
+    private = (Stage(("private",), "raw", ("shared", "private")),)
+    update(model, stages=private, local_steps=3)
+    plain = spy.gradients[:]
+    model[1].initialise("private", seed=1)
+    spy.gradients.clear()
+    update(model, stages=private, local_steps=3, correction="proximal", mu=0.7)
+    for step, same in zip(spy.gradients, plain, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(step, same, strict=True))

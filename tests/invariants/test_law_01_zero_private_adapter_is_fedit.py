@@ -19,11 +19,11 @@ def shared_adapters(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in (folder / "server").glob("round-*/*.safetensors")}
 
 
-def held_at_zero(base: Base, adapters: Adapters, *rest: Any) -> dict[str, float]:
+def held_at_zero(base: Base, adapters: Adapters, *rest: Any, **more: Any) -> dict[str, float]:
     """The local update, but the private adapter learns from gradients of zero."""
     private = adapters.parameters(("private",))
     hooks = [parameter.requires_grad_().register_hook(torch.zeros_like) for parameter in private]
-    metrics = local_update(base, adapters, *rest)
+    metrics = local_update(base, adapters, *rest, **more)
     for hook in hooks:
         hook.remove()
     assert adapters.is_zero("private")

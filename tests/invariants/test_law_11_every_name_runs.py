@@ -8,12 +8,14 @@ import pytest
 
 import fedsdr
 from fedsdr.config import Settings
-from fedsdr.tables import COMBINATIONS, METHODS, OPTIMIZERS, PROMPTS
+from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, REDUCTIONS
 
 NAMES = [
     *(("method", name) for name in METHODS),
     *(("server.combination", name) for name in COMBINATIONS),
+    *(("server.reduction", name) for name in REDUCTIONS),
     *(("server.optimizer", name) for name in OPTIMIZERS),
+    *(("client.correction", name) for name in CORRECTIONS),
     *(("distill.prompts", [name]) for name in PROMPTS),
 ]
 

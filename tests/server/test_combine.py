@@ -1,12 +1,18 @@
-"""Combination: means worked out by hand."""
+"""Combination: means worked out by hand, and law 10: each does to B A what its paper says."""
 
 import numpy as np
 import pytest
 
-from fedsdr.server.combine import average
+from fedsdr.config import Server
+from fedsdr.server import combine
 from fedsdr.server.guard import Update
+from fedsdr.server.reduce import Arrays
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
+
+
+def average(updates: list[Update]) -> Arrays:
+    return combine.average(updates, Server())
 
 
 def make(client: str, num_examples: int, a: list[list[float]], b: list[list[float]]) -> Update:
@@ -63,3 +69,49 @@ def test_combining_changes_no_clients_arrays():
     target = average([update, make("b", 2, [[0.0]], [[0.0]])])
     target[A] += 5
     assert update.arrays[A].tolist() == [[4.0]]
+
+
+def drawn(num_clients: int, rank: int = 2, d_in: int = 7, d_out: int = 5) -> list[Update]:
+    """Clients with 1, 2, 3, ... examples and random factors."""
+    rng = np.random.default_rng(3)
+    return [
+        make(f"c{n}", n + 1, rng.normal(size=(rank, d_in)), rng.normal(size=(d_out, rank)))  # type: ignore[arg-type]
+        for n in range(num_clients)
+    ]
+
+
+def product(arrays: Arrays) -> np.ndarray:
+    return arrays[B].astype(np.float64) @ arrays[A].astype(np.float64)
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 3, 6])
+def test_flexlora_is_the_best_product_of_rank_r(num_clients: int):
+    """Eckart and Young: no matrix of rank r is nearer to the mean of B A than its cut decomposition."""
+    updates = drawn(num_clients)
+    total = sum(u.num_examples for u in updates)
+    wanted = sum(u.num_examples / total * product(u.arrays) for u in updates)
+    u, s, vt = np.linalg.svd(wanted)
+    best = u[:, :2] * s[:2] @ vt[:2]
+    target = combine.flexlora(updates, Server(combination="flexlora"))
+    np.testing.assert_allclose(product(target), best, atol=1e-5)
+    assert (target[A].shape, target[B].shape) == ((2, 7), (5, 2))
+    if num_clients == 1:  # nothing is lost of a client alone
+        np.testing.assert_allclose(product(target), product(updates[0].arrays), atol=1e-5)
+
+
+def test_flexlora_of_factors_that_are_zero_is_zero():
+    zero = [make(c, 1, np.ones((2, 7)), np.zeros((5, 2))) for c in "ab"]  # type: ignore[arg-type]
+    assert not product(combine.flexlora(zero, Server(combination="flexlora"))).any()
+
+
+def test_the_plain_average_of_factors_is_not_the_average_of_products_but_that_of_ffa_is():
+    """What FFA-LoRA is for: with one A, mean(B) A = mean(B A)."""
+    updates = drawn(3)
+    total = sum(u.num_examples for u in updates)
+    wanted = sum(u.num_examples / total * product(u.arrays) for u in updates)
+    assert not np.allclose(product(average(updates)), wanted, atol=0.1)
+    a = updates[0].arrays[A]
+    one_a = [Update(u.client, {A: a, B: u.arrays[B]}, u.num_examples, {}) for u in updates]
+    wanted = sum(u.num_examples / total * product(u.arrays) for u in one_a)
+    only_b = [Update(u.client, {B: u.arrays[B]}, u.num_examples, {}) for u in updates]
+    np.testing.assert_allclose(product({A: a} | average(only_b)), wanted, atol=1e-6)

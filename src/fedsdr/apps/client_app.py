@@ -30,7 +30,7 @@ from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import public_name
 from fedsdr.seeds import seed_for
 from fedsdr.storage import rewrite_lines, write_file
-from fedsdr.tables import METHODS, Adapter
+from fedsdr.tables import COMBINATIONS, METHODS, Adapter
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
@@ -84,7 +84,7 @@ def train(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
-    method = METHODS[settings.method]
+    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
     _load_adapters(message, settings, site, adapters, before=server_round)
     if not method.keeps_private:
         adapters.initialise(
@@ -99,14 +99,18 @@ def train(message: Message, context: Context) -> Message:
         learning_rate(settings.client, server_round, settings.server.num_rounds),
         seed_for(settings.run.seed, "client", site.id, "round", server_round),
         f"round {server_round}, {site.id}",
+        shared_factors=combination.factors,
     )
     if method.has_private:
         private = adapters.state("private")
         save_private(site.folder, server_round, private, settings.lora, public_name(settings.model.name))
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
-    shared = adapters.state("shared") if method.shares else {}
-    arrays = {key: Array(tensor.numpy()) for key, tensor in shared.items()}
+    arrays = {
+        key: Array(tensor.numpy())
+        for key, tensor in adapters.state("shared").items()
+        if method.shares and combination.sends(key)
+    }
     content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": _as_record(metrics)})
     return Message(content, reply_to=message)
 
@@ -173,7 +177,11 @@ def _load_adapters(message: Message, settings: Settings, site: Site, adapters: A
     """Take the broadcast shared adapter and this client's private one; say whether that was ever trained."""
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
-    adapters.load("shared", {key: torch.from_numpy(array.numpy().copy()) for key, array in arrays.items()})
+    received = {key: torch.from_numpy(array.numpy().copy()) for key, array in arrays.items()}
+    combination = COMBINATIONS[settings.server.combination]
+    adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
+    kept = {key: value for key, value in adapters.state("shared").items() if not combination.sends(key)}
+    adapters.load("shared", kept | received)
     if not METHODS[settings.method].has_private:
         return False
     private = load_private(site.folder, before)

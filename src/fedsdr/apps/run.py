@@ -19,7 +19,7 @@ from fedsdr.errors import UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
 from fedsdr.storage import content_hash, read_json, round_folder, write_file, write_json
-from fedsdr.tables import METHODS
+from fedsdr.tables import METHODS, REDUCTIONS
 
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
@@ -233,6 +233,13 @@ def check_fit(settings: Settings) -> None:
     wanted = settings.server.clients_per_round
     if wanted > len(clients):
         raise UserError(f"server.clients_per_round = {wanted}, but there are {len(clients)} clients")
+    server, asked = settings.server, wanted or len(clients)
+    needed = REDUCTIONS[server.reduction].num_needed(server.num_byzantine)
+    if asked < needed:
+        raise UserError(
+            f"server.reduction = {server.reduction!r} with server.num_byzantine = {server.num_byzantine}"
+            f" needs {needed} clients in each round, and {asked} are asked"
+        )
     base, _ = model_of(settings)
     for client in clients:
         for example in (*client.train, *client.test):

@@ -100,8 +100,8 @@ def _train(
 ) -> None:
     """Let the drawn clients train, combine what they send, and log it."""
     start = time.monotonic()
-    num_bytes = sum(value.nbytes for value in strategy.arrays.values())
-    messages = strategy.configure_train(server_round, as_record(strategy.arrays), config, grid)
+    num_bytes = sum(value.nbytes for value in strategy.sent().values())
+    messages = strategy.configure_train(server_round, as_record(strategy.sent()), config, grid)
     replies = grid.send_and_receive(messages)
     try:
         strategy.aggregate_train(server_round, replies)
@@ -121,7 +121,7 @@ def _evaluate(
     path = evaluation_file(Path(settings.run.dir), server_round)
     if path.exists():
         return
-    messages = strategy.configure_evaluate(server_round, as_record(strategy.arrays), config, grid)
+    messages = strategy.configure_evaluate(server_round, as_record(strategy.sent()), config, grid)
     replies = grid.send_and_receive(messages)
     try:
         strategy.aggregate_evaluate(server_round, replies)

@@ -23,7 +23,7 @@ from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
-from fedsdr.tables import Method, View
+from fedsdr.tables import Factor, Method, View
 
 
 def local_update(
@@ -35,6 +35,7 @@ def local_update(
     rate: float,
     seed: int,
     what: str,
+    shared_factors: Sequence[Factor] = ("A", "B"),
 ) -> dict[str, float]:
     """Train the adapters through all stages, in place.
 
@@ -47,6 +48,7 @@ def local_update(
         rate: Learning rate of this round.
         seed: Seed of this client and round; data order is a function of it and the stage.
         what: Whose update this is, for the progress line.
+        shared_factors: Which factors of the shared adapter learn, as the combination wants it.
 
     Returns:
         For each stage, by its name: mean loss per response token over its steps, of the first and of
@@ -57,14 +59,17 @@ def local_update(
         learner = "+".join(stage.train)
         num_steps = count_steps(settings, len(method.stages), number, len(views[stage.on]))
         stage_seed = seed_for(seed, "stage", learner, stage.on)
-        adapters.set(stage.active, stage.train)
+        adapters.set(stage.active, stage.train, shared_factors)
+        is_pulled = settings.correction == "proximal" and "shared" in stage.train
+        pulled = [p for p in adapters.parameters(("shared",)) if p.requires_grad] if is_pulled else []
         adapters.training(True)
         with torch.random.fork_rng():  # dropout draws from torch's own generator and takes no other
             torch.manual_seed(stage_seed)
             progress = f"{what}: {learner} on {stage.on}"
             losses, num_tokens = _learn(
                 base,
-                adapters.parameters(stage.train),
+                [p for p in adapters.parameters(stage.train) if p.requires_grad],
+                pulled,
                 views[stage.on],
                 settings,
                 rate,
@@ -86,6 +91,7 @@ def local_update(
 def _learn(
     base: Base,
     parameters: Sequence[torch.nn.Parameter],
+    pulled: Sequence[torch.nn.Parameter],
     conversations: Sequence[Conversation],
     settings: Client,
     rate: float,
@@ -93,7 +99,13 @@ def _learn(
     seed: int,
     progress: str,
 ) -> tuple[list[float], int]:
-    """Take `num_steps` steps of AdamW; return the loss of each and the number of response tokens."""
+    """Take `num_steps` steps of AdamW; return the loss of each and the number of response tokens.
+
+    FedProx adds mu / 2 sum of (w - w_t)^2 to the loss, with w the `pulled` parameters and w_t their
+    values before the stage, which are those that the server sent; so mu (w - w_t) to the gradient. The
+    losses returned are without it. Paper: Li et al., arXiv 1812.06127, equation 2.
+    """
+    anchors = [value.detach().clone() for value in pulled]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
     order = data_order(len(conversations), _step_size(settings, len(conversations)), seed)
     losses: list[float] = []
@@ -107,6 +119,9 @@ def _learn(
             # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
             (loss / step_tokens).backward()
             step_loss += loss.item() / step_tokens
+        for value, anchor in zip(pulled, anchors, strict=True):
+            assert value.grad is not None
+            value.grad.add_(value.detach() - anchor, alpha=settings.mu)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         if not math.isfinite(step_loss) or not norm.isfinite():
             raise UserError(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
-from fedsdr.tables import Adapter
+from fedsdr.tables import Adapter, Factor
 
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 PREFIX = "base_model.model."
@@ -89,19 +89,26 @@ class Adapters:
             setattr(model.get_submodule(parent), name, layer)
         self.set(active=(), train=())
 
-    def set(self, active: Sequence[Adapter], train: Sequence[Adapter]) -> None:
+    def set(
+        self,
+        active: Sequence[Adapter],
+        train: Sequence[Adapter],
+        shared_factors: Sequence[Factor] = ("A", "B"),
+    ) -> None:
         """Choose the adapters in the forward pass and, among them, those that learn.
 
         An adapter with B = 0 that does not learn adds exactly nothing and is left out of the
         products. (Kernels may round differently at another rank, so this also makes fedsdr with a
-        zero private adapter equal fedit to the last bit.)
+        zero private adapter equal fedit to the last bit.) Of the shared adapter only `shared_factors`
+        learn.
         """
         used = tuple(name for name in active if name in train or not self.is_zero(name))
         for layer in self.layers.values():
             layer.active, layer.ready = used, None
             for name in ADAPTERS:
-                layer.A[name].requires_grad_(name in train)
-                layer.B[name].requires_grad_(name in train)
+                for factor, tensors in (("A", layer.A), ("B", layer.B)):
+                    learns = name in train and (name == "private" or factor in shared_factors)
+                    tensors[name].requires_grad_(learns)
 
     def is_zero(self, name: Adapter) -> bool:
         """Whether every B of the adapter is zero."""

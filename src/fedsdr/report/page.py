@@ -117,7 +117,7 @@ def _status(settings: Settings, events: Sequence[Event], after: int) -> str:
 
 def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run, as terms and descriptions."""
-    method, model, client = METHODS[settings.method], settings.model, settings.client
+    method, model, client, server = METHODS[settings.method], settings.model, settings.client, settings.server
     data, clients = environment["data"], list(environment["data"]["num_train"])
     drawn = (
         f"; {settings.server.clients_per_round} drawn each round" if settings.server.clients_per_round else ""
@@ -137,7 +137,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
         (
             "Rounds",
             f"{settings.server.num_rounds}; {work} {client.budget.replace('_', ' ')} at each client,"
-            f" {step} examples a step; {settings.server.combination}, {settings.server.optimizer}",
+            f" {step} examples a step; {server.combination}, {server.reduction}, {server.optimizer}",
         ),
         ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
         (

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from fedsdr.config import Lora
 from fedsdr.model.adapter_files import load_adapter, save_adapter
-from fedsdr.server.combine import Arrays
 from fedsdr.server.optimize import Moments
+from fedsdr.server.reduce import Arrays
 from fedsdr.storage import list_rounds, round_folder, write_folder
 
 MOMENTS = "optimizer.safetensors"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.config import Server
-from fedsdr.server.combine import Arrays
+from fedsdr.server.reduce import Arrays
 
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]

@@ -16,11 +16,12 @@ from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
-from fedsdr.server.combine import COMBINE, Arrays
+from fedsdr.server.combine import COMBINE
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Moments
+from fedsdr.server.reduce import Arrays
 from fedsdr.storage import Event
-from fedsdr.tables import METHODS
+from fedsdr.tables import COMBINATIONS, METHODS, REDUCTIONS
 
 
 class FedStrategy(Strategy):
@@ -73,7 +74,7 @@ class FedStrategy(Strategy):
         """
         updates: list[Update] = []
         shares = METHODS[self.settings.method].shares
-        shapes = {key: value.shape for key, value in self.arrays.items()} if shares else {}
+        shapes = {key: value.shape for key, value in self.sent().items()} if shares else {}
         for reply in replies:
             client = self._sender(reply)
             try:
@@ -88,15 +89,17 @@ class FedStrategy(Strategy):
                 {"event": "train", "round": server_round, "client": client, "num_bytes_up": num_bytes}
                 | {key: value for key, value in update.metrics.items() if key != "round"}
             )
+        server = self.settings.server
         self._demand_quorum(len(updates), server_round)
+        self._demand_enough(len(updates), server_round)
         updates.sort(key=lambda update: update.client)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
         if not shares:
-            return as_record(self.arrays), None
-        target = COMBINE[self.settings.server.combination](updates)
-        server = self.settings.server
-        self.arrays, self.moments = OPTIMIZE[server.optimizer](self.arrays, target, self.moments, server)
-        return as_record(self.arrays), None
+            return as_record(self.sent()), None
+        target = COMBINE[server.combination](updates, server)
+        new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target, self.moments, server)
+        self.arrays = self.arrays | new
+        return as_record(self.sent()), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -128,7 +131,12 @@ class FedStrategy(Strategy):
     def summary(self) -> None:
         """Print what this server does."""
         server = self.settings.server
-        say(f"  server: {server.combination}, {server.optimizer}")
+        say(f"  server: {server.combination}, {server.reduction}, {server.optimizer}")
+
+    def sent(self) -> Arrays:
+        """The part of the shared adapter that learns and travels."""
+        combination = COMBINATIONS[self.settings.server.combination]
+        return {key: value for key, value in self.arrays.items() if combination.sends(key)}
 
     def take_events(self) -> list[Event]:
         """Hand over the events since the last call."""
@@ -163,6 +171,15 @@ class FedStrategy(Strategy):
             {"event": "dropped", "work": work, "round": server_round, "client": client or "-"}
             | {"reason": reason}
         )
+
+    def _demand_enough(self, num_good: int, server_round: int) -> None:
+        server = self.settings.server
+        needed = REDUCTIONS[server.reduction].num_needed(server.num_byzantine)
+        if num_good < needed:
+            raise UserError(
+                f"round {server_round}: {num_good} usable replies, but server.reduction ="
+                f" {server.reduction!r} with server.num_byzantine = {server.num_byzantine} needs {needed}"
+            )
 
     def _demand_quorum(self, num_good: int, server_round: int) -> None:
         needed = max(1, int(np.ceil(self.settings.server.quorum * self.num_asked)))
