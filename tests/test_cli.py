@@ -87,6 +87,7 @@ def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, r
                 "server.reduction",
                 "server.optimizer",
                 "distill.prompts",
+                "pairs",
             },
         ),
         (["chat", "RUN", "--question", "Who?", "--max-new-tokens", "3"], {"question", "base", "global"}),

@@ -128,14 +128,20 @@ def methods(as_json: AsJson = False) -> None:
         key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
         for key, table in shown.items()
     }
+    pairs = {name: tables.allowed_with(row) for name, row in tables.COMBINATIONS.items()}
     if as_json:
-        _print_json(rows)
+        _print_json({**rows, "pairs": pairs})
         return
     width = max(len(name) for table in rows.values() for name in table) + 2
     for key, table in rows.items():
         print(f"{key} =")
         for name, row in table.items():
             print(f"  {name:<{width}}{row['summary']}\n  {'':{width}}{row['paper']}")
+    print("Every method goes with every correction, combination, reduction and optimizer, but for:")
+    for name, allowed in pairs.items():
+        for key, names in allowed.items():
+            if len(names) < len(rows[key]):
+                print(f"  server.combination = {name}: {key} = {' or '.join(names)}")
 
 
 @app.command()

@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsdr.errors import UserError
-from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, REDUCTIONS, look_up
+from fedsdr.tables import (
+    COMBINATIONS,
+    CORRECTIONS,
+    METHODS,
+    OPTIMIZERS,
+    PROMPTS,
+    REDUCTIONS,
+    allowed_with,
+    look_up,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -238,12 +247,13 @@ class Server(Section):
         combination = look_up(COMBINATIONS, self.combination, "server.combination")
         look_up(OPTIMIZERS, self.optimizer, "server.optimizer")
         look_up(REDUCTIONS, self.reduction, "server.reduction")
-        if not combination.is_linear and (self.optimizer != "fedavg" or self.reduction != "mean"):
-            raise ValueError(
-                f"combination = {self.combination!r} makes new factors in each round, so"
-                f" optimizer = {self.optimizer!r} and reduction = {self.reduction!r} cannot work number by"
-                " number: set optimizer = 'fedavg' and reduction = 'mean'"
-            )
+        for key, allowed in allowed_with(combination).items():
+            chosen = getattr(self, key.removeprefix("server."))
+            if chosen not in allowed:
+                raise ValueError(
+                    f"combination = {self.combination!r} makes new factors in each round, on which"
+                    f" {chosen!r} cannot work number by number: set {key} = {' or '.join(map(repr, allowed))}"
+                )
         if self.num_byzantine and self.reduction == "mean":
             raise ValueError(
                 f"num_byzantine = {self.num_byzantine} does nothing under reduction = 'mean': choose a robust"

@@ -251,6 +251,15 @@ PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill
 }
 
 
+def allowed_with(combination: Combination) -> dict[str, list[str]]:
+    """Name the reductions and server optimizers that make sense with a combination, by their setting."""
+    linear = combination.is_linear
+    return {
+        "server.reduction": [name for name in REDUCTIONS if linear or name == "mean"],
+        "server.optimizer": [name for name in OPTIMIZERS if linear or name == "fedavg"],
+    }
+
+
 METRICS: Mapping[str, str] = {
     "score": "num_scored",
     "unsupported_rate": "num_examples",
