@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedsdr import tables
 from fedsdr.apps import client_app
 from fedsdr.apps.run import run
 from fedsdr.apps.site import close_sites, load_model
@@ -14,6 +15,7 @@ from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.storage import Event, read_lines
+from fedsdr.tables import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +124,16 @@ def test_choices_that_make_no_sense_together_are_refused_before_anything_is_paid
 ):
     with pytest.raises(UserError, match=says):
         run_method("fedit", **settings)
+
+
+def test_a_method_is_added_by_one_row(run_method, monkeypatch: pytest.MonkeyPatch):
+    """The row that docs/methods.md shows, taken from there; nothing else knows methods by name."""
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    row = page.partition("```python\n")[2].partition("```")[0]
+    for name, method in eval(f"{{{row}}}", vars(tables)).items():
+        monkeypatch.setitem(METHODS, name, method)  # type: ignore[arg-type]
+    folder, events = run_method("raw-then-distilled")
+    assert len(events) == 4
+    assert set(tables.METHODS["raw-then-distilled"].stage_names()) == {"shared-raw", "shared-distilled"}
+    assert (folder / "clients" / "math" / "distilled.jsonl").is_file()
+    assert load_adapter(folder / "server" / "round-0002")
