@@ -61,6 +61,17 @@ def test_help_loads_nothing_heavy():
     assert all(f"\n  {command} " in done.stdout for command in commands)
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("run", "A TOML recipe"), ("resume", "The folder of a run"), ("export", "A folder that does not exist")],
+)
+def test_the_help_of_a_command_explains_its_arguments(fedsdr: Fedsdr, command: str, says: str):
+    """Went wrong once: with another release of click they were listed without a word."""
+    code, out, _ = fedsdr(command, "--help")
+    assert code == 0
+    assert says in " ".join(out.split())
+
+
 def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, recipe: Path, tmp_path: Path):
     code, out, err = fedsdr("run", recipe, f"run.dir={tmp_path / 'run'}", "method=fedit")
     assert code == 0

@@ -18,7 +18,7 @@ from fedsdr.errors import UserError
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Federated instruction tuning by self-distillation with rectification (FedSD and FedSDR).",
     epilog="Begin with: fedsdr run recipes/demo.toml",
