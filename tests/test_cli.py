@@ -1,6 +1,7 @@
 """The commands as a user meets them: what is printed where, and how mistakes end."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def test_help_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "set()"
     commands = ("run", "resume", "evaluate", "data", "methods", "models", "chat", "export", "report")
-    assert all(f"\n  {command} " in done.stdout for command in commands)
+    assert all(re.search(rf"^\W*{command} ", done.stdout, re.MULTILINE) for command in commands)
 
 
 @pytest.mark.parametrize(
