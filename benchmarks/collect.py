@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from fedsdr.apps.run import read_settings
+from fedsdr.config import dump_settings
 from fedsdr.report.events import paradox_sheet
 from fedsdr.report.tables import render_text
-from fedsdr.storage import read_lines
+from fedsdr.storage import read_json, read_lines, write_json
 
 KEPT = ("config.toml", "environment.json", "metrics.jsonl", "evaluation")
 
@@ -25,10 +26,14 @@ def copy_records(run: Path, to: Path) -> None:
     for name in KEPT:
         source = run / name
         shutil.copytree(source, to / name) if source.is_dir() else shutil.copy(source, to / name)
-    root = read_settings(run).data.root
-    for name in ("config.toml", "environment.json") if root else ():
-        path = to / name
-        path.write_text(path.read_text().replace(root, "DATA"))
+    settings, path = read_settings(run), to / "environment.json"
+    if root := settings.data.root:
+        data = settings.data.model_copy(update={"root": "DATA"})
+        (to / "config.toml").write_text(dump_settings(settings.model_copy(update={"data": data})))
+        environment = read_json(path)
+        environment["data"]["origin"] = "DATA"
+        environment["command"] = environment["command"].replace(f"data.root={root}", "data.root=DATA")
+        write_json(path, environment)
 
 
 def tables_of(run: Path) -> dict[str, dict]:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All methods on one data folder, on equal optimizer steps, with rewritings unchecked and checked.
+# Four methods on one data folder, on equal optimizer steps, with rewritings unchecked and checked.
 #
 #   recipes/five-domains.sh DATA [key=value ...]
 #
-# A finished run is kept, a stopped one goes on. The tables in docs/measurements.md were made by
+# A finished run is kept, a stopped one goes on with the settings it began with. The tables in docs/measurements.md were made by
 #   python benchmarks/collect.py docs/results/five-domains runs/five-domains/*
 set -euo pipefail
 data=$1
@@ -15,7 +15,7 @@ one() {
   if [ -f "$dir/config.toml" ]; then
     fedsdr resume "$dir"
   else
-    fedsdr run recipes/five-domains.toml "data.root=$data" "run.dir=$dir" "$@" "${more[@]}"
+    fedsdr run recipes/five-domains.toml "data.root=$data" "run.dir=$dir" "$@" ${more[@]+"${more[@]}"}
   fi
 }
 for method in fedit dual-raw; do one "$method" "method=$method"; done

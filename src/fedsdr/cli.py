@@ -142,6 +142,7 @@ def methods(as_json: AsJson = False) -> None:
         for key, names in allowed.items():
             if len(names) < len(rows[key]):
                 print(f"  server.combination = {name}: {key} = {' or '.join(names)}")
+    print("  methods that send nothing: no correction, combination, reduction or optimizer")
 
 
 @app.command()

@@ -30,6 +30,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+MU = 0.01
+"""Default weight of the proximal term."""
+
+
 class Section(BaseModel):
     """A table of the recipe: frozen, unknown keys refused, no silent conversion of types."""
 
@@ -191,12 +195,16 @@ class Client(Section):
     """Gradients are clipped to this global norm."""
     correction: str = "none"
     """Against drift, in stages that train the shared adapter: none or proximal (`fedsdr methods`)."""
-    mu: Positive = 0.01
+    mu: Positive = MU
     """Weight of the proximal term."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
         look_up(CORRECTIONS, self.correction, "client.correction")
+        if self.correction == "none" and "mu" in self.model_fields_set and self.mu != MU:
+            raise ValueError(
+                f"mu = {self.mu} does nothing under correction = 'none': set correction = 'proximal'"
+            )
         if (self.local_steps > 0) == (self.local_epochs > 0):
             raise ValueError(
                 "set one of local_steps and local_epochs above 0 and the other to 0"
@@ -259,6 +267,11 @@ class Server(Section):
                 f"num_byzantine = {self.num_byzantine} does nothing under reduction = 'mean': choose a robust"
                 " one, or leave it at 0"
             )
+        if REDUCTIONS[self.reduction].wants_byzantine and not self.num_byzantine:
+            raise ValueError(
+                f"reduction = {self.reduction!r} withstands num_byzantine bad clients, which is 0: set 1 or"
+                " more"
+            )
         if self.learning_rate and self.optimizer == "fedavg":
             raise ValueError(
                 f"learning_rate = {self.learning_rate} does nothing under optimizer = 'fedavg', which takes"
@@ -302,6 +315,17 @@ class Settings(Section):
         method = look_up(METHODS, self.method, "method")
         for name in self.distill.prompts:
             look_up(PROMPTS, name, "distill.prompts")
+        if not method.shares:
+            for key, value, usual in (
+                ("client.correction", self.client.correction, "none"),
+                ("server.combination", self.server.combination, "average"),
+                ("server.reduction", self.server.reduction, "mean"),
+                ("server.optimizer", self.server.optimizer, "fedavg"),
+            ):
+                if value != usual:
+                    raise ValueError(
+                        f"{key} = {value!r} does nothing under method = {self.method!r}: leave it out"
+                    )
         steps, stages = self.client.local_steps, len(method.stages)
         if self.client.budget == "per_round" and steps < stages:
             raise ValueError(

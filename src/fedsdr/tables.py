@@ -42,6 +42,15 @@ class Method:
     is_pooled: bool = False
     """Whether one client holds the data of all."""
 
+    def __post_init__(self) -> None:
+        """Refuse a row whose stages could not be told apart, in seeds and in the log."""
+        if len({(stage.train, stage.on) for stage in self.stages}) < len(self.stages):
+            raise ValueError("two stages train the same adapters on the same view; make them one")
+
+    def sends(self, key: str, combination: "Combination") -> bool:
+        """Whether the shared adapter's tensor of that PEFT key travels."""
+        return self.shares and combination.sends(key)
+
     @property
     def shares(self) -> bool:
         """Whether the shared adapter learns, and so is sent to the server."""
@@ -107,6 +116,8 @@ class Reduction(Named):
 
     least: tuple[int, int] = (0, 1)
     """(a, b): with f bad clients its theory asks for a f + b clients."""
+    wants_byzantine: bool = True
+    """Whether f enters the computing, so that f = 0 would be no protection at all."""
 
     def num_needed(self, num_byzantine: int) -> int:
         """Fewest clients for that many bad ones among them."""
@@ -203,9 +214,13 @@ REDUCTIONS: Mapping[str, Reduction] = {
     "mean": Reduction(
         "mean weighted by the clients' example counts; one bad client can move it anywhere",
         "McMahan et al., AISTATS 2017, arXiv 1602.05629",
+        wants_byzantine=False,
     ),
     "median": Reduction(
-        "middle value of each number, unweighted", "Yin et al., ICML 2018, arXiv 1803.01498", (2, 1)
+        "middle value of each number, unweighted",
+        "Yin et al., ICML 2018, arXiv 1803.01498",
+        (2, 1),
+        wants_byzantine=False,
     ),
     "trimmed-mean": Reduction(
         "mean of each number without the f smallest and f largest, unweighted",

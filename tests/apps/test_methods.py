@@ -11,6 +11,7 @@ from fedsdr import tables
 from fedsdr.apps import client_app
 from fedsdr.apps.run import run
 from fedsdr.apps.site import close_sites, load_model
+from fedsdr.apps.trained import export_round
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import load_adapter
@@ -59,6 +60,11 @@ def test_the_private_adapter_is_kept_over_rounds_or_begun_anew(
 def test_local_only_sends_no_array_and_keeps_what_it_learnt(run_method):
     folder, events = run_method("local-only")
     assert {event["num_bytes_up"] for event in events} == {0}
+    rounds = [e for e in read_lines(folder / "metrics.jsonl") if e["event"] == "round"]
+    assert {event["num_bytes_down"] for event in rounds} == {0}
+    with pytest.raises(UserError, match="no global model; name a client by --client"):
+        export_round(folder, folder / "new", None, "", merged=False)
+    export_round(folder, folder / "new", None, "math", merged=False)
     assert len(events) == 4
     shared = [path.read_bytes() for path in sorted(folder.glob("server/round-*/adapter_model.safetensors"))]
     assert len(shared) == 3
@@ -109,6 +115,9 @@ def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str
     [
         ({"server.combination": "flexlora", "server.optimizer": "fedadam"}, "number by number"),
         ({"server.combination": "flexlora", "server.reduction": "median"}, "number by number"),
+        ({"server.reduction": "trimmed-mean"}, "withstands num_byzantine bad clients, which is 0"),
+        ({"client.mu": 0.5}, "does nothing under correction = 'none'"),
+        ({"method": "local-only", "server.optimizer": "fedadam"}, "does nothing under method = 'local-only'"),
         ({"server.num_byzantine": 1}, "does nothing under reduction = 'mean'"),
         (
             {"server.reduction": "krum", "server.num_byzantine": 1},
@@ -123,7 +132,7 @@ def test_choices_that_make_no_sense_together_are_refused_before_anything_is_paid
     run_method, settings, says
 ):
     with pytest.raises(UserError, match=says):
-        run_method("fedit", **settings)
+        run_method(**{"method": "fedit"} | settings)
 
 
 def test_a_method_is_added_by_one_row(run_method, monkeypatch: pytest.MonkeyPatch):

@@ -223,3 +223,21 @@ def test_the_proximal_term_is_for_the_shared_adapter_alone(model, spy):
     update(model, stages=private, local_steps=3, correction="proximal", mu=0.7)
     for step, same in zip(spy.gradients, plain, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(step, same, strict=True))
+
+
+def test_every_stage_is_pulled_to_what_the_server_sent_not_to_the_stage_before(model, spy):
+    """Went wrong once. The first gradient of the second stage is mu times what the first stage moved, and its own."""
+    both = METHODS["fedsd-then-raw"].stages
+    _, adapters = model
+    start = [value.detach().clone() for value in adapters.parameters(("shared",))]
+    update(model, stages=both[:1], correction="proximal", mu=0.7)
+    moved = [value.detach() - old for value, old in zip(adapters.parameters(("shared",)), start, strict=True)]
+    adapters.initialise("shared", seed=0)
+    spy.gradients.clear()
+    update(model, stages=both, correction="proximal", mu=0.7)
+    pulled = spy.gradients[1]
+    adapters.initialise("shared", seed=0)
+    spy.gradients.clear()
+    update(model, stages=both)
+    for with_term, without, change in zip(pulled, spy.gradients[1], moved, strict=True):
+        torch.testing.assert_close(with_term, without + 0.7 * change, rtol=1e-5, atol=1e-8)

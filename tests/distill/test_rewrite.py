@@ -76,9 +76,9 @@ def teach(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         teacher = Teacher(base, answers)
         monkeypatch.setattr(module, "generate", teacher)
 
-        def go(examples=EXAMPLES, base: Base = base, max_length: int = 512, **settings) -> list[Rewriting]:
+        def go(examples=EXAMPLES, base: Base = base, longest: int = 512, **settings) -> list[Rewriting]:
             settings = {"batch_size": 2, "prompts": THREE_PROMPTS} | settings
-            return rewrite(base, adapters, examples, Distill(**settings), max_length, tmp_path, "test")
+            return rewrite(base, adapters, examples, Distill(**settings), longest, tmp_path, "test")
 
         return teacher, go
 
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_not_shown_to_the_teacher_and_taught_as_it_is(teach
     teacher, go = teach()
     new = go(examples=[EXAMPLES[0], long, EXAMPLES[2]], verify="off")
     assert sorted(teacher.asked) == [("reference", 0), ("reference", 2)]
-    assert new[1] == Rewriting(long.response, long.response, "", "too long")
+    assert new[1] == Rewriting(None, long.response, "", "too long")
     assert [r.distilled for r in (new[0], new[2])] == [GOOD.text] * 2
     assert go(examples=[EXAMPLES[0], long, EXAMPLES[2]], verify="off") == new  # from the cache
 

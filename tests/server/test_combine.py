@@ -115,3 +115,14 @@ def test_the_plain_average_of_factors_is_not_the_average_of_products_but_that_of
     wanted = sum(u.num_examples / total * product(u.arrays) for u in one_a)
     only_b = [Update(u.client, {B: u.arrays[B]}, u.num_examples, {}) for u in updates]
     np.testing.assert_allclose(product({A: a} | average(only_b)), wanted, atol=1e-6)
+
+
+def test_flexlora_of_a_layer_narrower_than_the_rank_keeps_its_shapes_and_the_product():
+    updates = [
+        make(c, 1, np.random.default_rng(n).normal(size=(8, 6)), np.random.default_rng(n).normal(size=(4, 8)))  # type: ignore[arg-type]
+        for n, c in enumerate("ab")
+    ]
+    target = combine.flexlora(updates, Server(combination="flexlora"))
+    assert (target[A].shape, target[B].shape) == ((8, 6), (4, 8))
+    wanted = sum(product(u.arrays) for u in updates) / 2
+    np.testing.assert_allclose(product(target), wanted, atol=1e-5)

@@ -313,6 +313,10 @@ def test_good_scores_pass():
         ({"metrics": MetricRecord(without("num_examples"))}, "num_examples"),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/num_scored@global": 7})}, "more answers scored"),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/num_examples@global": 1e300})}, "prepared with 6"),
+        (
+            {"metrics": MetricRecord({k.replace("finance", "mean"): v for k, v in SCORES.items()})},
+            "called so",
+        ),
         ({"metrics": MetricRecord({"round": 7, **MINE})}, "the global model was scored on 0"),
         ({"metrics": MetricRecord({**SCORES, "seconds": -1.0})}, "from 0 on"),
     ],
@@ -331,6 +335,7 @@ def test_good_scores_pass():
         "count missing",
         "more scored than given",
         "absurd count",
+        "a domain called mean",
         "personalised alone",
         "negative",
     ],
@@ -342,6 +347,7 @@ def test_bad_scores_are_refused_with_a_reason(content: dict[str, Any], says: str
 
 TOLD = {"num_train": 4, "num_test": 0}
 PREPARED = TOLD | {f"distill/{name}@{when}": 1 for name in COUNTS for when in ("before", "after")}
+PREPARED |= {"distill/num_examples@after": 4, "distill/num_examples@before": 3}
 
 
 def prepared(client: Any, metrics: dict[str, float]) -> Message:
@@ -359,6 +365,9 @@ def test_a_client_is_known_by_its_id_and_complete_counts():
         ("../../etc", PREPARED, "no short name"),
         (7, PREPARED, "no short name"),
         ("bank", TOLD | {"distill/words@before": 3.0}, "not complete"),
+        ("bank", PREPARED | {"distill/num_examples@after": 5}, "it has 4"),
+        ("bank", PREPARED | {"distill/num_examples@before": 5}, "it has 4"),
+        ("bank", PREPARED | {"distill/num_checkable@after": 5}, "more checkable"),
         ("bank", {"num_test": 4}, "num_train = None is not from 1"),
         ("bank", TOLD | {"num_train": 0}, "num_train = 0 is not from 1"),
         ("bank", TOLD | {"num_train": MAX_EXAMPLES + 1}, "num_train"),

@@ -109,7 +109,7 @@ def train(message: Message, context: Context) -> Message:
     arrays = {
         key: Array(tensor.numpy())
         for key, tensor in adapters.state("shared").items()
-        if method.shares and combination.sends(key)
+        if method.sends(key, combination)
     }
     content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": _as_record(metrics)})
     return Message(content, reply_to=message)
@@ -141,13 +141,15 @@ def evaluate_models(message: Message, context: Context) -> Message:
 
 
 def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]) -> dict[str, float]:
-    """Counts of the rewrite paradox before and after fall-back, of the prompts, and of the reasons."""
+    """Counts of the rewrite paradox before and after fall-back, of the prompts, and of the reasons.
+
+    Before: of the examples that the teacher was shown.
+    """
     metrics: dict[str, float] = {}
-    for when, texts in (
-        ("before", [new.first for new in rewritings]),
-        ("after", [new.distilled for new in rewritings]),
-    ):
-        counts = paradox_counts(examples, texts)
+    shown = [(e, new.first) for e, new in zip(examples, rewritings, strict=True) if new.first is not None]
+    taught = [(e, new.distilled) for e, new in zip(examples, rewritings, strict=True)]
+    for when, pairs in (("before", shown), ("after", taught)):
+        counts = paradox_counts([example for example, _ in pairs], [text for _, text in pairs])
         metrics |= {f"{name}@{when}": value for name, value in counts.items()}
     for kind, names in (
         ("fallback", Counter(new.fallback for new in rewritings if new.fallback)),
@@ -178,11 +180,12 @@ def _load_adapters(message: Message, settings: Settings, site: Site, adapters: A
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
     received = {key: torch.from_numpy(array.numpy().copy()) for key, array in arrays.items()}
-    combination = COMBINATIONS[settings.server.combination]
+    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
     adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
-    kept = {key: value for key, value in adapters.state("shared").items() if not combination.sends(key)}
+    drawn = adapters.state("shared")  # what does not travel stays as it was drawn
+    kept = {key: value for key, value in drawn.items() if not method.sends(key, combination)}
     adapters.load("shared", kept | received)
-    if not METHODS[settings.method].has_private:
+    if not method.has_private:
         return False
     private = load_private(site.folder, before)
     if private is None:

@@ -136,9 +136,9 @@ def _distil(
     if path.exists():
         return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
     base, adapters = model_of(settings)
-    rewritings = rewrite(
-        base, adapters, examples, settings.distill, settings.model.max_length, folder / "rewritings", what
-    )
+    # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
+    longest = 2 * settings.model.max_length
+    rewritings = rewrite(base, adapters, examples, settings.distill, longest, folder / "rewritings", what)
     pairs = [
         {
             "domain": example.domain,

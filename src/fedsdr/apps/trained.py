@@ -19,7 +19,7 @@ from fedsdr.model.base import load_base, public_name
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.progress import say
 from fedsdr.storage import list_rounds, read_json, round_folder, write_folder
-from fedsdr.tables import Adapter
+from fedsdr.tables import METHODS, Adapter
 
 
 def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, str]]:
@@ -29,6 +29,7 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
         UserError: The folder holds no run or no finished round.
     """
     settings = read_settings(folder)
+    demand_shared(settings, "export a client's model by --client instead")
     shared = load_adapter(round_folder(folder / "server", checked_round(folder, None)))
     base, adapters = model_of(settings)
     check_identity(settings, base.identity)
@@ -61,6 +62,8 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
     settings = read_settings(folder)
     if to.exists():
         raise UserError(f"{to} exists already; name a folder that does not")
+    if not client:
+        demand_shared(settings, "name a client by --client")
     number = checked_round(folder, server_round)
     state, lora = load_adapter(round_folder(folder / "server", number)), settings.lora
     if client:
@@ -69,6 +72,18 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
         _export_merged(settings, state, lora, to)
         return
     write_folder(to, lambda aside: save_adapter(aside, state, lora, public_name(settings.model.name)))
+
+
+def demand_shared(settings: Settings, hint: str) -> None:
+    """Refuse a run whose shared adapter never learnt.
+
+    Raises:
+        UserError: Says so, and the hint.
+    """
+    if not METHODS[settings.method].shares:
+        raise UserError(
+            f"method = {settings.method} trains no shared adapter, so there is no global model; {hint}"
+        )
 
 
 def check_identity(settings: Settings, identity: str) -> None:

@@ -55,13 +55,15 @@ def local_update(
         the last step, number of steps and of response tokens.
     """
     metrics: dict[str, float] = {}
+    sent = [value.detach().clone() for value in adapters.parameters(("shared",))]
     for number, (name, stage) in enumerate(zip(method.stage_names(), method.stages, strict=True)):
         learner = "+".join(stage.train)
         num_steps = count_steps(settings, len(method.stages), number, len(views[stage.on]))
         stage_seed = seed_for(seed, "stage", learner, stage.on)
         adapters.set(stage.active, stage.train, shared_factors)
-        is_pulled = settings.correction == "proximal" and "shared" in stage.train
-        pulled = [p for p in adapters.parameters(("shared",)) if p.requires_grad] if is_pulled else []
+        anchors = zip(adapters.parameters(("shared",)), sent, strict=True)
+        is_pulled = settings.correction == "proximal"
+        pulled = [(value, anchor) for value, anchor in anchors if is_pulled and value.requires_grad]
         adapters.training(True)
         with torch.random.fork_rng():  # dropout draws from torch's own generator and takes no other
             torch.manual_seed(stage_seed)
@@ -91,7 +93,7 @@ def local_update(
 def _learn(
     base: Base,
     parameters: Sequence[torch.nn.Parameter],
-    pulled: Sequence[torch.nn.Parameter],
+    pulled: Sequence[tuple[torch.nn.Parameter, torch.Tensor]],
     conversations: Sequence[Conversation],
     settings: Client,
     rate: float,
@@ -101,11 +103,10 @@ def _learn(
 ) -> tuple[list[float], int]:
     """Take `num_steps` steps of AdamW; return the loss of each and the number of response tokens.
 
-    FedProx adds mu / 2 sum of (w - w_t)^2 to the loss, with w the `pulled` parameters and w_t their
-    values before the stage, which are those that the server sent; so mu (w - w_t) to the gradient. The
-    losses returned are without it. Paper: Li et al., arXiv 1812.06127, equation 2.
+    FedProx adds mu / 2 sum of (w - w_t)^2 to the loss, over the `pulled` pairs of a parameter w and its
+    value w_t as the server sent it; so mu (w - w_t) to the gradient. The losses returned are without it.
+    Paper: Li et al., arXiv 1812.06127, equation 2.
     """
-    anchors = [value.detach().clone() for value in pulled]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
     order = data_order(len(conversations), _step_size(settings, len(conversations)), seed)
     losses: list[float] = []
@@ -119,7 +120,7 @@ def _learn(
             # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
             (loss / step_tokens).backward()
             step_loss += loss.item() / step_tokens
-        for value, anchor in zip(pulled, anchors, strict=True):
+        for value, anchor in pulled:
             assert value.grad is not None
             value.grad.add_(value.detach() - anchor, alpha=settings.mu)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)

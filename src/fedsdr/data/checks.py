@@ -93,6 +93,10 @@ _NO_WORKING = r"(?![\d.,]*\s*[-+*/x×=]\s*[$£€]?[\d(])"  # "the answer is 2 +
 _ANSWER = re.compile(
     rf"answer is[\s:*$£€(\[{{`\"']*(?:(?P<number>{_NUMBER}(?:/\d+)?){_NO_WORKING}|(?P<words>[^\n]*))", re.I
 )
+# Beside a number these say that it is not the answer, or not yet: "not 5", "5 ** 2", "less than 5".
+_NO_STATEMENT = re.compile(
+    r"[-+*/x×=\\^<>](?!\w)|\\|\b(not|never|no|than|between|over|under|times|minus|plus)\b|n't", re.I
+)
 _LATEX = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|\\[()\[\]]|\\(?=[$%])")
 _CODE_BLOCK = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": "-"})
@@ -240,9 +244,12 @@ def _phrases(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _gives(text: str, answer: str) -> bool:
-    """Whether the final answer is this one, or words with this number and no other."""
+    """Whether the final answer is this one, or plain words around this number: "that she has 12 pens"."""
     given = final_answer(text)
-    return same_answer(given, answer) or _numbers_in(given) == {_value(answer)}
+    if same_answer(given, answer):
+        return True
+    numbers = re.findall(_NUMBER, given)
+    return len(numbers) == 1 and same_answer(numbers[0], answer) and not _NO_STATEMENT.search(given)
 
 
 def _says(text: str, fact: str) -> bool:
@@ -254,8 +261,9 @@ def _says(text: str, fact: str) -> bool:
 
 
 def _unnumbered(text: str) -> str:
-    """Take off the numbers that count the items of a list."""
-    return _LIST_ORDINAL.sub("", text)
+    """Take off the numbers that count the items of a list: 1, 2, 3 and so on at the starts of lines."""
+    counted = [int(found) for found in re.findall(r"\d+", " ".join(_LIST_ORDINAL.findall(text)))]
+    return _LIST_ORDINAL.sub("", text) if counted == list(range(1, len(counted) + 1)) else text
 
 
 def _choices_in(text: str, choices: tuple[str, ...]) -> set[str]:

@@ -32,17 +32,18 @@ def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[st
     """Count the paradox over pairs of true responses and rewritings.
 
     Returns:
-        Rates in [0, 1] over all pairs, but `omission_rate` over the checkable ones (0 where there
-        are none); words per text, fillers per 100 words, and shares of repeated 3-grams, of the
-        true responses (`..._true`) and of the rewritings. `omission_rate_true` is the check's own
-        false alarm: true responses that do not keep their own ground truth. (`unsupported` has none.)
+        Rates in [0, 1] over all pairs, but `omission_rate` over the checkable ones; words per text,
+        fillers per 100 words, and shares of repeated 3-grams, of the true responses (`..._true`) and
+        of the rewritings. All are 0 where there is nothing to count over. `omission_rate_true` is the
+        check's own false alarm: true responses that do not keep their own ground truth. (`unsupported`
+        has none.)
     """
-    num = len(examples)
+    num = max(1, len(examples))
     checkable = [(e, t) for e, t in zip(examples, texts, strict=True) if is_checkable(e)]
     true_texts = [example.response for example in examples]
     words, words_true = (sum(map(num_words, side)) for side in (texts, true_texts))
     return {
-        "num_examples": num,
+        "num_examples": len(examples),
         "num_checkable": len(checkable),
         "omission_rate": sum(bool(lost(e, t)) for e, t in checkable) / max(1, len(checkable)),
         "omission_rate_true": sum(bool(lost(e, e.response)) for e, _ in checkable) / max(1, len(checkable)),

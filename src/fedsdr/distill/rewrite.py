@@ -46,9 +46,9 @@ FAULTS = (
 class Rewriting:
     """What became of one response."""
 
-    first: str
-    """What the teacher wrote for the first prompt, checks or not (y~ before fall-back); the true
-    response where that was too long to be shown."""
+    first: str | None
+    """What the teacher wrote for the first prompt, checks or not (y~ before fall-back); None where the
+    true response was too long to be shown."""
     distilled: str
     """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
     prompt: str
@@ -62,7 +62,7 @@ def rewrite(
     adapters: Adapters,
     examples: Sequence[Example],
     settings: Distill,
-    max_length: int,
+    longest: int,
     folder: Path,
     what: str,
 ) -> list[Rewriting]:
@@ -75,8 +75,8 @@ def rewrite(
         adapters: Both are switched off while rewriting.
         examples: (c, x, y) of one client.
         settings: Prompts, checks and sampling.
-        max_length: Longest prompt in tokens, `model.max_length`. An example that does not fit with its
-            true response is not rewritten: it would be cut in training too.
+        longest: Longest rewriting prompt in tokens; what is longer falls back. One response of
+            thousands of words in a batch would ask for more memory than the rest of the run.
         folder: Where this client keeps its rewritings.
         what: Whose responses these are, for the progress line.
 
@@ -84,18 +84,18 @@ def rewrite(
         One `Rewriting` for each example, in their order.
     """
     prompts = settings.prompts if settings.verify == "answer" else settings.prompts[:1]
-    first = [""] * len(examples)
+    first: list[str | None] = [None] * len(examples)
     taken: dict[int, Rewriting] = {}
     reasons: dict[int, str] = {}
     waiting = list(range(len(examples)))
     for attempt, prompt in enumerate(prompts):
         asked = [examples[index] for index in waiting]
         answers = _ask(
-            base, adapters, asked, prompt, settings, max_length, folder, f"rewriting {what} ({prompt})"
+            base, adapters, asked, prompt, settings, longest, folder, f"rewriting {what} ({prompt})"
         )
         for index, answer in zip(waiting, answers, strict=True):
             if attempt == 0:
-                first[index] = answer.text if answer else examples[index].response
+                first[index] = answer.text if answer else None
             reasons[index] = fault(examples[index], answer, settings.verify)
             if answer and not reasons[index]:
                 taken[index] = Rewriting(first[index], answer.text, prompt, "")
@@ -130,7 +130,7 @@ def _ask(
     examples: Sequence[Example],
     prompt: str,
     settings: Distill,
-    max_length: int,
+    longest: int,
     folder: Path,
     what: str,
 ) -> list[Answer | None]:
@@ -145,11 +145,11 @@ def _ask(
     key = content_hash(
         base.identity, str(base.dtype), base.model.config._attn_implementation, describe_machine(base.device),
         torch.get_num_threads(), prompt, VERSION, asdict(sampling), settings.seed, settings.batch_size,
-        max_length, hashes,
+        longest, hashes,
     )  # fmt: skip
     path = (Path(settings.cache) if settings.cache else folder) / f"{prompt}-{key}.jsonl"
     prompts = [encode_prompt(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
-    fitting = [index for index, ids in enumerate(prompts) if len(ids) <= max_length]
+    fitting = [index for index, ids in enumerate(prompts) if len(ids) <= longest]
     batches = by_length([len(prompts[index]) for index in fitting], settings.batch_size)
     plan = [[fitting[place] for place in batch] for batch in batches]
 

@@ -26,7 +26,7 @@ def paradox_records(events: Sequence[Event]) -> list[Event]:
     """
     records = []
     for event in _rewritten(events):
-        for text, when in zip(TEXTS, ("before", "before", "after"), strict=True):
+        for text, when in zip(TEXTS, ("after", "before", "after"), strict=True):
             found = {key.split("/")[1]: value for key, value in event.items() if key.endswith(f"@{when}")}
             values = {name.removesuffix(f"@{when}"): value for name, value in found.items()}
             if text == TEXTS[0]:
@@ -35,15 +35,16 @@ def paradox_records(events: Sequence[Event]) -> list[Event]:
             if not values["num_checkable"]:
                 values["omission_rate"] = None
             values = {name: value for name, value in values.items() if not name.endswith("_true")}
+            if not values["num_examples"]:  # none was short enough to be shown
+                values = {name: value if name.startswith("num_") else None for name, value in values.items()}
             records.append({"client": event["client"], "text": text, **values})
     if len(records) > len(TEXTS):
         words_true = 0.0
         for text in TEXTS:
             pooled = _pool([record for record in records if record["text"] == text])
             words_true = words_true or pooled["words"]
-            records.append(
-                {"client": ALL, "text": text, **pooled, "length_ratio": pooled["words"] / words_true}
-            )
+            ratio = pooled["words"] / words_true if pooled["num_examples"] else None
+            records.append({"client": ALL, "text": text, **pooled, "length_ratio": ratio})
     return records
 
 
@@ -88,8 +89,8 @@ def fallback_sheet(events: Sequence[Event]) -> Sheet:
         records.append(
             {
                 "client": event["client"],
-                "num_examples": int(event["distill/num_examples@before"]),
-                "num_checkable": int(event["distill/num_checkable@before"]),
+                "num_examples": int(event["distill/num_examples@after"]),
+                "num_checkable": int(event["distill/num_checkable@after"]),
                 "num_fallback": sum(counts["fallback"].values()),
                 "reasons": _listed(counts["fallback"]),
                 "prompts": _listed(counts["prompt"]),

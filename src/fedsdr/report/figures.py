@@ -167,4 +167,6 @@ def _limited(num: int) -> str:
 
 def _style(name: str) -> str:
     """Colour of a model or adapter: the shared adapter's is the global model's."""
+    if name == "shared-distilled":  # beside shared-raw
+        return "s-new"
     return "s-global" if name.startswith(("shared", "global")) else "s-personalised"

@@ -61,7 +61,7 @@ def score_sheet(base: Table, final: Table) -> Sheet:
         ("domain", *MODELS, "n"),
         tuple(rows),
         tuple(records),
-        num_summary=1 if rows else 0,
+        num_summary=sum(row[0] == "mean" for row in rows),
         note="An answer is right if it keeps the label, final answer, facts or passed tests that its example"
         " carries; a domain without any has no score, and the mean is over domains with one. Intervals"
         " (Wilson) cover the draw of test examples, not other seeds. Where n is one number, the models"
@@ -139,7 +139,7 @@ def answer_sheet(base: Table, final: Table) -> Sheet:
     by_model = {model: _mean_last(found) for model, found in _by_model(base, final).items()}
     records: list[Event] = [
         {"domain": domain, "model": model} | {name: found[domain].get(name) for name in names}
-        for domain in by_model["base"]
+        for domain in _mean_last({domain: {} for found in by_model.values() for domain in found})
         for model, found in by_model.items()
         if domain in found
     ]

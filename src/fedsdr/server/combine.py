@@ -56,9 +56,12 @@ def flexlora(updates: Sequence[Update], server: Server) -> Arrays:
         a = np.concatenate([u.arrays[key_a].astype(np.float64) for u in updates], axis=0)
         (q_b, r_b), (q_a, r_a) = np.linalg.qr(b), np.linalg.qr(a.T)
         u, s, vt = np.linalg.svd(r_b @ r_a.T)
-        root = np.sqrt(s[:rank])
-        target[key_a] = (root[:, None] * (vt[:rank] @ q_a.T)).astype(np.float32)
-        target[key_b] = (q_b @ u[:, :rank] * root).astype(np.float32)
+        kept = min(rank, len(s))  # fewer where the layer is narrower than the rank; the rest stays zero
+        root = np.sqrt(s[:kept])
+        target[key_a] = np.zeros_like(updates[0].arrays[key_a])
+        target[key_b] = np.zeros_like(updates[0].arrays[key_b])
+        target[key_a][:kept] = root[:, None] * (vt[:kept] @ q_a.T)
+        target[key_b][:, :kept] = q_b @ u[:, :kept] * root
     return target
 
 

@@ -35,7 +35,7 @@ ALLOWED_METRICS = {
     ),
     "train": re.compile(
         r"round|num_examples|seconds"
-        r"|train/(shared|private|shared\+private)(-raw|-distilled)?/(loss|first_loss|last_loss|num_steps|num_tokens)"
+        r"|train/(shared|private|shared\+private|private\+shared)(-(raw|distilled|mixed))?/(loss|first_loss|last_loss|num_steps|num_tokens)"
     ),
     "evaluate": re.compile(
         rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"
@@ -111,6 +111,8 @@ def check_scores(reply: Message, client: str, num_test: int, server_round: int) 
     scored: dict[str, float] = {"global": 0}
     for (model, domain), found in group_scores(numbers).items():
         where = f"eval/{domain}/...@{model}"
+        if domain == "mean":
+            raise Rejected(f"{where}: no domain is called so")
         lacking = [name for name in ALWAYS_SCORED if name not in found]
         lacking += [name for name, count in METRICS.items() if (name in found) != (found.get(count, 0) > 0)]
         if lacking:
@@ -143,7 +145,19 @@ def check_prepared(reply: Message) -> tuple[str, dict[str, float]]:
         counts = {key for key in numbers if key.startswith(f"{part}/") and "@" in key}
         if counts and counts != {f"{part}/{name}@{when}" for name in COUNTS for when in ("before", "after")}:
             raise Rejected("its counts of the rewriting are not complete")
+        if counts:
+            _check_paradox(numbers, part, numbers["num_train" if part == "distill" else "num_test"])
     return client, numbers
+
+
+def _check_paradox(numbers: Mapping[str, float], part: str, num: float) -> None:
+    """Check the counts that clients are pooled by: all examples are taught, at most so many were shown."""
+    after, before = (numbers[f"{part}/num_examples@{when}"] for when in ("after", "before"))
+    if after != num or before > num:
+        raise Rejected(f"{part}: counts over {before} and {after} examples, but it has {num}")
+    for when in ("before", "after"):
+        if numbers[f"{part}/num_checkable@{when}"] > numbers[f"{part}/num_examples@{when}"]:
+            raise Rejected(f"{part}: more checkable examples than examples")
 
 
 def _content(reply: Message, client: str, expected: Mapping[str, type]) -> RecordDict:

@@ -73,8 +73,7 @@ class FedStrategy(Strategy):
             UserError: Fewer replies passed than the quorum asks.
         """
         updates: list[Update] = []
-        shares = METHODS[self.settings.method].shares
-        shapes = {key: value.shape for key, value in self.sent().items()} if shares else {}
+        shapes = {key: value.shape for key, value in self.sent().items()}
         for reply in replies:
             client = self._sender(reply)
             try:
@@ -91,11 +90,11 @@ class FedStrategy(Strategy):
             )
         server = self.settings.server
         self._demand_quorum(len(updates), server_round)
-        self._demand_enough(len(updates), server_round)
         updates.sort(key=lambda update: update.client)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
-        if not shares:
-            return as_record(self.sent()), None
+        if not shapes:  # a method that shares nothing
+            return as_record({}), None
+        self._demand_enough(len(updates), server_round)
         target = COMBINE[server.combination](updates, server)
         new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target, self.moments, server)
         self.arrays = self.arrays | new
@@ -135,8 +134,9 @@ class FedStrategy(Strategy):
 
     def sent(self) -> Arrays:
         """The part of the shared adapter that learns and travels."""
+        method = METHODS[self.settings.method]
         combination = COMBINATIONS[self.settings.server.combination]
-        return {key: value for key, value in self.arrays.items() if combination.sends(key)}
+        return {key: value for key, value in self.arrays.items() if method.sends(key, combination)}
 
     def take_events(self) -> list[Event]:
         """Hand over the events since the last call."""
