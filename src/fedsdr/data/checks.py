@@ -8,6 +8,7 @@ stand-in for entailment its docstring says how it errs.
 import re
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 from fedsdr.data.examples import Example
 from fedsdr.data.sandbox import run_python
@@ -261,9 +262,10 @@ def _says(text: str, fact: str) -> bool:
 
 
 def _unnumbered(text: str) -> str:
-    """Take off the numbers that count the items of a list: 1, 2, 3 and so on at the starts of lines."""
-    counted = [int(found) for found in re.findall(r"\d+", " ".join(_LIST_ORDINAL.findall(text)))]
-    return _LIST_ORDINAL.sub("", text) if counted == list(range(1, len(counted) + 1)) else text
+    """Take off the numbers that count the items of lists: 1, 2, 3 and so on at the starts of lines."""
+    counted = [0, *map(int, re.findall(r"\d+", " ".join(_LIST_ORDINAL.findall(text))))]
+    is_list = all(number in (1, before + 1) for before, number in pairwise(counted))
+    return _LIST_ORDINAL.sub("", text) if is_list else text
 
 
 def _choices_in(text: str, choices: tuple[str, ...]) -> set[str]:
