@@ -17,7 +17,7 @@ from fedsdr.report.events import paradox_sheet
 from fedsdr.report.tables import render_text
 from fedsdr.storage import read_json, read_lines, write_json
 
-KEPT = ("config.toml", "environment.json", "metrics.jsonl", "evaluation")
+KEPT = ("metrics.jsonl", "evaluation")
 
 
 def copy_records(run: Path, to: Path) -> None:
@@ -26,14 +26,16 @@ def copy_records(run: Path, to: Path) -> None:
     for name in KEPT:
         source = run / name
         shutil.copytree(source, to / name) if source.is_dir() else shutil.copy(source, to / name)
-    settings, path = read_settings(run), to / "environment.json"
-    if root := settings.data.root:
-        data = settings.data.model_copy(update={"root": "DATA"})
-        (to / "config.toml").write_text(dump_settings(settings.model_copy(update={"data": data})))
-        environment = read_json(path)
+    settings, environment = read_settings(run), read_json(run / "environment.json")
+    place = settings.run.model_copy(update={"dir": run.name})
+    data = settings.data
+    if data.root:
         environment["data"]["origin"] = "DATA"
-        environment["command"] = environment["command"].replace(f"data.root={root}", "data.root=DATA")
-        write_json(path, environment)
+        environment["command"] = environment["command"].replace(f"data.root={data.root}", "data.root=DATA")
+        data = data.model_copy(update={"root": "DATA"})
+    settings = settings.model_copy(update={"run": place, "data": data})
+    (to / "config.toml").write_text(dump_settings(settings))
+    write_json(to / "environment.json", environment)
 
 
 def tables_of(run: Path) -> dict[str, dict]:
@@ -72,9 +74,11 @@ def main() -> None:
         ("words", "Words per answer", 0),
     ):
         print(f"### {title}\n\n{compare(runs, metric, digits)}\n")
+    shown = set()
     for run in runs:
         sheet = paradox_sheet(read_lines(run / "metrics.jsonl"))
-        if sheet.rows:
+        if sheet.rows and sheet.rows not in shown:  # methods share their rewritings
+            shown.add(sheet.rows)
             print(f"### Rewritings of {run.name}\n\n{render_text(sheet, markdown=True)}\n")
 
 
