@@ -37,6 +37,14 @@ def test_peft_reads_the_scale_that_was_trained_with(tmp_path: Path):
     assert config.base_model_name_or_path == "some/model"
 
 
+def test_both_files_may_be_read_by_whoever_may_read_new_files(tmp_path: Path):
+    """Went wrong once: the weights were for their owner alone, and a server under another user could not load them."""
+    folder = save(tmp_path / "a")
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in (*folder.iterdir(), tmp_path / "plain")}
+    assert len(modes) == 1
+
+
 def test_equal_adapters_are_equal_files(tmp_path: Path):
     first, second = save(tmp_path / "a"), save(tmp_path / "b")
     for file in first.iterdir():

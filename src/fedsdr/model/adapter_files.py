@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedsdr.config import Lora
@@ -27,7 +27,8 @@ def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, base: str) 
         lora: Rank, alpha and dropout.
         base: Name of the base model, written as it is; PEFT and vLLM load the base by it.
     """
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    # Not by `save_file`, whose files only their owner may read: a server such as vLLM may be another user.
+    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
