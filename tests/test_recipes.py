@@ -8,7 +8,7 @@ import pytest
 import fedsdr
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.toml"))
+RECIPES = sorted(FOLDER.glob("*.toml"))
 TINY = ("run.threads=1", "model.name=tiny", "model.dtype=float32", "model.max_length=384", "client.local_steps=2", "client.batch_size=2",
         "server.num_rounds=1", "distill.max_new_tokens=4", "eval.max_new_tokens=4")  # fmt: skip
 

@@ -82,6 +82,27 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    grid: Annotated[Path, typer.Argument(help="A TOML grid, such as recipes/grids/demo.toml.")],
+    to: Annotated[
+        Path | None, typer.Option(help="The grid's folder; runs/<name of the file> by default.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run methods or settings over seeds, and compare them; a stopped grid goes on."""
+    progress.quiet = quiet
+    from fedsdr.apps import compare as grids
+    from fedsdr.report.tables import render_text
+
+    sheets = grids.compare(grid, to)
+    if as_json:
+        _print_json(grids.as_json(sheets))
+    else:
+        print("\n\n".join(render_text(sheet) for sheet in sheets))
+
+
+@app.command()
 def report(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Write the page of a run, finished or not, and say where it is."""
     from fedsdr.apps.run import read_settings

@@ -393,20 +393,21 @@ def check_settings(values: dict[str, Any], source: str) -> Settings:
 def dump_settings(settings: Settings) -> str:
     """Write settings as TOML, every key included, in the order of this file."""
     values = settings.model_dump(mode="json")
-    lines = [f"method = {_toml(values.pop('method'))}"]
+    lines = [f"method = {to_toml(values.pop('method'))}"]
     for section, keys in values.items():
         sources = keys.pop("sources", [])
-        lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in keys.items())]
+        lines += ["", f"[{section}]", *(f"{key} = {to_toml(value)}" for key, value in keys.items())]
         for source in sources:
-            lines += ["", f"[[{section}.sources]]", *(f"{k} = {_toml(v)}" for k, v in source.items())]
+            lines += ["", f"[[{section}.sources]]", *(f"{k} = {to_toml(v)}" for k, v in source.items())]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
+    """Write a value as TOML, tables inline."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{to_toml(k)} = {to_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(to_toml, value)) + "]"
     # JSON's strings, numbers and booleans are TOML's, but for one control character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

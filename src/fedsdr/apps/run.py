@@ -62,7 +62,7 @@ def run(settings: Settings) -> Result:
                 f"{folder} already holds a run; go on with it by `fedsdr resume {folder}`, or choose another"
                 " folder by run.dir=..."
             )
-        settings = _resolve(settings)
+        settings = resolve(settings)
         check_fit(settings)
         environment = describe_environment(settings)
         write_json(folder / "environment.json", environment)
@@ -211,7 +211,7 @@ def _serve(settings: Settings, config: dict[str, Any]) -> None:
     server_app(grid, Context(1, 0, {}, RecordDict(), config))
 
 
-def _resolve(settings: Settings) -> Settings:
+def resolve(settings: Settings) -> Settings:
     """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
     from fedsdr.model.base import resolve_model
 
