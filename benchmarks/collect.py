@@ -51,13 +51,19 @@ def compare(runs: list[Path], metric: str, digits: int) -> str:
     first = next(iter(shown.values()))
     domains = [name for name in first if any(metric in table.get(name, {}) for table in shown.values())]
     lines = [f"| run | model | {' | '.join(domains)} |", "|---|---|" + "---:|" * len(domains)]
-    bases: set[tuple[str, ...]] = set()
+    # The base model scores alike in all runs, but where runs with other checks have other rewritings.
+    bases: dict[tuple[str, ...], list[str]] = {}
+    rows = []
     for (run, model), table in shown.items():
         cells = [f"{table[d][metric]:.{digits}f}" if metric in table[d] else "-" for d in domains]
-        if model == "base":  # once, but for losses on rewritings, which differ from run to run
-            if tuple(cells) in bases:
-                continue
-            bases.add(tuple(cells))
+        if model == "base":
+            bases.setdefault(tuple(cells), []).append(run)
+        else:
+            rows.append((run, model, cells))
+    all_bases = [
+        (", ".join(names) if len(bases) > 1 else "all", "base", list(c)) for c, names in bases.items()
+    ]
+    for run, model, cells in all_bases + rows:
         lines.append(f"| {run} | {model} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
