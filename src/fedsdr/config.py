@@ -362,7 +362,8 @@ def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, .
             raise UserError(f"recipe {path} cannot be read: {error}") from None
     for word in overrides:
         _override(values, word)
-    settings = check_settings(values, source=str(recipe) if recipe else "defaults")
+    source = str(recipe) if recipe else "defaults"
+    settings = check_settings(values, source=f"{source} with {' '.join(overrides)}" if overrides else source)
     if not settings.run.dir:
         stem = Path(recipe).stem if recipe else "run"
         name = f"runs/{stem}-{settings.method}-seed{settings.run.seed}"

@@ -46,6 +46,8 @@ def track(items: Iterable[Item], what: str, unit: str, sizes: Iterable[int] | No
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
     if drawn and live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+    elif drawn and shown != now:  # a log should not end in the middle
+        print(f"  {what}: {done}/{total} {unit}, {now - start:.0f} s in all", file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:

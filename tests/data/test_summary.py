@@ -28,7 +28,7 @@ def test_summary_counts_words_labels_and_duplicates():
             "num_left_out": 4,
             "num_duplicates": 1,
             "duplicates": ["what TONE?"],
-            "num_known_responses": 2,
+            "num_known_responses": 1,
             "num_inconsistent": 0,
             "inconsistent": [],
         }

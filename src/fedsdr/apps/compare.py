@@ -72,7 +72,7 @@ def compare(grid: str | Path, to: str | Path | None = None) -> list[Sheet]:
     )
     for name, sheet in zip(names, sheets, strict=True):
         write_file(folder / f"comparison-{name}.csv", to_csv(sheet.records))
-    say(f"tables: {folder / 'comparison.md'}, .json and .csv")
+    say(f"tables: {folder}/comparison.md, comparison.json and comparison-*.csv")
     return sheets
 
 

@@ -80,7 +80,10 @@ def resume(folder: str | Path) -> Result:
     folder = Path(folder)
     settings = read_settings(folder)
     with _locked(folder):
-        return _drive(settings, _demand_same(settings))
+        environment = _demand_same(settings)
+        if _is_finished(settings):
+            say(f"{folder}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
+        return _drive(settings, environment)
 
 
 def read_settings(folder: Path) -> Settings:
@@ -94,6 +97,12 @@ def read_settings(folder: Path) -> Settings:
         raise UserError(f"{folder} holds no run: {path.name} is missing")
     settings = load_settings(path)
     return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(folder)})})
+
+
+def _is_finished(settings: Settings) -> bool:
+    from fedsdr.apps.server_app import evaluation_file
+
+    return evaluation_file(Path(settings.run.dir), settings.server.num_rounds).exists()
 
 
 def read_result(folder: Path) -> Result:

@@ -72,6 +72,13 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
         _export_merged(settings, state, lora, to)
         return
     write_folder(to, lambda aside: save_adapter(aside, state, lora, public_name(settings.model.name)))
+    named = public_name(settings.model.name)
+    if named != settings.model.name:
+        origin = read_json(folder / "environment.json")["model"]["origin"]
+        say(
+            f"  the adapter names {named} as its base; it was trained on {origin} (`fedsdr models` names the"
+            " folder), so on the hub's own weights its answers differ a little"
+        )
 
 
 def demand_shared(settings: Settings, hint: str) -> None:

@@ -94,12 +94,14 @@ def find_duplicates(domain: Domain) -> list[str]:
 
 
 def count_known_responses(domain: Domain) -> int:
-    """Count the test examples whose whole response is a training response too; labels are passed over.
+    """Count the test examples whose response is a training response, to another prompt; labels aside.
 
     Scores and losses on them also measure what was learnt by heart.
     """
-    seen = {record.example.response for record in domain.train}
-    return sum(r.example.response in seen and not r.example.label for r in domain.test)
+    responses = {record.example.response for record in domain.train}
+    prompts = {_prompt(record.example) for record in domain.train}
+    unseen = (r.example for r in domain.test if _prompt(r.example) not in prompts)
+    return sum(example.response in responses and not example.label for example in unseen)
 
 
 def check_name(name: str, what: str) -> str:
