@@ -201,7 +201,7 @@ class Client(Section):
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
         look_up(CORRECTIONS, self.correction, "client.correction")
-        if self.correction == "none" and "mu" in self.model_fields_set and self.mu != MU:
+        if self.correction == "none" and self.mu != MU:
             raise ValueError(
                 f"mu = {self.mu} does nothing under correction = 'none': set correction = 'proximal'"
             )

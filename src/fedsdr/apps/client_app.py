@@ -181,10 +181,11 @@ def _load_adapters(message: Message, settings: Settings, site: Site, adapters: A
     assert isinstance(arrays, ArrayRecord)
     received = {key: torch.from_numpy(array.numpy().copy()) for key, array in arrays.items()}
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
-    drawn = adapters.state("shared")  # what does not travel stays as it was drawn
-    kept = {key: value for key, value in drawn.items() if not method.sends(key, combination)}
-    adapters.load("shared", kept | received)
+    if not method.shares or len(combination.factors) < 2:  # what does not travel stays as it was drawn
+        adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
+        drawn = adapters.state("shared").items()
+        received = {key: value for key, value in drawn if not method.sends(key, combination)} | received
+    adapters.load("shared", received)
     if not method.has_private:
         return False
     private = load_private(site.folder, before)

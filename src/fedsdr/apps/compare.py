@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedsdr.apps.run import Result, read_result, read_settings, resolve, resume, run
+from fedsdr.apps.run import Result, is_finished, read_result, read_settings, resolve, resume, run
 from fedsdr.config import Settings, load_settings, to_toml
 from fedsdr.errors import UserError
 from fedsdr.progress import say
@@ -136,10 +136,7 @@ def _finish(settings: Settings) -> Result:
             f"{folder} was run with other settings ({_first_difference(before, now)}); remove it, or name"
             " another folder by --to"
         )
-    try:
-        return read_result(folder)
-    except UserError:  # not finished yet
-        return resume(folder)
+    return read_result(folder) if is_finished(before) else resume(folder)
 
 
 def _first_difference(before: Settings, now: Settings) -> str:

@@ -81,7 +81,7 @@ def resume(folder: str | Path) -> Result:
     settings = read_settings(folder)
     with _locked(folder):
         environment = _demand_same(settings)
-        if _is_finished(settings):
+        if is_finished(settings):
             say(f"{folder}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
         return _drive(settings, environment)
 
@@ -99,10 +99,15 @@ def read_settings(folder: Path) -> Settings:
     return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(folder)})})
 
 
-def _is_finished(settings: Settings) -> bool:
+def is_finished(settings: Settings) -> bool:
+    """Whether the run in `run.dir` has all its rounds, and the scores of the base and of the last one."""
+    return all(path.exists() for path in _score_files(settings))
+
+
+def _score_files(settings: Settings) -> list[Path]:
     from fedsdr.apps.server_app import evaluation_file
 
-    return evaluation_file(Path(settings.run.dir), settings.server.num_rounds).exists()
+    return [evaluation_file(Path(settings.run.dir), number) for number in (0, settings.server.num_rounds)]
 
 
 def read_result(folder: Path) -> Result:
@@ -111,13 +116,10 @@ def read_result(folder: Path) -> Result:
     Raises:
         UserError: The run is not finished.
     """
-    from fedsdr.apps.server_app import evaluation_file
-
     settings = read_settings(folder)
-    paths = [evaluation_file(folder, number) for number in (0, settings.server.num_rounds)]
-    if not all(path.exists() for path in paths):
+    if not is_finished(settings):
         raise UserError(f"the run in {folder} is not finished; go on with it by `fedsdr resume {folder}`")
-    base, final = map(read_json, paths)
+    base, final = map(read_json, _score_files(settings))
     return Result(folder, base, final)
 
 

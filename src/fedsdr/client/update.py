@@ -55,15 +55,15 @@ def local_update(
         the last step, number of steps and of response tokens.
     """
     metrics: dict[str, float] = {}
-    sent = [value.detach().clone() for value in adapters.parameters(("shared",))]
+    anchors = []
+    if settings.correction == "proximal":
+        anchors = [(value, value.detach().clone()) for value in adapters.parameters(("shared",))]
     for number, (name, stage) in enumerate(zip(method.stage_names(), method.stages, strict=True)):
         learner = "+".join(stage.train)
         num_steps = count_steps(settings, len(method.stages), number, len(views[stage.on]))
         stage_seed = seed_for(seed, "stage", learner, stage.on)
         adapters.set(stage.active, stage.train, shared_factors)
-        anchors = zip(adapters.parameters(("shared",)), sent, strict=True)
-        is_pulled = settings.correction == "proximal"
-        pulled = [(value, anchor) for value, anchor in anchors if is_pulled and value.requires_grad]
+        pulled = [(value, anchor) for value, anchor in anchors if value.requires_grad]
         adapters.training(True)
         with torch.random.fork_rng():  # dropout draws from torch's own generator and takes no other
             torch.manual_seed(stage_seed)

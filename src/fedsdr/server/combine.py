@@ -45,11 +45,11 @@ def flexlora(updates: Sequence[Update], server: Server) -> Arrays:
     """
     del server
     total = sum(update.num_examples for update in updates)
+    weights = [update.num_examples / total for update in updates]
     target: Arrays = {}
     for key_a in (key for key in updates[0].arrays if ".lora_A." in key):
         key_b = key_a.replace(".lora_A.", ".lora_B.")
         rank = updates[0].arrays[key_a].shape[0]
-        weights = [update.num_examples / total for update in updates]
         b = np.concatenate(
             [w * u.arrays[key_b].astype(np.float64) for w, u in zip(weights, updates, strict=True)], axis=1
         )

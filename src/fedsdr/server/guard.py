@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
-from fedsdr.tables import ALWAYS_SCORED, METRICS, PROMPTS, group_scores
+from fedsdr.tables import ALWAYS_SCORED, METRICS, PROMPTS, View, group_scores
 
 MAX_EXAMPLES = 10**9
 LEAST = -1e-3
@@ -35,7 +36,8 @@ ALLOWED_METRICS = {
     ),
     "train": re.compile(
         r"round|num_examples|seconds"
-        r"|train/(shared|private|shared\+private|private\+shared)(-(raw|distilled|mixed))?/(loss|first_loss|last_loss|num_steps|num_tokens)"
+        r"|train/(shared|private|shared\+private|private\+shared)"
+        rf"(-({'|'.join(get_args(View))}))?/(loss|first_loss|last_loss|num_steps|num_tokens)"
     ),
     "evaluate": re.compile(
         rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"
