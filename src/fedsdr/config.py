@@ -62,8 +62,10 @@ class Model(Section):
     """Type of the base weights and of computing; auto: bfloat16 where the machine is fast in it."""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """Load the base through bitsandbytes."""
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """auto: eager on processors, where it is the faster one at these lengths; sdpa on GPUs."""
+    attention: Literal["auto", "grouped", "eager", "sdpa"] = "auto"
+    """auto: grouped on processors, sdpa on GPUs. grouped is ours: examples of a batch lie one after the
+    other without padding, and less is kept for the backward pass; eager and sdpa are transformers' own,
+    with padded batches."""
     max_length: Annotated[int, Field(ge=16)] = 512
     """Longest conversation in tokens; what is longer loses the end of its response, never the prompt."""
     trust_remote_code: bool = False

@@ -42,6 +42,26 @@ def test_each_position_predicts_the_response_token_that_follows_it():
     assert batch.ids.dtype == batch.positions.dtype == batch.targets.dtype == np.int64
 
 
+def test_in_one_row_each_conversation_begins_where_the_last_ended():
+    """The same two: five tokens, two tokens, and padding that is counted to the second."""
+    batch = collate([Conversation((7, 8, 3, 4, 2), 2), Conversation((9, 5), 1)], flat=True)
+    assert batch.ids.tolist() == [[7, 8, 3, 4, 2, 9, 5] + [0] * (PAD_TO - 7)]
+    assert batch.lengths == (5, PAD_TO - 5)
+    assert batch.positions.tolist() == [1, 2, 3, 5]
+    assert batch.targets.tolist() == [3, 4, 2, 5]
+
+
+@given(st.lists(st.integers(2, 70), min_size=1, max_size=6), st.booleans())
+def test_every_response_token_is_predicted_from_the_token_before_it(lengths: list[int], flat: bool):
+    conversations = [Conversation(tuple(range(100 * n, 100 * n + k)), 1) for n, k in enumerate(lengths, 1)]
+    batch = collate(conversations, flat)
+    assert batch.targets.tolist() == [token for c in conversations for token in c.ids[1:]]
+    assert (batch.ids.ravel()[batch.positions] == batch.targets - 1).all()
+    assert batch.ids.size % PAD_TO == 0
+    if flat:
+        assert sum(batch.lengths) == batch.ids.size < sum(lengths) + PAD_TO
+
+
 def test_batches_come_in_few_widths():
     """New shapes at every step make allocators grow; 1 to 64 tokens fill two widths."""
     widths = [collate([Conversation(tuple(range(length)), 1)]).ids.shape[1] for length in range(2, 65)]

@@ -9,7 +9,7 @@ import fedsdr
 from fedsdr.apps.site import data_of
 from fedsdr.client.update import learning_rate
 from fedsdr.config import Settings
-from fedsdr.data.batching import collate, data_order
+from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import encode
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.model.adapters import Adapters
@@ -40,7 +40,7 @@ def test_one_client_is_plain_training(run_settings: Callable[..., Settings], wei
         seed = seed_for(0, "client", client.id, "round", server_round)
         order = data_order(len(conversations), 2, seed_for(seed, "stage", "shared", "raw"))
         for _ in range(4):
-            loss, num_tokens = response_loss(base, collate([conversations[index] for index in next(order)]))
+            loss, num_tokens = response_loss(base, [conversations[index] for index in next(order)])
             optimizer.zero_grad()
             (loss / num_tokens).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

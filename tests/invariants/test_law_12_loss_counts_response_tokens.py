@@ -2,6 +2,7 @@
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_loss_equals_that_of_transformers_with_the_prompt_masked(tiny_base: Base
     for row, conversation in enumerate(conversations):
         response = slice(conversation.prompt_length, len(conversation.ids))
         labels[row, response] = torch.tensor(conversation.ids[response])
-    ours, num_tokens = response_loss(tiny_base, batch)
+    ours, num_tokens = response_loss(tiny_base, conversations)
     theirs = tiny_base.model(torch.from_numpy(batch.ids), labels=labels).loss
     assert num_tokens == (labels != -100).sum()
     torch.testing.assert_close(ours / num_tokens, theirs, rtol=1e-6, atol=0)
@@ -50,17 +51,17 @@ def test_prompt_tokens_are_no_targets(tiny_base: Base, monkeypatch: pytest.Monke
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 128, 64, generator=generator)
 
-    def decoder(input_ids: Tensor, use_cache: bool) -> SimpleNamespace:
+    def decoder(input_ids: Tensor, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=hidden[:, : input_ids.shape[1]])
 
     def loss_with(place: int, ids: tuple[int, ...], prompt_length: int) -> float:
         changed = (*ids[:place], 7 if ids[place] != 7 else 8, *ids[place + 1 :])
-        return response_loss(tiny_base, collate([Conversation(changed, prompt_length)]))[0].item()
+        return response_loss(tiny_base, [Conversation(changed, prompt_length)])[0].item()
 
     monkeypatch.setattr(tiny_base.model, "get_decoder", lambda: decoder)
     conversation = encoded(tiny_base, EXAMPLES[1])
     ids, length = conversation.ids, conversation.prompt_length
-    loss = response_loss(tiny_base, collate([conversation]))[0].item()
+    loss = response_loss(tiny_base, [conversation])[0].item()
     assert all(loss_with(place, ids, length) == loss for place in range(length))
     assert all(loss_with(place, ids, length) != loss for place in range(length, len(ids)))
 

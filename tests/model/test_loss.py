@@ -1,13 +1,14 @@
 """The loss in chunks is transformers' own loss, in value and gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fedsdr.config import Lora, Settings
-from fedsdr.data.batching import Batch, collate
+from fedsdr.data.batching import collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.model import loss as loss_module
 from fedsdr.model.adapters import ADAPTERS, Adapters
@@ -72,7 +73,7 @@ def test_value_and_gradient_are_those_of_transformers_with_accumulation(model):
         values.append(value.item())
     expected = gradients(adapters)
     for part, value in zip(parts, values, strict=True):
-        total, count = response_loss(base, collate(part))
+        total, count = response_loss(base, part)
         assert count == sum(conversation.num_response_tokens for conversation in part)
         assert total.item() / 50 == pytest.approx(value, rel=1e-5)
         (total / 50).backward()
@@ -86,11 +87,11 @@ def test_where_chunks_begin_changes_nothing(model, monkeypatch: pytest.MonkeyPat
     """50 response tokens: chunks that divide them, that leave one over, and that hold all."""
     base, adapters = model
     adapters.set(active=ADAPTERS, train=ADAPTERS)
-    whole, _ = response_loss(base, collate(THREE))
+    whole, _ = response_loss(base, THREE)
     whole.backward()
     expected = gradients(adapters)
     monkeypatch.setattr(loss_module, "CHUNK", chunk)
-    total, _ = response_loss(base, collate(THREE))
+    total, _ = response_loss(base, THREE)
     total.backward()
     assert total.item() == pytest.approx(whole.item(), rel=1e-6)
     for found, wanted in zip(gradients(adapters), expected, strict=True):
@@ -113,7 +114,7 @@ def test_a_head_with_bias_gives_the_cross_entropy_of_torch():
 def test_the_base_gets_no_gradient(model):
     base, adapters = model
     adapters.set(active=ADAPTERS, train=("shared",))
-    total, _ = response_loss(base, collate(THREE))
+    total, _ = response_loss(base, THREE)
     total.backward()
     learning = {id(parameter) for parameter in adapters.parameters(("shared",))}
     with_gradient = {id(p) for p in base.model.parameters() if p.grad is not None}
@@ -123,20 +124,33 @@ def test_the_base_gets_no_gradient(model):
     assert with_gradient == learning
 
 
-def test_prompt_and_padding_count_for_nothing(model):
+def test_prompt_and_neighbours_count_for_nothing(model):
     """Went wrong elsewhere: training on prompt and padding, since labels were the token ids."""
     base, adapters = model
     adapters.set(active=ADAPTERS, train=())
-    batch = collate(THREE)
-    total, count = response_loss(base, batch)
+    total, count = response_loss(base, THREE)
     assert count == 50
-    padded = batch.ids.copy()
-    for row, conversation in enumerate(THREE):
-        padded[row, len(conversation.ids) :] = 7
-    other, _ = response_loss(base, Batch(padded, batch.positions, batch.targets))
-    assert other.item() == total.item()
-    alone = sum(response_loss(base, collate([conversation]))[0].item() for conversation in THREE)
+    alone = sum(response_loss(base, [conversation])[0].item() for conversation in THREE)
     assert total.item() == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["grouped", "eager", "sdpa"])
+def test_padding_changes_nothing(tiny_settings, monkeypatch: pytest.MonkeyPatch, attention: str):
+    """Whatever stands in the padding; batches are padded on the right, or at the end of their one row."""
+    base = load_base(tiny_settings(**{"model.attention": attention}).model)
+    assert base.keeps_apart == (attention == "grouped")
+    total, count = response_loss(base, THREE)
+
+    def collate_with_noise(conversations: list[Conversation], flat: bool) -> Any:
+        batch = collate(conversations, flat)
+        batch.ids[batch.ids == 0] = 7
+        assert (batch.ids == 7).sum() > 10
+        return batch
+
+    monkeypatch.setattr(loss_module, "collate", collate_with_noise)
+    noisy, _ = response_loss(base, THREE)
+    assert count == 50
+    assert noisy.item() == total.item()
 
 
 def test_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(model):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fedsdr.config import Client
-from fedsdr.data.batching import collate, data_order
+from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.model.adapters import Adapters
@@ -116,7 +116,7 @@ def _learn(
         step_tokens = sum(conversation.num_response_tokens for conversation in batch)
         step_loss = 0.0
         for start in range(0, len(batch), settings.batch_size):
-            loss, _ = response_loss(base, collate(batch[start : start + settings.batch_size]))
+            loss, _ = response_loss(base, batch[start : start + settings.batch_size])
             # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
             (loss / step_tokens).backward()
             step_loss += loss.item() / step_tokens

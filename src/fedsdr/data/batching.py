@@ -13,23 +13,26 @@ from numpy.typing import NDArray
 from fedsdr.data.conversation import Conversation
 
 PAD_TO = 32
-"""Sequence lengths are multiples of this."""
+"""Rows of token ids are multiples of this long."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Conversations of one forward pass.
+    """Conversations of one forward pass, side by side or one after the other.
 
-    The hidden state at `positions[i]` of the flattened (batch * sequence) states predicts
-    `targets[i]`, a response token.
+    The hidden state at `positions[i]` of the flattened (rows * width) states predicts `targets[i]`, a
+    response token.
     """
 
     ids: NDArray[np.int64]
-    """Token ids (batch, sequence), padded on the right."""
+    """Token ids (rows, width)."""
     positions: NDArray[np.int64]
     """Where response tokens are predicted (num_response_tokens,)."""
     targets: NDArray[np.int64]
     """The response tokens (num_response_tokens,)."""
+    lengths: tuple[int, ...] = ()
+    """Lengths of the conversations that share the one row, padding counted to the last; empty where each
+    has a row of its own."""
 
 
 def data_order(num_examples: int, batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -48,22 +51,35 @@ def data_order(num_examples: int, batch_size: int, seed: int) -> Iterator[list[i
         waiting = waiting[batch_size:]
 
 
-def collate(conversations: Sequence[Conversation]) -> Batch:
-    """Pad conversations on the right with token 0 and list where their responses are predicted.
+def collate(conversations: Sequence[Conversation], flat: bool = False) -> Batch:
+    """Put conversations into arrays and list where their responses are predicted.
 
-    Under causal attention nothing attends to padding on its right, so no mask is needed.
+    Args:
+        conversations: At least one.
+        flat: One row for all, without padding between them, for attention that keeps them apart; a
+            quarter to a half of a padded batch of random examples is padding. Else one row for each,
+            padded on the right with token 0. Under causal attention nothing attends to padding on its
+            right, so no mask is needed.
     """
-    longest = max(len(conversation.ids) for conversation in conversations)
-    width = -(-longest // PAD_TO) * PAD_TO
-    ids = np.zeros((len(conversations), width), dtype=np.int64)
+    lengths = [len(conversation.ids) for conversation in conversations]
+    used = sum(lengths) if flat else max(lengths)
+    width = -(-used // PAD_TO) * PAD_TO
+    starts = np.cumsum([0, *lengths[:-1]]) if flat else width * np.arange(len(lengths))
+    ids = np.zeros((1 if flat else len(lengths), width), dtype=np.int64)
     positions: list[int] = []
     targets: list[int] = []
-    for row, conversation in enumerate(conversations):
-        ids[row, : len(conversation.ids)] = conversation.ids
-        start, end = conversation.prompt_length, len(conversation.ids)
-        positions += range(row * width + start - 1, row * width + end - 1)
-        targets += conversation.ids[start:]
-    return Batch(ids, np.array(positions, dtype=np.int64), np.array(targets, dtype=np.int64))
+    for conversation, begin in zip(conversations, starts.tolist(), strict=True):
+        end = begin + len(conversation.ids)
+        ids.ravel()[begin:end] = conversation.ids
+        positions += range(begin + conversation.prompt_length - 1, end - 1)
+        targets += conversation.ids[conversation.prompt_length :]
+    lengths[-1] += width - used
+    return Batch(
+        ids,
+        np.array(positions, dtype=np.int64),
+        np.array(targets, dtype=np.int64),
+        tuple(lengths) if flat else (),
+    )
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ Paper: Ren et al., FedSDR, ICML 2026, arXiv 2605.18028; LoRA: Hu et al., ICLR 20
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,28 @@ from fedsdr.tables import Adapter, Factor
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 PREFIX = "base_model.model."
 """What PEFT puts before a layer's path in the keys of an adapter file."""
+
+
+class _LoraProduct(torch.autograd.Function):
+    """W0 h + bias + b a h with W0 frozen: sums go into what is there already, and only h and a h are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+        flat = h.flatten(0, -2)
+        narrow = flat @ a.T
+        out = F.linear(flat, weight, bias).addmm_(narrow, b.T)
+        ctx.save_for_backward(flat, narrow, weight, a, b)
+        return out.unflatten(0, h.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        flat, narrow, weight, a, b = ctx.saved_tensors
+        g = outer[0].flatten(0, -2)
+        g_narrow = g @ b
+        grad_h = None
+        if ctx.needs_input_grad[0]:
+            grad_h = (g @ weight).addmm_(g_narrow, a).unflatten(0, outer[0].shape[:-1])
+        return grad_h, None, None, g_narrow.T @ flat, (narrow.T @ g).T
 
 
 class LoraLinear(nn.Module):
@@ -55,11 +77,12 @@ class LoraLinear(nn.Module):
         Returns:
             Hidden state (batch, sequence, d_out).
         """
-        out: Tensor = self.base(h)
         if not self.active:
-            return out
+            return self.base(h)
         a, b = self.ready or self.factors(h.dtype)
-        return out + F.linear(F.linear(self.dropout(h), a), b)
+        if type(self.base) is nn.Linear and not (self.training and self.dropout.p):
+            return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b)
+        return self.base(h) + F.linear(F.linear(self.dropout(h), a), b)
 
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Concatenate the active adapters: A (n r, d_in) and (alpha/r) B (d_out, n r).

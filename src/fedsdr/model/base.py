@@ -56,6 +56,8 @@ class Base:
     """What the model is, shown beside every score."""
     dtype: "torch.dtype"
     device: "torch.device"
+    keeps_apart: bool
+    """Whether its attention keeps conversations apart that lie one after the other in one row."""
 
 
 def list_models() -> list[dict[str, str | bool]]:
@@ -106,6 +108,9 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
         folder, origin = _find(settings.name)
     from_hub = folder is None
     folder = folder or _find_on_hub(settings)
+    is_grouped = settings.attention == "grouped"
+    if is_grouped:
+        from fedsdr.model.fused import keeps_apart, replace_norms  # makes the name known to transformers
     model, tokenizer = _read(settings, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
     _check_length(settings, model)
@@ -114,7 +119,14 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
     identity = _identity(folder, tokenizer.chat_template)
     if settings.quantization != "none":
         identity, origin = f"{identity}-{settings.quantization}", f"{origin}, {settings.quantization}"
-    return Base(model, tokenizer, identity, origin, dtype, device)
+    if is_grouped:
+        if not keeps_apart(model):
+            raise UserError(
+                f"model.name = {settings.name}: model.attention = 'grouped' does not give this model's results;"
+                " set model.attention = 'eager' or 'sdpa'"
+            )
+        replace_norms(model)
+    return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_grouped)
 
 
 def resolve_model(settings: Model, device: "torch.device | str | None" = None) -> Model:
@@ -129,7 +141,7 @@ def resolve_model(settings: Model, device: "torch.device | str | None" = None) -
     if settings.dtype == "auto":
         choice["dtype"] = str(choose_dtype(device)).removeprefix("torch.")
     if settings.attention == "auto":
-        choice["attention"] = "sdpa" if device.type == "cuda" else "eager"
+        choice["attention"] = "sdpa" if device.type == "cuda" else "grouped"
     return settings.model_copy(update=choice)
 
 

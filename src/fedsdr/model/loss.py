@@ -29,13 +29,12 @@ class _HeadLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if wants_gradient else None
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
-            log_total = logits.logsumexp(dim=1)
-            picked = logits.gather(1, targets[part, None])[:, 0]
-            total += (log_total - picked).sum()
+            logits = torch.nn.functional.linear(hidden[part], weight, bias)
+            log_p = logits.log_softmax(dim=1, dtype=torch.float32)
+            total -= log_p.gather(1, targets[part, None]).sum()
             if gradient is not None:
-                softmax = logits.sub_(log_total[:, None]).exp_()
-                rows = torch.arange(len(picked), device=hidden.device)
+                softmax = log_p.exp_()
+                rows = torch.arange(len(softmax), device=hidden.device)
                 softmax[rows, targets[part]] -= 1
                 gradient[part] = softmax.to(weight.dtype) @ weight
         ctx.save_for_backward(gradient)
@@ -47,26 +46,37 @@ class _HeadLoss(torch.autograd.Function):
         return gradient * outer[0].to(gradient.dtype), None, None, None
 
 
-def response_loss(base: Base, batch: Batch) -> tuple[Tensor, int]:
+def response_loss(base: Base, conversations: Sequence[Conversation]) -> tuple[Tensor, int]:
     """Sum of -log p(token) over the response tokens of a batch, and their number.
 
     Paper: the inner terms of E[-log p(y given c, x)] (FedSDR, both stages).
 
     Args:
         base: The model, with adapters set as wanted.
-        batch: Token ids (batch, sequence) and response positions.
+        conversations: Those of one forward pass.
 
     Returns:
         A float32 scalar with gradient for the adapters that learn, and the number of tokens.
     """
-    ids = torch.from_numpy(batch.ids).to(base.device)
-    hidden = base.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    batch = collate(conversations, flat=base.keeps_apart)
+    hidden = last_states(base, batch)
     positions = torch.from_numpy(batch.positions).to(base.device)
     head = base.model.get_output_embeddings()
     states = hidden.flatten(0, 1)[positions]
     targets = torch.from_numpy(batch.targets).to(base.device)
     total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, targets)
     return total, len(batch.targets)
+
+
+def last_states(base: Base, batch: Batch) -> Tensor:
+    """Hidden states (rows, width, d) that the output head is applied to."""
+    options: dict[str, Any] = {}
+    if batch.lengths:
+        places = torch.cat([torch.arange(length) for length in batch.lengths])
+        options = {"position_ids": places[None].to(base.device), "lengths": batch.lengths}
+    ids = torch.from_numpy(batch.ids).to(base.device)
+    states: Tensor = base.model.get_decoder()(input_ids=ids, use_cache=False, **options).last_hidden_state
+    return states
 
 
 def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size: int) -> tuple[float, int]:
@@ -76,7 +86,7 @@ def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size:
     """
     total, count = 0.0, 0
     for rows in by_length([len(conversation.ids) for conversation in conversations], batch_size):
-        loss, num_tokens = response_loss(base, collate([conversations[row] for row in rows]))
+        loss, num_tokens = response_loss(base, [conversations[row] for row in rows])
         total += loss.item()
         count += num_tokens
     return total / count, count
