@@ -163,7 +163,7 @@ class Distill(Section):
     """Nucleus of the sampling; 1: the whole vocabulary."""
     max_new_tokens: Count = 192
     """Longest rewriting; what is cut off there falls back to the true response."""
-    batch_size: Count = 32
+    batch_size: Count = 48
     """Responses rewritten at a time."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the sampling. Apart from run.seed, so that runs may share rewritings."""
@@ -291,7 +291,7 @@ class Eval(Section):
     """Also rewrite the test responses and give the held-out loss on them."""
     max_new_tokens: Count = 160
     """Longest answer."""
-    batch_size: Count = 32
+    batch_size: Count = 48
     """Answers written at a time."""
     code_timeout: Positive = 5.0
     """Seconds that a program written by the model may run."""

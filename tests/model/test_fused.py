@@ -8,6 +8,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from fedsdr.config import Lora
+from fedsdr.errors import UserError
 from fedsdr.model import fused
 from fedsdr.model.adapters import ADAPTERS, LoraLinear
 
@@ -51,7 +52,8 @@ def test_attention_with_a_mask_and_cached_keys_is_the_formula():
     """Two new tokens over five cached ones, of which the first is padding."""
     q, k, v = draw(1, HEADS, 2, D), draw(1, GROUPS, 7, D, seed=1), draw(1, GROUPS, 7, D, seed=2)
     mask = torch.tensor([[False] + [True] * 5 + [False], [False] + [True] * 6])[None, None]
-    found, _ = fused.grouped_attention(nn.Identity(), q, k, v, mask, scaling=0.3)
+    added = fused.additive(mask, q.dtype)
+    found, _ = fused.grouped_attention(nn.Identity(), q, k, v, added, scaling=0.3)
     k, v = (x.repeat_interleave(HEADS // GROUPS, dim=1) for x in (k, v))
     scores = (q @ k.transpose(2, 3) * 0.3).masked_fill(~mask, -torch.inf)
     torch.testing.assert_close(found, (scores.softmax(dim=-1) @ v).transpose(1, 2))
@@ -102,19 +104,20 @@ def test_the_fast_adapter_layer_is_the_plain_one(bias: bool, active: tuple[str, 
     expected = layer.base(h) + sum(layer.scale * h @ layer.A[name].T @ layer.B[name].T for name in active)
     torch.testing.assert_close(found, expected)
     learning = [h, *(layer.A[name] for name in active), *(layer.B[name] for name in active)]
-    for ours, theirs in zip(*(torch.autograd.grad(out, learning, g) for out in (found, expected)), strict=True):
+    for ours, theirs in zip(
+        *(torch.autograd.grad(out, learning, g) for out in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
-def small_llama(**changes: float) -> LlamaForCausalLM:
+def small_llama() -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.5,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM._from_config(config, attn_implementation="grouped").eval()
-    return model
+        return LlamaForCausalLM._from_config(config, attn_implementation="grouped").eval()
 
 
 def test_a_model_that_mixes_tokens_by_other_means_is_told_apart():
@@ -130,3 +133,12 @@ def test_a_model_that_mixes_tokens_by_other_means_is_told_apart():
 
     model.model.layers[0].mlp.act_fn = Leak()
     assert not fused.keeps_apart(model)
+
+
+def test_a_conversation_longer_than_a_sliding_window_is_refused():
+    """Two of five tokens in one row are no conversation of ten."""
+    q, k = draw(1, HEADS, 10, D), draw(1, GROUPS, 10, D)
+    unused = torch.empty(0)
+    fused.grouped_attention(nn.Identity(), q, k, k, unused, sliding_window=5, lengths=(5, 5))
+    with pytest.raises(UserError, match=r"6 tokens.*window of 5.*model.attention = 'eager'"):
+        fused.grouped_attention(nn.Identity(), q, k, k, unused, sliding_window=5, lengths=(4, 6))

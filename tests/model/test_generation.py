@@ -16,7 +16,8 @@ PROMPTS = [
     torch.randint(3, 400, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     for length in LENGTHS
 ]
-NUM_NEW = 12
+NUM_NEW = 20
+"""More than the room that a cache takes at once."""
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,13 @@ def ends(tiny_base: Base, eager: Base, monkeypatch: pytest.MonkeyPatch) -> list[
     return chosen
 
 
-def test_greedy_answers_are_those_of_transformers_whatever_the_lengths(tiny_base: Base, eager: Base, ends):
-    answers = ask(tiny_base, PROMPTS, Sampling(NUM_NEW))
+@pytest.mark.parametrize("attention", ["grouped", "eager", "sdpa"])
+def test_greedy_answers_are_those_of_transformers_whatever_the_lengths(
+    tiny_base: Base, eager: Base, tiny_settings, ends, monkeypatch: pytest.MonkeyPatch, attention: str
+):
+    base = load_base(tiny_settings(**{"model.attention": attention}).model)
+    monkeypatch.setattr(base.model.generation_config, "eos_token_id", ends)
+    answers = ask(base, PROMPTS, Sampling(NUM_NEW))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         tokens = reference(eager, prompt, ends)
         assert answer.finished == (tokens[-1] in ends)

@@ -122,8 +122,8 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
     if is_grouped:
         if not keeps_apart(model):
             raise UserError(
-                f"model.name = {settings.name}: model.attention = 'grouped' does not give this model's results;"
-                " set model.attention = 'eager' or 'sdpa'"
+                f"model.name = {settings.name}: model.attention = 'grouped' does not give this model's"
+                " results; set model.attention = 'eager' or 'sdpa'"
             )
         replace_norms(model)
     return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_grouped)

@@ -12,8 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import eager_mask
+
+from fedsdr.errors import UserError
 
 BLOCK = 128
 """Query positions whose scores are held at a time; keys after the block are not looked at."""
@@ -63,7 +67,7 @@ def _blocks(lengths: Sequence[int]) -> Iterator[tuple[slice, slice]]:
 
 
 def _grouped(x: Tensor, y: Tensor) -> Tensor:
-    """x (..., groups, heads, m, n) times y (..., groups, n, p), which all heads of a group share."""
+    """Multiply x (..., groups, heads, m, n) by y (..., groups, n, p), which all heads of a group share."""
     return (x.flatten(-3, -2) @ y).unflatten(-2, x.shape[-3:-1])
 
 
@@ -83,6 +87,7 @@ def grouped_attention(
     value: Tensor,
     attention_mask: Tensor,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     lengths: Sequence[int] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -93,33 +98,50 @@ def grouped_attention(
         query: (batch, heads, new tokens, d).
         key: (batch, groups, cached and new tokens, d).
         value: As key.
-        attention_mask: True where a query may look (batch, 1, new tokens, cached and new tokens).
+        attention_mask: Added to the scores (batch, 1, new tokens, cached and new tokens).
         scaling: Factor on the scores; None: 1 / sqrt(d).
+        sliding_window: How far back a token may look, in layers that have such a limit.
         lengths: Lengths of the sequences that lie one after the other in a batch of one; then the mask
             is passed over.
 
     Returns:
         (batch, new tokens, heads, d), and no weights.
+
+    Raises:
+        UserError: A sequence is longer than the sliding window, which is not known here.
     """
     del module
+    longest = max(lengths, default=key.shape[2])
+    if sliding_window is not None and longest > sliding_window:
+        raise UserError(
+            f"a conversation of {longest} tokens is longer than the model's sliding window of"
+            f" {sliding_window}, which model.attention = 'grouped' does not know: set model.attention = 'eager' or 'sdpa'"
+        )
     q = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     q = q.unflatten(1, (key.shape[1], -1))
     if lengths:
         out = _CausalAttention.apply(q[0], key[0], value[0], lengths)[None]
     else:
-        scores = _grouped(q, key.transpose(2, 3))
-        scores = scores.masked_fill(~attention_mask[:, :, None], torch.finfo(scores.dtype).min)
+        scores = _grouped(q, key.transpose(2, 3)) + attention_mask[:, :, None]
         out = _grouped(scores.softmax(dim=-1), value)
     return out.flatten(1, 2).transpose(1, 2), None
 
 
-def _mask(*args: Any, **options: Any) -> Tensor | None:
-    """Mask of transformers' SDPA, made also where that would leave it out."""
-    return sdpa_mask(*args, **{**options, "allow_is_causal_skip": False})
-
-
 AttentionInterface.register("grouped", grouped_attention)
-AttentionMaskInterface.register("grouped", _mask)
+AttentionMaskInterface.register("grouped", eager_mask)
+
+
+def in_one_row(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """What a decoder must be told beside the token ids (1, tokens) when sequences share the row."""
+    places = torch.cat([torch.arange(length, device=device) for length in lengths])
+    # transformers takes a mask of four dimensions as it is; else it would make one of (tokens, tokens).
+    unused = torch.empty(1, 1, 0, 0, device=device)
+    return {"position_ids": places[None], "attention_mask": unused, "lengths": tuple(lengths)}
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to be added to scores: 0 where `visible`, else the least number."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def keeps_apart(model: PreTrainedModel) -> bool:
@@ -129,15 +151,68 @@ def keeps_apart(model: PreTrainedModel) -> bool:
     attention what is not known here (sinks, caps on scores).
     """
     first, second = torch.arange(3, 12, device=model.device), torch.arange(40, 57, device=model.device)
-    places = torch.cat([torch.arange(len(part), device=model.device) for part in (first, second)])
     decoder = model.get_decoder()
-    options = {"position_ids": places[None], "lengths": (len(first), len(second)), "use_cache": False}
+    options = in_one_row((len(first), len(second)), model.device)
     with torch.no_grad():
-        row = decoder(torch.cat([first, second])[None], **options).last_hidden_state[0, len(first) :]
+        row = decoder(torch.cat([first, second])[None], use_cache=False, **options).last_hidden_state
+        row = row[0, len(first) :]
         model.set_attn_implementation("eager")
         alone = decoder(second[None], use_cache=False).last_hidden_state[0]
         model.set_attn_implementation("grouped")
     return bool((row - alone).float().norm() < 0.05 * alone.float().norm())
+
+
+class RowCache(DynamicLayer):
+    """Keys and values of one layer: prompts come in one row, then one token for each at a time.
+
+    Prompts are padded on the left. Room is taken for STEP tokens at a time, so not everything is copied
+    for each; keys and values are handed out with the empty room, which the mask must hide. (Handed out
+    without it they would not be contiguous, and each product would copy them.)
+    """
+
+    STEP = 16
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__()
+        self.lengths = lengths
+        self.used = max(lengths)
+
+    @classmethod
+    def room(cls, used: int) -> int:
+        """Columns of the keys that are handed out when so many are in use."""
+        return -(-used // cls.STEP) * cls.STEP
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take the prompts' keys and values (1, groups, tokens, d), later new ones (rows, groups, 1, d).
+
+        Returns:
+            What the new tokens may look at: the prompts' own, later all (rows, groups, room, d).
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = self._padded(key_states), self._padded(value_states)
+            return key_states, value_states
+        missing = self.room(self.used + 1) - self.keys.shape[2]
+        if missing > 0:
+            self.keys, self.values = (pad(x, (0, 0, 0, missing)) for x in (self.keys, self.values))
+        self.keys[:, :, self.used] = key_states[:, :, 0]
+        self.values[:, :, self.used] = value_states[:, :, 0]
+        self.used += 1
+        return self.keys, self.values
+
+    def _padded(self, states: Tensor) -> Tensor:
+        """Give each prompt of the row a row of its own."""
+        _, groups, _, d = states.shape
+        rows = states.new_zeros(len(self.lengths), groups, self.room(self.used), d)
+        for row, part in zip(rows, states[0].split(self.lengths, dim=1), strict=True):
+            row[:, self.used - part.shape[1] : self.used] = part
+        return rows
+
+    def get_seq_length(self) -> int:
+        """Columns in use."""
+        return self.used if self.is_initialized else 0
 
 
 class _RmsNorm(torch.autograd.Function):

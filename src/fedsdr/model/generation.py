@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from fedsdr.model.base import Base
+from fedsdr.model.fused import RowCache, additive, in_one_row
 
 COMPACT_BELOW = 0.75
 """Finished rows are taken out when fewer than this share of the rows is still being written."""
@@ -55,6 +56,62 @@ def generate(
     Returns:
         One answer for each prompt, in their order.
     """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    ends = torch.tensor(base.model.generation_config.eos_token_id, device=base.device)
+    decoder, head = base.model.get_decoder(), base.model.get_output_embeddings()
+
+    written: list[list[int]] = [[] for _ in prompts]
+    finished = [False] * len(prompts)
+    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
+    width = max(map(len, prompts))
+    padding = torch.tensor([width - len(prompt) for prompt in prompts], device=base.device)
+    states, cache = (_read_in_one_row if base.keeps_apart else _read_padded)(base, prompts)
+    for num_written in range(1, sampling.max_new_tokens + 1):
+        tokens = _choose(
+            head(states).float(), sampling, [generators[row] for row in rows] if generators else []
+        )
+        ended = torch.isin(tokens, ends).tolist()
+        for row, token, end in zip(rows, tokens.tolist(), ended, strict=True):
+            if not finished[row] and not end:
+                written[row].append(token)
+            finished[row] = finished[row] or end
+        open_rows = [place for place, row in enumerate(rows) if not finished[row]]
+        if not open_rows or num_written == sampling.max_new_tokens:
+            break
+        if len(open_rows) < COMPACT_BELOW * len(rows):
+            kept = torch.tensor(open_rows, device=base.device)
+            cache.batch_select_indices(kept)
+            tokens, padding = tokens[kept], padding[kept]
+            rows = [rows[place] for place in open_rows]
+        length = width + num_written
+        columns = torch.arange(RowCache.room(length) if base.keeps_apart else length, device=base.device)
+        visible = (columns >= padding[:, None]) & (columns < length)
+        states = decoder(
+            input_ids=tokens[:, None],
+            attention_mask=additive(visible[:, None, None], base.dtype),
+            position_ids=(length - 1 - padding)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, 0]
+    texts = [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+    return [
+        Answer(text, done, len(tokens)) for text, done, tokens in zip(texts, finished, written, strict=True)
+    ]
+
+
+def _read_in_one_row(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
+    """States of the prompts' last tokens (prompts, d), and the cache; no padding is computed."""
+    lengths = [len(prompt) for prompt in prompts]
+    cache = Cache(layers=[RowCache(lengths) for _ in range(base.model.config.num_hidden_layers)])
+    ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=base.device)
+    states = base.model.get_decoder()(
+        input_ids=ids, past_key_values=cache, use_cache=True, **in_one_row(lengths, base.device)
+    ).last_hidden_state
+    return states[0, torch.tensor(lengths, device=base.device).cumsum(0) - 1], cache
+
+
+def _read_padded(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
+    """The same by transformers' own means, for attention that knows one sequence a row."""
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -62,40 +119,15 @@ def generate(
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     ids, mask = ids.to(base.device), mask.to(base.device)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    ends = torch.tensor(base.model.generation_config.eos_token_id, device=base.device)
-
-    written: list[list[int]] = [[] for _ in prompts]
-    finished = [False] * len(prompts)
-    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     cache = DynamicCache(config=base.model.config)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    for _ in range(sampling.max_new_tokens):
-        hidden = base.model.get_decoder()(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        logits = base.model.get_output_embeddings()(hidden[:, -1]).float()
-        tokens = _choose(logits, sampling, [generators[row] for row in rows] if generators else [])
-        ended = torch.isin(tokens, ends).tolist()
-        for row, token, end in zip(rows, tokens.tolist(), ended, strict=True):
-            if not finished[row] and not end:
-                written[row].append(token)
-            finished[row] = finished[row] or end
-        open_rows = [place for place, row in enumerate(rows) if not finished[row]]
-        if not open_rows:
-            break
-        if len(open_rows) < COMPACT_BELOW * len(rows):
-            kept = torch.tensor(open_rows, device=base.device)
-            cache.batch_select_indices(kept)
-            tokens, mask, positions = tokens[kept], mask[kept], positions[kept]
-            rows = [rows[place] for place in open_rows]
-        ids = tokens[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    texts = [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
-    return [
-        Answer(text, done, len(tokens)) for text, done, tokens in zip(texts, finished, written, strict=True)
-    ]
+    states = base.model.get_decoder()(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return states[:, -1], cache
 
 
 def _choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsdr.data.batching import Batch, by_length, collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.model.base import Base
+from fedsdr.model.fused import in_one_row
 
 CHUNK = 128
 """Positions whose logits are held at a time."""
@@ -70,10 +71,7 @@ def response_loss(base: Base, conversations: Sequence[Conversation]) -> tuple[Te
 
 def last_states(base: Base, batch: Batch) -> Tensor:
     """Hidden states (rows, width, d) that the output head is applied to."""
-    options: dict[str, Any] = {}
-    if batch.lengths:
-        places = torch.cat([torch.arange(length) for length in batch.lengths])
-        options = {"position_ids": places[None].to(base.device), "lengths": batch.lengths}
+    options = in_one_row(batch.lengths, base.device) if batch.lengths else {}
     ids = torch.from_numpy(batch.ids).to(base.device)
     states: Tensor = base.model.get_decoder()(input_ids=ids, use_cache=False, **options).last_hidden_state
     return states
