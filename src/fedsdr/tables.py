@@ -277,6 +277,7 @@ def allowed_with(combination: Combination) -> dict[str, list[str]]:
 
 METRICS: Mapping[str, str] = {
     "score": "num_scored",
+    "choice_score": "num_chosen",
     "unsupported_rate": "num_examples",
     "words": "num_examples",
     "filler_rate": "num_examples",

@@ -19,8 +19,8 @@ from fedsdr.tables import METHODS
 
 RUN = {"method": "fedsdr", "distill.verify": "answer"}
 CLIENTS = {1: "finance", 2: "general", 3: "math"}
-SCORES = "score|unsupported_rate|words|filler_rate|redundancy|cut_off_rate|loss|loss_distilled"
-COUNTS = "num_examples|num_scored|loss_tokens|loss_distilled_tokens"
+SCORES = "score|choice_score|unsupported_rate|words|filler_rate|redundancy|cut_off_rate|loss|loss_distilled"
+COUNTS = "num_examples|num_scored|num_chosen|loss_tokens|loss_distilled_tokens"
 PAIRS = "words|words_true|filler_rate|filler_rate_true|redundancy|redundancy_true|length_ratio"
 METRICS = {
     "query.prepare": (

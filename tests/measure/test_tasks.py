@@ -4,15 +4,17 @@ import math
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from fedsdr.config import Eval, Lora, Settings
 from fedsdr.data.conversation import encode, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.measure import tasks
-from fedsdr.measure.tasks import TestSet, answer, evaluate, judge, summarise
+from fedsdr.measure.tasks import TestSet, answer, choose, evaluate, judge, summarise
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer
+from fedsdr.model.loss import response_loss
 
 LABELLED = Example("Label?", "POSITIVE", "finance", label="POSITIVE", choices=("POSITIVE", "NEGATIVE"))
 SUM = Example("2 plus 3?", "The answer is 5.", "math", context="Use your fingers.", answer="5")
@@ -48,11 +50,13 @@ def test_the_record_of_a_prompt_holds_what_a_reader_needs_to_judge_it_anew():
         "instruction": "2 plus 3?",
         "input": "Use your fingers.",
         "output": "The answer is 5.",
+        "label": "",
         "answer": "6",
         "right": False,
         "lost": ["answer"],
         "unsupported": True,
         "finished": False,
+        "chosen": None,
     }
 
 
@@ -60,11 +64,12 @@ def test_hand_counted_means():
     """Three answers: right, wrong, not to be judged.
 
     Words 3, 4, 1; one filler ("Sure,") in four words; one of three states what the example does not, and
-    one was cut off. The mean is over all three, but the score over the two that could be judged.
+    one was cut off. The mean is over all three, but the score over the two that could be judged. Of the
+    two with choices, one has its label for the likeliest.
     """
     records = [
-        judge(LABELLED, Answer("It is positive.", True, 4), 5),
-        judge(LABELLED, Answer("Sure, it is negative.", True, 5), 5),
+        judge(LABELLED, Answer("It is positive.", True, 4), 5, "NEGATIVE"),
+        judge(LABELLED, Answer("Sure, it is negative.", True, 5), 5, "POSITIVE"),
         judge(OPEN, Answer("So", False, 1), 5),
     ]
     assert summarise(records) == pytest.approx(
@@ -72,6 +77,8 @@ def test_hand_counted_means():
             "num_examples": 3,
             "num_scored": 2,
             "score": 1 / 2,
+            "choice_score": 1 / 2,
+            "num_chosen": 2,
             "unsupported_rate": 1 / 3,
             "words": 8 / 3,
             "filler_rate": 25 / 3,
@@ -127,3 +134,24 @@ def test_a_model_is_scored_by_domain_with_both_losses_and_a_record_for_each_prom
     alone, _ = evaluate(base, adapters, (), TestSet(examples, raw, ()), settings, "test")
     assert "loss_distilled" not in alone["math"]
     assert alone["math"]["loss"] == found["math"]["loss"]
+
+
+def test_the_choice_is_the_likeliest_whole_answer(tiny_base: Base):
+    """By the loss of each choice as a conversation; an example without choices has none."""
+    examples = [
+        Example(
+            f"News {n}?", "positive", "finance", label="positive", choices=("positive", "negative", "neutral")
+        )
+        for n in range(5)
+    ]
+    expected = []
+    with torch.inference_mode():
+        for example in examples:
+            losses = {
+                choice: response_loss(tiny_base, [encode(tiny_base.tokenizer, example, choice, 384)])[
+                    0
+                ].item()
+                for choice in example.choices
+            }
+            expected.append(min(losses, key=losses.__getitem__))
+        assert choose(tiny_base, [OPEN, *examples], batch_size=2) == [None, *expected]

@@ -312,6 +312,18 @@ def test_good_scores_pass():
         ({"metrics": MetricRecord(without("words"))}, "words and its count"),
         ({"metrics": MetricRecord(without("num_examples"))}, "num_examples"),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/num_scored@global": 7})}, "more answers scored"),
+        (
+            {
+                "metrics": MetricRecord(
+                    {**SCORES, "eval/finance/choice_score@global": 0.5, "eval/finance/num_chosen@global": 7}
+                )
+            },
+            "more answers scored",
+        ),
+        (
+            {"metrics": MetricRecord({**SCORES, "eval/finance/choice_score@global": 0.5})},
+            "choice_score and its count",
+        ),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/num_examples@global": 1e300})}, "prepared with 6"),
         (
             {"metrics": MetricRecord({k.replace("finance", "mean"): v for k, v in SCORES.items()})},
@@ -334,6 +346,8 @@ def test_good_scores_pass():
         "mean missing",
         "count missing",
         "more scored than given",
+        "more chosen than given",
+        "choice without its count",
         "absurd count",
         "a domain called mean",
         "personalised alone",

@@ -2,8 +2,9 @@
 
 An answer is right if it keeps whatever ground truth the example carries: label, final answer,
 facts, and tests that its code passes. Domains whose examples carry none have no score, only
-losses. The loss is given on the true response y and on the rewriting y~ side by side, since loss
-on y alone punishes FedSD by construction.
+losses. Where an example has choices, the likeliest of them is told too, which needs no words to be
+found in an answer. The loss is given on the true response y and on the rewriting y~ side by side,
+since loss on y alone punishes FedSD by construction.
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,19 @@ from dataclasses import dataclass
 from fedsdr.config import Eval
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
-from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
+from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.model.likelihood import Question, log_likelihoods
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import track
 from fedsdr.storage import Event
 from fedsdr.tables import Adapter
+
+NO_LIMIT = 10**9
+"""Longest conversation where nothing may be cut off."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,14 @@ def evaluate(
     """
     with adapters.inference(active, base.dtype):
         answers = answer(base, tests.examples, settings, what)
+        chosen = choose(base, tests.examples, settings.batch_size)
         by_domain: dict[str, dict[str, float]] = {}
         records: list[Event] = []
         for domain in sorted({example.domain for example in tests.examples}):
             rows = [row for row, example in enumerate(tests.examples) if example.domain == domain]
-            new = [judge(tests.examples[row], answers[row], settings.code_timeout) for row in rows]
+            new = [
+                judge(tests.examples[row], answers[row], settings.code_timeout, chosen[row]) for row in rows
+            ]
             metrics = summarise(new)
             for name, side in (("loss", tests.raw), ("loss_distilled", tests.distilled)):
                 if side:
@@ -86,10 +94,29 @@ def answer(base: Base, examples: Sequence[Example], settings: Eval, what: str) -
     return [answers[row] for row in range(len(examples))]
 
 
-def judge(example: Example, given: Answer, code_timeout: float) -> Event:
+def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str | None]:
+    """Return the choice that is likeliest as the whole answer to each prompt, end of turn included.
+
+    None where the example has no label or no choices. Log probabilities are not divided by lengths: they
+    are those of whole answers.
+    """
+    asked = [row for row, example in enumerate(examples) if example.label and example.choices]
+    questions: list[Question] = []
+    for row in asked:
+        texts = [encode(base.tokenizer, examples[row], choice, NO_LIMIT) for choice in examples[row].choices]
+        length = texts[0].prompt_length
+        questions.append((texts[0].ids[:length], [text.ids[length:] for text in texts]))
+    likelihoods = log_likelihoods(base, questions, batch_size)
+    chosen: list[str | None] = [None] * len(examples)
+    for row, values in zip(asked, likelihoods, strict=True):
+        chosen[row] = examples[row].choices[values.index(max(values))]
+    return chosen
+
+
+def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
     """Judge one answer: the record that is kept for its prompt.
 
-    `right` is None where the example carries no ground truth.
+    `right` is None where the example carries no ground truth, `chosen` where it has no choices.
     """
     missing = lost(example, given.text, code_timeout)
     return {
@@ -97,16 +124,18 @@ def judge(example: Example, given: Answer, code_timeout: float) -> Event:
         "instruction": example.instruction,
         "input": example.context,
         "output": example.response,
+        "label": example.label,
         "answer": given.text,
         "right": not missing if is_checkable(example) else None,
         "lost": list(missing),
         "unsupported": unsupported(example, given.text),
         "finished": given.finished,
+        "chosen": chosen,
     }
 
 
 def summarise(records: Sequence[Event]) -> dict[str, float]:
-    """Means over the records of one domain; `score` only where something could be judged."""
+    """Means over the records of one domain; scores only where something could be judged."""
     num = len(records)
     texts = [record["answer"] for record in records]
     judged = [record["right"] for record in records if record["right"] is not None]
@@ -121,4 +150,7 @@ def summarise(records: Sequence[Event]) -> dict[str, float]:
     }
     if judged:
         metrics["score"] = sum(judged) / len(judged)
+    chosen = [record["chosen"] == record["label"] for record in records if record["chosen"] is not None]
+    if chosen:
+        metrics |= {"choice_score": sum(chosen) / len(chosen), "num_chosen": len(chosen)}
     return metrics

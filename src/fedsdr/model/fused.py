@@ -115,7 +115,8 @@ def grouped_attention(
     if sliding_window is not None and longest > sliding_window:
         raise UserError(
             f"a conversation of {longest} tokens is longer than the model's sliding window of"
-            f" {sliding_window}, which model.attention = 'grouped' does not know: set model.attention = 'eager' or 'sdpa'"
+            f" {sliding_window}, which model.attention = 'grouped' does not know; set model.attention ="
+            " 'eager' or 'sdpa'"
         )
     q = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     q = q.unflatten(1, (key.shape[1], -1))

@@ -21,6 +21,7 @@ METRICS = {
     "loss_distilled": ("loss, rewritings", 3),
     "unsupported_rate": ("unsupported", 3),
     "words": ("words", 1),
+    "choice_score": ("choice by likelihood", 3),
 }
 
 

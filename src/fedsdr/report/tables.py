@@ -135,7 +135,7 @@ def answer_sheet(base: Table, final: Table) -> Sheet:
     If the averaged adapter said more that is unsupported than plain FedSD's, rectification would not
     help (docs/paper_map.md); this is where it shows.
     """
-    names = ("unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate")
+    names = ("unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate", "choice_score")
     by_model = {model: _mean_last(found) for model, found in _by_model(base, final).items()}
     records: list[Event] = [
         {"domain": domain, "model": model} | {name: found[domain].get(name) for name in names}
@@ -147,21 +147,22 @@ def answer_sheet(base: Table, final: Table) -> Sheet:
         (
             record["domain"],
             record["model"],
-            *(number(record[name], places) for name, places in zip(names, (2, 1, 2, 2, 2), strict=True)),
+            *(number(record[name], places) for name, places in zip(names, (2, 1, 2, 2, 2, 2), strict=True)),
         )
         for record in records
     ]
     return Sheet(
-        "Wording of the answers to the test prompts",
-        "llrrrrr",
-        ("domain", "model", "unsupported", "words", "fillers", "repeats", "cut off"),
+        "Wording of the answers to the test prompts, and choices by likelihood",
+        "llrrrrrr",
+        ("domain", "model", "unsupported", "words", "fillers", "repeats", "cut off", "likeliest"),
         tuple(rows),
         tuple(records),
         num_summary=sum(record["domain"] == "mean" for record in records),
         note="Unsupported: share of answers with another label, or a number found in neither prompt nor true"
         " response; a stand-in that misses false statements in words. Words: per answer. Fillers: per 100"
         " words. Repeats: share of word 3-grams that repeat an earlier one. Cut off: share of answers that"
-        " reached eval.max_new_tokens before they ended.",
+        " reached eval.max_new_tokens before they ended. Likeliest: share of examples with choices where the"
+        " true one is the likeliest answer of all.",
     )
 
 

@@ -26,7 +26,7 @@ NPY_1_0 = b"\x93NUMPY\x01\x00"
 """How the files of `numpy.save` begin, in which Flower sends arrays."""
 SHORT_NAME = r"\w[\w.-]{0,63}"
 """Names of clients and domains; they become names of folders and parts of keys."""
-SHARES = (*RATES, "score", "cut_off_rate")
+SHARES = (*RATES, "score", "choice_score", "cut_off_rate")
 """Metrics that lie from 0 to 1."""
 ALLOWED_METRICS = {
     "prepare": re.compile(
@@ -119,7 +119,7 @@ def check_scores(reply: Message, client: str, num_test: int, server_round: int) 
         lacking += [name for name, count in METRICS.items() if (name in found) != (found.get(count, 0) > 0)]
         if lacking:
             raise Rejected(f"{where}: {lacking[0]} and its count do not come together")
-        if found["num_scored"] > found["num_examples"]:
+        if max(found["num_scored"], found.get("num_chosen", 0)) > found["num_examples"]:
             raise Rejected(f"{where}: more answers scored than given")
         scored[model] = scored.get(model, 0) + found["num_examples"]
     for model, num in scored.items():

@@ -1,0 +1,84 @@
+"""How likely each of several answers to one prompt is; the prompt is read once for all of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedsdr.data.batching import PAD_TO, by_length
+from fedsdr.model.base import Base
+from fedsdr.model.fused import additive
+from fedsdr.model.loss import CHUNK
+
+Question = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""Token ids of a prompt, and of each answer to it."""
+
+
+def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) -> list[list[float]]:
+    """Return log p(answer given prompt) of each answer, in nats, summed over its tokens.
+
+    A question is one row, prompt and then all answers; a mask hides the answers from each other, and each
+    begins at the position after the prompt. Called inside `Adapters.inference`.
+
+    Args:
+        base: The model, with adapters set as wanted.
+        questions: Prompts with their answers, each of at least one token.
+        batch_size: Questions in one forward pass.
+    """
+    found: dict[int, list[float]] = {}
+    lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
+    for batch in by_length(lengths, batch_size):
+        width = -(-max(lengths[number] for number in batch) // PAD_TO) * PAD_TO
+        found |= zip(batch, _of_batch(base, [questions[number] for number in batch], width), strict=True)
+    return [found[number] for number in range(len(questions))]
+
+
+def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[list[float]]:
+    ids = torch.zeros(len(questions), width, dtype=torch.long)
+    places = torch.zeros_like(ids)
+    part = torch.full_like(ids, -1)  # 0: prompt, k: answer k, -1: padding
+    read_at: list[int] = []  # flattened place of the state that predicts a token, and the token
+    tokens: list[int] = []
+    for row, (prompt, answers) in enumerate(questions):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+        places[row, : len(prompt)] = torch.arange(len(prompt))
+        part[row, : len(prompt)] = 0
+        start = len(prompt)
+        for number, answer in enumerate(answers, start=1):
+            taken = slice(start, start + len(answer))
+            ids[row, taken] = torch.tensor(answer)
+            places[row, taken] = torch.arange(len(prompt), len(prompt) + len(answer))
+            part[row, taken] = number
+            read_at += [row * width + place for place in (len(prompt) - 1, *range(start, taken.stop - 1))]
+            tokens += answer
+            start = taken.stop
+    log_p = iter(_log_p(base, ids, places, _visible(part), read_at, tokens))
+    return [[sum(next(log_p) for _ in answer) for answer in answers] for _, answers in questions]
+
+
+def _visible(part: Tensor) -> Tensor:
+    """Where tokens look (rows, 1, width, width): at earlier ones of the prompt and of their own part."""
+    reader, read = part[:, :, None], part[:, None, :]
+    earlier = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool).tril()
+    return (((read == 0) | (read == reader)) & earlier)[:, None]
+
+
+def _log_p(
+    base: Base, ids: Tensor, places: Tensor, visible: Tensor, read_at: list[int], tokens: list[int]
+) -> list[float]:
+    """Log probability of each token."""
+    states = base.model.get_decoder()(
+        input_ids=ids.to(base.device),
+        position_ids=places.to(base.device),
+        attention_mask=additive(visible.to(base.device), base.dtype),
+        use_cache=False,
+    ).last_hidden_state.flatten(0, 1)
+    found: list[float] = []
+    for start in range(0, len(tokens), CHUNK):
+        at, wanted = (
+            torch.tensor(values[start : start + CHUNK], device=base.device) for values in (read_at, tokens)
+        )
+        logits = base.model.get_output_embeddings()(states[at])
+        log_p = logits.log_softmax(dim=1, dtype=torch.float32)
+        found += log_p.gather(1, wanted[:, None])[:, 0].tolist()
+    return found
