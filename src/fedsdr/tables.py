@@ -15,6 +15,7 @@ from fedsdr.errors import UserError
 Adapter = Literal["shared", "private"]
 View = Literal["raw", "distilled", "mixed"]
 """Mixed: the raw and the distilled examples together, twice as many."""
+WireType = Literal["float32", "float16", "int8"]
 Row = TypeVar("Row")
 
 

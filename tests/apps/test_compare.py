@@ -59,7 +59,7 @@ def test_a_grid_runs_each_cell_once_and_its_tables_hold_the_cells_numbers(
     ]
     assert (to / "comparison-costs.csv").is_file()
     # Rewritings of the test responses are common to all cells, those of the training responses to fedsd's.
-    assert len(list((to / "rewritings").iterdir())) == 2 + 2
+    assert len(list((to / "cache/rewritings").iterdir())) == 2 + 2
 
     monkeypatch.setattr(module, "run", None)
     monkeypatch.setattr(module, "resume", None)
@@ -128,9 +128,7 @@ def test_several_settings_make_an_arm_of_each_choice(grid, tmp_path: Path):
     arms = list(dict.fromkeys(arm for arm, _ in plan.cells))
     assert arms == ["fedsd-off", "fedsd-answer", "fedsdr-off", "fedsdr-answer"]
     assert plan.cells["fedsdr-answer", 1].distill.verify == "answer"
-    assert {str(settings.distill.cache) for settings in plan.cells.values()} == {
-        str(tmp_path / "out/rewritings")
-    }
+    assert {str(settings.run.cache) for settings in plan.cells.values()} == {str(tmp_path / "out/cache")}
 
 
 @pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.name)

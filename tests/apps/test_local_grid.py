@@ -96,3 +96,18 @@ def test_a_mistake_of_the_user_and_a_stop_end_the_run(tmp_path: Path, kind: type
 
     with pytest.raises(kind, match="data changed"):
         ask(grid_of(fail, tmp_path), RecordDict(), (1, 2))
+
+
+def test_a_client_answers_when_its_reply_is_taken(tmp_path: Path):
+    """Else a thousand simulated clients would hold a thousand adapters."""
+    asked = []
+
+    def answer(message: Message, context: Context) -> Message:
+        asked.append(context.node_id)
+        return name_yourself(message, context)
+
+    grid = grid_of(answer, tmp_path)
+    replies = grid.send_and_receive([Message(RecordDict(), node, "train") for node in (1, 2, 3)])
+    for node in (1, 2, 3):
+        next(replies)
+        assert asked == list(range(1, node + 1))

@@ -108,9 +108,9 @@ def test_the_settings_of_a_run_say_what_auto_chose_and_are_read_back_wherever_th
     settings = quick(**{"model.dtype": "auto", "model.attention": "auto", "run.threads": 1})
     run(settings)
     kept = read_settings(Path(settings.run.dir))
-    assert "auto" not in (kept.model.dtype, kept.model.attention)
+    assert "auto" not in (kept.model.dtype, kept.model.attention, kept.model.checkpointing)
     assert kept.run.threads == 1
-    same = {"dtype": "auto", "attention": "auto"}
+    same = {"dtype": "auto", "attention": "auto", "checkpointing": "auto"}
     assert kept.model_copy(update={"model": kept.model.model_copy(update=same)}) == settings
     moved = Path(settings.run.dir).rename(tmp_path / "moved")
     assert read_settings(moved).run.dir == str(moved)
@@ -343,3 +343,18 @@ def test_a_second_merged_export_equals_the_first(quick, tmp_path: Path):
         export_round(folder, tmp_path / name, None, "", merged=True)
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+def test_a_second_run_on_a_warm_cache_asks_the_base_model_nothing(
+    quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Rewritings and scores of the base are those of the first run; another method shares them."""
+    chosen = {"run.cache": str(tmp_path / "cache"), "method": "fedsdr"}
+    first = run(quick(**chosen))
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsdr.distill.rewrite.generate", None)
+        patch.setattr("fedsdr.measure.tasks.evaluate", None)
+        second = run(quick(**chosen))
+    assert (second.base, second.final) == (first.base, first.final)
+    longer = run(quick(**chosen | {"eval.max_new_tokens": 9}))
+    assert longer.base != first.base  # another setting is another score

@@ -1,10 +1,11 @@
-"""What a client keeps: the right version of its private adapter, whenever it is asked again."""
+"""What a client keeps: the right version of adapter and residual, whenever it is asked again."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from fedsdr.client.state import load_private, save_private
+from fedsdr.client.state import load_private, load_residual, save_state
 from fedsdr.config import Lora
 
 KEY = "base_model.model.q_proj.lora_A.weight"
@@ -12,12 +13,17 @@ KEY = "base_model.model.q_proj.lora_A.weight"
 
 def save(folder: Path, server_round: int, value: float | None = None) -> None:
     state = {KEY: torch.full((2, 3), float(server_round if value is None else value))}
-    save_private(folder, server_round, state, Lora(rank=2), "tiny")
+    residual = np.full(3, state[KEY][0, 0], np.float32)
+    save_state(folder, server_round, state, residual, Lora(rank=2), "tiny")
 
 
 def value(folder: Path, before: int) -> float | None:
-    found = load_private(folder, before)
-    return None if found is None else found[KEY][0, 0].item()
+    found, residual = load_private(folder, before), load_residual(folder, before)
+    assert (found is None) == (residual is None)
+    if found is None or residual is None:
+        return None
+    assert residual.tolist() == [found[KEY][0, 0]] * 3
+    return found[KEY][0, 0].item()
 
 
 def test_a_client_starts_from_its_newest_state_before_the_round(tmp_path: Path):

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedsdr
 from fedsdr.apps.local_grid import LocalGrid
+from fedsdr.client.wire import Arrays, broadcast
 from fedsdr.config import Server, Settings
 from fedsdr.server.combine import COMBINE
 from fedsdr.server.guard import Update
-from fedsdr.server.reduce import Arrays
-from fedsdr.server.strategy import FedStrategy, as_record
+from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import Event
 from fedsdr.tables import COMBINATIONS
 
@@ -41,14 +41,15 @@ def test_whole_run_does_not_depend_on_the_order_of_replies(
 
 
 def factors_of(node: int) -> Arrays:
-    """Factors that all but cancel in the mean, so that the order of a sum shows in its last bits."""
-    rng = np.random.default_rng(node)
-    share = {1: 1 / 3, 2: 1 / 5, 3: -2 / 7}[node]
+    """Factors that cancel in the mean but for a small part, which a sum in another order rounds away.
+
+    3 * 5 L - 5 * 3 L + 7 * small, with L up to 200 and `small` near the precision of float64 there.
+    """
     factors = {}
     for name, shape in (("A", (4, 8)), ("B", (8, 4))):
-        large = np.random.default_rng(0).normal(size=shape) * 1e3
-        small = rng.normal(size=shape) * 1e-6
-        factors[f"x.lora_{name}.weight"] = (large * share + small).astype(np.float32)
+        rng = np.random.default_rng(0)
+        large, small = rng.integers(-200, 200, size=shape), rng.normal(size=shape) * 1e-12
+        factors[f"x.lora_{name}.weight"] = {1: 5 * large, 2: -3 * large, 3: small}[node].astype(np.float32)
     return factors
 
 
@@ -58,14 +59,14 @@ def replies_with(settings: Settings, factor: int, folder: Path) -> list[Message]
     @app.train()
     def train(message: Message, context: Context) -> Message:
         sends = COMBINATIONS[settings.server.combination].sends
-        arrays = ArrayRecord({k: Array(v) for k, v in factors_of(context.node_id).items() if sends(k)})
+        arrays = broadcast({k: v for k, v in factors_of(context.node_id).items() if sends(k)})
         metrics = MetricRecord({"round": 1, "num_examples": factor * NUM_EXAMPLES[context.node_id]})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     grid = LocalGrid(app, 3, folder)
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
     strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {})
-    return list(grid.send_and_receive(strategy.configure_train(1, as_record(fresh), ConfigRecord(), grid)))
+    return list(grid.send_and_receive(strategy.configure_train(1, broadcast(fresh), ConfigRecord(), grid)))
 
 
 def told(factor: int) -> dict[str, Event]:
@@ -96,6 +97,6 @@ def test_order_and_common_factor_change_no_combination(
 
 
 def test_the_factors_above_would_show_a_wrong_order() -> None:
-    updates = [Update(ROSTER[node], factors_of(node), NUM_EXAMPLES[node], {}) for node in ROSTER]
+    updates = [Update(ROSTER[node], factors_of(node), NUM_EXAMPLES[node], {}, 0) for node in ROSTER]
     straight, turned = COMBINE["average"](updates, Server()), COMBINE["average"](updates[::-1], Server())
     assert any(straight[key].tobytes() != turned[key].tobytes() for key in straight)

@@ -37,7 +37,7 @@ KILLS = {
     "in the second batch of a client's rewriting": ("fedsdr.distill.rewrite.generate", 5),
     "with part of a batch in the cache": ("fedsdr.distill.rewrite.append_lines", 2, lines_with_the_last_torn),
     "in the middle of training": ("fedsdr.client.update.response_loss", 20),
-    "after a client kept its private adapter": ("fedsdr.apps.client_app.save_private", 5, None, True),
+    "after a client kept its private adapter": ("fedsdr.apps.client_app.save_state", 5, None, True),
     "while a client's folder is written": ("fedsdr.client.state.save_adapter", 5, half_of_the_adapter),
     "after a client's folder was written, not renamed": ("fedsdr.client.state.save_adapter", 5, None, True),
     "while the first adapter is written": ("fedsdr.server.checkpoint.save_adapter", 1, half_of_the_adapter),
@@ -106,6 +106,26 @@ def test_client_asked_again_starts_where_it_started_before(
     assert results(fedsdr.resume(folder).folder) == results(finished(**RUN))
 
 
+@pytest.mark.parametrize("method", ["fedit", "fedsdr"])
+def test_what_small_messages_lost_is_sent_after_a_kill_too(
+    run_settings: Callable[..., Settings],
+    finished: Callable[..., Path],
+    results: Results,
+    kill_at: KillAt,
+    fresh_process: Callable[[], None],
+    method: str,
+) -> None:
+    """Killed when two clients had finished round 2, and so had new residuals, and the server had not."""
+    chosen = {"method": method, "wire.dtype": "int8"}
+    settings = run_settings(**chosen)
+    folder = Path(settings.run.dir)
+    with kill_at("fedsdr.apps.client_app.save_state", 5, late=True):
+        fedsdr.run(settings)
+    assert (folder / "clients/general/round-0002/residual.safetensors").exists()
+    fresh_process()
+    assert results(fedsdr.resume(folder).folder) == results(finished(**chosen))
+
+
 def test_drawn_clients_are_the_same_after_a_kill(
     run_settings: Callable[..., Settings],
     finished: Callable[..., Path],
@@ -115,7 +135,7 @@ def test_drawn_clients_are_the_same_after_a_kill(
 ) -> None:
     drawn = {**RUN, "server.clients_per_round": 2, "server.num_rounds": 4, "eval.every": 0}
     settings = run_settings(**drawn)
-    with kill_at("fedsdr.apps.client_app.save_private", 6, late=True):
+    with kill_at("fedsdr.apps.client_app.save_state", 6, late=True):
         fedsdr.run(settings)
     fresh_process()
     assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**drawn))
@@ -173,7 +193,7 @@ def test_resume_with_changed_settings_is_refused(
 ) -> None:
     folder = started(run_settings, kill_at)
     path = folder / "config.toml"
-    text, num = re.subn(rf"^{key} = .*$", f"{key} = {value}", path.read_text(), flags=re.MULTILINE)
+    text, num = re.subn(rf"^{key} = .*$", f"{key} = {value}", path.read_text(), count=1, flags=re.MULTILINE)
     assert num == 1
     path.write_text(text)
     fresh_process()

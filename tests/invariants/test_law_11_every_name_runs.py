@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import fedsdr
 from fedsdr.config import Settings
-from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, REDUCTIONS
+from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, REDUCTIONS, WireType
 
 NAMES = [
     *(("method", name) for name in METHODS),
@@ -17,6 +17,7 @@ NAMES = [
     *(("server.optimizer", name) for name in OPTIMIZERS),
     *(("client.correction", name) for name in CORRECTIONS),
     *(("distill.prompts", [name]) for name in PROMPTS),
+    *(("wire.dtype", name) for name in get_args(WireType)),
 ]
 
 

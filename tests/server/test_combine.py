@@ -17,7 +17,7 @@ def average(updates: list[Update]) -> Arrays:
 
 def make(client: str, num_examples: int, a: list[list[float]], b: list[list[float]]) -> Update:
     arrays = {A: np.array(a, dtype=np.float32), B: np.array(b, dtype=np.float32)}
-    return Update(client, arrays, num_examples, {})
+    return Update(client, arrays, num_examples, {}, 0)
 
 
 def test_the_mean_is_weighted_by_the_numbers_of_examples():
@@ -111,9 +111,9 @@ def test_the_plain_average_of_factors_is_not_the_average_of_products_but_that_of
     wanted = sum(u.num_examples / total * product(u.arrays) for u in updates)
     assert not np.allclose(product(average(updates)), wanted, atol=0.1)
     a = updates[0].arrays[A]
-    one_a = [Update(u.client, {A: a, B: u.arrays[B]}, u.num_examples, {}) for u in updates]
+    one_a = [Update(u.client, {A: a, B: u.arrays[B]}, u.num_examples, {}, 0) for u in updates]
     wanted = sum(u.num_examples / total * product(u.arrays) for u in one_a)
-    only_b = [Update(u.client, {B: u.arrays[B]}, u.num_examples, {}) for u in updates]
+    only_b = [Update(u.client, {B: u.arrays[B]}, u.num_examples, {}, 0) for u in updates]
     np.testing.assert_allclose(product({A: a} | average(only_b)), wanted, atol=1e-6)
 
 

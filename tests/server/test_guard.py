@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import tracemalloc
 from typing import Any
 
@@ -12,6 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsdr.client import wire
 from fedsdr.distill.paradox import COUNTS
 from fedsdr.server.guard import (
     MAX_EXAMPLES,
@@ -22,9 +24,11 @@ from fedsdr.server.guard import (
     check_reply,
     check_scores,
 )
+from fedsdr.tables import WireType
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 SHAPES = {A: (2, 3), B: (4, 2)}
+SENT = {key: np.ones(shape, np.float32) for key, shape in SHAPES.items()}
 METRICS = {"round": 7, "num_examples": 5, "seconds": 1.5, "train/shared/loss": 2.5}
 
 
@@ -49,13 +53,18 @@ def reply(content: RecordDict | None = None, error: Error | None = None) -> Mess
 
 
 def training(values: dict[str, np.ndarray] | None = None, **metrics: Any) -> Message:
-    values = arrays() if values is None else values
-    record = ArrayRecord({key: Array(value) for key, value in values.items()})
+    """A reply with the adapter `values`, of the keys of SHAPES."""
+    return sending({"values": wire.pack(arrays() if values is None else values)}, **metrics)
+
+
+def sending(named: dict[str, np.ndarray], **metrics: Any) -> Message:
+    """A reply with arrays of any name."""
+    record = ArrayRecord({name: Array(value) for name, value in named.items()})
     return reply(RecordDict({"arrays": record, "metrics": MetricRecord({**METRICS, **metrics})}))
 
 
-def check(message: Message, max_norm: float = 1e4):
-    return check_reply(message, "finance", 5, SHAPES, 7, max_norm)
+def check(message: Message, max_norm: float = 1e4, dtype: WireType = "float32"):
+    return check_reply(message, "finance", 5, SENT, dtype, 7, max_norm)
 
 
 def reason(message: Message, **keys: Any) -> str:
@@ -96,37 +105,52 @@ def test_a_value_that_is_not_finite_is_refused(bad: float):
 @pytest.mark.parametrize(
     "value",
     [
-        np.zeros((3, 2), np.float32),  # A transposed: as many bytes
+        np.zeros((2, 7), np.float32),  # as many bytes
         np.zeros((1,), np.float32),  # would be broadcast
-        np.zeros((1, 3), np.float32),  # would be broadcast
+        np.zeros((1, 14), np.float32),  # would be broadcast
         np.zeros((), np.float32),
-        np.zeros((2, 3, 1), np.float32),
-        np.zeros((0, 3), np.float32),
-        np.zeros((2, 3), np.float64),
-        np.zeros((2, 3), np.float16),
-        np.zeros((2, 3), np.int32),  # as many bytes
-        np.zeros((2, 3), ">f4"),
-        np.asfortranarray(np.ones((2, 3), np.float32)),
+        np.zeros((13,), np.float32),
+        np.zeros((15,), np.float32),
+        np.zeros((0,), np.float32),
+        np.zeros((14,), np.float64),
+        np.zeros((14,), np.float16),
+        np.zeros((14,), np.int32),  # as many bytes
+        np.zeros((14,), ">f4"),
     ],
     ids=lambda value: f"{value.dtype.str}{value.shape}",
 )
 def test_an_array_of_another_shape_or_type_is_refused_and_never_broadcast(value: np.ndarray):
-    found = reason(training(arrays(**{A: value})))
-    assert A in found
-    assert "float32 of shape (2, 3)" in found
+    """2 * 3 + 4 * 2 = 14 numbers."""
+    assert "values is not float32 of shape (14,)" in reason(sending({"values": value}))
 
 
-def test_a_missing_key_is_refused():
-    values = arrays()
-    del values[B]
-    assert reason(training(values)) == f"1 keys are missing, first {B!r}"
-    assert reason(training({})) == f"2 keys are missing, first {A!r}"
+@pytest.mark.parametrize(
+    ("dtype", "named"),
+    [
+        ("float32", {}),
+        ("int8", {"values": np.zeros(14, np.int8)}),
+        ("float16", {"values": np.zeros(14, np.float16), "scales": np.zeros(2, np.float32)}),
+        ("float32", {"values": np.zeros(14, np.float32), "private": np.zeros(14, np.float32)}),
+    ],
+)
+def test_the_arrays_are_those_of_the_type_that_travels(dtype: WireType, named: dict[str, np.ndarray]):
+    """No fewer, and no more, such as the private adapter sent by mistake."""
+    assert re.match("1 keys are (missing|not on the allow-list)", reason(sending(named), dtype=dtype))
 
 
-def test_a_key_that_nobody_asked_for_is_refused():
-    """Such as the private adapter, sent by mistake."""
-    private = {"base_model.model.q.lora_A.private": np.zeros((2, 3), np.float32)}
-    assert "1 keys are not on the allow-list" in reason(training(arrays() | private))
+@pytest.mark.parametrize("scales", [[math.nan, 1], [math.inf, 1], [1e38, 1]])
+def test_scales_that_would_spoil_the_adapter_are_refused(scales: list[float]):
+    named = {"values": np.full(14, 100, np.int8), "scales": np.array(scales, np.float32)}
+    assert A in reason(sending(named), dtype="int8")
+
+
+def test_small_types_are_read_as_changes_of_what_was_sent():
+    """1 + 2 * 0.5 in A, 1 + 3 * 0.25 in B."""
+    steps = np.repeat(np.array([2, 3], np.int8), [6, 8])
+    update = check(sending({"values": steps, "scales": np.array([0.5, 0.25], np.float32)}), dtype="int8")
+    assert update.num_bytes == 14 + 2 * 4
+    assert set(update.arrays[A].ravel()) == {2.0}
+    assert set(update.arrays[B].ravel()) == {1.75}
 
 
 @pytest.mark.parametrize("weight", [0, -1, 4, 6, 2**62, 5.0, 0.5, math.nan, math.inf, [5]])
@@ -226,10 +250,10 @@ def test_an_array_cut_anywhere_is_refused():
     data = saved(arrays()[A])
     for size in range(len(data)):
         with pytest.raises(Rejected):
-            check_array(A, raw(data[:size]), (2, 3), 1e4)
+            check_array(A, raw(data[:size]), "<f4", (2, 3))
     with pytest.raises(Rejected, match="25 bytes, expected 24"):
-        check_array(A, raw(data + b"\0"), (2, 3), 1e4)
-    assert check_array(A, raw(data), (2, 3), 1e4).tobytes() == arrays()[A].tobytes()
+        check_array(A, raw(data + b"\0"), "<f4", (2, 3))
+    assert check_array(A, raw(data), "<f4", (2, 3)).tobytes() == arrays()[A].tobytes()
 
 
 @settings(max_examples=300, deadline=None)
@@ -238,7 +262,7 @@ def test_an_array_cut_anywhere_is_refused():
 )
 def test_random_bytes_are_refused(tail: bytes, head: bytes):
     with pytest.raises(Rejected):
-        check_array(A, raw(head + tail), (2, 3), 1e4)
+        check_array(A, raw(head + tail), "<f4", (2, 3))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +292,7 @@ def test_a_header_that_lies_is_refused_and_takes_no_memory(header: bytes):
     array = raw(data)
     tracemalloc.start()
     with pytest.raises(Rejected):
-        check_array(A, array, (2, 3), 1e4)
+        check_array(A, array, "<f4", (2, 3))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e6

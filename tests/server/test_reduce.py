@@ -17,7 +17,7 @@ def reduced(
     """Reduce clients whose factor is a row of numbers."""
     weights = weights or [1] * len(values)
     updates = [
-        Update(f"c{n}", {KEY: np.array([value], dtype=np.float32)}, weight, {})
+        Update(f"c{n}", {KEY: np.array([value], dtype=np.float32)}, weight, {}, 0)
         for n, (value, weight) in enumerate(zip(values, weights, strict=True))
     ]
     target = REDUCE[name](updates, num_byzantine)

@@ -1,17 +1,21 @@
 """The server's round: whom it asks, which replies it uses, and when it gives up."""
 
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsdr.client.wire import broadcast
 from fedsdr.config import Settings, check_settings
 from fedsdr.errors import UserError
-from fedsdr.server.strategy import FedStrategy, as_record, draw_clients
+from fedsdr.server import strategy as strategy_module
+from fedsdr.server.guard import Update, check_reply
+from fedsdr.server.strategy import FedStrategy, draw_clients
 
 KEY = "base_model.model.q.lora_A.weight"
 ROSTER = {40: "d", 10: "c", 30: "a", 20: "b"}
@@ -41,7 +45,7 @@ def start() -> Callable[..., tuple[FedStrategy, list[Message]]]:
     def begin(kind: str = "train", **server: Any) -> tuple[FedStrategy, list[Message]]:
         strategy = FedStrategy(choose(**server), ROSTER, TOLD, {KEY: np.zeros((1, 2), np.float32)}, {})
         ask = strategy.configure_train if kind == "train" else strategy.configure_evaluate
-        messages = list(ask(2, as_record(strategy.arrays), ConfigRecord({"settings": "{}"}), None))
+        messages = list(ask(2, broadcast(strategy.arrays), ConfigRecord({"settings": "{}"}), None))
         for message in messages:
             message.metadata.__dict__["_message_id"] = f"to {message.metadata.dst_node_id}"
         return strategy, messages
@@ -52,7 +56,7 @@ def start() -> Callable[..., tuple[FedStrategy, list[Message]]]:
 def trained(message: Message, value: float, num_examples: int | None = None, **metrics: float) -> Message:
     if num_examples is None:
         num_examples = TOLD[ROSTER[message.metadata.dst_node_id]]["num_train"]
-    record = ArrayRecord({KEY: Array(np.full((1, 2), value, np.float32))})
+    record = broadcast({KEY: np.full((1, 2), value, np.float32)})
     numbers = MetricRecord({"round": 2, "num_examples": num_examples, **metrics})
     return Message(RecordDict({"arrays": record, "metrics": numbers}), reply_to=message)
 
@@ -69,7 +73,7 @@ def test_every_client_gets_the_shared_adapter_and_the_number_of_the_round(start)
     strategy, messages = start()
     assert [ROSTER[message.metadata.dst_node_id] for message in messages] == ["a", "b", "c", "d"]
     for message in messages:
-        assert message.content["arrays"][KEY].numpy().tolist() == strategy.arrays[KEY].tolist()
+        assert message.content["arrays"]["values"].numpy().tolist() == strategy.arrays[KEY].ravel().tolist()
         assert message.content["config"]["round"] == 2
         assert message.content["config"]["settings"] == "{}"
 
@@ -79,7 +83,7 @@ def test_a_round_takes_the_mean_weighted_by_examples_of_the_replies_that_passed(
     strategy, (a, b, c, d) = start()
     replies = [trained(a, 2.0), trained(b, 6.0), failed(c), trained(d, float("nan"))]
     record, _ = strategy.aggregate_train(2, replies)
-    assert record[KEY].numpy().tolist() == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
+    assert [record["values"].numpy().tolist()] == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
     events = strategy.take_events()
     assert [(e["event"], e["client"]) for e in events] == [
         ("dropped", "c"), ("dropped", "d"), ("train", "a"), ("train", "b"),
@@ -213,3 +217,24 @@ def test_a_client_that_was_not_asked_is_not_counted(start):
     replies = [*(trained(message, 1.0) for message in messages), trained(uninvited[0], 9.0)]
     strategy.aggregate_train(2, replies)
     assert strategy.arrays[KEY].tolist() == [[1.0, 1.0]]
+
+
+def test_the_mean_of_clients_that_answer_in_order_holds_one_update_at_a_time(start, monkeypatch):
+    """With a thousand clients the server's memory is that of one; a late one holds back those after it."""
+    alive: list[weakref.ref] = []
+    most = []
+
+    def checking(*args: Any) -> Update:
+        update = check_reply(*args)
+        alive.append(weakref.ref(update))
+        most.append(sum(ref() is not None for ref in alive))
+        return update
+
+    monkeypatch.setattr(strategy_module, "check_reply", checking)
+    for order, expected in (((0, 1, 2, 3), 1), ((3, 2, 1, 0), 4), ((1, 0, 2, 3), 2)):
+        strategy, messages = start()
+        alive.clear()
+        most.clear()
+        strategy.aggregate_train(2, (trained(messages[place], 1.0) for place in order))
+        # While an update is checked, the one before may still be in the hands of the mean.
+        assert expected <= max(most) <= expected + 1

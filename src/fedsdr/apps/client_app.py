@@ -13,19 +13,20 @@ from functools import wraps
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
-from fedsdr.apps.site import Site, model_of, open_site
-from fedsdr.client.state import load_private, save_private
+from fedsdr.apps.site import Site, cache_of, model_of, open_site
+from fedsdr.client import wire
+from fedsdr.client.state import load_private, load_residual, save_state
 from fedsdr.client.update import learning_rate, local_update
 from fedsdr.config import Settings, check_settings
 from fedsdr.data.examples import Example
 from fedsdr.distill.paradox import paradox_counts
 from fedsdr.distill.rewrite import Rewriting
 from fedsdr.errors import UserError
-from fedsdr.measure.tasks import evaluate
+from fedsdr.measure.tasks import evaluate, evaluate_base
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import public_name
 from fedsdr.seeds import seed_for
@@ -85,7 +86,7 @@ def train(message: Message, context: Context) -> Message:
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    _load_adapters(message, settings, site, adapters, before=server_round)
+    received, _ = _load_adapters(message, settings, site, adapters, before=server_round)
     if not method.keeps_private:
         adapters.initialise(
             "private", seed_for(settings.run.seed, "client", site.id, "private", server_round)
@@ -101,17 +102,14 @@ def train(message: Message, context: Context) -> Message:
         f"round {server_round}, {site.id}",
         shared_factors=combination.factors,
     )
-    if method.has_private:
-        private = adapters.state("private")
-        save_private(site.folder, server_round, private, settings.lora, public_name(settings.model.name))
+    arrays, residual = _pack_reply(settings, site, server_round, received, adapters)
+    private = adapters.state("private") if method.has_private else None
+    if private is not None or residual is not None:
+        name = public_name(settings.model.name)
+        save_state(site.folder, server_round, private, residual, settings.lora, name)
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
-    arrays = {
-        key: Array(tensor.numpy())
-        for key, tensor in adapters.state("shared").items()
-        if method.sends(key, combination)
-    }
-    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": _as_record(metrics)})
+    content = RecordDict({"arrays": arrays, "metrics": _as_record(metrics)})
     return Message(content, reply_to=message)
 
 
@@ -120,19 +118,23 @@ def train(message: Message, context: Context) -> Message:
 def evaluate_models(message: Message, context: Context) -> Message:
     """Score the global model and, where there is one, the personalised model on the client's tests.
 
-    Round 0 scores the base model: the shared adapter's B is still zero.
+    Round 0 scores the base model.
     """
     start = time.monotonic()
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
-    is_personal = _load_adapters(message, settings, site, adapters, before=server_round + 1)
+    _, is_personal = _load_adapters(message, settings, site, adapters, before=server_round + 1)
     models: dict[str, tuple[Adapter, ...]] = {"global": ("shared",)}
     if is_personal:
         models["personalised"] = ("shared", "private")
     metrics: dict[str, float] = {"round": server_round}
     for model, active in models.items():
-        what = f"{model if server_round else 'base'} model answers {site.id}"
-        by_domain, records = evaluate(base, adapters, active, site.tests, settings.eval, what)
+        if server_round:
+            what = f"{model} model answers {site.id}"
+            by_domain, records = evaluate(base, adapters, active, site.tests, settings.eval, what)
+        else:  # the shared adapter's B is still zero
+            what, kept = f"base model answers {site.id}", cache_of(settings, site.folder) / "scores"
+            by_domain, records = evaluate_base(base, adapters, site.tests, settings.eval, kept, what)
         for domain, numbers in by_domain.items():
             metrics |= {f"eval/{domain}/{name}@{model}": value for name, value in numbers.items()}
         rewrite_lines(site.folder / "evaluation" / f"round-{server_round:04d}-{model}.jsonl", records)
@@ -175,22 +177,42 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     return settings, site, int(config["round"])  # type: ignore[arg-type]
 
 
-def _load_adapters(message: Message, settings: Settings, site: Site, adapters: Adapters, before: int) -> bool:
-    """Take the broadcast shared adapter and this client's private one; say whether that was ever trained."""
+def _load_adapters(
+    message: Message, settings: Settings, site: Site, adapters: Adapters, before: int
+) -> tuple[wire.Arrays, bool]:
+    """Take the broadcast shared adapter and this client's private one.
+
+    Returns:
+        What was broadcast, and whether the private adapter was ever trained.
+    """
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
-    received = {key: torch.from_numpy(array.numpy().copy()) for key, array in arrays.items()}
-    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    if not method.shares or len(combination.factors) < 2:  # what does not travel stays as it was drawn
-        adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
-        drawn = adapters.state("shared").items()
-        received = {key: value for key, value in drawn if not method.sends(key, combination)} | received
-    adapters.load("shared", received)
+    method = METHODS[settings.method]
+    adapters.initialise("shared", seed_for(settings.run.seed, "shared"))  # what does not travel stays so
+    drawn = adapters.state("shared")
+    received = wire.receive(arrays, {key: value.shape for key, value in _sent(settings, drawn).items()})
+    adapters.load("shared", drawn | {key: torch.from_numpy(value) for key, value in received.items()})
     if not method.has_private:
-        return False
+        return received, False
     private = load_private(site.folder, before)
     if private is None:
         adapters.initialise("private", seed_for(settings.run.seed, "client", site.id, "private"))
-        return False
+        return received, False
     adapters.load("private", private)
-    return True
+    return received, True
+
+
+def _pack_reply(
+    settings: Settings, site: Site, server_round: int, received: wire.Arrays, adapters: Adapters
+) -> tuple[ArrayRecord, wire.Float32 | None]:
+    """The trained shared adapter as it travels, and what that loses."""
+    dtype = settings.wire.dtype
+    residual = load_residual(site.folder, server_round) if dtype != "float32" else None
+    new = {key: value.numpy() for key, value in _sent(settings, adapters.state("shared")).items()}
+    return wire.encode(new, received, residual, dtype)
+
+
+def _sent(settings: Settings, shared: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The part of the shared adapter that travels."""
+    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    return {key: value for key, value in shared.items() if method.sends(key, combination)}

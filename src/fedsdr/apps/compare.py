@@ -113,9 +113,9 @@ def read_grid(path: Path, folder: Path) -> Plan:
                 raise UserError(f"grid {path}: two arms are called {arm}; give a value once")
             own = [f"run.dir={folder / arm / f'seed-{seed}'}", f"run.seed={to_toml(seed)}"]
             settings = load_settings(values["recipe"], [*common, *chosen, *own])
-            if not settings.distill.cache:
-                cache = settings.distill.model_copy(update={"cache": str(folder / "rewritings")})
-                settings = settings.model_copy(update={"distill": cache})
+            if not settings.run.cache:
+                cached = settings.run.model_copy(update={"cache": str(folder / "cache")})
+                settings = settings.model_copy(update={"run": cached})
             cells[arm, seed] = settings
     arms = dict.fromkeys(arm for arm, _ in cells)
     if values["baseline"] not in arms:

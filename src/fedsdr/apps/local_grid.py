@@ -44,6 +44,7 @@ class LocalGrid(Grid):
             for node in range(1, num_clients + 1)
         }
         self.replies: dict[str, Message] = {}
+        self.num_messages = 0
         self.set_run(Run.create_empty(run_id=1))
 
     def set_run(self, run: Run) -> None:
@@ -75,7 +76,8 @@ class LocalGrid(Grid):
         """Let each message's client answer at once and keep the replies."""
         ids: list[str] = []
         for message in messages:
-            message_id = f"message-{len(self.replies) + len(ids)}"
+            self.num_messages += 1
+            message_id = f"message-{self.num_messages}"
             message.metadata.__dict__["_message_id"] = message_id
             self.replies[message_id] = self._answer(message)
             ids.append(message_id)
@@ -88,8 +90,12 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push and pull. A timeout cannot be enforced inside one process and is passed over."""
-        return self.pull_messages(self.push_messages(messages))
+        """Let each message's client answer when its reply is taken, so that no replies pile up.
+
+        A timeout cannot be enforced inside one process and is passed over.
+        """
+        for message in messages:
+            yield from self.pull_messages(self.push_messages([message]))
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

@@ -189,10 +189,9 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
         f"{settings.method}: {len(data['num_train'])} clients, {sum(data['num_train'].values())} training and"
         f" {sum(data['num_test'].values())} test examples ({data['origin']}), folder {settings.run.dir}"
     )
-    say(
-        f"  model: {environment['model']['origin']}, {settings.model.dtype}, {settings.run.threads} threads,"
-        f" seed {settings.run.seed}"
-    )
+    say(f"  model: {environment['model']['origin']}, seed {settings.run.seed}")
+    for choice in describe_performance(settings):
+        say(f"  {choice}")
     say(
         f"  each of {settings.server.num_rounds} rounds, at each client: {', then '.join(steps)}, of"
         f" {client.batch_size * client.accumulation} examples"
@@ -228,6 +227,30 @@ def resolve(settings: Settings) -> Settings:
 
     run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
     return settings.model_copy(update={"run": run, "model": resolve_model(settings.model)})
+
+
+def describe_performance(settings: Settings) -> list[str]:
+    """Say how this machine will compute, and why so; a line for each choice."""
+    import torch
+
+    from fedsdr.model.base import choose_dtype
+
+    model, is_gpu = settings.model, torch.cuda.is_available()
+    device = torch.device("cuda" if is_gpu else "cpu")
+    machine = torch.cuda.get_device_name() if is_gpu else "this processor"
+    fast = str(choose_dtype(device)).removeprefix("torch.")
+    dtype = f"{machine} {'is fast in it' if model.dtype == fast else f'would be fast in {fast}'}"
+    attention = {
+        "grouped": "no padding between examples, scores are not kept",
+        "eager": "transformers' own, in padded batches",
+        "sdpa": "torch's fused one, in padded batches",
+    }[model.attention]
+    recompute = {"off": "states are kept for the backward pass", "on": "states are computed twice"}
+    return [
+        f"computing: {model.dtype} ({dtype}), {settings.run.threads} threads of {os.cpu_count()} cores",
+        f"  attention {model.attention} ({attention}), checkpointing {model.checkpointing}"
+        f" ({recompute[model.checkpointing]})",
+    ]
 
 
 def check_fit(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsdr import __version__
 from fedsdr.apps.site import model_of
+from fedsdr.client.wire import broadcast
 from fedsdr.config import Settings, check_settings
 from fedsdr.errors import UserError
 from fedsdr.measure.scores import table_of_round
@@ -22,7 +23,7 @@ from fedsdr.progress import say
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import last_round, load_moments, load_round, save_round
 from fedsdr.server.guard import Rejected, check_prepared
-from fedsdr.server.strategy import FedStrategy, as_record
+from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import Event, append_lines, read_lines, rewrite_lines, write_json
 
 app = ServerApp()
@@ -101,7 +102,7 @@ def _train(
     """Let the drawn clients train, combine what they send, and log it."""
     start = time.monotonic()
     num_bytes = sum(value.nbytes for value in strategy.sent().values())
-    messages = strategy.configure_train(server_round, as_record(strategy.sent()), config, grid)
+    messages = strategy.configure_train(server_round, broadcast(strategy.sent()), config, grid)
     replies = grid.send_and_receive(messages)
     try:
         strategy.aggregate_train(server_round, replies)
@@ -121,7 +122,7 @@ def _evaluate(
     path = evaluation_file(Path(settings.run.dir), server_round)
     if path.exists():
         return
-    messages = strategy.configure_evaluate(server_round, as_record(strategy.sent()), config, grid)
+    messages = strategy.configure_evaluate(server_round, broadcast(strategy.sent()), config, grid)
     replies = grid.send_and_receive(messages)
     try:
         strategy.aggregate_evaluate(server_round, replies)

@@ -138,7 +138,8 @@ def _distil(
     base, adapters = model_of(settings)
     # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
     longest = 2 * settings.model.max_length
-    rewritings = rewrite(base, adapters, examples, settings.distill, longest, folder / "rewritings", what)
+    kept = cache_of(settings, folder)
+    rewritings = rewrite(base, adapters, examples, settings.distill, longest, kept / "rewritings", what)
     pairs = [
         {
             "domain": example.domain,
@@ -151,6 +152,11 @@ def _distil(
     ]
     rewrite_lines(path, pairs)
     return rewritings
+
+
+def cache_of(settings: Settings, folder: Path) -> Path:
+    """Where a client keeps what other runs may reuse."""
+    return Path(settings.run.cache) if settings.run.cache else folder
 
 
 def _encode(

@@ -1,6 +1,7 @@
-"""What a client keeps between rounds: its private adapter, versioned by round.
+"""What a client keeps between rounds, versioned by round: its private adapter, and what its messages lost.
 
-`<folder>/round-0003/` holds the adapter after round 3, in PEFT's format, written whole. Two
+`<folder>/round-0003/` holds the adapter after round 3, in PEFT's format, and the residual of error feedback
+where `wire.dtype` has one, written whole. Two
 versions are kept: a client asked for round k starts from its newest state before k, even if it had
 already finished k when the server was killed.
 
@@ -11,6 +12,9 @@ between rounds is open in the paper; it is kept.
 import shutil
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from fedsdr.config import Lora
@@ -18,16 +22,42 @@ from fedsdr.model.adapter_files import load_adapter, save_adapter
 from fedsdr.storage import list_rounds, round_folder, write_folder
 
 KEEP = 2
+RESIDUAL = "residual.safetensors"
 
 
-def save_private(folder: Path, server_round: int, state: dict[str, Tensor], lora: Lora, base: str) -> None:
-    """Keep the private adapter after a round and drop versions older than the last two."""
-    write_folder(round_folder(folder, server_round), lambda aside: save_adapter(aside, state, lora, base))
+def save_state(
+    folder: Path,
+    server_round: int,
+    private: dict[str, Tensor] | None,
+    residual: NDArray[np.float32] | None,
+    lora: Lora,
+    base: str,
+) -> None:
+    """Keep a client's state after a round and drop versions older than the last two."""
+
+    def fill(aside: Path) -> None:
+        if private is not None:
+            save_adapter(aside, private, lora, base)
+        if residual is not None:
+            save_file({"residual": residual}, aside / RESIDUAL)
+
+    write_folder(round_folder(folder, server_round), fill)
     for old in [version for version in list_rounds(folder) if version <= server_round][:-KEEP]:
         shutil.rmtree(round_folder(folder, old))
 
 
 def load_private(folder: Path, before: int) -> dict[str, Tensor] | None:
     """Newest private adapter of a round before `before`; None if the client has none yet."""
+    newest = _newest(folder, before)
+    return load_adapter(newest) if newest else None
+
+
+def load_residual(folder: Path, before: int) -> NDArray[np.float32] | None:
+    """What this client's messages up to a round before `before` lost (num_values,); None at first."""
+    newest = _newest(folder, before)
+    return load_file(newest / RESIDUAL)["residual"] if newest else None
+
+
+def _newest(folder: Path, before: int) -> Path | None:
     older = [version for version in list_rounds(folder) if version < before]
-    return load_adapter(round_folder(folder, older[-1])) if older else None
+    return round_folder(folder, older[-1]) if older else None

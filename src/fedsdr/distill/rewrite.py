@@ -1,8 +1,9 @@
 """Self-distillation: D_raw = {(c, x, y)} becomes D_dist = {(c, x, y~)} at each client.
 
-Done once before round 1, by the base model. What the teacher wrote is kept in the client's cache
-by whole batches, so a stopped run goes on where it was, and the same rewriting is never paid for
-twice. A rewriting that cannot be taught falls back to the true response, counted by reason.
+Done once before round 1, by the base model, in this process or at the client's own server (`remote`).
+What the teacher wrote is kept in the client's cache by whole batches, so a stopped run goes on where it
+was, and the same rewriting is never paid for twice. A rewriting that cannot be taught falls back to the
+true response, counted by reason.
 
 Paper: FedSDR, section 3 (FedSD); checks after SDFT (Yang et al., ACL 2024), stricter with `verify`.
 Differs: the paper does not say what happens to empty, cut-off or refusing rewritings.
@@ -13,16 +14,15 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-import torch
-
 from fedsdr.config import Distill
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import is_refusal, is_self_referring, lost
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import VERSION, rewriting_turns
+from fedsdr.distill.remote import ask_server
 from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base, describe_machine
+from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
@@ -71,13 +71,14 @@ def rewrite(
     With checks on, the prompts are tried in order until one passes; without, the first alone.
 
     Args:
-        base: The teacher is the base model without adapters, as the global model is before round 1.
+        base: The teacher is the base model without adapters, as the global model is before round 1. Where
+            `distill.url` is set, the server's model is, and of this one only the tokenizer is used.
         adapters: Both are switched off while rewriting.
         examples: (c, x, y) of one client.
         settings: Prompts, checks and sampling.
         longest: Longest rewriting prompt in tokens; what is longer falls back. One response of
             thousands of words in a batch would ask for more memory than the rest of the run.
-        folder: Where this client keeps its rewritings.
+        folder: Where rewritings are kept; runs may share it.
         what: Whose responses these are, for the progress line.
 
     Returns:
@@ -138,17 +139,18 @@ def _ask(
 
     The batches are planned from the full list. The cache file's name is a hash of all that
     determines the answers to the last bit, the plan included: in bfloat16 the batch that a prompt
-    is in can change its answer.
+    is in can change its answer. Of a server's answers it holds what is known of it, the served name.
     """
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
     hashes = [content_hash(asdict(example)) for example in examples]
+    engine = ["server", settings.served_name] if settings.url else base.fingerprint
     key = content_hash(
-        base.identity, str(base.dtype), base.model.config._attn_implementation, describe_machine(base.device),
-        torch.get_num_threads(), prompt, VERSION, asdict(sampling), settings.seed, settings.batch_size,
+        base.identity, engine, prompt, VERSION, asdict(sampling), settings.seed, settings.batch_size,
         longest, hashes,
     )  # fmt: skip
-    path = (Path(settings.cache) if settings.cache else folder) / f"{prompt}-{key}.jsonl"
-    prompts = [encode_prompt(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
+    path = folder / f"{prompt}-{key}.jsonl"
+    turns = [rewriting_turns(prompt, example) for example in examples]
+    prompts = [encode_prompt(base.tokenizer, asked) for asked in turns]
     fitting = [index for index, ids in enumerate(prompts) if len(ids) <= longest]
     batches = by_length([len(prompts[index]) for index in fitting], settings.batch_size)
     plan = [[fitting[place] for place in batch] for batch in batches]
@@ -169,7 +171,10 @@ def _ask(
         missing = plan[num_whole:]
         for batch in track(missing, what, "examples", [len(batch) for batch in missing]):
             seeds = [seed_for(settings.seed, "distill", prompt, hashes[index]) for index in batch]
-            answers = generate(base, [prompts[index] for index in batch], sampling, seeds)
+            if settings.url:
+                answers = ask_server([turns[index] for index in batch], settings, seeds)
+            else:
+                answers = generate(base, [prompts[index] for index in batch], sampling, seeds)
             new = [
                 {"example": hashes[index], **asdict(answer)}
                 for index, answer in zip(batch, answers, strict=True)

@@ -8,8 +8,10 @@ since loss on y alone punishes FedSD by construction.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from fedsdr import __version__
 from fedsdr.config import Eval
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
@@ -21,7 +23,7 @@ from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import Question, log_likelihoods
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import track
-from fedsdr.storage import Event
+from fedsdr.storage import Event, content_hash, read_json, write_json
 from fedsdr.tables import Adapter
 
 NO_LIMIT = 10**9
@@ -80,6 +82,26 @@ def evaluate(
                     metrics |= {name: loss, f"{name}_tokens": num_tokens}
             by_domain[domain] = metrics
             records += new
+    return by_domain, records
+
+
+def evaluate_base(
+    base: Base, adapters: Adapters, tests: TestSet, settings: Eval, folder: Path, what: str
+) -> tuple[dict[str, dict[str, float]], list[Event]]:
+    """Score the base model, as `evaluate` does, or take its scores from the cache in `folder`.
+
+    All runs on the same tests begin with the same base; the name of the file is a hash of all that
+    determines the scores.
+    """
+    distilled = [conversation.ids for conversation in tests.distilled]
+    key = content_hash(
+        base.fingerprint, settings.model_dump(), [asdict(example) for example in tests.examples],
+        [conversation.ids for conversation in tests.raw], distilled, __version__,
+    )  # fmt: skip
+    path = folder / f"base-{key}.json"
+    if not path.exists():
+        write_json(path, evaluate(base, adapters, (), tests, settings, what))
+    by_domain, records = read_json(path)
     return by_domain, records
 
 

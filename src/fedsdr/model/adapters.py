@@ -17,6 +17,7 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
@@ -110,6 +111,8 @@ class Adapters:
         for path, layer in self.layers.items():
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, layer)
+        # They compute their states again in the backward pass, where that is enabled, if in training mode.
+        self.blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         self.set(active=(), train=())
 
     def set(
@@ -143,17 +146,19 @@ class Adapters:
         self.set(active, train=())
         try:
             with torch.inference_mode():
+                self.training(False)
                 for layer in self.layers.values():
                     layer.ready = layer.factors(dtype) if layer.active else None
-                    layer.train(False)
                 yield
         finally:
             self.set(active=(), train=())
 
     def training(self, mode: bool) -> None:
-        """Switch dropout on or off."""
+        """Switch dropout and checkpointing on or off."""
         for layer in self.layers.values():
             layer.train(mode)
+        for block in self.blocks:
+            block.training = mode  # of the block alone: a base model's own dropout stays off
 
     def parameters(self, names: Sequence[Adapter]) -> list[nn.Parameter]:
         """Parameters of the named adapters, A before B, in the order of the layers."""

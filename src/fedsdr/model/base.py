@@ -59,6 +59,15 @@ class Base:
     keeps_apart: bool
     """Whether its attention keeps conversations apart that lie one after the other in one row."""
 
+    @property
+    def fingerprint(self) -> list[object]:
+        """All but the input that decides the last bit of what the model computes."""
+        import torch
+
+        attention = self.model.config._attn_implementation
+        machine = describe_machine(self.device)
+        return [self.identity, str(self.dtype), attention, machine, torch.get_num_threads()]
+
 
 def list_models() -> list[dict[str, str | bool]]:
     """Describe the built-in models: name, origin, hub id, licence, size, whether cached, and the folder.
@@ -113,6 +122,10 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
         from fedsdr.model.fused import keeps_apart, replace_norms  # makes the name known to transformers
     model, tokenizer = _read(settings, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
+    if settings.checkpointing == "on":
+        if not model.supports_gradient_checkpointing:
+            raise UserError(f"model.name = {settings.name} cannot do model.checkpointing = 'on': set 'off'")
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     _check_length(settings, model)
     _settle_tokens(settings.name, model, tokenizer)
     _check_head(settings.name, model)
@@ -130,7 +143,7 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
 
 
 def resolve_model(settings: Model, device: "torch.device | str | None" = None) -> Model:
-    """Replace "auto" in dtype and attention by what the device does best; nothing is loaded.
+    """Replace "auto" in dtype, attention and checkpointing by what the device does best; nothing is loaded.
 
     Args:
         settings: The recipe's [model].
@@ -140,6 +153,8 @@ def resolve_model(settings: Model, device: "torch.device | str | None" = None) -
     choice: dict[str, str] = {}
     if settings.dtype == "auto":
         choice["dtype"] = str(choose_dtype(device)).removeprefix("torch.")
+    if settings.checkpointing == "auto":
+        choice["checkpointing"] = "on" if device.type == "cuda" and settings.quantization != "none" else "off"
     if settings.attention == "auto":
         choice["attention"] = "sdpa" if device.type == "cuda" else "grouped"
     return settings.model_copy(update=choice)

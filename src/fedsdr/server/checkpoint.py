@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.numpy import load_file, save_file
 
+from fedsdr.client.wire import Arrays
 from fedsdr.config import Lora
 from fedsdr.model.adapter_files import load_adapter, save_adapter
 from fedsdr.server.optimize import Moments
-from fedsdr.server.reduce import Arrays
 from fedsdr.storage import list_rounds, round_folder, write_folder
 
 MOMENTS = "optimizer.safetensors"

@@ -4,16 +4,17 @@ The functions behind `tables.COMBINATIONS`. Updates come in the order of client 
 order of arrival changes no byte.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from fedsdr.client.wire import Arrays
 from fedsdr.config import Server
 from fedsdr.server.guard import Update
-from fedsdr.server.reduce import REDUCE, Arrays
+from fedsdr.server.reduce import REDUCE
 
 
-def average(updates: Sequence[Update], server: Server) -> Arrays:
+def average(updates: Iterable[Update], server: Server) -> Arrays:
     """Reduce each factor for itself; with the mean R <- sum over k of (n_k / n) R_k.
 
     Equal to R + sum of (n_k / n) dR_k, as the paper writes it, since the weights sum to one. The
@@ -33,7 +34,7 @@ def average(updates: Sequence[Update], server: Server) -> Arrays:
     return REDUCE[server.reduction](updates, server.num_byzantine)
 
 
-def flexlora(updates: Sequence[Update], server: Server) -> Arrays:
+def flexlora(updates: Iterable[Update], server: Server) -> Arrays:
     """Cut the mean product to the clients' rank r: M = sum of (n_k / n) B_k A_k ~ U_r S_r V_r^T.
 
     New B = U_r sqrt(S_r) and A = sqrt(S_r) V_r^T: the best approximation of M of rank r (Eckart and
@@ -44,6 +45,7 @@ def flexlora(updates: Sequence[Update], server: Server) -> Arrays:
     how the singular values are divided between A and B is open there.
     """
     del server
+    updates = list(updates)
     total = sum(update.num_examples for update in updates)
     weights = [update.num_examples / total for update in updates]
     target: Arrays = {}
@@ -65,7 +67,7 @@ def flexlora(updates: Sequence[Update], server: Server) -> Arrays:
     return target
 
 
-COMBINE: Mapping[str, Callable[[Sequence[Update], Server], Arrays]] = {
+COMBINE: Mapping[str, Callable[[Iterable[Update], Server], Arrays]] = {
     "average": average,
     "ffa": average,
     "flexlora": flexlora,

@@ -9,15 +9,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from fedsdr.client import wire
 from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
-from fedsdr.tables import ALWAYS_SCORED, METRICS, PROMPTS, View, group_scores
+from fedsdr.tables import ALWAYS_SCORED, METRICS, PROMPTS, View, WireType, group_scores
 
 MAX_EXAMPLES = 10**9
 LEAST = -1e-3
@@ -60,13 +61,16 @@ class Update:
     num_examples: int
     """n_k, the weight of the client."""
     metrics: dict[str, float]
+    num_bytes: int
+    """Of the arrays, as they came."""
 
 
 def check_reply(
     reply: Message,
     client: str,
     num_train: int,
-    shapes: Mapping[str, tuple[int, ...]],
+    sent: wire.Arrays,
+    dtype: WireType,
     server_round: int,
     max_norm: float,
 ) -> Update:
@@ -76,25 +80,30 @@ def check_reply(
         reply: What the client sent.
         client: The client's id, for the record; empty if its answer is not awaited.
         num_train: Its training examples as it told when it prepared; its weight must still be that.
-        shapes: Keys and shapes that the arrays must have, no more and no fewer.
+        sent: The shared adapter as it was broadcast.
+        dtype: The type that travels; it says which arrays there must be, no more and no fewer.
         server_round: The round that was asked for.
-        max_norm: Largest Euclidean norm of one tensor.
+        max_norm: Largest Euclidean norm of one tensor of the adapter.
 
     Raises:
         Rejected: With the reason.
     """
+    layout = wire.layout({key: value.shape for key, value in sent.items()}, dtype)
     content = _content(reply, client, {"arrays": ArrayRecord, "metrics": MetricRecord})
     arrays: ArrayRecord = content["arrays"]  # type: ignore[assignment]
     numbers = _numbers(content, "train", server_round)
     num_examples = numbers.get("num_examples")
     if type(num_examples) is not int or num_examples != num_train:
         raise Rejected(f"weight num_examples = {num_examples!r} is not the {num_train} that it prepared with")
-    if unknown := sorted(set(arrays) - set(shapes)):
+    if unknown := sorted(set(arrays) - set(layout)):
         raise Rejected(f"{len(unknown)} keys are not on the allow-list, first {unknown[0][:80]!r}")
-    if missing := sorted(set(shapes) - set(arrays)):
+    if missing := sorted(set(layout) - set(arrays)):
         raise Rejected(f"{len(missing)} keys are missing, first {missing[0]!r}")
-    checked = {key: check_array(key, arrays[key], shape, max_norm) for key, shape in shapes.items()}
-    return Update(client, checked, num_examples, numbers)
+    checked = {name: check_array(name, arrays[name], *expected) for name, expected in layout.items()}
+    tensors = wire.decode(checked, sent, dtype)
+    for key, value in tensors.items():
+        check_tensor(key, value, max_norm)
+    return Update(client, tensors, num_examples, numbers, sum(value.nbytes for value in checked.values()))
 
 
 def check_scores(reply: Message, client: str, num_test: int, server_round: int) -> dict[str, float]:
@@ -199,8 +208,8 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
     return dict(metrics)  # type: ignore[arg-type]
 
 
-def check_array(key: str, array: Array, shape: tuple[int, ...], max_norm: float) -> NDArray[np.float32]:
-    """Return the array if its header, as sent, promises what is expected and its values keep it.
+def check_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return the array if its header, as sent, promises what is expected and its bytes keep it.
 
     The header is compared, not parsed: NumPy's parser allocates what a header promises, and fails in
     many ways on one that is no header.
@@ -210,15 +219,25 @@ def check_array(key: str, array: Array, shape: tuple[int, ...], max_norm: float)
     """
     start = 10 + int.from_bytes(array.data[8:10], "little")
     header, data = array.data[10:start].rstrip(), array.data[start:]
-    expected = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    expected = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
     if array.data[:8] != NPY_1_0 or header != expected:
-        raise Rejected(f"{key} is not float32 of shape {shape}; its header says {header[:80]!r}")
-    if len(data) != 4 * math.prod(shape):
-        raise Rejected(f"{key} has {len(data)} bytes, expected {4 * math.prod(shape)}")
-    values = np.frombuffer(data, dtype=np.float32).reshape(shape)
+        raise Rejected(
+            f"{name} is not {np.dtype(dtype).name} of shape {shape}; its header says {header[:80]!r}"
+        )
+    num_bytes = np.dtype(dtype).itemsize * math.prod(shape)
+    if len(data) != num_bytes:
+        raise Rejected(f"{name} has {len(data)} bytes, expected {num_bytes}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def check_tensor(key: str, values: NDArray[np.float32], max_norm: float) -> None:
+    """Refuse a tensor that would spoil the mean.
+
+    Raises:
+        Rejected: With the reason.
+    """
     if not np.isfinite(values).all():
         raise Rejected(f"{key} holds values that are not finite")
     norm = float(np.linalg.norm(values.astype(np.float64)))
     if norm > max_norm:
         raise Rejected(f"{key} has norm {norm:.3g}, above server.max_norm = {max_norm:.3g}")
-    return values

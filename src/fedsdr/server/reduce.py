@@ -8,32 +8,32 @@ Papers: Blanchard et al., NeurIPS 2017, arXiv 1703.02757 (krum, multi-krum); El 
 arXiv 1802.07927 (bulyan); Yin et al., ICML 2018, arXiv 1803.01498 (median, trimmed mean).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsdr.client.wire import Arrays
 from fedsdr.server.guard import Update
 
-Arrays = dict[str, NDArray[np.float32]]
 Vectors = NDArray[np.float64]
 """v_k of every client (n, d)."""
 
 
-def mean(updates: Sequence[Update], num_byzantine: int) -> Arrays:
-    """Weighted mean of each factor: sum over k of (n_k / n) v_k, in float64.
+def mean(updates: Iterable[Update], num_byzantine: int) -> Arrays:
+    """Weighted mean of each factor: (sum over k of n_k v_k) / n, in float64.
 
-    One client's factors come back unchanged.
+    One client's factors come back unchanged. No update is held once it is added.
     """
     del num_byzantine
-    total = sum(update.num_examples for update in updates)
-    return {
-        key: np.asarray(
-            sum(update.num_examples / total * update.arrays[key].astype(np.float64) for update in updates),
-            dtype=np.float32,
-        )
-        for key in updates[0].arrays
-    }
+    total = 0
+    sums: dict[str, NDArray[np.float64]] = {}
+    for update in updates:
+        total += update.num_examples
+        for key, value in update.arrays.items():
+            weighted = value.astype(np.float64) * update.num_examples
+            sums[key] = sums[key] + weighted if key in sums else weighted
+    return {key: (value / total).astype(np.float32) for key, value in sums.items()}
 
 
 def median(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
@@ -86,13 +86,14 @@ def _scores(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
     return np.sort(squared, axis=1)[:, 1 : 1 + num_near].sum(axis=1)  # column 0: the distance to itself
 
 
-Reduce = Callable[[Sequence[Update], int], Arrays]
+Reduce = Callable[[Iterable[Update], int], Arrays]
 
 
 def _of_vectors(reduce: Callable[[Vectors, int], NDArray[np.float64]]) -> Reduce:
     """Let a function of vectors work on the clients' factors."""
 
-    def reduced(updates: Sequence[Update], num_byzantine: int) -> Arrays:
+    def reduced(updates: Iterable[Update], num_byzantine: int) -> Arrays:
+        updates = list(updates)
         first = updates[0].arrays
         vectors = np.stack(
             [np.concatenate([update.arrays[key].ravel() for key in first]) for update in updates],

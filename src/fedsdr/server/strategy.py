@@ -5,13 +5,14 @@ as if nothing had happened.
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedsdr.client.wire import Arrays, broadcast
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
@@ -19,7 +20,6 @@ from fedsdr.seeds import seed_for
 from fedsdr.server.combine import COMBINE
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Moments
-from fedsdr.server.reduce import Arrays
 from fedsdr.storage import Event
 from fedsdr.tables import COMBINATIONS, METHODS, REDUCTIONS
 
@@ -72,33 +72,58 @@ class FedStrategy(Strategy):
         Raises:
             UserError: Fewer replies passed than the quorum asks.
         """
-        updates: list[Update] = []
-        shapes = {key: value.shape for key, value in self.sent().items()}
-        for reply in replies:
-            client = self._sender(reply)
-            try:
-                num = self._told(client, "num_train")
-                update = check_reply(reply, client, num, shapes, server_round, self.settings.server.max_norm)
-            except Rejected as reason:
-                self._drop("train", client, server_round, str(reason))
-                continue
-            updates.append(update)
-            num_bytes = sum(value.nbytes for value in update.arrays.values())
-            self.events.append(
-                {"event": "train", "round": server_round, "client": client, "num_bytes_up": num_bytes}
-                | {key: value for key, value in update.metrics.items() if key != "round"}
-            )
         server = self.settings.server
-        self._demand_quorum(len(updates), server_round)
-        updates.sort(key=lambda update: update.client)
+        updates = self._updates(server_round, replies)
+        if not self.sent():  # a method that shares nothing
+            for _ in updates:
+                pass
+        else:
+            target = COMBINE[server.combination](updates, server)
+            new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target, self.moments, server)
+            self.arrays = self.arrays | new
         self.events.sort(key=lambda event: (event["event"], event["client"]))
-        if not shapes:  # a method that shares nothing
-            return as_record({}), None
-        self._demand_enough(len(updates), server_round)
-        target = COMBINE[server.combination](updates, server)
-        new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target, self.moments, server)
-        self.arrays = self.arrays | new
-        return as_record(self.sent()), None
+        return broadcast(self.sent()), None
+
+    def _updates(self, server_round: int, replies: Iterable[Message]) -> Iterator[Update]:
+        """Yield the updates that pass the guard in the order of client ids, each as soon as it can be.
+
+        An update is held back until all clients before it have answered. Where they answer in order, as
+        simulated ones do, one is in memory at a time.
+
+        Raises:
+            UserError: Fewer passed than the quorum or the reduction asks, after the last.
+        """
+        sent = self.sent()
+        waiting = sorted((self.roster[node], node) for node in self.asked)
+        held: dict[str, Update] = {}
+        num_good = 0
+        for reply in replies:
+            if update := self._check(reply, sent, server_round):
+                held[update.client] = update
+                num_good += 1
+            while waiting and waiting[0][1] not in self.asked:
+                client, _ = waiting.pop(0)
+                if client in held:
+                    yield held.pop(client)
+        yield from (held[client] for client in sorted(held))
+        self._demand_quorum(num_good, server_round)
+        self._demand_enough(num_good, server_round)
+
+    def _check(self, reply: Message, sent: Arrays, server_round: int) -> Update | None:
+        """Put a training reply through the guard and into the log; None if it is dropped."""
+        client = self._sender(reply)
+        num = self._told(client, "num_train")
+        dtype, max_norm = self.settings.wire.dtype, self.settings.server.max_norm
+        try:
+            update = check_reply(reply, client, num, sent, dtype, server_round, max_norm)
+        except Rejected as reason:
+            self._drop("train", client, server_round, str(reason))
+            return None
+        self.events.append(
+            {"event": "train", "round": server_round, "client": client, "num_bytes_up": update.num_bytes}
+            | {key: value for key, value in update.metrics.items() if key != "round"}
+        )
+        return update
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -203,8 +228,3 @@ def draw_clients(settings: Settings, roster: dict[int, str], server_round: int) 
         return nodes
     rng = random.Random(seed_for(settings.run.seed, "server", "clients", "round", server_round))
     return sorted(rng.sample(nodes, wanted), key=roster.__getitem__)
-
-
-def as_record(arrays: Arrays) -> ArrayRecord:
-    """Flower's record of arrays, by the same keys."""
-    return ArrayRecord({key: Array(value) for key, value in arrays.items()})

@@ -1,0 +1,148 @@
+"""Rewriting by an OpenAI-compatible server (vLLM, llama.cpp, ...) instead of the model of this process.
+
+Turns go out, answers come back; which prompts are asked, checked and kept is decided in `rewrite`. The
+server applies its own chat template, and its batches are its own matter: asked twice, it may answer in
+other words, greedy or not.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
+
+import httpx
+from pydantic import BaseModel, Field, ValidationError
+
+from fedsdr.config import Distill
+from fedsdr.data.conversation import Turn
+from fedsdr.errors import UserError
+from fedsdr.model.generation import Answer
+
+WAITS = (1.0, 5.0, 25.0)
+"""Seconds before each further try, where the server is away, busy or broken."""
+TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+"""Seconds. The last answer of a batch may wait for all the others."""
+NUM_SHOWN = 200
+"""Characters of a refusal that an error shows."""
+ADVICE = {
+    401: "set the environment variable FEDSDR_API_KEY to the server's key",
+    403: "set the environment variable FEDSDR_API_KEY to a key that may use this model",
+    404: "check distill.url, which usually ends in /v1, and distill.served_name: /models under that address"
+    " lists the names",
+}
+"""What would do, by status."""
+
+
+class _Message(BaseModel):
+    content: str | None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None
+
+
+class _Usage(BaseModel):
+    completion_tokens: int
+
+
+class _Reply(BaseModel):
+    """What is read of a chat completion."""
+
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+    usage: _Usage
+
+
+def ask_server(prompts: Sequence[list[Turn]], settings: Distill, seeds: Sequence[int]) -> list[Answer]:
+    """Have the server at `distill.url` answer one batch, all of its prompts at once.
+
+    Args:
+        prompts: Turns, of which the server writes the next.
+        settings: Address, served name and sampling.
+        seeds: One for each prompt; sent modulo 2**31, which every server takes.
+
+    Returns:
+        One answer for each prompt, in their order. `num_tokens` is the server's count, which may include
+        the end of turn.
+
+    Raises:
+        UserError: The server cannot be reached, refuses, or answers with something else. The message shows
+            what came back, never the key or what was sent.
+    """
+    key = os.environ.get("FEDSDR_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("FEDSDR_API_KEY holds characters that no key has; set it to the server's key alone")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        client = httpx.Client(
+            base_url=settings.url, headers=headers, timeout=TIMEOUT, limits=httpx.Limits(max_connections=None)
+        )
+    except httpx.InvalidURL as error:
+        raise UserError(
+            f"distill.url = {settings.url}: {error}; set an address such as http://localhost:8000/v1"
+        ) from None
+    with client, ThreadPoolExecutor(settings.batch_size) as pool:
+        return list(pool.map(lambda turns, seed: _ask(client, settings, turns, seed), prompts, seeds))
+
+
+def _ask(client: httpx.Client, settings: Distill, turns: list[Turn], seed: int) -> Answer:
+    reply = _post(
+        client,
+        settings,
+        {
+            "model": settings.served_name,
+            "messages": turns,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_tokens": settings.max_new_tokens,
+            "seed": seed % 2**31,
+        },
+    )
+    if not reply.is_success:
+        advice = ADVICE.get(
+            reply.status_code,
+            "check distill.served_name, and that the server's context holds a prompt of twice"
+            f" model.max_length and distill.max_new_tokens = {settings.max_new_tokens}",
+        )
+        raise UserError(
+            f"distill.url = {settings.url} refuses distill.served_name = {settings.served_name!r}:"
+            f" {_describe(reply)}\nWhat would do: {advice}"
+        )
+    try:
+        read = _Reply.model_validate_json(reply.content)
+    except ValidationError:
+        raise UserError(
+            f"distill.url = {settings.url} answered, but with no chat completion: {_describe(reply)}\n"
+            "What would do: the base address of an OpenAI-compatible server, which usually ends in /v1"
+        ) from None
+    choice = read.choices[0]
+    text = (choice.message.content or "").strip()
+    return Answer(text, choice.finish_reason == "stop", read.usage.completion_tokens)
+
+
+def _post(client: httpx.Client, settings: Distill, body: dict[str, object]) -> httpx.Response:
+    """Return the first reply that another try would not change."""
+    for wait in (0.0, *WAITS):
+        time.sleep(wait)
+        try:
+            reply = client.post("chat/completions", json=body)
+        except httpx.RequestError as error:
+            found = f"{type(error).__name__}: {error}"
+            continue
+        if reply.status_code != httpx.codes.TOO_MANY_REQUESTS and not reply.is_server_error:
+            return reply
+        found = _describe(reply)
+    raise UserError(
+        f"distill.url = {settings.url} gave no answer in {1 + len(WAITS)} tries: {found}\n"
+        "What would do: a server that runs at that address; where it is overloaded, a smaller"
+        f" distill.batch_size than {settings.batch_size}, which is the number of requests at once. Batches"
+        " answered so far are kept"
+    )
+
+
+def _describe(reply: httpx.Response) -> str:
+    """Status and beginning of what came back, without the key, which some servers repeat."""
+    _, _, key = reply.request.headers.get("Authorization", "").partition(" ")
+    body = reply.text.replace(key, "***") if key else reply.text
+    return f"{reply.status_code} {reply.reason_phrase}: {body[:NUM_SHOWN]}"
