@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message, RecordDict
 
 import fedsdr.apps.client_app as client_app
+from fedsdr import __version__
 from fedsdr.apps import site
+from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.apps.run import evaluate_round, read_result, read_settings, resume, run
 from fedsdr.apps.trained import export_round
 from fedsdr.config import Settings, dump_settings
@@ -356,5 +359,22 @@ def test_a_second_run_on_a_warm_cache_asks_the_base_model_nothing(
         patch.setattr("fedsdr.measure.tasks.evaluate", None)
         second = run(quick(**chosen))
     assert (second.base, second.final) == (first.base, first.final)
+    kept = {path.parent.name for path in (tmp_path / "cache").rglob("*.json*")}
+    assert kept == {"rewritings", "scores"}
+    assert not list((second.folder / "clients").rglob("reference-*.jsonl"))
     longer = run(quick(**chosen | {"eval.max_new_tokens": 9}))
     assert longer.base != first.base  # another setting is another score
+
+
+@pytest.mark.parametrize("allowed", ["", "http://localhost:9/v1"])
+def test_a_node_sends_its_data_to_no_server_that_its_own_configuration_does_not_name(
+    quick, tmp_path: Path, allowed: str
+):
+    """Settings come from the federation's server; where a client's texts go is the client's affair."""
+    theirs = {"distill.url": "http://elsewhere.example/v1", "distill.served_name": "m", "method": "fedsd"}
+    settings = quick(**theirs)
+    grid = LocalGrid(client_app.app, 2, tmp_path, distill_url=allowed)
+    config = ConfigRecord({"settings": settings.model_dump_json(), "version": __version__, "round": 0})
+    message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
+    with pytest.raises(UserError, match=f"elsewhere.example.*allows distill-url = '{allowed}'"):
+        list(grid.send_and_receive([message]))

@@ -231,24 +231,14 @@ def test_a_cache_torn_at_any_line_or_within_one_gives_the_same_rewritings(teach,
 
 def test_two_runs_that_share_a_cache_never_swap_their_answers(teach, tmp_path: Path):
     """Both began when it was empty, so both wrote the first batch: its answers must not pass for the second's."""
-    shared = tmp_path / "shared"
     _, go = teach(lambda prompt, n: Answer(f"answer {n}", True, n))
-    whole = go(cache=str(shared))
-    (cache,) = shared.glob("reference-*.jsonl")
+    whole = go()
+    (cache,) = tmp_path.glob("reference-*.jsonl")
     lines = cache.read_text().splitlines(keepends=True)
     cache.write_text("".join(lines[:2] + lines[:2] + lines[2:]))
-    assert go(cache=str(shared)) == whole
+    assert go() == whole
     assert cache.read_text() == "".join(lines)
     assert {json.loads(line)["text"] for line in lines} == {f"answer {n}" for n in range(5)}
-
-
-def test_rewritings_are_kept_in_the_clients_folder_or_in_the_cache_of_the_settings(teach, tmp_path: Path):
-    _, go = teach()
-    go(cache=str(tmp_path / "elsewhere"))
-    assert not list(tmp_path.glob("*.jsonl"))
-    assert len(list((tmp_path / "elsewhere").glob("*.jsonl"))) == 1
-    go()
-    assert len(list(tmp_path.glob("*.jsonl"))) == 1
 
 
 def test_a_seed_belongs_to_its_example_and_prompt_wherever_they_stand(teach):

@@ -172,6 +172,12 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     if config["version"] != __version__:
         raise UserError(f"the server runs fedsdr {config['version']!s}, this client {__version__}")
     settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
+    allowed = str(context.node_config.get("distill-url", ""))
+    if settings.distill.url not in ("", allowed):
+        raise UserError(
+            f"the server's settings would send this client's data to distill.url = {settings.distill.url};"
+            f" this node's configuration allows distill-url = {allowed!r}"
+        )
     folder = Path(str(context.node_config["folder"]))
     site = open_site(settings, int(context.node_config["partition-id"]), folder)
     return settings, site, int(config["round"])  # type: ignore[arg-type]

@@ -24,20 +24,26 @@ from fedsdr.errors import UserError
 class LocalGrid(Grid):
     """Nodes 1 to `num_clients`, served in the order in which messages come."""
 
-    def __init__(self, client_app: ClientApp, num_clients: int, folder: Path) -> None:
+    def __init__(self, client_app: ClientApp, num_clients: int, folder: Path, distill_url: str = "") -> None:
         """Make a grid of simulated clients.
 
         Args:
             client_app: Called once for each message.
             num_clients: Node n is partition n - 1.
             folder: Where the clients keep their folders.
+            distill_url: The server that may see their data to rewrite it.
         """
         self.client_app = client_app
         self.contexts = {
             node: Context(
                 run_id=1,
                 node_id=node,
-                node_config={"partition-id": node - 1, "num-partitions": num_clients, "folder": str(folder)},
+                node_config={
+                    "partition-id": node - 1,
+                    "num-partitions": num_clients,
+                    "folder": str(folder),
+                    "distill-url": distill_url,
+                },
                 state=RecordDict(),
                 run_config={},
             )

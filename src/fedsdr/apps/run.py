@@ -216,7 +216,8 @@ def _serve(settings: Settings, config: dict[str, Any]) -> None:
     from fedsdr.apps.server_app import app as server_app
     from fedsdr.apps.site import data_of
 
-    grid = LocalGrid(client_app, len(data_of(settings)[1]), Path(settings.run.dir) / "clients")
+    folder = Path(settings.run.dir) / "clients"
+    grid = LocalGrid(client_app, len(data_of(settings)[1]), folder, settings.distill.url)
     config = {"settings": settings.model_dump_json(), **config}
     server_app(grid, Context(1, 0, {}, RecordDict(), config))
 

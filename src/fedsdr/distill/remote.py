@@ -68,7 +68,7 @@ def ask_server(prompts: Sequence[list[Turn]], settings: Distill, seeds: Sequence
 
     Raises:
         UserError: The server cannot be reached, refuses, or answers with something else. The message shows
-            what came back, never the key or what was sent.
+            the beginning of what came back, without the key; a server may repeat in it what it was sent.
     """
     key = os.environ.get("FEDSDR_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):

@@ -16,8 +16,10 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.model.base import Base
 from fedsdr.model.fused import in_one_row
 
-CHUNK = 128
+CHUNK = 256
 """Positions whose logits are held at a time."""
+FEW = 32
+"""Positions whose logits are held in float32 at a time: as many as the caches of a processor take."""
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -26,18 +28,14 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        wants_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wants_gradient else None
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             logits = torch.nn.functional.linear(hidden[part], weight, bias)
-            log_p = logits.log_softmax(dim=1, dtype=torch.float32)
-            total -= log_p.gather(1, targets[part, None]).sum()
+            for few, wanted in zip(logits.split(FEW), targets[part].split(FEW), strict=True):
+                total += _to_gradient(few, wanted[:, None])
             if gradient is not None:
-                softmax = log_p.exp_()
-                rows = torch.arange(len(softmax), device=hidden.device)
-                softmax[rows, targets[part]] -= 1
-                gradient[part] = softmax.to(weight.dtype) @ weight
+                gradient[part] = logits @ weight
         ctx.save_for_backward(gradient)
         return total
 
@@ -45,6 +43,20 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * outer[0].to(gradient.dtype), None, None, None
+
+
+def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Overwrite logits (n, vocabulary) by softmax - one-hot, and return their cross entropy, summed.
+
+    Computed in float32. The target's own entry is subtracted from before it is rounded.
+    """
+    wide = logits.float()
+    wide -= wide.amax(dim=1, keepdim=True)
+    picked = wide.gather(1, targets)
+    total = wide.exp_().sum(dim=1, keepdim=True)
+    torch.div(wide, total, out=logits)
+    logits.scatter_(1, targets, (picked.exp() / total - 1).to(logits.dtype))
+    return (total.log() - picked).sum()
 
 
 def response_loss(base: Base, conversations: Sequence[Conversation]) -> tuple[Tensor, int]:

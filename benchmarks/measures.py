@@ -1,0 +1,411 @@
+"""What `make bench` measures: each function is one measurement in a process of its own, and returns numbers.
+
+    python benchmarks/measures.py train_ours '{"dtype": "bfloat16", "batch": 4, "length": 192, "steps": 6}'
+
+prints them as JSON. docs/performance.md explains them.
+"""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "FLWR_TELEMETRY_ENABLED": "0"}
+
+import numpy as np
+import torch
+
+from fedsdr.apps.run import run
+from fedsdr.apps.site import data_of, model_of
+from fedsdr.client.update import local_update
+from fedsdr.config import Client, Settings, load_settings
+from fedsdr.data.checks import unsupported
+from fedsdr.data.conversation import Conversation, encode, encode_prompt
+from fedsdr.data.examples import Example
+from fedsdr.distill.prompts import rewriting_turns
+from fedsdr.measure.tasks import NO_LIMIT
+from fedsdr.model.adapters import ADAPTERS, Adapters
+from fedsdr.model.base import Base, built_in_folder
+from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.model.loss import held_out_loss, response_loss
+from fedsdr.storage import read_lines
+from fedsdr.tables import METHODS
+
+MODEL = "smollm2-135m-instruct"
+DEMO = Path(__file__).parents[1] / "recipes" / "demo.toml"
+NEW_TOKENS = 96
+
+
+def peak() -> float:
+    """Peak memory of this process in GB, as the system counted it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def load(dtype: str, **settings: Any) -> tuple[Settings, Base, Adapters]:
+    """The demo's settings and SmolLM2 with both adapters drawn."""
+    chosen = {"model.dtype": dtype, **settings}
+    loaded = load_settings(DEMO, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
+    base, adapters = model_of(loaded)
+    for number, name in enumerate(ADAPTERS):
+        adapters.initialise(name, number)
+    return loaded, base, adapters
+
+
+def random_conversations(num: int, length: int) -> list[Conversation]:
+    """Conversations of one length, half prompt and half response."""
+    rng = np.random.default_rng(0)
+    return [Conversation(tuple(rng.integers(10, 40_000, length).tolist()), length // 2) for _ in range(num)]
+
+
+def demo_conversations(settings: Settings, base: Base, domain: str) -> list[Conversation]:
+    client = next(client for client in data_of(settings)[1] if client.id == domain)
+    return [encode(base.tokenizer, example, example.response, NO_LIMIT) for example in client.train]
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """GFLOP/s of a matrix product (2048, 576) x (576, 1536), as in this model; the best of many."""
+    a, b = torch.randn(2048, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
+    best = float("inf")
+    for _ in range(60):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048 * 576 * 1536 / best / 1e9
+
+
+def step_flops(base: Base, adapters: Adapters, batch: list[Conversation]) -> float:
+    """GFLOP of the matrix products that one step executes, counted by torch as they run."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    adapters.set(("shared",), ("shared",))
+    adapters.training(True)
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = response_loss(base, batch)
+        loss.backward()
+    for parameter in adapters.parameters(("shared",)):
+        parameter.grad = None
+    return counter.get_total_flops() / 1e9
+
+
+def train_ours(
+    dtype: str, batch: int, steps: int, length: int = 0, domain: str = "", compiled: bool = False
+) -> dict[str, float]:
+    """Local updates of fedit as a client makes them: the second and third of three are timed."""
+    settings, base, adapters = load(dtype)
+    if compiled:
+        for layer in base.model.model.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+    data = (
+        demo_conversations(settings, base, domain) if domain else random_conversations(batch * steps, length)
+    )
+    client = Client(batch_size=batch, local_steps=steps)
+    flops = 0.0 if domain or compiled else step_flops(base, adapters, data[:batch])
+
+    def update(number: int) -> float:
+        start = time.perf_counter()
+        local_update(base, adapters, METHODS["fedit"], {"raw": data}, client, 2e-4, number, "")
+        return time.perf_counter() - start
+
+    first = update(0)
+    seconds = statistics.mean(update(number) for number in (1, 2))
+    tokens = steps * batch * statistics.mean(len(one.ids) for one in data)
+    rate = product_rate(base.dtype)
+    return {
+        "tokens_per_second": tokens / seconds,
+        "step_seconds": seconds / steps,
+        "first_update_seconds": first,
+        "peak_gb": peak(),
+        "product_gflops": rate,
+        "step_gflop": flops,
+        "share_of_product_rate": flops / (seconds / steps) / rate,
+    }
+
+
+def train_trl(dtype: str, batch: int, steps: int, length: int = 0, domain: str = "") -> dict[str, float]:
+    """TRL's SFTTrainer, made anew for each client and round as OpenFedLLM does; the second of two counts."""
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    folder = built_in_folder(MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora)
+    if domain:
+        settings = load_settings(DEMO)
+        client = next(client for client in data_of(settings)[1] if client.id == domain)
+        data = [encode(tokenizer, example, example.response, NO_LIMIT) for example in client.train]
+    else:
+        data = random_conversations(batch * steps, length)
+    rows = [
+        {
+            "input_ids": list(one.ids),
+            "completion_mask": [0] * one.prompt_length + [1] * one.num_response_tokens,
+        }
+        for one in data
+    ]
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as aside, contextlib.redirect_stdout(io.StringIO()):
+            config = SFTConfig(
+                output_dir=aside, max_steps=steps, per_device_train_batch_size=batch, learning_rate=2e-4,
+                bf16=dtype == "bfloat16", gradient_checkpointing=False, max_length=None, report_to=[],
+                save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
+                dataloader_pin_memory=False, eos_token="<|im_end|>",
+            )  # fmt: skip
+            trainer = SFTTrainer(
+                model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), args=config
+            )
+            trainer.train()
+        seconds = time.perf_counter() - start
+    tokens = steps * batch * statistics.mean(len(one.ids) for one in data)
+    return {"tokens_per_second": tokens / seconds, "step_seconds": seconds / steps, "peak_gb": peak()}
+
+
+def two_adapters(dtype: str, batch: int, length: int) -> dict[str, float]:
+    """Seconds of a step with one adapter, and with the private one in the forward pass too; in turns."""
+    _, base, adapters = load(dtype)
+    generator = torch.Generator().manual_seed(0)
+    for name in ADAPTERS:
+        state = adapters.state(name)
+        adapters.load(name, {k: torch.randn(t.shape, generator=generator) / 100 for k, t in state.items()})
+    data = random_conversations(batch, length)
+    found: dict[str, list[float]] = {"one": [], "two": []}
+    for number in range(12):
+        for name, active in (("one", ("shared",)), ("two", ADAPTERS)):
+            adapters.set(active, ("shared",))
+            adapters.training(True)
+            start = time.perf_counter()
+            response_loss(base, data)[0].backward()
+            if number > 1:
+                found[name].append(time.perf_counter() - start)
+    one, two = (statistics.median(found[name]) for name in ("one", "two"))
+    return {"one_seconds": one, "two_seconds": two, "ratio": two / one}
+
+
+def gradient_and_decrease(dtype: str, attention: str) -> dict[str, Any]:
+    """Gradient of a batch at drawn adapters, and held-out loss before and after 24 steps on mathematics."""
+    settings, base, adapters = load(dtype, **{"model.attention": attention})
+    generator = torch.Generator().manual_seed(0)
+    drawn = {k: torch.randn(t.shape, generator=generator) / 50 for k, t in adapters.state("shared").items()}
+    fresh = adapters.state("shared")
+    data = demo_conversations(settings, base, "math")
+    adapters.load("shared", drawn)
+    adapters.set(("shared",), ("shared",))
+    response_loss(base, data[:8])[0].backward()
+    gradient = torch.cat([p.grad.flatten() for p in adapters.parameters(("shared",))])  # type: ignore[union-attr]
+    for parameter in adapters.parameters(("shared",)):
+        parameter.grad = None
+    adapters.load("shared", fresh)
+    client = next(client for client in data_of(settings)[1] if client.id == "math")
+    held = [encode(base.tokenizer, example, example.response, NO_LIMIT) for example in client.test]
+    losses = []
+    for steps in (0, 24):
+        if steps:
+            chosen = Client(batch_size=4, local_steps=steps)
+            local_update(base, adapters, METHODS["fedit"], {"raw": data}, chosen, 5e-4, 0, "")
+        with adapters.inference(("shared",), base.dtype):
+            losses.append(held_out_loss(base, held, 16)[0])
+    path = Path(tempfile.gettempdir()) / f"fedsdr-bench-gradient-{os.getpid()}.npy"
+    np.save(path, gradient.numpy())
+    return {"gradient": str(path), "loss_before": losses[0], "loss_after": losses[1]}
+
+
+def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
+    """Examples of all domains in turn, and what the teacher is asked."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(built_in_folder(MODEL))
+    parts = [client.train for client in data_of(load_settings(DEMO))[1]]
+    examples = [example for row in zip(*parts, strict=True) for example in row][:num]
+    return (
+        examples,
+        [encode_prompt(tokenizer, rewriting_turns("reference", example)) for example in examples],
+        tokenizer,
+    )
+
+
+def generate_ours(dtype: str, num: int, batch: int) -> dict[str, Any]:
+    """Greedy rewritings by fedsdr, in batches of like length."""
+    from fedsdr.data.batching import by_length
+
+    _, base, adapters = load(dtype)
+    examples, prompts, _ = rewriting_prompts(num)
+    found: dict[int, Answer] = {}
+    with adapters.inference((), base.dtype):
+        generate(base, prompts[:2], Sampling(4))
+        start = time.perf_counter()
+        for rows in by_length([len(prompt) for prompt in prompts], batch):
+            found |= zip(
+                rows, generate(base, [prompts[row] for row in rows], Sampling(NEW_TOKENS)), strict=True
+            )
+        seconds = time.perf_counter() - start
+    texts = [found[number].text for number in range(num)]
+    return {
+        "responses_per_second": num / seconds,
+        "tokens_per_second": sum(answer.num_tokens for answer in found.values()) / seconds,
+        "peak_gb": peak(),
+        "texts": texts,
+        "unsupported": [unsupported(example, text) for example, text in zip(examples, texts, strict=True)],
+    }
+
+
+def generate_plain(dtype: str, num: int, batch: int) -> dict[str, Any]:
+    """The same by transformers' `generate`, one by one or in batches in the order of the data."""
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    examples, prompts, tokenizer = rewriting_prompts(num)
+    model = AutoModelForCausalLM.from_pretrained(built_in_folder(MODEL), dtype=getattr(torch, dtype)).eval()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    texts: list[str] = []
+    start = time.perf_counter()
+    for first in range(0, num, batch):
+        part = prompts[first : first + batch]
+        width = max(map(len, part))
+        out = model.generate(
+            input_ids=torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in part]),
+            attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part]),
+            max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=end, pad_token_id=end,
+        )  # fmt: skip
+        texts += [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
+    seconds = time.perf_counter() - start
+    return {
+        "responses_per_second": num / seconds,
+        "peak_gb": peak(),
+        "texts": texts,
+        "unsupported": [unsupported(example, text) for example, text in zip(examples, texts, strict=True)],
+    }
+
+
+def choices(dtype: str, num: int) -> dict[str, float]:
+    """Likelihoods of three labels for each of `num` prompts of 80 tokens: prompts read once, and thrice."""
+    _, base, adapters = load(dtype)
+    rng = np.random.default_rng(0)
+    labels = [[int(token), 2] for token in rng.integers(10, 40_000, 3)]
+    questions = [(rng.integers(10, 40_000, 80).tolist(), labels) for _ in range(num)]
+    alone = [(prompt, [label]) for prompt, _ in questions for label in labels]
+    seconds = []
+    with adapters.inference((), base.dtype):
+        for asked in (questions, alone, questions, alone):
+            start = time.perf_counter()
+            log_likelihoods(base, asked, 48)
+            seconds.append(time.perf_counter() - start)
+    return {"shared_seconds": seconds[2], "apart_seconds": seconds[3], "ratio": seconds[3] / seconds[2]}
+
+
+def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float]:
+    """One run of the given settings: seconds of rounds, of training in them, bytes of messages, memory.
+
+    `per_client` above 0: with so many made-up examples for each client instead of the built-in data.
+    """
+    from flwr.app import Message
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    import fedsdr.apps.client_app as client_app
+    from fedsdr.apps.local_grid import LocalGrid
+
+    training: list[float] = []
+    sizes: list[int] = []
+
+    def timed(*args: Any, **kwargs: Any) -> dict[str, float]:
+        start = time.perf_counter()
+        found = local_update(*args, **kwargs)
+        training.append(time.perf_counter() - start)
+        return found
+
+    send = LocalGrid.send_and_receive
+
+    def weighing(grid: LocalGrid, messages: Iterable[Message], **options: Any) -> Iterable[Message]:
+        for reply in send(grid, messages, **options):
+            if reply.metadata.message_type == "train" and len(sizes) < 3:
+                sizes.append(sum(len(part.deflate()) for part in get_all_nested_objects(reply).values()))
+            yield reply
+
+    client_app.local_update = timed
+    LocalGrid.send_and_receive = weighing  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = {"run.dir": f"{folder}/run", **settings}
+        if per_client:
+            _write_examples(Path(folder), per_client * settings["partition.num_clients"])
+            chosen |= {"data.root": f"{folder}/data", "partition.kind": "iid"}
+        loaded = load_settings(None, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
+        result = run(loaded)
+        events = read_lines(result.folder / "metrics.jsonl")
+    rounds = [event["seconds"] for event in events if event["event"] == "round"]
+    clients = [event for event in events if event["event"] == "train"]
+    return {
+        "round_seconds": statistics.median(rounds),
+        "client_seconds": sum(rounds) / len(clients),
+        "outside_training": 1 - sum(training) / sum(rounds),
+        "array_bytes": clients[0]["num_bytes_up"],
+        "message_bytes": max(sizes),
+        "loss_before": result.base["global"]["mean"]["loss"],
+        "loss_after": result.final["global"]["mean"]["loss"],
+        "peak_gb": peak(),
+    }
+
+
+def _write_examples(folder: Path, num: int) -> None:
+    target = folder / "data" / "sums"
+    target.mkdir(parents=True)
+    for part, count in (("train", num), ("test", 4)):
+        rows = (
+            {"instruction": f"What is {n} plus {n % 7}?", "output": f"{n} plus {n % 7} is {n + n % 7}."}
+            for n in range(count)
+        )
+        (target / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def first_step(folder: str) -> dict[str, float]:
+    """Seconds from the start of `fedsdr run` to its first training step, on the cache in a folder."""
+    import subprocess
+
+    code = (
+        "import fedsdr.client.update as u, os, sys, time\n"
+        "def stop(*a, **k):\n    print('STEP', time.time(), flush=True); os._exit(0)\n"
+        "u.response_loss = stop\n"
+        "from fedsdr.cli import main\n"
+        "sys.argv = ['fedsdr', 'run', *sys.argv[1:]]\nmain()\n"
+    )
+    with tempfile.TemporaryDirectory() as aside:
+        arguments = [str(DEMO), f"run.dir={aside}/run", f"run.cache={folder}"]
+        start = time.time()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("STEP")]
+    return {"seconds": float(line.split()[1]) - start}
+
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    function.__name__: function
+    for function in (
+        train_ours,
+        train_trl,
+        two_adapters,
+        gradient_and_decrease,
+        generate_ours,
+        generate_plain,
+        choices,
+        federation,
+        first_step,
+    )
+}
+
+if __name__ == "__main__":
+    name, arguments = sys.argv[1], json.loads(sys.argv[2])
+    print(json.dumps(MEASURES[name](**arguments)))
