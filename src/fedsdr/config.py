@@ -280,16 +280,9 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
-        combination = look_up(COMBINATIONS, self.combination, "server.combination")
+        look_up(COMBINATIONS, self.combination, "server.combination")
         look_up(OPTIMIZERS, self.optimizer, "server.optimizer")
         look_up(REDUCTIONS, self.reduction, "server.reduction")
-        for key, allowed in allowed_with(combination).items():
-            chosen = getattr(self, key.removeprefix("server."))
-            if chosen not in allowed:
-                raise ValueError(
-                    f"combination = {self.combination!r} makes new factors in each round, on which"
-                    f" {chosen!r} cannot work number by number: set {key} = {' or '.join(map(repr, allowed))}"
-                )
         if self.num_byzantine and self.reduction == "mean":
             raise ValueError(
                 f"num_byzantine = {self.num_byzantine} does nothing under reduction = 'mean': choose a robust"
@@ -313,7 +306,7 @@ class Wire(Section):
 
     dtype: WireType = "float32"
     """float32: values as they are. float16 and int8: changes, in half and a quarter of the bytes; what is
-    lost is kept at the client and added to its next change."""
+    lost in rounding is kept at the client and added to its next change."""
 
 
 class Eval(Section):
@@ -352,6 +345,15 @@ class Settings(Section):
         method = look_up(METHODS, self.method, "method")
         for name in self.distill.prompts:
             look_up(PROMPTS, name, "distill.prompts")
+        for key, allowed in allowed_with(COMBINATIONS[self.server.combination]).items():
+            table, _, name = key.partition(".")
+            chosen = getattr(getattr(self, table), name)
+            if chosen not in allowed:
+                raise ValueError(
+                    f"server.combination = {self.server.combination!r} makes new factors in each round, on"
+                    f" which {key} = {chosen!r} cannot work number by number: set {key} ="
+                    f" {' or '.join(map(repr, allowed))}"
+                )
         if not method.shares:
             for key, value, usual in (
                 ("client.correction", self.client.correction, "none"),

@@ -7,3 +7,7 @@ class UserError(Exception):
     The message names what was found, where, and what would do. The command line prints it without
     a traceback and exits with code 2.
     """
+
+
+class UnfitAttention(UserError):
+    """Our attention does not give what the model's own does."""

@@ -8,7 +8,7 @@ answers at once; the functions behind a row's name live at its station (`client`
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from fedsdr.errors import UserError
 
@@ -104,7 +104,8 @@ class Combination(Named):
     """Which factors of the shared adapter learn and travel; the others stay as they were drawn."""
     is_linear: bool = True
     """Whether each number of the target is made from the same number of every client. Else a server
-    optimizer's moments and a robust reduction of single numbers would mean nothing."""
+    optimizer's moments, a robust reduction of single numbers, and what a client's earlier messages lost
+    would mean nothing."""
 
     def sends(self, key: str) -> bool:
         """Whether the tensor of that PEFT key learns and travels."""
@@ -268,11 +269,12 @@ PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill
 
 
 def allowed_with(combination: Combination) -> dict[str, list[str]]:
-    """Name the reductions and server optimizers that make sense with a combination, by their setting."""
+    """Name the reductions, server optimizers and types of message that make sense with a combination."""
     linear = combination.is_linear
     return {
         "server.reduction": [name for name in REDUCTIONS if linear or name == "mean"],
         "server.optimizer": [name for name in OPTIMIZERS if linear or name == "fedavg"],
+        "wire.dtype": [name for name in get_args(WireType) if linear or name == "float32"],
     }
 
 

@@ -373,8 +373,48 @@ def test_a_node_sends_its_data_to_no_server_that_its_own_configuration_does_not_
     """Settings come from the federation's server; where a client's texts go is the client's affair."""
     theirs = {"distill.url": "http://elsewhere.example/v1", "distill.served_name": "m", "method": "fedsd"}
     settings = quick(**theirs)
-    grid = LocalGrid(client_app.app, 2, tmp_path, distill_url=allowed)
+    grid = LocalGrid(client_app.app, 2, tmp_path, **{"distill-url": allowed})
     config = ConfigRecord({"settings": settings.model_dump_json(), "version": __version__, "round": 0})
     message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
     with pytest.raises(UserError, match=f"elsewhere.example.*allows distill-url = '{allowed}'"):
         list(grid.send_and_receive([message]))
+
+
+def test_where_a_client_keeps_its_texts_is_said_by_its_node_and_not_by_the_server(quick, tmp_path: Path):
+    settings = quick(**{"run.cache": str(tmp_path / "theirs"), "method": "fedsd"})
+    own = tmp_path / "own"
+    grid = LocalGrid(client_app.app, 2, tmp_path / "clients", cache=str(own))
+    config = ConfigRecord({"settings": settings.model_dump_json(), "version": __version__, "round": 0})
+    message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
+    assert not next(iter(grid.send_and_receive([message]))).has_error()
+    assert not (tmp_path / "theirs").exists()
+    assert list((own / "rewritings").glob("*.jsonl"))
+
+
+def test_a_model_that_our_attention_does_not_fit_runs_with_its_own(quick, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedsdr.model.fused.keeps_apart", lambda model: False)
+    settings = quick(**{"model.attention": "auto"})
+    run(settings)
+    assert read_settings(Path(settings.run.dir)).model.attention == "eager"
+    site.load_model.cache_clear()
+    with pytest.raises(UserError, match="'grouped' does not give this model's results"):
+        run(quick(**{"model.attention": "grouped"}))
+
+
+def test_fast_and_plain_attention_give_the_same_run(quick):
+    """In float32: rewritings and answers word for word, losses and adapters up to rounding."""
+    results = {}
+    chosen = {"method": "fedsdr", "server.num_rounds": 2, "client.local_steps": 3, "eval.rewritings": True}
+    for attention in ("grouped", "eager"):
+        results[attention] = run(quick(**chosen, **{"model.attention": attention}))
+    fast, plain = results["grouped"], results["eager"]
+    for name in ("distilled.jsonl", "evaluation/round-0002-global.jsonl"):
+        assert (fast.folder / "clients/math" / name).read_text() == (
+            plain.folder / "clients/math" / name
+        ).read_text()
+    for model, by_domain in plain.final.items():
+        for domain, metrics in by_domain.items():
+            assert fast.final[model][domain] == pytest.approx(metrics, rel=1e-4)
+    ours, theirs = load_adapter(fast.adapter), load_adapter(plain.adapter)
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-5)

@@ -96,6 +96,17 @@ def test_order_and_common_factor_change_no_combination(
         np.testing.assert_allclose(scaled[key], expected[key], rtol=2**-23)  # one step of float32
 
 
+@pytest.mark.parametrize("missing", ROSTER)
+def test_order_changes_nothing_where_a_client_does_not_answer(
+    run_settings: Callable[..., Settings], missing: int, tmp_path: Path
+) -> None:
+    settings = run_settings()
+    replies = [r for r in replies_with(settings, 1, tmp_path) if r.metadata.src_node_id != missing]
+    expected = combined(settings, replies)
+    got = combined(settings, replies[::-1])
+    assert all(got[key].tobytes() == expected[key].tobytes() for key in expected)
+
+
 def test_the_factors_above_would_show_a_wrong_order() -> None:
     updates = [Update(ROSTER[node], factors_of(node), NUM_EXAMPLES[node], {}, 0) for node in ROSTER]
     straight, turned = COMBINE["average"](updates, Server()), COMBINE["average"](updates[::-1], Server())

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from flwr.app import Message
 
 Recorded = Callable[..., tuple[Path, list[tuple[Message, Message]]]]
@@ -33,3 +34,14 @@ def test_fedsdr_sends_what_fedit_sends(recorded: Recorded, wire: Callable[[Messa
         for down, up in sizes(method, whole).values():
             assert plain < down < plain + 2000
             assert plain < up < plain + 2000
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("int8", 1)])
+def test_small_types_send_a_half_and_a_quarter(
+    recorded: Recorded, wire: Callable[[Message], bytes], dtype: str, size: int
+) -> None:
+    """2 layers of 7 tensors A and B each, and with int8 a scale of 4 bytes for each tensor."""
+    num_values, scales = 2 * 4 * 1024, 28 * 4 * (dtype == "int8")
+    for _, reply in recorded(method="fedit", **{"wire.dtype": dtype})[1]:
+        if reply.metadata.message_type == "train":
+            assert 0 < len(wire(reply)) - size * num_values - scales < 2000

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_model_whose_logits_are_not_its_plain_head_is_refused(copy: Path, buil
         "eos_token_id": 2,
     }
     build(sizes).save_pretrained(copy)
-    with pytest.raises(UserError, match="caps or scales"):
+    with pytest.raises(UserError, match="caps or scales|no caps on scores"):
         load(copy)
 
 
@@ -255,7 +256,7 @@ def test_resolved_settings_are_those_that_the_base_is_loaded_by(tiny_folder: Pat
     assert resolved.attention == base.model.config._attn_implementation
     assert resolved.name == settings.name
     assert resolve_model(resolved) == resolved
-    chosen = Model(name="no/such", dtype="float16", attention="sdpa")
+    chosen = Model(name="no/such", dtype="float16", attention="sdpa", checkpointing="off")
     assert resolve_model(chosen) == chosen  # nothing is loaded for it
 
 
@@ -316,3 +317,23 @@ class TestSmolLM2:
         weight = AutoModelForCausalLM.from_pretrained(folder).model.layers[0].mlp.up_proj.weight
         assert weight.dtype is torch.float32
         assert (weight == weight.bfloat16().float()).float().mean() < 0.5
+
+
+def test_the_fingerprint_names_all_that_decides_last_bits(tiny_base: Base, monkeypatch: pytest.MonkeyPatch):
+    """Cached rewritings and scores are found by it: what it leaves out would serve another machine's answers."""
+    plain = tiny_base.fingerprint
+    assert tiny_base.fingerprint == plain
+    for changed in (replace(tiny_base, identity="other"), replace(tiny_base, dtype=torch.bfloat16)):
+        assert changed.fingerprint != plain
+    for place, value in (
+        ("torch.get_num_threads", lambda: 77),
+        ("torch.backends.cpu.get_cpu_capability", lambda: "another"),
+        ("torch.__version__", "9.9"),
+        ("transformers.__version__", "9.9"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, value)
+            assert tiny_base.fingerprint != plain, place
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_base.model.config, "_attn_implementation_internal", "eager")
+        assert tiny_base.fingerprint != plain

@@ -8,7 +8,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from fedsdr.config import Lora
-from fedsdr.errors import UserError
+from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.model import fused
 from fedsdr.model.adapters import ADAPTERS, LoraLinear
 
@@ -142,3 +142,10 @@ def test_a_conversation_longer_than_a_sliding_window_is_refused():
     fused.grouped_attention(nn.Identity(), q, k, k, unused, sliding_window=5, lengths=(5, 5))
     with pytest.raises(UserError, match=r"6 tokens.*window of 5.*model.attention = 'eager'"):
         fused.grouped_attention(nn.Identity(), q, k, k, unused, sliding_window=5, lengths=(4, 6))
+
+
+@pytest.mark.parametrize("extra", [{"softcap": 50.0}, {"s_aux": torch.zeros(HEADS)}], ids=str)
+def test_caps_and_sinks_are_refused_and_not_passed_over(extra):
+    q, k = draw(1, HEADS, 4, D), draw(1, GROUPS, 4, D)
+    with pytest.raises(UnfitAttention, match="no caps on scores and no sinks"):
+        fused.grouped_attention(nn.Identity(), q, k, k, torch.empty(0), lengths=(4,), **extra)

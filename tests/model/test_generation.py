@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from fedsdr.config import Settings
 from fedsdr.model import generation
@@ -123,6 +125,24 @@ def test_an_answer_that_ends_at_once_is_empty_and_finished(
     first = reference(eager, PROMPTS[1], [2])[0]
     monkeypatch.setattr(tiny_base.model.generation_config, "eos_token_id", [2, first])
     assert ask(tiny_base, PROMPTS[1:2], Sampling(NUM_NEW)) == [Answer("", True, 0)]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_answers_longer_than_a_sliding_window_are_those_of_transformers(tiny_base: Base, attention: str):
+    """Keys that fell out of the window are not in the cache any more; the mask must be as narrow."""
+    config = MistralConfig(
+        vocab_size=448, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=8, initializer_range=0.5, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MistralForCausalLM._from_config(config, attn_implementation=attention).eval()
+    model.generation_config.eos_token_id = [2]
+    base = replace(tiny_base, model=model, keeps_apart=False)
+    answers = ask(base, PROMPTS, Sampling(NUM_NEW))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        tokens = [token for token in reference(base, prompt, [2]) if token != 2]
+        assert answer.text == base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
 def draw(probabilities: list[float], sampling: Sampling, num: int) -> list[int]:

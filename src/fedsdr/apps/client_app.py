@@ -172,6 +172,9 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     if config["version"] != __version__:
         raise UserError(f"the server runs fedsdr {config['version']!s}, this client {__version__}")
     settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
+    # Where a client keeps texts, and who may see them, is its node's affair and not the server's.
+    cache = str(context.node_config.get("cache", ""))
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"cache": cache})})
     allowed = str(context.node_config.get("distill-url", ""))
     if settings.distill.url not in ("", allowed):
         raise UserError(

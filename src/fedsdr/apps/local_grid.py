@@ -24,30 +24,30 @@ from fedsdr.errors import UserError
 class LocalGrid(Grid):
     """Nodes 1 to `num_clients`, served in the order in which messages come."""
 
-    def __init__(self, client_app: ClientApp, num_clients: int, folder: Path, distill_url: str = "") -> None:
+    def __init__(self, client_app: ClientApp, num_clients: int, folder: Path, **node: str) -> None:
         """Make a grid of simulated clients.
 
         Args:
             client_app: Called once for each message.
             num_clients: Node n is partition n - 1.
             folder: Where the clients keep their folders.
-            distill_url: The server that may see their data to rewrite it.
+            node: More of the nodes' configuration (`cache`, `distill-url`).
         """
         self.client_app = client_app
         self.contexts = {
-            node: Context(
+            node_id: Context(
                 run_id=1,
-                node_id=node,
+                node_id=node_id,
                 node_config={
-                    "partition-id": node - 1,
+                    **node,
+                    "partition-id": node_id - 1,
                     "num-partitions": num_clients,
                     "folder": str(folder),
-                    "distill-url": distill_url,
                 },
                 state=RecordDict(),
                 run_config={},
             )
-            for node in range(1, num_clients + 1)
+            for node_id in range(1, num_clients + 1)
         }
         self.replies: dict[str, Message] = {}
         self.num_messages = 0

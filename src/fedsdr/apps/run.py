@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Settings, dump_settings, load_settings
-from fedsdr.errors import UserError
+from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
 from fedsdr.storage import content_hash, read_json, round_folder, write_file, write_json
@@ -217,17 +217,26 @@ def _serve(settings: Settings, config: dict[str, Any]) -> None:
     from fedsdr.apps.site import data_of
 
     folder = Path(settings.run.dir) / "clients"
-    grid = LocalGrid(client_app, len(data_of(settings)[1]), folder, settings.distill.url)
+    node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
+    grid = LocalGrid(client_app, len(data_of(settings)[1]), folder, **node)
     config = {"settings": settings.model_dump_json(), **config}
     server_app(grid, Context(1, 0, {}, RecordDict(), config))
 
 
 def resolve(settings: Settings) -> Settings:
     """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
+    from fedsdr.apps.site import model_of
     from fedsdr.model.base import resolve_model
 
     run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
-    return settings.model_copy(update={"run": run, "model": resolve_model(settings.model)})
+    model = resolve_model(settings.model)
+    if settings.model.attention == "auto":
+        try:
+            model_of(settings.model_copy(update={"run": run, "model": model}))
+        except UnfitAttention as reason:
+            model = model.model_copy(update={"attention": "eager"})
+            say(f"{reason}; model.attention = 'eager' is taken")
+    return settings.model_copy(update={"run": run, "model": model})
 
 
 def describe_performance(settings: Settings) -> list[str]:

@@ -48,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
         begun = 0
     past = _events_until(log, begun, folder)
     # Only what differs from the defaults is sent; clients of another version refuse.
-    sent = settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir"}})
+    sent = settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir", "cache"}})
     config = ConfigRecord({"settings": sent, "version": __version__})
     roster, prepared = _prepare(grid, config)
     # A client that only reads its rewritings again took no time for them: the first record stays.

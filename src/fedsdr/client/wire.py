@@ -8,7 +8,8 @@ from the same. What comes back is
 - float16: its change since the broadcast, v~ = half(v + e);
 - int8: the same in 255 steps, v~ = s round((v + e) / s) with s = max |v + e| / 127 for each tensor.
 
-e is what earlier messages lost, e <- v + e - v~ (error feedback). It is kept at the client.
+e is what earlier messages lost, e <- v + e - v~ (error feedback). It is kept at the client, which does not
+learn whether the server used its message: what a dropped one held is lost with it, its part of e too.
 
 Papers: Seide et al., Interspeech 2014 (error feedback); Karimireddy et al., ICML 2019, arXiv 1901.09847.
 """
@@ -74,7 +75,8 @@ def encode(
     shapes = {key: value.shape for key, value in new.items()}
     arrays: dict[str, NDArray[Any]]
     if wire == "float16":
-        arrays = {VALUES: wanted.astype(np.float16)}
+        largest = np.finfo(np.float16).max
+        arrays = {VALUES: wanted.clip(-largest, largest).astype(np.float16)}
     else:
         scales = pack(
             {key: np.abs(part).max(keepdims=True) / 127 for key, part in unpack(wanted, shapes).items()}

@@ -1,6 +1,6 @@
-"""Which examples form a batch, in which order, and the padded arrays of a batch.
+"""Which examples form a batch, in which order, and the arrays of a batch.
 
-Lengths are padded to few sizes: batches of ever new shapes make allocators and compilers grow.
+Rows are padded to few sizes: batches of ever new shapes make allocators grow.
 """
 
 import random

@@ -76,7 +76,11 @@ def ask_server(prompts: Sequence[list[Turn]], settings: Distill, seeds: Sequence
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         client = httpx.Client(
-            base_url=settings.url, headers=headers, timeout=TIMEOUT, limits=httpx.Limits(max_connections=None)
+            base_url=settings.url,
+            headers=headers,
+            timeout=TIMEOUT,
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,  # a proxy of the environment would see the data too
         )
     except httpx.InvalidURL as error:
         raise UserError(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+from fedsdr import __version__
 from fedsdr.config import Distill
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import is_refusal, is_self_referring, lost
@@ -145,8 +146,8 @@ def _ask(
     hashes = [content_hash(asdict(example)) for example in examples]
     engine = ["server", settings.served_name] if settings.url else base.fingerprint
     key = content_hash(
-        base.identity, engine, prompt, VERSION, asdict(sampling), settings.seed, settings.batch_size,
-        longest, hashes,
+        __version__, base.identity, engine, prompt, VERSION, asdict(sampling), settings.seed,
+        settings.batch_size, longest, hashes,
     )  # fmt: skip
     path = folder / f"{prompt}-{key}.jsonl"
     turns = [rewriting_turns(prompt, example) for example in examples]

@@ -45,10 +45,11 @@ class _LoraProduct(torch.autograd.Function):
         flat, narrow, weight, a, b = ctx.saved_tensors
         g = outer[0].flatten(0, -2)
         g_narrow = g @ b
-        grad_h = None
-        if ctx.needs_input_grad[0]:
-            grad_h = (g @ weight).addmm_(g_narrow, a).unflatten(0, outer[0].shape[:-1])
-        return grad_h, None, None, g_narrow.T @ flat, (narrow.T @ g).T
+        wanted_h, _, _, wanted_a, wanted_b = ctx.needs_input_grad
+        grad_h = (g @ weight).addmm_(g_narrow, a).unflatten(0, outer[0].shape[:-1]) if wanted_h else None
+        grad_a = g_narrow.T @ flat if wanted_a else None
+        grad_b = (narrow.T @ g).T if wanted_b else None
+        return grad_h, None, None, grad_a, grad_b
 
 
 class LoraLinear(nn.Module):

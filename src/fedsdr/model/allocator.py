@@ -1,7 +1,7 @@
 """Keep freed memory pages for the next step, where glibc hands them back to the kernel each time.
 
 Training frees and takes the same large blocks at every step; mapping and clearing them anew costs
-more than some of the arithmetic (docs/architecture.md).
+more than some of the arithmetic (docs/performance.md).
 """
 
 import ctypes

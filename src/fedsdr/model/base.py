@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Model
-from fedsdr.errors import UserError
+from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.model.tiny import build_tiny
 from fedsdr.model.wheel import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
 
@@ -134,9 +134,9 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
         identity, origin = f"{identity}-{settings.quantization}", f"{origin}, {settings.quantization}"
     if is_grouped:
         if not keeps_apart(model):
-            raise UserError(
+            raise UnfitAttention(
                 f"model.name = {settings.name}: model.attention = 'grouped' does not give this model's"
-                " results; set model.attention = 'eager' or 'sdpa'"
+                " results; 'eager' and 'sdpa' do"
             )
         replace_norms(model)
     return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_grouped)

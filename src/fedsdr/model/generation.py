@@ -1,7 +1,7 @@
 """Answers of the model to a batch of prompts: greedy or sampled, each prompt with its own seed.
 
-One loop over a key-value cache. Prompts are padded on the left; finished rows are taken out of the
-batch. Sampling adds Gumbel noise from the prompt's own generator and takes the largest entry,
+One loop over a key-value cache, in which prompts are padded on the left; finished rows are taken out of
+the batch. Sampling adds Gumbel noise from the prompt's own generator and takes the largest entry,
 which draws exactly from the softmax (Gumbel-max), so a prompt's sample does not depend on which
 prompts share its batch or on any global random state.
 """
@@ -86,9 +86,11 @@ def generate(
         length = width + num_written
         columns = torch.arange(RowCache.room(length) if base.keeps_apart else length, device=base.device)
         visible = (columns >= padding[:, None]) & (columns < length)
+        # transformers makes its own masks of (rows, columns), as sliding windows need them.
+        mask = additive(visible[:, None, None], base.dtype) if base.keeps_apart else visible.long()
         states = decoder(
             input_ids=tokens[:, None],
-            attention_mask=additive(visible[:, None, None], base.dtype),
+            attention_mask=mask,
             position_ids=(length - 1 - padding)[:, None],
             past_key_values=cache,
             use_cache=True,

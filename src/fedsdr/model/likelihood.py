@@ -1,6 +1,7 @@
 """How likely each of several answers to one prompt is; the prompt is read once for all of them."""
 
 from collections.abc import Sequence
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -18,13 +19,18 @@ def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) 
     """Return log p(answer given prompt) of each answer, in nats, summed over its tokens.
 
     A question is one row, prompt and then all answers; a mask hides the answers from each other, and each
-    begins at the position after the prompt. Called inside `Adapters.inference`.
+    begins at the position after the prompt. With attention that was not tried on such rows, each answer
+    has a row of its own. Called inside `Adapters.inference`.
 
     Args:
         base: The model, with adapters set as wanted.
         questions: Prompts with their answers, each of at least one token.
         batch_size: Questions in one forward pass.
     """
+    if not base.keeps_apart and any(len(answers) > 1 for _, answers in questions):
+        alone = [(prompt, [answer]) for prompt, answers in questions for answer in answers]
+        values = chain.from_iterable(log_likelihoods(base, alone, batch_size))
+        return [list(islice(values, len(answers))) for _, answers in questions]
     found: dict[int, list[float]] = {}
     lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
     for batch in by_length(lengths, batch_size):
@@ -70,7 +76,8 @@ def _log_p(
     states = base.model.get_decoder()(
         input_ids=ids.to(base.device),
         position_ids=places.to(base.device),
-        attention_mask=additive(visible.to(base.device), base.dtype),
+        # Of one answer and padding on the right transformers' own causal mask is the same.
+        attention_mask=additive(visible.to(base.device), base.dtype) if base.keeps_apart else None,
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)
     found: list[float] = []
