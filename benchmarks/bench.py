@@ -132,7 +132,7 @@ def _against(what: str, ours: Numbers, name: str, peer: Numbers, goal: float | N
 
 def compiled(records: Numbers) -> list[Line]:
     """Layers compiled, over as many steps as a client of the demo takes; compile time included."""
-    shape = {"dtype": "bfloat16", "batch": 8, "length": 256, "steps": 16}
+    shape = {"dtype": "bfloat16", "batch": 4, "length": 192, "steps": 8}
     eager, other = (measure("train_ours", compiled=flag, **shape) for flag in (False, True))
     records["compiled"] = {"eager": eager, "compiled": other}
     gflop, rate = eager["step_gflop"], eager["product_gflops"]
@@ -140,7 +140,7 @@ def compiled(records: Numbers) -> list[Line]:
     extra = other["first_update_seconds"] - shape["steps"] * other["step_seconds"]
     share = gflop / (other["step_seconds"] + max(0.0, extra) / 240) / rate
     return [
-        Line("8 x 256 with layers compiled (fedsdr does not), compiling spread over 240 steps",
+        Line("4 x 192 with layers compiled (fedsdr does not), compiling spread over 240 steps",
              f"{share * rate:.0f}", f"{rate:.0f}", f"{share:.2f}", "(0.6)", None),
         Line("a step compiled against eager, seconds; compiling took", f"{other['step_seconds']:.2f}",
              f"{eager['step_seconds']:.2f}", f"+{extra:.0f} s", "", None),
@@ -191,13 +191,13 @@ def adapters(records: Numbers) -> list[Line]:
 
 
 def rewriting(records: Numbers) -> list[Line]:
-    ours = {"num": 96, "batch": 48}
+    ours = {"num": 48, "batch": 48}
     found = in_turns(
         {
             "ours bfloat16": lambda: measure("generate_ours", dtype="bfloat16", **ours),
-            "one by one float32": lambda: measure("generate_plain", dtype="float32", num=10, batch=1),
-            "one by one bfloat16": lambda: measure("generate_plain", dtype="bfloat16", num=20, batch=1),
-            "batches of 32 bfloat16": lambda: measure("generate_plain", dtype="bfloat16", num=96, batch=32),
+            "one by one float32": lambda: measure("generate_plain", dtype="float32", num=8, batch=1),
+            "one by one bfloat16": lambda: measure("generate_plain", dtype="bfloat16", num=16, batch=1),
+            "batches of 32 bfloat16": lambda: measure("generate_plain", dtype="bfloat16", num=48, batch=32),
             "our batches bfloat16": lambda: measure("generate_plain", dtype="bfloat16", tuned=True, **ours),
         },
         3,
