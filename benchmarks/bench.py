@@ -200,7 +200,7 @@ def rewriting(records: Numbers) -> list[Line]:
             "batches of 32 bfloat16": lambda: measure("generate_plain", dtype="bfloat16", num=48, batch=32),
             "our batches bfloat16": lambda: measure("generate_plain", dtype="bfloat16", tuned=True, **ours),
         },
-        3,
+        2,
     )
     lines = []
     rate = found["ours bfloat16"]["responses_per_second"]
