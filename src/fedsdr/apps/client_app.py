@@ -196,11 +196,13 @@ def _load_adapters(
     """
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
-    method = METHODS[settings.method]
-    adapters.initialise("shared", seed_for(settings.run.seed, "shared"))  # what does not travel stays so
-    drawn = adapters.state("shared")
-    received = wire.receive(arrays, {key: value.shape for key, value in _sent(settings, drawn).items()})
-    adapters.load("shared", drawn | {key: torch.from_numpy(value) for key, value in received.items()})
+    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    if not method.shares or len(combination.factors) < 2:  # what does not travel stays as it was drawn
+        adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
+    shared = adapters.state("shared")
+    shapes = {key: value.shape for key, value in wire.travelling(settings, shared).items()}
+    received = wire.receive(arrays, shapes)
+    adapters.load("shared", shared | {key: torch.from_numpy(value) for key, value in received.items()})
     if not method.has_private:
         return received, False
     private = load_private(site.folder, before)
@@ -217,11 +219,6 @@ def _pack_reply(
     """The trained shared adapter as it travels, and what that loses."""
     dtype = settings.wire.dtype
     residual = load_residual(site.folder, server_round) if dtype != "float32" else None
-    new = {key: value.numpy() for key, value in _sent(settings, adapters.state("shared")).items()}
+    trained = wire.travelling(settings, adapters.state("shared"))
+    new = {key: value.numpy() for key, value in trained.items()}
     return wire.encode(new, received, residual, dtype)
-
-
-def _sent(settings: Settings, shared: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The part of the shared adapter that travels."""
-    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    return {key: value for key, value in shared.items() if method.sends(key, combination)}

@@ -1,7 +1,7 @@
 """`fedsdr compare`: every arm of a grid with every seed, each a run folder, and the tables that compare them.
 
-Finished cells are kept, so a stopped grid goes on. Rewritings are shared through one cache: they depend on
-model, data and `distill.seed`, and not on the seed of a run.
+Finished cells are kept, so a stopped grid goes on. Rewritings and scores of the base model are shared through
+one cache: they depend on model, data and `distill.seed`, and not on the seed of a run.
 """
 
 import re

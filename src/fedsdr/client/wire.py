@@ -16,14 +16,17 @@ Papers: Seide et al., Interspeech 2014 (error feedback); Karimireddy et al., ICM
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
-from fedsdr.tables import WireType
+from fedsdr.config import Settings
+from fedsdr.tables import COMBINATIONS, METHODS, WireType
 
+Tensors = TypeVar("Tensors")
+"""Arrays of NumPy or tensors of torch."""
 Float32 = NDArray[np.float32]
 Arrays = dict[str, Float32]
 """Tensors by PEFT key."""
@@ -41,6 +44,12 @@ def layout(shapes: Shapes, wire: WireType) -> dict[str, tuple[str, tuple[int, ..
     if wire == "int8":
         arrays[SCALES] = "<f4", (len(shapes),)
     return arrays
+
+
+def travelling(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """The part of the shared adapter, by PEFT key, that method and combination send."""
+    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    return {key: value for key, value in shared.items() if method.sends(key, combination)}
 
 
 def broadcast(tensors: Arrays) -> ArrayRecord:

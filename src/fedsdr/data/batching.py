@@ -51,6 +51,11 @@ def data_order(num_examples: int, batch_size: int, seed: int) -> Iterator[list[i
         waiting = waiting[batch_size:]
 
 
+def row_width(used: int) -> int:
+    """Width of a row that holds so many tokens."""
+    return -(-used // PAD_TO) * PAD_TO
+
+
 def collate(conversations: Sequence[Conversation], flat: bool = False) -> Batch:
     """Put conversations into arrays and list where their responses are predicted.
 
@@ -63,7 +68,7 @@ def collate(conversations: Sequence[Conversation], flat: bool = False) -> Batch:
     """
     lengths = [len(conversation.ids) for conversation in conversations]
     used = sum(lengths) if flat else max(lengths)
-    width = -(-used // PAD_TO) * PAD_TO
+    width = row_width(used)
     starts = np.cumsum([0, *lengths[:-1]]) if flat else width * np.arange(len(lengths))
     ids = np.zeros((1 if flat else len(lengths), width), dtype=np.int64)
     positions: list[int] = []

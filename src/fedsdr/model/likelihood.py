@@ -6,7 +6,7 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from fedsdr.data.batching import PAD_TO, by_length
+from fedsdr.data.batching import by_length, row_width
 from fedsdr.model.base import Base
 from fedsdr.model.fused import additive
 from fedsdr.model.loss import CHUNK
@@ -34,7 +34,7 @@ def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) 
     found: dict[int, list[float]] = {}
     lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
     for batch in by_length(lengths, batch_size):
-        width = -(-max(lengths[number] for number in batch) // PAD_TO) * PAD_TO
+        width = row_width(max(lengths[number] for number in batch))
         found |= zip(batch, _of_batch(base, [questions[number] for number in batch], width), strict=True)
     return [found[number] for number in range(len(questions))]
 

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsdr.client.wire import Arrays, broadcast
+from fedsdr.client.wire import Arrays, broadcast, travelling
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
@@ -21,7 +21,7 @@ from fedsdr.server.combine import COMBINE
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Moments
 from fedsdr.storage import Event
-from fedsdr.tables import COMBINATIONS, METHODS, REDUCTIONS
+from fedsdr.tables import REDUCTIONS
 
 
 class FedStrategy(Strategy):
@@ -159,9 +159,7 @@ class FedStrategy(Strategy):
 
     def sent(self) -> Arrays:
         """The part of the shared adapter that learns and travels."""
-        method = METHODS[self.settings.method]
-        combination = COMBINATIONS[self.settings.server.combination]
-        return {key: value for key, value in self.arrays.items() if method.sends(key, combination)}
+        return travelling(self.settings, self.arrays)
 
     def take_events(self) -> list[Event]:
         """Hand over the events since the last call."""
