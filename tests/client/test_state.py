@@ -1,11 +1,11 @@
-"""What a client keeps: the right version of adapter and residual, whenever it is asked again."""
+"""What a client keeps: the right version of adapter and other arrays, whenever it is asked again."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedsdr.client.state import load_private, load_residual, save_state
+from fedsdr.client.state import load_kept, load_private, save_state
 from fedsdr.config import Lora
 
 KEY = "base_model.model.q_proj.lora_A.weight"
@@ -13,16 +13,16 @@ KEY = "base_model.model.q_proj.lora_A.weight"
 
 def save(folder: Path, server_round: int, value: float | None = None) -> None:
     state = {KEY: torch.full((2, 3), float(server_round if value is None else value))}
-    residual = np.full(3, state[KEY][0, 0], np.float32)
-    save_state(folder, server_round, state, residual, Lora(rank=2), "tiny")
+    kept = {"residual": np.full(3, state[KEY][0, 0], np.float32)}
+    save_state(folder, server_round, state, kept, Lora(rank=2), "tiny")
 
 
 def value(folder: Path, before: int) -> float | None:
-    found, residual = load_private(folder, before), load_residual(folder, before)
-    assert (found is None) == (residual is None)
-    if found is None or residual is None:
+    found, kept = load_private(folder, before), load_kept(folder, before)
+    assert (found is None) == (not kept)
+    if found is None:
         return None
-    assert residual.tolist() == [found[KEY][0, 0]] * 3
+    assert kept["residual"].tolist() == [found[KEY][0, 0]] * 3
     return found[KEY][0, 0].item()
 
 

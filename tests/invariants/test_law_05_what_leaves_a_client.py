@@ -106,7 +106,7 @@ def test_no_byte_of_private_tensors_and_texts_is_in_any_message(
     """With int8, what its messages lost is private too."""
     chosen = {"method": method, "server.combination": combination, "wire.dtype": dtype}
     folder, exchanges = recorded(**RUN | chosen)
-    assert bool(list(folder.rglob("residual.safetensors"))) == (dtype == "int8")
+    assert bool(list(folder.rglob("kept.safetensors"))) == (dtype == "int8")
     sent = [wire(message) for exchange in exchanges for message in exchange]
     found = set().union(*map(windows, sent))
     if METHODS[method].shares and combination == "average":

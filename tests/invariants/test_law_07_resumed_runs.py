@@ -121,7 +121,7 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     folder = Path(settings.run.dir)
     with kill_at("fedsdr.apps.client_app.save_state", 5, late=True):
         fedsdr.run(settings)
-    assert (folder / "clients/general/round-0002/residual.safetensors").exists()
+    assert (folder / "clients/general/round-0002/kept.safetensors").exists()
     fresh_process()
     assert results(fedsdr.resume(folder).folder) == results(finished(**chosen))
 

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from fedsdr import __version__
 from fedsdr.apps.site import Site, cache_of, model_of, open_site
 from fedsdr.client import wire
-from fedsdr.client.state import load_private, load_residual, save_state
+from fedsdr.client.state import load_kept, load_private, save_state
 from fedsdr.client.update import learning_rate, local_update
 from fedsdr.config import Settings, check_settings
 from fedsdr.data.examples import Example
@@ -102,11 +102,11 @@ def train(message: Message, context: Context) -> Message:
         f"round {server_round}, {site.id}",
         shared_factors=combination.factors,
     )
-    arrays, residual = _pack_reply(settings, site, server_round, received, adapters)
+    arrays, kept = _pack_reply(settings, site, server_round, received, adapters)
     private = adapters.state("private") if method.has_private else None
-    if private is not None or residual is not None:
+    if private is not None or kept:
         name = public_name(settings.model.name)
-        save_state(site.folder, server_round, private, residual, settings.lora, name)
+        save_state(site.folder, server_round, private, kept, settings.lora, name)
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
     content = RecordDict({"arrays": arrays, "metrics": _as_record(metrics)})
@@ -215,10 +215,10 @@ def _load_adapters(
 
 def _pack_reply(
     settings: Settings, site: Site, server_round: int, received: wire.Arrays, adapters: Adapters
-) -> tuple[ArrayRecord, wire.Float32 | None]:
-    """The trained shared adapter as it travels, and what that loses."""
-    dtype = settings.wire.dtype
-    residual = load_residual(site.folder, server_round) if dtype != "float32" else None
+) -> tuple[ArrayRecord, wire.Arrays]:
+    """The trained shared adapter as it travels, and what the client keeps of the sending."""
     trained = wire.travelling(settings, adapters.state("shared"))
     new = {key: value.numpy() for key, value in trained.items()}
-    return wire.encode(new, received, residual, dtype)
+    lost = load_kept(site.folder, server_round).get("residual")
+    arrays, residual = wire.encode(new, received, lost, settings.wire.dtype)
+    return arrays, {} if residual is None else {"residual": residual}

@@ -1,35 +1,35 @@
-"""What a client keeps between rounds, versioned by round: its private adapter, and what its messages lost.
+"""What a client keeps between rounds, versioned by round: its private adapter, and other arrays by name.
 
-`<folder>/round-0003/` holds the adapter after round 3, in PEFT's format, and the residual of error feedback
-where `wire.dtype` has one, written whole. Two
-versions are kept: a client asked for round k starts from its newest state before k, even if it had
-already finished k when the server was killed.
+`<folder>/round-0003/` holds the adapter after round 3, in PEFT's format, and kept.safetensors with whatever
+else the method, the combination, the correction or `wire.dtype` must remember at the client (such as
+"residual", what its messages lost), written whole. Two versions are kept: a client asked for round k starts
+from its newest state before k, even if it had already finished k when the server was killed.
 
 Paper: LoRA-S never leaves the client (FedSDR, section 4). Differs: whether it is kept or reset
 between rounds is open in the paper; it is kept.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from fedsdr.client.wire import Float32
 from fedsdr.config import Lora
 from fedsdr.model.adapter_files import load_adapter, save_adapter
 from fedsdr.storage import list_rounds, round_folder, write_folder
 
 KEEP = 2
-RESIDUAL = "residual.safetensors"
+KEPT = "kept.safetensors"
 
 
 def save_state(
     folder: Path,
     server_round: int,
     private: dict[str, Tensor] | None,
-    residual: NDArray[np.float32] | None,
+    kept: Mapping[str, Float32],
     lora: Lora,
     base: str,
 ) -> None:
@@ -38,8 +38,8 @@ def save_state(
     def fill(aside: Path) -> None:
         if private is not None:
             save_adapter(aside, private, lora, base)
-        if residual is not None:
-            save_file({"residual": residual}, aside / RESIDUAL)
+        if kept:
+            save_file(dict(kept), aside / KEPT)
 
     write_folder(round_folder(folder, server_round), fill)
     for old in [version for version in list_rounds(folder) if version <= server_round][:-KEEP]:
@@ -52,10 +52,10 @@ def load_private(folder: Path, before: int) -> dict[str, Tensor] | None:
     return load_adapter(newest) if newest else None
 
 
-def load_residual(folder: Path, before: int) -> NDArray[np.float32] | None:
-    """What this client's messages up to a round before `before` lost (num_values,); None at first."""
+def load_kept(folder: Path, before: int) -> dict[str, Float32]:
+    """What else the client kept of its newest round before `before`, by name; empty at first."""
     newest = _newest(folder, before)
-    return load_file(newest / RESIDUAL)["residual"] if newest else None
+    return load_file(newest / KEPT) if newest and (newest / KEPT).exists() else {}
 
 
 def _newest(folder: Path, before: int) -> Path | None:
