@@ -83,10 +83,17 @@ def evaluate(
 
 @app.command()
 def compare(
-    grid: Annotated[Path, typer.Argument(help="A TOML grid, such as recipes/grids/demo.toml.")],
+    grid: Annotated[Path, typer.Argument(help="A TOML grid, such as recipes/compare-demo.toml.")],
     to: Annotated[
         Path | None, typer.Option(help="The grid's folder; runs/<name of the file> by default.")
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Runs at a time, each a process; 0: in this one, which cannot tell their memory apart.",
+        ),
+    ] = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -95,7 +102,7 @@ def compare(
     from fedsdr.apps import compare as grids
     from fedsdr.report.tables import render_text
 
-    sheets = grids.compare(grid, to)
+    sheets = grids.compare(grid, to, jobs)
     if as_json:
         _print_json(grids.as_json(sheets))
     else:

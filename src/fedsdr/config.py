@@ -117,6 +117,8 @@ class Data(Section):
     """Training examples drawn from each domain; 0: all."""
     num_test: Annotated[int, Field(ge=0)] = 0
     """Test examples drawn from each domain; 0: all."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each domain's training examples that is kept out of training, to choose settings by."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the draw, the partition and the built-in data. Apart from run.seed, so that runs with
     different seeds see the same examples."""
@@ -314,6 +316,8 @@ class Eval(Section):
 
     every: Annotated[int, Field(ge=0)] = 0
     """Evaluate every so many rounds; 0: only the base model and the last round."""
+    on: Literal["test", "validation"] = "test"
+    """Which examples models are scored on; validation: those that data.validation keeps out."""
     rewritings: bool = True
     """Also rewrite the test responses and give the held-out loss on them."""
     max_new_tokens: Count = 160
@@ -366,6 +370,10 @@ class Settings(Section):
                     raise ValueError(
                         f"{key} = {value!r} does nothing under method = {self.method!r}: leave it out"
                     )
+        if self.eval.on == "validation" and not self.data.validation:
+            raise ValueError(
+                "eval.on = 'validation', but data.validation = 0.0 keeps no examples out: set it to 0.1"
+            )
         steps, stages = self.client.local_steps, len(method.stages)
         if self.client.budget == "per_round" and steps < stages:
             raise ValueError(

@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class UnfitAttention(UserError):
     """Our attention does not give what the model's own does."""
+
+
+class Diverged(UserError):
+    """Training left the numbers: the learning rate is too high."""

@@ -5,13 +5,15 @@ aside, flushed and renamed; logs are appended by whole lines and a torn last lin
 What is written aside carries the number of the process, so that two of them do not mix theirs.
 """
 
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,15 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             os.fsync(handle.fileno())
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock of that file, and hold it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def round_folder(folder: Path, number: int) -> Path:

@@ -58,6 +58,11 @@ class Method:
         return any("shared" in stage.train for stage in self.stages)
 
     @property
+    def learns_last(self) -> View:
+        """The view that the model which is judged learns last: the shared adapter's, if it learns."""
+        return [stage.on for stage in self.stages if "shared" in stage.train or not self.shares][-1]
+
+    @property
     def has_private(self) -> bool:
         """Whether a client keeps a private adapter, and so has a personalised model."""
         return any("private" in stage.active for stage in self.stages)

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from fedsdr.apps import compare as module
-from fedsdr.apps.compare import compare, read_grid
+from fedsdr.apps.compare import compare
+from fedsdr.apps.grid import read_grid
 from fedsdr.apps.run import read_result, read_settings, run
 from fedsdr.config import Settings, dump_settings
 from fedsdr.errors import UserError
 from fedsdr.server.checkpoint import save_round
 
-GRIDS = Path(__file__).parents[2] / "recipes" / "grids"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_grid_runs_each_cell_once_and_its_tables_hold_the_cells_numbers(
     ]
     assert (to / "comparison-costs.csv").is_file()
     # Rewritings of the test responses are common to all cells, those of the training responses to fedsd's.
-    assert len(list((to / "cache/rewritings").iterdir())) == 2 + 2
+    assert len(list((to / "cache/rewritings").glob("*.jsonl"))) == 2 + 2
 
     monkeypatch.setattr(module, "run", None)
     monkeypatch.setattr(module, "resume", None)
@@ -89,7 +90,9 @@ def test_a_stopped_grid_goes_on_with_the_cell_it_was_in(
         compare(grid(), tmp_path / "stopped")
     sheets = compare(grid(), tmp_path / "stopped")
     assert len(started) == 4  # the third went on by resume
-    assert [sheet.records for sheet in sheets[:-1]] == [sheet.records for sheet in straight[:-1]]
+    for sheet, expected in zip(sheets, straight, strict=True):
+        if not sheet.caption.startswith("Costs"):  # of time and memory
+            assert sheet.records == expected.records
 
 
 def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid, tmp_path: Path):
@@ -105,8 +108,8 @@ def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid,
     [
         ({"baseline": ""}, "key baseline is missing or unknown"),
         ({"seed": "3"}, "key seed is missing or unknown"),
-        ({"seeds": "[]"}, r"seeds = \[\]; expected a list of different numbers"),
-        ({"seeds": "[1, 1]"}, "expected a list of different numbers"),
+        ({"seeds": "[]"}, r"seeds = \[\]; expected a list of different values"),
+        ({"seeds": "[1, 1]"}, "expected a list of different values"),
         ({"seeds": '["a"]'}, "run.seed"),
         ({"vary": '{method = "fedit"}'}, "vary.method = 'fedit'; expected a list"),
         ({"vary": '{method = ["fedit", "fedrs"]}'}, "method = 'fedrs' is unknown"),
@@ -131,9 +134,17 @@ def test_several_settings_make_an_arm_of_each_choice(grid, tmp_path: Path):
     assert {str(settings.run.cache) for settings in plan.cells.values()} == {str(tmp_path / "out/cache")}
 
 
-@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.name)
-def test_every_grid_of_the_recipes_is_read(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(GRIDS.parents[1])
+def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parent)
+    path = RECIPES / "compare-demo.toml"
     plan = read_grid(path, tmp_path)
-    assert len(plan.cells) > 1
-    assert f"fedsdr compare recipes/grids/{path.name}" in path.read_text()
+    one_stage, two_stages = ["fedit", "fedsd"], ["fedsdr", "dual-raw"]
+    again = [f"{arm}-per_stage" for arm in two_stages]
+    assert list(plan.budgets.values()) == [one_stage + two_stages, one_stage + again]
+    assert len(plan.cells) == 5 * 6
+    assert len(plan.trials) == 3 * 6
+    # 8 steps for each stage, or divided over two; the shared adapter of fedit and fedsd takes 8 in both.
+    budgets = {arm: settings.client.budget for (arm, _), settings in plan.cells.items()}
+    assert [budgets[arm] for arm in again] == ["per_stage"] * 2
+    assert [budgets[arm] for arm in one_stage + two_stages] == ["per_round"] * 4
+    assert "fedsdr compare recipes/compare-demo.toml" in path.read_text()

@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from fedsdr.report.comparison import Cell, cost_comparison, domain_comparison, holm, paired, score_comparison
+from fedsdr.report.comparison import Cell, cost_comparison, domain_comparison, score_comparison
 
 SCORES = {"fedit": [0.50, 0.40, 0.60], "fedsd": [0.55, 0.50, 0.66], "fedsdr": [0.50, 0.43, 0.59]}
 
@@ -15,32 +15,10 @@ def table(score: float, words: float = 10.0) -> dict[str, dict[str, float]]:
 
 def cells() -> list[Cell]:
     return [
-        Cell(arm, seed, {"global": table(0.2)}, {"global": table(score)}, [])
+        Cell(arm, seed, {"global": table(0.2)}, {"global": table(score)}, [], {})
         for arm, scores in SCORES.items()
         for seed, score in enumerate(scores)
     ]
-
-
-def test_the_paired_test_is_scipys():
-    difference = paired(SCORES["fedsd"], SCORES["fedit"])
-    oracle = stats.ttest_rel(SCORES["fedsd"], SCORES["fedit"])
-    assert difference is not None
-    assert difference.mean == pytest.approx((0.05 + 0.10 + 0.06) / 3)
-    assert difference.p == pytest.approx(oracle.pvalue)
-    assert (difference.low, difference.high) == pytest.approx(oracle.confidence_interval(0.95))
-
-
-def test_without_spread_there_is_no_test():
-    assert paired([0.5], [0.4]) is None
-    assert paired([0.5, 0.5], [0.5, 0.5]) is None
-
-
-def test_holm_by_hand():
-    """Ascending 0.01, 0.02, 0.04 times 3, 2, 1: 0.03, 0.04, 0.04. Never smaller than one before it."""
-    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert holm([0.01, 0.011]) == pytest.approx([0.02, 0.02])  # 1 x 0.011 is raised to 0.02
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 def test_arms_are_compared_with_the_baseline_seed_by_seed_and_corrected_together():
@@ -64,6 +42,7 @@ def test_a_personalised_model_is_never_compared_with_a_global_one():
             {"global": table(0.2)},
             {"global": table(0.5), "personalised": table(0.7 + seed / 10)},
             [],
+            {},
         )
         for seed in range(3)
     ]
@@ -75,7 +54,7 @@ def test_a_personalised_model_is_never_compared_with_a_global_one():
 
 def test_a_cell_without_a_mean_is_left_out_and_the_number_of_seeds_says_so():
     some = cells()
-    broken = Cell("fedsd", 2, some[0].base, {"global": {"math": table(0.9)["math"]}}, [])
+    broken = Cell("fedsd", 2, some[0].base, {"global": {"math": table(0.9)["math"]}}, [], {})
     records = {r["arm"]: r for r in score_comparison([*some[:5], broken, *some[6:]], "fedit").records}
     assert records["fedsd"]["num_seeds"] == 2
     assert records["fedsd"]["difference"] == pytest.approx((0.05 + 0.10) / 2)  # seeds 0 and 1 of both
@@ -91,7 +70,8 @@ def test_costs_are_sums_over_clients_and_means_over_seeds(made_up):
     events = [made_up.prepare("math"), made_up.train(1, "math", ("private", "shared")),
               made_up.train(1, "code", ("private", "shared"))]  # fmt: skip
     events.append({"event": "round", "round": 1, "seconds": 20.0, "num_bytes_down": 64_000})
-    some = [Cell("fedsdr", seed, {}, {}, events) for seed in range(2)]
+    events.append({"event": "end", "round": 1, "seconds": 70.4, "peak_memory": 2_500_000_000})
+    some = [Cell("fedsdr", seed, {}, {}, events, {}) for seed in range(2)]
     (row,) = cost_comparison(some).rows
     # Two clients of 16 steps, 2,000 tokens, 64 kB each way, 12.5 s; 40 s of rewriting.
-    assert row == ("fedsdr", "32", "4,000", "128.0 kB", "128.0 kB", "40", "25", "0")
+    assert row == ("fedsdr", "32", "4,000", "128.0 kB", "128.0 kB", "40", "25", "0", "70", "2.5 GB")

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsdr.errors import UserError
+from fedsdr.errors import Diverged, UserError
 
 
 class LocalGrid(Grid):
@@ -109,6 +109,8 @@ class LocalGrid(Grid):
         asked = Message(content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload]
         reply = self.client_app(asked, self.contexts[node])
         failure = self.contexts[node].state.get("error")
-        if reply.has_error() and isinstance(failure, ConfigRecord) and failure["type"] == "UserError":
-            raise UserError(str(failure["text"]))  # one person runs all clients here and can mend it
+        if reply.has_error() and isinstance(failure, ConfigRecord):
+            for kind in (UserError, Diverged):  # one person runs all clients here and can mend it
+                if failure["type"] == kind.__name__:
+                    raise kind(str(failure["text"]))
         return reply

@@ -3,10 +3,12 @@
 import fcntl
 import os
 import platform
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from fedsdr.config import Settings, dump_settings, load_settings
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
-from fedsdr.storage import content_hash, read_json, round_folder, write_file, write_json
+from fedsdr.storage import append_lines, content_hash, read_json, round_folder, write_file, write_json
 from fedsdr.tables import METHODS, REDUCTIONS
 
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
@@ -167,10 +169,22 @@ def _drive(settings: Settings, environment: dict[str, Any]) -> Result:
     from fedsdr.report.page import write_report
 
     _introduce(settings, environment)
+    begun, is_old = time.monotonic(), is_finished(settings)
     _serve(settings, {})
     result = read_result(Path(settings.run.dir))
+    if not is_old:
+        costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()}
+        append_lines(
+            result.folder / "metrics.jsonl", [{"event": "end", "round": settings.server.num_rounds, **costs}]
+        )
     write_report(result.folder, settings)
     return result
+
+
+def _peak_memory() -> int:
+    """Most memory of the host that this process has had, in bytes; of a GPU's nothing is said."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _introduce(settings: Settings, environment: dict[str, Any]) -> None:

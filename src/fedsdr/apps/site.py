@@ -62,7 +62,9 @@ def _load_data(settings: str) -> tuple[dict[str, Domain], list[ClientData]]:
 
 def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
     """All domains of a simulation, and all clients, sorted by id; read once per process."""
-    return _load_data(settings.model_dump_json(include={"method", "data", "partition"}))
+    return _load_data(
+        settings.model_dump_json(include={"method": True, "data": True, "partition": True, "eval": {"on"}})
+    )
 
 
 _sites: dict[tuple[str, str], Site] = {}

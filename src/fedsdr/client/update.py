@@ -17,7 +17,7 @@ import torch
 from fedsdr.config import Client
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
-from fedsdr.errors import UserError
+from fedsdr.errors import Diverged
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
@@ -125,7 +125,7 @@ def _learn(
             value.grad.add_(value.detach() - anchor, alpha=settings.mu)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         if not math.isfinite(step_loss) or not norm.isfinite():
-            raise UserError(
+            raise Diverged(
                 f"{progress}: training diverged at step {len(losses) + 1} (loss {step_loss:.3g}, norm of the"
                 f" gradient {norm:.3g}); lower client.learning_rate = {settings.learning_rate}"
             )

@@ -4,7 +4,7 @@ In: domains of records. Out: for each client its training and test examples. Eac
 each test example is at exactly one client. The same seed (`data.seed`) gives the same division.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +50,8 @@ def partition(domains: dict[str, Domain], settings: Settings) -> list[ClientData
         UserError: The settings do not fit the data; the message says what to change.
     """
     chosen, seed = settings.partition, settings.data.seed
+    if settings.data.validation:
+        domains = {name: _hold_out(name, domain, settings) for name, domain in domains.items()}
     train = [record for domain in domains.values() for record in domain.train]
     test = [record for domain in domains.values() for record in domain.test]
     by_label = chosen.by == "label" and chosen.kind in ("dirichlet", "pathological")
@@ -63,6 +65,25 @@ def partition(domains: dict[str, Domain], settings: Settings) -> list[ClientData
         ClientData(name, [train[i].example for i in places], [test[i].example for i in tests[name]])
         for name, places in clients.items()
     ]
+
+
+def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:
+    """Keep a share of the training examples, at least one, out of training.
+
+    They take the place of the test examples where models are scored on them. Which ones does not depend on
+    the partition, so that methods that pool the data keep out the same.
+    """
+    num = max(1, round(settings.data.validation * len(domain.train)))
+    if num == len(domain.train):
+        raise UserError(
+            f"data.validation = {settings.data.validation} leaves domain {name!r} no example to train"
+            f" on; it has {num}"
+        )
+    rng = np.random.default_rng(seed_for(settings.data.seed, "validation", name))
+    kept_out = set(rng.permutation(len(domain.train))[:num].tolist())
+    held = [record for place, record in enumerate(domain.train) if place in kept_out]
+    train = [record for place, record in enumerate(domain.train) if place not in kept_out]
+    return replace(domain, train=train, test=held if settings.eval.on == "validation" else domain.test)
 
 
 def _group(records: list[Record], by_label: bool) -> Groups:

@@ -27,7 +27,7 @@ from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
-from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines
+from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
 
 FAULTS = (
     "too long",
@@ -156,32 +156,33 @@ def _ask(
     batches = by_length([len(prompts[index]) for index in fitting], settings.batch_size)
     plan = [[fitting[place] for place in batch] for batch in batches]
 
-    # Whole batches, as far as they are the plan's: another run may have written to the same cache.
-    records: list[Event] = []
-    num_whole = 0
-    found = iter(read_lines(path))
-    for batch in plan:
-        part = list(islice(found, len(batch)))
-        if [record["example"] for record in part] != [hashes[index] for index in batch]:
-            break
-        records += part
-        num_whole += 1
-    if path.exists():
-        rewrite_lines(path, records)
-    with adapters.inference((), base.dtype):
-        missing = plan[num_whole:]
-        for batch in track(missing, what, "examples", [len(batch) for batch in missing]):
-            seeds = [seed_for(settings.seed, "distill", prompt, hashes[index]) for index in batch]
-            if settings.url:
-                answers = ask_server([turns[index] for index in batch], settings, seeds)
-            else:
-                answers = generate(base, [prompts[index] for index in batch], sampling, seeds)
-            new = [
-                {"example": hashes[index], **asdict(answer)}
-                for index, answer in zip(batch, answers, strict=True)
-            ]
-            append_lines(path, new)
-            records += new
+    with locked(path):  # another run may be writing the same
+        # Whole batches, as far as they are the plan's.
+        records: list[Event] = []
+        num_whole = 0
+        found = iter(read_lines(path))
+        for batch in plan:
+            part = list(islice(found, len(batch)))
+            if [record["example"] for record in part] != [hashes[index] for index in batch]:
+                break
+            records += part
+            num_whole += 1
+        if path.exists():
+            rewrite_lines(path, records)
+        with adapters.inference((), base.dtype):
+            missing = plan[num_whole:]
+            for batch in track(missing, what, "examples", [len(batch) for batch in missing]):
+                seeds = [seed_for(settings.seed, "distill", prompt, hashes[index]) for index in batch]
+                if settings.url:
+                    answers = ask_server([turns[index] for index in batch], settings, seeds)
+                else:
+                    answers = generate(base, [prompts[index] for index in batch], sampling, seeds)
+                new = [
+                    {"example": hashes[index], **asdict(answer)}
+                    for index, answer in zip(batch, answers, strict=True)
+                ]
+                append_lines(path, new)
+                records += new
     by_place = dict(zip(chain.from_iterable(plan), records, strict=True))
     return [
         Answer(record["text"], record["finished"], record["num_tokens"]) if record else None

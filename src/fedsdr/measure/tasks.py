@@ -23,7 +23,7 @@ from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import Question, log_likelihoods
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import track
-from fedsdr.storage import Event, content_hash, read_json, write_json
+from fedsdr.storage import Event, content_hash, locked, read_json, write_json
 from fedsdr.tables import Adapter
 
 NO_LIMIT = 10**9
@@ -99,8 +99,9 @@ def evaluate_base(
         [conversation.ids for conversation in tests.raw], distilled, __version__,
     )  # fmt: skip
     path = folder / f"base-{key}.json"
-    if not path.exists():
-        write_json(path, evaluate(base, adapters, (), tests, settings, what))
+    with locked(path):
+        if not path.exists():
+            write_json(path, evaluate(base, adapters, (), tests, settings, what))
     by_domain, records = read_json(path)
     return by_domain, records
 

@@ -1,16 +1,19 @@
 """Tables that compare the arms of a grid: means over seeds, paired differences to a baseline, costs.
 
-In: the results of every cell. An arm is one choice of settings, a cell one arm with one seed. What the
-intervals and tests cover is the seeds (order of the data, initial adapters, draw of clients), not the draw
-of the test examples, which all cells share.
+In: the results of every cell. An arm is one choice of settings, a cell one arm with one seed. Tests over
+seeds cover what seeds draw (order of the data, initial adapters, draw of clients); tests over seeds and
+examples cover the draw of the test examples too.
 """
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+import numpy as np
+
 from fedsdr.measure.scores import Table
+from fedsdr.measure.statistics import Difference, clustered, holm, paired
 from fedsdr.report.events import cost_records, data_size
 from fedsdr.report.tables import NONE, Sheet, number
 from fedsdr.storage import Event
@@ -23,6 +26,11 @@ METRICS = {
     "words": ("words", 1),
     "choice_score": ("choice by likelihood", 3),
 }
+VERDICTS = {"score": "right", "unsupported_rate": "unsupported"}
+"""Metrics that are means of verdicts on single answers, and the key of the verdict."""
+COSTS = ("num_steps", "num_tokens", "num_bytes_up", "num_bytes_down", "prepare", "train", "evaluate")
+Arm = tuple[str, str]
+"""Name of an arm, and which of its models; the base model is an arm of its own."""
 
 
 @dataclass(frozen=True)
@@ -34,81 +42,100 @@ class Cell:
     base: Table
     final: Table
     events: Sequence[Event]
+    answers: Mapping[str, Sequence[Event]]
+    """Model ("base", "global" or "personalised") -> one record for each test prompt."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """An arm against the baseline, paired by seed."""
+class Trial:
+    """An arm with one learning rate, scored on validation examples."""
 
-    mean: float
-    low: float
-    high: float
-    """Ends of the 95 % interval by Student's t."""
-    p: float
-    """Two-sided p of the paired t test, before Holm's correction."""
+    arm: str
+    rate: float
+    loss: float | None
+    """None where training diverged."""
+    is_chosen: bool
 
 
-def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference | None:
-    """Compare values of the same seeds: d_i = a_i - b_i, t = mean(d) / (sd(d) / sqrt(n)).
+@dataclass(frozen=True)
+class Comparison:
+    """All tables of a grid, and the records that are drawn."""
 
-    Returns:
-        The difference, judged by Student's t with n - 1 degrees of freedom. None for fewer than two
-        seeds, and where all differences are equal, which leaves no spread to judge by.
+    sheets: dict[str, Sheet]
+    drawn: dict[str, Sequence[Event]]
+    """What is equal between the arms -> records of score and losses."""
+
+
+def compare_cells(
+    cells: Sequence[Cell], baseline: str, budgets: Mapping[str, Sequence[str]], trials: Sequence[Trial]
+) -> Comparison:
+    """Make all tables.
+
+    Args:
+        cells: All that were run.
+        baseline: The arm that the others are compared with.
+        budgets: What is equal, in words ("" where nothing is said) -> the arms compared on it.
+        trials: How learning rates were chosen; empty where they were not.
     """
-    differences = [a - b for a, b in zip(values, baseline, strict=True)]
-    num = len(differences)
-    if num < 2 or len(set(differences)) == 1:
-        return None
-    from scipy import stats
-
-    mean, error = fmean(differences), stdev(differences) / math.sqrt(num)
-    half = float(stats.t.ppf(0.975, num - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, num - 1))
-    return Difference(mean, mean - half, mean + half, p)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Correct p values for their number: of m ascending ones, max over j <= i of (m - j + 1) p_j, at most 1.
-
-    Paper: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics
-    6 (1979), 65-70.
-    """
-    corrected = [0.0] * len(ps)
-    largest = 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
-        corrected[place] = largest
-    return corrected
+    sheets: dict[str, Sheet] = {}
+    drawn: dict[str, Sequence[Event]] = {}
+    for place, (equal, arms) in enumerate(budgets.items(), start=1):
+        group = [cell for cell in cells if cell.arm in arms]
+        prefix = f"{place}-" if len(budgets) > 1 else ""
+        some = {metric: score_comparison(group, baseline, metric, equal) for metric in METRICS}
+        sheets |= {f"{prefix}{metric}": sheet for metric, sheet in some.items() if sheet.rows}
+        sheets[f"{prefix}costs"] = cost_comparison(group, equal)
+        drawn[equal] = [
+            {"metric": metric, **record} for metric, sheet in some.items() for record in sheet.records
+        ]
+    sheets["domains"] = domain_comparison(cells)
+    if trials:
+        sheets["rates"] = rate_choice(trials)
+    return Comparison(sheets, drawn)
 
 
-def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score") -> Sheet:
+def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score", equal: str = "") -> Sheet:
     """Mean over domains of one metric: mean and spread over seeds, and the difference to the baseline.
 
     Global models are compared with the baseline's global model, personalised ones with its personalised one.
+    Where the metric is a mean of verdicts on answers, a second test covers the draw of examples too.
     """
     name, digits = METRICS[metric]
     values = _by_arm(cells, metric)
-    found = {
-        (arm, model): paired([of_seed[s] for s in shared], [values[baseline, model][s] for s in shared])
-        for (arm, model), of_seed in values.items()
-        if arm != baseline and (baseline, model) in values
-        for shared in [sorted(of_seed.keys() & values[baseline, model].keys())]
+    over_seeds: dict[Arm, Difference] = {}
+    over_both: dict[Arm, Difference] = {}
+    for (arm, model), of_seed in values.items():
+        if arm == baseline or (baseline, model) not in values:
+            continue
+        other = values[baseline, model]
+        shared = sorted(of_seed.keys() & other.keys())
+        if found := paired([of_seed[seed] for seed in shared], [other[seed] for seed in shared]):
+            over_seeds[arm, model] = found
+        if metric in VERDICTS and (both := _over_examples(cells, arm, baseline, model, VERDICTS[metric])):
+            over_both[arm, model] = both
+    tests = {"": over_seeds} | ({"_examples": over_both} if metric in VERDICTS else {})
+    corrected = {
+        suffix: dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
+        for suffix, differences in tests.items()
     }
-    tested = {key: difference for key, difference in found.items() if difference is not None}
-    corrected = dict(zip(tested, holm([d.p for d in tested.values()]), strict=True))
     records: list[Event] = []
     for (arm, model), of_seed in values.items():
         numbers = list(of_seed.values())
         record: Event = {"arm": arm, "model": model, "num_seeds": len(numbers), "mean": fmean(numbers)}
         record["sd"] = stdev(numbers) if len(numbers) > 1 else None
-        difference = tested.get((arm, model))
-        record |= {
-            "difference": difference.mean if difference else None,
-            "low": difference.low if difference else None,
-            "high": difference.high if difference else None,
-            "p_holm": corrected.get((arm, model)),
-        }
+        shared = sorted(of_seed.keys() & values.get((baseline, model), {}).keys())
+        is_compared = arm != baseline and bool(shared)
+        gains = [of_seed[seed] - values[baseline, model][seed] for seed in shared]
+        record["difference"] = fmean(gains) if is_compared else None
+        for suffix, differences in tests.items():
+            d = differences.get((arm, model))
+            record |= {f"low{suffix}": d.low if d else None, f"high{suffix}": d.high if d else None}
+            record[f"p_holm{suffix}"] = corrected[suffix].get((arm, model))
         records.append(record)
+    heads = ["arm", "model", "seeds", "mean", "sd", f"minus {baseline}"]
+    for suffix in tests:
+        over = "seeds, examples" if suffix else "seeds"
+        heads += [f"95 % ({over})", "p (Holm)"]
     rows = [
         (
             record["arm"],
@@ -116,20 +143,20 @@ def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score"
             str(record["num_seeds"]),
             number(record["mean"], digits),
             number(record["sd"], digits),
-            f"{record['difference']:+.{digits}f} [{record['low']:+.{digits}f}, {record['high']:+.{digits}f}]"
-            if record["difference"] is not None
-            else NONE,
-            number(record["p_holm"], 3),
+            NONE if record["difference"] is None else f"{record['difference']:+.{digits}f}",
+            *(cell for suffix in tests for cell in _test_cells(record, suffix, digits)),
         )
         for record in records
     ]
     return Sheet(
-        f"{name.capitalize()}, mean over domains: over seeds, and against {baseline}",
-        "llrrrrr",
-        ("arm", "model", "seeds", "mean", "sd", f"minus {baseline} [95 %]", "p (Holm)"),
+        f"{name.capitalize()}, mean over domains" + (f"; {equal}" if equal else ""),
+        "ll" + "r" * (len(heads) - 2),
+        tuple(heads),
         tuple(rows),
         tuple(records),
-        note="Paired t over seeds; all cells share the test examples, so nothing here speaks of other ones.",
+        note="Seeds: paired t over seeds; all cells share the test examples, so it says nothing of others."
+        " Seeds, examples: clustered both ways, so other test examples are covered too. Holm corrects for the"
+        " number of comparisons in a column.",
     )
 
 
@@ -163,9 +190,9 @@ def domain_comparison(cells: Sequence[Cell]) -> Sheet:
     )
 
 
-def cost_comparison(cells: Sequence[Cell]) -> Sheet:
+def cost_comparison(cells: Sequence[Cell], equal: str = "") -> Sheet:
     """What a cell of each arm costs, all clients together, as a mean over seeds."""
-    names = ("num_steps", "num_tokens", "num_bytes_up", "num_bytes_down", "prepare", "train", "evaluate")
+    names = (*COSTS, "seconds", "peak_memory")
     records: list[Event] = []
     for arm in dict.fromkeys(cell.arm for cell in cells):
         totals = [_costs(cell) for cell in cells if cell.arm == arm]
@@ -175,18 +202,96 @@ def cost_comparison(cells: Sequence[Cell]) -> Sheet:
             record["arm"],
             *(f"{record[name]:,.0f}" for name in names[:2]),
             *(data_size(record[name]) for name in names[2:4]),
-            *(number(record[name], 0) for name in names[4:]),
+            *(number(record[name], 0) for name in names[4:8]),
+            data_size(record["peak_memory"]),
         )
         for record in records
     ]
     return Sheet(
-        "Costs of a cell, all clients together, mean over seeds",
-        "lrrrrrrr",
-        ("arm", "steps", "response tokens", "up", "down", "prepare s", "train s", "evaluate s"),
+        "Costs of a cell, all clients together, mean over seeds" + (f"; {equal}" if equal else ""),
+        "l" + "r" * len(names),
+        (
+            "arm",
+            "steps",
+            "response tokens",
+            "up",
+            "down",
+            "prepare s",
+            "train s",
+            "evaluate s",
+            "all s",
+            "peak",
+        ),
         tuple(rows),
         tuple(records),
-        note="Cells share rewritings: the first that needs them pays, and prepare s of the others is small.",
+        note="Cells share rewritings, which do not depend on the seed: the first that needs them pays, and"
+        " prepare s of the others is small. Peak: memory of the process on the host.",
     )
+
+
+def rate_choice(trials: Sequence[Trial]) -> Sheet:
+    """Validation loss of every arm with every learning rate."""
+    rates = list(dict.fromkeys(trial.rate for trial in trials))
+    by_arm: dict[str, dict[float, Trial]] = {}
+    for trial in trials:
+        by_arm.setdefault(trial.arm, {})[trial.rate] = trial
+    rows = []
+    for arm, of_rate in by_arm.items():
+        (chosen,) = (rate for rate, trial in of_rate.items() if trial.is_chosen)
+        at_end = len(rates) > 1 and chosen in (min(rates), max(rates))
+        losses = ("diverged" if of_rate[r].loss is None else number(of_rate[r].loss, 3) for r in rates)
+        rows.append((arm, *losses, f"{chosen:g}", "at the end of the list" if at_end else ""))
+    return Sheet(
+        "Learning rates: loss on validation examples of what each arm learns last",
+        "l" + "r" * (len(rates) + 1) + "l",
+        ("arm", *(f"{rate:g}" for rate in rates), "chosen", ""),
+        tuple(rows),
+        tuple(vars(trial) for trial in trials),
+        note="With the first seed. Losses of arms that learn true responses and of arms that learn rewritings"
+        " are not of the same texts. A choice at the end of the list might be beaten beyond it.",
+    )
+
+
+def _over_examples(
+    cells: Sequence[Cell], arm: str, baseline: str, model: str, verdict: str
+) -> Difference | None:
+    """Test over seeds and examples: answers of the arm's model against the baseline's to the same prompts."""
+    mine, others = (_verdicts(cells, name, model, verdict) for name in (arm, baseline))
+    seeds = sorted(mine.keys() & others.keys())
+    if not seeds:
+        return None
+    common = [of_seed[seed].keys() for seed in seeds for of_seed in (mine, others)]
+    prompts = [prompt for prompt in mine[seeds[0]] if all(prompt in found for found in common)]
+    if not prompts:
+        return None
+    differences = np.array(
+        [[float(mine[seed][prompt]) - float(others[seed][prompt]) for prompt in prompts] for seed in seeds]
+    )
+    return clustered(differences, [domain for domain, *_ in prompts])
+
+
+def _verdicts(
+    cells: Sequence[Cell], arm: str, model: str, verdict: str
+) -> dict[int, dict[tuple[str, str, int], bool]]:
+    """Seed -> prompt -> verdict; a prompt is told by its domain, its texts, and which of equal ones it is."""
+    found: dict[int, dict[tuple[str, str, int], bool]] = {}
+    for cell in cells:
+        if cell.arm != arm:
+            continue
+        seen: Counter[tuple[str, str]] = Counter()
+        for record in cell.answers.get(model, ()):
+            texts = "\0".join(record[key] for key in ("instruction", "input", "output"))
+            seen[record["domain"], texts] += 1
+            if record[verdict] is not None:
+                place = (record["domain"], texts, seen[record["domain"], texts])
+                found.setdefault(cell.seed, {})[place] = record[verdict]
+    return found
+
+
+def _test_cells(record: Event, suffix: str, digits: int) -> tuple[str, str]:
+    low, high = record[f"low{suffix}"], record[f"high{suffix}"]
+    interval = NONE if low is None else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return interval, number(record[f"p_holm{suffix}"], 3)
 
 
 def _costs(cell: Cell) -> dict[str, float]:
@@ -198,6 +303,9 @@ def _costs(cell: Cell) -> dict[str, float]:
     for name in ("num_tokens", "num_bytes_up", "num_bytes_down"):
         total[name] = sum(record.get(name, 0) for record in records)
     total["num_steps"] = sum(v for r in records for k, v in r.items() if k.startswith("num_steps_"))
+    ends = [event for event in cell.events if event["event"] == "end"]
+    total["seconds"] = sum(event["seconds"] for event in ends)
+    total["peak_memory"] = max((event["peak_memory"] for event in ends), default=0)
     return total
 
 
@@ -208,11 +316,11 @@ def _model_of(cell: Cell, arm: str, model: str) -> Mapping[str, dict[str, float]
     return cell.final.get(model, {}) if cell.arm == arm else {}
 
 
-def _by_arm(cells: Sequence[Cell], metric: str) -> dict[tuple[str, str], dict[int, float]]:
+def _by_arm(cells: Sequence[Cell], metric: str) -> dict[Arm, dict[int, float]]:
     """(arm, model) -> seed -> mean over domains. The base model is an arm of its own, once a seed."""
     arms = [("base", NONE)]
     arms += [(cell.arm, model) for cell in cells for model in ("global", "personalised")]
-    values: dict[tuple[str, str], dict[int, float]] = {}
+    values: dict[Arm, dict[int, float]] = {}
     for arm, model in dict.fromkeys(arms):
         for cell in cells:
             mean = _model_of(cell, arm, model).get("mean", {})

@@ -12,9 +12,9 @@ from typing import Any
 from fedsdr.config import Settings
 from fedsdr.measure.scores import Table
 from fedsdr.report.events import TEXTS
-from fedsdr.report.intervals import wilson
+from fedsdr.report.intervals import seed_interval, wilson
 from fedsdr.report.plots import MOST_PANELS, BarPanel, LinePanel, Series, bar_panel, line_panel
-from fedsdr.report.tables import MODELS, loss_records
+from fedsdr.report.tables import MODELS, NONE, loss_records
 from fedsdr.storage import Event
 from fedsdr.tables import METHODS
 
@@ -154,6 +154,34 @@ def paradox_figure(records: Sequence[Event]) -> Figure | None:
     )
 
 
+def comparison_figure(records: Sequence[Event], key: str) -> Figure | None:
+    """Bars of scores and losses of the arms of a grid, with what the seeds leave open."""
+    models = dict.fromkeys(record["model"] for record in records)
+    series = {model: Series(model if model in MODELS else "base", _style(model)) for model in models}
+    panels = []
+    for metric, title in (
+        ("score", "exact score, share of right answers"),
+        ("loss", "loss on true responses, nats per token"),
+        ("loss_distilled", "loss on rewritings, nats per token"),
+        ("unsupported_rate", "unsupported answers, share"),
+    ):
+        groups: dict[str, dict[Series, Any]] = {}
+        for record in records:
+            if record["metric"] == metric:
+                whisker = seed_interval(record["mean"], record["sd"], record["num_seeds"])
+                groups.setdefault(record["arm"], {})[series[record["model"]]] = (record["mean"], whisker)
+        if groups:
+            panels.append(bar_panel(title, groups, digits=3))
+    return Figure(
+        key,
+        "Means over domains and seeds",
+        "Lines are 95 % intervals of the mean over seeds (Student's t); all seeds share the test examples.",
+        tuple(series.values()),
+        tuple(panels),
+        records,
+    )
+
+
 def _line_panels(panels: Mapping[str, Mapping[Series, Mapping[int, float]]]) -> tuple[LinePanel, ...]:
     return tuple(
         line_panel(title, {series: sorted(points.items()) for series, points in lines.items()})
@@ -169,4 +197,6 @@ def _style(name: str) -> str:
     """Colour of a model or adapter: the shared adapter's is the global model's."""
     if name == "shared-distilled":  # beside shared-raw
         return "s-new"
+    if name == NONE:
+        return "s-base"
     return "s-global" if name.startswith(("shared", "global")) else "s-personalised"

@@ -43,3 +43,13 @@ def mean_interval(shares: Sequence[float], intervals: Sequence[tuple[float, floa
     below = math.hypot(*(share - low for share, (low, _) in zip(shares, intervals, strict=True))) / num
     above = math.hypot(*(high - share for share, (_, high) in zip(shares, intervals, strict=True))) / num
     return mean - below, mean + above
+
+
+def seed_interval(mean: float, sd: float | None, num: int) -> tuple[float, float] | None:
+    """95 % interval of a mean over seeds, mean -+ t sd / sqrt(n); None for one seed."""
+    if sd is None:
+        return None
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, num - 1)) * sd / math.sqrt(num)
+    return mean - half, mean + half

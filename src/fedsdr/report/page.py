@@ -67,20 +67,11 @@ def render_page(
         events: What metrics.jsonl holds.
         tables: Round -> pooled numbers of its evaluation; round 0 is the base model.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    engine = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    engine.filters["csv"] = _data_uri
     base, after = tables.get(0, {}), max(tables, default=0)
     final = tables[after] if after else {}
     training = train_records(events)
-    return engine.get_template("page.html").render(
+    return render(
+        "page.html",
         name=name,
         status=_status(settings, events, after),
         facts=_facts(settings, environment),
@@ -103,6 +94,21 @@ def render_page(
         settings=dump_settings(settings),
         environment=list(_flat(environment)),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this folder."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    engine = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    engine.filters["csv"] = _data_uri
+    return engine.get_template(template).render(**values)
 
 
 def _status(settings: Settings, events: Sequence[Event], after: int) -> str:

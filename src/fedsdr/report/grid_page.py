@@ -1,0 +1,65 @@
+"""The page of a grid: the arms side by side, with the spread over seeds, and every table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsdr.config import Settings
+from fedsdr.report.comparison import Comparison
+from fedsdr.report.figures import Figure, comparison_figure
+from fedsdr.report.page import render
+from fedsdr.report.tables import Sheet
+from fedsdr.storage import write_file
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the page."""
+
+    title: str
+    figure: Figure | None
+    sheets: Mapping[str, Sheet]
+
+
+def write_grid_report(
+    folder: Path, comparison: Comparison, baseline: str, settings: Settings, environment: Mapping[str, Any]
+) -> Path:
+    """Write `report.html` into a grid's folder.
+
+    Args:
+        folder: The grid's folder.
+        comparison: Its tables.
+        baseline: The arm that the others are compared with.
+        settings: Of one of its cells; what is told of them is common to all.
+        environment: What that cell's environment.json holds.
+    """
+    parts = []
+    for place, (equal, records) in enumerate(comparison.drawn.items(), start=1):
+        prefix = f"{place}-" if len(comparison.drawn) > 1 else ""
+        own = {
+            name: sheet for name, sheet in comparison.sheets.items() if name[:1] == prefix[:1] or not prefix
+        }
+        common = {} if prefix else {"domains", "rates"} & own.keys()
+        title = equal[:1].upper() + equal[1:] or "Comparison"
+        figure = comparison_figure(records, f"comparison-{place}")
+        parts.append(Part(title, figure, {name: own[name] for name in own if name not in common}))
+    for name, title in (("domains", "By domain"), ("rates", "Learning rates")):
+        if name in comparison.sheets:
+            parts.append(Part(title, None, {name: comparison.sheets[name]}))
+    model, server, data = settings.model, settings.server, environment["data"]
+    arms = dict.fromkeys(record["arm"] for records in comparison.drawn.values() for record in records)
+    seeds = {record["num_seeds"] for records in comparison.drawn.values() for record in records}
+    facts = [
+        ("Arms", ", ".join(arm for arm in arms if arm != "base") + f"; compared with {baseline}"),
+        ("Seeds", " to ".join(map(str, sorted({min(seeds), max(seeds)}))) + " for each arm"),
+        ("Model", f"{model.name}, computed in {model.dtype}; {environment['model']['origin']}"),
+        ("Rounds", f"{server.num_rounds}, {len(data['num_train'])} clients"),
+        ("Data", f"{data['origin']}; {sum(data['num_train'].values()):,} training and"
+                 f" {sum(data['num_test'].values()):,} test examples, the same for every seed"),
+    ]  # fmt: skip
+    path = folder / "report.html"
+    write_file(path, render("grid.html", name=folder.resolve().name, facts=facts, parts=parts))
+    return path
