@@ -142,7 +142,7 @@ def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     again = [f"{arm}-per_stage" for arm in two_stages]
     assert list(plan.budgets.values()) == [one_stage + two_stages, one_stage + again]
     assert len(plan.cells) == 5 * 6
-    assert len(plan.trials) == 3 * 6
+    assert len(plan.trials) == 3 * 4
     # 8 steps for each stage, or divided over two; the shared adapter of fedit and fedsd takes 8 in both.
     budgets = {arm: settings.client.budget for (arm, _), settings in plan.cells.items()}
     assert [budgets[arm] for arm in again] == ["per_stage"] * 2

@@ -50,7 +50,7 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> li
     trials = _trials(plan, jobs)
     chosen = {trial.arm: trial.rate for trial in trials if trial.is_chosen}
     cells = {
-        (arm, seed): with_rate(settings, chosen[arm]) if arm in chosen else settings
+        (arm, seed): with_rate(settings, chosen[plan.rate_of[arm]]) if chosen else settings
         for (arm, seed), settings in plan.cells.items()
     }
     results = _finish_all(cells, jobs, lambda cell: f"{cell[0]}, seed {cell[1]}")

@@ -41,6 +41,8 @@ class Plan:
     where `trials` choose them."""
     trials: dict[tuple[str, float], Settings]
     """(arm, learning rate) -> settings of a run with the first seed that is scored on validation examples."""
+    rate_of: dict[str, str]
+    """Arm -> the arm whose choice of a learning rate it takes: itself, or itself under the first budget."""
     budgets: dict[str, list[str]]
     """What is equal -> the arms that are compared on it."""
 
@@ -70,11 +72,12 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
         common = {"data.validation": VALIDATION, **common}
     cells: dict[tuple[str, int], Settings] = {}
     trials: dict[tuple[str, float], Settings] = {}
+    rate_of: dict[str, str] = {}
     groups: dict[str, list[str]] = {}
     for budget, choice in product(budgets, product(*varied.values())):
         own = dict(zip(varied, choice, strict=True)) | ({"client.budget": budget} if budget else {})
         arm = "-".join(re.sub(r"[^\w.+-]+", "_", str(value)) for value in choice)
-        first = values["seeds"][0]
+        name, first = arm, values["seeds"][0]
         settings = _load(values["recipe"], common | own, folder / arm, first, jobs)
         if budget != budgets[0]:
             if len(METHODS[settings.method].stages) == 1:  # one stage takes the same steps either way
@@ -82,13 +85,14 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
                 continue
             arm += f"-{budget}"
         groups.setdefault(BUDGETS.get(budget, ""), []).append(arm)
+        rate_of[arm] = name
         for seed in values["seeds"]:
             if (arm, seed) in cells:
                 raise UserError(f"grid {path}: two arms are called {arm}; give a value once")
             cells[arm, seed] = _load(
                 values["recipe"], common | own, folder / arm / f"seed-{seed}", seed, jobs
             )
-        for rate in rates:
+        for rate in rates if arm == name else ():
             chosen = common | own | {"client.learning_rate": rate}
             where = folder / arm / f"rate-{rate}"
             trials[arm, rate] = _as_trial(_load(values["recipe"], chosen, where, first, jobs))
@@ -103,7 +107,7 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
             f"grid {path}: baseline = {values['baseline']!r} has several stages, so it is another arm under"
             " each of the budgets; name a method of one stage, or one budget"
         )
-    return Plan(values["baseline"], cells, trials, groups)
+    return Plan(values["baseline"], cells, trials, rate_of, groups)
 
 
 def with_rate(settings: Settings, rate: float) -> Settings:
