@@ -95,6 +95,78 @@ def test_a_stopped_grid_goes_on_with_the_cell_it_was_in(
             assert sheet.records == expected.records
 
 
+def test_each_arm_takes_the_rate_with_the_least_validation_loss_on_what_it_learns(grid, tmp_path: Path):
+    to = tmp_path / "out"
+    lines = {"rates": "[1e-4, 1e-2]", "seeds": "[0]", "set": "{lora = {rank = 2}, data = {num_train = 11}}"}
+    sheets = {sheet.caption.partition(",")[0]: sheet for sheet in compare(grid(**lines), to)}
+    learnt = {"fedit": "loss", "fedsd": "loss_distilled"}
+    for arm, metric in learnt.items():
+        losses = {}
+        for rate in (1e-4, 1e-2):
+            folder = to / arm / f"rate-{rate}"
+            trial = read_settings(folder)
+            assert (trial.client.learning_rate, trial.eval.on, trial.data.validation) == (
+                rate,
+                "validation",
+                0.1,
+            )
+            losses[rate] = read_result(folder).final["global"]["mean"][metric]
+        best = min(losses, key=losses.__getitem__)
+        cell = read_settings(to / arm / "seed-0")
+        assert (cell.client.learning_rate, cell.eval.on, cell.data.validation) == (best, "test", 0.1)
+    records = compare(grid(**lines), to)[-1].records
+    assert {r["arm"]: r["rate"] for r in records if r["is_chosen"]} == {
+        arm: read_settings(to / arm / "seed-0").client.learning_rate for arm in learnt
+    }
+    assert "Exact score" in sheets
+
+
+def test_a_rate_that_diverges_loses_and_stops_nothing(grid, tmp_path: Path):
+    lines = {"rates": "[1e-3, 1e30]", "seeds": "[0]", "vary": '{method = ["fedit"]}'}
+    rates = compare(
+        grid(**lines, set="{client = {local_steps = 4, max_grad_norm = 1e30}}"), tmp_path / "out"
+    )[-1]
+    assert rates.rows == (("fedit", rates.rows[0][1], "diverged", "0.001", "at the end of the list"),)
+    with pytest.raises(UserError, match=r"fedit: training diverged with every one of rates = \[1e\+30\]"):
+        compare(grid(**lines | {"rates": "[1e30]"}, set="{client = {local_steps = 4}}"), tmp_path / "other")
+
+
+def test_processes_beside_each_other_give_what_one_after_the_other_gives(grid, tmp_path: Path):
+    """They share one cache: a rewriting is made by one of them, and read by the others."""
+    straight = compare(grid(), tmp_path / "straight")
+    beside = compare(grid(), tmp_path / "beside", jobs=2)
+    for sheet, expected in zip(beside, straight, strict=True):
+        if not sheet.caption.startswith("Costs"):
+            assert sheet.records == expected.records
+    cached = [sorted(p.name for p in (tmp_path / d).glob("cache/*/*.json*")) for d in ("straight", "beside")]
+    assert cached[0] == cached[1]
+    assert "round 1 of 1" in (tmp_path / "beside/fedsd/seed-1/log.txt").read_text()
+
+
+def test_a_grid_takes_up_its_runs_whatever_number_goes_on_at_a_time(grid, tmp_path: Path):
+    """Threads are shared out among the jobs; a run that began with one share goes on with it."""
+    path = grid(seeds="[0]", vary='{method = ["fedit"]}', set="{run = {threads = 0}}")
+    compare(path, tmp_path / "out", jobs=2)
+    before = read_settings(tmp_path / "out/fedit/seed-0")
+    compare(path, tmp_path / "out", jobs=0)
+    assert read_settings(tmp_path / "out/fedit/seed-0") == before
+
+
+def test_an_error_in_one_process_is_told_and_what_is_done_is_kept(grid, tmp_path: Path):
+    vary = '{data = {domains = [["finance", "math"], ["nowhere"]]}}'
+    with pytest.raises(UserError, match="nowhere"):
+        compare(grid(seeds="[0]", vary=vary, baseline='"_finance_math_"'), tmp_path / "out", jobs=1)
+    assert read_result(tmp_path / "out/_finance_math_/seed-0").final
+
+
+def test_a_baseline_that_two_budgets_make_two_arms_is_refused(grid, tmp_path: Path):
+    lines = {"budgets": '["per_round", "per_stage"]', "vary": '{method = ["fedsdr", "fedsd"]}'}
+    with pytest.raises(UserError, match="'fedsdr' has several stages"):
+        read_grid(grid(**lines, baseline='"fedsdr"'), tmp_path)
+    plan = read_grid(grid(**lines, baseline='"fedsd"'), tmp_path)
+    assert [*plan.budgets.values()] == [["fedsdr", "fedsd"], ["fedsdr-per_stage", "fedsd"]]
+
+
 def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid, tmp_path: Path):
     compare(grid(seeds="[0]"), tmp_path / "out")
     with pytest.raises(
@@ -114,6 +186,11 @@ def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid,
         ({"vary": '{method = "fedit"}'}, "vary.method = 'fedit'; expected a list"),
         ({"vary": '{method = ["fedit", "fedrs"]}'}, "method = 'fedrs' is unknown"),
         ({"vary": '{method = ["fedit", "fedit"]}'}, "two arms are called fedit"),
+        ({"rates": "[]"}, r"rates = \[\]; expected a list of different values, such as \[0.0002"),
+        ({"rates": "[0]"}, "client.learning_rate = 0"),
+        ({"rates": "[1e-3]", "vary": "{client = {learning_rate = [1e-4]}}"}, "given beside rates"),
+        ({"budgets": '["per_epoch"]'}, "budgets = .'per_epoch'.; known are per_round, per_stage"),
+        ({"vary": '["fedit"]'}, r"vary = \['fedit'\]; expected a table"),
         ({"baseline": '"fedavg"'}, "baseline = 'fedavg' is none of the arms fedit, fedsd"),
         ({"set": "{lora = {rnk = 2}}"}, "unknown key lora.rnk"),
     ],

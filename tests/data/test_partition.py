@@ -192,3 +192,34 @@ def test_settings_that_are_missing_are_named():
         partition(FIVE, choose(kind="iid"))
     with pytest.raises(UserError, match="no example has a label"):
         partition(FIVE, choose(kind="dirichlet", by="label", num_clients=2))
+
+
+VALIDATED = {"data": {"validation": 0.1}}
+
+
+@pytest.mark.parametrize("kind", ["domain", *RANDOM_KINDS])
+def test_validation_examples_are_a_tenth_that_nobody_trains_on_and_no_test_example(kind: str):
+    keys = {"partition": {"kind": kind, "num_clients": 5, "classes_per_client": 3}, **VALIDATED}
+    tested = partition(FIVE, check_settings(keys, "test"))
+    validated = partition(FIVE, check_settings({**keys, "eval": {"on": "validation"}}, "test"))
+    train = instructions(tested, "train")
+    assert train == instructions(validated, "train")
+    held_out = instructions(validated, "test")
+    assert len(held_out) == 5 * 6
+    assert sorted(train + held_out) == sorted(r.example.instruction for d in FIVE.values() for r in d.train)
+    assert instructions(tested, "test") == sorted(
+        r.example.instruction for d in FIVE.values() for r in d.test
+    )
+
+
+def test_pooling_keeps_out_the_same_examples():
+    """Else the pooled method would have its settings chosen on what the others train on."""
+    keys = {**VALIDATED, "eval": {"on": "validation"}}
+    pooled = partition(FIVE, check_settings({**keys, "method": "centralised"}, "test"))
+    assert instructions(pooled, "test") == instructions(partition(FIVE, check_settings(keys, "test")), "test")
+
+
+def test_a_validation_share_that_leaves_nothing_is_refused():
+    tiny = make_domains({"code": (1, 1)})
+    with pytest.raises(UserError, match=r"data.validation = 0.1 leaves domain 'code' no example to train on"):
+        partition(tiny, check_settings(VALIDATED, "test"))

@@ -108,6 +108,7 @@ def _learn(
     Paper: Li et al., arXiv 1812.06127, equation 2.
     """
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer.zero_grad()  # an update that diverged in this process left its own
     order = data_order(len(conversations), _step_size(settings, len(conversations)), seed)
     losses: list[float] = []
     num_tokens = 0
