@@ -99,23 +99,31 @@ def compare(
 ) -> None:
     """Run methods or settings over seeds, and compare them; a stopped grid goes on."""
     progress.quiet = quiet
-    from fedsdr.apps import compare as grids
+    from fedsdr.apps.compare import compare as compare_grid
+    from fedsdr.apps.grid_results import as_json as sheets_as_json
     from fedsdr.report.tables import render_text
 
-    sheets = grids.compare(grid, to, jobs)
+    sheets = compare_grid(grid, to, jobs)
     if as_json:
-        _print_json(grids.as_json(sheets))
+        _print_json(sheets_as_json(sheets))
     else:
-        print("\n\n".join(render_text(sheet) for sheet in sheets))
+        print("\n\n".join(render_text(sheet) for sheet in sheets.values()))
 
 
 @app.command()
-def report(run_dir: RunDir, as_json: AsJson = False) -> None:
-    """Write the page of a run, finished or not, and say where it is."""
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a grid.", metavar="RUN_OR_GRID")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the page of a run or a grid, finished or not, and say where it is."""
+    from fedsdr.apps.grid_results import PLAN, tabulate
     from fedsdr.apps.run import read_settings
     from fedsdr.report.page import write_report
 
-    path = write_report(run_dir, read_settings(run_dir))
+    if (folder / PLAN).exists():
+        _, path = tabulate(folder)
+    else:
+        path = write_report(folder, read_settings(folder))
     if as_json:
         _print_json({"report": str(path)})
     else:

@@ -14,6 +14,9 @@ from fedsdr.report.page import render
 from fedsdr.report.tables import Sheet
 from fedsdr.storage import write_file
 
+COMMON = {"domains": "By domain", "rates": "Learning rates"}
+"""Tables of all budgets, and their titles."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -25,7 +28,12 @@ class Part:
 
 
 def write_grid_report(
-    folder: Path, comparison: Comparison, baseline: str, settings: Settings, environment: Mapping[str, Any]
+    folder: Path,
+    comparison: Comparison,
+    baseline: str,
+    status: str,
+    settings: Settings,
+    environment: Mapping[str, Any],
 ) -> Path:
     """Write `report.html` into a grid's folder.
 
@@ -33,6 +41,7 @@ def write_grid_report(
         folder: The grid's folder.
         comparison: Its tables.
         baseline: The arm that the others are compared with.
+        status: What is missing; empty for a finished grid.
         settings: Of one of its cells; what is told of them is common to all.
         environment: What that cell's environment.json holds.
     """
@@ -40,13 +49,14 @@ def write_grid_report(
     for place, (equal, records) in enumerate(comparison.drawn.items(), start=1):
         prefix = f"{place}-" if len(comparison.drawn) > 1 else ""
         own = {
-            name: sheet for name, sheet in comparison.sheets.items() if name[:1] == prefix[:1] or not prefix
+            name: sheet
+            for name, sheet in comparison.sheets.items()
+            if name not in COMMON and name.startswith(prefix)
         }
-        common = {} if prefix else {"domains", "rates"} & own.keys()
         title = equal[:1].upper() + equal[1:] or "Comparison"
         figure = comparison_figure(records, f"comparison-{place}")
-        parts.append(Part(title, figure, {name: own[name] for name in own if name not in common}))
-    for name, title in (("domains", "By domain"), ("rates", "Learning rates")):
+        parts.append(Part(title, figure, own))
+    for name, title in COMMON.items():
         if name in comparison.sheets:
             parts.append(Part(title, None, {name: comparison.sheets[name]}))
     model, server, data = settings.model, settings.server, environment["data"]
@@ -61,5 +71,5 @@ def write_grid_report(
                  f" {sum(data['num_test'].values()):,} test examples, the same for every seed"),
     ]  # fmt: skip
     path = folder / "report.html"
-    write_file(path, render("grid.html", name=folder.resolve().name, facts=facts, parts=parts))
+    write_file(path, render("grid.html", name=folder.resolve().name, status=status, facts=facts, parts=parts))
     return path

@@ -1,0 +1,140 @@
+"""What a grid's folder has to show: its finished runs, their tables and its page.
+
+`grid.json` there says which runs there are; nothing else than the folder is needed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsdr.apps.grid import Plan
+from fedsdr.apps.run import Result, is_finished, read_result, read_settings
+from fedsdr.errors import UserError
+from fedsdr.report.comparison import Cell, Comparison, Trial, compare_cells
+from fedsdr.report.grid_page import write_grid_report
+from fedsdr.report.tables import Sheet, render_text, to_csv
+from fedsdr.storage import Event, read_json, read_lines, write_file, write_json
+from fedsdr.tables import METHODS
+
+PLAN = "grid.json"
+DIVERGED = "diverged.txt"
+"""In the folder of a trial whose learning rate was too high."""
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Keep what the tables must know of a grid."""
+    write_json(
+        folder / PLAN,
+        {
+            "baseline": plan.baseline,
+            "budgets": plan.budgets,
+            "cells": [[arm, seed, _inside(folder, some.run.dir)] for (arm, seed), some in plan.cells.items()],
+            "trials": [
+                [arm, rate, _inside(folder, some.run.dir)] for (arm, rate), some in plan.trials.items()
+            ],
+        },
+    )
+
+
+def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
+    """Write the tables and the page of a grid, finished or not.
+
+    Returns:
+        The tables by name, and where the page is.
+
+    Raises:
+        UserError: No cell is finished yet.
+    """
+    plan = read_json(folder / PLAN)
+    results = [(arm, seed, _finished(folder / place)) for arm, seed, place in plan["cells"]]
+    cells = [_read_cell(arm, seed, result) for arm, seed, result in results if result]
+    if not cells:
+        raise UserError(f"no cell of the grid in {folder} is finished yet")
+    comparison = compare_cells(cells, plan["baseline"], plan["budgets"], read_trials(folder))
+    _write(folder, comparison)
+    missing = len(results) - len(cells)
+    status = f"unfinished: {len(cells)} of {len(results)} cells" if missing else ""
+    example = next(result.folder for _, _, result in results if result)
+    environment = read_json(example / "environment.json")
+    settings = read_settings(example)
+    return comparison.sheets, write_grid_report(
+        folder, comparison, plan["baseline"], status, settings, environment
+    )
+
+
+def as_json(sheets: dict[str, Sheet]) -> list[dict[str, Any]]:
+    """Tables as JSON: caption and records."""
+    return [{"table": sheet.caption, "records": list(sheet.records)} for sheet in sheets.values()]
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """Loss of every arm with every rate that was tried, on the validation examples; the least is chosen.
+
+    It is the loss on what the arm's model learns last, true responses or rewritings: on true responses, any
+    rate above zero would hurt an arm that learns rewritings. Mixed: the mean of both.
+    """
+    losses: dict[str, dict[float, float | None]] = {}
+    for arm, rate, place in read_json(folder / PLAN)["trials"]:
+        if (folder / place / DIVERGED).exists():
+            losses.setdefault(arm, {})[rate] = None
+        elif result := _finished(folder / place):
+            losses.setdefault(arm, {})[rate] = _validation_loss(result)
+    trials: list[Trial] = []
+    for arm, by_rate in losses.items():
+        found = {rate: loss for rate, loss in by_rate.items() if loss is not None}
+        best = min(found, key=found.__getitem__, default=None)
+        trials += [Trial(arm, rate, loss, rate == best) for rate, loss in by_rate.items()]
+    return trials
+
+
+def chosen_rates(trials: Sequence[Trial]) -> dict[str, float]:
+    """Arm -> learning rate.
+
+    Raises:
+        UserError: An arm diverged with every rate.
+    """
+    chosen = {trial.arm: trial.rate for trial in trials if trial.is_chosen}
+    for trial in trials:
+        if trial.arm not in chosen:
+            rates = [other.rate for other in trials if other.arm == trial.arm]
+            raise UserError(
+                f"{trial.arm}: training diverged with every one of rates = {rates}; add lower ones"
+            )
+    return chosen
+
+
+def _validation_loss(result: Result) -> float:
+    learnt = METHODS[read_settings(result.folder).method].learns_last
+    names = {"raw": ["loss"], "distilled": ["loss_distilled"], "mixed": ["loss", "loss_distilled"]}[learnt]
+    mean = (result.final.get("global") or result.final["personalised"])["mean"]
+    return sum(mean[name] for name in names) / len(names)
+
+
+def _finished(folder: Path) -> Result | None:
+    """Result of a run; None if it has not begun or is not finished."""
+    if not (folder / "config.toml").exists() or not is_finished(read_settings(folder)):
+        return None
+    return read_result(folder)
+
+
+def _read_cell(arm: str, seed: int, result: Result) -> Cell:
+    """What a finished cell has to show, with every answer: a simulation's server holds the tests itself."""
+    last = read_settings(result.folder).server.num_rounds
+    names = {"base": (0, "global"), "global": (last, "global"), "personalised": (last, "personalised")}
+    answers: dict[str, list[Event]] = {}
+    for model, (number, name) in names.items():
+        paths = sorted(result.folder.glob(f"clients/*/evaluation/round-{number:04d}-{name}.jsonl"))
+        answers[model] = [record for path in paths for record in read_lines(path)]
+    return Cell(arm, seed, result.base, result.final, read_lines(result.folder / "metrics.jsonl"), answers)
+
+
+def _write(folder: Path, comparison: Comparison) -> None:
+    write_json(folder / "comparison.json", as_json(comparison.sheets))
+    texts = (render_text(sheet, markdown=True) for sheet in comparison.sheets.values())
+    write_file(folder / "comparison.md", "\n\n".join(texts) + "\n")
+    for name, sheet in comparison.sheets.items():
+        write_file(folder / f"comparison-{name}.csv", to_csv(sheet.records))
+
+
+def _inside(folder: Path, place: str) -> str:
+    return str(Path(place).relative_to(folder))
