@@ -38,6 +38,10 @@ AsJson = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 
 
+NOT_SHOWN = ("domains", "words", "choice_score")
+"""Tables of a grid that are in its files and on its page, and too much for a terminal."""
+
+
 @app.command()
 def run(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Run a federation: rewrite, train, combine, evaluate, report."""
@@ -107,7 +111,8 @@ def compare(
     if as_json:
         _print_json(sheets_as_json(sheets))
     else:
-        print("\n\n".join(render_text(sheet) for sheet in sheets.values()))
+        shown = (sheet for name, sheet in sheets.items() if name.rpartition("-")[2] not in NOT_SHOWN)
+        print("\n\n".join(render_text(sheet) for sheet in shown))
 
 
 @app.command()

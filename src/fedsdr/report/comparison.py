@@ -154,9 +154,6 @@ def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score"
         tuple(heads),
         tuple(rows),
         tuple(records),
-        note="Seeds: paired t over seeds; all cells share the test examples, so it says nothing of others."
-        " Seeds, examples: clustered both ways, so other test examples are covered too. Holm corrects for the"
-        " number of comparisons in a column.",
     )
 
 
