@@ -8,6 +8,7 @@ and what would do.
 import difflib
 import json
 import tomllib
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -311,6 +312,24 @@ class Wire(Section):
     lost in rounding is kept at the client and added to its next change."""
 
 
+class Personal(Section):
+    """[personal]: what single methods need for their personalised models (docs/methods.md says which)."""
+
+    before_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of a stage before round 1 (fdlora); 0: as many as client.local_steps or
+    client.local_epochs give a stage."""
+    num_examples: Count = 5
+    """Training examples to which a prompt is compared (feddpa), or on which a fusion is tried (fdlora)."""
+    max_weight: Share = 0.5
+    """Weight of the private adapter for a prompt that is as the client's own (feddpa)."""
+    num_evaluations: Count = 40
+    """Fusions that are tried, give or take a few (fdlora)."""
+    share: Share = 0.8
+    """Share of the training examples on which the weights of the local aggregation are learnt (fedala)."""
+    rate: Positive = 1.0
+    """Step size of those weights (fedala)."""
+
+
 class Eval(Section):
     """[eval]: what is measured on the clients' test examples."""
 
@@ -342,6 +361,7 @@ class Settings(Section):
     client: Client = Client()
     server: Server = Server()
     wire: Wire = Wire()
+    personal: Personal = Personal()
     eval: Eval = Eval()
 
     @model_validator(mode="after")
@@ -350,8 +370,7 @@ class Settings(Section):
         for name in self.distill.prompts:
             look_up(PROMPTS, name, "distill.prompts")
         for key, allowed in allowed_with(COMBINATIONS[self.server.combination]).items():
-            table, _, name = key.partition(".")
-            chosen = getattr(getattr(self, table), name)
+            chosen = attrgetter(key)(self)
             if chosen not in allowed:
                 raise ValueError(
                     f"server.combination = {self.server.combination!r} makes new factors in each round, on"
@@ -373,6 +392,24 @@ class Settings(Section):
         if self.eval.on == "validation" and not self.data.validation:
             raise ValueError(
                 "eval.on = 'validation', but data.validation = 0.0 keeps no examples out: set it to 0.1"
+            )
+        for name, is_used in (
+            ("before_steps", bool(method.before_rounds)),
+            ("num_examples", method.personal in ("weighed", "fused")),
+            ("max_weight", method.personal == "weighed"),
+            ("num_evaluations", method.personal == "fused"),
+            ("share", method.on_receive == "adapt"),
+            ("rate", method.on_receive == "adapt"),
+        ):
+            value = getattr(self.personal, name)
+            if not is_used and value != getattr(Personal(), name):
+                raise ValueError(
+                    f"personal.{name} = {value} does nothing under method = {self.method!r}: leave it out"
+                )
+        if method.on_receive == "adapt" and self.client.correction != "none":
+            raise ValueError(
+                f"client.correction = {self.client.correction!r} holds the shared adapter to what was sent,"
+                f" from which method = {self.method!r} does not begin: set client.correction = 'none'"
             )
         steps, stages = self.client.local_steps, len(method.stages)
         if self.client.budget == "per_round" and steps < stages:

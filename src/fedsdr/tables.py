@@ -7,7 +7,7 @@ answers at once; the functions behind a row's name live at its station (`client`
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from fedsdr.errors import UserError
@@ -16,6 +16,8 @@ Adapter = Literal["shared", "private"]
 View = Literal["raw", "distilled", "mixed"]
 """Mixed: the raw and the distilled examples together, twice as many."""
 WireType = Literal["float32", "float16", "int8"]
+Personal = Literal["sum", "weighed", "fused", "own"]
+"""What a client's personalised model is (`PERSONAL`)."""
 Row = TypeVar("Row")
 
 
@@ -29,6 +31,13 @@ class Stage:
     """The view of the client's data."""
     active: tuple[Adapter, ...]
     """The adapters in the forward pass."""
+    mix: tuple[float, ...] | None = None
+    """Their weights there, in that order; None: all one."""
+
+    @property
+    def description(self) -> str:
+        """What learns on what, in words."""
+        return f"{'+'.join(self.train)} adapter, on {self.on} data"
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,13 @@ class Method:
     """Whether a client goes on with its private adapter in the next round, or begins a new one."""
     is_pooled: bool = False
     """Whether one client holds the data of all."""
+    before_rounds: tuple[Stage, ...] = ()
+    """Stages that a client goes through once, before its first round. They train the private adapter."""
+    on_receive: Literal["take", "adapt"] = "take"
+    """Whether the shared adapter begins a round as it was sent, or as the client's own last one moved
+    towards that by weights which it learns."""
+    personal: Personal = "sum"
+    """What a client's personalised model is, where it has one (`PERSONAL`)."""
 
     def __post_init__(self) -> None:
         """Refuse a row whose stages could not be told apart, in seeds and in the log."""
@@ -64,13 +80,18 @@ class Method:
 
     @property
     def has_private(self) -> bool:
-        """Whether a client keeps a private adapter, and so has a personalised model."""
-        return any("private" in stage.active for stage in self.stages)
+        """Whether a client trains a private adapter."""
+        return any("private" in stage.active for stage in (*self.before_rounds, *self.stages))
+
+    @property
+    def has_personal(self) -> bool:
+        """Whether a client keeps an adapter, and so has a personalised model."""
+        return self.has_private or self.personal == "own"
 
     @property
     def needs_rewritings(self) -> bool:
         """Whether some stage trains on the rewritten data."""
-        return any(stage.on != "raw" for stage in self.stages)
+        return any(stage.on != "raw" for stage in (*self.before_rounds, *self.stages))
 
     def stage_names(self) -> tuple[str, ...]:
         """Name each stage by its learner; where one learns twice, by learner and view."""
@@ -79,6 +100,20 @@ class Method:
             f"{learner}-{stage.on}" if learners.count(learner) > 1 else learner
             for learner, stage in zip(learners, self.stages, strict=True)
         )
+
+    def logged(self) -> dict[str, str]:
+        """Name all training that the log tells of, train/<name>/..., and say it in words."""
+        before = {
+            f"before-{name}": f"{stage.description}, before round 1"
+            for name, stage in zip(self.before().stage_names(), self.before_rounds, strict=True)
+        }
+        weights = {"weights": "weights of the local aggregation"} if self.on_receive == "adapt" else {}
+        stages = zip(self.stage_names(), self.stages, strict=True)
+        return before | weights | {name: stage.description for name, stage in stages}
+
+    def before(self) -> "Method":
+        """The method whose stages are those before round 1."""
+        return replace(self, stages=self.before_rounds, before_rounds=())
 
 
 @dataclass(frozen=True)
@@ -140,6 +175,13 @@ class Optimizer(Named):
     """Learning rate that is used where the user sets none."""
 
 
+PERSONAL: Mapping[Personal, str] = {
+    "sum": "base + shared adapter + the client's own private adapter, which never leaves the client",
+    "weighed": "base + shared adapter + the private one, which never leaves the client, with weights for each prompt",
+    "fused": "base + one adapter fused from the shared and the private one, which never leaves the client",
+    "own": "base + shared adapter as the client itself last trained it",
+}
+
 METHODS: Mapping[str, Method] = {
     "fedit": Method(
         "plain federated LoRA: the shared adapter on the raw data",
@@ -197,6 +239,27 @@ METHODS: Mapping[str, Method] = {
         CONTROL,
         (Stage(("shared",), "raw", ("shared",)),),
         is_pooled=True,
+    ),
+    "feddpa": Method(
+        "a private adapter beside half of the shared one, then the shared one alone; each test prompt gets"
+        " its own weights of both",
+        "Yang et al., FedDPA-T, NeurIPS 2024, arXiv 2403.19211",
+        (Stage(("private",), "raw", BOTH, mix=(0.5, 0.5)), Stage(("shared",), "raw", ("shared",))),
+        personal="weighed",
+    ),
+    "fdlora": Method(
+        "the private adapter learns once before round 1, the shared one in the rounds; then both are fused",
+        "Qi et al., FDLoRA, arXiv 2406.07925",
+        (Stage(("shared",), "raw", ("shared",)),),
+        before_rounds=(Stage(("private",), "raw", ("private",)),),
+        personal="fused",
+    ),
+    "fedala": Method(
+        "the shared adapter begins a round between the client's last one and the one sent, as learnt",
+        "Zhang et al., FedALA, AAAI 2023, arXiv 2212.01197",
+        (Stage(("shared",), "raw", ("shared",)),),
+        on_receive="adapt",
+        personal="own",
     ),
 }
 
@@ -274,9 +337,10 @@ PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill
 
 
 def allowed_with(combination: Combination) -> dict[str, list[str]]:
-    """Name the reductions, server optimizers and types of message that make sense with a combination."""
+    """Name what makes sense with a combination: methods, reductions, server optimizers, types of message."""
     linear = combination.is_linear
     return {
+        "method": [name for name, row in METHODS.items() if linear or row.on_receive == "take"],
         "server.reduction": [name for name in REDUCTIONS if linear or name == "mean"],
         "server.optimizer": [name for name in OPTIMIZERS if linear or name == "fedavg"],
         "wire.dtype": [name for name in get_args(WireType) if linear or name == "float32"],

@@ -5,10 +5,12 @@ What leaves is the shared adapter and listed numbers, nothing else.
 """
 
 import json
+import random
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 
@@ -19,18 +21,21 @@ from flwr.clientapp import ClientApp
 from fedsdr import __version__
 from fedsdr.apps.site import Site, cache_of, model_of, open_site
 from fedsdr.client import wire
-from fedsdr.client.state import load_kept, load_private, save_state
-from fedsdr.client.update import learning_rate, local_update
+from fedsdr.client.fusion import search_fusion
+from fedsdr.client.local_aggregation import aggregate_locally
+from fedsdr.client.state import fusion_file, load_kept, load_private, save_state
+from fedsdr.client.update import before_rounds, learning_rate, local_update
 from fedsdr.config import Settings, check_settings
 from fedsdr.data.examples import Example
 from fedsdr.distill.paradox import paradox_counts
 from fedsdr.distill.rewrite import Rewriting
 from fedsdr.errors import UserError
 from fedsdr.measure.tasks import evaluate, evaluate_base
+from fedsdr.measure.weighing import evaluate_weighed, private_weights
 from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import public_name
+from fedsdr.model.base import Base, public_name
 from fedsdr.seeds import seed_for
-from fedsdr.storage import rewrite_lines, write_file
+from fedsdr.storage import Event, rewrite_lines, write_file, write_json
 from fedsdr.tables import COMBINATIONS, METHODS, Adapter
 
 app = ClientApp()
@@ -86,12 +91,13 @@ def train(message: Message, context: Context) -> Message:
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    received, _ = _load_adapters(message, settings, site, adapters, before=server_round)
+    received, is_known = _load_adapters(message, settings, site, adapters, before=server_round)
     if not method.keeps_private:
         adapters.initialise(
             "private", seed_for(settings.run.seed, "client", site.id, "private", server_round)
         )
-    metrics = local_update(
+    metrics, kept = _begin(settings, site, server_round, base, adapters, is_known)
+    metrics |= local_update(
         base,
         adapters,
         method,
@@ -102,11 +108,12 @@ def train(message: Message, context: Context) -> Message:
         f"round {server_round}, {site.id}",
         shared_factors=combination.factors,
     )
-    arrays, kept = _pack_reply(settings, site, server_round, received, adapters)
-    private = adapters.state("private") if method.has_private else None
-    if private is not None or kept:
+    arrays, lost = _pack_reply(settings, site, server_round, received, adapters)
+    kept |= lost
+    own = adapters.state("shared" if method.personal == "own" else "private") if method.has_personal else None
+    if own is not None or kept:
         name = public_name(settings.model.name)
-        save_state(site.folder, server_round, private, kept, settings.lora, name)
+        save_state(site.folder, server_round, own, kept, settings.lora, name)
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
     content = RecordDict({"arrays": arrays, "metrics": _as_record(metrics)})
@@ -124,14 +131,13 @@ def evaluate_models(message: Message, context: Context) -> Message:
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
     _, is_personal = _load_adapters(message, settings, site, adapters, before=server_round + 1)
-    models: dict[str, tuple[Adapter, ...]] = {"global": ("shared",)}
-    if is_personal:
-        models["personalised"] = ("shared", "private")
     metrics: dict[str, float] = {"round": server_round}
-    for model, active in models.items():
-        if server_round:
-            what = f"{model} model answers {site.id}"
-            by_domain, records = evaluate(base, adapters, active, site.tests, settings.eval, what)
+    for model in ("global", "personalised")[: 1 + is_personal]:
+        what = f"{model} model answers {site.id}"
+        if model == "personalised":
+            by_domain, records = _evaluate_personal(settings, site, server_round, base, adapters, what)
+        elif server_round:
+            by_domain, records = evaluate(base, adapters, ("shared",), site.tests, settings.eval, what)
         else:  # the shared adapter's B is still zero
             what, kept = f"base model answers {site.id}", cache_of(settings, site.folder) / "scores"
             by_domain, records = evaluate_base(base, adapters, site.tests, settings.eval, kept, what)
@@ -192,7 +198,8 @@ def _load_adapters(
     """Take the broadcast shared adapter and this client's private one.
 
     Returns:
-        What was broadcast, and whether the private adapter was ever trained.
+        What was broadcast, and whether this client has trained before. The private adapter is then its own,
+        or what it keeps in that place.
     """
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
@@ -203,7 +210,7 @@ def _load_adapters(
     shapes = {key: value.shape for key, value in wire.travelling(settings, shared).items()}
     received = wire.receive(arrays, shapes)
     adapters.load("shared", shared | {key: torch.from_numpy(value) for key, value in received.items()})
-    if not method.has_private:
+    if not method.has_personal:
         return received, False
     private = load_private(site.folder, before)
     if private is None:
@@ -211,6 +218,49 @@ def _load_adapters(
         return received, False
     adapters.load("private", private)
     return received, True
+
+
+def _begin(
+    settings: Settings, site: Site, server_round: int, base: Base, adapters: Adapters, is_known: bool
+) -> tuple[dict[str, float], wire.Arrays]:
+    """Do what a method does before the stages of a round; return metrics, and arrays to keep."""
+    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    if not is_known:
+        if not method.before_rounds:
+            return {}, {}
+        seed, what = seed_for(settings.run.seed, "client", site.id), f"before round 1, {site.id}"
+        return before_rounds(base, adapters, method, site.views, settings, seed, what), {}
+    if method.on_receive == "take":
+        return {}, {}
+    weights, metrics = aggregate_locally(
+        base,
+        adapters,
+        site.views["raw"],
+        load_kept(site.folder, server_round).get("weights"),
+        settings,
+        seed_for(settings.run.seed, "client", site.id, "weights", server_round),
+        combination.factors,
+    )
+    return metrics, {"weights": weights}
+
+
+def _evaluate_personal(
+    settings: Settings, site: Site, server_round: int, base: Base, adapters: Adapters, what: str
+) -> tuple[dict[str, dict[str, float]], list[Event]]:
+    """Score the client's personalised model, whatever the method says that it is."""
+    personal, kind, raw = settings.personal, METHODS[settings.method].personal, site.views["raw"]
+    if kind in ("sum", "own"):
+        active: tuple[Adapter, ...] = ("shared", "private") if kind == "sum" else ("private",)
+        return evaluate(base, adapters, active, site.tests, settings.eval, what)
+    draw = random.Random(seed_for(settings.run.seed, "client", site.id, "examples"))
+    examples = draw.sample(raw, min(personal.num_examples, len(raw)))
+    if kind == "weighed":
+        tests, most = site.tests, personal.max_weight
+        weights = private_weights(base, adapters, examples, tests.raw, most, settings.eval)
+        return evaluate_weighed(base, adapters, tests, weights, settings.eval, what)
+    fusion = search_fusion(base, adapters, examples, personal.num_evaluations, settings.eval)
+    write_json(fusion_file(site.folder, server_round), asdict(fusion))
+    return evaluate(base, adapters, ("private",), site.tests, settings.eval, what)
 
 
 def _pack_reply(

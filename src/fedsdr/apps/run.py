@@ -16,12 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Settings, dump_settings, load_settings
+from fedsdr.config import Client, Settings, dump_settings, load_settings
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
 from fedsdr.storage import append_lines, content_hash, read_json, round_folder, write_file, write_json
-from fedsdr.tables import METHODS, REDUCTIONS
+from fedsdr.tables import METHODS, REDUCTIONS, Stage
 
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
@@ -189,16 +189,18 @@ def _peak_memory() -> int:
 
 def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     """Tell what will be done, and the training budget."""
-    from fedsdr.client.update import count_steps
+    from fedsdr.client.update import before_settings, count_steps
 
     data, client = environment["data"], settings.client
-    stages = METHODS[settings.method].stages
-    largest = max(data["num_train"].values())
-    steps = [
-        f"{'+'.join(stage.train)} on {stage.on}"
-        f" {count_steps(client, len(stages), number, largest * (1 + (stage.on == 'mixed')))} steps"
-        for number, stage in enumerate(stages)
-    ]
+    method, largest = METHODS[settings.method], max(data["num_train"].values())
+
+    def steps(stages: tuple[Stage, ...], client: Client) -> str:
+        return ", then ".join(
+            f"{'+'.join(stage.train)} on {stage.on}"
+            f" {count_steps(client, len(stages), number, largest * (1 + (stage.on == 'mixed')))} steps"
+            for number, stage in enumerate(stages)
+        )
+
     say(
         f"{settings.method}: {len(data['num_train'])} clients, {sum(data['num_train'].values())} training and"
         f" {sum(data['num_test'].values())} test examples ({data['origin']}), folder {settings.run.dir}"
@@ -206,8 +208,10 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     say(f"  model: {environment['model']['origin']}, seed {settings.run.seed}")
     for choice in describe_performance(settings):
         say(f"  {choice}")
+    if method.before_rounds:
+        say(f"  before round 1, at each client: {steps(method.before_rounds, before_settings(settings))}")
     say(
-        f"  each of {settings.server.num_rounds} rounds, at each client: {', then '.join(steps)}, of"
+        f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method.stages, client)}, of"
         f" {client.batch_size * client.accumulation} examples"
     )
     for domain, num in data["num_duplicates"].items():

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fedsdr.apps.run import checked_round, read_settings
 from fedsdr.apps.site import model_of
-from fedsdr.client.state import load_private
+from fedsdr.client.fusion import fuse
+from fedsdr.client.state import fusion_file, load_private
 from fedsdr.config import Lora, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
@@ -51,13 +52,14 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
 def export_round(folder: Path, to: Path, server_round: int | None, client: str, merged: bool) -> None:
     """Write the global model of a round, or a client's personalised one, for use elsewhere.
 
-    As an adapter in PEFT's format: the shared one as it is; shared and private as one adapter of
-    twice the rank and alpha, which adds the same to every layer. Merged: the whole model in
+    As an adapter in PEFT's format: the shared one as it is; a client's as one that adds the same to every
+    layer, for shared and private of twice the rank and alpha. Merged: the whole model in
     float32, W0 + (alpha/r) B A. (In bfloat16 most of a short training's change would be rounded
     away.)
 
     Raises:
-        UserError: `to` exists, the round is not finished, or the client has no private adapter.
+        UserError: `to` exists, the round is not finished, the client has no adapter of its own, or its model
+            is no single adapter.
     """
     settings = read_settings(folder)
     if to.exists():
@@ -67,7 +69,7 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
     number = checked_round(folder, server_round)
     state, lora = load_adapter(round_folder(folder / "server", number)), settings.lora
     if client:
-        state, lora = _join(state, _private_of(folder, client, number), lora)
+        state, lora = _personal_of(settings, client, number, state)
     if merged:
         _export_merged(settings, state, lora, to)
         return
@@ -107,13 +109,38 @@ def check_identity(settings: Settings, identity: str) -> None:
         )
 
 
-def _private_of(folder: Path, client: str, number: int) -> dict[str, Tensor]:
+def _personal_of(
+    settings: Settings, client: str, number: int, shared: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Lora]:
+    """A client's personalised model of a round as one adapter."""
+    folder, kind = Path(settings.run.dir), METHODS[settings.method].personal
+    if kind == "weighed":
+        raise UserError(
+            f"method = {settings.method} weighs a client's adapters anew for each prompt, which no single"
+            " adapter can do; export the global model, without --client"
+        )
+    own = _own_of(folder, client, number)
+    if kind == "own":
+        return own, settings.lora
+    if kind == "sum":
+        return _join(shared, own, settings.lora)
+    path = fusion_file(folder / "clients" / client, number)
+    if not path.exists():
+        raise UserError(
+            f"client {client!r} has not fused its adapters of round {number}, which it does when it is"
+            f" evaluated; `fedsdr evaluate {folder} --round {number}` first"
+        )
+    fusion = read_json(path)
+    return fuse(shared, own, fusion["shared"], fusion["private"]), settings.lora
+
+
+def _own_of(folder: Path, client: str, number: int) -> dict[str, Tensor]:
     private = load_private(folder / "clients" / check_name(client, "client"), before=number + 1)
     if private is None:
         clients = (folder / "clients").glob("*")
         known = sorted(path.name for path in clients if path.is_dir() and list_rounds(path))
         raise UserError(
-            f"client {client!r} has no private adapter of round {number};"
+            f"client {client!r} has no adapter of its own of round {number};"
             f" clients that have any: {', '.join(known) or 'none'}"
         )
     return private

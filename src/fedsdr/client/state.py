@@ -1,8 +1,9 @@
-"""What a client keeps between rounds, versioned by round: its private adapter, and other arrays by name.
+"""What a client keeps between rounds, versioned by round: an adapter of its own, and other arrays by name.
 
-`<folder>/round-0003/` holds the adapter after round 3, in PEFT's format, and kept.safetensors with whatever
-else the method, the combination, the correction or `wire.dtype` must remember at the client (such as
-"residual", what its messages lost), written whole. Two versions are kept: a client asked for round k starts
+`<folder>/round-0003/` holds the adapter after round 3, in PEFT's format: the private one, or with fedala the
+shared one as this client trained it. In kept.safetensors is whatever else the method, the combination, the
+correction or `wire.dtype` must remember at the client (such as "residual", what its messages lost). It is
+written whole. Two versions are kept: a client asked for round k starts
 from its newest state before k, even if it had already finished k when the server was killed.
 
 Paper: LoRA-S never leaves the client (FedSDR, section 4). Differs: whether it is kept or reset
@@ -56,6 +57,11 @@ def load_kept(folder: Path, before: int) -> dict[str, Float32]:
     """What else the client kept of its newest round before `before`, by name; empty at first."""
     newest = _newest(folder, before)
     return load_file(newest / KEPT) if newest and (newest / KEPT).exists() else {}
+
+
+def fusion_file(folder: Path, server_round: int) -> Path:
+    """Where a client keeps the weights that fuse its adapters after a round, once it was evaluated."""
+    return folder / "evaluation" / f"round-{server_round:04d}-fusion.json"
 
 
 def _newest(folder: Path, before: int) -> Path | None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedsdr.config import Client
+from fedsdr.config import Client, Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
@@ -62,7 +62,8 @@ def local_update(
         learner = "+".join(stage.train)
         num_steps = count_steps(settings, len(method.stages), number, len(views[stage.on]))
         stage_seed = seed_for(seed, "stage", learner, stage.on)
-        adapters.set(stage.active, stage.train, shared_factors)
+        mix = dict(zip(stage.active, stage.mix, strict=True)) if stage.mix else None
+        adapters.set(stage.active, stage.train, shared_factors, mix)
         pulled = [(value, anchor) for value, anchor in anchors if value.requires_grad]
         adapters.training(True)
         with torch.random.fork_rng():  # dropout draws from torch's own generator and takes no other
@@ -140,6 +141,51 @@ def _learn(
 def _step_size(settings: Client, num_examples: int) -> int:
     """Examples in one optimizer step; a client with fewer examples takes all of them in each step."""
     return min(settings.batch_size * settings.accumulation, num_examples)
+
+
+def before_rounds(
+    base: Base,
+    adapters: Adapters,
+    method: Method,
+    views: Mapping[View, Sequence[Conversation]],
+    settings: Settings,
+    seed: int,
+    what: str,
+) -> dict[str, float]:
+    """Train the private adapter through the stages before round 1, in place, at the rate of round 1.
+
+    Whenever a client is first drawn: what it learns here depends on its data and seed alone.
+
+    Args:
+        base: The frozen base.
+        adapters: Holding the client's fresh private adapter.
+        method: Its stages before the rounds.
+        views: The client's conversations.
+        settings: The run's.
+        seed: Seed of this client.
+        what: Whose update this is, for the progress line.
+
+    Returns:
+        As `local_update`, with "before-" in front of the stages' names.
+    """
+    metrics = local_update(
+        base,
+        adapters,
+        method.before(),
+        views,
+        before_settings(settings),
+        settings.client.learning_rate,
+        seed_for(seed, "before"),
+        what,
+    )
+    return {key.replace("train/", "train/before-", 1): value for key, value in metrics.items()}
+
+
+def before_settings(settings: Settings) -> Client:
+    """Steps of the stages before round 1; they are beside the budget of a round."""
+    steps = settings.personal.before_steps
+    chosen = {"local_steps": steps, "local_epochs": 0} if steps else {}
+    return settings.client.model_copy(update={"budget": "per_stage", "correction": "none", **chosen})
 
 
 def count_steps(settings: Client, num_stages: int, number: int, num_examples: int) -> int:

@@ -7,7 +7,7 @@ found in an answer. The loss is given on the true response y and on the rewritin
 since loss on y alone punishes FedSD by construction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,6 +50,7 @@ def evaluate(
     tests: TestSet,
     settings: Eval,
     what: str,
+    mix: Mapping[Adapter, float] | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[Event]]:
     """Score one model on a client's test examples.
 
@@ -60,12 +61,13 @@ def evaluate(
         tests: The client's test examples.
         settings: Lengths and batches.
         what: Which model this is, for the progress line.
+        mix: Weights of the adapters, where not one.
 
     Returns:
         Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
         one record for each prompt.
     """
-    with adapters.inference(active, base.dtype):
+    with adapters.inference(active, base.dtype, mix):
         answers = answer(base, tests.examples, settings, what)
         chosen = choose(base, tests.examples, settings.batch_size)
         by_domain: dict[str, dict[str, float]] = {}

@@ -10,7 +10,7 @@ Paper: Ren et al., FedSDR, ICML 2026, arXiv 2605.18028; LoRA: Hu et al., ICLR 20
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -68,6 +68,7 @@ class LoraLinear(nn.Module):
             {name: torch.zeros(base.out_features, lora.rank, device=device) for name in ADAPTERS}
         )
         self.active: tuple[Adapter, ...] = ()
+        self.mix: Mapping[Adapter, float] = {}
         self.ready: tuple[Tensor, Tensor] | None = None
 
     def forward(self, h: Tensor) -> Tensor:
@@ -89,10 +90,14 @@ class LoraLinear(nn.Module):
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Concatenate the active adapters: A (n r, d_in) and (alpha/r) B (d_out, n r).
 
+        Where an adapter has a weight in `mix`, its B is multiplied by it, so gradients are too.
         A factor that does not learn has `requires_grad` False, so no gradient is kept for it.
         """
         a = torch.cat([self.A[name] for name in self.active], dim=0)
-        b = torch.cat([self.B[name] for name in self.active], dim=1)
+        b = torch.cat(
+            [self.B[name] * self.mix[name] if name in self.mix else self.B[name] for name in self.active],
+            dim=1,
+        )
         return a.to(dtype), (b * self.scale).to(dtype)
 
 
@@ -121,17 +126,18 @@ class Adapters:
         active: Sequence[Adapter],
         train: Sequence[Adapter],
         shared_factors: Sequence[Factor] = ("A", "B"),
+        mix: Mapping[Adapter, float] | None = None,
     ) -> None:
         """Choose the adapters in the forward pass and, among them, those that learn.
 
         An adapter with B = 0 that does not learn adds exactly nothing and is left out of the
         products. (Kernels may round differently at another rank, so this also makes fedsdr with a
         zero private adapter equal fedit to the last bit.) Of the shared adapter only `shared_factors`
-        learn.
+        learn. `mix` holds the weights of adapters in the forward pass; those that it does not name have one.
         """
         used = tuple(name for name in active if name in train or not self.is_zero(name))
         for layer in self.layers.values():
-            layer.active, layer.ready = used, None
+            layer.active, layer.mix, layer.ready = used, mix or {}, None
             for name in ADAPTERS:
                 for factor, tensors in (("A", layer.A), ("B", layer.B)):
                     learns = name in train and (name == "private" or factor in shared_factors)
@@ -142,9 +148,11 @@ class Adapters:
         return not any(layer.B[name].any() for layer in self.layers.values())
 
     @contextmanager
-    def inference(self, active: Sequence[Adapter], dtype: torch.dtype) -> Iterator[None]:
+    def inference(
+        self, active: Sequence[Adapter], dtype: torch.dtype, mix: Mapping[Adapter, float] | None = None
+    ) -> Iterator[None]:
         """Activate adapters for many forward passes without gradient: factors are cast once."""
-        self.set(active, train=())
+        self.set(active, train=(), mix=mix)
         try:
             with torch.inference_mode():
                 self.training(False)

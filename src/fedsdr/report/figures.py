@@ -57,10 +57,9 @@ def training_figure(records: Sequence[Event], settings: Settings) -> Figure | No
     """Training loss over rounds: the mean of the clients, then each client."""
     if not records:
         return None
-    method = METHODS[settings.method]
     all_series = {
-        name: Series(f"{'+'.join(stage.train)} adapter, on {stage.on} data", _style(name))
-        for name, stage in zip(method.stage_names(), method.stages, strict=True)
+        name: Series(description, _style(name))
+        for name, description in METHODS[settings.method].logged().items()
     }
     losses: dict[str, dict[Series, dict[int, float]]] = {}
     of_round: dict[Series, dict[int, list[float]]] = {}

@@ -25,7 +25,7 @@ from fedsdr.report.events import (
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.tables import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
 from fedsdr.storage import Event, read_lines, write_file
-from fedsdr.tables import METHODS
+from fedsdr.tables import METHODS, PERSONAL
 
 
 def write_report(folder: Path, settings: Settings) -> Path:
@@ -67,6 +67,7 @@ def render_page(
         events: What metrics.jsonl holds.
         tables: Round -> pooled numbers of its evaluation; round 0 is the base model.
     """
+    method = METHODS[settings.method]
     base, after = tables.get(0, {}), max(tables, default=0)
     final = tables[after] if after else {}
     training = train_records(events)
@@ -75,7 +76,7 @@ def render_page(
         name=name,
         status=_status(settings, events, after),
         facts=_facts(settings, environment),
-        has_private=METHODS[settings.method].has_private,
+        personal=PERSONAL[method.personal] if method.has_personal else "",
         method=settings.method,
         after=after,
         scores=score_sheet(base, final),

@@ -37,8 +37,8 @@ ALLOWED_METRICS = {
     ),
     "train": re.compile(
         r"round|num_examples|seconds"
-        r"|train/(shared|private|shared\+private|private\+shared)"
-        rf"(-({'|'.join(get_args(View))}))?/(loss|first_loss|last_loss|num_steps|num_tokens)"
+        r"|train/(weights|(before-)?(shared|private|shared\+private|private\+shared)"
+        rf"(-({'|'.join(get_args(View))}))?)/(loss|first_loss|last_loss|num_steps|num_tokens)"
     ),
     "evaluate": re.compile(
         rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"

@@ -1,0 +1,79 @@
+"""Adaptive fusion: one adapter from the shared and the private one, with weights found without gradients.
+
+A = w1 A_s + w2 A_p and B = w1 B_s + w2 B_p, so B A has the products of the one with the other too. w1 and w2
+are those with the least loss on a few of the client's own training examples, among some tens of trials
+in [-1.5, 1.5]^2.
+
+Paper: Qi et al., FDLoRA, arXiv 2406.07925, section 3 (AdaFusion), which takes the search from LoraHub (Huang
+et al., COLM 2024, arXiv 2307.13269): the bounds, the penalty 0.05 mean |w| and 40 trials are its public
+code's. Differs: DIRECT (Jones et al. 1993) takes the place of Nevergrad's optimizer. It draws nothing, and
+its first trials are the base, and plus and minus each adapter alone, so the fusion is never worse than
+either, by loss and penalty.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.optimize import direct
+from torch import Tensor
+
+from fedsdr.config import Eval
+from fedsdr.data.conversation import Conversation
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.loss import held_out_loss
+
+BOUND = 1.5
+PENALTY = 0.05
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Weights of two adapters, and what was found with them."""
+
+    shared: float
+    private: float
+    loss: float
+    """Mean loss per response token on the examples."""
+    num_evaluations: int
+
+    @property
+    def objective(self) -> float:
+        """What the search makes small."""
+        return self.loss + PENALTY * (abs(self.shared) + abs(self.private)) / 2
+
+
+def fuse(
+    shared: Mapping[str, Tensor], private: Mapping[str, Tensor], w_shared: float, w_private: float
+) -> dict[str, Tensor]:
+    """Weighted sum of each factor of two adapters of one rank, by PEFT key."""
+    return {key: w_shared * value + w_private * private[key] for key, value in shared.items()}
+
+
+def search_fusion(
+    base: Base, adapters: Adapters, examples: Sequence[Conversation], num_evaluations: int, settings: Eval
+) -> Fusion:
+    """Find the weights of the two adapters, and leave their fusion in place of the private one.
+
+    Args:
+        base: The frozen base.
+        adapters: Holding the shared adapter and the client's private one.
+        examples: Some of the client's training examples.
+        num_evaluations: After about so many trials the search ends.
+        settings: Size of the batches.
+    """
+    shared, private = adapters.state("shared"), adapters.state("private")
+    trials: list[Fusion] = []
+
+    def evaluate(weights: Sequence[float]) -> float:
+        w_shared, w_private = map(float, weights)
+        adapters.load("private", fuse(shared, private, w_shared, w_private))
+        with adapters.inference(("private",), base.dtype):
+            loss, _ = held_out_loss(base, examples, settings.batch_size)
+        trials.append(Fusion(w_shared, w_private, loss, len(trials) + 1))
+        return trials[-1].objective
+
+    direct(evaluate, [(-BOUND, BOUND)] * 2, maxfun=num_evaluations)
+    best = min(trials, key=lambda trial: trial.objective)
+    adapters.load("private", fuse(shared, private, best.shared, best.private))
+    return Fusion(best.shared, best.private, best.loss, len(trials))
