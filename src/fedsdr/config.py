@@ -323,7 +323,7 @@ class Personal(Section):
     max_weight: Share = 0.5
     """Weight of the private adapter for a prompt that is as the client's own (feddpa)."""
     num_evaluations: Count = 40
-    """Fusions that are tried, give or take a few (fdlora)."""
+    """Fusions that are tried; some more, since the search ends with a whole sweep (fdlora)."""
     share: Share = 0.8
     """Share of the training examples on which the weights of the local aggregation are learnt (fedala)."""
     rate: Positive = 1.0

@@ -63,6 +63,8 @@ class Method:
         """Refuse a row whose stages could not be told apart, in seeds and in the log."""
         if len({(stage.train, stage.on) for stage in self.stages}) < len(self.stages):
             raise ValueError("two stages train the same adapters on the same view; make them one")
+        if any(stage.train != ("private",) for stage in self.before_rounds):
+            raise ValueError("before the rounds there is no shared adapter yet; train the private one")
 
     def sends(self, key: str, combination: "Combination") -> bool:
         """Whether the shared adapter's tensor of that PEFT key travels."""
@@ -177,7 +179,7 @@ class Optimizer(Named):
 
 PERSONAL: Mapping[Personal, str] = {
     "sum": "base + shared adapter + the client's own private adapter, which never leaves the client",
-    "weighed": "base + shared adapter + the private one, which never leaves the client, with weights for each prompt",
+    "weighed": "base + shared and own private adapter, with weights of both that follow from each prompt",
     "fused": "base + one adapter fused from the shared and the private one, which never leaves the client",
     "own": "base + shared adapter as the client itself last trained it",
 }

@@ -15,7 +15,7 @@ from fedsdr.apps.trained import export_round
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.storage import Event, read_lines
+from fedsdr.storage import Event, read_json, read_lines
 from fedsdr.tables import METHODS
 
 
@@ -95,6 +95,71 @@ def test_two_stages_of_one_adapter_are_logged_apart(run_method):
         assert event["train/shared-distilled/num_steps"] == event["train/shared-raw/num_steps"] == 2
 
 
+def private_of(folder: Path, client: str, number: int) -> bytes:
+    return (folder / "clients" / client / f"round-{number:04d}" / "adapter_model.safetensors").read_bytes()
+
+
+def test_fdlora_trains_the_private_adapter_once_whenever_a_client_is_drawn(run_method, capsys):
+    """Its steps are beside the budget of a round, told at the start, and in the log of the first round."""
+    folder, events = run_method("fdlora", **{"personal.before_steps": 5, "client.budget": "per_round"})
+    for event in events:
+        assert event["train/shared/num_steps"] == 2
+        assert event.get("train/before-private/num_steps") == (5 if event["round"] == 1 else None)
+    assert "before round 1, at each client: private on raw 5 steps" in capsys.readouterr().err
+    for client in ("finance", "math"):
+        assert private_of(folder, client, 1) == private_of(folder, client, 2)
+    assert "steps before-private" in (folder / "report.html").read_text()
+
+    drawn = {"server.clients_per_round": 1, "server.num_rounds": 3, "personal.before_steps": 5}
+    other, events = run_method("fdlora", **drawn)
+    assert {event["client"] for event in events} == {"finance", "math"}
+    for event in events:
+        assert private_of(other, event["client"], event["round"]) == private_of(folder, event["client"], 1)
+
+
+def test_fdlora_takes_the_steps_of_a_stage_before_the_rounds_unless_told_otherwise(run_method):
+    _, events = run_method("fdlora", **{"client.local_steps": 3})
+    assert [event["train/before-private/num_steps"] for event in events if event["round"] == 1] == [3, 3]
+
+
+def test_feddpa_weighs_each_test_prompt_and_says_how(run_method):
+    folder, _ = run_method("feddpa", **{"personal.max_weight": 0.3})
+    records = read_lines(folder / "clients/math/evaluation/round-0002-personalised.jsonl")
+    assert len(records) == 2
+    assert all(0 < record["private_weight"] <= 0.3 for record in records)
+    assert len({record["private_weight"] for record in records}) == 2
+    assert "personalised" in read_json(folder / "evaluation/round-0002.json")
+
+
+def test_fedala_with_weights_that_stay_at_one_is_fedit(run_method):
+    """Its personalised model is what the client sends: its own adapter after the round."""
+    still, _ = run_method("fedala", **{"personal.rate": 1e-30})
+    fedit, _ = run_method("fedit")
+    moved, events = run_method("fedala", **{"personal.rate": 1e6})
+    names = [f"server/round-000{number}/adapter_model.safetensors" for number in range(3)]
+    assert [(still / name).read_bytes() for name in names] == [(fedit / name).read_bytes() for name in names]
+    # In round 1 there is nothing of its own yet.
+    assert [(moved / name).read_bytes() == (still / name).read_bytes() for name in names] == [
+        True,
+        True,
+        False,
+    ]
+    assert ["train/weights/num_steps" in event for event in events] == [
+        event["round"] == 2 for event in events
+    ]
+
+
+def test_the_personalised_model_of_one_fedala_client_is_the_global_one(run_method):
+    """The average of one client is its own adapter, and what it is sent is what it has: nothing is to be learnt."""
+    folder, _ = run_method("fedala", **{"data.domains": ["math"]})
+    scores = read_json(folder / "evaluation/round-0002.json")
+    assert scores["personalised"] == scores["global"]
+    assert (
+        load_adapter(folder / "clients/math/round-0002").keys()
+        == load_adapter(folder / "server/round-0002").keys()
+    )
+
+
 @pytest.mark.parametrize("method", ["fedit", "fedsdr"])
 def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str):
     """The private adapter, which is not averaged, learns both factors."""
@@ -123,6 +188,13 @@ def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str
             {"server.reduction": "krum", "server.num_byzantine": 1},
             "needs 5 clients in each round, and 2 are asked",
         ),
+        ({"personal.rate": 0.5}, "personal.rate = 0.5 does nothing under method = 'fedit'"),
+        ({"method": "fdlora", "personal.max_weight": 0.4}, "personal.max_weight = 0.4 does nothing"),
+        (
+            {"method": "fedala", "client.correction": "proximal"},
+            "from which method = 'fedala' does not begin",
+        ),
+        ({"method": "fedala", "server.combination": "flexlora"}, "set method = 'fedit' or"),
         ({"server.reduction": "medain"}, "nearest first: median"),
         ({"client.correction": "fedprox"}, "known, nearest first: proximal"),
     ],

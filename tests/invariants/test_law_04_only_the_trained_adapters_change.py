@@ -17,7 +17,7 @@ from fedsdr.tables import METHODS, Method
 STAGES = [
     pytest.param(stage, id=f"{name}-{number}")
     for name, method in METHODS.items()
-    for number, stage in enumerate(method.stages, start=1)
+    for number, stage in enumerate((*method.before_rounds, *method.stages), start=1)
 ]
 
 

@@ -29,7 +29,7 @@ METRICS = {
         "|distill(-test)?/num_fallback/(too_long|empty|cut_off|refusal|self-reference|lost_(label|answer|facts|tests))"
     ),
     "train": (
-        "round|num_examples|seconds|train/(shared|private)/(loss|first_loss|last_loss|num_steps|num_tokens)"
+        "round|num_examples|seconds|train/(shared|private|before-private|weights)/(loss|first_loss|last_loss|num_steps|num_tokens)"
     ),
     "evaluate": rf"round|seconds|eval/(finance|general|math)/({SCORES}|{COUNTS})@(global|personalised)",
 }  # written out anew: the guard's own list must not widen unseen
@@ -44,9 +44,16 @@ WINDOW = 16
 Recorded = Callable[..., tuple[Path, list[tuple[Message, Message]]]]
 
 
-@pytest.mark.parametrize("verify", ["off", "answer"])  # most rewritings taken, most fallen back
-def test_only_listed_keys_arrays_and_numbers_leave(recorded: Recorded, verify: str) -> None:
-    folder, exchanges = recorded(**{"method": "fedsdr", "distill.verify": verify})
+@pytest.mark.parametrize(
+    ("method", "verify"),
+    [
+        ("fedsdr", "off"),  # most rewritings taken
+        ("fedsdr", "answer"),  # most fallen back
+        *((name, "off") for name in ("feddpa", "fdlora", "fedala")),
+    ],
+)
+def test_only_listed_keys_arrays_and_numbers_leave(recorded: Recorded, method: str, verify: str) -> None:
+    folder, exchanges = recorded(**{"method": method, "distill.verify": verify})
     shared = load_file(folder / "server/round-0000/adapter_model.safetensors")
     num_values = sum(value.size for value in shared.values())
     kinds = set()
@@ -121,6 +128,19 @@ def test_no_byte_of_private_tensors_and_texts_is_in_any_message(
     assert not [text for text in texts if len(text) >= WINDOW and windows(text) & found]
     # Shorter ones, such as labels: as a whole. Below 6 bytes they would be found by chance.
     assert not [text for text in texts if 6 <= len(text) < WINDOW and any(text in data for data in sent)]
+
+
+def test_no_byte_of_the_weights_of_the_local_aggregation_is_in_any_message(
+    recorded: Recorded, wire: Callable[[Message], bytes]
+) -> None:
+    """What this client's loss says of the adapter that it was sent. Its own adapter is what it sends."""
+    folder, exchanges = recorded(method="fedala", **{"client.learning_rate": 0.03, "personal.rate": 1e3})
+    kept = [load_file(path)["weights"] for path in folder.rglob("kept.safetensors")]
+    assert len(kept) == len(CLIENTS)
+    rows = {row.tobytes() for weights in kept for row in weights.reshape(-1, 4) if 0 < row.min() < row.max()}
+    assert len(rows) > 1000
+    found = set().union(*(windows(wire(message)) for exchange in exchanges for message in exchange))
+    assert not rows & found
 
 
 def failing(*args: Any, **kwargs: Any) -> None:

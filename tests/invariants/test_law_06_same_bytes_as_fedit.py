@@ -9,7 +9,10 @@ from flwr.app import Message
 Recorded = Callable[..., tuple[Path, list[tuple[Message, Message]]]]
 
 
-def test_fedsdr_sends_what_fedit_sends(recorded: Recorded, wire: Callable[[Message], bytes]) -> None:
+@pytest.mark.parametrize("other", ["fedsdr", "feddpa", "fdlora", "fedala"])
+def test_personal_methods_send_what_fedit_sends(
+    recorded: Recorded, wire: Callable[[Message], bytes], other: str
+) -> None:
     def sizes(method: str, measure: Callable[[Message], int]) -> dict[tuple[str, int], tuple[int, int]]:
         """Bytes down and up, by round and client."""
         return {
@@ -28,9 +31,9 @@ def test_fedsdr_sends_what_fedit_sends(recorded: Recorded, wire: Callable[[Messa
     widths = (64 + 64) + (64 + 32) + (64 + 32) + (64 + 64) + (64 + 128) + (64 + 128) + (128 + 64)
     plain = 2 * 4 * widths * 4
     expected = {(server_round, node): (plain, plain) for server_round in "12" for node in (1, 2, 3)}
-    assert sizes("fedsdr", values) == sizes("fedit", values) == expected
+    assert sizes(other, values) == sizes("fedit", values) == expected
 
-    for method in ("fedsdr", "fedit"):
+    for method in (other, "fedit"):
         for down, up in sizes(method, whole).values():
             assert plain < down < plain + 2000
             assert plain < up < plain + 2000

@@ -126,6 +126,36 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     assert results(fedsdr.resume(folder).folder) == results(finished(**chosen))
 
 
+@pytest.mark.parametrize("method", ["feddpa", "fdlora", "fedala"])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        ("fedsdr.client.update.response_loss", 3),  # with fdlora, in the stage before round 1
+        ("fedsdr.apps.client_app.save_state", 2, None, True),
+        ("fedsdr.apps.client_app.save_state", 5, None, True),
+        ("fedsdr.apps.server_app.write_json", 2),
+    ],
+    ids=["in training", "after a client's round 1", "after a client's round 2", "before the scores"],
+)
+def test_personal_methods_resume_to_the_same_bytes(
+    run_settings: Callable[..., Settings],
+    finished: Callable[..., Path],
+    results: Results,
+    kill_at: KillAt,
+    fresh_process: Callable[[], None],
+    method: str,
+    kill: tuple[Any, ...],
+) -> None:
+    """What a client learnt before round 1 is neither lost nor learnt twice; so are weights that it keeps."""
+    chosen = {"method": method, "eval.every": 1, "personal.rate": 1e3} if method == "fedala" else {
+        "method": method, "eval.every": 1}  # fmt: skip
+    settings = run_settings(**chosen)
+    with kill_at(*kill):
+        fedsdr.run(settings)
+    fresh_process()
+    assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**chosen))
+
+
 def test_drawn_clients_are_the_same_after_a_kill(
     run_settings: Callable[..., Settings],
     finished: Callable[..., Path],

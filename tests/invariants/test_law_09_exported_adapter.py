@@ -10,11 +10,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import fedsdr
+from fedsdr.apps.run import evaluate_round
 from fedsdr.apps.trained import export_round
+from fedsdr.client.fusion import fuse
 from fedsdr.config import Settings
 from fedsdr.model.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, load_base
+from fedsdr.storage import read_json
 from fedsdr.tables import Adapter
 
 IDS = torch.arange(3, 63).reshape(3, 20)
@@ -37,25 +40,36 @@ def same(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.fixture
-def trained(run_settings: Callable[..., Settings]) -> Settings:
-    """Settings of a finished run whose adapters move the logits."""
-    settings = run_settings(
-        **{"method": "fedsdr", "lora.alpha": 7.0, "client.learning_rate": 0.03, "client.schedule": "constant"}
-    )
-    fedsdr.run(settings)
-    return settings
+def train(run_settings: Callable[..., Settings]) -> Callable[[str], Settings]:
+    """Run a method; return the settings of a finished run whose adapters move the logits."""
+
+    def finish(method: str) -> Settings:
+        moving = {"lora.alpha": 7.0, "client.learning_rate": 0.03, "client.schedule": "constant"}
+        settings = run_settings(**{"method": method, **moving})
+        fedsdr.run(settings)
+        return settings
+
+    return finish
 
 
-@pytest.mark.parametrize("client", ["", "math"])
+@pytest.mark.parametrize(
+    ("method", "client"), [("fedsdr", ""), ("fedsdr", "math"), ("fedala", "math"), ("fdlora", "math")]
+)
 def test_exported_model_loads_with_peft_and_gives_equal_logits(
-    trained: Settings, client: str, tmp_path: Path
+    train: Callable[[str], Settings], method: str, client: str, tmp_path: Path
 ) -> None:
+    trained = train(method)
     folder = Path(trained.run.dir)
     base = load_base(trained.model)
     adapters = Adapters(base.model, trained.lora)
     adapters.load("shared", load_adapter(folder / "server/round-0002"))
     adapters.load("private", load_adapter(folder / "clients/math/round-0002"))
-    ours = logits_of(base, adapters, ("shared", "private") if client else ("shared",))
+    if method == "fdlora":
+        found = read_json(folder / "clients/math/evaluation/round-0002-fusion.json")
+        fused = fuse(adapters.state("shared"), adapters.state("private"), found["shared"], found["private"])
+        adapters.load("private", fused)
+    personalised: Sequence[Adapter] = ("shared", "private") if method == "fedsdr" else ("private",)
+    ours = logits_of(base, adapters, personalised if client else ("shared",))
     plain = plain_model(trained)
     with torch.no_grad():
         assert (plain(IDS).logits - ours).abs().max() > 0.1  # the adapter does something
@@ -69,6 +83,25 @@ def test_exported_model_loads_with_peft_and_gives_equal_logits(
     for file in (WEIGHTS, CONFIG):
         kept = (folder / "server/round-0002" / file).read_bytes()
         assert ((tmp_path / "adapter" / file).read_bytes() == kept) == (not client)
+
+
+def test_a_model_that_weighs_each_prompt_anew_is_not_exported(
+    train: Callable[[str], Settings], tmp_path: Path
+) -> None:
+    folder = Path(train("feddpa").run.dir)
+    with pytest.raises(fedsdr.UserError, match="anew for each prompt, which no single adapter can do"):
+        export_round(folder, tmp_path / "adapter", None, "math", merged=False)
+
+
+def test_a_fusion_that_was_not_searched_is_not_exported(
+    train: Callable[[str], Settings], tmp_path: Path
+) -> None:
+    """It is found when a round is evaluated."""
+    folder = Path(train("fdlora").run.dir)
+    with pytest.raises(fedsdr.UserError, match=r"`fedsdr evaluate .* --round 1` first"):
+        export_round(folder, tmp_path / "adapter", 1, "math", merged=False)
+    evaluate_round(folder, 1)
+    export_round(folder, tmp_path / "adapter", 1, "math", merged=False)
 
 
 def test_adapter_saved_by_peft_loads_here(run_settings: Callable[..., Settings], tmp_path: Path) -> None:

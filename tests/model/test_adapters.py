@@ -68,6 +68,26 @@ def by_hand(layer: LoraLinear, h: Tensor, names: tuple[str, ...]) -> Tensor:
     return out
 
 
+def test_weights_of_the_adapters_scale_their_products_and_their_gradients(adapters: Adapters, h: Tensor):
+    """W0 h + b + (alpha/r) (1/4 B_r A_r + 3/2 B_s A_s) h; an adapter without a weight has one."""
+    layer = adapters.layers["up"]
+    plain = by_hand(layer, h, ())
+    shared, private = (by_hand(layer, h, (name,)) - plain for name in ADAPTERS)
+    adapters.set(ADAPTERS, train=ADAPTERS)
+    out = layer(h)
+    gradients = torch.autograd.grad(out.sum(), adapters.layers["up"].B["private"])
+    adapters.set(ADAPTERS, train=ADAPTERS, mix={"shared": 0.25, "private": 1.5})
+    mixed = layer(h)
+    torch.testing.assert_close(mixed, plain + 0.25 * shared + 1.5 * private)
+    torch.testing.assert_close(torch.autograd.grad(mixed.sum(), layer.B["private"])[0], 1.5 * gradients[0])
+    adapters.set(ADAPTERS, train=ADAPTERS, mix={"private": 1.5})
+    torch.testing.assert_close(layer(h), plain + shared + 1.5 * private)
+    adapters.set(ADAPTERS, train=ADAPTERS)
+    assert torch.equal(layer(h), out)
+    with adapters.inference(ADAPTERS, torch.float32, {"shared": 0.0, "private": 2.0}):
+        torch.testing.assert_close(layer(h), plain + 2 * private)
+
+
 @pytest.mark.parametrize("names", [("shared",), ("private",), ("shared", "private")])
 def test_forward_is_the_formula_of_the_paper(adapters: Adapters, h: Tensor, names):
     layer = adapters.layers["up"]

@@ -75,7 +75,8 @@ def aggregate_locally(
         while not of_passes or (weights is None and not _is_settled(of_passes)):
             for start in range(0, num, settings.client.batch_size):
                 loss, num_read = response_loss(base, chosen[start : start + settings.client.batch_size])
-                gradient = parameters_to_vector(torch.autograd.grad(loss / num_read, parameters))
+                gradients = torch.autograd.grad(loss / num_read, parameters)
+                gradient = torch.cat([part.flatten() for part in gradients])
                 w = (w - settings.personal.rate * (sent - own) * gradient).clamp(0, 1)
                 _move(parameters, own, sent, w)
                 losses.append(loss.item() / num_read)
