@@ -80,7 +80,7 @@ def test_exported_model_loads_with_peft_and_gives_equal_logits(
         same(ours, PeftModel.from_pretrained(plain, tmp_path / "adapter")(IDS).logits)
         same(ours, plain_model(trained, tmp_path / "merged")(IDS).logits)
     # The folder of a round is what is exported.
-    for file in (WEIGHTS, CONFIG):
+    for file in (WEIGHTS, CONFIG)[: 1 if client else 2]:
         kept = (folder / "server/round-0002" / file).read_bytes()
         assert ((tmp_path / "adapter" / file).read_bytes() == kept) == (not client)
 
