@@ -48,7 +48,7 @@ def aggregate(model: Model, settings: Settings, weights: torch.Tensor | None, **
 
 
 def test_one_batch_moves_the_weights_as_the_paper_says(model: Model, tiny_settings):
-    """W <- clip(W - eta (sent - own) dL/dTheta), at Theta = own + W (sent - own); equations 4 and 5."""
+    """W <- clip(W - eta (sent - own) dL/dTheta), at Theta = own + W (sent - own)."""
     base, adapters, texts = model
     sent, own = vector(adapters, "shared"), vector(adapters, "private")
     before = torch.rand(sent.shape, generator=torch.Generator().manual_seed(1))

@@ -4,7 +4,7 @@ A = w1 A_s + w2 A_p and B = w1 B_s + w2 B_p, so B A has the products of the one 
 are those with the least loss on a few of the client's own training examples, among some tens of trials
 in [-1.5, 1.5]^2.
 
-Paper: Qi et al., FDLoRA, arXiv 2406.07925, section 3 (AdaFusion), which takes the search from LoraHub (Huang
+Paper: Qi et al., FDLoRA, arXiv 2406.07925 (AdaFusion), which takes the search from LoraHub (Huang
 et al., COLM 2024, arXiv 2307.13269): the bounds, the penalty 0.05 mean |w| and 40 trials are its public
 code's. Differs: DIRECT (Jones et al. 1993) takes the place of Nevergrad's optimizer. It draws nothing, and
 its first trials are the base, and plus and minus each adapter alone, so the fusion is never worse than

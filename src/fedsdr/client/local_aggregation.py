@@ -5,9 +5,10 @@ what was sent; it learns by W <- clip(W - eta (theta_sent - theta_own) dL/dTheta
 raw data, drawn anew in each round, and is kept between rounds. The first time it learns until the loss
 settles, afterwards in one pass.
 
-Paper: Zhang et al., FedALA, AAAI 2023, arXiv 2212.01197, equations 4 to 6. Differs: the tensors of the shared
-adapter that travel take the place of the model's upper layers; examples are drawn one by one, where the
-public code takes neighbours; a last, smaller batch counts too; the first learning has an end (`MOST_PASSES`).
+Paper: Zhang et al., FedALA, AAAI 2023, arXiv 2212.01197; variants as in its public code. Differs: the tensors
+of the shared adapter that travel take the place of the model's upper layers; examples are drawn one by one,
+where the code takes neighbours; a last, smaller batch counts too; the first learning has an end
+(`MOST_PASSES`).
 """
 
 import random
