@@ -327,7 +327,7 @@ class Personal(Section):
     share: Share = 0.8
     """Share of the training examples on which the weights of the local aggregation are learnt (fedala)."""
     rate: Positive = 1.0
-    """Step size of those weights (fedala). 1, the paper's, hardly moves them on adapters (docs/methods.md)."""
+    """Step size of those weights (fedala). The paper's 1 hardly moves them (docs/methods.md)."""
 
 
 class Eval(Section):
