@@ -18,12 +18,13 @@ ARRAYS = {
 
 
 def save(folder: Path, server_round: int) -> None:
-    save_round(folder, server_round, ARRAYS, {}, Lora(rank=2, alpha=8.0), "tiny")
+    save_round(folder, server_round, ARRAYS, {}, {}, Lora(rank=2, alpha=8.0), "tiny")
 
 
 def test_every_bit_of_a_round_is_read_back(tmp_path: Path):
     save(tmp_path, 3)
-    found = load_round(tmp_path, 3)
+    found, residual = load_round(tmp_path, 3, 2)
+    assert residual == {}
     assert {key: array.tobytes() for key, array in found.items()} == {
         key: array.tobytes() for key, array in ARRAYS.items()
     }
@@ -49,4 +50,4 @@ def test_the_last_round_is_the_highest_number_that_is_there_whole(tmp_path: Path
 
 def test_a_round_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="round-0004 holds no adapter"):
-        load_round(tmp_path, 4)
+        load_round(tmp_path, 4, 2)

@@ -5,14 +5,24 @@ import pytest
 
 from fedsdr.config import Server
 from fedsdr.server import combine
+from fedsdr.server.combine import Before
 from fedsdr.server.guard import Update
 from fedsdr.server.reduce import Arrays
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 
 
+def before(updates: list[Update], server_round: int = 1) -> Before:
+    """A server whose factors have the shapes of the first client's, and are zero."""
+    return Before({key: np.zeros_like(value) for key, value in updates[0].arrays.items()}, server_round)
+
+
 def average(updates: list[Update]) -> Arrays:
-    return combine.average(updates, Server())
+    return combine.average(updates, Server(), before(updates)).shared
+
+
+def flexlora(updates: list[Update]) -> Arrays:
+    return combine.flexlora(updates, Server(combination="flexlora"), before(updates)).shared
 
 
 def make(client: str, num_examples: int, a: list[list[float]], b: list[list[float]]) -> Update:
@@ -92,7 +102,7 @@ def test_flexlora_is_the_best_product_of_rank_r(num_clients: int):
     wanted = sum(u.num_examples / total * product(u.arrays) for u in updates)
     u, s, vt = np.linalg.svd(wanted)
     best = u[:, :2] * s[:2] @ vt[:2]
-    target = combine.flexlora(updates, Server(combination="flexlora"))
+    target = flexlora(updates)
     np.testing.assert_allclose(product(target), best, atol=1e-5)
     assert (target[A].shape, target[B].shape) == ((2, 7), (5, 2))
     if num_clients == 1:  # nothing is lost of a client alone
@@ -101,7 +111,7 @@ def test_flexlora_is_the_best_product_of_rank_r(num_clients: int):
 
 def test_flexlora_of_factors_that_are_zero_is_zero():
     zero = [make(c, 1, np.ones((2, 7)), np.zeros((5, 2))) for c in "ab"]  # type: ignore[arg-type]
-    assert not product(combine.flexlora(zero, Server(combination="flexlora"))).any()
+    assert not product(flexlora(zero)).any()
 
 
 def test_the_plain_average_of_factors_is_not_the_average_of_products_but_that_of_ffa_is():
@@ -122,7 +132,7 @@ def test_flexlora_of_a_layer_narrower_than_the_rank_keeps_its_shapes_and_the_pro
         make(c, 1, np.random.default_rng(n).normal(size=(8, 6)), np.random.default_rng(n).normal(size=(4, 8)))  # type: ignore[arg-type]
         for n, c in enumerate("ab")
     ]
-    target = combine.flexlora(updates, Server(combination="flexlora"))
+    target = flexlora(updates)
     assert (target[A].shape, target[B].shape) == ((8, 6), (4, 8))
     wanted = sum(product(u.arrays) for u in updates) / 2
     np.testing.assert_allclose(product(target), wanted, atol=1e-5)
