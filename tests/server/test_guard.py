@@ -428,3 +428,16 @@ def test_a_reply_from_outside_the_run_is_refused():
 def test_no_text_leaves_in_the_name_of_a_count(key: str):
     with pytest.raises(Rejected, match="allow-list"):
         check_prepared(prepared("bank", {**PREPARED, key: 1}))
+
+
+def test_without_a_global_model_only_personalised_scores_pass_and_there_may_be_none():
+    def checked(scores: dict[str, float]) -> dict[str, float]:
+        return check_scores(reply(RecordDict({"metrics": MetricRecord(scores)})), "a", 6, 7, False)
+
+    mine, nothing = {"round": 7} | MINE, {"round": 7}
+    assert checked(mine) == mine
+    assert checked(nothing) == nothing  # of a client that was never drawn
+    with pytest.raises(Rejected, match="there is no global model"):
+        checked(SCORES | MINE)
+    with pytest.raises(Rejected, match="the personalised model was scored on 5 examples"):
+        checked({key: 5 if "num_examples" in key else value for key, value in mine.items()})
