@@ -13,6 +13,7 @@ import pytest
 from fedsdr import progress
 from fedsdr.cli import main
 from fedsdr.config import Settings, dump_settings
+from fedsdr.tables import COMBINATIONS
 
 Fedsdr = Callable[..., tuple[int, str, str]]
 
@@ -83,6 +84,19 @@ def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, r
     assert "shared on raw 2 steps" in err
 
 
+def test_methods_lists_every_name_and_what_does_not_go_together(fedsdr: Fedsdr):
+    code, out, _ = fedsdr("methods")
+    assert code == 0
+    for name in COMBINATIONS:
+        assert f"\n  {name} " in out
+    exceptions = out.partition("but for:")[2]
+    for line in ("fedex: server.optimizer = fedavg", "fedrot: wire.dtype = float32",
+                 "fedsa: client.correction = none", "zeropad: server.reduction = mean"):  # fmt: skip
+        assert f"server.combination = {line}" in exceptions
+    assert "server.combination = average" not in exceptions
+    assert "lora.client_ranks: server.combination = flexlora or flora or zeropad" in exceptions
+
+
 @pytest.mark.parametrize(
     ("words", "keys"),
     [
@@ -100,6 +114,7 @@ def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, r
                 "server.optimizer",
                 "distill.prompts",
                 "pairs",
+                "ranks",
             },
         ),
         (["chat", "RUN", "--question", "Who?", "--max-new-tokens", "3"], {"question", "base", "global"}),

@@ -169,9 +169,12 @@ def methods(as_json: AsJson = False) -> None:
         key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
         for key, table in shown.items()
     }
-    pairs = {name: tables.allowed_with(row) for name, row in tables.COMBINATIONS.items()}
+    pairs = {
+        "server.combination": {n: tables.allowed_with(row) for n, row in tables.COMBINATIONS.items()},
+    }
+    ranks = {name: row.ranks for name, row in tables.COMBINATIONS.items()}
     if as_json:
-        _print_json({**rows, "pairs": pairs})
+        _print_json({**rows, "pairs": pairs, "ranks": ranks})
         return
     width = max(len(name) for table in rows.values() for name in table) + 2
     for key, table in rows.items():
@@ -179,10 +182,13 @@ def methods(as_json: AsJson = False) -> None:
         for name, row in table.items():
             print(f"  {name:<{width}}{row['summary']}\n  {'':{width}}{row['paper']}")
     print("Every method goes with every correction, combination, reduction and optimizer, but for:")
-    for name, allowed in pairs.items():
-        for key, names in allowed.items():
-            if len(names) < len(rows[key]):
-                print(f"  server.combination = {name}: {key} = {' or '.join(names)}")
+    for setting, by_name in pairs.items():
+        for name, allowed in by_name.items():
+            for key, names in allowed.items():
+                if len(names) < max(len(others[key]) for others in by_name.values()):
+                    print(f"  {setting} = {name}: {key} = {' or '.join(names)}")
+    able = [name for name, kind in ranks.items() if kind != "one"]
+    print(f"  lora.client_ranks: server.combination = {' or '.join(able)}")
     print("  methods that send nothing: no correction, combination, reduction or optimizer")
 
 

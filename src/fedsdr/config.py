@@ -24,7 +24,9 @@ from fedsdr.tables import (
     REDUCTIONS,
     WireType,
     allowed_with,
+    clash,
     look_up,
+    obstacles,
 )
 
 Count = Annotated[int, Field(ge=1)]
@@ -34,6 +36,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 MU = 0.01
 """Default weight of the proximal term."""
+ROTATION = 1.0
+"""Default strength of the rotation."""
 
 
 class Section(BaseModel):
@@ -156,6 +160,31 @@ class Lora(Section):
     """Names of the linear layers that get adapters, such as ["q_proj", "v_proj"]."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the input of the adapters in training."""
+    client_ranks: dict[str, Count] = {}
+    """Rank of the shared adapter at the clients that have a smaller one, by client id; the server and all
+    others have `rank`. The scale stays alpha / rank, and private adapters keep `rank`."""
+
+    def __hash__(self) -> int:
+        """Hash what may be hashed, so that models can be remembered by it."""
+        return hash((self.rank, self.alpha, self.targets, self.dropout))
+
+    def rank_of(self, client: str) -> int:
+        """Rank of the shared adapter at a client."""
+        return self.client_ranks.get(client, self.rank)
+
+    def widened(self, rank: int) -> "Lora":
+        """The same scale alpha / rank at another rank."""
+        return self.model_copy(update={"rank": rank, "alpha": self.alpha * rank / self.rank})
+
+    @model_validator(mode="after")
+    def _clients_have_smaller_ranks(self) -> Self:
+        for client, rank in self.client_ranks.items():
+            if rank >= self.rank:
+                raise ValueError(
+                    f"client_ranks.{client} = {rank} is not below rank = {self.rank}, which the server and"
+                    " all clients not named have: set less, or leave it out"
+                )
+        return self
 
 
 class Distill(Section):
@@ -273,6 +302,10 @@ class Server(Section):
     """Clients drawn for each round; 0: all."""
     quorum: Share = 0.5
     """Share of the asked clients whose replies must pass the guard, or the run stops."""
+    rotation: Share = ROTATION
+    """lambda of fedrot: 1 rotates the clients' factors fully towards the reference, less only partly."""
+    rotation_reference: Literal["alternate", "A", "B"] = "alternate"
+    """Which broadcast factor fedrot rotates towards; alternate: A in even rounds, B in odd ones."""
     max_norm: Positive = 1e4
     """A reply whose tensor has a larger Euclidean norm is dropped as absurd."""
 
@@ -286,6 +319,13 @@ class Server(Section):
         look_up(COMBINATIONS, self.combination, "server.combination")
         look_up(OPTIMIZERS, self.optimizer, "server.optimizer")
         look_up(REDUCTIONS, self.reduction, "server.reduction")
+        for key, usual in (("rotation", ROTATION), ("rotation_reference", "alternate")):
+            value = getattr(self, key)
+            if value != usual and not COMBINATIONS[self.combination].is_turned:
+                raise ValueError(
+                    f"{key} = {value!r} does nothing under combination = {self.combination!r}, which rotates"
+                    " nothing: leave it out, or set combination = 'fedrot'"
+                )
         if self.num_byzantine and self.reduction == "mean":
             raise ValueError(
                 f"num_byzantine = {self.num_byzantine} does nothing under reduction = 'mean': choose a robust"
@@ -369,14 +409,32 @@ class Settings(Section):
         method = look_up(METHODS, self.method, "method")
         for name in self.distill.prompts:
             look_up(PROMPTS, name, "distill.prompts")
-        for key, allowed in allowed_with(COMBINATIONS[self.server.combination]).items():
-            chosen = attrgetter(key)(self)
+        combination = COMBINATIONS[self.server.combination]
+        if why := clash(method, combination):
+            raise ValueError(
+                f"method = {self.method!r} does not go with server.combination ="
+                f" {self.server.combination!r}, which {why}: set method ="
+                f" {' or '.join(map(repr, allowed_with(combination)['method']))}"
+            )
+        for key, allowed in allowed_with(combination).items():
+            chosen = attrgetter(key)(self)  # the method was checked above
             if chosen not in allowed:
                 raise ValueError(
-                    f"server.combination = {self.server.combination!r} makes new factors in each round, on"
-                    f" which {key} = {chosen!r} cannot work number by number: set {key} ="
-                    f" {' or '.join(map(repr, allowed))}"
+                    f"{key} = {chosen!r} does not go with server.combination = {self.server.combination!r},"
+                    f" which {obstacles(combination)[key]}: set {key} = {' or '.join(map(repr, allowed))}"
                 )
+        if self.lora.client_ranks and combination.ranks == "one":
+            able = [name for name, row in COMBINATIONS.items() if row.ranks != "one"]
+            raise ValueError(
+                f"lora.client_ranks = {self.lora.client_ranks} does not go with server.combination ="
+                f" {self.server.combination!r}, which takes factors of one rank: set server.combination ="
+                f" {' or '.join(map(repr, able))}"
+            )
+        if combination.ranks == "several" and not self.lora.client_ranks:
+            raise ValueError(
+                f"server.combination = {self.server.combination!r} is 'average' where all clients have one"
+                " rank: name those of smaller rank in lora.client_ranks, or set 'average'"
+            )
         if not method.shares:
             for key, value, usual in (
                 ("client.correction", self.client.correction, "none"),
@@ -384,6 +442,7 @@ class Settings(Section):
                 ("server.reduction", self.server.reduction, "mean"),
                 ("server.optimizer", self.server.optimizer, "fedavg"),
                 ("wire.dtype", self.wire.dtype, "float32"),
+                ("lora.client_ranks", self.lora.client_ranks, {}),
             ):
                 if value != usual:
                     raise ValueError(

@@ -6,7 +6,7 @@ answers at once; the functions behind a row's name live at its station (`client`
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -143,15 +143,34 @@ class Combination(Named):
     """How the clients' LoRA factors become one target; its function is in `server.combine`."""
 
     factors: tuple[Factor, ...] = ("A", "B")
-    """Which factors of the shared adapter learn and travel; the others stay as they were drawn."""
+    """Which factors of the shared adapter learn; the others stay as they were drawn."""
+    kept: tuple[Factor, ...] = ()
+    """Which of those stay at the client, so that there is no global model; the rest travels."""
     is_linear: bool = True
     """Whether each number of the target is made from the same number of every client. Else a server
     optimizer's moments, a robust reduction of single numbers, and what a client's earlier messages lost
     would mean nothing."""
+    adds_to_base: bool = False
+    """Whether part of the target is kept beside the base, as factors of their own (the residual)."""
+    is_fresh: bool = False
+    """Whether every round begins with newly drawn factors, which therefore need not travel down."""
+    is_turned: bool = False
+    """Whether each client's factors are rotated before they are reduced."""
+    ranks: Literal["one", "any", "several"] = "one"
+    """Whether all clients must have one rank, may have several, or must, since with one it is `average`."""
+
+    @property
+    def has_global(self) -> bool:
+        """Whether there is a global model."""
+        return not self.kept
+
+    def keeps(self, key: str) -> bool:
+        """Whether the tensor of that PEFT key learns and stays at the client."""
+        return any(f".lora_{factor}." in key for factor in self.kept)
 
     def sends(self, key: str) -> bool:
         """Whether the tensor of that PEFT key learns and travels."""
-        return any(f".lora_{factor}." in key for factor in self.factors)
+        return any(f".lora_{factor}." in key for factor in self.factors) and not self.keeps(key)
 
 
 @dataclass(frozen=True)
@@ -275,10 +294,40 @@ COMBINATIONS: Mapping[str, Combination] = {
         "Sun et al., FFA-LoRA, ICLR 2024, arXiv 2403.12313",
         factors=("B",),
     ),
+    "fedsa": Combination(
+        "A and B learn, A alone is sent; each client keeps its own B, so there is no global model",
+        "Guo et al., FedSA-LoRA, ICLR 2025, arXiv 2410.01463",
+        kept=("B",),
+    ),
     "flexlora": Combination(
         "the mean of the products B A, cut to rank r by its singular values",
         "Bai et al., FlexLoRA, NeurIPS 2024, arXiv 2402.11505",
         is_linear=False,
+        ranks="any",
+    ),
+    "flora": Combination(
+        "the mean of the products B A, stacked and kept whole beside the base; new factors in each round",
+        "Wang et al., FLoRA, NeurIPS 2024, arXiv 2409.05976",
+        is_linear=False,
+        adds_to_base=True,
+        is_fresh=True,
+        ranks="any",
+    ),
+    "fedex": Combination(
+        "A and B each for itself; what that leaves out of the mean of B A is kept beside the base",
+        "Singhal et al., FedEx-LoRA, ACL 2025, arXiv 2410.09432",
+        is_linear=False,
+        adds_to_base=True,
+    ),
+    "fedrot": Combination(
+        "A and B each for itself, after each client's factors are rotated towards the broadcast ones",
+        "Zhang et al., FedRot-LoRA, ICML 2026, arXiv 2602.23638",
+        is_turned=True,
+    ),
+    "zeropad": Combination(
+        "clients of different rank: A and B each for itself, with zeros for the ranks that a client lacks",
+        "the baseline of Cho et al., HetLoRA, EMNLP 2024, arXiv 2401.06432",
+        ranks="several",
     ),
 }
 
@@ -338,14 +387,44 @@ PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill
 }
 
 
+def obstacles(combination: Combination) -> dict[str, str]:
+    """Settings of which only the plain choice makes sense with a combination, and why."""
+    found: dict[str, str] = {}
+    if combination.kept:
+        found["client.correction"] = "leaves part of the adapter at the client, which no broadcast anchors"
+    if combination.is_turned:
+        found["wire.dtype"] = "rotates what a client sends, but not what its earlier messages lost"
+    if combination.ranks == "several":
+        found["server.reduction"] = "fills up with zeros, which are no client's values to be counted"
+    if not combination.is_linear:
+        why = "combines whole products B A, beside which nothing can work number by number"
+        found |= dict.fromkeys(("server.reduction", "server.optimizer", "wire.dtype"), why)
+    return found
+
+
+def clash(method: Method, combination: Combination) -> str:
+    """Say why a method does not go with a combination; "" if it does."""
+    if method.on_receive == "adapt" and combination.kept:
+        return "leaves part of the adapter at the client, so no broadcast could be moved towards"
+    if method.on_receive == "adapt" and not combination.is_linear:
+        return "makes new factors in each round, so a client's last ones are no numbers to move from"
+    if method.personal != "sum" and combination.adds_to_base:
+        return "adds to the base what a client's own adapter could neither weigh nor hold"
+    return ""
+
+
 def allowed_with(combination: Combination) -> dict[str, list[str]]:
-    """Name what makes sense with a combination: methods, reductions, server optimizers, types of message."""
-    linear = combination.is_linear
-    return {
-        "method": [name for name, row in METHODS.items() if linear or row.on_receive == "take"],
-        "server.reduction": [name for name in REDUCTIONS if linear or name == "mean"],
-        "server.optimizer": [name for name in OPTIMIZERS if linear or name == "fedavg"],
-        "wire.dtype": [name for name in get_args(WireType) if linear or name == "float32"],
+    """Name what goes with a combination, for each of the settings that may not."""
+    choices: dict[str, tuple[str, Iterable[str]]] = {
+        "client.correction": ("none", CORRECTIONS),
+        "server.reduction": ("mean", REDUCTIONS),
+        "server.optimizer": ("fedavg", OPTIMIZERS),
+        "wire.dtype": ("float32", get_args(WireType)),
+    }
+    hindered = obstacles(combination)
+    return {"method": [name for name, row in METHODS.items() if not clash(row, combination)]} | {
+        key: [name for name in names if key not in hindered or name == plain]
+        for key, (plain, names) in choices.items()
     }
 
 

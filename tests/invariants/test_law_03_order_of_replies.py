@@ -12,9 +12,9 @@ from flwr.clientapp import ClientApp
 
 import fedsdr
 from fedsdr.apps.local_grid import LocalGrid
-from fedsdr.client.wire import Arrays, broadcast
+from fedsdr.client.wire import Arrays, broadcast, cut
 from fedsdr.config import Server, Settings
-from fedsdr.server.combine import COMBINE
+from fedsdr.server.combine import COMBINE, Before
 from fedsdr.server.guard import Update
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import Event
@@ -59,13 +59,14 @@ def replies_with(settings: Settings, factor: int, folder: Path) -> list[Message]
     @app.train()
     def train(message: Message, context: Context) -> Message:
         sends = COMBINATIONS[settings.server.combination].sends
-        arrays = broadcast({k: v for k, v in factors_of(context.node_id).items() if sends(k)})
+        factors = cut(factors_of(context.node_id), settings.lora.rank_of(ROSTER[context.node_id]))
+        arrays = broadcast({k: v for k, v in factors.items() if sends(k)})
         metrics = MetricRecord({"round": 1, "num_examples": factor * NUM_EXAMPLES[context.node_id]})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     grid = LocalGrid(app, 3, folder)
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
-    strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {})
+    strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {}, {})
     return list(grid.send_and_receive(strategy.configure_train(1, broadcast(fresh), ConfigRecord(), grid)))
 
 
@@ -75,17 +76,18 @@ def told(factor: int) -> dict[str, Event]:
 
 def combined(settings: Settings, replies: Iterable[Message], factor: int = 1) -> Arrays:
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
-    strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {})
+    strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {}, {})
     strategy.num_asked, strategy.asked = 3, set(ROSTER)
     strategy.aggregate_train(1, replies)
-    return strategy.arrays
+    return strategy.arrays | {f"added/{key}": value for key, value in strategy.residual.items()}
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_order_and_common_factor_change_no_combination(
     run_settings: Callable[..., Settings], combination: str, tmp_path: Path
 ) -> None:
-    settings = run_settings(**{"server.combination": combination})
+    ranks = {"lora.client_ranks.b": 3} if COMBINATIONS[combination].ranks != "one" else {}
+    settings = run_settings(**{"server.combination": combination, **ranks})
     replies = replies_with(settings, 1, tmp_path)
     expected = combined(settings, replies)
     for order in permutations(replies):
@@ -109,5 +111,7 @@ def test_order_changes_nothing_where_a_client_does_not_answer(
 
 def test_the_factors_above_would_show_a_wrong_order() -> None:
     updates = [Update(ROSTER[node], factors_of(node), NUM_EXAMPLES[node], {}, 0) for node in ROSTER]
-    straight, turned = COMBINE["average"](updates, Server()), COMBINE["average"](updates[::-1], Server())
+    straight, turned = (
+        COMBINE["average"](order, Server(), Before({}, 1)).shared for order in (updates, updates[::-1])
+    )
     assert any(straight[key].tobytes() != turned[key].tobytes() for key in straight)

@@ -156,6 +156,31 @@ def test_personal_methods_resume_to_the_same_bytes(
     assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**chosen))
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        *({"server.combination": name} for name in ("fedsa", "flora", "fedex", "fedrot")),
+        {"server.combination": "zeropad", "lora.client_ranks.math": 1},
+    ],
+    ids=lambda chosen: chosen["server.combination"],
+)
+def test_what_a_combination_keeps_is_there_after_a_kill(
+    run_settings: Callable[..., Settings],
+    finished: Callable[..., Path],
+    results: Results,
+    kill_at: KillAt,
+    fresh_process: Callable[[], None],
+    chosen: dict[str, Any],
+) -> None:
+    """Killed in round 3, when all clients had answered and the server had not written the round."""
+    chosen = {"method": "fedsdr", "server.num_rounds": 3, **chosen}
+    settings = run_settings(**chosen)
+    with kill_at("fedsdr.apps.server_app.save_round", 4):
+        fedsdr.run(settings)
+    fresh_process()
+    assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**chosen))
+
+
 def test_drawn_clients_are_the_same_after_a_kill(
     run_settings: Callable[..., Settings],
     finished: Callable[..., Path],

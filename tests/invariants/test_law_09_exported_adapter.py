@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import fedsdr
+from fedsdr.apps import client_app
 from fedsdr.apps.run import evaluate_round
 from fedsdr.apps.trained import export_round
 from fedsdr.client.fusion import fuse
@@ -17,7 +19,7 @@ from fedsdr.config import Settings
 from fedsdr.model.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, load_base
-from fedsdr.storage import read_json
+from fedsdr.storage import read_json, round_folder
 from fedsdr.tables import Adapter
 
 IDS = torch.arange(3, 63).reshape(3, 20)
@@ -102,6 +104,41 @@ def test_a_fusion_that_was_not_searched_is_not_exported(
         export_round(folder, tmp_path / "adapter", 1, "math", merged=False)
     evaluate_round(folder, 1)
     export_round(folder, tmp_path / "adapter", 1, "math", merged=False)
+
+
+@pytest.mark.parametrize(
+    ("combination", "client"),
+    [("flora", ""), ("flora", "math"), ("fedex", ""), ("fedex", "math"), ("fedsa", "math")],
+)
+def test_adapter_of_a_combination_that_adds_or_keeps_something_is_the_whole_model(
+    run_settings: Callable[..., Settings], combination: str, client: str, tmp_path: Path
+) -> None:
+    """What the clients score is what the files give in PEFT, private adapter and all that was added included."""
+    settings = run_settings(**{"method": "fedsdr", "server.combination": combination, "lora.alpha": 7.0,
+                               "client.learning_rate": 0.03, "client.schedule": "constant"})  # fmt: skip
+    scored: dict[tuple[str, tuple[str, ...]], Tensor] = {}
+    evaluate = client_app.evaluate
+
+    def spy(base: Base, adapters: Adapters, active: Sequence[Adapter], *rest: Any) -> Any:
+        scored[rest[-1], tuple(active)] = logits_of(base, adapters, active)
+        return evaluate(base, adapters, active, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_app, "evaluate", spy)
+        fedsdr.run(settings)
+    model = "personalised" if client else "global"
+    active = ("shared", "private") if client else ("shared",)
+    ours = scored[f"{model} model answers math", active]
+    export_round(Path(settings.run.dir), tmp_path / "adapter", None, client, merged=False)
+    export_round(Path(settings.run.dir), tmp_path / "merged", None, client, merged=True)
+    with torch.no_grad():
+        plain = plain_model(settings)
+        assert (plain(IDS).logits - ours).abs().max() > 0.1
+        same(ours, PeftModel.from_pretrained(plain, tmp_path / "adapter")(IDS).logits)
+        same(ours, plain_model(settings, tmp_path / "merged")(IDS).logits)
+        if not client:  # the round's own folder is the global model
+            folder = round_folder(Path(settings.run.dir) / "server", 2)
+            same(ours, PeftModel.from_pretrained(plain_model(settings), folder)(IDS).logits)
 
 
 def test_adapter_saved_by_peft_loads_here(run_settings: Callable[..., Settings], tmp_path: Path) -> None:

@@ -285,3 +285,68 @@ def test_a_merged_model_answers_as_the_model_with_its_adapter(adapters: Adapters
     adapters.merge("private")
     assert type(adapters.model.up) is nn.Linear
     torch.testing.assert_close(adapters.model(h), expected)
+
+
+def with_residual(adapters: Adapters, rank: int) -> Adapters:
+    """What was added to W0, of that rank."""
+    generator = torch.Generator().manual_seed(2)
+    state: dict[str, Tensor] = {}
+    for key, value in adapters.state("shared").items():
+        shape = (rank, value.shape[1]) if ".lora_A." in key else (value.shape[0], rank)
+        state[key] = torch.randn(shape, generator=generator)
+    adapters.load_residual(state)
+    return adapters
+
+
+@pytest.mark.parametrize("names", [("shared",), ("private", "shared"), ("private",), ()])
+def test_what_was_added_to_the_base_is_in_the_sum_wherever_the_shared_adapter_is(
+    adapters: Adapters, h: Tensor, names
+):
+    layer = with_residual(adapters, 4).layers["up"]
+    adapters.set(active=names, train=())
+    wanted = by_hand(layer, h, names)
+    if "shared" in names:
+        a, b = layer.residual
+        wanted = wanted + SCALE * (h @ a.T) @ b.T
+    torch.testing.assert_close(layer(h), wanted)
+    with adapters.inference(names, torch.float32):
+        torch.testing.assert_close(layer(h), wanted)
+    adapters.load_residual({})
+    adapters.set(active=names, train=())
+    torch.testing.assert_close(layer(h), by_hand(layer, h, names))
+
+
+def test_what_was_added_to_the_base_stays_where_the_shared_adapter_is_left_out_as_zero(
+    adapters: Adapters, h: Tensor
+):
+    adapters.initialise("shared", seed=0)  # B = 0, as flora's at the end of a round
+    layer = with_residual(adapters, 4).layers["up"]
+    adapters.set(active=("shared",), train=())
+    a, b = layer.residual
+    torch.testing.assert_close(layer(h), by_hand(layer, h, ()) + SCALE * (h @ a.T) @ b.T)
+
+
+def test_what_was_added_to_the_base_learns_nothing_and_gives_the_others_their_gradients(
+    adapters: Adapters, h: Tensor
+):
+    layer = with_residual(adapters, 4).layers["up"]
+    frozen = [tensor.clone() for tensor in layer.residual]
+    adapters.set(active=("shared",), train=("shared",))
+    layer(h).square().sum().backward()
+    found = [layer.A["shared"].grad.clone(), layer.B["shared"].grad.clone()]
+    layer.A["shared"].grad = layer.B["shared"].grad = None
+    (by_hand(layer, h, ("shared",)) + SCALE * (h @ frozen[0].T) @ frozen[1].T).square().sum().backward()
+    torch.testing.assert_close(found, [layer.A["shared"].grad, layer.B["shared"].grad], rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(*pair) for pair in zip(layer.residual, frozen, strict=True))
+    assert not any(tensor.requires_grad for tensor in layer.residual)
+
+
+def test_dropout_drops_nothing_of_what_was_added_to_the_base(h: Tensor):
+    """It stands for a change of W0, whose input is whole in training too."""
+    adapters = with_residual(fill(Adapters(Toy(), LORA.model_copy(update={"dropout": 0.5}))), 4)
+    layer = adapters.layers["up"]
+    adapters.initialise("shared", seed=0)
+    adapters.set(active=("shared",), train=("shared",))  # B = 0: only what was added shows
+    adapters.training(True)
+    a, b = layer.residual
+    torch.testing.assert_close(layer(h), by_hand(layer, h, ()) + SCALE * (h @ a.T) @ b.T)

@@ -315,9 +315,9 @@ def without(*names: str) -> dict[str, float]:
 def test_good_scores_pass():
     bare = without("score", "loss", "loss_tokens") | {"eval/finance/num_scored@global": 0}
     for good in (SCORES, SCORES | MINE, bare):
-        assert check_scores(reply(RecordDict({"metrics": MetricRecord(good)})), "a", 6, 7) == good
+        assert check_scores(reply(RecordDict({"metrics": MetricRecord(good)})), "a", 6, 7, True) == good
     nothing = {"round": 7}  # a client without test examples
-    assert check_scores(reply(RecordDict({"metrics": MetricRecord(nothing)})), "a", 0, 7) == nothing
+    assert check_scores(reply(RecordDict({"metrics": MetricRecord(nothing)})), "a", 0, 7, True) == nothing
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_good_scores_pass():
 )
 def test_bad_scores_are_refused_with_a_reason(content: dict[str, Any], says: str):
     with pytest.raises(Rejected, match=says):
-        check_scores(reply(RecordDict(content)), "a", 6, 7)
+        check_scores(reply(RecordDict(content)), "a", 6, 7, True)
 
 
 TOLD = {"num_train": 4, "num_test": 0}
@@ -421,10 +421,23 @@ def test_a_bad_introduction_is_refused(client: Any, metrics: dict[str, float], s
 
 def test_a_reply_from_outside_the_run_is_refused():
     with pytest.raises(Rejected, match="was not asked or has answered"):
-        check_scores(reply(RecordDict({"metrics": MetricRecord(SCORES)})), "", 0, 7)
+        check_scores(reply(RecordDict({"metrics": MetricRecord(SCORES)})), "", 0, 7, True)
 
 
 @pytest.mark.parametrize("key", ["distill/num_fallback/Tom_has_fever", "distill/num_prompt/Tom_has_fever"])
 def test_no_text_leaves_in_the_name_of_a_count(key: str):
     with pytest.raises(Rejected, match="allow-list"):
         check_prepared(prepared("bank", {**PREPARED, key: 1}))
+
+
+def test_without_a_global_model_only_personalised_scores_pass_and_there_may_be_none():
+    def checked(scores: dict[str, float]) -> dict[str, float]:
+        return check_scores(reply(RecordDict({"metrics": MetricRecord(scores)})), "a", 6, 7, False)
+
+    mine, nothing = {"round": 7} | MINE, {"round": 7}
+    assert checked(mine) == mine
+    assert checked(nothing) == nothing  # of a client that was never drawn
+    with pytest.raises(Rejected, match="there is no global model"):
+        checked(SCORES | MINE)
+    with pytest.raises(Rejected, match="the personalised model was scored on 5 examples"):
+        checked({key: 5 if "num_examples" in key else value for key, value in mine.items()})

@@ -43,7 +43,7 @@ def start() -> Callable[..., tuple[FedStrategy, list[Message]]]:
     """Return a strategy that has asked its clients to train (or to be evaluated) in round 2."""
 
     def begin(kind: str = "train", **server: Any) -> tuple[FedStrategy, list[Message]]:
-        strategy = FedStrategy(choose(**server), ROSTER, TOLD, {KEY: np.zeros((1, 2), np.float32)}, {})
+        strategy = FedStrategy(choose(**server), ROSTER, TOLD, {KEY: np.zeros((1, 2), np.float32)}, {}, {})
         ask = strategy.configure_train if kind == "train" else strategy.configure_evaluate
         messages = list(ask(2, broadcast(strategy.arrays), ConfigRecord({"settings": "{}"}), None))
         for message in messages:

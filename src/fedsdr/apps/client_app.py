@@ -91,7 +91,8 @@ def train(message: Message, context: Context) -> Message:
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    received, is_known = _load_adapters(message, settings, site, adapters, before=server_round)
+    rank = settings.lora.rank_of(site.id)
+    received, is_known = _load_adapters(message, settings, site, adapters, server_round, rank)
     if not method.keeps_private:
         adapters.initialise(
             "private", seed_for(settings.run.seed, "client", site.id, "private", server_round)
@@ -108,8 +109,8 @@ def train(message: Message, context: Context) -> Message:
         f"round {server_round}, {site.id}",
         shared_factors=combination.factors,
     )
-    arrays, lost = _pack_reply(settings, site, server_round, received, adapters)
-    kept |= lost
+    arrays, more = _pack_reply(settings, site, server_round, received, adapters, rank)
+    kept |= more
     own = adapters.state("shared" if method.personal == "own" else "private") if method.has_personal else None
     if own is not None or kept:
         name = public_name(settings.model.name)
@@ -123,16 +124,19 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 @errors_stay_here
 def evaluate_models(message: Message, context: Context) -> Message:
-    """Score the global model and, where there is one, the personalised model on the client's tests.
+    """Score the global and the personalised model, where there are such, on the client's tests.
 
     Round 0 scores the base model.
     """
     start = time.monotonic()
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
-    _, is_personal = _load_adapters(message, settings, site, adapters, before=server_round + 1)
+    combination, rank = COMBINATIONS[settings.server.combination], settings.lora.rank
+    _, is_personal = _load_adapters(message, settings, site, adapters, server_round + 1, rank)
+    models = ["global"] if combination.has_global or not server_round else []
+    models += ["personalised"] if is_personal else []
     metrics: dict[str, float] = {"round": server_round}
-    for model in ("global", "personalised")[: 1 + is_personal]:
+    for model in models:
         what = f"{model} model answers {site.id}"
         if model == "personalised":
             by_domain, records = _evaluate_personal(settings, site, server_round, base, adapters, what)
@@ -193,25 +197,34 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
 
 
 def _load_adapters(
-    message: Message, settings: Settings, site: Site, adapters: Adapters, before: int
+    message: Message, settings: Settings, site: Site, adapters: Adapters, before: int, rank: int
 ) -> tuple[wire.Arrays, bool]:
-    """Take the broadcast shared adapter and this client's private one.
+    """Take the broadcast shared adapter, its first `rank` ranks, the residual, and what is this client's own.
+
+    Ranks beyond are zero in both factors. So are their gradients, and they stay zero in training.
 
     Returns:
-        What was broadcast, and whether this client has trained before. The private adapter is then its own,
-        or what it keeps in that place.
+        What was broadcast of those ranks, and whether this client has trained before. The private adapter is
+        then its own, or what it keeps in that place.
     """
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    if not method.shares or len(combination.factors) < 2:  # what does not travel stays as it was drawn
-        adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
-    shared = adapters.state("shared")
-    shapes = {key: value.shape for key, value in wire.travelling(settings, shared).items()}
-    received = wire.receive(arrays, shapes)
-    adapters.load("shared", shared | {key: torch.from_numpy(value) for key, value in received.items()})
+    shapes = {key: value.shape for key, value in adapters.state("shared").items()}
+    going_down = wire.going_down(settings, shapes)
+    if len(going_down) < len(shapes):  # what does not come is drawn
+        path = ("round", before) if combination.is_fresh else ()
+        adapters.initialise("shared", seed_for(settings.run.seed, "shared", *path))
+    received = wire.receive(arrays, going_down)
+    own = {key: v for key, v in load_kept(site.folder, before).items() if combination.keeps(key)}
+    drawn = {key: value.numpy() for key, value in adapters.state("shared").items()}
+    shared = wire.pad(wire.cut(drawn | received | own, rank), shapes)
+    adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
+    residual = wire.receive_residual(arrays, shapes)
+    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    received = wire.cut(received, rank)
     if not method.has_personal:
-        return received, False
+        return received, bool(own)
     private = load_private(site.folder, before)
     if private is None:
         adapters.initialise("private", seed_for(settings.run.seed, "client", site.id, "private"))
@@ -248,9 +261,11 @@ def _evaluate_personal(
     settings: Settings, site: Site, server_round: int, base: Base, adapters: Adapters, what: str
 ) -> tuple[dict[str, dict[str, float]], list[Event]]:
     """Score the client's personalised model, whatever the method says that it is."""
-    personal, kind, raw = settings.personal, METHODS[settings.method].personal, site.views["raw"]
+    personal, method, raw = settings.personal, METHODS[settings.method], site.views["raw"]
+    kind = method.personal
     if kind in ("sum", "own"):
-        active: tuple[Adapter, ...] = ("shared", "private") if kind == "sum" else ("private",)
+        both: tuple[Adapter, ...] = ("shared", "private") if method.has_private else ("shared",)
+        active: tuple[Adapter, ...] = both if kind == "sum" else ("private",)
         return evaluate(base, adapters, active, site.tests, settings.eval, what)
     draw = random.Random(seed_for(settings.run.seed, "client", site.id, "examples"))
     examples = draw.sample(raw, min(personal.num_examples, len(raw)))
@@ -264,11 +279,18 @@ def _evaluate_personal(
 
 
 def _pack_reply(
-    settings: Settings, site: Site, server_round: int, received: wire.Arrays, adapters: Adapters
+    settings: Settings,
+    site: Site,
+    server_round: int,
+    received: wire.Arrays,
+    adapters: Adapters,
+    rank: int,
 ) -> tuple[ArrayRecord, wire.Arrays]:
-    """The trained shared adapter as it travels, and what the client keeps of the sending."""
-    trained = wire.travelling(settings, adapters.state("shared"))
-    new = {key: value.numpy() for key, value in trained.items()}
+    """The trained shared adapter as it travels, and what the client keeps of it and of the sending."""
+    combination = COMBINATIONS[settings.server.combination]
+    trained = {key: value.numpy() for key, value in adapters.state("shared").items()}
+    new = wire.cut(wire.travelling(settings, trained), rank)
+    kept = {key: value for key, value in trained.items() if combination.keeps(key)}
     lost = load_kept(site.folder, server_round).get("residual")
     arrays, residual = wire.encode(new, received, lost, settings.wire.dtype)
-    return arrays, {} if residual is None else {"residual": residual}
+    return arrays, kept if residual is None else kept | {"residual": residual}

@@ -285,8 +285,8 @@ def check_fit(settings: Settings) -> None:
     """Refuse what would fail later, before the folder becomes a run and anything is paid for.
 
     Raises:
-        UserError: The data cannot be read or divided, more clients are to be drawn than there are, or a
-            prompt leaves no room for a response.
+        UserError: The data cannot be read or divided, more clients are to be drawn than there are, a client
+            with a rank of its own is unknown, or a prompt leaves no room for a response.
     """
     from fedsdr.apps.site import data_of, model_of
     from fedsdr.data.conversation import encode
@@ -295,6 +295,9 @@ def check_fit(settings: Settings) -> None:
     wanted = settings.server.clients_per_round
     if wanted > len(clients):
         raise UserError(f"server.clients_per_round = {wanted}, but there are {len(clients)} clients")
+    known = [client.id for client in clients]
+    if unknown := sorted(set(settings.lora.client_ranks) - set(known)):
+        raise UserError(f"lora.client_ranks names {', '.join(unknown)}; the clients are {', '.join(known)}")
     server, asked = settings.server, wanted or len(clients)
     needed = REDUCTIONS[server.reduction].num_needed(server.num_byzantine)
     if asked < needed:

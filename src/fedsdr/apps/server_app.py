@@ -14,7 +14,6 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsdr import __version__
 from fedsdr.apps.site import model_of
-from fedsdr.client.wire import broadcast
 from fedsdr.config import Settings, check_settings
 from fedsdr.errors import UserError
 from fedsdr.measure.scores import table_of_round
@@ -44,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     if begun < 0:
         adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
         fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
-        save_round(server, 0, fresh, {}, settings.lora, name)
+        save_round(server, 0, fresh, {}, {}, settings.lora, name)
         begun = 0
     past = _events_until(log, begun, folder)
     # Only what differs from the defaults is sent; clients of another version refuse.
@@ -56,10 +55,12 @@ def main(grid: Grid, context: Context) -> None:
     first = [known.get(event["client"], event) for event in prepared]
     rewrite_lines(log, [*first, *(event for event in past if event["event"] != "prepare")])
     told = {str(event["client"]): event for event in prepared}
-    strategy = FedStrategy(settings, roster, told, load_round(server, begun), load_moments(server, begun))
+    rank = settings.lora.rank
+    arrays, residual = load_round(server, begun, rank)
+    strategy = FedStrategy(settings, roster, told, arrays, load_moments(server, begun), residual)
     if "evaluate-round" in context.run_config:
         asked = int(context.run_config["evaluate-round"])
-        strategy.arrays = load_round(server, asked)
+        strategy.arrays, strategy.residual = load_round(server, asked, rank)
         _evaluate(grid, strategy, settings, asked, config, log)
         return
     strategy.summary()
@@ -68,7 +69,8 @@ def main(grid: Grid, context: Context) -> None:
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
         _train(grid, strategy, settings, server_round, config, log)
         # After the log: once the folder is there the round counts as finished and is not logged again.
-        save_round(server, server_round, strategy.arrays, strategy.moments, settings.lora, name)
+        arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
+        save_round(server, server_round, arrays, residual, moments, settings.lora, name)
         if _is_due(settings, server_round):
             _evaluate(grid, strategy, settings, server_round, config, log)
 
@@ -101,8 +103,9 @@ def _train(
 ) -> None:
     """Let the drawn clients train, combine what they send, and log it."""
     start = time.monotonic()
-    num_bytes = sum(value.nbytes for value in strategy.sent().values())
-    messages = strategy.configure_train(server_round, broadcast(strategy.sent()), config, grid)
+    record = strategy.record()
+    num_bytes = sum(array.numpy().nbytes for array in record.values())
+    messages = strategy.configure_train(server_round, record, config, grid)
     replies = grid.send_and_receive(messages)
     try:
         strategy.aggregate_train(server_round, replies)
@@ -122,7 +125,7 @@ def _evaluate(
     path = evaluation_file(Path(settings.run.dir), server_round)
     if path.exists():
         return
-    messages = strategy.configure_evaluate(server_round, broadcast(strategy.sent()), config, grid)
+    messages = strategy.configure_evaluate(server_round, strategy.record(), config, grid)
     replies = grid.send_and_receive(messages)
     try:
         strategy.aggregate_evaluate(server_round, replies)

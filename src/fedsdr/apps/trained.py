@@ -9,32 +9,35 @@ from torch import Tensor
 from fedsdr.apps.run import checked_round, read_settings
 from fedsdr.apps.site import model_of
 from fedsdr.client.fusion import fuse
-from fedsdr.client.state import fusion_file, load_private
+from fedsdr.client.state import fusion_file, load_kept, load_private
+from fedsdr.client.wire import rank_of
 from fedsdr.config import Lora, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
-from fedsdr.model.adapter_files import load_adapter, save_adapter
+from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base, public_name
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.progress import say
+from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import list_rounds, read_json, round_folder, write_folder
-from fedsdr.tables import METHODS, Adapter
+from fedsdr.tables import COMBINATIONS, METHODS, Adapter
 
 
 def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, str]]:
     """Load a run's models; the function returned answers one question with each, greedily.
 
     Raises:
-        UserError: The folder holds no run or no finished round.
+        UserError: The folder holds no run or no finished round, or the run has no global model.
     """
     settings = read_settings(folder)
-    demand_shared(settings, "export a client's model by --client instead")
-    shared = load_adapter(round_folder(folder / "server", checked_round(folder, None)))
+    demand_global(settings, "export a client's model by --client instead")
+    shared, residual = load_round(folder / "server", checked_round(folder, None), settings.lora.rank)
     base, adapters = model_of(settings)
     check_identity(settings, base.identity)
-    adapters.load("shared", shared)
+    adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
+    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
 
     def ask(question: str) -> dict[str, str]:
         prompt = encode_prompt(base.tokenizer, [{"role": "user", "content": question}])
@@ -52,24 +55,25 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
 def export_round(folder: Path, to: Path, server_round: int | None, client: str, merged: bool) -> None:
     """Write the global model of a round, or a client's personalised one, for use elsewhere.
 
-    As an adapter in PEFT's format: the shared one as it is; a client's as one that adds the same to every
-    layer, for shared and private of twice the rank and alpha. Merged: the whole model in
-    float32, W0 + (alpha/r) B A. (In bfloat16 most of a short training's change would be rounded
+    As an adapter in PEFT's format: the global model's as the round's folder holds it; a client's as one that
+    adds the same to every layer, for shared and private of both ranks and the same scale. Merged: the whole
+    model in float32, W0 + (alpha/r) B A. (In bfloat16 most of a short training's change would be rounded
     away.)
 
     Raises:
-        UserError: `to` exists, the round is not finished, the client has no adapter of its own, or its model
-            is no single adapter.
+        UserError: `to` exists, the round is not finished, the run has no global model, or the client has
+            nothing of its own, or no single adapter is its model.
     """
     settings = read_settings(folder)
     if to.exists():
         raise UserError(f"{to} exists already; name a folder that does not")
     if not client:
-        demand_shared(settings, "name a client by --client")
+        demand_global(settings, "name a client by --client")
     number = checked_round(folder, server_round)
-    state, lora = load_adapter(round_folder(folder / "server", number)), settings.lora
+    state = load_adapter(round_folder(folder / "server", number))
     if client:
-        state, lora = _personal_of(settings, client, number, state)
+        state = _personal_of(settings, client, number, state)
+    lora = settings.lora.widened(rank_of(state))
     if merged:
         _export_merged(settings, state, lora, to)
         return
@@ -83,15 +87,21 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
         )
 
 
-def demand_shared(settings: Settings, hint: str) -> None:
-    """Refuse a run whose shared adapter never learnt.
+def demand_global(settings: Settings, hint: str) -> None:
+    """Refuse a run that has no global model.
 
     Raises:
-        UserError: Says so, and the hint.
+        UserError: Says why, and the hint.
     """
     if not METHODS[settings.method].shares:
         raise UserError(
             f"method = {settings.method} trains no shared adapter, so there is no global model; {hint}"
+        )
+    combination = COMBINATIONS[settings.server.combination]
+    if not combination.has_global:
+        raise UserError(
+            f"server.combination = {settings.server.combination} leaves {' and '.join(combination.kept)} at"
+            f" the clients, so there is no global model; {hint}"
         )
 
 
@@ -111,45 +121,39 @@ def check_identity(settings: Settings, identity: str) -> None:
 
 def _personal_of(
     settings: Settings, client: str, number: int, shared: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], Lora]:
+) -> dict[str, Tensor]:
     """A client's personalised model of a round as one adapter."""
-    folder, kind = Path(settings.run.dir), METHODS[settings.method].personal
-    if kind == "weighed":
+    folder, method = Path(settings.run.dir) / "clients", METHODS[settings.method]
+    if method.personal == "weighed":
         raise UserError(
             f"method = {settings.method} weighs a client's adapters anew for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
-    own = _own_of(folder, client, number)
-    if kind == "own":
-        return own, settings.lora
-    if kind == "sum":
-        return _join(shared, own, settings.lora)
-    path = fusion_file(folder / "clients" / client, number)
-    if not path.exists():
-        raise UserError(
-            f"client {client!r} has not fused its adapters of round {number}, which it does when it is"
-            f" evaluated; `fedsdr evaluate {folder} --round {number}` first"
-        )
-    fusion = read_json(path)
-    return fuse(shared, own, fusion["shared"], fusion["private"]), settings.lora
-
-
-def _own_of(folder: Path, client: str, number: int) -> dict[str, Tensor]:
-    private = load_private(folder / "clients" / check_name(client, "client"), before=number + 1)
-    if private is None:
-        clients = (folder / "clients").glob("*")
-        known = sorted(path.name for path in clients if path.is_dir() and list_rounds(path))
+    place, before = folder / check_name(client, "client"), number + 1
+    keeps = COMBINATIONS[settings.server.combination].keeps
+    kept = {key: torch.from_numpy(value) for key, value in load_kept(place, before).items() if keeps(key)}
+    own = load_private(place, before) if method.has_personal else None
+    if own is None and not kept:
+        known = sorted(path.name for path in folder.glob("*") if path.is_dir() and list_rounds(path))
         raise UserError(
             f"client {client!r} has no adapter of its own of round {number};"
             f" clients that have any: {', '.join(known) or 'none'}"
         )
-    return private
-
-
-def _join(a: dict[str, Tensor], b: dict[str, Tensor], lora: Lora) -> tuple[dict[str, Tensor], Lora]:
-    """Two adapters as one of twice the rank: B_a A_a + B_b A_b = [B_a B_b] [A_a; A_b]."""
-    joined = {key: torch.cat([a[key], b[key]], dim=0 if ".lora_A." in key else 1) for key in a}
-    return joined, lora.model_copy(update={"rank": 2 * lora.rank, "alpha": 2 * lora.alpha})
+    shared = shared | kept
+    if own is None:
+        return shared
+    if method.personal == "own":
+        return own
+    if method.personal == "sum":
+        return join(shared, own)
+    path = fusion_file(place, number)
+    if not path.exists():
+        raise UserError(
+            f"client {client!r} has not fused its adapters of round {number}, which it does when it is"
+            f" evaluated; `fedsdr evaluate {settings.run.dir} --round {number}` first"
+        )
+    fusion = read_json(path)
+    return fuse(shared, own, fusion["shared"], fusion["private"])
 
 
 def _export_merged(settings: Settings, state: dict[str, Tensor], lora: Lora, to: Path) -> None:

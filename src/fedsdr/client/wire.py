@@ -1,8 +1,10 @@
 """The shared adapter on its way: one vector, and what a smaller type makes of it.
 
-All tensors that learn lie in one array, in the order of their keys: Flower describes each array in 500
+All tensors that travel lie in one array, in the order of their keys: Flower describes each array in 500
 bytes, and an adapter has hundreds of tensors. What goes to the clients is float32, so all begin a round
-from the same. What comes back is
+from the same. Where a combination changes the base, the factors of that change go down whole beside it, so
+that a client that missed rounds has them too. What comes back, of a client of smaller rank in its own ranks
+only, is
 
 - float32: the adapter's values;
 - float16: its change since the broadcast, v~ = half(v + e);
@@ -15,7 +17,7 @@ Papers: Seide et al., Interspeech 2014 (error feedback); Karimireddy et al., ICM
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from fedsdr.config import Settings
 from fedsdr.tables import COMBINATIONS, METHODS, WireType
 
-Tensors = TypeVar("Tensors")
+Tensors = TypeVar("Tensors", bound=Any)
 """Arrays of NumPy or tensors of torch."""
 Float32 = NDArray[np.float32]
 Arrays = dict[str, Float32]
@@ -33,6 +35,7 @@ Arrays = dict[str, Float32]
 Shapes = Mapping[str, tuple[int, ...]]
 
 VALUES, SCALES = "values", "scales"
+RESIDUAL, RESIDUAL_RANK = "residual", "residual_rank"
 """Names of the arrays of a message."""
 DTYPES: Mapping[WireType, str] = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 
@@ -52,14 +55,32 @@ def travelling(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, T
     return {key: value for key, value in shared.items() if method.sends(key, combination)}
 
 
-def broadcast(tensors: Arrays) -> ArrayRecord:
-    """Put the shared adapter into a message to the clients."""
-    return ArrayRecord({VALUES: Array(pack(tensors))})
+def going_down(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """The part of the shared adapter that the server sends: what comes up, unless it is drawn anew."""
+    is_fresh = COMBINATIONS[settings.server.combination].is_fresh
+    return {} if is_fresh else travelling(settings, shared)
+
+
+def broadcast(tensors: Arrays, residual: Arrays | None = None) -> ArrayRecord:
+    """Put the shared adapter, and the residual where there is one, into a message to the clients."""
+    record = ArrayRecord({VALUES: Array(pack(tensors))})
+    if residual:
+        record[RESIDUAL] = Array(pack(residual))
+        record[RESIDUAL_RANK] = Array(np.array([rank_of(residual)]))
+    return record
 
 
 def receive(record: ArrayRecord, shapes: Shapes) -> Arrays:
     """Take the shared adapter out of the server's message."""
     return unpack(record[VALUES].numpy().copy(), shapes)
+
+
+def receive_residual(record: ArrayRecord, shapes: Shapes) -> Arrays:
+    """Take the residual out of the server's message; `shapes` are those of the whole shared adapter."""
+    if RESIDUAL not in record:
+        return {}
+    rank = int(record[RESIDUAL_RANK].numpy()[0])
+    return unpack(record[RESIDUAL].numpy().copy(), residual_shapes(shapes, rank))
 
 
 def encode(
@@ -119,6 +140,40 @@ def unpack(vector: Float32, shapes: Shapes) -> Arrays:
         places[key] = vector[start:end].reshape(shapes[key])
         start = end
     return {key: places[key] for key in shapes}
+
+
+def pairs(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """The keys of A and B of each layer."""
+    return [(key, key.replace(".lora_A.", ".lora_B.")) for key in keys if ".lora_A." in key]
+
+
+def rank_of(tensors: Mapping[str, Tensors]) -> int:
+    """Rank of an adapter, the largest where layers differ."""
+    return max(value.shape[0] for key, value in tensors.items() if ".lora_A." in key)
+
+
+def cut(tensors: Mapping[str, Tensors], rank: int) -> dict[str, Tensors]:
+    """The first `rank` ranks of A and B."""
+    return {key: value[:rank] if ".lora_A." in key else value[:, :rank] for key, value in tensors.items()}
+
+
+def pad(tensors: Arrays, shapes: Shapes) -> Arrays:
+    """A and B with zeros for the ranks that they lack."""
+    padded = {key: np.zeros(shapes[key], np.float32) for key in tensors}
+    for key, value in tensors.items():
+        rows, columns = value.shape
+        padded[key][:rows, :columns] = value
+    return padded
+
+
+def residual_shapes(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a residual of that rank: no layer (d_out, d_in) has more ranks than it can."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key_a, key_b in pairs(shapes):
+        d_in, d_out = shapes[key_a][1], shapes[key_b][0]
+        own = min(rank, d_in, d_out)
+        found |= {key_a: (own, d_in), key_b: (d_out, own)}
+    return found
 
 
 def _change(arrays: Mapping[str, NDArray[Any]], shapes: Shapes) -> Float32:

@@ -7,6 +7,7 @@ is a test (law 9).
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -45,6 +46,11 @@ def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, base: str) 
         "modules_to_save": None,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def join(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Two adapters as one whose rank is the sum: B_a A_a + B_b A_b = [B_a B_b] [A_a; A_b]."""
+    return {key: torch.cat([a[key], b[key]], dim=0 if ".lora_A." in key else 1) for key in a}
 
 
 def load_adapter(folder: Path) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 Forward (FedSDR, both streams active): h_out = W0 h + (alpha/r) (B_r A_r + B_s A_s) h. The factors
 of the active adapters are concatenated along the rank, so that two adapters cost what one does:
-[B_r B_s] [A_r; A_s] h. Masters are float32 and cast for computing; W0 is never written.
+[B_r B_s] [A_r; A_s] h. Masters are float32 and cast for computing; W0 is never written. What a combination
+adds to W0 is a third pair of factors, the residual: it never learns, has a rank of its own, and is in the
+forward pass whenever the shared adapter is, since both are of the global model.
 
 The paper's LoRA-R is `shared` and its LoRA-S is `private`.
 
@@ -69,6 +71,8 @@ class LoraLinear(nn.Module):
         )
         self.active: tuple[Adapter, ...] = ()
         self.mix: Mapping[Adapter, float] = {}
+        self.residual: tuple[Tensor, Tensor] | None = None
+        self.uses_residual = False
         self.ready: tuple[Tensor, Tensor] | None = None
 
     def forward(self, h: Tensor) -> Tensor:
@@ -80,24 +84,47 @@ class LoraLinear(nn.Module):
         Returns:
             Hidden state (batch, sequence, d_out).
         """
-        if not self.active:
+        if not self.is_active:
             return self.base(h)
-        a, b = self.ready or self.factors(h.dtype)
-        if type(self.base) is nn.Linear and not (self.training and self.dropout.p):
-            return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b)
-        return self.base(h) + F.linear(F.linear(self.dropout(h), a), b)
+        if not (self.training and self.dropout.p):
+            a, b = self.ready or self.factors(h.dtype)
+            if type(self.base) is nn.Linear:
+                return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b)
+            return self.base(h) + F.linear(F.linear(h, a), b)
+        out = self.base(h)  # the residual stands for a change of W0, whose input is not dropped
+        for x, pairs in ((self.dropout(h), self._adapter_pairs()), (h, self._residual_pairs())):
+            if pairs:
+                a, b = self._concatenated(pairs, h.dtype)
+                out = out + F.linear(F.linear(x, a), b)
+        return out
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is added to W0 h."""
+        return bool(self.active) or self.uses_residual
 
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Concatenate the active adapters: A (n r, d_in) and (alpha/r) B (d_out, n r).
+        """Concatenate what is active along the rank: A (n r + m, d_in) and (alpha/r) B (d_out, n r + m).
 
         Where an adapter has a weight in `mix`, its B is multiplied by it, so gradients are too.
         A factor that does not learn has `requires_grad` False, so no gradient is kept for it.
         """
-        a = torch.cat([self.A[name] for name in self.active], dim=0)
-        b = torch.cat(
-            [self.B[name] * self.mix[name] if name in self.mix else self.B[name] for name in self.active],
-            dim=1,
-        )
+        return self._concatenated(self._adapter_pairs() + self._residual_pairs(), dtype)
+
+    def _adapter_pairs(self) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (self.A[name], self.B[name] * self.mix[name] if name in self.mix else self.B[name])
+            for name in self.active
+        ]
+
+    def _residual_pairs(self) -> list[tuple[Tensor, Tensor]]:
+        return [self.residual] if self.uses_residual and self.residual else []
+
+    def _concatenated(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        a = torch.cat([a for a, _ in pairs], dim=0)
+        b = torch.cat([b for _, b in pairs], dim=1)
         return a.to(dtype), (b * self.scale).to(dtype)
 
 
@@ -138,6 +165,7 @@ class Adapters:
         used = tuple(name for name in active if name in train or not self.is_zero(name))
         for layer in self.layers.values():
             layer.active, layer.mix, layer.ready = used, mix or {}, None
+            layer.uses_residual = "shared" in active and layer.residual is not None
             for name in ADAPTERS:
                 for factor, tensors in (("A", layer.A), ("B", layer.B)):
                     learns = name in train and (name == "private" or factor in shared_factors)
@@ -157,7 +185,7 @@ class Adapters:
             with torch.inference_mode():
                 self.training(False)
                 for layer in self.layers.values():
-                    layer.ready = layer.factors(dtype) if layer.active else None
+                    layer.ready = layer.factors(dtype) if layer.is_active else None
                 yield
         finally:
             self.set(active=(), train=())
@@ -199,6 +227,13 @@ class Adapters:
         check_keys(tensors, state)
         for key, tensor in tensors.items():
             tensor.data.copy_(state[key])
+
+    def load_residual(self, state: dict[str, Tensor]) -> None:
+        """Take the factors of what was added to W0, A (m, d_in) and B (d_out, m) by PEFT key; {} for none."""
+        for path, layer in self.layers.items():
+            a, b = (f"{PREFIX}{path}.lora_{letter}.weight" for letter in "AB")
+            device = layer.base.weight.device
+            layer.residual = (state[a].to(device), state[b].to(device)) if state else None
 
     def merge(self, name: Adapter) -> None:
         """Fold an adapter into the base and take the adapters off; for export, at the end of use."""

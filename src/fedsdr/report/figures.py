@@ -85,7 +85,8 @@ def training_figure(records: Sequence[Event], settings: Settings) -> Figure | No
 
 def held_out_figure(tables: Mapping[int, Table]) -> Figure | None:
     """Held-out loss over the evaluated rounds; both models start from the base model in round 0."""
-    models = [model for model in MODELS[1:] if any(model in table for table in tables.values())]
+    later = {number: table for number, table in tables.items() if number}
+    models = [model for model in MODELS[1:] if any(model in table for table in (later or tables).values())]
     series = {
         (model, on): Series(f"{model} model, on {on}", _style(model), dashed=on == "rewritings")
         for model in models
@@ -96,7 +97,6 @@ def held_out_figure(tables: Mapping[int, Table]) -> Figure | None:
         for model in models:
             of_domain = panels.setdefault(record["domain"], {})
             of_domain.setdefault(series[model, record["on"]], {})[0] = record["loss"]
-    later = {number: table for number, table in tables.items() if number}
     for record in loss_records(later, models):
         of_domain = panels.setdefault(record["domain"], {})
         of_domain.setdefault(series[record["model"], record["on"]], {})[record["round"]] = record["loss"]

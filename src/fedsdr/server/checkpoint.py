@@ -1,16 +1,20 @@
-"""A round's folder: the shared adapter in PEFT's format, written aside and renamed whole.
+"""A round's folder: the global model's adapter in PEFT's format, written aside and renamed whole.
+
+Its first `lora.rank` ranks are the shared adapter. Where the combination changed the base, the residual's
+ranks follow, filled up with zeros in layers that have fewer, so that the file alone is the global model.
 
 A round is done when `server/round-0003` is there; nothing else decides where a run goes on.
 """
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fedsdr.client.wire import Arrays
+from fedsdr.client.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.config import Lora
-from fedsdr.model.adapter_files import load_adapter, save_adapter
+from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.server.optimize import Moments
 from fedsdr.storage import list_rounds, round_folder, write_folder
 
@@ -23,10 +27,21 @@ def last_round(folder: Path) -> int:
 
 
 def save_round(
-    folder: Path, server_round: int, arrays: Arrays, moments: Moments, lora: Lora, base: str
+    folder: Path,
+    server_round: int,
+    arrays: Arrays,
+    residual: Arrays,
+    moments: Moments,
+    lora: Lora,
+    base: str,
 ) -> None:
     """Write a round: the adapter's two files directly in its folder, and the server optimizer's moments."""
     state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
+    if residual:
+        rank = rank_of(residual)
+        shapes = {k: (rank, *v.shape[1:]) if ".lora_A." in k else (len(v), rank) for k, v in residual.items()}
+        state = join(state, {k: torch.from_numpy(v) for k, v in pad(residual, shapes).items()})
+        lora = lora.widened(lora.rank + rank)
 
     def fill(aside: Path) -> None:
         save_adapter(aside, state, lora, base)
@@ -42,7 +57,13 @@ def load_moments(folder: Path, server_round: int) -> Moments:
     return load_file(path) if path.exists() else {}
 
 
-def load_round(folder: Path, server_round: int) -> Arrays:
-    """Read the shared adapter of a round by PEFT key."""
+def load_round(folder: Path, server_round: int, rank: int) -> tuple[Arrays, Arrays]:
+    """Read the shared adapter, of that rank, and the residual of a round, {} if there is none."""
     state = load_adapter(round_folder(folder, server_round))
-    return {key: tensor.numpy() for key, tensor in state.items()}
+    arrays = {key: tensor.numpy() for key, tensor in state.items()}
+    shared = {key: np.ascontiguousarray(value) for key, value in cut(arrays, rank).items()}
+    rest = {key: value[rank:] if ".lora_A." in key else value[:, rank:] for key, value in arrays.items()}
+    more = rank_of(rest)
+    shapes = residual_shapes({key: value.shape for key, value in arrays.items()}, more)
+    residual = {key: np.ascontiguousarray(rest[key][: s[0], : s[1]]) for key, s in shapes.items()}
+    return shared, residual if more else {}

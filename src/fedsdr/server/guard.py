@@ -106,7 +106,9 @@ def check_reply(
     return Update(client, tensors, num_examples, numbers, sum(value.nbytes for value in checked.values()))
 
 
-def check_scores(reply: Message, client: str, num_test: int, server_round: int) -> dict[str, float]:
+def check_scores(
+    reply: Message, client: str, num_test: int, server_round: int, has_global: bool
+) -> dict[str, float]:
     """Check an evaluation reply and return its metrics: of each model and domain the full set.
 
     Args:
@@ -114,14 +116,17 @@ def check_scores(reply: Message, client: str, num_test: int, server_round: int) 
         client: The client's id; empty if its answer is not awaited.
         num_test: Its test examples as it told when it prepared; every model was scored on all of them.
         server_round: The round that was asked for.
+        has_global: Whether there is a global model, which must then be scored.
 
     Raises:
         Rejected: With the reason.
     """
     numbers = _numbers(_content(reply, client, {"metrics": MetricRecord}), "evaluate", server_round)
-    scored: dict[str, float] = {"global": 0}
+    scored: dict[str, float] = {"global": 0} if has_global else {}
     for (model, domain), found in group_scores(numbers).items():
         where = f"eval/{domain}/...@{model}"
+        if model == "global" and not has_global:
+            raise Rejected(f"{where}: there is no global model")
         if domain == "mean":
             raise Rejected(f"{where}: no domain is called so")
         lacking = [name for name in ALWAYS_SCORED if name not in found]

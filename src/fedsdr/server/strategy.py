@@ -12,16 +12,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsdr.client.wire import Arrays, broadcast, travelling
+from fedsdr.client.wire import Arrays, broadcast, cut, going_down, travelling
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
-from fedsdr.server.combine import COMBINE
+from fedsdr.server.combine import COMBINE, Before, add_residual
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Moments
 from fedsdr.storage import Event
-from fedsdr.tables import REDUCTIONS
+from fedsdr.tables import COMBINATIONS, REDUCTIONS
 
 
 class FedStrategy(Strategy):
@@ -37,8 +37,9 @@ class FedStrategy(Strategy):
         prepared: Mapping[str, Event],
         arrays: Arrays,
         moments: Moments,
+        residual: Arrays,
     ) -> None:
-        """Start from the current shared adapter.
+        """Start from the current shared adapter and residual.
 
         Args:
             settings: The run's settings.
@@ -46,12 +47,14 @@ class FedStrategy(Strategy):
             prepared: Client id -> what it told when it prepared, with `num_train` and `num_test`.
             arrays: Shared adapter by PEFT key.
             moments: What the server optimizer keeps between rounds; empty at first.
+            residual: What the combination added to the base, as factors by PEFT key; {} for nothing.
         """
         self.settings = settings
         self.roster = roster
         self.prepared = prepared
         self.arrays = arrays
         self.moments = moments
+        self.residual = residual
         self.events: list[Event] = []
         self.asked: set[int] = set()
         self.num_asked = 0
@@ -78,11 +81,12 @@ class FedStrategy(Strategy):
             for _ in updates:
                 pass
         else:
-            target = COMBINE[server.combination](updates, server)
-            new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target, self.moments, server)
+            target = COMBINE[server.combination](updates, server, Before(self.sent(), server_round))
+            new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target.shared, self.moments, server)
             self.arrays = self.arrays | new
+            self.residual = add_residual(self.residual, target.added)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
-        return broadcast(self.sent()), None
+        return self.record(), None
 
     def _updates(self, server_round: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Yield the updates that pass the guard in the order of client ids, each as soon as it can be.
@@ -114,6 +118,7 @@ class FedStrategy(Strategy):
         client = self._sender(reply)
         num = self._told(client, "num_train")
         dtype, max_norm = self.settings.wire.dtype, self.settings.server.max_norm
+        sent = cut(sent, self.settings.lora.rank_of(client))
         try:
             update = check_reply(reply, client, num, sent, dtype, server_round, max_norm)
         except Rejected as reason:
@@ -136,10 +141,13 @@ class FedStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Guard the replies' metrics; they are pooled by the server app from the events."""
         num_good = 0
+        # In round 0 the base model is scored in its place.
+        has_global = server_round == 0 or COMBINATIONS[self.settings.server.combination].has_global
         for reply in replies:
             client = self._sender(reply)
+            num = self._told(client, "num_test")
             try:
-                metrics = check_scores(reply, client, self._told(client, "num_test"), server_round)
+                metrics = check_scores(reply, client, num, server_round, has_global)
             except Rejected as reason:
                 self._drop("evaluate", client, server_round, str(reason))
                 continue
@@ -160,6 +168,10 @@ class FedStrategy(Strategy):
     def sent(self) -> Arrays:
         """The part of the shared adapter that learns and travels."""
         return travelling(self.settings, self.arrays)
+
+    def record(self) -> ArrayRecord:
+        """What goes down to the clients."""
+        return broadcast(going_down(self.settings, self.arrays), self.residual)
 
     def take_events(self) -> list[Event]:
         """Hand over the events since the last call."""
