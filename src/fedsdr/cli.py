@@ -169,7 +169,10 @@ def methods(as_json: AsJson = False) -> None:
         key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
         for key, table in shown.items()
     }
-    pairs = {name: tables.allowed_with(row) for name, row in tables.COMBINATIONS.items()}
+    pairs = {
+        "server.combination": {n: tables.allowed_with(row) for n, row in tables.COMBINATIONS.items()},
+        "client.correction": {n: tables.allowed_beside(row) for n, row in tables.CORRECTIONS.items()},
+    }
     if as_json:
         _print_json({**rows, "pairs": pairs})
         return
@@ -179,10 +182,11 @@ def methods(as_json: AsJson = False) -> None:
         for name, row in table.items():
             print(f"  {name:<{width}}{row['summary']}\n  {'':{width}}{row['paper']}")
     print("Every method goes with every correction, combination, reduction and optimizer, but for:")
-    for name, allowed in pairs.items():
-        for key, names in allowed.items():
-            if len(names) < len(rows[key]):
-                print(f"  server.combination = {name}: {key} = {' or '.join(names)}")
+    for setting, by_name in pairs.items():
+        for name, allowed in by_name.items():
+            for key, names in allowed.items():
+                if len(names) < max(len(others[key]) for others in by_name.values()):
+                    print(f"  {setting} = {name}: {key} = {' or '.join(names)}")
     print("  methods that send nothing: no correction, combination, reduction or optimizer")
 
 

@@ -16,6 +16,7 @@ Adapter = Literal["shared", "private"]
 View = Literal["raw", "distilled", "mixed"]
 """Mixed: the raw and the distilled examples together, twice as many."""
 WireType = Literal["float32", "float16", "int8"]
+LocalOptimizer = Literal["adamw", "sgd"]
 Row = TypeVar("Row")
 
 
@@ -133,6 +134,20 @@ class Reduction(Named):
 
 
 @dataclass(frozen=True)
+class Correction(Named):
+    """What changes the local steps of the shared adapter against its drift; `client.update` does it."""
+
+    is_proximal: bool = False
+    """Whether the shared adapter is pulled to the broadcast one, with the weight `client.mu`."""
+    has_controls: bool = False
+    """Whether control variates steer the steps (`client.controls`): one more array up and down. The server
+    keeps their plain mean."""
+    optimizer: LocalOptimizer | None = None
+    """The only local optimizer that it holds for; None: any. A row of sgd reads gradients off the steps, so
+    these may not be clipped."""
+
+
+@dataclass(frozen=True)
 class Optimizer(Named):
     """A server optimizer; its step is in `server.optimize`."""
 
@@ -243,11 +258,24 @@ REDUCTIONS: Mapping[str, Reduction] = {
     ),
 }
 
-CORRECTIONS: Mapping[str, Named] = {  # against drift of the shared adapter: client.update
-    "none": Named("the stages' own losses", "-"),
-    "proximal": Named(
+CORRECTIONS: Mapping[str, Correction] = {
+    "none": Correction("the stages' own losses", "-"),
+    "proximal": Correction(
         "mu / 2 times the squared distance to the broadcast shared adapter is added to the loss",
         "Li et al., FedProx, MLSys 2020, arXiv 1812.06127",
+        is_proximal=True,
+    ),
+    "scaffold": Correction(
+        "each step takes the clients' mean gradient of before in place of the client's own; plain SGD",
+        "Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, option II",
+        has_controls=True,
+        optimizer="sgd",
+    ),
+    "scaffold-adamw": Correction(
+        "as scaffold with mean steps of AdamW for gradients, which its derivation does not cover",
+        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
+        has_controls=True,
+        optimizer="adamw",
     ),
 }
 
@@ -280,6 +308,23 @@ def allowed_with(combination: Combination) -> dict[str, list[str]]:
         "server.reduction": [name for name in REDUCTIONS if linear or name == "mean"],
         "server.optimizer": [name for name in OPTIMIZERS if linear or name == "fedavg"],
         "wire.dtype": [name for name in get_args(WireType) if linear or name == "float32"],
+    }
+
+
+def allowed_beside(correction: Correction) -> dict[str, list[str]]:
+    """Name the local optimizers, combinations, reductions and messages that make sense with a correction.
+
+    Control variates are plain means of changes of single numbers: one bad client would move what a robust
+    reduction protects, and a combination that makes new factors leaves them without meaning.
+    """
+    free = not correction.has_controls
+    return {
+        "client.optimizer": [
+            name for name in get_args(LocalOptimizer) if correction.optimizer in (None, name)
+        ],
+        "server.combination": [name for name, row in COMBINATIONS.items() if free or row.is_linear],
+        "server.reduction": [name for name in REDUCTIONS if free or name == "mean"],
+        "wire.dtype": [name for name in get_args(WireType) if free or name == "float32"],
     }
 
 

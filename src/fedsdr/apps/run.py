@@ -208,7 +208,8 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
         say(f"  {choice}")
     say(
         f"  each of {settings.server.num_rounds} rounds, at each client: {', then '.join(steps)}, of"
-        f" {client.batch_size * client.accumulation} examples"
+        f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, correction"
+        f" {client.correction}"
     )
     for domain, num in data["num_duplicates"].items():
         if num:

@@ -101,8 +101,9 @@ def _train(
 ) -> None:
     """Let the drawn clients train, combine what they send, and log it."""
     start = time.monotonic()
-    num_bytes = sum(value.nbytes for value in strategy.sent().values())
-    messages = strategy.configure_train(server_round, broadcast(strategy.sent()), config, grid)
+    down = broadcast(strategy.sent(), strategy.controls())
+    num_bytes = sum(array.numpy().nbytes for array in down.values())
+    messages = strategy.configure_train(server_round, down, config, grid)
     replies = grid.send_and_receive(messages)
     try:
         strategy.aggregate_train(server_round, replies)
