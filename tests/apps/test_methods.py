@@ -20,7 +20,6 @@ from fedsdr.model.adapter_files import load_adapter
 from fedsdr.storage import Event, read_lines
 from fedsdr.tables import CORRECTIONS, METHODS
 
-
 SCAFFOLD = {"client.correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0}
 
 
