@@ -183,15 +183,22 @@ def test_the_servers_control_variate_is_the_mean_of_the_clients(run_method, corr
 
 
 def test_steps_of_all_stages_of_the_shared_adapter_are_counted_and_of_no_other(run_method):
-    """Alone and in round 1, c_k+ = (x - y) / (K lr): K is 2 + 2, and of fedsdr, whose first stage is private, 2."""
+    """Alone, c_k = c, so c_k+ = (x - y) / (K lr): K is 2 + 2, and of fedsdr, whose first stage is private, 2.
+
+    lr is the round's: 0.5 in the first, 0.2 in the second.
+    """
     for method, num_steps in (("fedsd-then-raw", 4), ("fedsdr", 2), ("fedsdr-joint", 2)):
-        more = SCAFFOLD | {"data.domains": ["math"], "client.learning_rate": 0.5}
-        folder, _ = run_method(method, **more)
-        x, y = (load_adapter(folder / "server" / f"round-000{number}") for number in (0, 1))
-        moved = np.concatenate([(x[key] - y[key]).numpy().ravel() for key in sorted(x)])
-        (own,) = kept_controls(folder, 1)
-        np.testing.assert_allclose(own, moved / (num_steps * 0.5), rtol=1e-5)
-        assert own.any()
+        rates = {"client.learning_rate": 0.5, "client.final_rate": 0.4}
+        folder, _ = run_method(method, **SCAFFOLD, **rates, **{"data.domains": ["math"]})
+        for server_round, rate in ((1, 0.5), (2, 0.2)):
+            x, y = (
+                load_adapter(folder / "server" / f"round-000{number}")
+                for number in (server_round - 1, server_round)
+            )
+            moved = np.concatenate([(x[key] - y[key]).numpy().ravel() for key in sorted(x)])
+            (own,) = kept_controls(folder, server_round)
+            np.testing.assert_allclose(own, moved / (num_steps * rate), rtol=1e-4, atol=1e-6)
+            assert own.any()
 
 
 def test_with_ffa_only_b_has_control_variates(run_method):

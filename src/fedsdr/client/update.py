@@ -68,7 +68,9 @@ def local_update(
     shifts: Pairs = []
     if shift:
         tensors = dict(zip(adapters.state("shared"), adapters.parameters(("shared",)), strict=True))
-        shifts = [(tensors[key], torch.from_numpy(more).to(tensors[key].device)) for key, more in shift.items()]
+        shifts = [
+            (tensors[key], torch.from_numpy(more).to(tensors[key].device)) for key, more in shift.items()
+        ]
     for number, (name, stage) in enumerate(zip(method.stage_names(), method.stages, strict=True)):
         learner = "+".join(stage.train)
         num_steps = count_steps(settings, len(method.stages), number, len(views[stage.on]))
