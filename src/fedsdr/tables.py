@@ -266,7 +266,7 @@ CORRECTIONS: Mapping[str, Correction] = {
         is_proximal=True,
     ),
     "scaffold": Correction(
-        "each step takes the clients' mean gradient of before in place of the client's own; plain SGD",
+        "each step adds what the clients' mean gradient of the round before has over the client's; plain SGD",
         "Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, option II",
         has_controls=True,
         optimizer="sgd",

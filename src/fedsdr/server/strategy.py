@@ -237,7 +237,7 @@ def _adding(updates: Iterable[Update], changes: Float64) -> Iterator[Update]:
     c <- c + (|S| / N) mean over S of dc_k, S the clients whose updates are used and N all clients: so the sum
     over S, divided by N. Plain means, whatever the clients' numbers of examples.
 
-    Paper: Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, equation 5.
+    Paper: Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1.
     """
     for update in updates:
         if update.controls is not None:
