@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedsdr import progress
+from fedsdr import progress, tables
 from fedsdr.cli import main
 from fedsdr.config import Settings, dump_settings
 from fedsdr.tables import COMBINATIONS
@@ -129,6 +129,17 @@ def test_json_is_one_document_and_alone_on_standard_output(
     code, out, _ = fedsdr(*(places.get(word, word) for word in words), "--json")
     assert code == 0
     assert set(json.loads(out)) == keys
+
+
+def test_methods_prints_every_name_and_what_does_not_go_together(fedsdr: Fedsdr):
+    """Went wrong once: it ended in a KeyError at a setting that is no table."""
+    code, out, _ = fedsdr("methods")
+    assert code == 0
+    for table in (tables.METHODS, tables.COMBINATIONS, tables.REDUCTIONS, tables.OPTIMIZERS):
+        assert all(f"\n  {name} " in out for name in table)
+    assert "server.combination = flexlora: wire.dtype = float32\n" in out
+    assert "client.correction = scaffold: client.optimizer = sgd\n" in out
+    assert "client.correction = none:" not in out
 
 
 def test_quiet_says_nothing_on_standard_error(fedsdr: Fedsdr, finished: Path):

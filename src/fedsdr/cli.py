@@ -171,6 +171,7 @@ def methods(as_json: AsJson = False) -> None:
     }
     pairs = {
         "server.combination": {n: tables.allowed_with(row) for n, row in tables.COMBINATIONS.items()},
+        "client.correction": {n: tables.allowed_beside(row) for n, row in tables.CORRECTIONS.items()},
     }
     ranks = {name: row.ranks for name, row in tables.COMBINATIONS.items()}
     if as_json:

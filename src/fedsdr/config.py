@@ -22,7 +22,9 @@ from fedsdr.tables import (
     OPTIMIZERS,
     PROMPTS,
     REDUCTIONS,
+    LocalOptimizer,
     WireType,
+    allowed_beside,
     allowed_with,
     clash,
     look_up,
@@ -243,27 +245,41 @@ class Client(Section):
     """Examples in one forward pass."""
     accumulation: Count = 1
     """Forward passes in one optimizer step."""
+    optimizer: LocalOptimizer = "adamw"
+    """adamw, or sgd: plain, without momentum. Sgd wants a larger learning_rate."""
     learning_rate: Positive = 2e-4
-    """AdamW's rate in round 1."""
+    """The optimizer's rate in round 1."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the rate falls over the rounds; within a round it is constant."""
     final_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Rate of the last round as a share of the first's (cosine and linear)."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: Positive = 1.0
-    """Gradients are clipped to this global norm."""
+    """Decoupled weight decay, alike in both optimizers: each step takes rate * weight_decay of w off."""
+    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Gradients are clipped to this global norm; 0: not at all."""
     correction: str = "none"
-    """Against drift, in stages that train the shared adapter: none or proximal (`fedsdr methods`)."""
+    """Against drift, in stages that train the shared adapter: none, proximal, scaffold or scaffold-adamw
+    (`fedsdr methods`)."""
     mu: Positive = MU
     """Weight of the proximal term."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
-        look_up(CORRECTIONS, self.correction, "client.correction")
-        if self.correction == "none" and self.mu != MU:
+        row = look_up(CORRECTIONS, self.correction, "client.correction")
+        if not row.is_proximal and self.mu != MU:
             raise ValueError(
-                f"mu = {self.mu} does nothing under correction = 'none': set correction = 'proximal'"
+                f"mu = {self.mu} does nothing under correction = {self.correction!r}: set correction ="
+                " 'proximal'"
+            )
+        if row.optimizer == "sgd" and self.max_grad_norm:
+            raise ValueError(
+                f"correction = {self.correction!r} reads gradients off the steps, so they may not be clipped"
+                f" to max_grad_norm = {self.max_grad_norm}: set it to 0"
+            )
+        if row.has_controls and self.schedule != "constant" and not self.final_rate:
+            raise ValueError(
+                f"correction = {self.correction!r} divides by the rate, which final_rate = 0 makes 0 in the"
+                " last round: set it above 0, or schedule = 'constant'"
             )
         if (self.local_steps > 0) == (self.local_epochs > 0):
             raise ValueError(
@@ -435,6 +451,13 @@ class Settings(Section):
                 f"server.combination = {self.server.combination!r} is 'average' where all clients have one"
                 " rank: name those of smaller rank in lora.client_ranks, or set 'average'"
             )
+        for key, allowed in allowed_beside(CORRECTIONS[self.client.correction]).items():
+            chosen = attrgetter(key)(self)
+            if chosen not in allowed:
+                raise ValueError(
+                    f"client.correction = {self.client.correction!r} does not hold with {key} = {chosen!r}"
+                    f" (docs/methods.md): set {key} = {' or '.join(map(repr, allowed))}"
+                )
         if not method.shares:
             for key, value, usual in (
                 ("client.correction", self.client.correction, "none"),

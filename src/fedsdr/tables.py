@@ -18,6 +18,7 @@ View = Literal["raw", "distilled", "mixed"]
 WireType = Literal["float32", "float16", "int8"]
 Personal = Literal["sum", "weighed", "fused", "own"]
 """What a client's personalised model is (`PERSONAL`)."""
+LocalOptimizer = Literal["adamw", "sgd"]
 Row = TypeVar("Row")
 
 
@@ -160,6 +161,11 @@ class Combination(Named):
     """Whether all clients must have one rank, may have several, or must, since with one it is `average`."""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether what a client sends is, number by number, what the server takes the mean of."""
+        return self.is_linear and not self.is_turned and not self.kept and self.ranks == "one"
+
+    @property
     def has_global(self) -> bool:
         """Whether there is a global model."""
         return not self.kept
@@ -186,6 +192,20 @@ class Reduction(Named):
         """Fewest clients for that many bad ones among them."""
         factor, more = self.least
         return factor * num_byzantine + more
+
+
+@dataclass(frozen=True)
+class Correction(Named):
+    """What changes the local steps of the shared adapter against its drift; `client.update` does it."""
+
+    is_proximal: bool = False
+    """Whether the shared adapter is pulled to the broadcast one, with the weight `client.mu`."""
+    has_controls: bool = False
+    """Whether control variates steer the steps (`client.controls`): one more array up and down. The server
+    keeps their plain mean."""
+    optimizer: LocalOptimizer | None = None
+    """The only local optimizer that it holds for; None: any. A row of sgd reads gradients off the steps, so
+    these may not be clipped."""
 
 
 @dataclass(frozen=True)
@@ -357,11 +377,24 @@ REDUCTIONS: Mapping[str, Reduction] = {
     ),
 }
 
-CORRECTIONS: Mapping[str, Named] = {  # against drift of the shared adapter: client.update
-    "none": Named("the stages' own losses", "-"),
-    "proximal": Named(
+CORRECTIONS: Mapping[str, Correction] = {
+    "none": Correction("the stages' own losses", "-"),
+    "proximal": Correction(
         "mu / 2 times the squared distance to the broadcast shared adapter is added to the loss",
         "Li et al., FedProx, MLSys 2020, arXiv 1812.06127",
+        is_proximal=True,
+    ),
+    "scaffold": Correction(
+        "each step adds what the clients' mean gradient of the round before has over the client's; plain SGD",
+        "Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, option II",
+        has_controls=True,
+        optimizer="sgd",
+    ),
+    "scaffold-adamw": Correction(
+        "as scaffold with mean steps of AdamW for gradients, which its derivation does not cover",
+        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
+        has_controls=True,
+        optimizer="adamw",
     ),
 }
 
@@ -425,6 +458,23 @@ def allowed_with(combination: Combination) -> dict[str, list[str]]:
     return {"method": [name for name, row in METHODS.items() if not clash(row, combination)]} | {
         key: [name for name in names if key not in hindered or name == plain]
         for key, (plain, names) in choices.items()
+    }
+
+
+def allowed_beside(correction: Correction) -> dict[str, list[str]]:
+    """Name the local optimizers, combinations, reductions and messages that make sense with a correction.
+
+    Control variates are plain means of changes of single numbers: one bad client would move what a robust
+    reduction protects, and where a combination does more than average they have no meaning.
+    """
+    free = not correction.has_controls
+    return {
+        "client.optimizer": [
+            name for name in get_args(LocalOptimizer) if correction.optimizer in (None, name)
+        ],
+        "server.combination": [name for name, row in COMBINATIONS.items() if free or row.is_plain],
+        "server.reduction": [name for name in REDUCTIONS if free or name == "mean"],
+        "wire.dtype": [name for name in get_args(WireType) if free or name == "float32"],
     }
 
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from fedsdr import tables
 from fedsdr.apps import client_app
@@ -16,7 +18,9 @@ from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.storage import Event, read_json, read_lines
-from fedsdr.tables import METHODS
+from fedsdr.tables import CORRECTIONS, METHODS
+
+SCAFFOLD = {"client.correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +201,15 @@ def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str
         ({"method": "fedala", "server.combination": "flexlora"}, "set method = 'fedit' or"),
         ({"server.reduction": "medain"}, "nearest first: median"),
         ({"client.correction": "fedprox"}, "known, nearest first: proximal"),
+        ({"client.correction": "scaffold"}, "max_grad_norm = 1.0: set it to 0"),
+        (SCAFFOLD | {"client.optimizer": "adamw"}, "set client.optimizer = 'sgd'"),
+        (SCAFFOLD | {"client.correction": "scaffold-adamw"}, "set client.optimizer = 'adamw'"),
+        (SCAFFOLD | {"client.final_rate": 0.0}, "final_rate = 0 makes 0 in the last round"),
+        (SCAFFOLD | {"client.mu": 0.5}, "does nothing under correction = 'scaffold'"),
+        (SCAFFOLD | {"server.combination": "flexlora"}, "set server.combination = 'average' or"),
+        (SCAFFOLD | {"server.reduction": "median"}, "set server.reduction = 'mean'"),
+        (SCAFFOLD | {"wire.dtype": "int8"}, "set wire.dtype = 'float32'"),
+        (SCAFFOLD | {"method": "local-only"}, "does nothing under method = 'local-only'"),
     ],
     ids=str,
 )
@@ -218,3 +231,51 @@ def test_a_method_is_added_by_one_row(run_method, monkeypatch: pytest.MonkeyPatc
     assert set(tables.METHODS["raw-then-distilled"].stage_names()) == {"shared-raw", "shared-distilled"}
     assert (folder / "clients" / "math" / "distilled.jsonl").is_file()
     assert load_adapter(folder / "server" / "round-0002")
+
+
+def kept_controls(folder: Path, server_round: int) -> list[np.ndarray]:
+    paths = sorted(folder.glob(f"clients/*/round-{server_round:04d}/kept.safetensors"))
+    return [load_file(path)["controls"] for path in paths]
+
+
+@pytest.mark.parametrize("correction", [name for name, row in CORRECTIONS.items() if row.has_controls])
+def test_the_servers_control_variate_is_the_mean_of_the_clients(run_method, correction: str):
+    """From zero, with all clients in every round, c is the mean of c_k."""
+    settings = SCAFFOLD | {
+        "client.correction": correction,
+        "client.optimizer": CORRECTIONS[correction].optimizer,
+    }
+    folder, _ = run_method("fedit", **settings, **{"server.num_rounds": 3})
+    for server_round in (2, 3):
+        own = kept_controls(folder, server_round)
+        server = load_file(folder / f"server/round-{server_round:04d}/optimizer.safetensors")["controls"]
+        assert len(own) == 2
+        np.testing.assert_allclose(server, np.mean(own, axis=0), atol=1e-6 * np.abs(server).max())
+        assert not np.allclose(own[0], own[1], atol=0.1 * np.abs(server).max())
+
+
+def test_steps_of_all_stages_of_the_shared_adapter_are_counted_and_of_no_other(run_method):
+    """Alone, c_k = c, so c_k+ = (x - y) / (K lr): K is 2 + 2, and of fedsdr, whose first stage is private, 2.
+
+    lr is the round's: 0.5 in the first, 0.2 in the second.
+    """
+    for method, num_steps in (("fedsd-then-raw", 4), ("fedsdr", 2), ("fedsdr-joint", 2)):
+        rates = {"client.learning_rate": 0.5, "client.final_rate": 0.4}
+        folder, _ = run_method(method, **SCAFFOLD, **rates, **{"data.domains": ["math"]})
+        for server_round, rate in ((1, 0.5), (2, 0.2)):
+            x, y = (
+                load_adapter(folder / "server" / f"round-000{number}")
+                for number in (server_round - 1, server_round)
+            )
+            moved = np.concatenate([(x[key] - y[key]).numpy().ravel() for key in sorted(x)])
+            (own,) = kept_controls(folder, server_round)
+            np.testing.assert_allclose(own, moved / (num_steps * rate), rtol=1e-4, atol=1e-6)
+            assert own.any()
+
+
+def test_with_ffa_only_b_has_control_variates(run_method):
+    folder, events = run_method("fedsdr", **SCAFFOLD, **{"server.combination": "ffa"})
+    drawn = load_adapter(folder / "server/round-0000")
+    num_values = sum(value.numel() for key, value in drawn.items() if ".lora_B." in key)
+    assert [own.size for own in kept_controls(folder, 2)] == [num_values] * 2
+    assert {event["num_bytes_up"] for event in events} == {2 * 4 * num_values}

@@ -3,12 +3,16 @@
 import math
 from collections.abc import Callable
 from itertools import islice
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsdr.client import wire
+from fedsdr.client.controls import Controls
 from fedsdr.client.update import count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
 from fedsdr.data.batching import data_order
@@ -17,7 +21,7 @@ from fedsdr.errors import UserError
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.seeds import seed_for
-from fedsdr.tables import METHODS, Method, Stage
+from fedsdr.tables import BOTH, METHODS, Adapter, LocalOptimizer, Method, Stage
 
 SHARED = (Stage(("shared",), "raw", ("shared",)),)
 
@@ -61,12 +65,19 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
 
 
 def update(
-    model: tuple[Base, Adapters], num: int = 4, stages=SHARED, rate: float = 1e-3, seed: int = 0, **settings
+    model: tuple[Base, Adapters],
+    num: int = 4,
+    stages=SHARED,
+    rate: float = 1e-3,
+    seed: int = 0,
+    shift=None,
+    **settings,
 ):
     base, adapters = model
     settings = {"local_steps": 1, "batch_size": 4, "max_grad_norm": 1e9} | settings
     views = {"raw": make(num), "distilled": make(num)}
-    return local_update(base, adapters, Method("", "", stages), views, Client(**settings), rate, seed, "test")
+    client, method = Client(**settings), Method("", "", stages)
+    return local_update(base, adapters, method, views, client, rate, seed, "test", shift=shift)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -241,3 +252,126 @@ def test_every_stage_is_pulled_to_what_the_server_sent_not_to_the_stage_before(m
     update(model, stages=both)
     for with_term, without, change in zip(pulled, spy.gradients[1], moved, strict=True):
         torch.testing.assert_close(with_term, without + 0.7 * change, rtol=1e-5, atol=1e-8)
+
+
+def values(adapters: Adapters, name: Adapter = "shared") -> list[torch.Tensor]:
+    return list(adapters.state(name).values())
+
+
+def begun(adapters: Adapters) -> list[torch.Tensor]:
+    """The shared adapter begun anew, with B away from zero, so that A has a gradient too."""
+    adapters.initialise("shared", seed=0)
+    for layer in adapters.layers.values():
+        layer.B["shared"].data.fill_(0.01)
+    return values(adapters)
+
+
+def test_plain_sgd_goes_against_the_gradient_and_remembers_nothing(model, spy):
+    """Two steps of w <- w - lr g. AdamW, which the spy watches, tells the gradients at the same places."""
+    _, adapters = model
+    start = begun(adapters)
+    update(model)
+    first = spy.gradients[0]
+    begun(adapters)
+    update(model, optimizer="sgd", rate=0.5)
+    once = values(adapters)
+    for after, before, gradient in zip(once, start, first, strict=True):
+        assert gradient.abs().max() > 1e-4
+        torch.testing.assert_close(after, before - 0.5 * gradient, rtol=1e-6, atol=1e-8)
+    update(model)
+    second = spy.gradients[1]
+    begun(adapters)
+    update(model, optimizer="sgd", rate=0.5, local_steps=2)
+    for after, before, gradient in zip(values(adapters), once, second, strict=True):
+        torch.testing.assert_close(after, before - 0.5 * gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", get_args(LocalOptimizer))
+def test_weight_decay_is_the_same_share_of_the_weights_with_both_optimizers(model, optimizer: str):
+    _, adapters = model
+    start = begun(adapters)
+    update(model, optimizer=optimizer, rate=0.1)
+    plain = values(adapters)
+    begun(adapters)
+    update(model, optimizer=optimizer, rate=0.1, weight_decay=0.5)
+    for decayed, without, before in zip(values(adapters), plain, start, strict=True):
+        torch.testing.assert_close(decayed, without - 0.1 * 0.5 * before, rtol=1e-5, atol=1e-7)
+
+
+def test_a_norm_of_zero_clips_nothing(model, spy):
+    _, adapters = model
+    for norm in (1e9, 0.0):
+        begun(adapters)
+        update(model, max_grad_norm=norm)
+    assert all(torch.equal(a, b) for a, b in zip(*spy.gradients, strict=True))
+
+
+def shift_of(adapters: Adapters) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        key: rng.normal(size=value.shape).astype(np.float32)
+        for key, value in adapters.state("shared").items()
+    }
+
+
+@pytest.mark.parametrize("optimizer", get_args(LocalOptimizer))
+def test_control_variates_are_added_to_each_step(model, optimizer: str):
+    """y <- y - lr (g + c - c_k). AdamW does not scale c - c_k, which is made of whole steps of AdamW."""
+    _, adapters = model
+    shift = shift_of(adapters)
+    begun(adapters)
+    update(model, optimizer=optimizer, rate=0.1)
+    plain = values(adapters)
+    begun(adapters)
+    update(model, optimizer=optimizer, rate=0.1, shift=shift)
+    for after, without, more in zip(values(adapters), plain, shift.values(), strict=True):
+        torch.testing.assert_close(after, without - 0.1 * torch.from_numpy(more), rtol=1e-6, atol=1e-7)
+
+
+def test_control_variates_are_for_the_shared_adapter_where_it_learns(model):
+    """Not for the private one beside it, not in stages of the private one, not for a factor that stays."""
+    _, adapters = model
+    shift = shift_of(adapters)
+    private = (Stage(("private",), "raw", BOTH),)
+    shared = begun(adapters)
+    update(model, stages=private, optimizer="sgd", rate=0.1, shift=shift)
+    steered = values(adapters, "private")
+    assert all(torch.equal(a, b) for a, b in zip(values(adapters), shared, strict=True))
+    adapters.initialise("private", seed=1)
+    update(model, stages=private, optimizer="sgd", rate=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(values(adapters, "private"), steered, strict=True))
+
+    adapters.initialise("private", seed=1)
+    update(model, stages=(Stage(BOTH, "raw", BOTH),), optimizer="sgd", rate=0.1, shift=shift)
+    for joint, alone in zip(values(adapters, "private"), steered, strict=True):
+        torch.testing.assert_close(joint, alone, rtol=1e-4, atol=1e-6)  # the examples come in another order
+    assert not any(torch.equal(a, b) for a, b in zip(values(adapters), shared, strict=True))
+
+    begun(adapters)
+    only_b = {key: value for key, value in shift.items() if ".lora_B." in key}
+    views, client = {"raw": make(4)}, Client(local_steps=1, optimizer="sgd")
+    local_update(
+        model[0], adapters, Method("", "", SHARED), views, client, 0.1, 0, "", shared_factors=("B",), shift=only_b
+    )  # fmt: skip
+    for key, before in zip(shift, shared, strict=True):
+        assert torch.equal(adapters.state("shared")[key], before) == (".lora_A." in key)
+
+
+def test_after_one_step_the_control_variate_of_a_client_is_its_gradient(model, spy):
+    """Option II with K = 1: c_k - c + (x - y) / lr, where y = x - lr (g + c - c_k), is g, whatever c and c_k."""
+    _, adapters = model
+    begun(adapters)
+    update(model)
+    x = wire.pack({key: value.numpy() for key, value in adapters.state("shared").items()})
+    rng = np.random.default_rng(1)
+    controls = Controls(*(rng.normal(size=x.shape).astype(np.float32) for _ in range(2)))
+    keys = {key: tuple(value.shape) for key, value in adapters.state("shared").items()}
+    update(model, optimizer="sgd", rate=0.1, shift=wire.unpack(controls.shift, keys))
+    y = wire.pack({key: value.numpy() for key, value in adapters.state("shared").items()})
+    adapters.load("shared", {k: torch.from_numpy(v.copy()) for k, v in wire.unpack(x, keys).items()})
+    spy.gradients.clear()
+    update(model)
+    gradient = wire.pack({key: g.numpy() for key, g in zip(keys, spy.gradients[0], strict=True)})
+    new = controls.own + controls.change(x, y, 1, 0.1)
+    np.testing.assert_allclose(new, gradient, atol=3e-6)
+    assert np.abs(gradient).max() > 1e-2

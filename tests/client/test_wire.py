@@ -45,6 +45,15 @@ def test_a_message_has_the_layout_that_the_guard_expects(dtype: WireType):
     assert num_bytes == {"float32": 24 * 4, "float16": 24 * 2, "int8": 24 + 3 * 4}[dtype]
 
 
+def test_control_variates_travel_beside_the_adapter_in_as_many_bytes():
+    sent, controls = draw(0), np.arange(24, dtype=np.float32)
+    found = opened(wire.broadcast(sent, controls=controls))
+    assert found["controls"].tobytes() == controls.tobytes()
+    assert found["values"].tobytes() == wire.pack(sent).tobytes()
+    layout = wire.layout(SHAPES, "float32", has_controls=True)
+    assert layout == {"values": ("<f4", (24,)), "controls": ("<f4", (24,))}
+
+
 def test_float32_loses_nothing():
     new, received = draw(1), draw(0)
     record, residual = wire.encode(new, received, None, "float32")

@@ -27,6 +27,12 @@ SMALL_RUN = {
     "distill.batch_size": 2,
     "eval.max_new_tokens": 4,
 }
+SCAFFOLD = {
+    "client.correction": "scaffold",
+    "client.optimizer": "sgd",
+    "client.max_grad_norm": 0,
+    "client.learning_rate": 0.1,
+}
 END_OF_TURN = 2
 """Its token in the tiny model's vocabulary."""
 
@@ -54,6 +60,12 @@ def run_settings(tiny_settings: Callable[..., Settings], ending_folder: Path) ->
         return tiny_settings(**{"model.name": ending_folder, **SMALL_RUN, **overrides})
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def scaffold() -> dict[str, Any]:
+    """What a run with control variates sets."""
+    return dict(SCAFFOLD)
 
 
 @pytest.fixture(autouse=True)

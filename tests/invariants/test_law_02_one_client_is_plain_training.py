@@ -1,6 +1,7 @@
 """Law 2: one client, fedavg, R rounds is R plain trainings, each with a fresh optimizer, bit for bit."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from fedsdr.client.update import learning_rate
 from fedsdr.config import Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import encode
-from fedsdr.model.adapter_files import load_adapter
+from fedsdr.model.adapter_files import WEIGHTS, load_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base
 from fedsdr.model.loss import response_loss
@@ -49,3 +50,23 @@ def test_one_client_is_plain_training(run_settings: Callable[..., Settings], wei
         plain = adapters.state("shared")
         assert plain.keys() == sent.keys()
         assert all(torch.equal(plain[key], sent[key]) for key in plain)
+
+
+def test_one_clients_control_variates_cancel_and_leave_plain_sgd(
+    run_settings: Callable[..., Settings],
+) -> None:
+    """With one client c = c_k to the last bit, so SCAFFOLD's steps are those of plain SGD."""
+
+    def rounds(**more: Any) -> list[bytes]:
+        settings = run_settings(
+            **{"method": "fedit", "data.domains": ["general"], "client.optimizer": "sgd",
+               "client.max_grad_norm": 0, "client.learning_rate": 0.3, "client.final_rate": 0.7,
+               "server.num_rounds": 4, "eval.rewritings": False} | more
+        )  # fmt: skip
+        folder = fedsdr.run(settings).folder
+        assert bool(list(folder.rglob("kept.safetensors"))) == bool(more)
+        return [(folder / f"server/round-{number:04d}" / WEIGHTS).read_bytes() for number in range(5)]
+
+    plain = rounds()
+    assert len(set(plain)) == 5
+    assert rounds(**{"client.correction": "scaffold"}) == plain

@@ -73,6 +73,26 @@ def test_only_listed_keys_arrays_and_numbers_leave(recorded: Recorded, method: s
     assert kinds == set(RECORDS)
 
 
+@pytest.mark.parametrize("method", ["fedsdr", "fedsdr-joint"])
+def test_beside_the_adapter_control_variates_leave_only_with_such_a_correction(
+    recorded: Recorded, scaffold: dict[str, Any], wire: Callable[[Message], bytes], method: str
+) -> None:
+    """As many numbers as the shared adapter has, and none of the private one, nor of its steps."""
+    folder, exchanges = recorded(method=method, **scaffold)
+    shared = load_file(folder / "server/round-0000/adapter_model.safetensors")
+    num_values = sum(value.size for value in shared.values())
+    trained = [pair for pair in exchanges if pair[1].metadata.message_type == "train"]
+    assert len(trained) == 2 * len(CLIENTS)
+    for message in (message for pair in trained for message in pair):
+        shapes = {key: array.numpy().shape for key, array in message.content["arrays"].items()}
+        assert shapes == {"values": (num_values,), "controls": (num_values,)}
+    for path in folder.rglob("kept.safetensors"):
+        assert {key: value.shape for key, value in load_file(path).items()} == {"controls": (num_values,)}
+    private = rows_of(folder / "clients", "adapter_model.safetensors")
+    assert len(private) > 1000
+    assert not private & set().union(*(windows(wire(message)) for pair in exchanges for message in pair))
+
+
 def texts_of(folder: Path) -> list[str]:
     """Every prompt, response, rewriting and answer that a client keeps."""
     lines = [
@@ -88,11 +108,11 @@ def windows(data: bytes) -> set[bytes]:
     return {data[start : start + WINDOW] for start in range(max(1, len(data) - WINDOW + 1))}
 
 
-def rows_of(folder: Path) -> set[bytes]:
+def rows_of(folder: Path, name: str = "*.safetensors") -> set[bytes]:
     """The first bytes of each row of each tensor of the adapters in a folder."""
     return {
         row.tobytes()[:WINDOW]
-        for path in folder.rglob("*.safetensors")
+        for path in folder.rglob(name)
         for tensor in load_file(path).values()
         for row in (tensor if tensor.ndim > 1 else tensor[: len(tensor) // 4 * 4].reshape(-1, 4))
         if row.any()

@@ -1,7 +1,9 @@
 """Law 6: fedsdr sends as many bytes of arrays as fedit, per client and round; a message has 2 kB beside them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Message
@@ -37,6 +39,22 @@ def test_personal_methods_send_what_fedit_sends(
         for down, up in sizes(method, whole).values():
             assert plain < down < plain + 2000
             assert plain < up < plain + 2000
+
+
+def test_control_variates_double_the_bytes_of_training_and_of_nothing_else(
+    recorded: Recorded, scaffold: dict[str, Any], wire: Callable[[Message], bytes]
+) -> None:
+    num_bytes = 2 * 4 * 1024 * 4  # as above
+    folder, exchanges = recorded(method="fedit", **scaffold)
+    for question, reply in exchanges:
+        if reply.metadata.message_type == "train":
+            assert 0 < len(wire(question)) - 2 * num_bytes < 2500
+            assert 0 < len(wire(reply)) - 2 * num_bytes < 2500
+        elif reply.metadata.message_type == "evaluate":
+            assert 0 < len(wire(question)) - num_bytes < 2500
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for kind, name in (("train", "num_bytes_up"), ("round", "num_bytes_down")):
+        assert {event[name] for event in events if event["event"] == kind} == {2 * num_bytes}
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("int8", 1)])

@@ -181,6 +181,32 @@ def test_what_a_combination_keeps_is_there_after_a_kill(
     assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**chosen))
 
 
+@pytest.mark.parametrize(
+    ("place", "call"), [("apps.client_app.save_state", 8), ("apps.server_app.save_round", 4)]
+)
+def test_control_variates_go_on_after_a_kill(
+    run_settings: Callable[..., Settings],
+    finished: Callable[..., Path],
+    results: Results,
+    kill_at: KillAt,
+    fresh_process: Callable[[], None],
+    scaffold: dict[str, Any],
+    place: str,
+    call: int,
+) -> None:
+    """Killed in round 3: when two clients had renewed theirs, and when the server had renewed its mean."""
+    chosen = {"method": "fedsdr", "server.num_rounds": 4, "server.optimizer": "fedavgm", **scaffold}
+    settings = run_settings(**chosen)
+    folder = Path(settings.run.dir)
+    with kill_at(f"fedsdr.{place}", call, late=place.endswith("state")):
+        fedsdr.run(settings)
+    assert (folder / "clients/general/round-0003").exists() and not (folder / "server/round-0003").exists()
+    fresh_process()
+    found = results(fedsdr.resume(folder).folder)
+    assert found == results(finished(**chosen))
+    assert "clients/math/round-0004/kept.safetensors" in found
+
+
 def test_drawn_clients_are_the_same_after_a_kill(
     run_settings: Callable[..., Settings],
     finished: Callable[..., Path],

@@ -8,7 +8,16 @@ import pytest
 
 import fedsdr
 from fedsdr.config import Settings
-from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, REDUCTIONS, WireType
+from fedsdr.tables import (
+    COMBINATIONS,
+    CORRECTIONS,
+    METHODS,
+    OPTIMIZERS,
+    PROMPTS,
+    REDUCTIONS,
+    LocalOptimizer,
+    WireType,
+)
 
 NAMES = [
     *(("method", name) for name in METHODS),
@@ -16,6 +25,7 @@ NAMES = [
     *(("server.reduction", name) for name in REDUCTIONS),
     *(("server.optimizer", name) for name in OPTIMIZERS),
     *(("client.correction", name) for name in CORRECTIONS),
+    *(("client.optimizer", name) for name in get_args(LocalOptimizer)),
     *(("distill.prompts", [name]) for name in PROMPTS),
     *(("wire.dtype", name) for name in get_args(WireType)),
 ]
@@ -30,6 +40,8 @@ def test_every_name_runs_a_round_and_changes_the_shared_adapter(
         chosen |= {"server.num_byzantine": 1, "partition.num_clients": REDUCTIONS[name].num_needed(1)}
     if key == "server.combination" and COMBINATIONS[name].ranks == "several":
         chosen |= {"lora.client_ranks.math": 2}
+    if key == "client.correction":
+        chosen |= {"client.optimizer": CORRECTIONS[name].optimizer or "adamw", "client.max_grad_norm": 0}
     folder = fedsdr.run(run_settings(**chosen)).folder
     before, after = (
         (folder / f"server/round-000{number}/adapter_model.safetensors").read_bytes() for number in (0, 1)

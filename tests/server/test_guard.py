@@ -63,8 +63,8 @@ def sending(named: dict[str, np.ndarray], **metrics: Any) -> Message:
     return reply(RecordDict({"arrays": record, "metrics": MetricRecord({**METRICS, **metrics})}))
 
 
-def check(message: Message, max_norm: float = 1e4, dtype: WireType = "float32"):
-    return check_reply(message, "finance", 5, SENT, dtype, 7, max_norm)
+def check(message: Message, max_norm: float = 1e4, dtype: WireType = "float32", has_controls: bool = False):
+    return check_reply(message, "finance", 5, SENT, dtype, 7, max_norm, has_controls)
 
 
 def reason(message: Message, **keys: Any) -> str:
@@ -151,6 +151,37 @@ def test_small_types_are_read_as_changes_of_what_was_sent():
     assert update.num_bytes == 14 + 2 * 4
     assert set(update.arrays[A].ravel()) == {2.0}
     assert set(update.arrays[B].ravel()) == {1.75}
+
+
+CONTROLS = {"values": np.zeros(14, np.float32), "controls": np.arange(14, dtype=np.float32)}
+
+
+def test_a_change_of_control_variates_passes_where_it_must_come():
+    update = check(sending(CONTROLS), has_controls=True)
+    assert update.controls.tolist() == list(range(14))
+    assert update.num_bytes == 2 * 14 * 4
+    assert check(training()).controls is None
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "1 keys are missing, first 'controls'"),
+        (np.zeros(13, np.float32), "controls is not float32 of shape (14,)"),
+        (np.zeros(14, np.float16), "controls is not float32 of shape (14,)"),
+        (np.full(14, np.nan, np.float32), f"controls of {A} holds values that are not finite"),
+        (np.array([0] * 13 + [12], np.float32), f"controls of {B} has norm 12, above server.max_norm = 11"),
+    ],
+    ids=["missing", "short", "float16", "nan", "huge"],
+)
+def test_control_variates_that_would_spoil_their_mean_are_refused(value: Any, says: str):
+    """One NaN would steer every client's next step to NaN."""
+    named = {"values": CONTROLS["values"]} | ({} if value is None else {"controls": value})
+    assert says in reason(sending(named), has_controls=True, max_norm=11)
+
+
+def test_control_variates_without_such_a_correction_are_refused():
+    assert reason(sending(CONTROLS)) == "1 keys are not on the allow-list, first 'controls'"
 
 
 @pytest.mark.parametrize("weight", [0, -1, 4, 6, 2**62, 5.0, 0.5, math.nan, math.inf, [5]])

@@ -2,6 +2,10 @@
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy.bulyan import aggregate_n_closest_weights
+from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
+from flwr.serverapp.strategy.multikrum import select_multikrum
 
 from fedsdr.server.guard import Update
 from fedsdr.server.reduce import REDUCE, _scores
@@ -87,3 +91,39 @@ def test_distances_do_not_cancel():
     """Went wrong elsewhere: |a|^2 - 2 a b + |b|^2 is noise for near vectors far from zero, in float64 from 1e9 on."""
     far = np.array([[0.0], [1.0], [3.0], [4.0], [50.0]]) + 1e9
     assert _scores(far, 1).tolist() == [10, 5, 5, 10, 46**2 + 47**2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_flower_reduces_the_same(seed: int):
+    """Eleven clients, f = 2. Flower's Bulyan takes its n - 2 f from krum at once, and not one by one
+    as the paper has it; so its krum is asked one by one here, and its second half is taken as it is.
+    """
+    f = 2
+    values = np.random.default_rng(seed).normal(size=(11, 6)).astype(np.float32)
+
+    def chosen(rows: list[int], num: int) -> list[int]:
+        contents = [
+            RecordDict(
+                {"arrays": ArrayRecord({"B": Array(values[row])}), "metrics": MetricRecord({"row": row})}
+            )
+            for row in rows
+        ]
+        return [int(content["metrics"]["row"]) for content in select_multikrum(contents, f, num)]
+
+    everyone = list(range(len(values)))
+    left, kept = list(everyone), []
+    for _ in range(len(values) - 2 * f):
+        kept += chosen(left, 1)
+        left.remove(kept[-1])
+    theirs = {
+        "median": np.median(values, axis=0),
+        "trimmed-mean": trim_mean(values, (f + 0.5) / len(values)),
+        "krum": values[chosen(everyone, 1)[0]],
+        "multi-krum": values[chosen(everyone, len(values) - f - 2)].mean(axis=0),
+        "bulyan": aggregate_n_closest_weights(
+            [np.median(values[kept], axis=0)], [[values[row]] for row in kept], len(kept) - 2 * f
+        )[0],
+    }
+    assert set(theirs) == set(ROBUST)
+    for name, expected in theirs.items():
+        np.testing.assert_allclose(reduced(name, values.tolist(), f), expected, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsdr.client.controls import Controls
 from fedsdr.client.wire import broadcast
 from fedsdr.config import Settings, check_settings
 from fedsdr.errors import UserError
@@ -34,8 +35,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
 
 
-def choose(**server: Any) -> Settings:
-    return check_settings({"run": {"seed": server.pop("seed", 0)}, "server": server}, "test")
+def choose(client: dict[str, Any] | None = None, **server: Any) -> Settings:
+    values = {"run": {"seed": server.pop("seed", 0)}, "client": client or {}, "server": server}
+    return check_settings(values, "test")
 
 
 @pytest.fixture
@@ -238,3 +240,75 @@ def test_the_mean_of_clients_that_answer_in_order_holds_one_update_at_a_time(sta
         strategy.aggregate_train(2, (trained(messages[place], 1.0) for place in order))
         # While an update is checked, the one before may still be in the hands of the mean.
         assert expected <= max(most) <= expected + 1
+
+
+SCAFFOLD = {"correction": "scaffold", "optimizer": "sgd", "max_grad_norm": 0.0}
+
+
+def steered(message: Message, value: float, change: float) -> Message:
+    reply = trained(message, value)
+    reply.content["arrays"] = broadcast(
+        {KEY: np.full((1, 2), value, np.float32)}, np.full(2, change, np.float32)
+    )
+    return reply
+
+
+def test_the_servers_control_variate_moves_by_the_plain_sum_of_changes_over_all_clients(start):
+    """c + (|S| / N) mean of dc = 0.5 + (2 / 4) (3 + 1) / 2 = 1.5: c was not asked, d's reply is dropped.
+
+    Examples are 1 and 3: they weigh the adapter, (1 * 2 + 3 * 6) / 4 = 5, and not c. A server optimizer's
+    moments stay beside it.
+    """
+    strategy, messages = start(client=SCAFFOLD, optimizer="fedavgm", clients_per_round=0)
+    assert strategy.controls().tolist() == [0, 0]
+    strategy.moments = {"controls": np.full(2, 0.5), f"m/{KEY}": np.zeros((1, 2))}
+    a, b, _, d = messages
+    strategy.aggregate_train(2, [steered(a, 2.0, 3.0), steered(b, 6.0, 1.0), steered(d, 0.0, float("nan"))])
+    assert strategy.controls().tolist() == [1.5, 1.5]
+    assert strategy.moments[f"m/{KEY}"].tolist() == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
+
+
+def test_a_round_below_the_quorum_leaves_the_control_variate_as_it_was(start):
+    strategy, (a, *_) = start(client=SCAFFOLD, quorum=1)
+    with pytest.raises(UserError):
+        strategy.aggregate_train(2, [steered(a, 2.0, 3.0)])
+    assert strategy.controls().tolist() == [0, 0]
+
+
+def test_control_variates_lead_unlike_clients_to_the_optimum_of_their_mean(start):
+    """Losses (w - 1)^2 / 2 and 3 (w + 1)^2 / 2: the mean's optimum is where (w - 1) + 3 (w + 1) = 0, at -1/2.
+
+    Ten steps of 0.1 bring each client nearly to its own optimum, so averaging alone comes to rest where
+    (1 - 0.9^10) (w - 1) + (1 - 0.7^10) (w + 1) = 0: 0.6513 (w - 1) + 0.9718 (w + 1) = 0, at -0.1974.
+    """
+
+    def rests_at(**more: Any) -> float:
+        strategy, messages = start(clients_per_round=0, **more)
+        own = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}
+        slopes = {"a": lambda w: w - 1, "b": lambda w: 3 * (w + 1)}
+        strategy.roster = {node: client for node, client in ROSTER.items() if client in own}
+        strategy.prepared = {client: {"num_train": 1} for client in own}
+        for _ in range(100):
+            strategy.asked, strategy.num_asked = set(strategy.roster), 2
+            replies = []
+            x = strategy.arrays[KEY].ravel()
+            for message, client in zip(messages, own, strict=False):
+                c = strategy.controls()
+                controls = Controls(np.zeros(2, np.float32) if c is None else c, own[client])
+                y = x.astype(np.float64)
+                for _ in range(10):
+                    y = y - 0.1 * (slopes[client](y) + controls.shift)
+                y = y.astype(np.float32)
+                record = broadcast({KEY: y.reshape(1, 2)})
+                if c is not None:
+                    change = controls.change(x, y, 10, 0.1)
+                    own[client] = own[client] + change
+                    record = broadcast({KEY: y.reshape(1, 2)}, controls=change)
+                reply = trained(message, 0.0, num_examples=1)
+                reply.content["arrays"] = record
+                replies.append(reply)
+            strategy.aggregate_train(2, replies)
+        return float(strategy.arrays[KEY][0, 0])
+
+    assert rests_at() == pytest.approx(-0.1974, abs=1e-3)
+    assert rests_at(client=SCAFFOLD) == pytest.approx(-0.5, abs=1e-4)

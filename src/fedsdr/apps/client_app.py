@@ -1,7 +1,8 @@
 """The ClientApp: prepare (rewrite the responses), train, evaluate. It never knows which engine runs it.
 
 Settings come with each message; the client's number and folder come from its node's configuration.
-What leaves is the shared adapter and listed numbers, nothing else.
+What leaves is the shared adapter, the change of its control variates where the correction has them, and
+listed numbers, nothing else.
 """
 
 import json
@@ -9,18 +10,21 @@ import random
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
 from fedsdr.apps.site import Site, cache_of, model_of, open_site
 from fedsdr.client import wire
+from fedsdr.client.controls import Controls
 from fedsdr.client.fusion import search_fusion
 from fedsdr.client.local_aggregation import aggregate_locally
 from fedsdr.client.state import fusion_file, load_kept, load_private, save_state
@@ -36,7 +40,7 @@ from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, public_name
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, rewrite_lines, write_file, write_json
-from fedsdr.tables import COMBINATIONS, METHODS, Adapter
+from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, Adapter
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
@@ -98,19 +102,30 @@ def train(message: Message, context: Context) -> Message:
             "private", seed_for(settings.run.seed, "client", site.id, "private", server_round)
         )
     metrics, kept = _begin(settings, site, server_round, base, adapters, is_known)
+    controls = _load_controls(message, settings, site, server_round)
+    rate = learning_rate(settings.client, server_round, settings.server.num_rounds)
     metrics |= local_update(
         base,
         adapters,
         method,
         site.views,
         settings.client,
-        learning_rate(settings.client, server_round, settings.server.num_rounds),
+        rate,
         seed_for(settings.run.seed, "client", site.id, "round", server_round),
         f"round {server_round}, {site.id}",
         shared_factors=combination.factors,
+        shift=wire.unpack(controls.shift, _shapes(received)) if controls else None,
     )
     arrays, more = _pack_reply(settings, site, server_round, received, adapters, rank)
     kept |= more
+    if controls:
+        num_steps = sum(
+            int(metrics[f"train/{name}/num_steps"])
+            for name, stage in zip(method.stage_names(), method.stages, strict=True)
+            if "shared" in stage.train
+        )
+        change = controls.change(wire.pack(received), arrays[wire.VALUES].numpy(), num_steps, rate)
+        arrays[wire.CONTROLS], kept[wire.CONTROLS] = Array(change), controls.own + change
     own = adapters.state("shared" if method.personal == "own" else "private") if method.has_personal else None
     if own is not None or kept:
         name = public_name(settings.model.name)
@@ -276,6 +291,19 @@ def _evaluate_personal(
     fusion = search_fusion(base, adapters, examples, personal.num_evaluations, settings.eval)
     write_json(fusion_file(site.folder, server_round), asdict(fusion))
     return evaluate(base, adapters, ("private",), site.tests, settings.eval, what)
+
+
+def _load_controls(message: Message, settings: Settings, site: Site, server_round: int) -> Controls | None:
+    """Take the server's control variates and this client's own, zero at first; None without any."""
+    if not CORRECTIONS[settings.client.correction].has_controls:
+        return None
+    server = message.content["arrays"][wire.CONTROLS].numpy()  # type: ignore[union-attr]
+    own = load_kept(site.folder, server_round).get(wire.CONTROLS)
+    return Controls(server, np.zeros_like(server) if own is None else own)
+
+
+def _shapes(tensors: Mapping[str, Any]) -> wire.Shapes:
+    return {key: tuple(value.shape) for key, value in tensors.items()}
 
 
 def _pack_reply(

@@ -212,7 +212,8 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
         say(f"  before round 1, at each client: {steps(method.before_rounds, before_settings(settings))}")
     say(
         f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method.stages, client)}, of"
-        f" {client.batch_size * client.accumulation} examples"
+        f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, correction"
+        f" {client.correction}"
     )
     for domain, num in data["num_duplicates"].items():
         if num:

@@ -6,7 +6,7 @@ FedSDR, round t at client k, from the broadcast shared adapter:
 both with both adapters in the forward pass. Other methods are other lists of stages (`tables`).
 
 Paper: FedSDR, section 4. Differs: steps per stage and optimizer are open in the paper; AdamW with
-fresh state in each stage is ours.
+fresh state in each stage is ours; plain SGD is the other choice.
 """
 
 import math
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from fedsdr.client.wire import Arrays
 from fedsdr.config import Client, Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
@@ -23,7 +24,10 @@ from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
-from fedsdr.tables import Factor, Method, View
+from fedsdr.tables import CORRECTIONS, Factor, Method, View
+
+Pairs = Sequence[tuple[torch.nn.Parameter, torch.Tensor]]
+"""Parameters of the shared adapter, each with a tensor of its shape."""
 
 
 def local_update(
@@ -36,6 +40,7 @@ def local_update(
     seed: int,
     what: str,
     shared_factors: Sequence[Factor] = ("A", "B"),
+    shift: Arrays | None = None,
 ) -> dict[str, float]:
     """Train the adapters through all stages, in place.
 
@@ -49,22 +54,32 @@ def local_update(
         seed: Seed of this client and round; data order is a function of it and the stage.
         what: Whose update this is, for the progress line.
         shared_factors: Which factors of the shared adapter learn, as the combination wants it.
+        shift: c - c_k by PEFT key of the shared adapter, where control variates steer the steps
+            (`client.controls`).
 
     Returns:
         For each stage, by its name: mean loss per response token over its steps, of the first and of
         the last step, number of steps and of response tokens.
     """
     metrics: dict[str, float] = {}
-    anchors = []
-    if settings.correction == "proximal":
+    anchors: Pairs = []
+    if CORRECTIONS[settings.correction].is_proximal:
         anchors = [(value, value.detach().clone()) for value in adapters.parameters(("shared",))]
+    shifts: Pairs = []
+    if shift:
+        tensors = dict(zip(adapters.state("shared"), adapters.parameters(("shared",)), strict=True))
+        shifts = [
+            (tensors[key], torch.from_numpy(more).to(tensors[key].device)) for key, more in shift.items()
+        ]
     for number, (name, stage) in enumerate(zip(method.stage_names(), method.stages, strict=True)):
         learner = "+".join(stage.train)
         num_steps = count_steps(settings, len(method.stages), number, len(views[stage.on]))
         stage_seed = seed_for(seed, "stage", learner, stage.on)
         mix = dict(zip(stage.active, stage.mix, strict=True)) if stage.mix else None
         adapters.set(stage.active, stage.train, shared_factors, mix)
-        pulled = [(value, anchor) for value, anchor in anchors if value.requires_grad]
+        pulled, shifted = (
+            [(value, other) for value, other in pairs if value.requires_grad] for pairs in (anchors, shifts)
+        )
         adapters.training(True)
         with torch.random.fork_rng():  # dropout draws from torch's own generator and takes no other
             torch.manual_seed(stage_seed)
@@ -73,6 +88,7 @@ def local_update(
                 base,
                 [p for p in adapters.parameters(stage.train) if p.requires_grad],
                 pulled,
+                shifted,
                 views[stage.on],
                 settings,
                 rate,
@@ -94,7 +110,8 @@ def local_update(
 def _learn(
     base: Base,
     parameters: Sequence[torch.nn.Parameter],
-    pulled: Sequence[tuple[torch.nn.Parameter, torch.Tensor]],
+    pulled: Pairs,
+    shifted: Pairs,
     conversations: Sequence[Conversation],
     settings: Client,
     rate: float,
@@ -102,13 +119,17 @@ def _learn(
     seed: int,
     progress: str,
 ) -> tuple[list[float], int]:
-    """Take `num_steps` steps of AdamW; return the loss of each and the number of response tokens.
+    """Take `num_steps` steps of the optimizer; return the loss of each and the number of response tokens.
 
     FedProx adds mu / 2 sum of (w - w_t)^2 to the loss, over the `pulled` pairs of a parameter w and its
     value w_t as the server sent it; so mu (w - w_t) to the gradient. The losses returned are without it.
     Paper: Li et al., arXiv 1812.06127, equation 2.
+
+    SCAFFOLD adds c - c_k to the gradient, over the `shifted` pairs of a parameter and that. It is done after
+    the optimizer's step, which for plain SGD is the same, so that AdamW does not scale it.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
+    kind = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.AdamW
+    optimizer = kind(parameters, lr=rate, weight_decay=settings.weight_decay, fused=True)
     optimizer.zero_grad()  # an update that diverged in this process left its own
     order = data_order(len(conversations), _step_size(settings, len(conversations)), seed)
     losses: list[float] = []
@@ -125,13 +146,15 @@ def _learn(
         for value, anchor in pulled:
             assert value.grad is not None
             value.grad.add_(value.detach() - anchor, alpha=settings.mu)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         if not math.isfinite(step_loss) or not norm.isfinite():
             raise Diverged(
                 f"{progress}: training diverged at step {len(losses) + 1} (loss {step_loss:.3g}, norm of the"
                 f" gradient {norm:.3g}); lower client.learning_rate = {settings.learning_rate}"
             )
         optimizer.step()
+        for value, difference in shifted:
+            value.data.add_(difference, alpha=-rate)
         optimizer.zero_grad()
         losses.append(step_loss)
         num_tokens += step_tokens

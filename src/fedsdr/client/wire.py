@@ -10,6 +10,8 @@ only, is
 - float16: its change since the broadcast, v~ = half(v + e);
 - int8: the same in 255 steps, v~ = s round((v + e) / s) with s = max |v + e| / 127 for each tensor.
 
+With control variates (`client.controls`) c travels down and dc_k up beside it, in float32 of the same length.
+
 e is what earlier messages lost, e <- v + e - v~ (error feedback). It is kept at the client, which does not
 learn whether the server used its message: what a dropped one held is lost with it, its part of e too.
 
@@ -34,16 +36,21 @@ Arrays = dict[str, Float32]
 """Tensors by PEFT key."""
 Shapes = Mapping[str, tuple[int, ...]]
 
-VALUES, SCALES = "values", "scales"
+VALUES, SCALES, CONTROLS = "values", "scales", "controls"
 RESIDUAL, RESIDUAL_RANK = "residual", "residual_rank"
 """Names of the arrays of a message."""
 DTYPES: Mapping[WireType, str] = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 
 
-def layout(shapes: Shapes, wire: WireType) -> dict[str, tuple[str, tuple[int, ...]]]:
+def layout(
+    shapes: Shapes, wire: WireType, has_controls: bool = False
+) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each array of a client's message."""
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
-    arrays[VALUES] = DTYPES[wire], (sum(map(math.prod, shapes.values())),)
+    size = (sum(map(math.prod, shapes.values())),)
+    arrays[VALUES] = DTYPES[wire], size
+    if has_controls:
+        arrays[CONTROLS] = "<f4", size
     if wire == "int8":
         arrays[SCALES] = "<f4", (len(shapes),)
     return arrays
@@ -61,12 +68,16 @@ def going_down(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, T
     return {} if is_fresh else travelling(settings, shared)
 
 
-def broadcast(tensors: Arrays, residual: Arrays | None = None) -> ArrayRecord:
-    """Put the shared adapter, and the residual where there is one, into a message to the clients."""
+def broadcast(
+    tensors: Arrays, residual: Arrays | None = None, controls: Float32 | None = None
+) -> ArrayRecord:
+    """Put the shared adapter, and where there are any the residual and c, into a message to the clients."""
     record = ArrayRecord({VALUES: Array(pack(tensors))})
     if residual:
         record[RESIDUAL] = Array(pack(residual))
         record[RESIDUAL_RANK] = Array(np.array([rank_of(residual)]))
+    if controls is not None:
+        record[CONTROLS] = Array(controls)
     return record
 
 

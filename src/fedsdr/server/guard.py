@@ -63,6 +63,8 @@ class Update:
     metrics: dict[str, float]
     num_bytes: int
     """Of the arrays, as they came."""
+    controls: wire.Float32 | None = None
+    """Change of the client's control variates (num_values,), where the correction has them."""
 
 
 def check_reply(
@@ -73,6 +75,7 @@ def check_reply(
     dtype: WireType,
     server_round: int,
     max_norm: float,
+    has_controls: bool = False,
 ) -> Update:
     """Check a training reply.
 
@@ -83,12 +86,14 @@ def check_reply(
         sent: The shared adapter as it was broadcast.
         dtype: The type that travels; it says which arrays there must be, no more and no fewer.
         server_round: The round that was asked for.
-        max_norm: Largest Euclidean norm of one tensor of the adapter.
+        max_norm: Largest Euclidean norm of one tensor of the adapter, and of its control variates' change.
+        has_controls: Whether a change of control variates must come with it.
 
     Raises:
         Rejected: With the reason.
     """
-    layout = wire.layout({key: value.shape for key, value in sent.items()}, dtype)
+    shapes = {key: value.shape for key, value in sent.items()}
+    layout = wire.layout(shapes, dtype, has_controls)
     content = _content(reply, client, {"arrays": ArrayRecord, "metrics": MetricRecord})
     arrays: ArrayRecord = content["arrays"]  # type: ignore[assignment]
     numbers = _numbers(content, "train", server_round)
@@ -103,7 +108,12 @@ def check_reply(
     tensors = wire.decode(checked, sent, dtype)
     for key, value in tensors.items():
         check_tensor(key, value, max_norm)
-    return Update(client, tensors, num_examples, numbers, sum(value.nbytes for value in checked.values()))
+    controls = checked.get(wire.CONTROLS)
+    if controls is not None:
+        for key, value in wire.unpack(controls, shapes).items():
+            check_tensor(f"{wire.CONTROLS} of {key}", value, max_norm)
+    num_bytes = sum(value.nbytes for value in checked.values())
+    return Update(client, tensors, num_examples, numbers, num_bytes, controls)
 
 
 def check_scores(

@@ -22,7 +22,8 @@ from fedsdr.config import Server
 
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]
-"""m and v of each tensor, as "m/<key>" and "v/<key>"; empty before the first step and for fedavg."""
+"""m and v of each tensor, as "m/<key>" and "v/<key>"; empty before the first step and for fedavg. The
+strategy keeps the clients' mean control variates beside them, as "controls"."""
 
 
 def fedavg(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:

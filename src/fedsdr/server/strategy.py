@@ -12,16 +12,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsdr.client.wire import Arrays, broadcast, cut, going_down, travelling
+from fedsdr.client.wire import CONTROLS, Arrays, Float32, broadcast, cut, going_down, pack, travelling
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
 from fedsdr.server.combine import COMBINE, Before, add_residual
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
-from fedsdr.server.optimize import OPTIMIZE, Moments
+from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
 from fedsdr.storage import Event
-from fedsdr.tables import COMBINATIONS, REDUCTIONS
+from fedsdr.tables import COMBINATIONS, CORRECTIONS, REDUCTIONS
 
 
 class FedStrategy(Strategy):
@@ -46,7 +46,7 @@ class FedStrategy(Strategy):
             roster: Node id -> client id.
             prepared: Client id -> what it told when it prepared, with `num_train` and `num_test`.
             arrays: Shared adapter by PEFT key.
-            moments: What the server optimizer keeps between rounds; empty at first.
+            moments: What the server optimizer keeps between rounds, and c; empty at first.
             residual: What the combination added to the base, as factors by PEFT key; {} for nothing.
         """
         self.settings = settings
@@ -77,14 +77,21 @@ class FedStrategy(Strategy):
         """
         server = self.settings.server
         updates = self._updates(server_round, replies)
+        controls = self.controls()
         if not self.sent():  # a method that shares nothing
             for _ in updates:
                 pass
         else:
-            target = COMBINE[server.combination](updates, server, Before(self.sent(), server_round))
+            changes = np.zeros(0 if controls is None else controls.size)
+            before = Before(self.sent(), server_round)
+            target = COMBINE[server.combination](_adding(updates, changes), server, before)
             new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target.shared, self.moments, server)
             self.arrays = self.arrays | new
             self.residual = add_residual(self.residual, target.added)
+            if controls is not None:
+                # In float32, as the clients keep theirs: alone, a client's stays equal to the server's.
+                renewed = (controls + changes / len(self.roster)).astype(np.float32)
+                self.moments[CONTROLS] = renewed.astype(np.float64)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
         return self.record(), None
 
@@ -120,7 +127,8 @@ class FedStrategy(Strategy):
         dtype, max_norm = self.settings.wire.dtype, self.settings.server.max_norm
         sent = cut(sent, self.settings.lora.rank_of(client))
         try:
-            update = check_reply(reply, client, num, sent, dtype, server_round, max_norm)
+            has_controls = CORRECTIONS[self.settings.client.correction].has_controls
+            update = check_reply(reply, client, num, sent, dtype, server_round, max_norm, has_controls)
         except Rejected as reason:
             self._drop("train", client, server_round, str(reason))
             return None
@@ -171,7 +179,13 @@ class FedStrategy(Strategy):
 
     def record(self) -> ArrayRecord:
         """What goes down to the clients."""
-        return broadcast(going_down(self.settings, self.arrays), self.residual)
+        return broadcast(going_down(self.settings, self.arrays), self.residual, self.controls())
+
+    def controls(self) -> Float32 | None:
+        """The clients' mean control variates c (num_values,), zero at first; None without any."""
+        if not CORRECTIONS[self.settings.client.correction].has_controls:
+            return None
+        return self.moments.get(CONTROLS, np.zeros(pack(self.sent()).size)).astype(np.float32)
 
     def take_events(self) -> list[Event]:
         """Hand over the events since the last call."""
@@ -228,6 +242,20 @@ class FedStrategy(Strategy):
                 f"round {server_round}: {num_good} of {self.num_asked} asked clients gave a usable reply,"
                 f" server.quorum = {self.settings.server.quorum} asks for {needed}. Dropped: {reasons}"
             )
+
+
+def _adding(updates: Iterable[Update], changes: Float64) -> Iterator[Update]:
+    """Pass updates on, and add the changes of their control variates up in `changes`.
+
+    c <- c + (|S| / N) mean over S of dc_k, S the clients whose updates are used and N all clients: so the sum
+    over S, divided by N. Plain means, whatever the clients' numbers of examples.
+
+    Paper: Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1.
+    """
+    for update in updates:
+        if update.controls is not None:
+            changes += update.controls
+        yield update
 
 
 def draw_clients(settings: Settings, roster: dict[int, str], server_round: int) -> list[int]:
