@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fedsdr import progress
 from fedsdr.config import Model, Settings, load_settings
 from fedsdr.model.base import Base, built_in_folder, load_base
 from fedsdr.model.tiny import build_tiny
@@ -41,6 +42,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSDR_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier test asked to be silent speaks again."""
+    monkeypatch.setattr(progress, "quiet", False)
 
 
 @pytest.fixture(scope="session")

@@ -144,6 +144,7 @@ def test_the_log_has_an_event_for_each_reply_and_round_and_no_text_of_the_data(q
         *(("train", 2, client) for client in clients),
         ("round", 2, None),
         *(("evaluate", 2, client) for client in clients),
+        ("end", 2, None),
     ]
     for event in read_lines(log):
         assert all(

@@ -134,7 +134,7 @@ def wire() -> Callable[[Message], bytes]:
 
 @pytest.fixture(scope="session")
 def results() -> Callable[[Path], dict[str, Any]]:
-    """Return what a run leaves: each file's bytes by its path, the log's events without their seconds.
+    """Return what a run leaves: each file's bytes by its path, the log's events without their costs.
 
     Left out is what tells of the machine and of the folder's own place.
     """
@@ -148,7 +148,8 @@ def results() -> Callable[[Path], dict[str, Any]]:
             found[name] = path.read_bytes()
             if name == "metrics.jsonl":
                 events = map(json.loads, path.read_text().splitlines())
-                found[name] = [{key: event[key] for key in event if key != "seconds"} for event in events]
+                costs = ("seconds", "peak_memory")
+                found[name] = [{k: v for k, v in event.items() if k not in costs} for event in events]
         return found
 
     return read

@@ -248,7 +248,7 @@ SCAFFOLD = {"correction": "scaffold", "optimizer": "sgd", "max_grad_norm": 0.0}
 def steered(message: Message, value: float, change: float) -> Message:
     reply = trained(message, value)
     reply.content["arrays"] = broadcast(
-        {KEY: np.full((1, 2), value, np.float32)}, np.full(2, change, np.float32)
+        {KEY: np.full((1, 2), value, np.float32)}, controls=np.full(2, change, np.float32)
     )
     return reply
 
