@@ -18,4 +18,4 @@ class Diverged(UserError):
 
 
 class Unreachable(UserError):
-    """What lies on the hub cannot be had from here: no network, no such id, no access, or a package is missing."""
+    """What lies on the hub cannot be had: no network, no such id, no access, no package to read it."""

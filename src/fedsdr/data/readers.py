@@ -112,7 +112,9 @@ def hub_rows(name: str, split: str, config: str = "") -> list[Row]:
     try:
         import datasets
     except ImportError:
-        raise Unreachable(f"{name}: reading it needs the package datasets: pip install 'fedsdr[hub]'") from None
+        raise Unreachable(
+            f"{name}: reading it needs the package datasets: pip install 'fedsdr[hub]'"
+        ) from None
     saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
     try:
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None)
