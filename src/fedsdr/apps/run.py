@@ -292,20 +292,28 @@ def check_fit(settings: Settings) -> None:
     from fedsdr.data.conversation import encode
 
     _, clients = data_of(settings)
-    wanted = settings.server.clients_per_round
-    if wanted > len(clients):
-        raise UserError(f"server.clients_per_round = {wanted}, but there are {len(clients)} clients")
-    server, asked = settings.server, wanted or len(clients)
+    check_counts(settings, len(clients))
+    base, _ = model_of(settings)
+    for client in clients:
+        for example in (*client.train, *client.test):
+            encode(base.tokenizer, example, example.response, settings.model.max_length)
+
+
+def check_counts(settings: Settings, num_clients: int) -> None:
+    """Refuse to begin with fewer clients than are to be drawn, or than the reduction needs.
+
+    Raises:
+        UserError: With what was asked for and what there is.
+    """
+    server, asked = settings.server, settings.server.clients_per_round or num_clients
+    if asked > num_clients:
+        raise UserError(f"server.clients_per_round = {asked}, but there are {num_clients} clients")
     needed = REDUCTIONS[server.reduction].num_needed(server.num_byzantine)
     if asked < needed:
         raise UserError(
             f"server.reduction = {server.reduction!r} with server.num_byzantine = {server.num_byzantine}"
             f" needs {needed} clients in each round, and {asked} are asked"
         )
-    base, _ = model_of(settings)
-    for client in clients:
-        for example in (*client.train, *client.test):
-            encode(base.tokenizer, example, example.response, settings.model.max_length)
 
 
 def describe_environment(settings: Settings) -> dict[str, Any]:
