@@ -149,6 +149,9 @@ def test_time_grows_with_steps_rounds_and_what_is_rewritten(tiny_settings: MakeS
     # Base and last round; with one more in between, three models instead of two.
     every = seconds(**{"server.num_rounds": 2, "eval.every": 1})["evaluation"]
     assert every == pytest.approx(1.5 * seconds(**{"server.num_rounds": 2})["evaluation"])
+    # Before round 1 every client takes one stage more: two steps beside the two of each of three rounds.
+    before = seconds(method="fdlora")["training"]
+    assert before == pytest.approx(plain["training"] * (1 + 1 / 3))
     assert plain["rewriting"] == 0
     train_and_test = seconds(method="fedsd", **{"eval.rewritings": True})["rewriting"]
     assert seconds(method="fedsd")["rewriting"] == pytest.approx(train_and_test / 2)

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fedsdr.apps.server_app import is_due
-from fedsdr.client.update import count_steps
+from fedsdr.client.update import before_settings, count_steps
 from fedsdr.client.wire import layout, travelling
 from fedsdr.config import Lora, Settings
 from fedsdr.data.batching import collate, data_order
@@ -120,12 +120,14 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
     model, distill, scoring = settings.model, settings.distill, settings.eval
     each = BYTES[model.dtype]
     of_linear = QUANTISED.get(model.quantization, each)
-    stages = METHODS[settings.method].stages
+    method = METHODS[settings.method]
     num_learning = {
         "shared": sum(map(math.prod, travelling(settings, sizes.shared).values())),
         "private": sizes.num_adapter,
     }
-    most = max(sum(num_learning[name] for name in stage.train) for stage in stages)
+    most = max(
+        sum(num_learning[name] for name in stage.train) for stage in (*method.before_rounds, *method.stages)
+    )
 
     is_flat = model.attention == "grouped"
     longest = [sorted(client.train, key=_length)[-settings.client.batch_size :] for client in clients]
@@ -243,20 +245,24 @@ def duration(settings: Settings, sizes: Sizes, clients: Sequence[Client], device
 
 
 def _training(settings: Settings, sizes: Sizes, clients: Sequence[Client]) -> float:
-    """Operations of all local updates."""
-    chosen, stages = settings.client, METHODS[settings.method].stages
-    each = (6 if settings.model.checkpointing == "on" else 4) * sizes.num_linear
+    """Operations of all local updates, those before round 1 included."""
+    method = METHODS[settings.method]
+    asked = settings.server.clients_per_round or len(clients)
+    times = settings.server.num_rounds * asked / len(clients)
+    a_token = (6 if settings.model.checkpointing == "on" else 4) * sizes.num_linear
     total = 0.0
     for client in clients:
         num_tokens, num_answers = _step(client.train, settings)
-        for number, stage in enumerate(stages):
-            num_examples = len(client.train) * (1 + (stage.on == "mixed"))
-            a_token = each + 6 * sizes.num_adapter * len(stage.active)
-            total += count_steps(chosen, len(stages), number, num_examples) * (
-                num_tokens * a_token + num_answers * 4 * sizes.num_head
-            )
-    asked = settings.server.clients_per_round or len(clients)
-    return settings.server.num_rounds * total * asked / len(clients)
+        for stages, chosen, weight in (
+            (method.before_rounds, before_settings(settings), 1),
+            (method.stages, settings.client, times),
+        ):
+            for number, stage in enumerate(stages):
+                num_examples = len(client.train) * (1 + (stage.on == "mixed"))
+                step = num_tokens * (a_token + 6 * sizes.num_adapter * len(stage.active))
+                step += num_answers * 4 * sizes.num_head
+                total += weight * step * count_steps(chosen, len(stages), number, num_examples)
+    return total
 
 
 def _step(texts: Sequence[Conversation], settings: Settings) -> tuple[float, float]:
@@ -288,7 +294,7 @@ def _evaluation(settings: Settings, sizes: Sizes, clients: Sequence[Client]) -> 
     """Operations to read the tests' prompts and losses, and to write the answers token by token."""
     texts = [text for client in clients for text in client.test]
     num_due = sum(is_due(settings, number) for number in range(1, settings.server.num_rounds + 1))
-    num_models = 1 + num_due * (1 + METHODS[settings.method].has_private)
+    num_models = 1 + num_due * (1 + METHODS[settings.method].has_personal)
     read, written = _answering(sizes, texts, settings.eval.max_new_tokens, read_whole=False)
     num_sides = 1 + settings.eval.rewritings
     losses = num_sides * sum(
