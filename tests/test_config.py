@@ -93,6 +93,34 @@ def test_overrides_win_over_the_recipe_and_the_last_override_wins(tmp_path: Path
     assert settings.run.dir == "runs/small-fedit-seed2"
 
 
+def test_a_recipe_begins_with_another_and_its_own_keys_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    source = '[[data.sources]]\ndomain = "%s"\ntrain = "a.jsonl"\n'
+    Path("first.toml").write_text(
+        'method = "fedit"\n[client]\nlocal_steps = 3\nbatch_size = 2\n' + source % "law" + source % "tax"
+    )
+    Path("second.toml").write_text(
+        'recipe = "first.toml"\n[client]\nlocal_steps = 5\n[server]\nnum_rounds = 9\n'
+    )
+    Path("third.toml").write_text('recipe = "second.toml"\nmethod = "fedsd"\n' + source % "news")
+    settings = load_settings("third.toml", ["server.num_rounds=1"])
+    assert (settings.method, settings.client.local_steps, settings.client.batch_size) == ("fedsd", 5, 2)
+    assert settings.server.num_rounds == 1
+    assert [source.domain for source in settings.data.sources] == ["news"]
+    assert settings.run.dir == "runs/third-fedsd-seed0"
+
+
+def test_a_recipe_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("lost.toml").write_text('recipe = "none.toml"\n')
+    assert "none.toml, with which lost.toml begins, does not exist" in refusal(
+        lambda: load_settings("lost.toml")
+    )
+    Path("a.toml").write_text('recipe = "b.toml"\n')
+    Path("b.toml").write_text('recipe = "a.toml"\n')
+    assert "a.toml begins with itself" in refusal(lambda: load_settings("a.toml"))
+
+
 @pytest.mark.parametrize(
     ("word", "key", "value"),
     [

@@ -13,12 +13,13 @@ _HOME = {
     "Example": "fedsdr.data.examples",
     "Settings": "fedsdr.config",
     "UserError": "fedsdr.errors",
+    "dry_run": "fedsdr.apps.dry_run",
     "load_settings": "fedsdr.config",
     "resume": "fedsdr.apps.run",
     "run": "fedsdr.apps.run",
 }
 __version__ = "0.1.0"
-__all__ = ["Example", "Settings", "UserError", "load_settings", "resume", "run"]
+__all__ = ["Example", "Settings", "UserError", "dry_run", "load_settings", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

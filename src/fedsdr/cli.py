@@ -43,12 +43,27 @@ NOT_SHOWN = ("domains", "words", "choice_score")
 
 
 @app.command()
-def run(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    is_dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the recipe and estimate memory, bytes and time; run nothing, write nothing.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Run a federation: rewrite, train, combine, evaluate, report."""
     from fedsdr.config import load_settings
 
     progress.quiet = quiet
     settings = load_settings(recipe, overrides or [])
+    if is_dry:
+        _show_estimate(settings, as_json)
+        return
     from fedsdr.apps.run import run as run_settings
 
     with _resumable(settings.run.dir):
@@ -277,6 +292,25 @@ def _show(result: Any, as_json: bool) -> None:
         return
     _print_scores(result.base, result.final)
     print(f"adapter: {result.adapter}\nreport:  {result.report}")
+
+
+def _show_estimate(settings: Any, as_json: bool) -> None:
+    """Print what a run would take, and what of it could not be known."""
+    from dataclasses import asdict
+
+    from fedsdr.apps.dry_run import dry_run, sheets
+    from fedsdr.report.tables import render_text
+
+    estimate = dry_run(settings)
+    if as_json:
+        _print_json(asdict(estimate))
+        return
+    for line in estimate.known:
+        print(line)
+    for line in estimate.unknown:
+        print(f"not known: {line}")
+    for sheet in sheets(estimate):
+        print(f"\n{render_text(sheet)}")
 
 
 @contextmanager

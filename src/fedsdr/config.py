@@ -1,8 +1,8 @@
 """Settings: a TOML recipe plus dotted overrides becomes one frozen, checked object.
 
-A recipe holds only what differs from the defaults below. Every key has its meaning beside it. An
-unknown key, a wrong type or a value out of range is a `UserError` that names the key, the value
-and what would do.
+A recipe holds only what differs from the defaults below, or from another recipe that it begins with.
+Every key has its meaning beside it. An unknown key, a wrong type or a value out of range is a
+`UserError` that names the key, the value and what would do.
 """
 
 import difflib
@@ -108,7 +108,8 @@ class Source(Section):
     test_share: Share = 0.1
     """Share of the examples that becomes the test set where none is given."""
     columns: dict[str, str] = {}
-    """Which column feeds which field, such as {response = "answer"}; fields as in `Example`."""
+    """Which column feeds which field, such as {response = "answer"}; fields as in `Example`. A text with
+    columns in braces is filled from them: {context = "{title}: {body}"}."""
 
 
 class Data(Section):
@@ -506,7 +507,8 @@ def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, .
     """Read a recipe and apply overrides.
 
     Relative paths in the recipe are taken from the working directory, as in the command that its
-    header shows.
+    header shows. A recipe with a key `recipe` begins with the settings of that one: its own keys win,
+    and an array, `data.sources` among them, replaces the other's.
 
     Args:
         recipe: A TOML file, or None for the defaults.
@@ -516,17 +518,7 @@ def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, .
     Raises:
         UserError: The file cannot be read, or a key or value is not allowed.
     """
-    values: dict[str, Any] = {}
-    if recipe is not None:
-        path = Path(recipe)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").glob("**/*.toml")])
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"recipe {path} does not exist{hint}") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(f"recipe {path} cannot be read: {error}") from None
+    values = _read_recipe(Path(recipe)) if recipe is not None else {}
     for word in overrides:
         _override(values, word)
     source = str(recipe) if recipe else "defaults"
@@ -536,6 +528,35 @@ def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, .
         name = f"runs/{stem}-{settings.method}-seed{settings.run.seed}"
         settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": name})})
     return settings
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Values of a recipe, and of the one that it begins with; `above` are those that begin with it."""
+    if path in above:
+        raise UserError(f"recipe {path} begins with itself; remove its key recipe")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").glob("**/*.toml")])
+        hint = f"; did you mean {near[0]}?" if near else ""
+        asked = f", with which {above[-1]} begins," if above else ""
+        raise UserError(f"recipe {path}{asked} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"recipe {path} cannot be read: {error}") from None
+    if "recipe" not in values:
+        return values
+    under = _read_recipe(Path(str(values.pop("recipe"))), (*above, path))
+    return _merged(under, values)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Tables key by key; what `over` has wins."""
+    both = {
+        key: _merged(under[key], over[key])
+        for key in under.keys() & over.keys()
+        if isinstance(under[key], dict) and isinstance(over[key], dict)
+    }
+    return under | over | both
 
 
 def check_settings(values: dict[str, Any], source: str) -> Settings:

@@ -15,3 +15,7 @@ class UnfitAttention(UserError):
 
 class Diverged(UserError):
     """Training left the numbers: the learning rate is too high."""
+
+
+class Unreachable(UserError):
+    """What lies on the hub cannot be had: no network, no such id, no access, no package to read it."""

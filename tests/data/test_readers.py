@@ -55,6 +55,33 @@ def test_csv_with_a_column_mapping():
     ]
 
 
+def test_a_field_is_made_of_several_columns():
+    columns = {"instruction": "Does {b} follow from {a}?", "context": "{note}", "response": "reply"}
+    rows = [
+        ("x:1", {"a": "rain {here}", "b": 7, "reply": "no", "note": None}),
+        ("x:2", {"a": "rain", "b": "wet", "reply": "yes", "note": "June"}),
+    ]
+    assert [record.example for record in to_records(rows, "nli", columns)] == [
+        Example("Does 7 follow from rain {here}?", "no", "nli"),
+        Example("Does wet follow from rain?", "yes", "nli", context="June"),
+    ]
+    with pytest.raises(UserError, match="no record has the key 'c' that columns names for instruction"):
+        to_records(rows, "nli", {**columns, "instruction": "{a} and {c}"})
+    rows[0][1]["b"] = None
+    with pytest.raises(UserError, match="x:1: instruction is missing"):
+        to_records(rows, "nli", columns)
+
+
+def test_numbered_classes_become_their_names_and_a_hidden_one_is_missing(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"output": datasets.Value("string"), "label": datasets.ClassLabel(names=["not_so", "so"])}
+    )
+    rows = [{"output": "x", "label": n} for n in (1, 0, -1)]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "set")
+    assert [row["label"] for _, row in hub_rows(str(tmp_path / "set"), "train")] == ["so", "not so", None]
+
+
 def test_separators_inside_a_json_string_do_not_end_a_line(tmp_path):
     text = "one\u2028two\x85three"
     path = write(tmp_path, "a.jsonl", json.dumps({**GOOD, "output": text}, ensure_ascii=False) + "\r\n")

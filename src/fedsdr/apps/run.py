@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -293,23 +293,30 @@ def check_fit(settings: Settings) -> None:
     from fedsdr.data.conversation import encode
 
     _, clients = data_of(settings)
-    wanted = settings.server.clients_per_round
-    if wanted > len(clients):
-        raise UserError(f"server.clients_per_round = {wanted}, but there are {len(clients)} clients")
-    known = [client.id for client in clients]
-    if unknown := sorted(set(settings.lora.client_ranks) - set(known)):
-        raise UserError(f"lora.client_ranks names {', '.join(unknown)}; the clients are {', '.join(known)}")
-    server, asked = settings.server, wanted or len(clients)
+    check_counts(settings, [client.id for client in clients])
+    base, _ = model_of(settings)
+    for client in clients:
+        for example in (*client.train, *client.test):
+            encode(base.tokenizer, example, example.response, settings.model.max_length)
+
+
+def check_counts(settings: Settings, clients: Sequence[str]) -> None:
+    """Refuse fewer clients than are drawn or the reduction needs, and ranks of unknown ones.
+
+    Raises:
+        UserError: With what was asked for and what there is.
+    """
+    server, asked = settings.server, settings.server.clients_per_round or len(clients)
+    if asked > len(clients):
+        raise UserError(f"server.clients_per_round = {asked}, but there are {len(clients)} clients")
+    if unknown := sorted(set(settings.lora.client_ranks) - set(clients)):
+        raise UserError(f"lora.client_ranks names {', '.join(unknown)}; the clients are {', '.join(clients)}")
     needed = REDUCTIONS[server.reduction].num_needed(server.num_byzantine)
     if asked < needed:
         raise UserError(
             f"server.reduction = {server.reduction!r} with server.num_byzantine = {server.num_byzantine}"
             f" needs {needed} clients in each round, and {asked} are asked"
         )
-    base, _ = model_of(settings)
-    for client in clients:
-        for example in (*client.train, *client.test):
-            encode(base.tokenizer, example, example.response, settings.model.max_length)
 
 
 def describe_environment(settings: Settings) -> dict[str, Any]:

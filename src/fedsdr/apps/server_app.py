@@ -64,14 +64,14 @@ def main(grid: Grid, context: Context) -> None:
         _evaluate(grid, strategy, settings, asked, config, log)
         return
     strategy.summary()
-    if _is_due(settings, begun):
+    if is_due(settings, begun):
         _evaluate(grid, strategy, settings, begun, config, log)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
         _train(grid, strategy, settings, server_round, config, log)
         # After the log: once the folder is there the round counts as finished and is not logged again.
         arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
         save_round(server, server_round, arrays, residual, moments, settings.lora, name)
-        if _is_due(settings, server_round):
+        if is_due(settings, server_round):
             _evaluate(grid, strategy, settings, server_round, config, log)
 
 
@@ -136,7 +136,8 @@ def _evaluate(
     write_json(path, table_of_round([event for event in events if event["event"] == "evaluate"], num_test))
 
 
-def _is_due(settings: Settings, server_round: int) -> bool:
+def is_due(settings: Settings, server_round: int) -> bool:
+    """Whether a round is evaluated; 0 stands for the base model."""
     every, last = settings.eval.every, settings.server.num_rounds
     return server_round in (0, last) or (every > 0 and server_round % every == 0)
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from fedsdr.data.examples import Example
-from fedsdr.errors import UserError
+from fedsdr.errors import Unreachable, UserError
 
 Row = tuple[str, dict[str, Any]]
 """A raw record and its place, such as "train.jsonl:12"."""
@@ -37,6 +38,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 """The keys under which each field is looked for, in this order; `columns` replaces them."""
 
 ROLES = {"system": "system", "user": "instruction", "assistant": "output"}
+IN_BRACES = re.compile(r"\{([^{}]+)\}")
+"""A column's place in a text that is made of several."""
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -56,7 +59,8 @@ def read_file(path: str | Path, domain: str, columns: Mapping[str, str] = NO_COL
         path: A .jsonl file (one object a line), a .json file (a list of objects) or a .csv file (with a
             header).
         domain: The domain that the examples get.
-        columns: Which key of the file feeds which field, such as ``{"response": "answer"}``.
+        columns: Which key of the file feeds which field, such as ``{"response": "answer"}``, or a text
+            with keys in braces, ``{"context": "{title}: {body}"}``.
 
     Raises:
         UserError: With file and line, what was found there, and what was expected.
@@ -93,29 +97,45 @@ def file_rows(path: str | Path) -> list[Row]:
 def hub_rows(name: str, split: str, config: str = "") -> list[Row]:
     """Return the raw rows of one split of a Hugging Face data set, each with its place.
 
+    Classes that the set numbers become their names, "_" in them a space; one without a name (GLUE marks
+    hidden labels by -1) becomes None.
+
     Args:
         name: A hub id, a folder written by `save_to_disk`, or a folder of data files.
         split: Name of the split.
         config: Configuration name of a hub data set; empty: its default.
 
     Raises:
-        UserError: The package is missing, the data cannot be had, or the split is unknown or empty.
+        Unreachable: The package is missing, or a hub data set cannot be had.
+        UserError: A folder cannot be read, or the split is unknown or empty.
     """
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{name}: reading it needs the package datasets: pip install 'fedsdr[hub]'") from None
+        raise Unreachable(
+            f"{name}: reading it needs the package datasets: pip install 'fedsdr[hub]'"
+        ) from None
     saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
     try:
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        hint = "" if Path(name).is_dir() else "; a local copy can be named by `train = ...` of the source"
-        raise UserError(f"data set {name} cannot be loaded: {cut(str(error), 120)}{hint}") from None
+        reason = f"data set {name} cannot be loaded: {cut(str(error), 120)}"
+        if Path(name).is_dir():
+            raise UserError(reason) from None
+        raise Unreachable(f"{reason}; a local copy can be named by `train = ...` of the source") from None
     # A set saved alone remembers the split that it came from, or has none.
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
     if split not in splits:
         raise UserError(f"data set {name} has no split {split!r}; its splits: {', '.join(splits)}")
-    rows = [(f"{name}, split {split}, row {n}", row) for n, row in enumerate(splits[split], start=1)]
+    classes = {
+        column: [label.replace("_", " ") for label in feature.names]
+        for column, feature in splits[split].features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    rows = [
+        (f"{name}, split {split}, row {n}", row | {key: _class(row[key], classes[key]) for key in classes})
+        for n, row in enumerate(splits[split], start=1)
+    ]
     if not rows:
         raise UserError(f"data set {name}, split {split}: found no example; expected at least one")
     return rows
@@ -138,11 +158,12 @@ def to_records(rows: list[Row], domain: str, columns: Mapping[str, str] = NO_COL
     for field, column in columns.items():
         if field not in KEYS:
             raise UserError(f"columns: unknown field {field!r}; known fields: {', '.join(KEYS)}")
-        if not any(column in row for _, row in rows):
-            raise UserError(
-                f"{place}: no record has the key {column!r} that columns names for {field};"
-                f" found the keys {cut(', '.join(first))}"
-            )
+        for key in IN_BRACES.findall(column) or [column]:
+            if not any(key in row for _, row in rows):
+                raise UserError(
+                    f"{place}: no record has the key {key!r} that columns names for {field};"
+                    f" found the keys {cut(', '.join(first))}"
+                )
     keys = {**KEYS, **{field: (column,) for field, column in columns.items()}}
     if "messages" in first and not {"instruction", "response"} & set(columns):
         rows = [(place, _flatten(place, row)) for place, row in rows]
@@ -230,9 +251,8 @@ def _flatten(place: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(place: str, row: dict[str, Any], domain: str, keys: Mapping[str, tuple[str, ...]]) -> Record:
-    values = {
-        field: next((row[k] for k in names if row.get(k) is not None), None) for field, names in keys.items()
-    }
+    found = {field: (_value(row, key) for key in names) for field, names in keys.items()}
+    values = {field: next((v for v in several if v is not None), None) for field, several in found.items()}
     texts = {field: _text(place, field, values[field]) for field in keys if field not in ("facts", "choices")}
     for field in ("instruction", "response"):
         if not texts[field].strip():
@@ -246,6 +266,18 @@ def _record(place: str, row: dict[str, Any], domain: str, keys: Mapping[str, tup
     if choices and texts["label"] and texts["label"] not in choices:
         _refuse(place, "label", texts["label"], f"one of the choices {cut(list(choices))}")
     return Record(Example(domain=domain, facts=facts, choices=choices, **texts), client)
+
+
+def _value(row: dict[str, Any], key: str) -> Any:
+    """What a row holds under a key, or the text that it makes of a key with others in braces."""
+    named = IN_BRACES.findall(key)
+    if any(row.get(name) is None for name in named):
+        return None
+    return IN_BRACES.sub(lambda name: str(row[name[1]]), key) if named else row.get(key)
+
+
+def _class(number: int | None, names: list[str]) -> str | None:
+    return None if number is None or number < 0 else names[number]
 
 
 def _text(place: str, field: str, value: Any) -> str:

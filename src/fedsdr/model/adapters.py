@@ -217,6 +217,10 @@ class Adapters:
         """Copy the adapter's tensors: float32 on the CPU, keys as in PEFT's adapter files."""
         return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self._tensors(name).items()}
 
+    def shapes(self, name: Adapter) -> dict[str, tuple[int, ...]]:
+        """Shapes of the adapter's tensors, by the same keys; the model may be one without values."""
+        return {key: tuple(tensor.shape) for key, tensor in self._tensors(name).items()}
+
     def load(self, name: Adapter, state: dict[str, Tensor]) -> None:
         """Overwrite the adapter's values; nothing else changes, `requires_grad` included.
 

@@ -113,8 +113,8 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
     device = _device(device)
     settings = resolve_model(settings, device)
     dtype = getattr(torch, settings.dtype)
-    with _quiet():
-        folder, origin = _find(settings.name)
+    with quiet():
+        folder, origin = find(settings.name)
     from_hub = folder is None
     folder = folder or _find_on_hub(settings)
     is_grouped = settings.attention == "grouped"
@@ -126,8 +126,8 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
         if not model.supports_gradient_checkpointing:
             raise UserError(f"model.name = {settings.name} cannot do model.checkpointing = 'on': set 'off'")
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    _check_length(settings, model)
-    _settle_tokens(settings.name, model, tokenizer)
+    check_length(settings, model)
+    settle_tokens(settings.name, model, tokenizer)
     _check_head(settings.name, model)
     identity = _identity(folder, tokenizer.chat_template)
     if settings.quantization != "none":
@@ -196,7 +196,7 @@ def _device(device: "torch.device | str | None") -> "torch.device":
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _find(name: str) -> tuple[Path | None, str]:
+def find(name: str) -> tuple[Path | None, str]:
     """Return the model's folder, None for a hub id, and its origin."""
     if name in BUILT_IN:
         folder = built_in_folder(name)
@@ -233,7 +233,7 @@ def _find_on_hub(settings: Model) -> Path:
         near = difflib.get_close_matches(settings.name, BUILT_IN, n=1) or BUILT_IN
         raise UserError(
             f"model.name = {settings.name} is no built-in name and no folder, and cannot be had as a hub id:"
-            f" {_first_line(error)}\nCheck the name, the revision, the network and your access"
+            f" {first_line(error)}\nCheck the name, the revision, the network and your access"
             " (`hf auth login`), or give the path of a folder or of a .gguf file, or a built-in name:"
             f" {', '.join(near)}"
         ) from None
@@ -253,7 +253,7 @@ def _read(
         "trust_remote_code": settings.trust_remote_code,
     }
     try:
-        with _quiet(keep_bars=from_hub):  # a download shows its progress, a folder has none to show
+        with quiet(keep_bars=from_hub):  # a download shows its progress, a folder has none to show
             tokenizer = AutoTokenizer.from_pretrained(**source)
             model, report = AutoModelForCausalLM.from_pretrained(
                 **source,
@@ -265,7 +265,7 @@ def _read(
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"model.name = {settings.name} cannot be read as a language model: {_first_line(error)}"
+            f"model.name = {settings.name} cannot be read as a language model: {first_line(error)}"
         ) from None
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
@@ -281,7 +281,8 @@ def _read(
     return model, tokenizer
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without the advice that transformers adds on further lines."""
     return str(error).strip().partition("\n")[0]
 
 
@@ -307,7 +308,7 @@ def _quantization(settings: Model, dtype: "torch.dtype") -> Any:
     )
 
 
-def _settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
+def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
     """Make sure that turns end in a token that stops generation, and that there is a padding token."""
     from transformers import GenerationConfig
 
@@ -339,7 +340,8 @@ def _settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _check_length(settings: Model, model: Any) -> None:
+def check_length(settings: Model, model: Any) -> None:
+    """Refuse conversations that are longer than the model was built for."""
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and settings.max_length > longest:
         raise UserError(
@@ -377,7 +379,7 @@ def _identity(folder: Path, chat_template: str) -> str:
 
 
 @contextmanager
-def _quiet(keep_bars: bool = False) -> Iterator[None]:
+def quiet(keep_bars: bool = False) -> Iterator[None]:
     """Hold back transformers' remarks and progress bars for a while."""
     from transformers.utils import logging as remarks
 

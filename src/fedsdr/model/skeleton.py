@@ -1,0 +1,72 @@
+"""The base model without its weights: every shape, from the configuration alone.
+
+On torch's meta device a tensor has a shape and no values, so that adapters are put on a model of any size
+in a second, and what they weigh is counted by the code that trains and sends them.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsdr.config import Model
+from fedsdr.errors import Unreachable, UserError
+from fedsdr.model.base import BUILT_IN, built_in_folder, check_length, find, first_line, quiet, settle_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_skeleton(settings: Model) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase | None"]:
+    """Build the model on the meta device; no weights are fetched, read or converted.
+
+    Args:
+        settings: The recipe's [model].
+
+    Returns:
+        The model, and its tokenizer if it can be had.
+
+    Raises:
+        Unreachable: The configuration is on the hub and cannot be had from there.
+        UserError: A folder or file holds no model, model.max_length is above what it was built for, or its
+            chat template is not fit.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source, from_hub = _source(settings)
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(**source)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+        except (OSError, ValueError, ImportError) as error:
+            kind = Unreachable if from_hub else UserError
+            raise kind(
+                f"model.name = {settings.name}: its configuration cannot be had: {first_line(error)}"
+            ) from None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+        except (OSError, ValueError, ImportError):
+            tokenizer = None
+    model.requires_grad_(False)
+    check_length(settings, model)
+    if tokenizer is not None:
+        settle_tokens(settings.name, model, tokenizer)
+    return model, tokenizer
+
+
+def _source(settings: Model) -> tuple[dict[str, Any], bool]:
+    """Where transformers finds the configuration, and whether that is the hub."""
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    path = Path(settings.name).expanduser()
+    if path.suffix == ".gguf":  # its header is read; it is not converted
+        return {**options, "pretrained_model_name_or_path": path.parent, "gguf_file": path.name}, False
+    if (
+        settings.name in BUILT_IN
+        and BUILT_IN[settings.name]["hub"]
+        and not built_in_folder(settings.name).is_dir()
+    ):
+        return {**options, "pretrained_model_name_or_path": BUILT_IN[settings.name]["hub"]}, True
+    folder, _ = find(settings.name)
+    if folder is None:
+        options["revision"] = settings.revision or "main"
+    return {**options, "pretrained_model_name_or_path": folder or settings.name}, folder is None
