@@ -177,7 +177,7 @@ class Lora(Section):
 
     def widened(self, rank: int) -> "Lora":
         """The same scale alpha / rank at another rank."""
-        return self.model_copy(update={"rank": rank, "alpha": self.alpha * rank / self.rank})
+        return self.model_copy(update={"rank": rank, "alpha": self.alpha * (rank / self.rank)})
 
     @model_validator(mode="after")
     def _clients_have_smaller_ranks(self) -> Self:
@@ -420,6 +420,11 @@ class Settings(Section):
     wire: Wire = Wire()
     personal: Personal = Personal()
     eval: Eval = Eval()
+
+    @property
+    def adapter(self) -> Lora:
+        """Shape of the adapters that the method has."""
+        return self.lora.widened(self.lora.rank * METHODS[self.method].times_rank)
 
     @model_validator(mode="after")
     def _check_across(self) -> Self:

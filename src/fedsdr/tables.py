@@ -57,6 +57,8 @@ class Method:
     on_receive: Literal["take", "adapt"] = "take"
     """Whether the shared adapter begins a round as it was sent, or as the client's own last one moved
     towards that by weights which it learns."""
+    times_rank: int = 1
+    """How many times lora.rank its adapters have, at the same scale."""
     personal: Personal = "sum"
     """What a client's personalised model is, where it has one (`PERSONAL`)."""
 
@@ -228,6 +230,12 @@ METHODS: Mapping[str, Method] = {
         "plain federated LoRA: the shared adapter on the raw data",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
         (Stage(("shared",), "raw", ("shared",)),),
+    ),
+    "fedit-wide": Method(
+        "fedit at twice the rank: as many numbers to learn as fedsdr has, and twice its bytes",
+        CONTROL,
+        (Stage(("shared",), "raw", ("shared",)),),
+        times_rank=2,
     ),
     "fedsd": Method(
         "self-distillation: the shared adapter on the rewritten data",

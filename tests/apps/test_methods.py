@@ -61,6 +61,14 @@ def test_the_private_adapter_is_kept_over_rounds_or_begun_anew(
     assert found == {"finance": starts_at_zero, "math": starts_at_zero}
 
 
+def test_fedit_wide_is_fedit_at_twice_the_rank_and_the_same_scale(run_method):
+    wide, _ = run_method("fedit-wide", **{"lora.rank": 2, "lora.alpha": 7.0})
+    plain, _ = run_method("fedit", **{"lora.rank": 4, "lora.alpha": 14.0})
+    files = [(folder / "server/round-0002" / name).read_bytes() for folder in (wide, plain)
+             for name in ("adapter_model.safetensors", "adapter_config.json")]  # fmt: skip
+    assert files[:2] == files[2:]
+
+
 def test_local_only_sends_no_array_and_keeps_what_it_learnt(run_method):
     folder, events = run_method("local-only")
     assert {event["num_bytes_up"] for event in events} == {0}

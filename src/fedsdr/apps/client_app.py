@@ -95,7 +95,7 @@ def train(message: Message, context: Context) -> Message:
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    rank = settings.lora.rank_of(site.id)
+    rank = settings.adapter.rank_of(site.id)
     received, is_known = _load_adapters(message, settings, site, adapters, server_round, rank)
     if not method.keeps_private:
         adapters.initialise(
@@ -129,7 +129,7 @@ def train(message: Message, context: Context) -> Message:
     own = adapters.state("shared" if method.personal == "own" else "private") if method.has_personal else None
     if own is not None or kept:
         name = public_name(settings.model.name)
-        save_state(site.folder, server_round, own, kept, settings.lora, name)
+        save_state(site.folder, server_round, own, kept, settings.adapter, name)
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
     content = RecordDict({"arrays": arrays, "metrics": _as_record(metrics)})
@@ -146,7 +146,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
-    combination, rank = COMBINATIONS[settings.server.combination], settings.lora.rank
+    combination, rank = COMBINATIONS[settings.server.combination], settings.adapter.rank
     _, is_personal = _load_adapters(message, settings, site, adapters, server_round + 1, rank)
     models = ["global"] if combination.has_global or not server_round else []
     models += ["personalised"] if is_personal else []

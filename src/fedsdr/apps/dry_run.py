@@ -59,7 +59,7 @@ def dry_run(settings: Settings) -> Estimate:
     data = _read_data(settings, known, unknown)
     skeleton, tokenizer = _read_model(settings, known, unknown)
     if skeleton is not None:
-        sizes = sizes_of(skeleton, settings.lora)
+        sizes = sizes_of(skeleton, settings.adapter)
         clients = _in_tokens(settings, data, tokenizer, unknown)
         if clients:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

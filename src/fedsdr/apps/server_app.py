@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     if begun < 0:
         adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
         fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
-        save_round(server, 0, fresh, {}, {}, settings.lora, name)
+        save_round(server, 0, fresh, {}, {}, settings.adapter, name)
         begun = 0
     past = _events_until(log, begun, folder)
     # Only what differs from the defaults is sent; clients of another version refuse.
@@ -55,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
     first = [known.get(event["client"], event) for event in prepared]
     rewrite_lines(log, [*first, *(event for event in past if event["event"] != "prepare")])
     told = {str(event["client"]): event for event in prepared}
-    rank = settings.lora.rank
+    rank = settings.adapter.rank
     arrays, residual = load_round(server, begun, rank)
     strategy = FedStrategy(settings, roster, told, arrays, load_moments(server, begun), residual)
     if "evaluate-round" in context.run_config:
@@ -70,7 +70,7 @@ def main(grid: Grid, context: Context) -> None:
         _train(grid, strategy, settings, server_round, config, log)
         # After the log: once the folder is there the round counts as finished and is not logged again.
         arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
-        save_round(server, server_round, arrays, residual, moments, settings.lora, name)
+        save_round(server, server_round, arrays, residual, moments, settings.adapter, name)
         if is_due(settings, server_round):
             _evaluate(grid, strategy, settings, server_round, config, log)
 

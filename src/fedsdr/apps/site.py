@@ -50,7 +50,7 @@ def load_model(model: Model, lora: Lora, threads: int) -> tuple[Base, Adapters]:
 
 def model_of(settings: Settings) -> tuple[Base, Adapters]:
     """The model of a run."""
-    return load_model(settings.model, settings.lora, settings.run.threads)
+    return load_model(settings.model, settings.adapter, settings.run.threads)
 
 
 @lru_cache(maxsize=1)

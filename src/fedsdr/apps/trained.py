@@ -33,7 +33,7 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
     """
     settings = read_settings(folder)
     demand_global(settings, "export a client's model by --client instead")
-    shared, residual = load_round(folder / "server", checked_round(folder, None), settings.lora.rank)
+    shared, residual = load_round(folder / "server", checked_round(folder, None), settings.adapter.rank)
     base, adapters = model_of(settings)
     check_identity(settings, base.identity)
     adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
@@ -73,7 +73,7 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
     state = load_adapter(round_folder(folder / "server", number))
     if client:
         state = _personal_of(settings, client, number, state)
-    lora = settings.lora.widened(rank_of(state))
+    lora = settings.adapter.widened(rank_of(state))
     if merged:
         _export_merged(settings, state, lora, to)
         return

@@ -125,7 +125,7 @@ class FedStrategy(Strategy):
         client = self._sender(reply)
         num = self._told(client, "num_train")
         dtype, max_norm = self.settings.wire.dtype, self.settings.server.max_norm
-        sent = cut(sent, self.settings.lora.rank_of(client))
+        sent = cut(sent, self.settings.adapter.rank_of(client))
         try:
             has_controls = CORRECTIONS[self.settings.client.correction].has_controls
             update = check_reply(reply, client, num, sent, dtype, server_round, max_norm, has_controls)
