@@ -308,7 +308,7 @@ def messages(records: Numbers) -> list[Line]:
 
 def starting(records: Numbers) -> list[Line]:
     from fedsdr.apps.run import run
-    from fedsdr.config import load_settings
+    from fedsdr.recipe import load_settings
 
     recipe = MEASURES.parents[1] / "recipes" / "demo.toml"
     with tempfile.TemporaryDirectory() as cache:

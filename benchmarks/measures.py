@@ -26,7 +26,7 @@ import torch
 from fedsdr.apps.run import run
 from fedsdr.apps.site import data_of, model_of
 from fedsdr.client.update import local_update
-from fedsdr.config import Client, Settings, load_settings
+from fedsdr.config import Client, Settings
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt
@@ -39,6 +39,7 @@ from fedsdr.model.base import Base, built_in_folder
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import log_likelihoods
 from fedsdr.model.loss import held_out_loss, response_loss
+from fedsdr.recipe import load_settings
 from fedsdr.storage import read_lines
 from fedsdr.tables import METHODS
 

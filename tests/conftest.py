@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from fedsdr import progress
-from fedsdr.config import Model, Settings, load_settings
+from fedsdr.config import Model, Settings
 from fedsdr.model.base import Base, built_in_folder, load_base
 from fedsdr.model.tiny import build_tiny
+from fedsdr.recipe import load_settings
 
 SMOLLM2 = built_in_folder("smollm2-135m-instruct")  # in the user's cache, before `own_cache` hides it
 

@@ -12,7 +12,8 @@ import pytest
 
 from fedsdr import progress, tables
 from fedsdr.cli import main
-from fedsdr.config import Settings, dump_settings
+from fedsdr.config import Settings
+from fedsdr.recipe import dump_settings
 from fedsdr.tables import COMBINATIONS
 
 Fedsdr = Callable[..., tuple[int, str, str]]

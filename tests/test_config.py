@@ -11,8 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedsdr.config import Settings, check_settings, dump_settings, load_settings
+from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.recipe import check_settings, dump_settings, load_settings
 from fedsdr.tables import METHODS, OPTIMIZERS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

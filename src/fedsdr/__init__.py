@@ -14,7 +14,7 @@ _HOME = {
     "Settings": "fedsdr.config",
     "UserError": "fedsdr.errors",
     "dry_run": "fedsdr.apps.dry_run",
-    "load_settings": "fedsdr.config",
+    "load_settings": "fedsdr.recipe",
     "resume": "fedsdr.apps.run",
     "run": "fedsdr.apps.run",
 }

@@ -57,7 +57,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a federation: rewrite, train, combine, evaluate, report."""
-    from fedsdr.config import load_settings
+    from fedsdr.recipe import load_settings
 
     progress.quiet = quiet
     settings = load_settings(recipe, overrides or [])
@@ -153,10 +153,10 @@ def report(
 @app.command()
 def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show what each client would hold: counts, words, labels, samples, duplicates."""
-    from fedsdr.config import load_settings
     from fedsdr.data.partition import partition
     from fedsdr.data.sources import load_domains
     from fedsdr.data.summary import render_summary, summarize
+    from fedsdr.recipe import load_settings
 
     settings = load_settings(recipe, overrides or [])
     domains = load_domains(settings.data, settings.partition.id_column)

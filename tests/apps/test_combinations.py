@@ -14,9 +14,10 @@ from fedsdr.apps.site import close_sites, load_model
 from fedsdr.apps.trained import export_round, open_chat
 from fedsdr.client import wire
 from fedsdr.client.state import load_kept
-from fedsdr.config import Settings, load_settings
+from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.recipe import load_settings
 from fedsdr.server import strategy
 from fedsdr.server.guard import Update
 from fedsdr.storage import Event, read_json, read_lines
@@ -330,7 +331,7 @@ def test_choices_that_make_no_sense_are_refused_before_anything_is_paid_for(tiny
 
 
 def test_ranks_of_clients_are_written_and_read_again(tiny_settings, tmp_path: Path):
-    from fedsdr.config import dump_settings
+    from fedsdr.recipe import dump_settings
 
     chosen = {"server.combination": "zeropad", "lora.client_ranks.math": 2}
     settings = tiny_settings(**chosen)

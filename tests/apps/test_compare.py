@@ -12,8 +12,9 @@ from fedsdr.apps.compare import compare
 from fedsdr.apps.grid import read_grid
 from fedsdr.apps.run import read_result, read_settings, run
 from fedsdr.cli import report
-from fedsdr.config import Settings, dump_settings
+from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.recipe import dump_settings
 from fedsdr.server.checkpoint import save_round
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -17,9 +17,10 @@ from fedsdr.apps import site
 from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.apps.run import evaluate_round, read_result, read_settings, resume, run
 from fedsdr.apps.trained import export_round
-from fedsdr.config import Settings, dump_settings
+from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.recipe import dump_settings
 from fedsdr.storage import read_lines
 
 QUICK = {

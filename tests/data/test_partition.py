@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsdr.config import Settings, check_settings
+from fedsdr.config import Settings
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.readers import Record
 from fedsdr.data.sources import Domain
 from fedsdr.errors import UserError
+from fedsdr.recipe import check_settings
 
 RANDOM_KINDS = ["iid", "dirichlet", "quantity", "pathological"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fedsdr.config import Distill, Lora, Model, Settings, check_settings, dump_settings
+from fedsdr.config import Distill, Lora, Model, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.demo import demo_data
 from fedsdr.data.examples import Example
@@ -26,6 +26,7 @@ from fedsdr.errors import UserError
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.recipe import check_settings, dump_settings
 from fedsdr.seeds import seed_for
 from fedsdr.storage import content_hash
 

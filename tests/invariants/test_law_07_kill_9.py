@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import fedsdr
-from fedsdr.config import Settings, dump_settings
+from fedsdr.config import Settings
+from fedsdr.recipe import dump_settings
 
 RUN = {"method": "fedsdr", "eval.every": 1, "client.local_steps": 4}
 START = "import sys, fedsdr; fedsdr.run(fedsdr.load_settings(sys.argv[1]))"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fedsdr.config import Settings, check_settings
+from fedsdr.config import Settings
+from fedsdr.recipe import check_settings
 from fedsdr.storage import Event, append_lines, write_json
 
 LOSSES = {"code": 0.88, "finance": 3.30, "general": 2.24, "math": 1.17, "medicine": 2.95}

@@ -12,8 +12,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.client.controls import Controls
 from fedsdr.client.wire import broadcast
-from fedsdr.config import Settings, check_settings
+from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.recipe import check_settings
 from fedsdr.server import strategy as strategy_module
 from fedsdr.server.guard import Update, check_reply
 from fedsdr.server.strategy import FedStrategy, draw_clients

@@ -29,7 +29,7 @@ from fedsdr.client.fusion import search_fusion
 from fedsdr.client.local_aggregation import aggregate_locally
 from fedsdr.client.state import fusion_file, load_kept, load_private, save_state
 from fedsdr.client.update import before_rounds, learning_rate, local_update
-from fedsdr.config import Settings, check_settings
+from fedsdr.config import Settings
 from fedsdr.data.examples import Example
 from fedsdr.distill.paradox import paradox_counts
 from fedsdr.distill.rewrite import Rewriting
@@ -38,6 +38,7 @@ from fedsdr.measure.tasks import evaluate, evaluate_base
 from fedsdr.measure.weighing import evaluate_weighed, private_weights
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, public_name
+from fedsdr.recipe import check_settings
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, rewrite_lines, write_file, write_json
 from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, Adapter

@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Section, Settings, load_settings, to_toml
+from fedsdr.config import Section, Settings
 from fedsdr.errors import UserError
+from fedsdr.recipe import load_settings, to_toml
 from fedsdr.tables import METHODS
 
 KEYS = {

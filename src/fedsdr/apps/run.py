@@ -16,10 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Client, Settings, dump_settings, load_settings
+from fedsdr.config import Client, Settings
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
+from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.storage import append_lines, content_hash, read_json, round_folder, write_file, write_json
 from fedsdr.tables import METHODS, REDUCTIONS, Stage
 

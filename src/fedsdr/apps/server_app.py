@@ -14,11 +14,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsdr import __version__
 from fedsdr.apps.site import model_of
-from fedsdr.config import Settings, check_settings
+from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.measure.scores import table_of_round
 from fedsdr.model.base import public_name
 from fedsdr.progress import say
+from fedsdr.recipe import check_settings
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import last_round, load_moments, load_round, save_round
 from fedsdr.server.guard import Rejected, check_prepared

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Settings, dump_settings
+from fedsdr.config import Settings
 from fedsdr.measure.scores import Table
+from fedsdr.recipe import dump_settings
 from fedsdr.report.events import (
     cost_sheet,
     dropped_sheet,

@@ -1,0 +1,196 @@
+"""Recipes: a TOML file plus dotted overrides becomes `Settings`, and these become TOML again.
+
+A recipe holds only what differs from the defaults in `config`, or from another recipe that it begins with.
+An unknown key, a wrong type or a value out of range is a `UserError` that names the key, the value and what
+would do.
+"""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedsdr.config import Section, Settings, Source
+from fedsdr.errors import UserError
+
+
+def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+    """Read a recipe and apply overrides.
+
+    Relative paths in the recipe are taken from the working directory, as in the command that its
+    header shows. A recipe with a key `recipe` begins with the settings of that one: its own keys win,
+    and an array, `data.sources` among them, replaces the other's.
+
+    Args:
+        recipe: A TOML file, or None for the defaults.
+        overrides: Words such as ``client.learning_rate=1e-4``; the value is read as TOML, and as
+            plain text where it is not TOML or the setting is text.
+
+    Raises:
+        UserError: The file cannot be read, or a key or value is not allowed.
+    """
+    values = _read_recipe(Path(recipe)) if recipe is not None else {}
+    for word in overrides:
+        _override(values, word)
+    source = str(recipe) if recipe else "defaults"
+    settings = check_settings(values, source=f"{source} with {' '.join(overrides)}" if overrides else source)
+    if not settings.run.dir:
+        stem = Path(recipe).stem if recipe else "run"
+        name = f"runs/{stem}-{settings.method}-seed{settings.run.seed}"
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": name})})
+    return settings
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Values of a recipe, and of the one that it begins with; `above` are those that begin with it."""
+    if path in above:
+        raise UserError(f"recipe {path} begins with itself; remove its key recipe")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").glob("**/*.toml")])
+        hint = f"; did you mean {near[0]}?" if near else ""
+        asked = f", with which {above[-1]} begins," if above else ""
+        raise UserError(f"recipe {path}{asked} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"recipe {path} cannot be read: {error}") from None
+    if "recipe" not in values:
+        return values
+    under = _read_recipe(Path(str(values.pop("recipe"))), (*above, path))
+    return _merged(under, values)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Tables key by key; what `over` has wins."""
+    both = {
+        key: _merged(under[key], over[key])
+        for key in under.keys() & over.keys()
+        if isinstance(under[key], dict) and isinstance(over[key], dict)
+    }
+    return under | over | both
+
+
+def check_settings(values: dict[str, Any], source: str) -> Settings:
+    """Turn nested values into `Settings`.
+
+    Args:
+        values: Tables and keys as in a recipe.
+        source: Where they come from, for the message.
+
+    Raises:
+        UserError: With one line for each key that is wrong.
+    """
+    try:
+        return Settings.model_validate(_as_tuples(values))
+    except ValidationError as error:
+        lines = {_key(problem): "" for problem in error.errors()}
+        for problem in error.errors():  # of a key with two allowed types, both say what would do
+            line = lines[_key(problem)]
+            lines[_key(problem)] = f"{line}, or {_expected(problem)}" if line else _explain(problem)
+        raise UserError(f"{source}: " + "\n".join(lines.values())) from None
+
+
+def dump_settings(settings: Settings) -> str:
+    """Write settings as TOML, every key included, in the order of this file."""
+    values = settings.model_dump(mode="json")
+    lines = [f"method = {to_toml(values.pop('method'))}"]
+    for section, keys in values.items():
+        sources = keys.pop("sources", [])
+        lines += ["", f"[{section}]", *(f"{key} = {to_toml(value)}" for key, value in keys.items())]
+        for source in sources:
+            lines += ["", f"[[{section}.sources]]", *(f"{k} = {to_toml(v)}" for k, v in source.items())]
+    return "\n".join(lines) + "\n"
+
+
+def to_toml(value: Any) -> str:
+    """Write a value as TOML, tables inline."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{to_toml(k)} = {to_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(to_toml, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's, but for one control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _override(values: dict[str, Any], word: str) -> None:
+    key, equals, text = word.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"override {word!r} is not of the form key=value, such as run.seed=1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if _is_text(key) and not isinstance(value, str):
+        value = text  # 2024 and 1e5 are names of folders too
+    *tables, last = key.split(".")
+    for depth, table in enumerate(tables):
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {word!r}: {'.'.join(tables[: depth + 1])} is not a table")
+    values[last] = value
+
+
+def _as_tuples(value: Any) -> Any:
+    """TOML's arrays are lists; settings are frozen and hold tuples."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _key(problem: Any) -> str:
+    """Dotted key of an error; pydantic's names of the alternatives of a type are left out."""
+    return ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+
+
+def _explain(problem: Any) -> str:
+    """One line for one error of pydantic: the key, the value, and what would do."""
+    key = _key(problem)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}; {_nearest(key)}"
+    if problem["type"] == "value_error":
+        return f"{key}: {_expected(problem)}" if key else _expected(problem)
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    value = list(problem["input"]) if isinstance(problem["input"], tuple) else problem["input"]
+    return f"{key} = {value!r}: {_expected(problem)}"
+
+
+def _expected(problem: Any) -> str:
+    """What would do, in the words of TOML."""
+    if problem["type"] == "model_type":
+        return "should be a table of keys"
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    message = message.replace("a valid tuple", "an array such as [...]").replace("tuple should", "should")
+    return message.replace("Tuple should", "should").removeprefix("Input ")
+
+
+def _sections() -> dict[str, type[Section]]:
+    """The tables of a recipe by name."""
+    types = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return {
+        name: kind for name, kind in types.items() if isinstance(kind, type) and issubclass(kind, Section)
+    }
+
+
+def _is_text(key: str) -> bool:
+    """Whether the setting at a dotted key is any text."""
+    table, _, name = key.rpartition(".")
+    field = _sections().get(table, Settings).model_fields.get(name)
+    return field is not None and field.annotation is str
+
+
+def _nearest(key: str) -> str:
+    """Name the known keys that the user may have meant."""
+    sections = {name: list(section.model_fields) for name, section in _sections().items()}
+    table, _, last = key.rpartition(".")
+    if table.startswith("data.sources"):
+        sections[table] = list(Source.model_fields)
+    if table in sections:
+        near = difflib.get_close_matches(last, sections[table], cutoff=0.6) or sections[table]
+        return f"known keys nearest to it: {', '.join(f'{table}.{name}' for name in near)}"
+    near = [f"{name}.{key}" for name, fields in sections.items() if key in fields]
+    near += difflib.get_close_matches(key, list(Settings.model_fields))
+    return f"known keys nearest to it: {', '.join(near or Settings.model_fields)}"
