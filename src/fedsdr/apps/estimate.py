@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fedsdr.apps.server_app import is_due
 from fedsdr.client.update import before_settings, count_steps
-from fedsdr.client.wire import going_down, layout, travelling
+from fedsdr.client.wire import going_down, layout, residual_shapes, travelling
 from fedsdr.config import Lora, Settings
 from fedsdr.data.batching import collate, data_order
 from fedsdr.data.conversation import Conversation
@@ -180,20 +180,40 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
 def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
     """Bytes of the arrays that travel."""
     has_controls = CORRECTIONS[settings.client.correction].has_controls
-    adds = COMBINATIONS[settings.server.combination].adds_to_base
     down = _num_bytes(going_down(settings, sizes.shared), "float32", has_controls)
     up = _num_bytes(travelling(settings, sizes.shared), settings.wire.dtype, has_controls)
-    residual = "; and what was added to the base, which grows with clients and rounds" if adds else ""
+    most = ", at the largest rank" if settings.adapter.client_ranks else ""
     asked = settings.server.clients_per_round or num_clients
     rounds = settings.server.num_rounds
+    residual = _residual_bytes(settings, sizes, asked)
+    grown = "in the last round; it grows with what is added to the base" if residual[-1] else "each round"
     return [
-        Part("messages", "down", down, "bytes", f"to each client, each round{residual}"),
-        Part("messages", "up", up, "bytes", f"from each client, each round; {settings.wire.dtype}"),
+        Part("messages", "down", down + residual[-1], "bytes", f"to each client, {grown}"),
+        Part("messages", "up", up, "bytes", f"from each client, each round; {settings.wire.dtype}{most}"),
         Part(
-            "messages", "all rounds", rounds * asked * (down + up), "bytes",
-            f"{rounds} rounds of {asked} clients, both ways; evaluation is sent down once more{residual}",
+            "messages", "all rounds", asked * (rounds * (down + up) + sum(residual)), "bytes",
+            f"{rounds} rounds of {asked} clients, both ways{most}; evaluation is sent down once more",
         ),
     ]  # fmt: skip
+
+
+def _residual_bytes(settings: Settings, sizes: Sizes, asked: int) -> list[int]:
+    """What each round sends to each client of what the rounds before added to the base.
+
+    Newly drawn factors in each round leave all that the clients learnt to the base, their ranks stacked;
+    means of factors leave it one client's fewer (`server.combine`).
+    """
+    combination = COMBINATIONS[settings.server.combination]
+    if not combination.adds_to_base:
+        return [0] * settings.server.num_rounds
+    added = settings.adapter.rank * (asked if combination.is_fresh else asked - 1)
+    ranks = [added * number for number in range(settings.server.num_rounds)]
+    return [
+        4 * sum(map(math.prod, residual_shapes(sizes.shared, rank).values())) + 8
+        if rank
+        else 0  # and the rank
+        for rank in ranks
+    ]
 
 
 def needs_teacher(settings: Settings) -> bool:
