@@ -426,18 +426,13 @@ class Settings(Section):
         for name in self.distill.prompts:
             look_up(PROMPTS, name, "distill.prompts")
         combination = COMBINATIONS[self.server.combination]
-        if why := clash(method, combination):
-            raise ValueError(
-                f"method = {self.method!r} does not go with server.combination ="
-                f" {self.server.combination!r}, which {why}: set method ="
-                f" {' or '.join(map(repr, allowed_with(combination)['method']))}"
-            )
+        why = obstacles(combination) | {"method": clash(method, combination)}
         for key, allowed in allowed_with(combination).items():
-            chosen = attrgetter(key)(self)  # the method was checked above
+            chosen = attrgetter(key)(self)
             if chosen not in allowed:
                 raise ValueError(
                     f"{key} = {chosen!r} does not go with server.combination = {self.server.combination!r},"
-                    f" which {obstacles(combination)[key]}: set {key} = {' or '.join(map(repr, allowed))}"
+                    f" which {why[key]}: set {key} = {' or '.join(map(repr, allowed))}"
                 )
         if self.lora.client_ranks and combination.ranks == "one":
             able = [name for name, row in COMBINATIONS.items() if row.ranks != "one"]

@@ -447,7 +447,7 @@ def clash(method: Method, combination: Combination) -> str:
     """Say why a method does not go with a combination; "" if it does."""
     if method.on_receive == "adapt" and combination.kept:
         return "leaves part of the adapter at the client, so no broadcast could be moved towards"
-    if method.on_receive == "adapt" and not combination.is_linear:
+    if method.on_receive == "adapt" and (combination.is_turned or not combination.is_linear):
         return "makes new factors in each round, so a client's last ones are no numbers to move from"
     if method.personal != "sum" and combination.adds_to_base:
         return "adds to the base what a client's own adapter could neither weigh nor hold"
