@@ -1,8 +1,9 @@
 """Copy the numbers of finished runs into the repository and lay them out as Markdown.
 
     python benchmarks/collect.py docs/results/five-domains runs/five-domains/*
+    python benchmarks/collect.py docs/results runs/compare-demo
 
-Settings, environment, events and pooled scores are copied: they hold numbers, no text of any data. The
+Of a grid its tables are copied, and settings and environment of one of its cells. Of a run, settings, environment, events and pooled scores are copied. All of it is numbers, no text of any data. The
 folder of the data becomes DATA. The tables go to standard output.
 """
 
@@ -38,6 +39,15 @@ def copy_records(run: Path, to: Path) -> None:
     write_json(to / "environment.json", environment)
 
 
+def copy_grid(grid: Path, to: Path) -> None:
+    """Copy what a grid shows, with the records of its first cell in a folder `cell`."""
+    shutil.rmtree(to, ignore_errors=True)
+    _, _, place = read_json(grid / "grid.json")["cells"][0]
+    copy_records(grid / place, to / "cell")
+    for name in ("grid.json", "comparison.json", "comparison.md"):
+        shutil.copy(grid / name, to / name)
+
+
 def tables_of(run: Path) -> dict[str, dict]:
     """Model -> domain -> metrics, of the base model and after the last round."""
     first, *_, last = sorted((run / "evaluation").glob("round-*.json"))
@@ -70,6 +80,10 @@ def compare(runs: list[Path], metric: str, digits: int) -> str:
 
 def main() -> None:
     to, *runs = (Path(word) for word in sys.argv[1:])
+    if (runs[0] / "grid.json").exists():
+        copy_grid(runs[0], to / runs[0].name)
+        print((runs[0] / "comparison.md").read_text())
+        return
     for run in runs:
         copy_records(run, to / run.name)
     for metric, title, digits in (
