@@ -288,7 +288,8 @@ def _verdicts(
 def _test_cells(record: Event, suffix: str, digits: int) -> tuple[str, str]:
     low, high = record[f"low{suffix}"], record[f"high{suffix}"]
     interval = NONE if low is None else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
-    return interval, number(record[f"p_holm{suffix}"], 3)
+    p = record[f"p_holm{suffix}"]
+    return interval, "<0.001" if p is not None and p < 0.001 else number(p, 3)
 
 
 def _costs(cell: Cell) -> dict[str, float]:
