@@ -418,7 +418,10 @@ class Settings(Section):
     @property
     def adapter(self) -> Lora:
         """Shape of the adapters that the method has."""
-        return self.lora.widened(self.lora.rank * METHODS[self.method].times_rank)
+        times = METHODS[self.method].times_rank
+        ranks = {client: times * rank for client, rank in self.lora.client_ranks.items()}
+        wide = self.lora.widened(times * self.lora.rank)
+        return wide.model_copy(update={"client_ranks": ranks})
 
     @model_validator(mode="after")
     def _check_across(self) -> Self:

@@ -167,11 +167,6 @@ class Combination(Named):
         """Whether what a client sends is, number by number, what the server takes the mean of."""
         return self.is_linear and not self.is_turned and not self.kept and self.ranks == "one"
 
-    @property
-    def has_global(self) -> bool:
-        """Whether there is a global model."""
-        return not self.kept
-
     def keeps(self, key: str) -> bool:
         """Whether the tensor of that PEFT key learns and stays at the client."""
         return any(f".lora_{factor}." in key for factor in self.kept)
@@ -426,6 +421,11 @@ PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill
     "paraphrase": Named("only the answer is shown; rewrite it and keep every fact, number and name", "ours"),
     "turn": Named("question, answer, then: say that again in your own words", "ours"),
 }
+
+
+def has_global(method: Method, combination: Combination) -> bool:
+    """Whether a run has a global model: something is shared, and all that learns of it."""
+    return method.shares and not combination.kept
 
 
 def obstacles(combination: Combination) -> dict[str, str]:

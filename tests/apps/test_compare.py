@@ -1,6 +1,7 @@
 """Grids: every cell is run once, with its own seed, and the tables say what the cells' own records say."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -180,12 +181,57 @@ def test_an_error_in_one_process_is_told_and_what_is_done_is_kept(grid, tmp_path
     assert read_result(tmp_path / "out/_finance_math_/seed-0").final
 
 
-def test_a_baseline_that_two_budgets_make_two_arms_is_refused(grid, tmp_path: Path):
+def test_a_baseline_of_two_stages_is_another_arm_under_each_budget(grid, tmp_path: Path):
     lines = {"budgets": '["per_round", "per_stage"]', "vary": '{method = ["fedsdr", "fedsd"]}'}
-    with pytest.raises(UserError, match="'fedsdr' has several stages"):
-        read_grid(grid(**lines, baseline='"fedsdr"'), tmp_path)
-    plan = read_grid(grid(**lines, baseline='"fedsd"'), tmp_path)
-    assert [*plan.budgets.values()] == [["fedsdr", "fedsd"], ["fedsdr-per_stage", "fedsd"]]
+    plan = read_grid(grid(**lines, baseline='"fedsdr"', personal_baseline='"fedsd"'), tmp_path)
+    assert [(group.arms, group.baseline, group.personal_baseline) for group in plan.groups.values()] == [
+        (["fedsdr", "fedsd"], "fedsdr", "fedsd"),
+        (["fedsdr-per_stage", "fedsd"], "fedsdr-per_stage", "fedsd"),
+    ]
+
+
+def test_arms_may_have_settings_of_their_own(grid, tmp_path: Path):
+    arms = "{wide = {lora = {rank = 4}}, slow = {client = {learning_rate = 1e-5}}}"
+    plan = read_grid(grid(arms=arms, baseline='"wide-fedit"'), tmp_path)
+    found = {arm: (s.method, s.lora.rank, s.client.learning_rate) for (arm, _), s in plan.cells.items()}
+    usual = Settings().client.learning_rate
+    assert found == {
+        "wide-fedit": ("fedit", 4, usual),
+        "wide-fedsd": ("fedsd", 4, usual),
+        "slow-fedit": ("fedit", 2, 1e-5),
+        "slow-fedsd": ("fedsd", 2, 1e-5),
+    }
+    alone = read_grid(grid(arms=arms, vary="", baseline='"slow"'), tmp_path)
+    assert {arm for arm, _ in alone.cells} == {"wide", "slow"}
+
+
+def test_the_grids_of_the_page_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parent)
+    page = (RECIPES.parent / "docs/methods.md").read_text()
+    grids = re.findall(r"```toml\n(recipe = .*?)```", page, re.S)
+    assert len(grids) == 2
+    for text in grids:
+        (tmp_path / "grid.toml").write_text(text)
+        assert read_grid(tmp_path / "grid.toml", tmp_path).cells
+
+
+def test_one_run_that_fails_does_not_keep_the_others_from_being_finished(grid, tmp_path: Path):
+    to, arms = tmp_path / "out", "{bad = {client = {learning_rate = 1e30}}, good = {}}"
+    path = grid(seeds="[0]", arms=arms, vary="", baseline='"good"')
+    with pytest.raises(UserError, match=r"1 of 2 runs could not be finished:\n.*training diverged"):
+        compare(path, to)
+    assert read_result(to / "good/seed-0").final
+    assert "unfinished: 1 of 2 cells" in (to / "report.html").read_text()
+
+
+def test_a_moved_grid_goes_on_and_its_plan_stays_if_another_is_refused(grid, tmp_path: Path):
+    compare(grid(seeds="[0]"), tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    before = (tmp_path / "moved/grid.json").read_text()
+    compare(grid(seeds="[0]"), tmp_path / "moved")
+    with pytest.raises(UserError, match="was run with other settings"):
+        compare(grid(seeds="[0]", set="{lora = {rank = 3}}"), tmp_path / "moved")
+    assert (tmp_path / "moved/grid.json").read_text() == before
 
 
 def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid, tmp_path: Path):
@@ -210,6 +256,10 @@ def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid,
         ({"rates": "[]"}, r"rates = \[\]; expected a list of different values, such as \[0.0002"),
         ({"rates": "[0]"}, "client.learning_rate = 0"),
         ({"rates": "[1e-3]", "vary": "{client = {learning_rate = [1e-4]}}"}, "given beside rates"),
+        ({"rates": "[1e-3]", "set": "{client = {learning_rate = 1e-4}}"}, "given beside rates"),
+        ({"set": "{run = {seed = 3}}"}, "run.seed is the grid's own"),
+        ({"vary": ""}, "vary and arms are both missing"),
+        ({"personal_baseline": '"fedala"'}, "'fedala' is none of the arms"),
         ({"budgets": '["per_epoch"]'}, "budgets = .'per_epoch'.; known are per_round, per_stage"),
         ({"vary": '["fedit"]'}, r"vary = \['fedit'\]; expected a table"),
         ({"baseline": '"fedavg"'}, "baseline = 'fedavg' is none of the arms fedit, fedsd"),
@@ -238,7 +288,7 @@ def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     plan = read_grid(path, tmp_path)
     one_stage, two_stages = ["fedit", "fedsd"], ["fedsdr", "dual-raw"]
     again = [f"{arm}-per_stage" for arm in two_stages]
-    assert list(plan.budgets.values()) == [one_stage + two_stages, one_stage + again]
+    assert [group.arms for group in plan.groups.values()] == [one_stage + two_stages, one_stage + again]
     assert len(plan.cells) == 5 * 6
     assert len(plan.trials) == 3 * 4
     # 8 steps for each stage, or divided over two; the shared adapter of fedit and fedsd takes 8 in both.

@@ -33,7 +33,7 @@ from fedsdr.config import Settings
 from fedsdr.data.examples import Example
 from fedsdr.distill.paradox import paradox_counts
 from fedsdr.distill.rewrite import Rewriting
-from fedsdr.errors import UserError
+from fedsdr.errors import Diverged, UserError
 from fedsdr.measure.tasks import evaluate, evaluate_base
 from fedsdr.measure.weighing import evaluate_weighed, private_weights
 from fedsdr.model.adapters import Adapters
@@ -41,7 +41,7 @@ from fedsdr.model.base import Base, public_name
 from fedsdr.recipe import check_settings
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, rewrite_lines, write_file, write_json
-from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, Adapter
+from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, Adapter, has_global
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
@@ -96,7 +96,7 @@ def train(message: Message, context: Context) -> Message:
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    rank = settings.adapter.rank_of(site.id)
+    rank, what = settings.adapter.rank_of(site.id), f"round {server_round}, {site.id}"
     received, is_known = _load_adapters(message, settings, site, adapters, server_round, rank)
     if not method.keeps_private:
         adapters.initialise(
@@ -113,7 +113,7 @@ def train(message: Message, context: Context) -> Message:
         settings.client,
         rate,
         seed_for(settings.run.seed, "client", site.id, "round", server_round),
-        f"round {server_round}, {site.id}",
+        what,
         shared_factors=combination.factors,
         shift=wire.unpack(controls.shift, _shapes(received)) if controls else None,
     )
@@ -131,6 +131,7 @@ def train(message: Message, context: Context) -> Message:
     if own is not None or kept:
         name = public_name(settings.model.name)
         save_state(site.folder, server_round, own, kept, settings.adapter, name)
+    _demand_sane(adapters, settings, what)
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
     content = RecordDict({"arrays": arrays, "metrics": _as_record(metrics)})
@@ -147,9 +148,10 @@ def evaluate_models(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, site, server_round = _open(message, context)
     base, adapters = model_of(settings)
-    combination, rank = COMBINATIONS[settings.server.combination], settings.adapter.rank
+    rank = settings.adapter.rank
     _, is_personal = _load_adapters(message, settings, site, adapters, server_round + 1, rank)
-    models = ["global"] if combination.has_global or not server_round else []
+    is_global = has_global(METHODS[settings.method], COMBINATIONS[settings.server.combination])
+    models = ["global"] if is_global or not server_round else []
     models += ["personalised"] if is_personal else []
     metrics: dict[str, float] = {"round": server_round}
     for model in models:
@@ -292,6 +294,20 @@ def _evaluate_personal(
     fusion = search_fusion(base, adapters, examples, personal.num_evaluations, settings.eval)
     write_json(fusion_file(site.folder, server_round), asdict(fusion))
     return evaluate(base, adapters, ("private",), site.tests, settings.eval, what)
+
+
+def _demand_sane(adapters: Adapters, settings: Settings, what: str) -> None:
+    """Refuse an update that the server would drop, here where it can be said why.
+
+    Raises:
+        Diverged: A tensor of the shared adapter is not finite, or larger than `server.max_norm`.
+    """
+    norm = max(float(value.norm()) for value in adapters.state("shared").values())
+    if not norm <= settings.server.max_norm:
+        raise Diverged(
+            f"{what}: training diverged: a tensor of the shared adapter has the norm {norm:.3g}; lower"
+            f" client.learning_rate = {settings.client.learning_rate}"
+        )
 
 
 def _load_controls(message: Message, settings: Settings, site: Site, server_round: int) -> Controls | None:

@@ -7,7 +7,8 @@ depend on model, data and `distill.seed`, and not on the seed of a run.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from functools import partial
 from multiprocessing import get_context
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 from fedsdr.apps.grid import Plan, flat, read_grid, with_rate
 from fedsdr.apps.grid_results import DIVERGED, chosen_rates, read_trials, tabulate, write_plan
-from fedsdr.apps.run import Result, is_finished, read_result, read_settings, resolve, resume, run
+from fedsdr.apps.run import Result, is_finished, read_settings, resume, run
 from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.progress import say
@@ -40,61 +41,97 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
         all metrics by domain; the choice of learning rates.
 
     Raises:
-        UserError: The grid is not as it should be, or a run was made with other settings. All settings are
-            checked before the first run.
+        UserError: The grid is not as it should be, or a run was made with other settings: all are checked
+            before the first run. Or some runs failed: the others are finished and in the tables by then.
     """
     folder = Path(to) if to else Path("runs") / Path(grid).stem
     plan = read_grid(Path(grid), folder, jobs)
+    for settings in (*plan.trials.values(), *plan.cells.values()):
+        _demand_same(settings, any_rate=bool(plan.trials))
     write_plan(folder, plan)
-    rates = _choose_rates(folder, plan, jobs)
+    _make_trials(plan, jobs)
+    rates = chosen_rates(read_trials(folder))
     cells = {
         (arm, seed): with_rate(settings, rates[plan.rate_of[arm]]) if rates else settings
         for (arm, seed), settings in plan.cells.items()
     }
-    for _, finish in _each(cells, jobs, lambda cell: f"{cell[0]}, seed {cell[1]}"):
-        finish()
+    errors = _finish_all(cells, jobs, lambda cell: f"{cell[0]}, seed {cell[1]}")
+    if len(errors) == len(cells):
+        raise _listed(errors, len(cells))
     sheets, page = tabulate(folder)
     say(f"tables: {folder}/comparison.md, comparison.json and comparison-*.csv; page: {page}")
+    if errors:
+        raise _listed(errors, len(cells))
     return sheets
 
 
-def _choose_rates(folder: Path, plan: Plan, jobs: int) -> dict[str, float]:
-    """Run the trials that are not done; arm -> learning rate."""
+def _make_trials(plan: Plan, jobs: int) -> None:
+    """Run the trials that are not done; one that diverges is done too."""
     waiting = {
         trial: settings
         for trial, settings in plan.trials.items()
         if not (Path(settings.run.dir) / DIVERGED).exists()
     }
-    for trial, finish in _each(waiting, jobs, lambda trial: f"{trial[0]}, learning rate {trial[1]:g}"):
+    errors = _finish_all(waiting, jobs, lambda trial: f"{trial[0]}, learning rate {trial[1]:g}")
+    for trial in [trial for trial, error in errors.items() if isinstance(error, Diverged)]:
+        write_file(Path(plan.trials[trial].run.dir) / DIVERGED, f"{errors.pop(trial)}\n")
+    if errors:
+        raise _listed(errors, len(waiting))
+
+
+def _listed(errors: Mapping[Place, UserError], num: int) -> UserError:
+    """All errors as one; what several have in common is said once."""
+    reasons = "\n".join(dict.fromkeys(map(str, errors.values())))
+    return UserError(f"{len(errors)} of {num} runs could not be finished:\n{reasons}")
+
+
+def _finish_all(
+    runs: Mapping[Place, Settings], jobs: int, name: Callable[[Place], str]
+) -> dict[Place, UserError]:
+    """Finish all runs; one that fails does not keep the others from it. Its error is returned."""
+    errors: dict[Place, UserError] = {}
+    for settings in runs.values():
+        _demand_same(settings)
+    waiting = {place: settings for place, settings in runs.items() if not _is_done(settings)}
+    for number, (place, finish) in enumerate(_each(waiting, jobs), start=1):
+        say(f"run {number} of {len(waiting)}{' ended' if jobs else ''}: {name(place)}")
         try:
             finish()
-        except Diverged as reason:
-            write_file(Path(plan.trials[trial].run.dir) / DIVERGED, f"{reason}\n")
-    return chosen_rates(read_trials(folder))
+        except UserError as error:
+            errors[place] = error
+            say(f"  {error}")
+    return errors
 
 
-def _each(
-    runs: Mapping[Place, Settings], jobs: int, name: Callable[[Place], str]
-) -> Iterator[tuple[Place, Callable[[], Result]]]:
-    """Each run, and what gives its result or raises its error; of several jobs as they end."""
+def _each(runs: Mapping[Place, Settings], jobs: int) -> Iterator[tuple[Place, Callable[[], Result]]]:
+    """Each run, and what finishes it or raises its error; of several jobs as they end."""
     if not jobs:
-        for number, (place, settings) in enumerate(runs.items(), start=1):
-            say(f"run {number} of {len(runs)}: {name(place)}")
-            yield place, partial(_finish, settings)
+        yield from ((place, partial(_finish, settings)) for place, settings in runs.items())
         return
-    # A process for each run: its peak of memory is its own. Not forked: torch's threads do not survive that.
     if jobs > 1:  # idle threads that spin would take the cores from the other runs
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1)
+    waiting, running = list(runs.items()), dict[Future[Result], Place]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            place, settings = waiting.pop(0)
+            # A process for each run: its peak of memory is its own, and so is its end. Not forked: torch's
+            # threads do not survive that.
+            pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            running[pool.submit(_finish_aside, settings)] = place
+            pool.shutdown(wait=False)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            place = running.pop(future)
+            yield place, partial(_result, future, runs[place])
+
+
+def _result(future: Future[Result], settings: Settings) -> Result:
     try:
-        futures: dict[Future[Result], Place] = {
-            pool.submit(_finish_aside, settings): place for place, settings in runs.items()
-        }
-        for number, future in enumerate(as_completed(futures), start=1):
-            say(f"run {number} of {len(runs)} ended: {name(futures[future])}")
-            yield futures[future], future.result
-    finally:  # what runs is finished and kept, what waits is not begun
-        pool.shutdown(cancel_futures=True)
+        return future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"the process of {settings.run.dir} was ended from outside, perhaps for want of memory"
+            " (log.txt there has what it said); give the command again to go on"
+        ) from None
 
 
 def _finish_aside(settings: Settings) -> Result:
@@ -106,22 +143,43 @@ def _finish_aside(settings: Settings) -> Result:
 
 
 def _finish(settings: Settings) -> Result:
-    """Make a run, go on with it, or read it if it is finished."""
+    """Make a run, or go on with it."""
+    folder = Path(settings.run.dir)
+    return resume(folder) if (folder / "config.toml").exists() else run(settings)
+
+
+def _is_done(settings: Settings) -> bool:
+    folder = Path(settings.run.dir)
+    return (folder / "config.toml").exists() and is_finished(read_settings(folder))
+
+
+def _demand_same(settings: Settings, any_rate: bool = False) -> None:
+    """Refuse a run that was begun with other settings.
+
+    What the machine chose when it began stays: a run goes on as it began, however many go on beside it and
+    wherever the grid was moved.
+
+    Raises:
+        UserError: Names the first setting that differs.
+    """
     folder = Path(settings.run.dir)
     if not (folder / "config.toml").exists():
-        return run(settings)
+        return
     before = read_settings(folder)
-    threads = {"threads": before.run.threads}  # a run goes on as it began, however many go on beside it
-    now = resolve(settings.model_copy(update={"run": settings.run.model_copy(update=threads)}))
+    machine = {"threads": before.run.threads, "cache": before.run.cache}
+    chosen = {key: value for key, value in before.model if getattr(settings.model, key) == "auto"}
+    now = settings.model_copy(
+        update={
+            "run": settings.run.model_copy(update=machine),
+            "model": settings.model.model_copy(update=chosen),
+        }
+    )
+    if any_rate:
+        now = with_rate(now, before.client.learning_rate)
     if before != now:
+        old, new = (dict(flat(some.model_dump(mode="json"))) for some in (before, now))
+        key = next(key for key in old | new if old.get(key) != new.get(key))
         raise UserError(
-            f"{folder} was run with other settings ({_first_difference(before, now)}); remove it, or name"
-            " another folder by --to"
+            f"{folder} was run with other settings ({key} was {old.get(key)!r} and is {new.get(key)!r});"
+            " remove it, or name another folder by --to"
         )
-    return read_result(folder) if is_finished(before) else resume(folder)
-
-
-def _first_difference(before: Settings, now: Settings) -> str:
-    old, new = (dict(flat(some.model_dump(mode="json"))) for some in (before, now))
-    key = next(key for key in new if old.get(key) != new[key])
-    return f"{key} was {old.get(key)!r} and is {new[key]!r}"

@@ -12,31 +12,37 @@ from typing import Any
 from fedsdr.config import Section, Settings
 from fedsdr.errors import UserError
 from fedsdr.recipe import load_settings, to_toml
+from fedsdr.report.comparison import Group
 from fedsdr.tables import METHODS
 
 KEYS = {
     "recipe": "a recipe that all cells begin with",
     "baseline": "the arm that the others are compared with",
+    "personal_baseline": "the arm that personalised models are compared with; the baseline, if left out",
     "seeds": "run.seed of the cells, such as [0, 1, 2]",
     "vary": "a table of settings, each with a list of values; an arm is one choice of each",
+    "arms": "a table of arms by name, each a table of settings; with vary, each comes in every choice",
     "set": "a table of settings that hold for all cells",
     "rates": "values of client.learning_rate; each arm takes the best of them on validation examples",
     "budgets": 'values of client.budget, such as ["per_round", "per_stage"]; each gets its own tables',
 }
-OPTIONAL = {"set", "rates", "budgets"}
+NEEDED = {"recipe", "baseline", "seeds"}
+OWNED = {"client.learning_rate": "rates", "client.budget": "budgets"}
+"""Settings that a key of the grid gives, where it is there."""
 VALIDATION = 0.1
 """Share of the training examples that is kept out where learning rates are chosen."""
 BUDGETS = {
     "per_round": "equal steps per round, over all stages",
-    "per_stage": "equal steps of each stage, so of the shared adapter",
+    "per_stage": "equal steps of each stage",
 }
+Own = dict[str, Any]
+"""Settings by dotted key."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The runs of a grid, and what they are compared with."""
 
-    baseline: str
     cells: dict[tuple[str, int], Settings]
     """(arm, seed) -> settings, in the order in which they are run; learning rates are still the recipe's
     where `trials` choose them."""
@@ -44,8 +50,8 @@ class Plan:
     """(arm, learning rate) -> settings of a run with the first seed that is scored on validation examples."""
     rate_of: dict[str, str]
     """Arm -> the arm whose choice of a learning rate it takes: itself, or itself under the first budget."""
-    budgets: dict[str, list[str]]
-    """What is equal -> the arms that are compared on it."""
+    groups: dict[str, Group]
+    """What is equal, in words -> what is compared on it."""
 
 
 def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
@@ -60,55 +66,71 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
         UserError: With what was found and what was expected.
     """
     values = _read(path)
-    varied = dict(flat(values["vary"]))
-    for key, choices in varied.items():
-        if not isinstance(choices, list) or not choices:
-            raise UserError(f"grid {path}: vary.{key} = {choices!r}; expected a list of values")
-    rates, budgets = values.get("rates", []), values.get("budgets", [""])
-    for key, owner in (("client.learning_rate", "rates"), ("client.budget", "budgets")):
-        if owner in values and key in varied:
-            raise UserError(f"grid {path}: vary.{key} is given beside {owner}; leave out one of them")
-    common = dict(flat(values.get("set", {})))
-    if rates:
-        common = {"data.validation": VALIDATION, **common}
+    rates, budgets, seeds = values.get("rates", []), values.get("budgets", [""]), values["seeds"]
+    arms = _arms(path, values)
+    baselines = [values["baseline"], values.get("personal_baseline", values["baseline"])]
+    for name in baselines:
+        if name not in arms:
+            raise UserError(f"grid {path}: baseline = {name!r} is none of the arms {', '.join(arms)}")
+
+    def load(own: Own, arm: str, place: str, seed: Any) -> Settings:
+        words = {**own, "run.dir": str(folder / arm / place), "run.seed": seed}
+        settings = load_settings(
+            values["recipe"], [f"{key}={to_toml(value)}" for key, value in words.items()]
+        )
+        if rates and not settings.data.validation:
+            settings = _update(settings, "data", validation=VALIDATION)
+        changes: dict[str, Any] = {"cache": settings.run.cache or str(folder / "cache")}
+        if not settings.run.threads and jobs > 1:
+            changes["threads"] = max(1, (os.cpu_count() or 1) // jobs)
+        return _update(settings, "run", **changes)
+
     cells: dict[tuple[str, int], Settings] = {}
     trials: dict[tuple[str, float], Settings] = {}
     rate_of: dict[str, str] = {}
-    groups: dict[str, list[str]] = {}
-    for budget, choice in product(budgets, product(*varied.values())):
-        own = dict(zip(varied, choice, strict=True)) | ({"client.budget": budget} if budget else {})
-        arm = "-".join(re.sub(r"[^\w.+-]+", "_", str(value)) for value in choice)
-        name, first = arm, values["seeds"][0]
-        settings = _load(values["recipe"], common | own, folder / arm, first, jobs)
-        if budget != budgets[0]:
-            if len(METHODS[settings.method].stages) == 1:  # one stage takes the same steps either way
-                groups.setdefault(BUDGETS[budget], []).append(arm)
+    groups: dict[str, Group] = {}
+    for budget in budgets:
+        here: dict[str, str] = {}
+        """Name in the grid -> the arm that it is under this budget."""
+        for name, settings in arms.items():
+            own = settings | ({"client.budget": budget} if budget else {})
+            method = METHODS[load(own, name, "", seeds[0]).method]
+            if budget == budgets[0] or len(method.stages) == 1:  # one stage takes the same steps either way
+                here[name] = name
+            else:
+                here[name] = f"{name}-{budget}"
+            arm = here[name]
+            if arm in rate_of:
                 continue
-            arm += f"-{budget}"
-        groups.setdefault(BUDGETS.get(budget, ""), []).append(arm)
-        rate_of[arm] = name
-        for seed in values["seeds"]:
-            if (arm, seed) in cells:
-                raise UserError(f"grid {path}: two arms are called {arm}; give a value once")
-            cells[arm, seed] = _load(
-                values["recipe"], common | own, folder / arm / f"seed-{seed}", seed, jobs
-            )
-        for rate in rates if arm == name else ():
-            chosen = common | own | {"client.learning_rate": rate}
-            where = folder / arm / f"rate-{rate}"
-            trials[arm, rate] = _as_trial(_load(values["recipe"], chosen, where, first, jobs))
-    arms = dict.fromkeys(arm for arm, _ in cells)
-    if values["baseline"] not in arms:
-        raise UserError(
-            f"grid {path}: baseline = {values['baseline']!r} is none of the arms {', '.join(arms)}"
-        )
-    lacking = [what for what, members in groups.items() if values["baseline"] not in members]
-    if lacking:
-        raise UserError(
-            f"grid {path}: baseline = {values['baseline']!r} has several stages, so it is another arm under"
-            " each of the budgets; name a method of one stage, or one budget"
-        )
-    return Plan(values["baseline"], cells, trials, rate_of, groups)
+            rate_of[arm] = name
+            cells |= {(arm, seed): load(own, arm, f"seed-{seed}", seed) for seed in seeds}
+            for rate in rates if arm == name else ():
+                trial = load({**own, "client.learning_rate": rate}, arm, f"rate-{rate}", seeds[0])
+                trials[arm, rate] = _as_trial(trial)
+        groups[BUDGETS.get(budget, "")] = Group(list(here.values()), *(here[name] for name in baselines))
+    return Plan(cells, trials, rate_of, groups)
+
+
+def _arms(path: Path, values: dict[str, Any]) -> dict[str, Own]:
+    """Settings of each arm by its name: its own, a choice of what is varied, and what is common to all."""
+    varied, common = dict(flat(values.get("vary", {}))), dict(flat(values.get("set", {})))
+    named = {name: dict(flat(own)) for name, own in values.get("arms", {"": {}}).items()}
+    for key, choices in varied.items():
+        if not isinstance(choices, list) or not choices:
+            raise UserError(f"grid {path}: vary.{key} = {choices!r}; expected a list of values")
+    for key in {*varied, *common, *(key for own in named.values() for key in own)}:
+        if key in OWNED and OWNED[key] in values:
+            raise UserError(f"grid {path}: {key} is given beside {OWNED[key]}; leave out one of them")
+        if key in ("run.seed", "run.dir"):
+            raise UserError(f"grid {path}: {key} is the grid's own; leave it out, and give seeds")
+    arms: dict[str, Own] = {}
+    for (name, own), choice in product(named.items(), product(*varied.values())):
+        words = [name] * bool(name) + [re.sub(r"[^\w.+-]+", "_", str(value)) for value in choice]
+        arm = "-".join(words)
+        if arm in arms:
+            raise UserError(f"grid {path}: two arms are called {arm}; give a value once")
+        arms[arm] = common | own | dict(zip(varied, choice, strict=True))
+    return arms
 
 
 def with_rate(settings: Settings, rate: float) -> Settings:
@@ -131,12 +153,17 @@ def _read(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"grid {path} cannot be read: {error}") from None
-    if wrong := sorted((KEYS.keys() - values.keys() - OPTIONAL) | (values.keys() - KEYS.keys())):
+    if wrong := sorted((NEEDED - values.keys()) | (values.keys() - KEYS.keys())):
         known = "; ".join(f"{key}: {meaning}" for key, meaning in KEYS.items())
         raise UserError(f"grid {path}: key {wrong[0]} is missing or unknown; a grid has {known}")
-    for key in ("vary", "set"):
-        if not isinstance(values.get(key, {}), dict):
-            raise UserError(f"grid {path}: {key} = {values[key]!r}; expected a table of settings")
+    if not {"vary", "arms"} & values.keys():
+        raise UserError(f"grid {path}: vary and arms are both missing; expected one of them, or both")
+    tables = [(key, values.get(key, {})) for key in ("vary", "arms", "set")]
+    if isinstance(values.get("arms"), dict):
+        tables += [(f"arms.{name}", own) for name, own in values["arms"].items()]
+    for key, found in tables:
+        if not isinstance(found, dict):
+            raise UserError(f"grid {path}: {key} = {found!r}; expected a table of settings")
     for key, example in (("seeds", [0, 1, 2]), ("rates", [2e-4, 5e-4]), ("budgets", [*BUDGETS])):
         found = values.get(key, [None])
         if not isinstance(found, list) or not found or len(set(map(str, found))) < len(found):
@@ -146,18 +173,6 @@ def _read(path: Path) -> dict[str, Any]:
     if unknown := sorted(set(values.get("budgets", ())) - BUDGETS.keys()):
         raise UserError(f"grid {path}: budgets = {unknown!r}; known are {', '.join(BUDGETS)}")
     return values
-
-
-def _load(recipe: str, chosen: dict[str, Any], where: Path, seed: Any, jobs: int) -> Settings:
-    words = [f"{key}={to_toml(value)}" for key, value in chosen.items()]
-    settings = load_settings(recipe, [*words, f"run.dir={where}", f"run.seed={to_toml(seed)}"])
-    changes: dict[str, Any] = {}
-    if not settings.run.cache:
-        arm = where.parent if where.name.startswith(("seed-", "rate-")) else where
-        changes["cache"] = str(arm.parent / "cache")
-    if not settings.run.threads and jobs > 1:
-        changes["threads"] = max(1, (os.cpu_count() or 1) // jobs)
-    return _update(settings, "run", **changes)
 
 
 def _as_trial(settings: Settings) -> Settings:

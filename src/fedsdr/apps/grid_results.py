@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedsdr.apps.grid import Plan
 from fedsdr.apps.run import Result, is_finished, read_result, read_settings
 from fedsdr.errors import UserError
-from fedsdr.report.comparison import Cell, Comparison, Trial, compare_cells
+from fedsdr.report.comparison import Cell, Comparison, Group, Trial, compare_cells
 from fedsdr.report.grid_page import write_grid_report
 from fedsdr.report.tables import Sheet, render_text, to_csv
 from fedsdr.storage import Event, read_json, read_lines, write_file, write_json
@@ -26,8 +27,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
     write_json(
         folder / PLAN,
         {
-            "baseline": plan.baseline,
-            "budgets": plan.budgets,
+            "groups": {equal: asdict(group) for equal, group in plan.groups.items()},
             "cells": [[arm, seed, _inside(folder, some.run.dir)] for (arm, seed), some in plan.cells.items()],
             "trials": [
                 [arm, rate, _inside(folder, some.run.dir)] for (arm, rate), some in plan.trials.items()
@@ -50,16 +50,15 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
     cells = [_read_cell(arm, seed, result) for arm, seed, result in results if result]
     if not cells:
         raise UserError(f"no cell of the grid in {folder} is finished yet")
-    comparison = compare_cells(cells, plan["baseline"], plan["budgets"], read_trials(folder))
+    groups = {equal: Group(**group) for equal, group in plan["groups"].items()}
+    comparison = compare_cells(cells, groups, read_trials(folder))
     _write(folder, comparison)
     missing = len(results) - len(cells)
     status = f"unfinished: {len(cells)} of {len(results)} cells" if missing else ""
     example = next(result.folder for _, _, result in results if result)
     environment = read_json(example / "environment.json")
     settings = read_settings(example)
-    return comparison.sheets, write_grid_report(
-        folder, comparison, plan["baseline"], status, settings, environment
-    )
+    return comparison.sheets, write_grid_report(folder, comparison, status, settings, environment)
 
 
 def as_json(sheets: dict[str, Sheet]) -> list[dict[str, Any]]:
@@ -71,7 +70,8 @@ def read_trials(folder: Path) -> list[Trial]:
     """Loss of every arm with every rate that was tried, on the validation examples; the least is chosen.
 
     It is the loss on what the arm's model learns last, true responses or rewritings: on true responses, any
-    rate above zero would hurt an arm that learns rewritings. Mixed: the mean of both.
+    rate above zero would hurt an arm that learns rewritings. Mixed: the mean of both. The model is the global
+    one, or the personalised one where that is what the method is for.
     """
     losses: dict[str, dict[float, float | None]] = {}
     for arm, rate, place in read_json(folder / PLAN)["trials"]:
@@ -104,10 +104,17 @@ def chosen_rates(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _validation_loss(result: Result) -> float:
-    learnt = METHODS[read_settings(result.folder).method].learns_last
-    names = {"raw": ["loss"], "distilled": ["loss_distilled"], "mixed": ["loss", "loss_distilled"]}[learnt]
-    mean = (result.final.get("global") or result.final["personalised"])["mean"]
-    return sum(mean[name] for name in names) / len(names)
+    method = METHODS[read_settings(result.folder).method]
+    names = {"raw": ["loss"], "distilled": ["loss_distilled"], "mixed": ["loss", "loss_distilled"]}
+    model = "global" if "global" in result.final and method.personal == "sum" else "personalised"
+    mean = result.final.get(model, {}).get("mean")
+    if mean is None:
+        raise UserError(
+            f"{result.folder}: the {model} model was not scored on all validation examples (replies were"
+            " dropped, or a client was never drawn), so its learning rate cannot be judged; leave rates out"
+        )
+    learnt = names[method.learns_last]
+    return sum(mean[name] for name in learnt) / len(learnt)
 
 
 def _finished(folder: Path) -> Result | None:

@@ -312,6 +312,12 @@ def check_counts(settings: Settings, clients: Sequence[str]) -> None:
         raise UserError(f"server.clients_per_round = {asked}, but there are {len(clients)} clients")
     if unknown := sorted(set(settings.lora.client_ranks) - set(clients)):
         raise UserError(f"lora.client_ranks names {', '.join(unknown)}; the clients are {', '.join(clients)}")
+    if len(settings.lora.client_ranks) == len(clients):
+        largest = max(settings.lora.client_ranks.values())
+        raise UserError(
+            f"lora.rank = {settings.lora.rank} is above the rank of every client: set lora.rank = {largest},"
+            " and leave the clients of that rank out of lora.client_ranks"
+        )
     needed = REDUCTIONS[server.reduction].num_needed(server.num_byzantine)
     if asked < needed:
         raise UserError(

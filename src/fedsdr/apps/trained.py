@@ -98,7 +98,7 @@ def demand_global(settings: Settings, hint: str) -> None:
             f"method = {settings.method} trains no shared adapter, so there is no global model; {hint}"
         )
     combination = COMBINATIONS[settings.server.combination]
-    if not combination.has_global:
+    if combination.kept:
         raise UserError(
             f"server.combination = {settings.server.combination} leaves {' and '.join(combination.kept)} at"
             f" the clients, so there is no global model; {hint}"

@@ -47,6 +47,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Arms that are compared with each other."""
+
+    arms: list[str]
+    baseline: str
+    personal_baseline: str
+
+    def baseline_of(self, model: str) -> str:
+        """The arm that an arm's global or personalised model is compared with."""
+        return self.personal_baseline if model == "personalised" else self.baseline
+
+
+@dataclass(frozen=True)
 class Trial:
     """An arm with one learning rate, scored on validation examples."""
 
@@ -66,25 +79,22 @@ class Comparison:
     """What is equal between the arms -> records of score and losses."""
 
 
-def compare_cells(
-    cells: Sequence[Cell], baseline: str, budgets: Mapping[str, Sequence[str]], trials: Sequence[Trial]
-) -> Comparison:
+def compare_cells(cells: Sequence[Cell], groups: Mapping[str, Group], trials: Sequence[Trial]) -> Comparison:
     """Make all tables.
 
     Args:
         cells: All that were run.
-        baseline: The arm that the others are compared with.
-        budgets: What is equal, in words ("" where nothing is said) -> the arms compared on it.
+        groups: What is equal, in words ("" where nothing is said) -> the arms compared on it.
         trials: How learning rates were chosen; empty where they were not.
     """
     sheets: dict[str, Sheet] = {}
     drawn: dict[str, Sequence[Event]] = {}
-    for place, (equal, arms) in enumerate(budgets.items(), start=1):
-        group = [cell for cell in cells if cell.arm in arms]
-        prefix = f"{place}-" if len(budgets) > 1 else ""
-        some = {metric: score_comparison(group, baseline, metric, equal) for metric in METRICS}
+    for place, (equal, group) in enumerate(groups.items(), start=1):
+        own = [cell for cell in cells if cell.arm in group.arms]
+        prefix = f"{place}-" if len(groups) > 1 else ""
+        some = {metric: score_comparison(own, group, metric, equal) for metric in METRICS}
         sheets |= {f"{prefix}{metric}": sheet for metric, sheet in some.items() if sheet.rows}
-        sheets[f"{prefix}costs"] = cost_comparison(group, equal)
+        sheets[f"{prefix}costs"] = cost_comparison(own, equal)
         drawn[equal] = [
             {"metric": metric, **record} for metric, sheet in some.items() for record in sheet.records
         ]
@@ -94,7 +104,7 @@ def compare_cells(
     return Comparison(sheets, drawn)
 
 
-def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score", equal: str = "") -> Sheet:
+def score_comparison(cells: Sequence[Cell], group: Group, metric: str = "score", equal: str = "") -> Sheet:
     """Mean over domains of one metric: mean and spread over seeds, and the difference to the baseline.
 
     Global models are compared with the baseline's global model, personalised ones with its personalised one.
@@ -105,6 +115,7 @@ def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score"
     over_seeds: dict[Arm, Difference] = {}
     over_both: dict[Arm, Difference] = {}
     for (arm, model), of_seed in values.items():
+        baseline = group.baseline_of(model)
         if arm == baseline or (baseline, model) not in values:
             continue
         other = values[baseline, model]
@@ -123,6 +134,7 @@ def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score"
         numbers = list(of_seed.values())
         record: Event = {"arm": arm, "model": model, "num_seeds": len(numbers), "mean": fmean(numbers)}
         record["sd"] = stdev(numbers) if len(numbers) > 1 else None
+        baseline = group.baseline_of(model)
         shared = sorted(of_seed.keys() & values.get((baseline, model), {}).keys())
         is_compared = arm != baseline and bool(shared)
         gains = [of_seed[seed] - values[baseline, model][seed] for seed in shared]
@@ -132,7 +144,9 @@ def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score"
             record |= {f"low{suffix}": d.low if d else None, f"high{suffix}": d.high if d else None}
             record[f"p_holm{suffix}"] = corrected[suffix].get((arm, model))
         records.append(record)
-    heads = ["arm", "model", "seeds", "mean", "sd", f"minus {baseline}"]
+    is_one = group.baseline == group.personal_baseline
+    against = group.baseline if is_one else "baseline"
+    heads = ["arm", "model", "seeds", "mean", "sd", f"minus {against}"]
     for suffix in tests:
         over = "seeds, examples" if suffix else "seeds"
         heads += [f"95 % ({over})", "p (Holm)"]
@@ -148,8 +162,11 @@ def score_comparison(cells: Sequence[Cell], baseline: str, metric: str = "score"
         )
         for record in records
     ]
+    baselines = f"; against {group.baseline}, personalised against {group.personal_baseline}"
     return Sheet(
-        f"{name.capitalize()}, mean over domains" + (f"; {equal}" if equal else ""),
+        f"{name.capitalize()}, mean over domains"
+        + (f"; {equal}" if equal else "")
+        + baselines * (not is_one),
         "ll" + "r" * (len(heads) - 2),
         tuple(heads),
         tuple(rows),
@@ -193,14 +210,18 @@ def cost_comparison(cells: Sequence[Cell], equal: str = "") -> Sheet:
     records: list[Event] = []
     for arm in dict.fromkeys(cell.arm for cell in cells):
         totals = [_costs(cell) for cell in cells if cell.arm == arm]
-        records.append({"arm": arm} | {name: fmean(total[name] for total in totals) for name in names})
+        record: Event = {"arm": arm}
+        for name in names:
+            known = [total[name] for total in totals if name in total]
+            record[name] = fmean(known) if known else None
+        records.append(record)
     rows = [
         (
             record["arm"],
             *(f"{record[name]:,.0f}" for name in names[:2]),
             *(data_size(record[name]) for name in names[2:4]),
             *(number(record[name], 0) for name in names[4:8]),
-            data_size(record["peak_memory"]),
+            NONE if record["peak_memory"] is None else data_size(record["peak_memory"]),
         )
         for record in records
     ]
@@ -222,7 +243,8 @@ def cost_comparison(cells: Sequence[Cell], equal: str = "") -> Sheet:
         tuple(rows),
         tuple(records),
         note="Cells share rewritings, which do not depend on the seed: the first that needs them pays, and"
-        " prepare s of the others is small. Peak: memory of the process on the host.",
+        " those beside it wait for it. All s: of the process that ended the cell. Peak: its memory on the"
+        " host. Steps before round 1, and passes that learn weights of aggregation, are beside the budget.",
     )
 
 
@@ -234,10 +256,11 @@ def rate_choice(trials: Sequence[Trial]) -> Sheet:
         by_arm.setdefault(trial.arm, {})[trial.rate] = trial
     rows = []
     for arm, of_rate in by_arm.items():
-        (chosen,) = (rate for rate, trial in of_rate.items() if trial.is_chosen)
+        chosen = next((rate for rate, trial in of_rate.items() if trial.is_chosen), None)
         at_end = len(rates) > 1 and chosen in (min(rates), max(rates))
-        losses = ("diverged" if of_rate[r].loss is None else number(of_rate[r].loss, 3) for r in rates)
-        rows.append((arm, *losses, f"{chosen:g}", "at the end of the list" if at_end else ""))
+        losses = (_loss_cell(of_rate.get(rate)) for rate in rates)
+        shown = NONE if chosen is None else f"{chosen:g}"
+        rows.append((arm, *losses, shown, "at the end of the list" if at_end else ""))
     return Sheet(
         "Learning rates: loss on validation examples of what each arm learns last",
         "l" + "r" * (len(rates) + 1) + "l",
@@ -247,6 +270,12 @@ def rate_choice(trials: Sequence[Trial]) -> Sheet:
         note="With the first seed. Losses of arms that learn true responses and of arms that learn rewritings"
         " are not of the same texts. A choice at the end of the list might be beaten beyond it.",
     )
+
+
+def _loss_cell(trial: Trial | None) -> str:
+    if trial is None:
+        return NONE
+    return "diverged" if trial.loss is None else number(trial.loss, 3)
 
 
 def _over_examples(
@@ -302,9 +331,7 @@ def _costs(cell: Cell) -> dict[str, float]:
         total[name] = sum(record.get(name, 0) for record in records)
     total["num_steps"] = sum(v for r in records for k, v in r.items() if k.startswith("num_steps_"))
     ends = [event for event in cell.events if event["event"] == "end"]
-    total["seconds"] = sum(event["seconds"] for event in ends)
-    total["peak_memory"] = max((event["peak_memory"] for event in ends), default=0)
-    return total
+    return total | {name: ends[-1][name] for name in ("seconds", "peak_memory") if ends}
 
 
 def _model_of(cell: Cell, arm: str, model: str) -> Mapping[str, dict[str, float]]:
@@ -315,8 +342,9 @@ def _model_of(cell: Cell, arm: str, model: str) -> Mapping[str, dict[str, float]
 
 
 def _by_arm(cells: Sequence[Cell], metric: str) -> dict[Arm, dict[int, float]]:
-    """(arm, model) -> seed -> mean over domains. The base model is an arm of its own, once a seed."""
-    arms = [("base", NONE)]
+    """(arm, model) -> seed -> mean over domains. The base model is an arm, if it is one for all."""
+    bases = {cell.base.get("global", {}).get("mean", {}).get(metric) for cell in cells}
+    arms = [("base", NONE)] if len(bases) == 1 else []
     arms += [(cell.arm, model) for cell in cells for model in ("global", "personalised")]
     values: dict[Arm, dict[int, float]] = {}
     for arm, model in dict.fromkeys(arms):

@@ -30,7 +30,6 @@ class Part:
 def write_grid_report(
     folder: Path,
     comparison: Comparison,
-    baseline: str,
     status: str,
     settings: Settings,
     environment: Mapping[str, Any],
@@ -40,7 +39,6 @@ def write_grid_report(
     Args:
         folder: The grid's folder.
         comparison: Its tables.
-        baseline: The arm that the others are compared with.
         status: What is missing; empty for a finished grid.
         settings: Of one of its cells; what is told of them is common to all.
         environment: What that cell's environment.json holds.
@@ -63,7 +61,7 @@ def write_grid_report(
     arms = dict.fromkeys(record["arm"] for records in comparison.drawn.values() for record in records)
     seeds = {record["num_seeds"] for records in comparison.drawn.values() for record in records}
     facts = [
-        ("Arms", ", ".join(arm for arm in arms if arm != "base") + f"; compared with {baseline}"),
+        ("Arms", ", ".join(arm for arm in arms if arm != "base")),
         ("Seeds", " to ".join(map(str, sorted({min(seeds), max(seeds)}))) + " for each arm"),
         ("Model", f"{model.name}, computed in {model.dtype}; {environment['model']['origin']}"),
         ("Rounds", f"{server.num_rounds}, {len(data['num_train'])} clients"),

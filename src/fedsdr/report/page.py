@@ -26,7 +26,7 @@ from fedsdr.report.events import (
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.tables import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
 from fedsdr.storage import Event, read_lines, write_file
-from fedsdr.tables import COMBINATIONS, METHODS, PERSONAL
+from fedsdr.tables import COMBINATIONS, METHODS, PERSONAL, has_global
 
 
 def write_report(folder: Path, settings: Settings) -> Path:
@@ -80,6 +80,7 @@ def render_page(
         personal=PERSONAL[method.personal] if method.has_personal else "",
         method=settings.method,
         combination=COMBINATIONS[settings.server.combination],
+        has_global=has_global(method, COMBINATIONS[settings.server.combination]),
         after=after,
         scores=score_sheet(base, final),
         score_figure=score_figure(score_records(base, final)),

@@ -8,14 +8,14 @@ What a combination adds to the base is never written into it: it is kept as floa
 residual, and travels to the clients whole.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsdr.client.wire import Arrays, pad, pairs
+from fedsdr.client.wire import Arrays, cut, pad, pairs, rank_of
 from fedsdr.config import Server
 from fedsdr.server.guard import Update
 from fedsdr.server.reduce import REDUCE
@@ -79,10 +79,11 @@ def flexlora(updates: Iterable[Update], server: Server, before: Before) -> Targe
         b, a = _stacked(updates, weights, key_a, key_b)
         (q_b, r_b), (q_a, r_a) = np.linalg.qr(b), np.linalg.qr(a.T)
         u, s, vt = np.linalg.svd(r_b @ r_a.T)
-        # Fewer where the layer, or all clients together, are narrower than the rank; the rest stays zero.
-        kept = min(before.shared[key_a].shape[0], len(s))
+        # Fewer where the layer, or all clients together, are narrower than the rank. Of the others A stays as
+        # it was and B is zero: where both were zero, they would have no gradient and never learn again.
+        kept = min(before.shared[key_a].shape[0], int((s > 1e-12 * s[0]).sum()))
         root = np.sqrt(s[:kept])
-        target[key_a] = np.zeros_like(before.shared[key_a])
+        target[key_a] = before.shared[key_a].copy()
         target[key_b] = np.zeros_like(before.shared[key_b])
         target[key_a][:kept] = root[:, None] * (vt[:kept] @ q_a.T)
         target[key_b][:, :kept] = q_b @ u[:, :kept] * root
@@ -171,15 +172,26 @@ def _rotated(update: Update, reference: Arrays, factor: str, strength: float) ->
 def zeropad(updates: Iterable[Update], server: Server, before: Before) -> Target:
     """Fill up the factors of clients of smaller rank with zeros, and take the means.
 
-    The zeros count: a rank that few clients have shrinks by the weight of those that lack it.
+    The zeros count: a rank that few clients have shrinks by the weight of those that lack it. A rank that no
+    client of this round has stays as it was.
 
     Paper: Cho et al., HetLoRA, arXiv 2401.06432. Differs: its padding alone, without the pruning of ranks and
     the weights by norm.
     """
     del server
     shapes = {key: value.shape for key, value in before.shared.items()}
-    padded = (replace(update, arrays=pad(update.arrays, shapes)) for update in updates)
-    return Target(REDUCE["mean"](padded, 0), {})
+    ranks: list[int] = []
+
+    def padded() -> Iterator[Update]:
+        for update in updates:
+            ranks.append(rank_of(update.arrays))
+            yield replace(update, arrays=pad(update.arrays, shapes))
+
+    mean = cut(REDUCE["mean"](padded(), 0), max(ranks))
+    target = {key: value.copy() for key, value in before.shared.items()}
+    for key, value in mean.items():
+        target[key][: len(value), : value.shape[1]] = value
+    return Target(target, {})
 
 
 def add_residual(residual: Arrays, added: Arrays) -> Arrays:

@@ -21,7 +21,7 @@ from fedsdr.server.combine import COMBINE, Before, add_residual
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
 from fedsdr.storage import Event
-from fedsdr.tables import COMBINATIONS, CORRECTIONS, REDUCTIONS
+from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, REDUCTIONS, has_global
 
 
 class FedStrategy(Strategy):
@@ -150,12 +150,13 @@ class FedStrategy(Strategy):
         """Guard the replies' metrics; they are pooled by the server app from the events."""
         num_good = 0
         # In round 0 the base model is scored in its place.
-        has_global = server_round == 0 or COMBINATIONS[self.settings.server.combination].has_global
+        method, server = METHODS[self.settings.method], self.settings.server
+        is_global = server_round == 0 or has_global(method, COMBINATIONS[server.combination])
         for reply in replies:
             client = self._sender(reply)
             num = self._told(client, "num_test")
             try:
-                metrics = check_scores(reply, client, num, server_round, has_global)
+                metrics = check_scores(reply, client, num, server_round, is_global)
             except Rejected as reason:
                 self._drop("evaluate", client, server_round, str(reason))
                 continue
