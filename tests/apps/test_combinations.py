@@ -317,6 +317,10 @@ def test_a_client_of_smaller_rank_that_sends_more_is_dropped(run_with, monkeypat
         ({"server.combination": "zeropad", "lora.client_ranks.math": 2, "server.reduction": "median"}, "with zeros"),
         ({"server.combination": "zeropad", "lora.client_ranks.maths": 2}, "names maths; the clients are finance, math"),
         ({"server.combination": "zeropad", "lora.client_ranks.math": 4}, "math = 4 is not below rank = 4"),
+        (
+            {"server.combination": "flora", "lora.client_ranks.math": 2, "lora.client_ranks.finance": 1},
+            "above the rank of every client: set lora.rank = 2",
+        ),
         ({"server.combination": "zeropad", "lora.client_ranks.math": 0}, "client_ranks.math = 0"),
         ({"method": "local-only", "server.combination": "flora"}, "does nothing under method = 'local-only'"),
         ({"server.rotation": 0.5}, "does nothing under combination = 'average', which rotates nothing"),

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from fedsdr import tables
 from fedsdr.apps import client_app
-from fedsdr.apps.run import run
+from fedsdr.apps.run import read_result, run
 from fedsdr.apps.site import close_sites, load_model
 from fedsdr.apps.trained import export_round
 from fedsdr.config import Settings
@@ -77,6 +77,7 @@ def test_local_only_sends_no_array_and_keeps_what_it_learnt(run_method):
     with pytest.raises(UserError, match="no global model; name a client by --client"):
         export_round(folder, folder / "new", None, "", merged=False)
     export_round(folder, folder / "new", None, "math", merged=False)
+    assert set(read_result(folder).final) == {"personalised"}  # a "global" row would be the base model
     assert len(events) == 4
     shared = [path.read_bytes() for path in sorted(folder.glob("server/round-*/adapter_model.safetensors"))]
     assert len(shared) == 3

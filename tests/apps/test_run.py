@@ -18,7 +18,7 @@ from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.apps.run import evaluate_round, read_result, read_settings, resume, run
 from fedsdr.apps.trained import export_round
 from fedsdr.config import Settings
-from fedsdr.errors import UserError
+from fedsdr.errors import Diverged, UserError
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.recipe import dump_settings
 from fedsdr.storage import read_lines
@@ -420,3 +420,12 @@ def test_fast_and_plain_attention_give_the_same_run(quick):
     ours, theirs = load_adapter(fast.adapter), load_adapter(plain.adapter)
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_settings):
+    """Its losses were finite; the server would drop it for its norm, and tell of a quorum that was missed."""
+    settings = tiny_settings(**{"method": "fedit", "client.local_steps": 1, "client.learning_rate": 1e30})
+    with pytest.raises(
+        Diverged, match=r"round 1, code: training diverged: .* norm .*; lower client.learning_rate"
+    ):
+        run(settings)

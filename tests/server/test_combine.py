@@ -165,13 +165,17 @@ def test_flexlora_of_clients_of_several_ranks_is_the_best_of_the_server_s_and_of
         np.testing.assert_allclose(product(cut(target, rank)), u[:, :rank] * s[:rank] @ vt[:rank], atol=1e-5)
 
 
-def test_flexlora_of_clients_with_fewer_ranks_together_than_the_server_fills_up_with_zeros():
-    """Server of rank 3, one client of rank 1: nothing is lost, and the shapes are the server's."""
+def test_flexlora_of_clients_with_fewer_ranks_together_than_the_server_leaves_the_others_able_to_learn():
+    """Server of rank 3, one client of rank 1: nothing is lost, and of the other ranks A stays and B is zero.
+
+    Were both zero, neither would have a gradient in any later round.
+    """
     (alone,) = of_ranks(1)
-    server = Before({A: np.zeros((3, 7), np.float32), B: np.zeros((5, 3), np.float32)}, 1)
+    server = Before({A: np.full((3, 7), 2.0, np.float32), B: np.ones((5, 3), np.float32)}, 1)
     target = combine.flexlora([alone], Server(combination="flexlora"), server).shared
     assert (target[A].shape, target[B].shape) == ((3, 7), (5, 3))
     np.testing.assert_allclose(product(target), product(alone.arrays), atol=1e-5)
+    assert (target[A][1:] == 2).all() and not target[B][:, 1:].any()
 
 
 @pytest.mark.parametrize("ranks", [(2, 2, 2), (2, 1, 3), (2,)])
@@ -303,3 +307,11 @@ def test_zeropad_by_hand():
     assert target[A].tolist() == [[7.0], [0.5]]
     assert target[B].tolist() == [[0.25, 0.25]]
     assert (updates[1].arrays[A].shape, {v.dtype for v in target.values()}) == ((1, 1), {np.dtype("float32")})
+
+
+def test_zeropad_leaves_ranks_that_no_client_of_the_round_has_as_they_were():
+    """Server of rank 2, one client of rank 1 answers: the second rank was learnt by others, in other rounds."""
+    server = Before({A: np.array([[1.0], [2.0]], np.float32), B: np.array([[3.0, 4.0]], np.float32)}, 2)
+    target = combine.zeropad([make("b", 3, [[8.0]], [[5.0]])], Server(), server).shared
+    assert target[A].tolist() == [[8.0], [2.0]]
+    assert target[B].tolist() == [[5.0, 4.0]]
