@@ -66,7 +66,7 @@ def run(
         return
     from fedsdr.apps.run import run as run_settings
 
-    with _resumable(settings.run.dir):
+    with _resumable(f"go on by `fedsdr resume {settings.run.dir}`"):
         _show(run_settings(settings), as_json)
 
 
@@ -76,7 +76,7 @@ def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> No
     progress.quiet = quiet
     from fedsdr.apps.run import resume as resume_run
 
-    with _resumable(run_dir):
+    with _resumable(f"go on by `fedsdr resume {run_dir}`"):
         _show(resume_run(run_dir), as_json)
 
 
@@ -122,7 +122,8 @@ def compare(
     from fedsdr.apps.grid_results import as_json as sheets_as_json
     from fedsdr.report.tables import render_text
 
-    sheets = compare_grid(grid, to, jobs)
+    with _resumable("give the same command again to go on"):
+        sheets = compare_grid(grid, to, jobs)
     if as_json:
         _print_json(sheets_as_json(sheets))
     else:
@@ -314,12 +315,12 @@ def _show_estimate(settings: Any, as_json: bool) -> None:
 
 
 @contextmanager
-def _resumable(folder: str | Path) -> Iterator[None]:
+def _resumable(how: str) -> Iterator[None]:
     """On Ctrl-C say how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nfedsdr: stopped; go on by `fedsdr resume {folder}`", file=sys.stderr)
+        print(f"\nfedsdr: stopped; {how}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
