@@ -126,7 +126,7 @@ def _evaluate(
     path = evaluation_file(Path(settings.run.dir), server_round)
     if path.exists():
         return
-    messages = strategy.configure_evaluate(server_round, strategy.record(), config, grid)
+    messages = strategy.configure_evaluate(server_round, strategy.record(trains=False), config, grid)
     replies = grid.send_and_receive(messages)
     try:
         strategy.aggregate_evaluate(server_round, replies)

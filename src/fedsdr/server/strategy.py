@@ -178,9 +178,10 @@ class FedStrategy(Strategy):
         """The part of the shared adapter that learns and travels."""
         return travelling(self.settings, self.arrays)
 
-    def record(self) -> ArrayRecord:
-        """What goes down to the clients."""
-        return broadcast(going_down(self.settings, self.arrays), self.residual, self.controls())
+    def record(self, trains: bool = True) -> ArrayRecord:
+        """What goes down to the clients, with c where they train."""
+        controls = self.controls() if trains else None
+        return broadcast(going_down(self.settings, self.arrays), self.residual, controls)
 
     def controls(self) -> Float32 | None:
         """The clients' mean control variates c (num_values,), zero at first; None without any."""
