@@ -202,8 +202,11 @@ def methods(as_json: AsJson = False) -> None:
     for setting, by_name in pairs.items():
         for name, allowed in by_name.items():
             for key, names in allowed.items():
-                if len(names) < max(len(others[key]) for others in by_name.values()):
-                    print(f"  {setting} = {name}: {key} = {' or '.join(names)}")
+                every = max((others[key] for others in by_name.values()), key=len)
+                barred = [other for other in every if other not in names]
+                if barred:
+                    some = f"all but {' and '.join(barred)}" if len(barred) < len(names) else " or ".join(names)
+                    print(f"  {setting} = {name}: {key} = {some}")
     able = [name for name, kind in ranks.items() if kind != "one"]
     print(f"  lora.client_ranks: server.combination = {' or '.join(able)}")
     print("  methods that send nothing: no correction, combination, reduction or optimizer")
