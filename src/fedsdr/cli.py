@@ -205,7 +205,8 @@ def methods(as_json: AsJson = False) -> None:
                 every = max((others[key] for others in by_name.values()), key=len)
                 barred = [other for other in every if other not in names]
                 if barred:
-                    some = f"all but {' and '.join(barred)}" if len(barred) < len(names) else " or ".join(names)
+                    few = len(barred) < len(names)
+                    some = f"all but {' and '.join(barred)}" if few else " or ".join(names)
                     print(f"  {setting} = {name}: {key} = {some}")
     able = [name for name, kind in ranks.items() if kind != "one"]
     print(f"  lora.client_ranks: server.combination = {' or '.join(able)}")
