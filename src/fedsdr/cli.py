@@ -296,7 +296,8 @@ def _show(result: Any, as_json: bool) -> None:
         _print_json({"base": result.base, "final": result.final, **{k: str(v) for k, v in places.items()}})
         return
     _print_scores(result.base, result.final)
-    print(f"adapter: {result.adapter}\nreport:  {result.report}")
+    no_global = f"none is global; `fedsdr export {result.folder} NEW --client NAME` writes a client's"
+    print(f"adapter: {result.adapter if 'global' in result.final else no_global}\nreport:  {result.report}")
 
 
 def _show_estimate(settings: Any, as_json: bool) -> None:
