@@ -201,6 +201,10 @@ def test_arms_may_have_settings_of_their_own(grid, tmp_path: Path):
         "slow-fedit": ("fedit", 2, 1e-5),
         "slow-fedsd": ("fedsd", 2, 1e-5),
     }
+    own = read_grid(
+        grid(arms="{a = {rates = [0.1, 0.3]}, b = {}}", vary="", baseline='"b"', rates="[1e-3]"), tmp_path
+    )
+    assert [*own.trials] == [("a", 0.1), ("a", 0.3), ("b", 1e-3)]
     alone = read_grid(grid(arms=arms, vary="", baseline='"slow"'), tmp_path)
     assert {arm for arm, _ in alone.cells} == {"wide", "slow"}
 
@@ -259,7 +263,24 @@ def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid,
         ({"rates": "[1e-3]", "set": "{client = {learning_rate = 1e-4}}"}, "given beside rates"),
         ({"set": "{run = {seed = 3}}"}, "run.seed is the grid's own"),
         ({"vary": ""}, "vary and arms are both missing"),
-        ({"personal_baseline": '"fedala"'}, "'fedala' is none of the arms"),
+        ({"personal_baseline": '"fedala"'}, "personal_baseline = 'fedala' is none of the arms"),
+        ({"recipe": "3"}, "recipe = 3; expected a text"),
+        ({"baseline": '["fedit"]'}, "baseline = .*; expected a text"),
+        ({"budgets": '[["per_round"]]'}, "budgets = .*; known are per_round"),
+        ({"budgets": '[1, "per_day"]'}, "budgets = .*; known are per_round"),
+        ({"vary": "{client = [{local_steps = 3}]}"}, "vary.client = .*; expected a list of values"),
+        ({"arms": '{"../out" = {}}'}, "would be a folder's name"),
+        ({"arms": "{cache = {}}"}, "would be a folder's name"),
+        ({"arms": "{slow = {rates = [1e-5]}}"}, "replaces rates, which the grid does not give"),
+        (
+            {
+                "arms": '{fedsdr-per_stage = {method = "fedsdr"}, fedsdr = {method = "fedsdr"}}',
+                "vary": "",
+                "budgets": '["per_round", "per_stage"]',
+                "baseline": '"fedsdr"',
+            },
+            "fedsdr-per_stage is the name of fedsdr under that budget",
+        ),
         ({"budgets": '["per_epoch"]'}, "budgets = .'per_epoch'.; known are per_round, per_stage"),
         ({"vary": '["fedit"]'}, r"vary = \['fedit'\]; expected a table"),
         ({"baseline": '"fedavg"'}, "baseline = 'fedavg' is none of the arms fedit, fedsd"),

@@ -27,6 +27,8 @@ KEYS = {
     "budgets": 'values of client.budget, such as ["per_round", "per_stage"]; each gets its own tables',
 }
 NEEDED = {"recipe", "baseline", "seeds"}
+RATES = "rates"
+"""Key of an arm that has rates of its own, as another optimizer needs."""
 OWNED = {"client.learning_rate": "rates", "client.budget": "budgets"}
 """Settings that a key of the grid gives, where it is there."""
 VALIDATION = 0.1
@@ -69,9 +71,9 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
     rates, budgets, seeds = values.get("rates", []), values.get("budgets", [""]), values["seeds"]
     arms = _arms(path, values)
     baselines = [values["baseline"], values.get("personal_baseline", values["baseline"])]
-    for name in baselines:
+    for key, name in zip(("baseline", "personal_baseline"), baselines, strict=True):
         if name not in arms:
-            raise UserError(f"grid {path}: baseline = {name!r} is none of the arms {', '.join(arms)}")
+            raise UserError(f"grid {path}: {key} = {name!r} is none of the arms {', '.join(arms)}")
 
     def load(own: Own, arm: str, place: str, seed: Any) -> Settings:
         words = {**own, "run.dir": str(folder / arm / place), "run.seed": seed}
@@ -94,17 +96,20 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
         """Name in the grid -> the arm that it is under this budget."""
         for name, settings in arms.items():
             own = settings | ({"client.budget": budget} if budget else {})
+            own_rates = own.pop(RATES, rates)
             method = METHODS[load(own, name, "", seeds[0]).method]
             if budget == budgets[0] or len(method.stages) == 1:  # one stage takes the same steps either way
                 here[name] = name
             else:
                 here[name] = f"{name}-{budget}"
+                if here[name] in arms:
+                    raise UserError(f"grid {path}: arm {here[name]} is the name of {name} under that budget")
             arm = here[name]
             if arm in rate_of:
                 continue
             rate_of[arm] = name
             cells |= {(arm, seed): load(own, arm, f"seed-{seed}", seed) for seed in seeds}
-            for rate in rates if arm == name else ():
+            for rate in own_rates if arm == name else ():
                 trial = load({**own, "client.learning_rate": rate}, arm, f"rate-{rate}", seeds[0])
                 trials[arm, rate] = _as_trial(trial)
         groups[BUDGETS.get(budget, "")] = Group(list(here.values()), *(here[name] for name in baselines))
@@ -116,8 +121,15 @@ def _arms(path: Path, values: dict[str, Any]) -> dict[str, Own]:
     varied, common = dict(flat(values.get("vary", {}))), dict(flat(values.get("set", {})))
     named = {name: dict(flat(own)) for name, own in values.get("arms", {"": {}}).items()}
     for key, choices in varied.items():
-        if not isinstance(choices, list) or not choices:
+        if not isinstance(choices, list) or not choices or any(isinstance(one, dict) for one in choices):
             raise UserError(f"grid {path}: vary.{key} = {choices!r}; expected a list of values")
+    for name, own in named.items():
+        if (name and not re.fullmatch(r"\w[\w.+-]*", name)) or name == "cache":
+            raise UserError(
+                f"grid {path}: arm {name!r} would be a folder's name; expected letters, digits, . + -"
+            )
+        if RATES in own and "rates" not in values:
+            raise UserError(f"grid {path}: arms.{name}.rates replaces rates, which the grid does not give")
     for key in {*varied, *common, *(key for own in named.values() for key in own)}:
         if key in OWNED and OWNED[key] in values:
             raise UserError(f"grid {path}: {key} is given beside {OWNED[key]}; leave out one of them")
@@ -164,13 +176,19 @@ def _read(path: Path) -> dict[str, Any]:
     for key, found in tables:
         if not isinstance(found, dict):
             raise UserError(f"grid {path}: {key} = {found!r}; expected a table of settings")
-    for key, example in (("seeds", [0, 1, 2]), ("rates", [2e-4, 5e-4]), ("budgets", [*BUDGETS])):
-        found = values.get(key, [None])
+    for key in ("recipe", "baseline", "personal_baseline"):
+        if not isinstance(values.get(key, ""), str):
+            raise UserError(f"grid {path}: {key} = {values[key]!r}; expected a text")
+    examples: dict[str, list[Any]] = {"seeds": [0, 1, 2], RATES: [2e-4, 5e-4], "budgets": [*BUDGETS]}
+    lists = [(key, values[key], example) for key, example in examples.items() if key in values]
+    of_arms = ((f"arms.{name}.{RATES}", own) for name, own in values.get("arms", {}).items())
+    lists += [(key, own[RATES], examples[RATES]) for key, own in of_arms if RATES in own]
+    for key, found, example in lists:
         if not isinstance(found, list) or not found or len(set(map(str, found))) < len(found):
             raise UserError(
                 f"grid {path}: {key} = {found!r}; expected a list of different values, such as {example}"
             )
-    if unknown := sorted(set(values.get("budgets", ())) - BUDGETS.keys()):
+    if unknown := [budget for budget in values.get("budgets", ()) if budget not in [*BUDGETS]]:
         raise UserError(f"grid {path}: budgets = {unknown!r}; known are {', '.join(BUDGETS)}")
     return values
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedsdr.apps.grid import Plan
+from fedsdr.apps.grid import Plan, flat
 from fedsdr.apps.run import Result, is_finished, read_result, read_settings
 from fedsdr.errors import UserError
 from fedsdr.report.comparison import Cell, Comparison, Group, Trial, compare_cells
@@ -52,6 +52,7 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
         raise UserError(f"no cell of the grid in {folder} is finished yet")
     groups = {equal: Group(**group) for equal, group in plan["groups"].items()}
     comparison = compare_cells(cells, groups, read_trials(folder))
+    comparison.sheets["arms"] = _arms_sheet({arm: result.folder for arm, _, result in results if result})
     _write(folder, comparison)
     missing = len(results) - len(cells)
     status = f"unfinished: {len(cells)} of {len(results)} cells" if missing else ""
@@ -133,6 +134,18 @@ def _read_cell(arm: str, seed: int, result: Result) -> Cell:
         paths = sorted(result.folder.glob(f"clients/*/evaluation/round-{number:04d}-{name}.jsonl"))
         answers[model] = [record for path in paths for record in read_lines(path)]
     return Cell(arm, seed, result.base, result.final, read_lines(result.folder / "metrics.jsonl"), answers)
+
+
+def _arms_sheet(folders: dict[str, Path]) -> Sheet:
+    """What the arms are: the settings in which they differ."""
+    found = {arm: dict(flat(read_settings(place).model_dump(mode="json"))) for arm, place in folders.items()}
+    keys = dict.fromkeys(key for own in found.values() for key in own if not key.startswith("run."))
+    varied = [key for key in keys if len({str(own.get(key)) for own in found.values()}) > 1]
+    records = [{"arm": arm} | {key: own.get(key) for key in varied} for arm, own in found.items()]
+    rows = tuple(tuple(str(value) for value in record.values()) for record in records)
+    return Sheet(
+        "Arms: settings in which they differ", "l" * (1 + len(varied)), ("arm", *varied), rows, tuple(records)
+    )
 
 
 def _write(folder: Path, comparison: Comparison) -> None:

@@ -14,7 +14,7 @@ from fedsdr.report.page import render
 from fedsdr.report.tables import Sheet
 from fedsdr.storage import write_file
 
-COMMON = {"domains": "By domain", "rates": "Learning rates"}
+COMMON = {"arms": "Arms", "domains": "By domain", "rates": "Learning rates"}
 """Tables of all budgets, and their titles."""
 
 
