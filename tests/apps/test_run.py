@@ -20,6 +20,8 @@ from fedsdr.apps.trained import export_round
 from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import load_base
 from fedsdr.recipe import dump_settings
 from fedsdr.storage import read_lines
 
@@ -429,3 +431,14 @@ def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_sett
         Diverged, match=r"round 1, code: training diverged: .* norm .*; lower client.learning_rate"
     ):
         run(settings)
+
+
+def test_one_tensor_that_is_no_number_is_told_as_divergence_wherever_it_lies(tiny_settings):
+    """The largest of several norms is not NaN if one that is a number comes first."""
+    settings = tiny_settings()
+    adapters = Adapters(load_base(settings.model).model, settings.lora)
+    adapters.initialise("shared", 0)
+    client_app._demand_sane(adapters, settings, "round 1, math")
+    adapters.parameters(("shared",))[-1].data.fill_(float("nan"))
+    with pytest.raises(Diverged, match=r"round 1, math: training diverged: a tensor .* has the norm nan"):
+        client_app._demand_sane(adapters, settings, "round 1, math")

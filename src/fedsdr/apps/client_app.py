@@ -10,11 +10,10 @@ import random
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -105,6 +104,7 @@ def train(message: Message, context: Context) -> Message:
     metrics, kept = _begin(settings, site, server_round, base, adapters, is_known)
     controls = _load_controls(message, settings, site, server_round)
     rate = learning_rate(settings.client, server_round, settings.server.num_rounds)
+    shapes = {key: value.shape for key, value in received.items()}
     metrics |= local_update(
         base,
         adapters,
@@ -115,8 +115,9 @@ def train(message: Message, context: Context) -> Message:
         seed_for(settings.run.seed, "client", site.id, "round", server_round),
         what,
         shared_factors=combination.factors,
-        shift=wire.unpack(controls.shift, _shapes(received)) if controls else None,
+        shift=wire.unpack(controls.shift, shapes) if controls else None,
     )
+    _demand_sane(adapters, settings, what)
     arrays, more = _pack_reply(settings, site, server_round, received, adapters, rank)
     kept |= more
     if controls:
@@ -131,7 +132,6 @@ def train(message: Message, context: Context) -> Message:
     if own is not None or kept:
         name = public_name(settings.model.name)
         save_state(site.folder, server_round, own, kept, settings.adapter, name)
-    _demand_sane(adapters, settings, what)
     metrics |= {"round": server_round, "num_examples": len(site.data.train)}
     metrics["seconds"] = time.monotonic() - start
     content = RecordDict({"arrays": arrays, "metrics": _as_record(metrics)})
@@ -228,7 +228,7 @@ def _load_adapters(
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    shapes = {key: value.shape for key, value in adapters.state("shared").items()}
+    shapes = adapters.shapes("shared")
     going_down = wire.going_down(settings, shapes)
     if len(going_down) < len(shapes):  # what does not come is drawn
         path = ("round", before) if combination.is_fresh else ()
@@ -302,12 +302,13 @@ def _demand_sane(adapters: Adapters, settings: Settings, what: str) -> None:
     Raises:
         Diverged: A tensor of the shared adapter is not finite, or larger than `server.max_norm`.
     """
-    norm = max(float(value.norm()) for value in adapters.state("shared").values())
-    if not norm <= settings.server.max_norm:
-        raise Diverged(
-            f"{what}: training diverged: a tensor of the shared adapter has the norm {norm:.3g}; lower"
-            f" client.learning_rate = {settings.client.learning_rate}"
-        )
+    for value in adapters.parameters(("shared",)):
+        norm = float(value.detach().norm())
+        if not norm <= settings.server.max_norm:  # so that NaN is refused too
+            raise Diverged(
+                f"{what}: training diverged: a tensor of the shared adapter has the norm {norm:.3g}; lower"
+                f" client.learning_rate = {settings.client.learning_rate}"
+            )
 
 
 def _load_controls(message: Message, settings: Settings, site: Site, server_round: int) -> Controls | None:
@@ -317,10 +318,6 @@ def _load_controls(message: Message, settings: Settings, site: Site, server_roun
     server = message.content["arrays"][wire.CONTROLS].numpy()  # type: ignore[union-attr]
     own = load_kept(site.folder, server_round).get(wire.CONTROLS)
     return Controls(server, np.zeros_like(server) if own is None else own)
-
-
-def _shapes(tensors: Mapping[str, Any]) -> wire.Shapes:
-    return {key: tuple(value.shape) for key, value in tensors.items()}
 
 
 def _pack_reply(

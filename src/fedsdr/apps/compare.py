@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedsdr.apps.grid import Plan, flat, read_grid, with_rate
-from fedsdr.apps.grid_results import DIVERGED, chosen_rates, read_trials, tabulate, write_plan
-from fedsdr.apps.run import Result, is_finished, read_settings, resume, run
+from fedsdr.apps.grid_results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
+from fedsdr.apps.run import Result, read_settings, resume, run
 from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.progress import say
@@ -92,7 +92,7 @@ def _finish_all(
     errors: dict[Place, UserError] = {}
     for settings in runs.values():
         _demand_same(settings)
-    waiting = {place: settings for place, settings in runs.items() if not _is_done(settings)}
+    waiting = {place: settings for place, settings in runs.items() if not finished(Path(settings.run.dir))}
     for number, (place, finish) in enumerate(_each(waiting, jobs), start=1):
         say(f"run {number} of {len(waiting)}{' ended' if jobs else ''}: {name(place)}")
         try:
@@ -146,11 +146,6 @@ def _finish(settings: Settings) -> Result:
     """Make a run, or go on with it."""
     folder = Path(settings.run.dir)
     return resume(folder) if (folder / "config.toml").exists() else run(settings)
-
-
-def _is_done(settings: Settings) -> bool:
-    folder = Path(settings.run.dir)
-    return (folder / "config.toml").exists() and is_finished(read_settings(folder))
 
 
 def _demand_same(settings: Settings, any_rate: bool = False) -> None:

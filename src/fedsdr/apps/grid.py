@@ -27,8 +27,6 @@ KEYS = {
     "budgets": 'values of client.budget, such as ["per_round", "per_stage"]; each gets its own tables',
 }
 NEEDED = {"recipe", "baseline", "seeds"}
-RATES = "rates"
-"""Key of an arm that has rates of its own, as another optimizer needs."""
 OWNED = {"client.learning_rate": "rates", "client.budget": "budgets"}
 """Settings that a key of the grid gives, where it is there."""
 VALIDATION = 0.1
@@ -96,7 +94,7 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
         """Name in the grid -> the arm that it is under this budget."""
         for name, settings in arms.items():
             own = settings | ({"client.budget": budget} if budget else {})
-            own_rates = own.pop(RATES, rates)
+            own_rates = own.pop("rates", rates)
             method = METHODS[load(own, name, "", seeds[0]).method]
             if budget == budgets[0] or len(method.stages) == 1:  # one stage takes the same steps either way
                 here[name] = name
@@ -128,7 +126,7 @@ def _arms(path: Path, values: dict[str, Any]) -> dict[str, Own]:
             raise UserError(
                 f"grid {path}: arm {name!r} would be a folder's name; expected letters, digits, . + -"
             )
-        if RATES in own and "rates" not in values:
+        if "rates" in own and "rates" not in values:
             raise UserError(f"grid {path}: arms.{name}.rates replaces rates, which the grid does not give")
     for key in {*varied, *common, *(key for own in named.values() for key in own)}:
         if key in OWNED and OWNED[key] in values:
@@ -179,10 +177,10 @@ def _read(path: Path) -> dict[str, Any]:
     for key in ("recipe", "baseline", "personal_baseline"):
         if not isinstance(values.get(key, ""), str):
             raise UserError(f"grid {path}: {key} = {values[key]!r}; expected a text")
-    examples: dict[str, list[Any]] = {"seeds": [0, 1, 2], RATES: [2e-4, 5e-4], "budgets": [*BUDGETS]}
+    examples: dict[str, list[Any]] = {"seeds": [0, 1, 2], "rates": [2e-4, 5e-4], "budgets": [*BUDGETS]}
     lists = [(key, values[key], example) for key, example in examples.items() if key in values]
-    of_arms = ((f"arms.{name}.{RATES}", own) for name, own in values.get("arms", {}).items())
-    lists += [(key, own[RATES], examples[RATES]) for key, own in of_arms if RATES in own]
+    of_arms = ((f"arms.{name}.rates", own) for name, own in values.get("arms", {}).items())
+    lists += [(key, own["rates"], examples["rates"]) for key, own in of_arms if "rates" in own]
     for key, found, example in lists:
         if not isinstance(found, list) or not found or len(set(map(str, found))) < len(found):
             raise UserError(

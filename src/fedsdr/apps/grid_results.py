@@ -46,7 +46,7 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
         UserError: No cell is finished yet.
     """
     plan = read_json(folder / PLAN)
-    results = [(arm, seed, _finished(folder / place)) for arm, seed, place in plan["cells"]]
+    results = [(arm, seed, finished(folder / place)) for arm, seed, place in plan["cells"]]
     cells = [_read_cell(arm, seed, result) for arm, seed, result in results if result]
     if not cells:
         raise UserError(f"no cell of the grid in {folder} is finished yet")
@@ -78,7 +78,7 @@ def read_trials(folder: Path) -> list[Trial]:
     for arm, rate, place in read_json(folder / PLAN)["trials"]:
         if (folder / place / DIVERGED).exists():
             losses.setdefault(arm, {})[rate] = None
-        elif result := _finished(folder / place):
+        elif result := finished(folder / place):
             losses.setdefault(arm, {})[rate] = _validation_loss(result)
     trials: list[Trial] = []
     for arm, by_rate in losses.items():
@@ -118,7 +118,7 @@ def _validation_loss(result: Result) -> float:
     return sum(mean[name] for name in learnt) / len(learnt)
 
 
-def _finished(folder: Path) -> Result | None:
+def finished(folder: Path) -> Result | None:
     """Result of a run; None if it has not begun or is not finished."""
     if not (folder / "config.toml").exists() or not is_finished(read_settings(folder)):
         return None
