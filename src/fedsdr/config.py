@@ -319,6 +319,9 @@ class Server(Section):
     """Which broadcast factor fedrot rotates towards; alternate: A in even rounds, B in odd ones."""
     max_norm: Positive = 1e4
     """A reply whose tensor has a larger Euclidean norm is dropped as absurd."""
+    keep_updates: bool = False
+    """Keep what each client sent in each round, to measure how alike the clients' changes are
+    (`fedsdr measure`): one adapter a client and round on the server's disk."""
 
     @property
     def eta(self) -> float:

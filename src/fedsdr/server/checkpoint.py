@@ -3,22 +3,24 @@
 Its first `lora.rank` ranks are the shared adapter. Where the combination changed the base, the residual's
 ranks follow, filled up with zeros in layers that have fewer, so that the file alone is the global model.
 
-A round is done when `server/round-0003` is there; nothing else decides where a run goes on.
+A round is done when `server/round-0003` is there; nothing else decides where a run goes on. Where
+`server.keep_updates` is set, `server/updates/round-0003/<client>.safetensors` holds what each client sent.
 """
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from fedsdr.client.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.config import Lora
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.server.optimize import Moments
-from fedsdr.storage import list_rounds, round_folder, write_folder
+from fedsdr.storage import list_rounds, round_folder, write_file, write_folder
 
 MOMENTS = "optimizer.safetensors"
+UPDATES = "updates"
 
 
 def last_round(folder: Path) -> int:
@@ -67,3 +69,14 @@ def load_round(folder: Path, server_round: int, rank: int) -> tuple[Arrays, Arra
     shapes = residual_shapes({key: value.shape for key, value in arrays.items()}, more)
     residual = {key: np.ascontiguousarray(rest[key][: s[0], : s[1]]) for key, s in shapes.items()}
     return shared, residual if more else {}
+
+
+def keep_update(folder: Path, server_round: int, client: str, arrays: Arrays) -> None:
+    """Keep a client's shared adapter as it came up, in the server's folder."""
+    write_file(round_folder(folder / UPDATES, server_round) / f"{client}.safetensors", save(arrays))
+
+
+def load_updates(folder: Path, server_round: int) -> dict[str, Arrays]:
+    """Read what the clients of a round sent, by client id; {} if it was not kept."""
+    paths = sorted(round_folder(folder / UPDATES, server_round).glob("*.safetensors"))
+    return {path.stem: load_file(path) for path in paths}

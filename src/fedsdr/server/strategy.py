@@ -6,6 +6,7 @@ as if nothing had happened.
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,6 +18,7 @@ from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
+from fedsdr.server.checkpoint import keep_update
 from fedsdr.server.combine import COMBINE, Before, add_residual
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
@@ -110,6 +112,8 @@ class FedStrategy(Strategy):
         num_good = 0
         for reply in replies:
             if update := self._check(reply, sent, server_round):
+                if self.settings.server.keep_updates:
+                    keep_update(Path(self.settings.run.dir) / "server", server_round, update.client, update.arrays)
                 held[update.client] = update
                 num_good += 1
             while waiting and waiting[0][1] not in self.asked:
