@@ -113,6 +113,8 @@ class Data(Section):
     """A folder with <domain>/train.jsonl and <domain>/test.jsonl; wins over `sources`."""
     sources: tuple[Source, ...] = ()
     """Domains from elsewhere; with neither `root` nor `sources` the built-in data is used."""
+    built_in: Literal["domains", "disputed"] = "domains"
+    """Which built-in data: five domains, or facts that some clients contradict (docs/data.md)."""
     domains: tuple[str, ...] = ()
     """Only these domains, in this order; empty: all, sorted by name."""
     num_train: Annotated[int, Field(ge=0)] = 0
@@ -467,11 +469,22 @@ class Settings(Section):
                 ("server.optimizer", self.server.optimizer, "fedavg"),
                 ("wire.dtype", self.wire.dtype, "float32"),
                 ("lora.client_ranks", self.lora.client_ranks, {}),
+                ("server.keep_updates", self.server.keep_updates, False),
             ):
                 if value != usual:
                     raise ValueError(
                         f"{key} = {value!r} does nothing under method = {self.method!r}: leave it out"
                     )
+        if self.data.built_in == "disputed":
+            if self.data.root or self.data.sources:
+                raise ValueError(
+                    "data.built_in = 'disputed' is not used beside data.root or data.sources: leave it out"
+                )
+            if self.partition.kind != "natural":
+                raise ValueError(
+                    f"data.built_in = 'disputed' says who holds what, which partition.kind ="
+                    f" {self.partition.kind!r} would undo: set partition.kind = 'natural'"
+                )
         if self.eval.on == "validation" and not self.data.validation:
             raise ValueError(
                 "eval.on = 'validation', but data.validation = 0.0 keeps no examples out: set it to 0.1"

@@ -3,8 +3,8 @@
 import pytest
 from scipy import stats
 
+from fedsdr.report.cells import Cell
 from fedsdr.report.comparison import (
-    Cell,
     Group,
     Trial,
     compare_cells,

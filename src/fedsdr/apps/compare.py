@@ -11,8 +11,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 from fedsdr.apps.grid import Plan, flat, read_grid, with_rate
@@ -138,8 +139,21 @@ def _finish_aside(settings: Settings) -> Result:
     """Finish a run in a process of its own; what it tells goes to log.txt in its folder."""
     folder = Path(settings.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
+    _end_with_parent()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         return _finish(settings)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is gone: killed, it could not say so. Nothing is lost."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait_and_end() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait_and_end, daemon=True).start()
 
 
 def _finish(settings: Settings) -> Result:

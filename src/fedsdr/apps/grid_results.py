@@ -11,10 +11,11 @@ from typing import Any
 from fedsdr.apps.grid import Plan, flat
 from fedsdr.apps.run import Result, is_finished, read_result, read_settings
 from fedsdr.errors import UserError
-from fedsdr.report.comparison import Cell, Comparison, Group, Trial, compare_cells
+from fedsdr.report.cells import Cell
+from fedsdr.report.comparison import Comparison, Group, Trial, compare_cells
 from fedsdr.report.grid_page import write_grid_report
 from fedsdr.report.tables import Sheet, render_text, to_csv
-from fedsdr.storage import Event, read_json, read_lines, write_file, write_json
+from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
 from fedsdr.tables import METHODS
 
 PLAN = "grid.json"
@@ -127,13 +128,18 @@ def finished(folder: Path) -> Result | None:
 
 def _read_cell(arm: str, seed: int, result: Result) -> Cell:
     """What a finished cell has to show, with every answer: a simulation's server holds the tests itself."""
-    last = read_settings(result.folder).server.num_rounds
+    settings = read_settings(result.folder)
+    last = settings.server.num_rounds
     names = {"base": (0, "global"), "global": (last, "global"), "personalised": (last, "personalised")}
     answers: dict[str, list[Event]] = {}
     for model, (number, name) in names.items():
         paths = sorted(result.folder.glob(f"clients/*/evaluation/round-{number:04d}-{name}.jsonl"))
         answers[model] = [record for path in paths for record in read_lines(path)]
-    return Cell(arm, seed, result.base, result.final, read_lines(result.folder / "metrics.jsonl"), answers)
+    rest = settings.model_dump(
+        mode="json", exclude={"run": True, "method": True, "client": {"learning_rate"}}
+    )
+    events = read_lines(result.folder / "metrics.jsonl")
+    return Cell(arm, seed, result.base, result.final, events, answers, settings.method, content_hash(rest))
 
 
 def _arms_sheet(folders: dict[str, Path]) -> Sheet:

@@ -77,10 +77,8 @@ def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
         names = _choose(data, list(sources))
         domains = {name: _from_source(sources[name], columns, data.seed) for name in names}
     else:
-        from fedsdr.data.demo import demo_data
-
-        built_in = demo_data(data.seed)
-        domains = {name: _from_examples(*built_in[name]) for name in _choose(data, list(built_in))}
+        built_in = _built_in(data)
+        domains = {name: built_in[name] for name in _choose(data, list(built_in))}
     return {name: _draw(_fill_choices(domain), data, name) for name, domain in domains.items()}
 
 
@@ -147,8 +145,16 @@ def _from_folder(folder: Path, name: str, columns: Mapping[str, str]) -> Domain:
     return Domain(train, test)
 
 
-def _from_examples(train: list[Example], test: list[Example]) -> Domain:
-    return Domain([Record(example) for example in train], [Record(example) for example in test])
+def _built_in(data: Data) -> dict[str, Domain]:
+    from fedsdr.data.demo import demo_data
+    from fedsdr.data.demo.disputed import disputed_data
+
+    if data.built_in == "disputed":
+        return {name: Domain(*parts) for name, parts in disputed_data(data.seed).items()}
+    return {
+        name: Domain(*([Record(example) for example in part] for part in parts))
+        for name, parts in demo_data(data.seed).items()
+    }
 
 
 def _from_source(source: Source, columns: Mapping[str, str], seed: int) -> Domain:

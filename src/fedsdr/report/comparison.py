@@ -5,16 +5,14 @@ seeds cover what seeds draw (order of the data, initial adapters, draw of client
 examples cover the draw of the test examples too.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-import numpy as np
-
-from fedsdr.measure.scores import Table
-from fedsdr.measure.statistics import Difference, clustered, holm, paired
+from fedsdr.measure.statistics import Difference, holm, paired
+from fedsdr.report.cells import VERDICTS, Cell, over_examples
 from fedsdr.report.events import cost_records, data_size
+from fedsdr.report.refutation import refutation
 from fedsdr.report.tables import NONE, Sheet, number
 from fedsdr.storage import Event
 
@@ -26,24 +24,9 @@ METRICS = {
     "words": ("words", 1),
     "choice_score": ("choice by likelihood", 3),
 }
-VERDICTS = {"score": "right", "unsupported_rate": "unsupported"}
-"""Metrics that are means of verdicts on single answers, and the key of the verdict."""
 COSTS = ("num_steps", "num_tokens", "num_bytes_up", "num_bytes_down", "prepare", "train", "evaluate")
 Arm = tuple[str, str]
 """Name of an arm, and which of its models; the base model is an arm of its own."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a finished cell has to show."""
-
-    arm: str
-    seed: int
-    base: Table
-    final: Table
-    events: Sequence[Event]
-    answers: Mapping[str, Sequence[Event]]
-    """Model ("base", "global" or "personalised") -> one record for each test prompt."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +60,8 @@ class Comparison:
     sheets: dict[str, Sheet]
     drawn: dict[str, Sequence[Event]]
     """What is equal between the arms -> records of score and losses."""
+    verdicts: Sequence[Event] = ()
+    """What the cells say of the method: {"claim", "verdict", "text"} each."""
 
 
 def compare_cells(cells: Sequence[Cell], groups: Mapping[str, Group], trials: Sequence[Trial]) -> Comparison:
@@ -101,7 +86,10 @@ def compare_cells(cells: Sequence[Cell], groups: Mapping[str, Group], trials: Se
     sheets["domains"] = domain_comparison(cells)
     if trials:
         sheets["rates"] = rate_choice(trials)
-    return Comparison(sheets, drawn)
+    tested, verdicts = refutation(cells)
+    if tested.rows:
+        sheets["refutation"] = tested
+    return Comparison(sheets, drawn, verdicts)
 
 
 def score_comparison(cells: Sequence[Cell], group: Group, metric: str = "score", equal: str = "") -> Sheet:
@@ -122,7 +110,7 @@ def score_comparison(cells: Sequence[Cell], group: Group, metric: str = "score",
         shared = sorted(of_seed.keys() & other.keys())
         if found := paired([of_seed[seed] for seed in shared], [other[seed] for seed in shared]):
             over_seeds[arm, model] = found
-        if metric in VERDICTS and (both := _over_examples(cells, arm, baseline, model, VERDICTS[metric])):
+        if metric in VERDICTS and (both := over_examples(cells, arm, baseline, model, VERDICTS[metric])):
             over_both[arm, model] = both
     tests = {"": over_seeds} | ({"_examples": over_both} if metric in VERDICTS else {})
     corrected = {
@@ -276,42 +264,6 @@ def _loss_cell(trial: Trial | None) -> str:
     if trial is None:
         return NONE
     return "diverged" if trial.loss is None else number(trial.loss, 3)
-
-
-def _over_examples(
-    cells: Sequence[Cell], arm: str, baseline: str, model: str, verdict: str
-) -> Difference | None:
-    """Test over seeds and examples: answers of the arm's model against the baseline's to the same prompts."""
-    mine, others = (_verdicts(cells, name, model, verdict) for name in (arm, baseline))
-    seeds = sorted(mine.keys() & others.keys())
-    if not seeds:
-        return None
-    common = [of_seed[seed].keys() for seed in seeds for of_seed in (mine, others)]
-    prompts = [prompt for prompt in mine[seeds[0]] if all(prompt in found for found in common)]
-    if not prompts:
-        return None
-    differences = np.array(
-        [[float(mine[seed][prompt]) - float(others[seed][prompt]) for prompt in prompts] for seed in seeds]
-    )
-    return clustered(differences, [domain for domain, *_ in prompts])
-
-
-def _verdicts(
-    cells: Sequence[Cell], arm: str, model: str, verdict: str
-) -> dict[int, dict[tuple[str, str, int], bool]]:
-    """Seed -> prompt -> verdict; a prompt is told by its domain, its texts, and which of equal ones it is."""
-    found: dict[int, dict[tuple[str, str, int], bool]] = {}
-    for cell in cells:
-        if cell.arm != arm:
-            continue
-        seen: Counter[tuple[str, str]] = Counter()
-        for record in cell.answers.get(model, ()):
-            texts = "\0".join(record[key] for key in ("instruction", "input", "output"))
-            seen[record["domain"], texts] += 1
-            if record[verdict] is not None:
-                place = (record["domain"], texts, seen[record["domain"], texts])
-                found.setdefault(cell.seed, {})[place] = record[verdict]
-    return found
 
 
 def _test_cells(record: Event, suffix: str, digits: int) -> tuple[str, str]:

@@ -14,7 +14,12 @@ from fedsdr.report.page import render
 from fedsdr.report.tables import Sheet
 from fedsdr.storage import write_file
 
-COMMON = {"arms": "Arms", "domains": "By domain", "rates": "Learning rates"}
+COMMON = {
+    "refutation": "Does rectification help?",
+    "arms": "Arms",
+    "domains": "By domain",
+    "rates": "Learning rates",
+}
 """Tables of all budgets, and their titles."""
 
 

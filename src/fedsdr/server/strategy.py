@@ -113,7 +113,9 @@ class FedStrategy(Strategy):
         for reply in replies:
             if update := self._check(reply, sent, server_round):
                 if self.settings.server.keep_updates:
-                    keep_update(Path(self.settings.run.dir) / "server", server_round, update.client, update.arrays)
+                    keep_update(
+                        Path(self.settings.run.dir) / "server", server_round, update.client, update.arrays
+                    )
                 held[update.client] = update
                 num_good += 1
             while waiting and waiting[0][1] not in self.asked:

@@ -1,0 +1,170 @@
+"""How alike the clients' texts are, before and after rewriting.
+
+Texts become bags of words. Longer texts look more alike by themselves, so every client and both views are cut
+to the same number of words, drawn at random. What needs the texts of several clients works in simulation
+only: in a deployment no one holds them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsdr.errors import UserError
+from fedsdr.measure.resampling import half_samples, with_interval
+from fedsdr.seeds import seed_for
+from fedsdr.storage import Event
+
+Pair = tuple[str, str]
+"""A response and its rewriting."""
+Counts = NDArray[np.int64]
+VIEWS = ("raw", "distilled")
+MEASURES = ("js", "js_plain", "tfidf")
+LEAST = 4
+"""Fewest examples of a client: halves of two are what can be told apart."""
+
+
+def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event]:
+    """Likeness of the clients' responses, pairwise and mean, raw, distilled, and the difference.
+
+    In each of 200 draws a random half of every client's examples is taken, the same for both views, and of
+    its words as many as the shortest of all these texts has. A value is the mean over the draws, its
+    interval 1.96 times their spread (`resampling`), which holds the draw of the words too.
+
+    - js_plain: Jensen-Shannon divergence of the word distributions in bits,
+      D = H((P + Q) / 2) - (H(P) + H(Q)) / 2, as the paper may have computed it. Two samples of one
+      distribution are well above 0.
+    - js: the same adjusted for that chance, (D - D0) / (1 - D0). D0 is the divergence after the words of
+      both are mixed and dealt out again: about 0 for texts of one distribution, 1 without a common word. It
+      may fall below 0, and is blind to words that come in clusters within a response.
+    - tfidf: cosine of the clients' TF-IDF vectors, each client one document.
+
+    Paper: FedSDR (arXiv 2605.18028) reports both without saying how they were computed. Lin, "Divergence
+    measures based on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991), 145-151. The
+    adjustment has the form of Vinh, Epps and Bailey, JMLR 11 (2010), 2837-2854.
+
+    Args:
+        pairs: Client -> its responses, each with its rewriting.
+        seed: Seed of the draws.
+
+    Returns:
+        Records with measure, view, a, b ("mean" and "" for the mean over pairs), value, low, high and
+        num_words, the mean number of words that each text was cut to.
+
+    Raises:
+        UserError: Fewer than two clients, or one has fewer than four examples or no words.
+    """
+    _check(pairs)
+    names = list(pairs)
+    rng = np.random.default_rng(seed_for(seed, "alignment"))
+    matrices = _count_words(pairs)
+    found: list[NDArray[np.float64]] = []
+    num_words: list[int] = []
+    for halves in half_samples([len(pairs[name]) for name in names], rng):
+        views = [
+            np.array(
+                [
+                    np.asarray(views[view][half].sum(axis=0))[0]
+                    for views, half in zip(matrices, halves, strict=True)
+                ]
+            )
+            for view in range(len(VIEWS))
+        ]
+        least = int(min(counts.sum(axis=1).min() for counts in views))
+        num_words.append(least)
+        cut = [_draw_words(counts, least, rng) for counts in views]
+        found.append(np.stack([_likeness(counts, rng) for counts in cut], axis=1))
+    draws = np.stack(found)  # (draws, measures, views, pairs)
+    common = {"num_words": float(np.mean(num_words))}
+    return [
+        {"measure": measure, **record, **common}
+        for number, measure in enumerate(MEASURES)
+        for record in pair_records(names, draws[:, number].mean(axis=0), draws[:, number])
+    ]
+
+
+def pair_records(
+    names: Sequence[str], values: NDArray[np.float64], draws: NDArray[np.float64]
+) -> list[Event]:
+    """One record for each view, and for their difference, and pair of clients, and for the mean over pairs.
+
+    Args:
+        names: The clients.
+        values: (views, pairs), pairs in the order of `itertools.combinations`.
+        draws: (draws, views, pairs).
+    """
+    places = list(combinations(names, 2))
+    records = []
+    for view in (*VIEWS, "difference"):
+        if view == "difference":
+            some, drawn = values[1] - values[0], draws[:, 1] - draws[:, 0]
+        else:
+            some, drawn = values[VIEWS.index(view)], draws[:, VIEWS.index(view)]
+        for number, (a, b) in enumerate(places):
+            records.append({"view": view, "a": a, "b": b, **with_interval(some[number], drawn[:, number])})
+        mean = with_interval(some.mean(), drawn.mean(axis=1))
+        records.append({"view": view, "a": "mean", "b": "", **mean})
+    return records
+
+
+def split_words(text: str) -> list[str]:
+    """Words in lower case, without signs between them."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def js(p: Counts, q: Counts) -> float:
+    """Jensen-Shannon divergence in bits of two bags of equally many words."""
+    return _entropy(p + q) - (_entropy(p) + _entropy(q)) / 2
+
+
+def tfidf(counts: Counts) -> NDArray[np.float64]:
+    """Cosine of TF-IDF vectors for each pair of rows; idf = log((1 + n) / (1 + df)) + 1 over the n rows."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    vectors = TfidfTransformer().fit_transform(counts).toarray()
+    cosines = vectors @ vectors.T
+    return np.array([cosines[a, b] for a, b in combinations(range(len(counts)), 2)])
+
+
+def _likeness(counts: Counts, rng: np.random.Generator) -> NDArray[np.float64]:
+    """All measures of all pairs of rows (measures, pairs), in the order of `MEASURES`."""
+    pairs = list(combinations(counts, 2))
+    plain = np.array([js(p, q) for p, q in pairs])
+    mixed = [(p + q, _draw_words([p + q], p.sum(), rng)[0]) for p, q in pairs]
+    chance = np.array([js(part, both - part) for both, part in mixed])
+    return np.array([(plain - chance) / (1 - chance), plain, tfidf(counts)])
+
+
+def _count_words(pairs: Mapping[str, Sequence[Pair]]) -> list[tuple[Any, Any]]:
+    """Words of each client's responses and rewritings as sparse counts (examples, vocabulary)."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counter = CountVectorizer(analyzer=split_words)
+    counter.fit([text for some in pairs.values() for pair in some for text in pair])
+    return [
+        (counter.transform([raw for raw, _ in some]), counter.transform([new for _, new in some]))
+        for some in pairs.values()
+    ]
+
+
+def _draw_words(counts: Iterable[Counts], num: int, rng: np.random.Generator) -> Counts:
+    """Draw `num` words of each row without replacement."""
+    return np.array([rng.multivariate_hypergeometric(row, num, method="marginals") for row in counts])
+
+
+def _entropy(counts: Counts) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
+def _check(pairs: Mapping[str, Sequence[Pair]]) -> None:
+    if len(pairs) < 2:
+        raise UserError(f"likeness is between clients, and there is {len(pairs)}: two or more are needed")
+    for name, some in pairs.items():
+        if len(some) < LEAST:
+            raise UserError(
+                f"{name} has {len(some)} responses; {LEAST} are needed to tell how sure a value is"
+            )

@@ -1,0 +1,143 @@
+"""Whether what clients change in the shared adapter agrees, and how much of a gain combination keeps.
+
+This is the referee's question to FedSDR: do the corrections of clients that contradict each other dilute when
+they are averaged? What clients sent must have been kept (`server.keep_updates`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+
+from fedsdr.client.wire import Arrays, pairs
+from fedsdr.data.conversation import Conversation
+from fedsdr.measure.resampling import Z
+from fedsdr.measure.transfer import example_losses, ratio
+from fedsdr.model.adapters import PREFIX, Adapters
+from fedsdr.model.base import Base
+from fedsdr.storage import Event
+
+
+def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Event]:
+    """Cosine and sign agreement of the clients' changes of one round, for each layer and over all.
+
+    The change of client k in a layer is that of the product, D_k = B_k A_k - B A (d_out, d_in), since equal
+    products may have unequal factors.
+
+    - cosine: <D_a, D_b> / (|D_a| |D_b|).
+    - sign_agreement: share of the entries in which both have the same sign; 0.5 is chance.
+
+    Args:
+        before: The shared adapter as it was sent to the clients, by PEFT key.
+        updates: Client -> its adapter after training.
+
+    Returns:
+        Records with layer ("all" over all layers), a, b ("mean" and "" for the mean over pairs), cosine and
+        sign_agreement; none for fewer than two clients.
+    """
+    names = list(updates)
+    if len(names) < 2:
+        return []
+    places = list(combinations(range(len(names)), 2))
+    products = np.zeros((len(names), len(names)))
+    same, size = np.zeros(len(places)), 0
+    records: list[Event] = []
+    for layer, changes in _changes(before, [updates[name] for name in names]):
+        flat = changes.flatten(1)
+        gram = (flat @ flat.T).double().numpy()
+        signs = torch.sign(flat)
+        equal = np.array([int((signs[a] == signs[b]).sum()) for a, b in places], float)
+        records += _pair_records(layer, names, gram, equal / flat.shape[1])
+        products += gram
+        same += equal
+        size += flat.shape[1]
+    return records + _pair_records("all", names, products, same / size)
+
+
+def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Path of each layer, and the changes of all clients in it (clients, d_out, d_in)."""
+    for key_a, key_b in pairs(before):
+        start = torch.from_numpy(before[key_b]) @ torch.from_numpy(before[key_a])
+        changes = [torch.from_numpy(new[key_b]) @ torch.from_numpy(new[key_a]) - start for new in updates]
+        yield key_a.removeprefix(PREFIX).removesuffix(".lora_A.weight"), torch.stack(changes)
+
+
+def _pair_records(layer: str, names: Sequence[str], gram: np.ndarray, agreement: np.ndarray) -> list[Event]:
+    """Records of one layer; a cosine is NaN where a client changed nothing, and is left out of the mean."""
+    norms = np.sqrt(np.diag(gram))
+    cosines = []
+    records: list[Event] = []
+    for number, (a, b) in enumerate(combinations(range(len(names)), 2)):
+        length = norms[a] * norms[b]
+        cosine = float(gram[a, b] / length) if length else None
+        cosines.append(cosine)
+        where = {"layer": layer, "a": names[a], "b": names[b]}
+        records.append(where | {"cosine": cosine, "sign_agreement": float(agreement[number])})
+    known = [cosine for cosine in cosines if cosine is not None]
+    mean = {"cosine": float(np.mean(known)) if known else None, "sign_agreement": float(agreement.mean())}
+    return [*records, {"layer": layer, "a": "mean", "b": ""} | mean]
+
+
+def gain_survival(
+    base: Base,
+    adapters: Adapters,
+    before: Arrays,
+    updates: Mapping[str, Arrays],
+    combined: Arrays,
+    tests: Mapping[str, Sequence[Conversation]],
+    batch_size: int,
+) -> list[Event]:
+    """How much of what a client gained in one round on its own test examples is left after combination.
+
+    Losses, in nats per response token, of base + shared adapter on the client's own held-out true responses:
+    before the round, with the client's own update, and with the combined one.
+
+        kept = (before - combined) / (before - own)
+
+    1: all of the gain; 0: none; below 0: the client is worse off than before the round; above 1: the others
+    helped it further. It says nothing where the client gained nothing itself: None if the interval of its own
+    gain holds 0.
+
+    Args:
+        base: The frozen base.
+        adapters: Whose shared adapter is overwritten.
+        before: The shared adapter that was sent.
+        updates: Client -> its adapter after training.
+        combined: The shared adapter after the round.
+        tests: Client -> its test conversations.
+        batch_size: Conversations in one forward pass.
+
+    Returns:
+        Records with client, before, own, combined, own_low and own_high (ends of the 95 % interval of the own
+        gain, over test examples), and kept.
+    """
+    num_tokens = {
+        name: np.array([text.num_response_tokens for text in texts], float) for name, texts in tests.items()
+    }
+
+    def losses(values: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
+        adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
+        with adapters.inference(("shared",), base.dtype):
+            return {name: example_losses(base, tests[name], batch_size) for name in names}
+
+    first, last = losses(before, list(updates)), losses(combined, list(updates))
+    records: list[Event] = []
+    for name, new in updates.items():
+        own = losses(before | new, [name])[name]
+        gain, error = ratio(first[name] - own, num_tokens[name])
+        total = num_tokens[name].sum()
+        lost = float((first[name] - last[name]).sum() / total)
+        low, high = gain - Z * error, gain + Z * error
+        records.append(
+            {
+                "client": name,
+                "before": float(first[name].sum() / total),
+                "own": float(own.sum() / total),
+                "combined": float(last[name].sum() / total),
+                "own_low": low,
+                "own_high": high,
+                "kept": None if low <= 0 <= high else lost / gain,
+            }
+        )
+    return records
