@@ -146,14 +146,15 @@ def _from_folder(folder: Path, name: str, columns: Mapping[str, str]) -> Domain:
 
 
 def _built_in(data: Data) -> dict[str, Domain]:
-    from fedsdr.data.demo import demo_data
-    from fedsdr.data.demo.disputed import disputed_data
-
     if data.built_in == "disputed":
+        from fedsdr.data.demo.disputed import disputed_data
+
         return {name: Domain(*parts) for name, parts in disputed_data(data.seed).items()}
+    from fedsdr.data.demo import demo_data
+
     return {
-        name: Domain(*([Record(example) for example in part] for part in parts))
-        for name, parts in demo_data(data.seed).items()
+        name: Domain([Record(example) for example in train], [Record(example) for example in test])
+        for name, (train, test) in demo_data(data.seed).items()
     }
 
 

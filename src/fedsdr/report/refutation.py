@@ -95,11 +95,11 @@ def _sheet(records: Sequence[Event]) -> Sheet:
             for r in records
         ),
         tuple(records),
-        note="Verdict: by the interval over seeds and examples, whose p is corrected by Holm for all rows; below"
-        " 0.05 it is supported or refuted by the sign. d_z: mean over standard deviation of the seeds'"
+        note="Verdict: by the interval over seeds and examples, whose p is corrected by Holm for all rows;"
+        " below 0.05 it is supported or refuted by the sign. d_z: mean over standard deviation of the seeds'"
         " differences. Seeds to decide: the fewest whose interval over seeds would exclude 0 if mean and"
-        " spread stayed as they are. Where that interval excludes 0 and the other does not, more test examples"
-        " would decide, not more seeds.",
+        " spread stayed as they are. Where that interval excludes 0 and the other does not, more test"
+        " examples would decide, not more seeds.",
     )  # fmt: skip
 
 
