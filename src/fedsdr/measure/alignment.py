@@ -6,6 +6,7 @@ only: in a deployment no one holds them.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -25,6 +26,8 @@ VIEWS = ("raw", "distilled")
 MEASURES = ("js", "js_plain", "tfidf")
 LEAST = 4
 """Fewest examples of a client: halves of two are what can be told apart."""
+LEAST_WORDS = 20
+"""Fewest words of a half: of fewer nearly all differ by chance."""
 
 
 def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event]:
@@ -38,8 +41,8 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
       D = H((P + Q) / 2) - (H(P) + H(Q)) / 2, as the paper may have computed it. Two samples of one
       distribution are well above 0.
     - js: the same adjusted for that chance, (D - D0) / (1 - D0). D0 is the divergence after the words of
-      both are mixed and dealt out again: about 0 for texts of one distribution, 1 without a common word. It
-      may fall below 0, and is blind to words that come in clusters within a response.
+      both are mixed and dealt out again, a mean over all draws: about 0 for texts of one distribution, 1
+      without a common word. It may fall below 0, and is blind to words that come in clusters in a response.
     - tfidf: cosine of the clients' TF-IDF vectors, each client one document.
 
     Paper: FedSDR (arXiv 2605.18028) reports both without saying how they were computed. Lin, "Divergence
@@ -55,7 +58,7 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
         num_words, the mean number of words that each text was cut to.
 
     Raises:
-        UserError: Fewer than two clients, or one has fewer than four examples or no words.
+        UserError: Fewer than two clients, or one has fewer than four examples or too few words.
     """
     _check(pairs)
     names = list(pairs)
@@ -76,8 +79,15 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
         least = int(min(counts.sum(axis=1).min() for counts in views))
         num_words.append(least)
         cut = [_draw_words(counts, least, rng) for counts in views]
+        if least < LEAST_WORDS:
+            raise UserError(
+                f"half of a client's responses have {least} words, too few to compare: {LEAST_WORDS} are"
+                " needed"
+            )
         found.append(np.stack([_likeness(counts, rng) for counts in cut], axis=1))
-    draws = np.stack(found)  # (draws, measures, views, pairs)
+    draws = np.stack(found)  # (draws, measures and chance, views, pairs)
+    chance = draws[:, -1].mean(axis=0)
+    draws[:, 0] = (draws[:, 0] - chance) / (1 - chance)
     common = {"num_words": float(np.mean(num_words))}
     return [
         {"measure": measure, **record, **common}
@@ -110,6 +120,23 @@ def pair_records(
     return records
 
 
+def cluster(instructions: Sequence[str], num: int, seed: int) -> list[str]:
+    """Group instructions into so many clusters, to stand for clients where a file names no domains.
+
+    k-means of TF-IDF vectors.
+
+    Returns:
+        "cluster-1", ... for each instruction, the largest first.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors = TfidfVectorizer(analyzer=split_words).fit_transform(instructions)
+    labels = KMeans(num, n_init=10, random_state=seed_for(seed, "cluster") % 2**32).fit_predict(vectors)
+    ranks = {label: rank for rank, (label, _) in enumerate(Counter(labels.tolist()).most_common(), start=1)}
+    return [f"cluster-{ranks[label]}" for label in labels.tolist()]
+
+
 def split_words(text: str) -> list[str]:
     """Words in lower case, without signs between them."""
     return re.findall(r"\w+", text.casefold())
@@ -130,12 +157,12 @@ def tfidf(counts: Counts) -> NDArray[np.float64]:
 
 
 def _likeness(counts: Counts, rng: np.random.Generator) -> NDArray[np.float64]:
-    """All measures of all pairs of rows (measures, pairs), in the order of `MEASURES`."""
+    """Divergence, again divergence, cosine, and D0, of all pairs of rows (4, pairs)."""
     pairs = list(combinations(counts, 2))
     plain = np.array([js(p, q) for p, q in pairs])
     mixed = [(p + q, _draw_words([p + q], p.sum(), rng)[0]) for p, q in pairs]
     chance = np.array([js(part, both - part) for both, part in mixed])
-    return np.array([(plain - chance) / (1 - chance), plain, tfidf(counts)])
+    return np.array([plain, plain, tfidf(counts), chance])
 
 
 def _count_words(pairs: Mapping[str, Sequence[Pair]]) -> list[tuple[Any, Any]]:

@@ -8,6 +8,7 @@ Paper: Shao and Wu, "A general theory for jackknife variance estimation", Annals
 1176-1197.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -32,6 +33,10 @@ def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[lis
 
 
 def with_interval(value: float, draws: NDArray[np.float64]) -> Event:
-    """Value with the ends of its 95 % interval: value -+ 1.96 sd of the draws (num_draws,)."""
+    """Value with the ends of its 95 % interval, value -+ 1.96 sd of the draws (num_draws,).
+
+    None for a value that is not a number, and for the ends where a draw is none.
+    """
     half = Z * float(draws.std(ddof=1))
-    return {"value": float(value), "low": float(value) - half, "high": float(value) + half}
+    found = {"value": float(value), "low": float(value) - half, "high": float(value) + half}
+    return {name: number if math.isfinite(number) else None for name, number in found.items()}

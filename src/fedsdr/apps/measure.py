@@ -1,0 +1,285 @@
+"""`fedsdr measure`: what the paper claims, measured on a run and written into its folder.
+
+Each measurement is a file of its own, `measurements/<name>.json`, written as soon as it is made. All need the
+data of all clients at one place, so they are for simulations.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from fedsdr import __version__
+from fedsdr.apps.run import checked_round, read_settings
+from fedsdr.apps.site import Site, close_sites, data_of, model_of, open_site
+from fedsdr.apps.trained import check_identity
+from fedsdr.client.wire import Arrays
+from fedsdr.config import Settings
+from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.progress import say
+from fedsdr.server.checkpoint import load_round, load_updates
+from fedsdr.storage import Event, list_rounds, write_json
+from fedsdr.tables import COMBINATIONS
+
+MOST = 64
+"""Training examples of a client whose gradients are taken."""
+Views = dict[str, dict[str, list[Conversation]]]
+"""View -> client -> conversations."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run's folder does not tell."""
+
+    nli: str = ""
+    """Name or folder of an NLI cross-encoder."""
+    judge: str = ""
+    """Base address of an OpenAI-compatible server that judges."""
+    judge_model: str = ""
+    """Name of the model there."""
+    against: Path | None = None
+    """A run whose global model is judged beside this one's; None: the base model."""
+    data: Path | None = None
+    """Folder with the benchmarks' local data."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks; empty: all that are there."""
+    limit: int = 0
+    """Examples of each benchmark; 0: all."""
+
+
+class NotMeasured(UserError):
+    """A run has not what a measurement needs."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run that is measured, with what it was made of."""
+
+    folder: Path
+    settings: Settings
+    options: Options
+
+    @cached_property
+    def model(self) -> tuple[Base, Adapters]:
+        """The base and its adapters."""
+        base, adapters = model_of(self.settings)
+        check_identity(self.settings, base.identity)
+        adapters.load_residual({})
+        return base, adapters
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """All clients."""
+        num = len(data_of(self.settings)[1])
+        return [open_site(self.settings, number, self.folder / "clients") for number in range(num)]
+
+    def rewritten(self) -> list[Site]:
+        """All clients, with rewritings of their training responses.
+
+        Raises:
+            NotMeasured: The method rewrites nothing.
+        """
+        if not all("train" in site.rewritings for site in self.sites):
+            raise NotMeasured(
+                f"method = {self.settings.method} rewrites no training response; measure a run of fedsd or"
+                " fedsdr"
+            )
+        return self.sites
+
+    def training(self) -> Views:
+        """Training conversations of all clients in both views."""
+        sites = self.rewritten()
+        return {view: {site.id: site.views[view] for site in sites} for view in ("raw", "distilled")}
+
+    def tests(self) -> Views:
+        """Test conversations of all clients, with true responses and with rewritings."""
+        return {
+            "raw": {site.id: list(site.tests.raw) for site in self.sites},
+            "distilled": {site.id: list(site.tests.distilled) for site in self.sites},
+        }
+
+    def shared(self, server_round: int) -> Arrays:
+        """The shared adapter of a round."""
+        arrays, _ = load_round(self.folder / "server", server_round, self.settings.adapter.rank)
+        return arrays
+
+
+def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, Event]:
+    """Make measurements of a run and write its page anew.
+
+    Args:
+        folder: A run's folder, with at least one finished round.
+        names: Of `MEASUREMENTS`; none: all that the run has what is needed for.
+        options: What the run's folder does not tell.
+
+    Returns:
+        Name -> measurement, as written.
+
+    Raises:
+        UserError: A name is unknown, or a measurement that was asked for by name cannot be made.
+    """
+    from fedsdr.report.page import write_report
+
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
+        raise UserError(f"measurement {unknown[0]!r} is unknown; known are {', '.join(MEASUREMENTS)}")
+    settings = read_settings(folder)
+    checked_round(folder, None)
+    subject = Subject(folder, settings, options)
+    made: dict[str, Event] = {}
+    try:
+        for name in names or MEASUREMENTS:
+            start = time.monotonic()
+            say(f"measuring {name}")
+            try:
+                found = MEASUREMENTS[name](subject)
+            except NotMeasured as reason:
+                if names:
+                    raise
+                say(f"  not measured: {reason}")
+                continue
+            made[name] = {
+                "measure": name,
+                "version": __version__,
+                "command": f"fedsdr measure {folder} --only {name}",
+                "seconds": time.monotonic() - start,
+                **found,
+            }
+            write_json(folder / "measurements" / f"{name}.json", made[name])
+    finally:
+        close_sites()
+    write_report(folder, settings)
+    return made
+
+
+def _alignment(subject: Subject) -> Event:
+    from fedsdr.measure.alignment import text_alignment
+
+    pairs = {
+        site.id: [
+            (example.response, new.distilled)
+            for example, new in zip(site.data.train, site.rewritings["train"], strict=True)
+        ]
+        for site in subject.rewritten()
+    }
+    records = text_alignment(pairs, subject.settings.run.seed)
+    return {"records": records, "notes": ["Training responses and what is taught after fall-back."]}
+
+
+def _gradients(subject: Subject) -> Event:
+    from fedsdr.measure.gradients import gradient_alignment
+
+    base, adapters = subject.model
+    views = {
+        view: {name: texts[:MOST] for name, texts in by_client.items()}
+        for view, by_client in subject.training().items()
+    }
+    _load(adapters, subject.shared(0))
+    settings = subject.settings
+    records = gradient_alignment(base, adapters, views, settings.client.batch_size, settings.run.seed)
+    note = f"At the shared adapter of round 0; at most {MOST} training examples of each client."
+    return {"records": records, "notes": [note]}
+
+
+def _transfer(subject: Subject) -> Event:
+    from fedsdr.measure.transfer import loss_transfer
+
+    base, adapters = subject.model
+    settings = subject.settings
+    client = settings.client.model_copy(update={"budget": "per_stage", "correction": "none"})
+    records = loss_transfer(
+        base,
+        adapters,
+        subject.training(),
+        subject.tests(),
+        client,
+        settings.eval.batch_size,
+        settings.run.seed,
+    )
+    work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs} epochs"
+    note = (
+        f"{work} of {client.batch_size * client.accumulation} examples at a rate of {client.learning_rate:g}."
+    )
+    return {"records": records, "notes": [note]}
+
+
+def _map(subject: Subject) -> Event:
+    from fedsdr.measure.map import response_map
+
+    base, adapters = subject.model
+    settings = subject.settings
+    records = response_map(base, adapters, subject.training(), settings.eval.batch_size, settings.run.seed)
+    return {"records": records, "notes": ["A picture, no evidence: other seeds give others."]}
+
+
+def _consistency(subject: Subject) -> Event:
+    from fedsdr.measure.consistency import update_consistency
+
+    records: list[Event] = []
+    for number, updates in _updates(subject):
+        before = subject.shared(number - 1)
+        records += [{"round": number, **record} for record in update_consistency(before, updates)]
+    return {"records": records, "notes": ["Changes of the products B A of the shared adapter in one round."]}
+
+
+def _survival(subject: Subject) -> Event:
+    from fedsdr.measure.consistency import gain_survival
+
+    base, adapters = subject.model
+    tests = {name: texts for name, texts in subject.tests()["raw"].items() if texts}
+    records: list[Event] = []
+    for number, updates in _updates(subject):
+        records += [
+            {"round": number, **record}
+            for record in gain_survival(
+                base,
+                adapters,
+                subject.shared(number - 1),
+                {name: new for name, new in updates.items() if name in tests},
+                subject.shared(number),
+                tests,
+                subject.settings.eval.batch_size,
+            )
+        ]
+    return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
+
+
+def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
+    """What the clients sent in each round.
+
+    Raises:
+        NotMeasured: It was not kept, or the clients do not begin from what the server has.
+    """
+    server = subject.folder / "server"
+    combination = COMBINATIONS[subject.settings.server.combination]
+    if combination.is_fresh or combination.kept or combination.adds_to_base:
+        raise NotMeasured(
+            f"server.combination = {subject.settings.server.combination}: clients do not begin a round from"
+            " the server's factors alone, so their changes cannot be told from what it keeps"
+        )
+    kept = [(number, load_updates(server, number)) for number in list_rounds(server) if number]
+    found = [(number, updates) for number, updates in kept if len(updates) > 1]
+    if not found:
+        raise NotMeasured(
+            "what the clients sent was not kept; run with server.keep_updates=true and at least two clients"
+        )
+    return found
+
+
+def _load(adapters: Adapters, values: Arrays) -> None:
+    adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
+
+
+MEASUREMENTS: Mapping[str, Callable[[Subject], Event]] = {
+    "alignment": _alignment,
+    "gradients": _gradients,
+    "transfer": _transfer,
+    "map": _map,
+    "consistency": _consistency,
+    "survival": _survival,
+}
