@@ -3,9 +3,13 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedsdr.apps import compare as module
@@ -317,3 +321,28 @@ def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert [budgets[arm] for arm in again] == ["per_stage"] * 2
     assert [budgets[arm] for arm in one_stage + two_stages] == ["per_round"] * 4
     assert "fedsdr compare recipes/compare-demo.toml" in path.read_text()
+
+
+def test_runs_of_a_grid_end_with_the_process_that_began_them(grid, tmp_path: Path):
+    """Killed, it cannot tell them; they must not stay behind and take the cores."""
+    command = [
+        sys.executable,
+        "-m",
+        "fedsdr.cli",
+        "compare",
+        str(grid()),
+        "--to",
+        str(tmp_path / "out"),
+        "--jobs",
+        "1",
+    ]
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (children := psutil.Process(parent.pid).children(recursive=True)) or not any(
+        (tmp_path / "out").glob("*/seed-*/log.txt")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(children, timeout=20)[1]

@@ -53,10 +53,6 @@ class Options:
     """Examples of each benchmark; 0: all."""
 
 
-class NotMeasured(UserError):
-    """A run has not what a measurement needs."""
-
-
 @dataclass(frozen=True)
 class Subject:
     """A run that is measured, with what it was made of."""
@@ -83,10 +79,10 @@ class Subject:
         """All clients, with rewritings of their training responses.
 
         Raises:
-            NotMeasured: The method rewrites nothing.
+            UserError: The method rewrites nothing.
         """
         if not all("train" in site.rewritings for site in self.sites):
-            raise NotMeasured(
+            raise UserError(
                 f"method = {self.settings.method} rewrites no training response; measure a run of fedsd or"
                 " fedsdr"
             )
@@ -122,7 +118,7 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
         Name -> measurement, as written.
 
     Raises:
-        UserError: A name is unknown, or a measurement that was asked for by name cannot be made.
+        UserError: A name is unknown, a measurement that was asked for by name cannot be made, or none can.
     """
     from fedsdr.report.page import write_report
 
@@ -132,16 +128,18 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
     checked_round(folder, None)
     subject = Subject(folder, settings, options)
     made: dict[str, Event] = {}
+    missing: list[str] = []
     try:
         for name in names or MEASUREMENTS:
             start = time.monotonic()
             say(f"measuring {name}")
             try:
                 found = MEASUREMENTS[name](subject)
-            except NotMeasured as reason:
+            except UserError as reason:
                 if names:
                     raise
                 say(f"  not measured: {reason}")
+                missing.append(f"{name}: {reason}")
                 continue
             made[name] = {
                 "measure": name,
@@ -153,6 +151,8 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
             write_json(folder / "measurements" / f"{name}.json", made[name])
     finally:
         close_sites()
+    if not made:
+        raise UserError("nothing could be measured. " + "; ".join(missing))
     write_report(folder, settings)
     return made
 
@@ -253,19 +253,19 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
     """What the clients sent in each round.
 
     Raises:
-        NotMeasured: It was not kept, or the clients do not begin from what the server has.
+        UserError: It was not kept, or the clients do not begin from what the server has.
     """
     server = subject.folder / "server"
     combination = COMBINATIONS[subject.settings.server.combination]
     if combination.is_fresh or combination.kept or combination.adds_to_base:
-        raise NotMeasured(
+        raise UserError(
             f"server.combination = {subject.settings.server.combination}: clients do not begin a round from"
             " the server's factors alone, so their changes cannot be told from what it keeps"
         )
     kept = [(number, load_updates(server, number)) for number in list_rounds(server) if number]
     found = [(number, updates) for number, updates in kept if len(updates) > 1]
     if not found:
-        raise NotMeasured(
+        raise UserError(
             "what the clients sent was not kept; run with server.keep_updates=true and at least two clients"
         )
     return found

@@ -1,0 +1,90 @@
+"""Measuring a run: each measurement is on disk as it is made, and what cannot be measured says why."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsdr.apps import site
+from fedsdr.apps.measure import MEASUREMENTS, Options, measure
+from fedsdr.apps.run import run
+from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.server.checkpoint import load_round, load_updates
+from fedsdr.storage import read_json
+
+QUICK = {
+    "data.domains": ["finance", "math"],
+    "data.num_train": 48,
+    "data.num_test": 4,
+    "server.num_rounds": 2,
+    "server.keep_updates": True,
+    "client.local_steps": 2,
+    "eval.max_new_tokens": 2,
+}
+ON_TEXTS = ("alignment", "gradients", "transfer", "map")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_settings) -> tuple[Settings, dict]:
+    """A run of fedsdr on the tiny model, with all that can be measured without other programs."""
+    settings = tiny_settings(method="fedsdr", **QUICK)
+    run(settings)
+    made = measure(Path(settings.run.dir), [*ON_TEXTS, "consistency", "survival"], Options())
+    yield settings, made
+    site.close_sites()
+    site.load_model.cache_clear()
+
+
+def test_each_measurement_is_a_file_with_its_records_and_how_it_was_made(measured):
+    settings, made = measured
+    for name, measurement in made.items():
+        kept = read_json(Path(settings.run.dir) / "measurements" / f"{name}.json")
+        assert kept == json.loads(json.dumps(measurement))
+        assert kept["records"] and kept["measure"] == name
+        assert kept["command"].startswith(f"fedsdr measure {settings.run.dir}")
+
+
+def test_what_clients_sent_is_kept_and_its_mean_is_the_combined_adapter(measured):
+    """n_k is equal here, and fedavg takes the mean."""
+    server = Path(measured[0].run.dir) / "server"
+    for number in (1, 2):
+        updates = load_updates(server, number)
+        assert list(updates) == ["finance", "math"]
+        combined, _ = load_round(server, number, measured[0].lora.rank)
+        for key, value in combined.items():
+            np.testing.assert_allclose(value, (updates["finance"][key] + updates["math"][key]) / 2, atol=1e-6)
+
+
+def test_consistency_is_told_for_every_round_and_layer(measured):
+    records = measured[1]["consistency"]["records"]
+    layers = {record["layer"] for record in records}
+    assert "all" in layers and len(layers) > 4
+    assert {record["round"] for record in records} == {1, 2}
+
+
+def test_survival_begins_a_round_where_the_last_one_ended(measured):
+    records = {(r["client"], r["round"]): r for r in measured[1]["survival"]["records"]}
+    for client in ("finance", "math"):
+        assert records[client, 2]["before"] == pytest.approx(records[client, 1]["combined"])
+
+
+def test_a_run_without_rewritings_or_updates_says_what_it_lacks_when_asked_and_goes_on_when_not(
+    tiny_settings, capsys: pytest.CaptureFixture[str]
+):
+    settings = tiny_settings(method="fedit", **QUICK | {"server.keep_updates": False})
+    run(settings)
+    folder = Path(settings.run.dir)
+    for name, told in (("alignment", "measure a run of fedsd or fedsdr"), ("survival", "keep_updates=true")):
+        with pytest.raises(UserError, match=told):
+            measure(folder, [name], Options())
+    made = measure(folder, [], Options())
+    assert not {*ON_TEXTS, "consistency", "survival"} & made.keys()
+    assert "not measured: method = fedit rewrites no training response" in capsys.readouterr().err
+
+
+def test_an_unknown_measurement_is_refused_with_the_known_ones(tmp_path: Path):
+    with pytest.raises(UserError, match="'alignmet' is unknown; known are alignment, "):
+        measure(tmp_path, ["alignmet"], Options())
+    assert "alignment" in MEASUREMENTS
