@@ -152,6 +152,82 @@ def report(
 
 
 @app.command()
+def measure(
+    run_dir: RunDir,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Names of measurements, with commas between them; all that can be made without it."
+        ),
+    ] = "",
+    nli: Annotated[
+        str,
+        typer.Option(help="An NLI cross-encoder, by hub name or folder, that checks entailment (paradox)."),
+    ] = "",
+    judge: Annotated[
+        str, typer.Option(help="Base address of an OpenAI-compatible server that judges (winrate, paradox).")
+    ] = "",
+    judge_model: Annotated[str, typer.Option(help="Name of the model there.")] = "",
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another run, whose global model is judged beside this one's (winrate)."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder with the benchmarks' files (docs/data.md); else the hub's.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Names of benchmarks, with commas between them.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Examples of each benchmark; 0: all.")] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what the paper claims, on a run: alignment, paradox, benchmarks, win rate, consistency."""
+    progress.quiet = quiet
+    from fedsdr.apps.measure import Options
+    from fedsdr.apps.measure import measure as measure_run
+
+    options = Options(nli, judge, judge_model, against, data, _names(tasks), limit)
+    made = measure_run(run_dir, _names(only), options)
+    if as_json:
+        _print_json(made)
+    else:
+        _print_measurements(made)
+        print(f"\nreport:  {run_dir / 'report.html'}")
+
+
+@app.command()
+def analyze(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help="A .jsonl, .json or .csv file with instruction, input, output, distilled and, if there are, domain and"
+            " label, answer or facts.",
+            metavar="PAIRS",
+        ),
+    ],
+    clusters: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Where no domains are named: this many clusters of instructions in their place."
+        ),
+    ] = 0,
+    nli: Annotated[str, typer.Option(help="An NLI cross-encoder, by hub name or folder.")] = "",
+    judge: Annotated[str, typer.Option(help="Base address of an OpenAI-compatible server that judges.")] = "",
+    judge_model: Annotated[str, typer.Option(help="Name of the model there.")] = "",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure rewritings in a file of pairs, without a run: alignment of domains, rewrite paradox."""
+    progress.quiet = quiet
+    from fedsdr.apps.analyze import analyze as analyze_pairs
+
+    made = analyze_pairs(pairs, clusters, nli, judge, judge_model)
+    if as_json:
+        _print_json(made)
+    else:
+        _print_measurements(made)
+
+
+@app.command()
 def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show what each client would hold: counts, words, labels, samples, duplicates."""
     from fedsdr.data.partition import partition
@@ -335,6 +411,22 @@ def _print_scores(base: Any, final: Any) -> None:
 
     for sheet in (score_sheet(base, final), loss_sheet(base, final)):
         print(f"\n{render_text(sheet)}\n")
+
+
+def _print_measurements(made: Any) -> None:
+    """Print the tables and verdicts of measurements."""
+    from fedsdr.report.measurements import measurement_sheets
+    from fedsdr.report.tables import render_text
+
+    for sheet in measurement_sheets(made):
+        print(f"\n{render_text(sheet)}")
+    for measurement in made.values():
+        for verdict in measurement.get("verdicts", ()):
+            print(f"\n{verdict['verdict']}: {verdict['claim']}\n  {verdict['text']}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.replace(",", " ").split())
 
 
 def _print_json(value: Any) -> None:

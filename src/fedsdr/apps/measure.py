@@ -27,7 +27,7 @@ from fedsdr.server.checkpoint import load_round, load_updates
 from fedsdr.storage import Event, list_rounds, write_json
 from fedsdr.tables import COMBINATIONS
 
-MOST = 64
+MOST = 48
 """Training examples of a client whose gradients are taken."""
 Views = dict[str, dict[str, list[Conversation]]]
 """View -> client -> conversations."""
