@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.data.examples import Example
-from fedsdr.data.readers import file_rows, hub_rows
+from fedsdr.data.readers import Row, file_rows, hub_rows
 from fedsdr.errors import UserError
+
+Reader = Callable[[dict[str, Any]], dict[str, Any]]
+"""From a row of the hub to a row in the form of the files."""
 
 LETTERS = "ABCDEFGH"
 FILES: Mapping[str, str] = {
@@ -50,9 +53,11 @@ HUB: Mapping[str, tuple[str, str, str]] = {
     "rte": ("nyu-mll/glue", "rte", "validation"),
     "mrpc": ("nyu-mll/glue", "mrpc", "validation"),
 }
-"""Task -> data set, configuration ("*": one for each subject) and split, those of lm-eval's own tasks. Differs:
-MMLU's subjects are read from the configuration that holds them all; lm-eval has no task on the Financial
-PhraseBank, so that is FinBen's rendering of it, whose terms must be accepted on the hub."""
+"""Task -> data set, configuration ("*": one for each subject) and split, those of lm-eval's own tasks.
+
+Differs: MMLU's subjects are read from the configuration that holds them all; lm-eval has no task on the
+Financial PhraseBank, so that is FinBen's rendering of it, whose terms must be accepted on the hub.
+"""
 
 LABELS: Mapping[str, tuple[str, ...]] = {
     "fpb": ("negative", "neutral", "positive"),
@@ -135,12 +140,12 @@ def from_hub(task: str) -> Source:
     """
     name, config, split = HUB[task]
     parts = _bbh_instructions() if config == "*" else {config: ""}
-    rows = []
+    rows: list[Row] = []
     for part, instruction in parts.items():
         for place, row in hub_rows(name, split, part):
-            told = row | {"subject": part, "instruction": instruction} if config == "*" else row
-            rows.append((place, _READERS[task](told)))
-    return Source(_questions(task, rows), "hub", f"{name} {config}".strip())
+            told = {"subject": part, "instruction": instruction} if config == "*" else {}
+            rows.append((place, row | told))
+    return Source(_questions(task, rows, _READERS[task]), "hub", f"{name} {config}".strip())
 
 
 def from_examples(domain: str, examples: Sequence[Example]) -> Source | None:
@@ -153,15 +158,19 @@ def from_examples(domain: str, examples: Sequence[Example]) -> Source | None:
     return Source(questions, "examples", domain) if questions else None
 
 
-def _questions(task: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Question]:
+def _questions(task: str, rows: Sequence[Row], read: Reader = dict) -> list[Question]:
     questions = []
     for place, row in rows:
         try:
-            questions.append(_question(task, row))
+            question = _question(task, read(row))
         except KeyError as missing:
             raise UserError(
                 f"{place}: no key {missing}, which {task} needs; found the keys {', '.join(row)}"
             ) from None
+        label, choices = question.example.label, question.example.choices
+        if choices and label not in choices:
+            raise UserError(f"{place}: label {label!r} is none of {task}'s choices {', '.join(choices)}")
+        questions.append(question)
     return questions
 
 
@@ -222,7 +231,7 @@ def _lettered(question: str, options: Sequence[str], label: str, subject: str) -
     return _row(instruction, "\n".join([question, *lines]), label, choices=options, subject=subject)
 
 
-def _pair(task: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _pair(task: str) -> Reader:
     """Reader of a GLUE task on two sentences; `hub_rows` writes "_" in the names of classes as a space."""
     return lambda row: _row(
         INSTRUCTIONS[task],
@@ -246,7 +255,7 @@ def _read_gsm8k(row: dict[str, Any]) -> dict[str, Any]:
     return _row(row["question"], "", f"{working}\nThe answer is {answer}.", answer=answer)
 
 
-_READERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+_READERS: Mapping[str, Reader] = {
     "mmlu": lambda row: _lettered(row["question"], row["choices"], row["answer"], row["subject"]),
     "medmcqa": lambda row: _lettered(
         row["question"], [row[f"op{letter}"] for letter in "abcd"], row["cop"].upper(), "medicine"

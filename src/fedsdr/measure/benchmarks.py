@@ -6,16 +6,15 @@ Goes in: a model and where the questions are. Comes out: one record for each tas
 - strict, flexible: share of greedy answers whose result is accepted (`measure.extraction`);
 - pass@1: share of greedy answers that are programs that pass their tests in `data.sandbox`.
 
-A question of BBH with choices is asked in both ways. A value is the mean over questions, as lm-eval's groups
-weigh it, so MMLU and BBH are no means over subjects; its standard error is that of a mean, s / sqrt(n) with s^2 =
-sum (x - mean)^2 / (n - 1), which covers the draw of questions alone.
+A question of BBH with choices is asked in both ways. A value is the mean over questions, as lm-eval's
+groups weigh it, so MMLU and BBH are no means over subjects; its standard error is s / sqrt(n) with
+s^2 = sum (x - mean)^2 / (n - 1), which covers the draw of questions alone.
 """
 
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedsdr.data.examples import Example
 from fedsdr.errors import Unreachable, UserError
@@ -53,8 +52,8 @@ def run_benchmarks(
         adapters: Holding the adapters' values.
         active: Which adapters make up the model.
         tasks: Names in `benchmark_tasks.FILES`, or domains of `data`; empty: all that are there.
-        data: A folder laid out as `FILES` says, examples that make one task for each domain, or None: lm-eval's
-            data sets on the hub.
+        data: A folder laid out as `FILES` says, examples that make one task for each domain, or None:
+            lm-eval's data sets on the hub.
         limit: Most questions of a task, a sample drawn by `seed`; 0: all.
         seed: Of that sample.
         batch_size: Questions in one forward pass, and answers written at a time.
@@ -64,9 +63,9 @@ def run_benchmarks(
         answers: Gets one record for each question and metric, with what the model answered.
 
     Returns:
-        Records {"task", "num", "metric", "value", "stderr" (None for one question), "chance" (mean of 1 / number
-        of choices of "likelihood"; else None), "origin", "dataset"}; after those of MMLU and BBH the same for each
-        subject, with "subject".
+        Records {"task", "num", "metric", "value", "stderr" (None for one question), "chance" (of "likelihood"
+        the mean of 1 / number of choices, else None), "origin", "dataset"}; after those of MMLU and BBH the
+        same for each subject, with "subject".
 
     Raises:
         Unreachable: lm-eval is missing, or a data set of the hub cannot be had.
@@ -84,18 +83,17 @@ def run_benchmarks(
     for name, source in _sources(tasks, data):
         questions = _sample(source.questions, limit, seed_for(seed, "benchmark", name))
         longest = MAX_NEW_TOKENS.get(name, max_new_tokens)
-        kinds: list[tuple[list[Question], Any]] = [
-            ([q for q in questions if q.example.choices and q.example.label], harness.of_choices),
-            ([q for q in questions if q.answers], lambda some, n=longest: harness.of_answers(some, n)),
-            (
-                [q for q in questions if q.tests],
-                lambda some, n=longest: harness.of_programs(some, n, code_timeout),
-            ),
-        ]
-        for some, config in kinds:
+        chosen = [q for q in questions if q.example.label and q.example.choices]
+        written = [q for q in questions if q.answers]
+        coded = [q for q in questions if q.tests]
+        for some, config in (
+            (chosen, harness.of_choices(chosen)),
+            (written, harness.of_answers(written, longest)),
+            (coded, harness.of_programs(coded, longest, code_timeout)),
+        ):
             if not some:
                 continue
-            task = harness.QuestionTask(name, some, config(some))
+            task = harness.QuestionTask(name, some, config)
             with adapters.inference(active, base.dtype, mix):
                 result = evaluate(
                     harness.HarnessModel(base, batch_size, name),
@@ -113,15 +111,17 @@ def run_benchmarks(
 
 def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, Source]]:
     """Questions of every task that is asked for, by name."""
-    is_examples = data is not None and not isinstance(data, Path)
-    domains = sorted({example.domain for example in data}) if is_examples else []
-    known = domains if is_examples else list(FILES)
+    if data is None or isinstance(data, Path):
+        known = list(FILES)
+    else:
+        known = sorted({example.domain for example in data})
     for name in tasks:
         if name not in known:
             raise UserError(f"tasks: unknown benchmark {name!r}; known ones: {', '.join(known)}")
     for name in tasks or known:
+        source: Source | None
         if data is None:
-            source = from_hub(name)
+            source, missing = from_hub(name), ""
         elif isinstance(data, Path):
             source = from_folder(name, data)
             missing = f"no file {data / FILES[name]}"

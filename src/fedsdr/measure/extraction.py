@@ -54,8 +54,8 @@ def is_accepted(given: str, accepted: Sequence[str]) -> bool:
 def program(answer: str, prompt: str, entry_point: str, tests: str) -> str:
     """Make the program that must run to its end: the code of an answer, then the tests.
 
-    Where a prompt begins a function, it stands first, for its imports and helpers: its function has a docstring
-    for a body, and is replaced if the answer defines it anew; else the answer continues it.
+    Where a prompt begins a function, it stands first, for its imports and helpers: its function has a
+    docstring for a body, and is replaced if the answer defines it anew; else the answer continues it.
 
     Args:
         answer: The model's answer; of several fenced blocks the first counts.

@@ -1,8 +1,8 @@
 """lm-evaluation-harness around our models: a model that it can ask, and tasks made of our questions.
 
 This file imports lm-eval (`pip install 'fedsdr[lm-eval]'`) and is imported where benchmarks are run, nowhere
-else. The harness's `evaluate` asks, filters, averages and gives standard errors; its `simple_evaluate` does the
-same but sets global seeds.
+else. The harness's `evaluate` asks, filters, averages and gives standard errors; its `simple_evaluate` does
+the same but sets global seeds.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ class HarnessModel(LM):
         return [(value, False) for row in range(len(questions)) for value in found[row]]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Greedy answers, to the end of the turn or to `max_gen_toks` of the first request, cut at `until`."""
+        """Greedy answers, to the end of the turn or `max_gen_toks` of the first request, cut at `until`."""
         prompts = [self._encode(request.args[0]) for request in requests]
         limits = requests[0].args[1]
         plan = by_length([len(prompt) for prompt in prompts], self.batch_size)
@@ -185,7 +185,7 @@ def of_programs(questions: Sequence[Question], max_new_tokens: int, timeout: flo
 
 
 def _written(max_new_tokens: int) -> dict[str, Any]:
-    # Nothing cuts an answer off but the end of the turn: prompts hold no other question that would be continued.
+    # The end of the turn ends an answer: there are no further questions that the model would go on with.
     limits = {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens}
     return {"output_type": "generate_until", "generation_kwargs": limits}
 
