@@ -40,7 +40,7 @@ def benchmark_sheet(records: Sequence[Event]) -> Sheet:
         " Strict: what follows “answer is”, or the whole answer. Flexible: the choice or accepted phrase that"
         " stands in the answer, or its last number; a long answer may hold it by chance. Pass@1: greedy"
         " programs that pass their tests. Chance: what guessing among the choices gets. Errors cover the draw"
-        " of questions; models answered the same ones, so overlapping errors do not show that two score alike.",
+        " of questions; models answered the same ones, so overlapping errors do not show that two are alike.",
     )
 
 
