@@ -70,6 +70,15 @@ TESTS = "def check(candidate):\n    assert candidate(5) == 2\n\ncheck(half)"
         ("```python\ndef half(n):\n    return math.floor(n / 2)\n```\nIt halves.", True),
         ("Sure!\n\n```python\ndef half(n):\n    return n / 2\n```", False),
         ("```python\nreturn n // 2\n```", True),
+        (
+            "def half(n):\n    if n:\n        return n // 2\n    return 0\n\n# Example:\nprint(half(4",
+            True,
+        ),  # cut off
+        ("def half(n):\n    return two(n)\n\ndef two(n):\n    return n // 2\n\nprint(half(4", True),
+        (
+            "# Halves.\nfrom math import floor\nif True:\n    two = 2\ndef half(n):\n    return floor(n / two)",
+            True,
+        ),
         ("It is simple.", False),
         ("", False),
     ],

@@ -55,7 +55,9 @@ def program(answer: str, prompt: str, entry_point: str, tests: str) -> str:
     """Make the program that must run to its end: the code of an answer, then the tests.
 
     Where a prompt begins a function, it stands first, for its imports and helpers: its function has a
-    docstring for a body, and is replaced if the answer defines it anew; else the answer continues it.
+    docstring for a body, and is replaced if the answer defines it anew; else the answer continues it. Of what
+    follows the new definition, all from the first comment, print, assert or if at the margin on is left out:
+    examples of use, often cut off in the middle, are no part of the function.
 
     Args:
         answer: The model's answer; of several fenced blocks the first counts.
@@ -66,9 +68,11 @@ def program(answer: str, prompt: str, entry_point: str, tests: str) -> str:
     code = extract_code(answer)
     if not entry_point:
         return f"{code}\n\n{tests}\n"
-    # A body whose first line lost its indentation when the answer was stripped.
-    is_whole = re.search(rf"^def {re.escape(entry_point)}\b", code, re.MULTILINE)
-    body = code if is_whole else "    " + code.strip()
+    if whole := re.search(rf"^def {re.escape(entry_point)}\b", code, re.MULTILINE):
+        body = code[: whole.end()] + re.split(r"\n(?=#|print|assert|if)", code[whole.end() :])[0]
+    else:
+        # A body whose first line lost its indentation when the answer was stripped.
+        body = "    " + code.strip()
     return f"{prompt.rstrip()}\n{body}\n\n{tests}\n"
 
 
