@@ -173,8 +173,12 @@ def measure(
         typer.Option(help="Another run, whose global model is judged beside this one's (winrate)."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder with the benchmarks' files (docs/data.md); else the hub's.")
-    ] = None,
+        str,
+        typer.Option(
+            help="Questions of the benchmarks: a folder laid out as docs/data.md says, or hub; the run's own test"
+            " examples without it."
+        ),
+    ] = "",
     tasks: Annotated[str, typer.Option(help="Names of benchmarks, with commas between them.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="Examples of each benchmark; 0: all.")] = 0,
     as_json: AsJson = False,

@@ -15,7 +15,7 @@ import torch
 from fedsdr import __version__
 from fedsdr.apps.run import checked_round, read_settings
 from fedsdr.apps.site import Site, close_sites, data_of, model_of, open_site
-from fedsdr.apps.trained import check_identity
+from fedsdr.apps.trained import check_identity, demand_global
 from fedsdr.client.wire import Arrays
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
@@ -24,8 +24,8 @@ from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.progress import say
 from fedsdr.server.checkpoint import load_round, load_updates
-from fedsdr.storage import Event, list_rounds, write_json
-from fedsdr.tables import COMBINATIONS
+from fedsdr.storage import Event, list_rounds, rewrite_lines, write_json
+from fedsdr.tables import COMBINATIONS, Adapter
 
 MOST = 48
 """Training examples of a client whose gradients are taken."""
@@ -45,8 +45,8 @@ class Options:
     """Name of the model there."""
     against: Path | None = None
     """A run whose global model is judged beside this one's; None: the base model."""
-    data: Path | None = None
-    """Folder with the benchmarks' local data."""
+    data: str = ""
+    """Folder with the benchmarks' local data, or "hub"; empty: the run's own test examples."""
     tasks: tuple[str, ...] = ()
     """Benchmarks; empty: all that are there."""
     limit: int = 0
@@ -249,6 +249,40 @@ def _survival(subject: Subject) -> Event:
     return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
 
 
+def _benchmarks(subject: Subject) -> Event:
+    from fedsdr.measure.benchmarks import run_benchmarks
+
+    base, adapters = subject.model
+    options, settings = subject.options, subject.settings
+    demand_global(settings, "benchmarks are of the base and the global model")
+    own = [example for site in subject.sites for example in site.tests.examples]
+    last = checked_round(subject.folder, None)
+    shared, residual = load_round(subject.folder / "server", last, settings.adapter.rank)
+    _load(adapters, shared)
+    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
+    records: list[Event] = []
+    answers: list[Event] = []
+    for model, active in models.items():
+        said: list[Event] = []
+        found = run_benchmarks(
+            base,
+            adapters,
+            active,
+            options.tasks,
+            data={"": own, "hub": None}.get(options.data, Path(options.data)),
+            limit=options.limit,
+            seed=settings.run.seed,
+            batch_size=settings.eval.batch_size,
+            code_timeout=settings.eval.code_timeout,
+            answers=said,
+        )
+        records += [{"model": model, **record} for record in found]
+        answers += [{"model": model, **answer} for answer in said]
+    rewrite_lines(subject.folder / "measurements" / "benchmark-answers.jsonl", answers)
+    return {"records": records, "notes": [f"After round {last}. Every answer is in benchmark-answers.jsonl."]}
+
+
 def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
     """What the clients sent in each round.
 
@@ -282,4 +316,5 @@ MEASUREMENTS: Mapping[str, Callable[[Subject], Event]] = {
     "map": _map,
     "consistency": _consistency,
     "survival": _survival,
+    "benchmarks": _benchmarks,
 }

@@ -1,0 +1,75 @@
+"""`make measure`: every measurement on the built-in data with the default model, and on other data where it is.
+
+Usage: measure.py FOLDER [DATA]
+
+FOLDER gets the grids and their pages. DATA is a folder as the benchmarks want it (docs/data.md). The judge of
+win rates is llama.cpp's server with the default model (Makefile): small, and shown as what it is by the
+agreement of its two orders. Grids that were begun before are taken up again.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SERVER = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.port = 0  # any free one
+params.n_parallel, params.n_ctx = 4, 4 * 2048
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+METHODS = ("fedit", "fedsd", "fedsdr")
+GRIDS = ("compare-demo", "refute-demo")
+"""Grids of more seeds, for the test that could refute the method, if they are there."""
+
+
+def main() -> None:
+    """Run all commands, and say how long each took."""
+    folder = Path(sys.argv[1])
+    data = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    fedsdr("compare", "recipes/measure-demo.toml", "--to", folder / "methods", "--jobs", 2)
+    fedsdr("compare", "recipes/disputed.toml", "--to", folder / "disputed", "--jobs", 2)
+    for method in METHODS:
+        cell = folder / "methods" / method / "seed-0"
+        fedsdr("measure", cell, "--only", "consistency,survival,paradox")
+    cell, other = (folder / "methods" / method / "seed-0" for method in ("fedsdr", "fedsd"))
+    fedsdr("measure", cell, "--only", "alignment,gradients,transfer,map,benchmarks")
+    with judge() as url:
+        only = ("measure", cell, "--only", "winrate", "--judge", url, "--judge-model", "smollm2")
+        fedsdr(*only, "--against", other)
+    if data:
+        fedsdr("measure", cell, "--only", "benchmarks", "--data", data, "--limit", 20)
+        pairs = data / "domains" / "general" / "alpaca_distilled_train.jsonl"
+        if pairs.exists():
+            fedsdr("analyze", pairs, "--clusters", 5)
+    for grid in (*(Path("runs") / name for name in GRIDS), folder / "methods", folder / "disputed"):
+        if (grid / "grid.json").exists():
+            fedsdr("report", grid)
+
+
+def fedsdr(*words: object) -> None:
+    """Run a command, shown with the seconds that it took."""
+    start = time.monotonic()
+    print(f"\n$ fedsdr {' '.join(map(str, words))}", flush=True)
+    subprocess.run([sys.executable, "-m", "fedsdr.cli", *map(str, words)], check=True)
+    print(f"# {time.monotonic() - start:.0f} s", flush=True)
+
+
+@contextmanager
+def judge() -> Iterator[str]:
+    """Base address of llama.cpp's server with the default model."""
+    command = [os.environ["FEDSDR_SERVER_PYTHON"], "-c", SERVER, os.environ["FEDSDR_SERVER_GGUF"]]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"{process.stdout.readline().strip()}/v1"  # it ends when its input does
+
+
+if __name__ == "__main__":
+    main()
