@@ -87,7 +87,14 @@ LEVELS = {"js": 0.34, "js_plain": 0.52, "tfidf": 0.46, "gradient": 0.21, "gradie
 """Mean of each measure of raw data."""
 GAINS = {"js": -0.06, "js_plain": -0.05, "tfidf": 0.12, "gradient": 0.09, "gradient_corrected": 0.11}
 """What rewriting changes in it."""
-TEXTS = ("true response", "rewriting", "true paraphrase", "base answer", "global answer", "personalised answer")
+TEXTS = (
+    "true response",
+    "rewriting",
+    "true paraphrase",
+    "base answer",
+    "global answer",
+    "personalised answer",
+)
 
 
 VERDICTS = [
@@ -201,9 +208,7 @@ def paradox(draw: random.Random, domains: Sequence[str]) -> list[Event]:
     return records
 
 
-def consistency(
-    draw: random.Random, clients: Sequence[str], num_layers: int, num_rounds: int
-) -> list[Event]:
+def consistency(draw: random.Random, clients: Sequence[str], num_layers: int, num_rounds: int) -> list[Event]:
     """Cosine and sign agreement of pairs and means, by layer and round; one layer had no change at first."""
     layers = ["all"]
     for number in range(num_layers):

@@ -104,7 +104,7 @@ def test_csv_of_a_plot_holds_its_records(make_run: MakeRun) -> None:
 
 
 def test_first_screen_says_what_was_run(make_run: MakeRun) -> None:
-    before, _, _ = parse(make_run).text.partition("Scores after round 4")
+    first, _, _ = parse(make_run).text.partition("Part of this page to show")
     for words in (
         "fedsdr: with rectification",
         "Q4_1 dequantised",
@@ -112,9 +112,9 @@ def test_first_screen_says_what_was_run(make_run: MakeRun) -> None:
         "4; 8 steps",
         "built-in",
     ):
-        assert words in before
-    assert "own private adapter" in before
-    assert "unfinished" not in before
+        assert words in first
+    assert "own private adapter" in first
+    assert "unfinished" not in first
 
 
 def test_one_adapter_has_no_personalised_model_and_no_rewriting(make_run: MakeRun) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fedsdr.report.figures import Figure
+from fedsdr.report.figures import Figure, limited
 from fedsdr.report.maps import MOST_NUMBERS, Matrix, Ramp, heat_panel, palette, scatter_panel
 from fedsdr.report.parts import Block, Table
+from fedsdr.report.plots import MOST_PANELS
 from fedsdr.report.tables import Sheet, with_interval
 from fedsdr.storage import Event
 
@@ -74,16 +75,18 @@ def likeness_figure(measure: str, records: Sequence[Event]) -> Figure:
     """Pairs of clients: raw, distilled and their difference side by side."""
     pairs = [record for record in records if record["a"] != "mean"]
     clients = list(dict.fromkeys(record[side] for side in "ab" for record in pairs))
+    shown = clients[:MOST_PANELS]
     matrices = {view: symmetric(pairs, "value", view=view) for view in VIEWS}
     shared = Ramp.of([*matrices["raw"].values(), *matrices["distilled"].values()])
-    ramps = {"raw": shared, "distilled": shared, "difference": Ramp.of(matrices["difference"].values())}
+    change = Ramp.of(matrices["difference"].values(), is_change=True)
+    ramps = {"raw": shared, "distilled": shared, "difference": change}
     title, note = LIKENESS[measure]
     return Figure(
         f"likeness-{measure}",
         f"{title}, by pair of clients",
         f"{note} Raw and distilled have one scale.{without_numbers(len(clients))}",
         (),
-        tuple(heat_panel(TITLES[view], matrices[view], clients, clients, ramps[view]) for view in VIEWS),
+        tuple(heat_panel(TITLES[view], matrices[view], shown, shown, ramps[view]) for view in VIEWS),
         records,
     )
 
@@ -104,11 +107,15 @@ def transfer_figure(on: str, records: Sequence[Event]) -> Figure:
     found = [record for record in records if record["tested_on"] != "mean"]
     rows = list(dict.fromkeys(record["trained_on"] for record in found))
     columns = list(dict.fromkeys(record["tested_on"] for record in found))
-    ramp = Ramp.of(record["value"] for record in found)
+    ramp = Ramp.of((record["value"] for record in found), is_change=True)
     panels = []
     for view in VIEWS[:2]:
         matrix = {(r["trained_on"], r["tested_on"]): r["value"] for r in found if r["view"] == view}
-        panels.append(heat_panel(f"trained on {view} responses", matrix, rows, columns, ramp))
+        panels.append(
+            heat_panel(
+                f"trained on {view} responses", matrix, rows[:MOST_PANELS], columns[:MOST_PANELS], ramp
+            )
+        )
     return Figure(
         f"transfer-{on.replace(' ', '-')}",
         f"Transfer: change of the loss on {on}",
@@ -130,7 +137,10 @@ def transfer_sheet(records: Sequence[Event]) -> Sheet:
         "Transfer from others: change of a client's loss by training on another's data, with 95 % interval",
         "llrr",
         ("tested on", "on", "trained on raw", "trained on distilled"),
-        tuple((*place, *(with_interval(cells.get((*place, view)), 3) for view in VIEWS[:2])) for place in ordered),
+        tuple(
+            (*place, *(with_interval(cells.get((*place, view)), 3) for view in VIEWS[:2]))
+            for place in ordered
+        ),
         tuple(others),
         num_summary=sum(place[0] == "mean" for place in ordered),
         note="Nats per token against the base model, mean over all other clients; below 0 is better."
@@ -168,10 +178,12 @@ def symmetric(records: Sequence[Event], value: str, **where: object) -> Matrix:
     """Matrix of pairs (a, b), the same both ways, of the records that have the given values."""
     found = [r for r in records if all(r[key] == wanted for key, wanted in where.items())]
     return {
-        place: record[value] for record in found for place in ((record["a"], record["b"]), (record["b"], record["a"]))
+        place: record[value]
+        for record in found
+        for place in ((record["a"], record["b"]), (record["b"], record["a"]))
     }
 
 
 def without_numbers(num: int) -> str:
-    """What a figure says whose matrices have no room for numbers."""
-    return " The CSV file has the numbers." if num > MOST_NUMBERS else ""
+    """What a figure says whose matrices, of so many clients, have no room for numbers or for all."""
+    return limited(num) or " The CSV file has the numbers." * (num > MOST_NUMBERS)

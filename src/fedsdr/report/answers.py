@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedsdr.report.figures import Figure
+from fedsdr.report.figures import Figure, limited
 from fedsdr.report.intervals import Z
 from fedsdr.report.parts import Block, Examples, Table
-from fedsdr.report.plots import Series, bar_panel
+from fedsdr.report.plots import MOST_PANELS, Series, bar_panel
 from fedsdr.report.tables import Sheet, number, with_interval
 from fedsdr.storage import Event
 
@@ -60,9 +60,10 @@ def checks_figure(
         for record in found:
             if (record["checker"], record["kind"]) == (checker, kind):
                 groups.setdefault(record["domain"], {})[series[record["of"]]] = _bar(record)
+        shown = {domain: groups[domain] for domain in [*groups][-MOST_PANELS:]}  # all domains come last
         high = 1.0 if kind in ("omission", "unsupported") else None
         told = f"{label}; by {checker}" if kind in ("omission", "unsupported") else label
-        panels.append(bar_panel(told, groups, high=high, digits=digits))
+        panels.append(bar_panel(told, shown, high=high, digits=digits))
     if not panels:
         return None
     used = tuple(one for of, one in series.items() if any(record["of"] == of for record in found))
@@ -70,7 +71,7 @@ def checks_figure(
         key,
         f"{title}, by domain",
         "What the named checker finds; lines are 95 % intervals. Of true responses and true paraphrases it is"
-        " the checker's own false alarms.",
+        " the checker's own false alarms." + limited(len({record["domain"] for record in found})),
         used,
         tuple(panels),
         found,
@@ -109,19 +110,20 @@ def benchmark_blocks(name: str, record: Event) -> list[Block]:
 
 
 def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
-    """Bars of every task, a panel for each metric."""
+    """Bars of every task, a panel for each metric; subjects of a task stand in the sheet alone."""
+    whole = [record for record in records if not record.get("subject")]
     panels = []
-    for metric in dict.fromkeys(record["metric"] for record in records):
+    for metric in dict.fromkeys(record["metric"] for record in whole):
         groups: Bars = {}
         chance = {}
-        for record in records:
+        for record in whole:
             if record["metric"] == metric:
                 value, half = record["value"], Z * (record["stderr"] or 0.0)
                 interval = (max(0.0, value - half), min(1.0, value + half)) if half else None
-                groups.setdefault(_task(record), {})[MODELS[record["model"]]] = (value, interval)
+                groups.setdefault(record["task"], {})[MODELS[record["model"]]] = (value, interval)
                 if record["chance"] is not None:
-                    chance[_task(record)] = ("chance", record["chance"])
-        panels.append(bar_panel(f"{metric}, share of tasks", groups, high=1.0, marks=chance))
+                    chance[record["task"]] = ("chance", record["chance"])
+        panels.append(bar_panel(f"{metric}, share right", groups, high=1.0, marks=chance))
     used = dict.fromkeys(record["model"] for record in records)
     return Figure(
         name,
@@ -166,12 +168,13 @@ def win_rate_blocks(name: str, record: Event) -> list[Block]:
     for one in records:
         value = None if one["rate"] is None else (one["rate"], (one["low"], one["high"]))
         groups.setdefault(one["domain"], {})[series[one["a"], one["b"]]] = value
-    panel = bar_panel("win rate", groups, high=1.0, marks=dict.fromkeys(groups, ("even", 0.5)))
+    shown = {domain: groups[domain] for domain in [*groups][-MOST_PANELS:]}
+    panel = bar_panel("win rate", shown, high=1.0, marks=dict.fromkeys(shown, ("even", 0.5)))
     figure = Figure(
         name,
         "Win rates by a judge",
-        "Wins and half the ties, as a share; both orders were asked. Dotted: neither is better. Lines are 95 %"
-        " intervals over prompts.",
+        "Wins and half the ties, as a share; both orders were asked. Dotted: neither is better. Lines are"
+        " 95 % intervals over prompts." + limited(len(groups)),
         tuple(series.values()),
         (panel,),
         records,
@@ -185,8 +188,8 @@ def win_rate_sheet(records: Sequence[Event]) -> Sheet:
     return Sheet(
         "Win rates by a judge, with 95 % interval",
         "lll" + "r" * 8,
-        ("model", "against", "domain", "win rate", "n", "wins", "ties", "losses", "unreadable", "orders agree",
-         "first preferred"),
+        ("model", "against", "domain", "win rate", "n", "wins", "ties", "losses", "unreadable",
+         "orders agree", "first preferred"),
         tuple(
             (
                 one["a"],

@@ -77,8 +77,8 @@ class Comparison:
     sheets: dict[str, Sheet]
     drawn: dict[str, Sequence[Event]]
     """What is equal between the arms -> records of score and losses."""
-    verdicts: Sequence[Mapping[str, str]] = ()
-    """What became of claims: records with claim, verdict (supported, refuted, undecided, not measured), text."""
+    verdicts: Sequence[Event] = ()
+    """What became of claims: records as `parts.Verdict`."""
 
 
 def compare_cells(cells: Sequence[Cell], groups: Mapping[str, Group], trials: Sequence[Trial]) -> Comparison:

@@ -1,5 +1,6 @@
 """Whether the clients' updates agree, and what combination leaves of their gains: figures and sheets."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ from fedsdr.report.alignment import symmetric, without_numbers
 from fedsdr.report.figures import Figure, limited, line_panels
 from fedsdr.report.maps import MOST_ROWS, Matrix, Ramp, heat_panel
 from fedsdr.report.parts import Block, Table
-from fedsdr.report.plots import Series
+from fedsdr.report.plots import MOST_PANELS, Series
 from fedsdr.report.tables import Sheet, number
 from fedsdr.storage import Event
 
@@ -27,7 +28,10 @@ def consistency_blocks(name: str, record: Event) -> list[Block]:
     last = max(one["round"] for one in records)
     pairs = [one for one in records if one["round"] == last and one["layer"] == "all" and one["a"] != "mean"]
     layers = [one for one in means if one["layer"] != "all"]
-    found = [layer_figure(name, layers) if layers else None, pair_figure(name, pairs, last) if pairs else None]
+    found = [
+        layer_figure(name, layers) if layers else None,
+        pair_figure(name, pairs, last) if pairs else None,
+    ]
     return [
         Table(f"{name}-rounds", round_sheet(means)),
         *(figure for figure in found if figure),
@@ -52,7 +56,7 @@ def layer_figure(name: str, means: Sequence[Event]) -> Figure:
     layers = list(dict.fromkeys(record["layer"] for record in means))
     is_grouped = len(layers) > MOST_ROWS
     rows = {layer: _label(layer, is_grouped) for layer in layers}
-    rounds = sorted({record["round"] for record in means})
+    rounds = _columns(means)
     panels = []
     for value, title in VALUES.items():
         sums: dict[tuple[str, str], list[float]] = {}
@@ -61,12 +65,12 @@ def layer_figure(name: str, means: Sequence[Event]) -> Figure:
                 sums.setdefault((rows[record["layer"]], str(record["round"])), []).append(record[value])
         matrix: Matrix = {place: sum(some) / len(some) for place, some in sums.items()}
         names = list(dict.fromkeys(rows.values()))
-        panels.append(heat_panel(title, matrix, names, list(map(str, rounds)), _ramp(matrix)))
+        panels.append(heat_panel(title, matrix, names, rounds, Ramp.of(matrix.values())))
     grouped = " Mean over the layers of a block." if is_grouped else ""
     return Figure(
         f"{name}-layers",
         "Agreement of the clients' updates, by layer and round",
-        f"Mean over pairs of clients. {READ}{grouped}",
+        f"Mean over pairs of clients; columns are rounds. {READ}{grouped}",
         (),
         tuple(panels),
         means,
@@ -76,10 +80,11 @@ def layer_figure(name: str, means: Sequence[Event]) -> Figure:
 def pair_figure(name: str, pairs: Sequence[Event], server_round: int) -> Figure:
     """Agreement of each pair of clients over all layers."""
     clients = list(dict.fromkeys(record[side] for side in "ab" for record in pairs))
+    shown = clients[:MOST_PANELS]
     panels = []
     for value, title in VALUES.items():
         matrix = symmetric(pairs, value)
-        panels.append(heat_panel(title, matrix, clients, clients, _ramp(matrix)))
+        panels.append(heat_panel(title, matrix, shown, shown, Ramp.of(matrix.values())))
     return Figure(
         f"{name}-clients",
         f"Agreement of the clients' updates over all layers, by pair of clients, in round {server_round}",
@@ -93,22 +98,26 @@ def pair_figure(name: str, pairs: Sequence[Event], server_round: int) -> Figure:
 def survival_blocks(name: str, record: Event) -> list[Block]:
     """What is kept of each client's own gain: a matrix over rounds, losses over rounds, the last round."""
     records = record["records"]
-    return [kept_figure(name, records), survival_figure(name, records), Table(f"{name}-last", survival_sheet(records))]
+    return [
+        kept_figure(name, records),
+        survival_figure(name, records),
+        Table(f"{name}-last", survival_sheet(records)),
+    ]
 
 
 def kept_figure(name: str, records: Sequence[Event]) -> Figure:
     """Share of the own gain that is left after combination, clients over rounds."""
     clients = list(dict.fromkeys(record["client"] for record in records))
-    rounds = list(map(str, sorted({record["round"] for record in records})))
+    rounds = _columns(records)
     matrix = {(record["client"], str(record["round"])): record["kept"] for record in records}
     return Figure(
         f"{name}-kept",
         "Share of a client's own gain that is left after combination, by round",
-        "1: all of it; 0: none; below 0: the client is worse off than before the round; above 1: the others"
-        " helped. Empty where the client gained nothing to speak of by itself."
-        + without_numbers(max(len(clients), len(rounds))),
+        "Columns are rounds. 1: all of it; 0: none; below 0: the client is worse off than before the"
+        " round; above 1: the others helped. Empty where the client gained nothing to speak of by itself."
+        + without_numbers(len(clients)),
         (),
-        (heat_panel("share kept", matrix, clients, rounds, _ramp(matrix)),),
+        (heat_panel("share kept", matrix, clients[:MOST_PANELS], rounds, Ramp.of(matrix.values())),),
         records,
     )
 
@@ -138,18 +147,18 @@ def survival_sheet(records: Sequence[Event]) -> Sheet:
         f"Own gain and what combination keeps of it, round {last}",
         "lrrrr",
         ("client", "before", "own update", "combined", "kept"),
-        tuple(
-            (r["client"], *(number(r[key], 3) for key in LOSSES), number(r["kept"], 2)) for r in found
-        ),
+        tuple((r["client"], *(number(r[key], 3) for key in LOSSES), number(r["kept"], 2)) for r in found),
         tuple(found),
-        note="Losses in nats per response token on the client's own test examples. Kept: (before - combined) /"
-        " (before - own update).",
+        note="Losses in nats per response token on the client's own test examples. Kept: (before -"
+        " combined) / (before - own update).",
     )
 
 
-def _ramp(matrix: Matrix) -> Ramp:
-    """Colours of one matrix; any, where nothing has a value."""
-    return Ramp.of([*matrix.values()] if any(value is not None for value in matrix.values()) else [0.0])
+def _columns(records: Sequence[Event]) -> list[str]:
+    """The rounds; of more than can be drawn, evenly many with the last."""
+    rounds = sorted({record["round"] for record in records})
+    every = math.ceil(len(rounds) / MOST_ROWS)
+    return [str(number) for number in rounds[::-1][::every][::-1]]
 
 
 def _label(layer: str, is_grouped: bool) -> str:

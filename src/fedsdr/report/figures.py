@@ -19,7 +19,6 @@ from fedsdr.report.tables import MODELS, NONE, loss_records
 from fedsdr.storage import Event
 from fedsdr.tables import METHODS
 
-
 Panel = LinePanel | BarPanel | HeatPanel | ScatterPanel
 
 
@@ -162,7 +161,7 @@ def paradox_figure(records: Sequence[Event]) -> Figure | None:
     )
 
 
-def comparison_figure(records: Sequence[Event], key: str) -> Figure | None:
+def comparison_figure(records: Sequence[Event], key: str) -> Figure:
     """Bars of scores and losses of the arms of a grid, with what the seeds leave open."""
     models = dict.fromkeys(record["model"] for record in records)
     series = {model: Series(model if model in MODELS else "base", _style(model)) for model in models}

@@ -10,7 +10,7 @@ from fedsdr.config import Settings
 from fedsdr.report.comparison import Comparison
 from fedsdr.report.figures import comparison_figure
 from fedsdr.report.page import render
-from fedsdr.report.parts import Part, Table
+from fedsdr.report.parts import Part, Table, Verdict
 from fedsdr.storage import write_file
 
 COMMON = {"arms": "Arms", "domains": "By domain", "rates": "Learning rates"}
@@ -66,7 +66,7 @@ def write_grid_report(
         name=folder.resolve().name,
         status=status,
         facts=facts,
-        verdicts=comparison.verdicts,
+        verdicts=list(map(Verdict.of, comparison.verdicts)),
         no_verdict="No claim was put to the test in this grid.",
         first=first,
         parts=parts,

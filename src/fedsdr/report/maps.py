@@ -20,7 +20,7 @@ MOST_ROWS = 40
 """More rows or columns are not drawn; the CSV file has all."""
 MOST_TOLD = 400
 """In larger matrices, a pointer resting on a cell is told nothing, to keep the page small."""
-LETTER = 6.4
+LETTER = 6.5  # width of a letter of a label
 Matrix = Mapping[tuple[str, str], float | None]
 """(row, column) -> value; None or no entry where there is none."""
 
@@ -38,18 +38,18 @@ NUM_COLOURS = 10
 
 @dataclass(frozen=True)
 class Ramp:
-    """Colours of values: two-sided about 0 where some are negative, else from the least to the greatest."""
+    """Colours of values from `low` to `high`, or of two sides about 0 where `low` is negative."""
 
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Ramp:
-        """Ramp that holds all values, at least one of which is a number."""
-        found = [value for value in values if value is not None]
+    def of(cls, values: Iterable[float | None], is_change: bool = False) -> Ramp:
+        """Ramp that holds all values: two-sided for changes and where one is negative."""
+        found = [value for value in values if value is not None] or [0.0]
         low, high = min(found), max(found)
-        if low < 0:
-            high = max(high, -low)
+        if low < 0 or is_change:
+            high = max(high, -low) or 1.0
             return cls(-high, high)
         return cls(low, high)
 
@@ -58,7 +58,9 @@ class Ramp:
         if self.low < 0:
             step = round(STEPS * value / self.high)
             return f"c{-step}" if step < 0 else f"h{step}"
-        return f"h{round(STEPS * (value - self.low) / (self.high - self.low))}" if self.high > self.low else "h5"
+        return (
+            f"h{round(STEPS * (value - self.low) / (self.high - self.low))}" if self.high > self.low else "h5"
+        )
 
     @property
     def styles(self) -> list[str]:
@@ -128,9 +130,9 @@ def heat_panel(
     }
     has_numbers = max(len(rows), len(columns)) <= MOST_NUMBERS
     short_rows, short_columns = list(map(shortened, rows)), list(map(shortened, columns))
-    left = 10 + LETTER * max(map(len, short_rows))
+    left = 9 + LETTER * max(map(len, short_rows))
     width = min(64.0, round((WIDTH - 4 - left) / len(columns), 2))
-    is_turned = max(map(len, short_columns)) * LETTER > width - 3
+    is_turned = max(map(len, short_columns)) * LETTER > width - 2
     top = 8 + LETTER * max(map(len, short_columns)) if is_turned else 18.0
     height = min(26.0, max(18.0, width)) if has_numbers else min(18.0, max(12.0, width))
     x, y = (Scale(0, 1, start, start + step) for start, step in ((left, width), (top, height)))

@@ -52,15 +52,15 @@ def measurement_parts(folder: Path) -> dict[str, list[Block]]:
 def verdicts(folder: Path) -> list[Verdict]:
     """What the measurements say of claims."""
     return [
-        Verdict.of(one)
-        for record in read_measurements(folder).values()
-        for one in record.get("verdicts", ())
+        Verdict.of(one) for record in read_measurements(folder).values() for one in record.get("verdicts", ())
     ]
 
 
 def seconds_sheet(measurements: Mapping[str, Event]) -> Sheet:
     """How long each measurement took."""
-    records = [{key: record[key] for key in ("measure", "seconds", "command")} for record in measurements.values()]
+    records = [
+        {key: record[key] for key in ("measure", "seconds", "command")} for record in measurements.values()
+    ]
     rows = tuple((r["measure"], f"{r['seconds']:,.1f}", r["command"]) for r in records)
     return Sheet("Measurements", "lrl", ("measurement", "seconds", "command"), rows, tuple(records))
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-
 MEASURE = "`fedsdr measure RUN`, with this run's folder for RUN"
 
 

@@ -155,7 +155,7 @@ def bar_panel(
     ends = [end for value, whisker in found for end in (value, *(whisker or ()))]
     ends += [value for _, value in marks.values()]
     ticks = nice_ticks(0, max(ends, default=0) if high is None else high)
-    left = 12 + 6.8 * min(MOST_LETTERS, max(map(len, groups)))
+    left = 12 + 7.4 * min(MOST_LETTERS, max(map(len, groups)))
     x = Scale(ticks[0], ticks[-1], left, WIDTH - 14)
     placed, lines = [], []
     top = 6.0
