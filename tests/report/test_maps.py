@@ -17,6 +17,17 @@ def test_a_change_is_coloured_by_its_sign_and_others_from_the_least_to_the_great
     )  # not the least of its ramp: there is a zero
 
 
+def test_numbers_have_the_decimals_that_tell_them_apart_and_room_or_are_told() -> None:
+    names = [f"c{number}" for number in range(10)]
+    matrix = {(a, b): -0.0039 for a in names for b in names}
+    ramp = Ramp.of(matrix.values(), is_change=True)
+    assert heat_panel("m", matrix, names[:3], names[:3], ramp).cells[0].shown == "-0.0039"
+    crowded = heat_panel("m", matrix, names, names, ramp).cells[0]  # ten times seven signs do not fit
+    assert (crowded.shown, crowded.told) == ("", "c0, c0: -0.0039")
+    assert Ramp.of([0.991, 0.995]).digits == 4
+    assert Ramp.of([0.2, 0.9]).digits == 2
+
+
 def test_cells_stand_in_their_row_and_column_with_their_number() -> None:
     matrix = {("a", "x"): 0.25, ("b", "y"): 0.75, ("b", "x"): None}
     panel = heat_panel("m", matrix, ["a", "b"], ["x", "y"], Ramp.of([0.0, 1.0]))

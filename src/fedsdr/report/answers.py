@@ -52,7 +52,8 @@ def checks_figure(
     key: str, title: str, series: Mapping[str, Series], records: Sequence[Event]
 ) -> Figure | None:
     """Bars by domain of every kind, for each checker; None where none of these texts was checked."""
-    found = [record for record in records if record["of"] in series and record["value"] is not None]
+    texts = [record for record in records if record["of"] in series and record["kind"] in KINDS]
+    found = [record for record in texts if record["value"] is not None]
     panels = []
     for checker, kind in dict.fromkeys((record["checker"], record["kind"]) for record in found):
         label, digits = KINDS[kind]

@@ -6,6 +6,7 @@ them in both themes and on paper.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,6 +22,7 @@ MOST_ROWS = 40
 MOST_TOLD = 400
 """In larger matrices, a pointer resting on a cell is told nothing, to keep the page small."""
 LETTER = 6.5  # width of a letter of a label
+DIGIT, SMALL_DIGIT = 6.3, 5.4  # and of a number's
 Matrix = Mapping[tuple[str, str], float | None]
 """(row, column) -> value; None or no entry where there is none."""
 
@@ -61,6 +63,12 @@ class Ramp:
         return (
             f"h{round(STEPS * (value - self.low) / (self.high - self.low))}" if self.high > self.low else "h5"
         )
+
+    @property
+    def digits(self) -> int:
+        """Decimals that tell a tenth of the ramp apart: 2 to 4."""
+        span = self.high if self.low < 0 else self.high - self.low
+        return min(4, max(2, 1 - math.floor(math.log10(span)))) if span else 2
 
     @property
     def styles(self) -> list[str]:
@@ -109,7 +117,7 @@ class HeatPanel:
 
 
 def heat_panel(
-    title: str, matrix: Matrix, rows: Sequence[str], columns: Sequence[str], ramp: Ramp, digits: int = 2
+    title: str, matrix: Matrix, rows: Sequence[str], columns: Sequence[str], ramp: Ramp
 ) -> HeatPanel:
     """Lay out a matrix.
 
@@ -119,7 +127,6 @@ def heat_panel(
         rows: Names from top to bottom; of more than 40, the first are drawn.
         columns: Names from left to right, likewise.
         ramp: Colours, the same for panels that are to be compared.
-        digits: Decimals of the numbers.
     """
     rows, columns = rows[:MOST_ROWS], columns[:MOST_ROWS]
     found = {
@@ -128,10 +135,14 @@ def heat_panel(
         for column in columns
         if (value := matrix.get((row, column))) is not None
     }
-    has_numbers = max(len(rows), len(columns)) <= MOST_NUMBERS
+    digits = ramp.digits
     short_rows, short_columns = list(map(shortened, rows)), list(map(shortened, columns))
     left = 9 + LETTER * max(map(len, short_rows))
     width = min(64.0, round((WIDTH - 4 - left) / len(columns), 2))
+    is_small = width < 34
+    letters = max((len(f"{value:.{digits}f}") for value in found.values()), default=0)
+    has_room = letters * (SMALL_DIGIT if is_small else DIGIT) < width
+    has_numbers = has_room and max(len(rows), len(columns)) <= MOST_NUMBERS
     is_turned = max(map(len, short_columns)) * LETTER > width - 2
     top = 8 + LETTER * max(map(len, short_columns)) if is_turned else 18.0
     height = min(26.0, max(18.0, width)) if has_numbers else min(18.0, max(12.0, width))
@@ -162,7 +173,7 @@ def heat_panel(
             (x.at(place + 0.5), *pair) for place, pair in enumerate(zip(short_columns, columns, strict=True))
         ),
         is_turned,
-        width < 34,
+        is_small,
         left,
         top,
         bottom,
