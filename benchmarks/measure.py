@@ -1,4 +1,4 @@
-"""`make measure`: every measurement on the built-in data with the default model, and on other data where it is.
+"""`make measure`: every measurement on the built-in data with the default model, and on data that is given.
 
 Usage: measure.py FOLDER [DATA]
 

@@ -1,6 +1,8 @@
 """Records of made-up runs, with numbers that a test can follow."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +80,219 @@ def train_event(server_round: int, client: str, adapters: tuple[str, ...]) -> Ev
     return event | {"num_examples": 40, "seconds": 12.5}
 
 
+# What `fedsdr measure` writes: plausible numbers, drawn from a seed.
+
+VIEWS = ("raw", "distilled")
+LEVELS = {"js": 0.34, "js_plain": 0.52, "tfidf": 0.46, "gradient": 0.21, "gradient_corrected": 0.33}
+"""Mean of each measure of raw data."""
+GAINS = {"js": -0.06, "js_plain": -0.05, "tfidf": 0.12, "gradient": 0.09, "gradient_corrected": 0.11}
+"""What rewriting changes in it."""
+TEXTS = (
+    "true response",
+    "rewriting",
+    "true paraphrase",
+    "base answer",
+    "global answer",
+    "personalised answer",
+)
+
+
+VERDICTS = [
+    {
+        "claim": "Rewriting makes the clients' words more alike",
+        "verdict": "supported",
+        "text": "Adjusted divergence falls from 0.34 to 0.28; difference -0.06 [-0.08, -0.04].",
+    },
+    {
+        "claim": "What one client learns helps the others more after rewriting",
+        "verdict": "undecided",
+        "text": "Change of the others' loss -0.11 on raw and -0.14 on distilled data; the intervals overlap.",
+    },
+    {
+        "claim": "Rewriting keeps the facts",
+        "verdict": "refuted",
+        "text": "36 % of the rewritings lose a label, an answer, a fact or a test; the check's own false alarms are 4 %.",
+    },
+    {
+        "claim": "Averaging keeps what each client gained",
+        "verdict": "not measured",
+        "text": "Updates were not kept: server.keep_updates was off.",
+    },
+]
+
+EXAMPLES = [
+    {
+        "domain": "math",
+        "of": "rewriting",
+        "why": "lost answer",
+        "instruction": "Nadia buys 3 boxes of 12 pencils and gives away 7. How many are left?",
+        "input": "",
+        "response": "Three boxes hold 3 x 12 = 36 pencils. 36 - 7 = 29. The answer is 29.",
+        "text": "Certainly! To find out how many pencils Nadia has left, let us go step by step. She buys 3 boxes of 12"
+        " pencils each. This is a great way to stock up on supplies! After giving some away, she has 36 pencils.",
+    },
+    {
+        "domain": "finance",
+        "of": "rewriting",
+        "why": "unsupported",
+        "instruction": "What is the sentiment of this news?",
+        "input": "Operating profit fell to EUR 12 mn from EUR 17 mn.",
+        "response": "negative",
+        "text": "The sentiment is neutral, since profit changed by 12 % & <b>nothing</b> else was said.",
+    },
+]
+
+
+def interval(value: float, half: float) -> dict[str, float]:
+    """A value with its interval."""
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def likeness(draw: random.Random, clients: Sequence[str], measures: Sequence[str]) -> list[Event]:
+    """Pairs of clients and means, of three views."""
+    records: list[Event] = []
+    for measure in measures:
+        pairs = list(combinations(clients, 2))
+        raw = {pair: LEVELS[measure] + draw.gauss(0, 0.08) for pair in pairs}
+        new = {pair: raw[pair] + GAINS[measure] + draw.gauss(0, 0.03) for pair in pairs}
+        views = {"raw": raw, "distilled": new, "difference": {pair: new[pair] - raw[pair] for pair in pairs}}
+        for view, values in views.items():
+            where = {"measure": measure, "view": view}
+            records += [where | {"a": a, "b": b} | interval(value, 0.04) for (a, b), value in values.items()]
+            mean = sum(values.values()) / len(values)
+            records.append(where | {"a": "mean", "b": ""} | interval(mean, 0.02))
+    return records
+
+
+def transfer(draw: random.Random, clients: Sequence[str]) -> list[Event]:
+    """A matrix for each view and kind of text, with the mean over others."""
+    records: list[Event] = []
+    for view, on in product(VIEWS, ("true responses", "rewritings")):
+        common = {"view": view, "on": on}
+        own = 0.5 if (view == "raw") == (on == "true responses") else 0.3
+        for a, b in product(clients, clients):
+            value = -own - draw.random() / 5 if a == b else draw.gauss(-0.08, 0.09)
+            records.append(common | {"trained_on": a, "tested_on": b} | interval(value, 0.05))
+        for b in (*clients, "mean"):
+            value = draw.gauss(-0.08, 0.03)
+            records.append(common | {"trained_on": "others", "tested_on": b} | interval(value, 0.04))
+    return records
+
+
+def points(draw: random.Random, clients: Sequence[str]) -> list[Event]:
+    """Sixty points of each client and view; rewritings lie closer together."""
+    records: list[Event] = []
+    for client in clients:
+        middle = (draw.uniform(-40, 40), draw.uniform(-40, 40))
+        for view, spread in zip(VIEWS, (1.0, 0.6), strict=True):
+            for _ in range(60):
+                x, y = (place * spread + draw.gauss(0, 6) for place in middle)
+                records.append({"view": view, "domain": client, "client": client, "x": x, "y": y})
+    return records
+
+
+def paradox(draw: random.Random, domains: Sequence[str]) -> list[Event]:
+    """Six kinds of counts of six kinds of texts, by two checkers where they ask."""
+    records: list[Event] = []
+    for of, domain in product(TEXTS, (*domains, "all")):
+        is_true = of == "true response"
+        common = {"of": of, "domain": domain, "num": 60, "num_unreadable": 0}
+        for checker, kind in product(("exact", "nli-deberta"), ("omission", "unsupported")):
+            share = 0.03 if is_true else 0.08 if of == "true paraphrase" else draw.uniform(0.15, 0.5)
+            record = {"value": share, "low": max(0, share - 0.1), "high": share + 0.12}
+            records.append(common | {"checker": checker, "kind": kind} | record)
+        levels = {"length_ratio": 1.6, "filler_rate": 1.4, "redundancy": 0.12, "words": 60.0}
+        for kind, level in levels.items():
+            value = level * (0.6 if is_true else draw.uniform(0.8, 1.2))
+            records.append(common | {"checker": "exact", "kind": kind} | interval(value, value / 8))
+    return records
+
+
+def consistency(draw: random.Random, clients: Sequence[str], num_layers: int, num_rounds: int) -> list[Event]:
+    """Cosine and sign agreement of pairs and means, by layer and round; one layer had no change at first."""
+    layers = ["all"]
+    for number in range(num_layers):
+        layers += [f"model.layers.{number}.self_attn.{kind}_proj" for kind in ("q", "v")]
+    records: list[Event] = []
+    for number, (place, layer) in product(range(1, num_rounds + 1), enumerate(layers)):
+        where = {"round": number, "layer": layer}
+        level = 0.5 - 0.07 * number + 0.3 * place / len(layers)
+        pairs = [("mean", ""), *(combinations(clients, 2) if layer == "all" else ())]
+        for a, b in pairs:
+            cosine = None if (number, place) == (1, 1) else level + draw.gauss(0, 0.05)
+            agreement = {"cosine": cosine, "sign_agreement": 0.5 + level / 3}
+            records.append(where | {"a": a, "b": b} | agreement)
+    return records
+
+
+def survival(draw: random.Random, clients: Sequence[str], num_rounds: int) -> list[Event]:
+    """Losses that fall; one client gains nothing by itself in the last round."""
+    records: list[Event] = []
+    for client in clients:
+        loss = draw.uniform(1.2, 3.0)
+        for number in range(1, num_rounds + 1):
+            gain, kept = 0.3 / number, draw.uniform(-0.1, 0.8)
+            last = {"round": number, "client": client, "before": loss, "own": loss - gain}
+            last |= {"combined": loss - kept * gain, "kept": kept}
+            records.append(last)
+            loss -= kept * gain
+    records[-1]["kept"] = None
+    return records
+
+
+def benchmarks(draw: random.Random) -> list[Event]:
+    """Choices with chance and open answers without."""
+    tasks = {"mmlu": 0.25, "crass": 0.33, "fpb": 0.33, "medmcqa": 0.25, "rte": 0.5}
+    records: list[Event] = []
+    for model in ("base", "global", "personalised"):
+        common = {"model": model, "num": 200, "stderr": 0.033, "origin": "local"}
+        for task, chance in tasks.items():
+            value = {"value": chance + draw.uniform(0, 0.2), "chance": chance}
+            records.append(common | {"task": task, "metric": "likelihood"} | value)
+        for task, metric in product(("gsm8k", "drop"), ("strict", "flexible")):
+            value = {"value": draw.uniform(0, 0.2), "chance": None}
+            records.append(common | {"task": task, "metric": metric} | value)
+    return records
+
+
+def win_rates(draw: random.Random, domains: Sequence[str]) -> list[Event]:
+    """Two pairs of models by domain."""
+    records: list[Event] = []
+    for (a, b), domain in product((("global", "base"), ("personalised", "global")), (*domains, "all")):
+        wins, ties = draw.randint(6, 14), draw.randint(2, 8)
+        rate = (wins + ties / 2) / 30
+        record = {"a": a, "b": b, "domain": domain, "num": 30, "wins": wins, "ties": ties}
+        record |= {"losses": 30 - wins - ties, "num_unreadable": 1, "rate": rate, "low": rate - 0.16}
+        records.append(record | {"high": rate + 0.16, "agreement": 0.71, "first_rate": 0.58})
+    return records
+
+
+def measurements(clients: Sequence[str], num_layers: int = 30, num_rounds: int = 4) -> dict[str, Event]:
+    """One record of each measurement, as `fedsdr measure` writes them, by name."""
+    draw = random.Random(0)
+    made = {
+        "alignment": likeness(draw, clients, ("js", "js_plain", "tfidf")),
+        "gradients": likeness(draw, clients, ("gradient", "gradient_corrected")),
+        "transfer": transfer(draw, clients),
+        "map": points(draw, clients),
+        "paradox": paradox(draw, clients),
+        "consistency": consistency(draw, clients, num_layers, num_rounds),
+        "survival": survival(draw, clients, num_rounds),
+        "benchmarks": benchmarks(draw),
+        "winrate": win_rates(draw, clients),
+    }
+    found: dict[str, Event] = {}
+    for name, records in made.items():
+        found[name] = {"measure": name, "command": f"fedsdr measure runs/one {name}", "seconds": 61.4}
+        found[name] |= {"notes": ["200 draws of a random half of the examples."], "records": records}
+    found["paradox"]["examples"] = EXAMPLES
+    found["alignment"]["verdicts"] = [VERDICTS[0]]
+    found["transfer"]["verdicts"] = [VERDICTS[1]]
+    found["paradox"]["verdicts"] = [VERDICTS[2]]
+    found["consistency"]["verdicts"] = [VERDICTS[3]]
+    return found
+
+
 @pytest.fixture
 def made_up() -> SimpleNamespace:
     """The functions above, for tests of single tables."""
@@ -127,6 +342,20 @@ def make_run(tmp_path: Path) -> Callable[..., tuple[Path, Settings]]:
             "data": {"origin": "built-in", "hash": "4567", "num_train": counts, "num_test": counts},
         }
         write_json(folder / "environment.json", environment)
+        return folder, settings
+
+    return make
+
+
+@pytest.fixture
+def make_measured(make_run: Callable[..., tuple[Path, Settings]]) -> Callable[..., tuple[Path, Settings]]:
+    """Write the folder of a run with all measurements; arguments as of `make_run`."""
+
+    def make(num_layers: int = 30, **kind: Any) -> tuple[Path, Settings]:
+        folder, settings = make_run(**kind)
+        clients = kind.get("clients") or list(LOSSES)
+        for name, record in measurements(clients, num_layers, kind.get("rounds", 4)).items():
+            write_json(folder / "measurements" / f"{name}.json", record)
         return folder, settings
 
     return make

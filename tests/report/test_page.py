@@ -1,7 +1,4 @@
 import base64
-import html
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,7 +101,7 @@ def test_csv_of_a_plot_holds_its_records(make_run: MakeRun) -> None:
 
 
 def test_first_screen_says_what_was_run(make_run: MakeRun) -> None:
-    before, _, _ = parse(make_run).text.partition("Scores after round 4")
+    first, _, _ = parse(make_run).text.partition("Part of this page to show")
     for words in (
         "fedsdr: with rectification",
         "Q4_1 dequantised",
@@ -112,9 +109,9 @@ def test_first_screen_says_what_was_run(make_run: MakeRun) -> None:
         "4; 8 steps",
         "built-in",
     ):
-        assert words in before
-    assert "own private adapter" in before
-    assert "unfinished" not in before
+        assert words in first
+    assert "own private adapter" in first
+    assert "unfinished" not in first
 
 
 def test_one_adapter_has_no_personalised_model_and_no_rewriting(make_run: MakeRun) -> None:
@@ -148,36 +145,3 @@ def test_settings_that_differ_come_with_their_defaults(make_run: MakeRun) -> Non
 def test_the_report_imports_no_torch() -> None:
     code = "import sys, fedsdr.report.page; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-# Measures the page as a phone shows it: how far it sticks out, and which texts leave their plot.
-MEASURE = """<iframe srcdoc="{}" width="390" height="800" style="border:0"></iframe><pre></pre><script>
-onload = () => {{
-  const page = document.querySelector("iframe").contentDocument, clipped = [];
-  for (const plot of page.querySelectorAll("svg")) {{
-    const [, , width, height] = plot.getAttribute("viewBox").split(" ").map(Number);
-    for (const text of plot.querySelectorAll("text")) {{
-      const box = text.getBBox();
-      if (box.x < 0 || box.y < 0 || box.x + box.width > width || box.y + box.height > height)
-        clipped.push(text.textContent);
-    }}
-  }}
-  const width = page.documentElement.scrollWidth;
-  document.querySelector("pre").textContent = "measured " + JSON.stringify([width, clipped]);
-}};
-</script>"""
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
-def test_nothing_sticks_out_on_a_phone(make_run: MakeRun, tmp_path: Path) -> None:
-    clients = ["finance", "a-client-with-quite-a-long-name-that-does-not-fit", "math"]
-    path = write_report(*make_run(clients=clients))
-    outer = tmp_path / "outer.html"
-    outer.write_text(MEASURE.format(html.escape(path.read_text())))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    place = [f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom", outer.as_uri()]
-    done = subprocess.run(["chromium", *flags, *place], capture_output=True, text=True, timeout=60)
-    found = re.search(r"measured \[(\d+),(\[.*?\])\]</pre>", done.stdout)
-    assert found, done.stdout[-500:]
-    assert int(found[1]) <= 390
-    assert found[2] == "[]"

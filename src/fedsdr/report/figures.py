@@ -13,10 +13,13 @@ from fedsdr.config import Settings
 from fedsdr.measure.scores import Table
 from fedsdr.report.events import TEXTS
 from fedsdr.report.intervals import seed_interval, wilson
+from fedsdr.report.maps import HeatPanel, ScatterPanel
 from fedsdr.report.plots import MOST_PANELS, BarPanel, LinePanel, Series, bar_panel, line_panel
 from fedsdr.report.tables import MODELS, NONE, loss_records
 from fedsdr.storage import Event
 from fedsdr.tables import METHODS
+
+Panel = LinePanel | BarPanel | HeatPanel | ScatterPanel
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,13 @@ class Figure:
     caption: str
     note: str
     legend: tuple[Series, ...]
-    panels: tuple[LinePanel | BarPanel, ...]
+    panels: tuple[Panel, ...]
     records: Sequence[Event]
+
+    @property
+    def kind(self) -> str:
+        """How its panels are drawn: lines, bars, heat or scatter."""
+        return self.panels[0].kind
 
 
 def score_figure(records: Sequence[Event]) -> Figure | None:
@@ -76,9 +84,9 @@ def training_figure(records: Sequence[Event], settings: Settings) -> Figure | No
         "training",
         "Training loss over rounds, by client",
         "Nats per response token, mean over a client's steps of the round; each panel has its own scale."
-        + _limited(len(panels)),
+        + limited(len(panels)),
         tuple(all_series.values()),
-        _line_panels(panels),
+        line_panels(panels),
         records,
     )
 
@@ -109,9 +117,9 @@ def held_out_figure(tables: Mapping[int, Table]) -> Figure | None:
         "held-out-loss",
         "Held-out loss over rounds, by domain",
         "Nats per response token of the test examples; round 0 is the base model; each panel has its own"
-        " scale." + _limited(len(panels)),
+        " scale." + limited(len(panels)),
         tuple(kind for kind in series.values() if any(kind in lines for lines in panels.values())),
-        _line_panels(ordered),
+        line_panels(ordered),
         loss_records({0: tables.get(0, {})}, ("base",)) + loss_records(later, models),
     )
 
@@ -146,14 +154,14 @@ def paradox_figure(records: Sequence[Event]) -> Figure | None:
         "paradox",
         "Rewrite paradox, by client",
         "Before fall-back (rewriting) and after (as taught), beside the true responses; lines are 95 %"
-        " intervals of shares." + _limited(len(groups)),
+        " intervals of shares." + limited(len(groups)),
         tuple(series.values()),
         tuple(panels),
         records,
     )
 
 
-def comparison_figure(records: Sequence[Event], key: str) -> Figure | None:
+def comparison_figure(records: Sequence[Event], key: str) -> Figure:
     """Bars of scores and losses of the arms of a grid, with what the seeds leave open."""
     models = dict.fromkeys(record["model"] for record in records)
     series = {model: Series(model if model in MODELS else "base", _style(model)) for model in models}
@@ -181,14 +189,16 @@ def comparison_figure(records: Sequence[Event], key: str) -> Figure | None:
     )
 
 
-def _line_panels(panels: Mapping[str, Mapping[Series, Mapping[int, float]]]) -> tuple[LinePanel, ...]:
+def line_panels(panels: Mapping[str, Mapping[Series, Mapping[int, float]]]) -> tuple[LinePanel, ...]:
+    """One panel for each title, of series -> round -> value; of many, the first."""
     return tuple(
         line_panel(title, {series: sorted(points.items()) for series, points in lines.items()})
         for title, lines in list(panels.items())[:MOST_PANELS]
     )
 
 
-def _limited(num: int) -> str:
+def limited(num: int) -> str:
+    """What a figure says that does not draw all its panels."""
     return f" The page draws {MOST_PANELS} of {num}; the CSV file has all." if num > MOST_PANELS else ""
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Settings
 from fedsdr.report.comparison import Comparison
-from fedsdr.report.figures import Figure, comparison_figure
+from fedsdr.report.figures import comparison_figure
 from fedsdr.report.page import render
-from fedsdr.report.tables import Sheet
+from fedsdr.report.parts import Part, Table, Verdict
 from fedsdr.storage import write_file
 
 COMMON = {
@@ -21,15 +20,6 @@ COMMON = {
     "rates": "Learning rates",
 }
 """Tables of all budgets, and their titles."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A section of the page."""
-
-    title: str
-    figure: Figure | None
-    sheets: Mapping[str, Sheet]
 
 
 def write_grid_report(
@@ -48,20 +38,22 @@ def write_grid_report(
         settings: Of one of its cells; what is told of them is common to all.
         environment: What that cell's environment.json holds.
     """
-    parts = []
+    parts: list[Part] = []
+    first: list[Table] = []
     for place, (equal, records) in enumerate(comparison.drawn.items(), start=1):
         prefix = f"{place}-" if len(comparison.drawn) > 1 else ""
-        own = {
-            name: sheet
+        own = [
+            Table(name, sheet)
             for name, sheet in comparison.sheets.items()
             if name not in COMMON and name.startswith(prefix)
-        }
+        ]
+        first.append(own.pop(0))
         title = equal[:1].upper() + equal[1:] or "Comparison"
         figure = comparison_figure(records, f"comparison-{place}")
-        parts.append(Part(title, figure, own))
+        parts.append(Part(f"part-{place}", title, title, [figure, *own]))
     for name, title in COMMON.items():
         if name in comparison.sheets:
-            parts.append(Part(title, None, {name: comparison.sheets[name]}))
+            parts.append(Part(f"part-{name}", title, title, [Table(name, comparison.sheets[name])]))
     model, server, data = settings.model, settings.server, environment["data"]
     arms = dict.fromkeys(record["arm"] for records in comparison.drawn.values() for record in records)
     seeds = {record["num_seeds"] for records in comparison.drawn.values() for record in records}
@@ -74,5 +66,15 @@ def write_grid_report(
                  f" {sum(data['num_test'].values()):,} test examples, the same for every seed"),
     ]  # fmt: skip
     path = folder / "report.html"
-    write_file(path, render("grid.html", name=folder.resolve().name, status=status, facts=facts, parts=parts))
+    page = render(
+        "grid.html",
+        name=folder.resolve().name,
+        status=status,
+        facts=facts,
+        verdicts=list(map(Verdict.of, comparison.verdicts)),
+        no_verdict="No claim was put to the test in this grid.",
+        first=first,
+        parts=parts,
+    )
+    write_file(path, page)
     return path

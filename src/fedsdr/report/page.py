@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Settings
-from fedsdr.measure.scores import Table
+from fedsdr.measure.scores import Table as Pooled
 from fedsdr.recipe import dump_settings
 from fedsdr.report.events import (
     cost_sheet,
@@ -24,9 +25,17 @@ from fedsdr.report.events import (
     train_records,
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
+from fedsdr.report.measurements import measurement_parts, seconds_blocks, verdicts
+from fedsdr.report.parts import Block, Examples, Folded, Part, Table, Text, Titled
 from fedsdr.report.tables import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
-from fedsdr.storage import Event, read_lines, write_file
+from fedsdr.storage import Event, read_json, read_lines, write_file
 from fedsdr.tables import COMBINATIONS, METHODS, PERSONAL, has_global
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+
+MEASURE = "`fedsdr measure RUN`, with this run's folder for RUN"
 
 
 def write_report(folder: Path, settings: Settings) -> Path:
@@ -39,65 +48,120 @@ def write_report(folder: Path, settings: Settings) -> Path:
     Returns:
         Path of the page.
     """
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    environment = read_json(folder / "environment.json")
     tables = {
-        int(path.stem.removeprefix("round-")): json.loads(path.read_text(encoding="utf-8"))
+        int(path.stem.removeprefix("round-")): read_json(path)
         for path in sorted((folder / "evaluation").glob("round-*.json"))
     }
-    page = render_page(
-        folder.resolve().name, settings, environment, read_lines(folder / "metrics.jsonl"), tables
+    events = read_lines(folder / "metrics.jsonl")
+    base, after = tables.get(0, {}), max(tables, default=0)
+    final = tables[after] if after else {}
+    measured = measurement_parts(folder)
+    parts = [
+        Part("scores", "Scores", "Scores by domain and held-out loss", score_blocks(base, final, tables)),
+        Part("training", "Training", "Training", training_blocks(events, settings)),
+        Part("alignment", "Alignment", "Alignment of the clients' data", _or_missing(measured, "alignment")),
+        Part(
+            "paradox",
+            "Rewrite paradox",
+            "Rewrite paradox: what rewriting loses and adds",
+            [*rewriting_blocks(events), *_or_missing(measured, "paradox")],
+        ),
+        Part("consistency", "Consistency", "Consistency of updates", _or_missing(measured, "consistency")),
+        Part("benchmarks", "Benchmarks", "Benchmarks and win rates", _or_missing(measured, "benchmarks")),
+        Part("costs", "Costs", "Costs", [*cost_blocks(events), *seconds_blocks(folder)]),
+        Part("settings", "Settings", "Settings and environment", setting_blocks(settings, environment)),
+    ]
+    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    page = render(
+        "page.html",
+        name=folder.resolve().name,
+        status=_status(settings, events, after),
+        facts=_facts(settings, environment),
+        verdicts=verdicts(folder),
+        no_verdict=f"No claim was put to the test. {MEASURE}, does it.",
+        first=[Table("scores-table", score_sheet(base, final))] if base or final else [],
+        parts=parts,
+        after=after,
+        personal=PERSONAL[method.personal] if method.has_personal else "",
+        method=settings.method,
+        combination=combination,
+        has_global=has_global(method, combination),
     )
     path = folder / "report.html"
     write_file(path, page)
     return path
 
 
-def render_page(
-    name: str,
-    settings: Settings,
-    environment: Mapping[str, Any],
-    events: Sequence[Event],
-    tables: Mapping[int, Table],
-) -> str:
-    """Make the page of a run.
+def score_blocks(base: Pooled, final: Pooled, tables: Mapping[int, Pooled]) -> list[Block]:
+    """Scores as bars, wording of the answers, held-out losses."""
+    if not tables:
+        return [Text("Nothing was evaluated yet.")]
+    scores, losses = score_figure(score_records(base, final)), held_out_figure(tables)
+    return [
+        *([scores] if scores else []),
+        Table("answers-table", answer_sheet(base, final)),
+        Titled("Held-out loss"),
+        *([losses] if losses else []),
+        Table("held-out-table", loss_sheet(base, final)),
+    ]
 
-    Args:
-        name: What the run is called.
-        settings: Its settings.
-        environment: What environment.json holds.
-        events: What metrics.jsonl holds.
-        tables: Round -> pooled numbers of its evaluation; round 0 is the base model.
-    """
-    method = METHODS[settings.method]
-    base, after = tables.get(0, {}), max(tables, default=0)
-    final = tables[after] if after else {}
-    training = train_records(events)
-    return render(
-        "page.html",
-        name=name,
-        status=_status(settings, events, after),
-        facts=_facts(settings, environment),
-        personal=PERSONAL[method.personal] if method.has_personal else "",
-        method=settings.method,
-        combination=COMBINATIONS[settings.server.combination],
-        has_global=has_global(method, COMBINATIONS[settings.server.combination]),
-        after=after,
-        scores=score_sheet(base, final),
-        score_figure=score_figure(score_records(base, final)),
-        answers=answer_sheet(base, final),
-        loss_figure=training_figure(training, settings),
-        held_out=loss_sheet(base, final),
-        held_out_figure=held_out_figure(tables),
-        paradox=paradox_sheet(events),
-        paradox_figure=paradox_figure(paradox_records(events)),
-        fallback=fallback_sheet(events),
-        costs=cost_sheet(events),
-        round_seconds=[event["seconds"] for event in events if event["event"] == "round"],
-        dropped=dropped_sheet(events),
-        changed=_changed(settings),
-        settings=dump_settings(settings),
-        environment=list(_flat(environment)),
+
+def training_blocks(events: Sequence[Event], settings: Settings) -> list[Block]:
+    """Losses over rounds, and replies that were dropped."""
+    losses, dropped = training_figure(train_records(events), settings), dropped_sheet(events)
+    shown: Block = losses or Text("No round was trained yet.")
+    return [shown, *([Table("dropped", dropped)] if dropped.rows else [])]
+
+
+def rewriting_blocks(events: Sequence[Event]) -> list[Block]:
+    """What the exact checks counted when responses were rewritten."""
+    figure = paradox_figure(paradox_records(events))
+    if not figure:
+        return [Text("No training response was rewritten in this run.")]
+    sheets = {"paradox-table": paradox_sheet(events), "fallback": fallback_sheet(events)}
+    tables = [Table(key, sheet) for key, sheet in sheets.items()]
+    return [Titled("By exact checks, when responses were rewritten"), figure, *tables]
+
+
+def cost_blocks(events: Sequence[Event]) -> list[Block]:
+    """Work and messages of each client, and the rounds by the server's clock."""
+    costs = cost_sheet(events)
+    if not costs.rows:
+        return [Text("No work was done yet.")]
+    blocks: list[Block] = [Table("costs", costs)]
+    if seconds := [event["seconds"] for event in events if event["event"] == "round"]:
+        blocks.append(
+            Text(
+                f"Rounds of training took {sum(seconds):.1f} s by the server's clock, {min(seconds):.1f} to"
+                f" {max(seconds):.1f} s each, without evaluation."
+            )
+        )
+    return blocks
+
+
+def setting_blocks(settings: Settings, environment: Mapping[str, Any]) -> list[Block]:
+    """Settings that differ from the defaults, all of them, and what they were run on."""
+    changed = _changed(settings)
+    sheet = Sheet(
+        "Settings that differ from the defaults",
+        "lll",
+        ("key", "value", "default"),
+        tuple(changed),
+        tuple({"key": key, "value": value, "default": usual} for key, value, usual in changed),
+        note="Threads, dtype and attention were fixed when the run began.",
     )
+    lines = (f"{key} = {value}" for key, value in _flat(environment))
+    return [
+        Table("settings-table", sheet),
+        Folded("All settings, as TOML", dump_settings(settings)),
+        Folded("Environment: versions, machine, model and data", "\n".join(lines)),
+    ]
+
+
+def _or_missing(measured: Mapping[str, list[Block]], tab: str) -> list[Block]:
+    """What was measured, or how to measure it."""
+    return measured.get(tab, [Text(f"Not measured yet. {MEASURE}, does it.")])
 
 
 def render(template: str, **values: Any) -> str:
@@ -112,6 +176,9 @@ def render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
     )
     engine.filters["csv"] = _data_uri
+    engine.filters["code"] = _code
+    for block in (Figure, Table, Text, Titled, Folded, Examples):
+        engine.tests[block.__name__.lower()] = lambda it, kind=block: isinstance(it, kind)
     return engine.get_template(template).render(**values)
 
 
@@ -171,6 +238,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, st
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _code(text: str) -> Markup:
+    """Show what stands between two ` as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _data_uri(thing: Sheet | Figure) -> str:

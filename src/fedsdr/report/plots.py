@@ -7,6 +7,7 @@ keeps its size; a page lays several side by side.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 WIDTH = 340
 HEIGHT = 190
@@ -24,6 +25,8 @@ class Series:
     style: str
     """CSS class that gives the colour."""
     dashed: bool = False
+    mark: str = ""
+    """Sign of its points in a scatter plot (`maps.MARKS`)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Line:
 class LinePanel:
     """Lines over rounds."""
 
+    kind: ClassVar[str] = "lines"
     title: str
     summary: str
     """The lines in words, for who cannot see them."""
@@ -81,10 +85,13 @@ class Bar:
 class BarPanel:
     """Groups of bars, one group above the other."""
 
+    kind: ClassVar[str] = "bars"
     title: str
     summary: str
     groups: tuple[tuple[str, str, float, tuple[Bar, ...]], ...]
     """Label as it fits, whole label, height of its middle, bars."""
+    marks: tuple[tuple[float, float, float, str], ...]
+    """x, top and bottom of what a group is held against, and what a pointer is told."""
     ticks: tuple[Tick, ...]
     left: float
     height: float
@@ -131,6 +138,7 @@ def bar_panel(
     groups: Mapping[str, Mapping[Series, tuple[float, tuple[float, float] | None] | None]],
     high: float | None = None,
     digits: int = 2,
+    marks: Mapping[str, tuple[str, float]] | None = None,
 ) -> BarPanel:
     """Lay out groups of horizontal bars from zero.
 
@@ -140,13 +148,16 @@ def bar_panel(
             None where there is no value.
         high: Right end of the axis; None: what the values need.
         digits: Decimals in words.
+        marks: Label -> name and value of what its bars are held against, such as chance.
     """
+    marks = marks or {}
     found = [value for bars in groups.values() for value in bars.values() if value]
     ends = [end for value, whisker in found for end in (value, *(whisker or ()))]
+    ends += [value for _, value in marks.values()]
     ticks = nice_ticks(0, max(ends, default=0) if high is None else high)
-    left = 12 + 6.8 * min(MOST_LETTERS, max(map(len, groups)))
+    left = 12 + 7.4 * min(MOST_LETTERS, max(map(len, groups)))
     x = Scale(ticks[0], ticks[-1], left, WIDTH - 14)
-    placed = []
+    placed, lines = [], []
     top = 6.0
     for label, bars in groups.items():
         row = tuple(
@@ -161,12 +172,17 @@ def bar_panel(
             if value
         )
         placed.append((shortened(label), label, top + len(bars) * BAR / 2, row))
+        if label in marks:
+            name, value = marks[label]
+            told = f"{label}, {name}: {value:.{digits}f}"
+            lines.append((x.at(value), top - 2, top + len(bars) * BAR + 2, told))
         top += len(bars) * BAR + GAP
     labels = tick_labels(ticks)
     return BarPanel(
         title,
         "; ".join(bar.text for _, _, _, row in placed for bar in row) or "no values",
         tuple(placed),
+        tuple(lines),
         tuple((x.at(tick), label) for tick, label in zip(ticks, labels, strict=True)),
         left,
         top + 20,

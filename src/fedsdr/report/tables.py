@@ -54,7 +54,8 @@ def score_sheet(base: Table, final: Table) -> Sheet:
     for domain in dict.fromkeys(record["domain"] for record in records):
         found = [cells.get((domain, model)) for model in MODELS]
         counts = dict.fromkeys(str(int(record["num_scored"])) for record in found if record)
-        rows.append((domain, *map(_score, found), " / ".join(counts)))
+        cells_of_row = (with_interval(record, 2, "score") for record in found)
+        rows.append((domain, *cells_of_row, " / ".join(counts)))
     return Sheet(
         "Exact score: share of right answers, with 95 % interval; n answers were scored",
         "lrrrr",
@@ -208,10 +209,13 @@ def number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
-def _score(record: Event | None) -> str:
-    if record is None or record["score"] is None:
+def with_interval(record: Event | None, digits: int, key: str = "value") -> str:
+    """Write a record's value and the ends of its interval, low and high; "-" where there is no value."""
+    if record is None or record[key] is None:
         return NONE
-    return f"{record['score']:.2f} [{record['low']:.2f}, {record['high']:.2f}]"
+    if record["low"] is None:
+        return number(record[key], digits)
+    return f"{record[key]:.{digits}f} [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
 
 
 def _by_model(base: Table, final: Table) -> dict[str, dict[str, dict[str, float]]]:

@@ -1,0 +1,224 @@
+"""What models say: figures and sheets of the rewrite paradox as checked, of benchmarks, and of win rates."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedsdr.report.figures import Figure, limited
+from fedsdr.report.intervals import Z
+from fedsdr.report.parts import Block, Examples, Table
+from fedsdr.report.plots import MOST_PANELS, Series, bar_panel
+from fedsdr.report.tables import Sheet, number, with_interval
+from fedsdr.storage import Event
+
+OF = {
+    "Texts that are taught": {
+        "true response": Series("true response", "s-true"),
+        "rewriting": Series("rewriting", "s-new"),
+        "true paraphrase": Series("true paraphrase", "s-taught"),
+    },
+    "Answers of the models": {
+        "base answer": Series("base model's answer", "s-base"),
+        "global answer": Series("global model's answer", "s-global"),
+        "personalised answer": Series("personalised model's answer", "s-personalised"),
+    },
+}
+"""Figure -> the texts that it sets side by side, as `of` names them."""
+KINDS = {
+    "omission": ("omission, share", 2),
+    "unsupported": ("unsupported, share", 2),
+    "length_ratio": ("length ratio", 2),
+    "filler_rate": ("fillers per 100 words", 2),
+    "redundancy": ("repeated 3-grams, share", 2),
+    "words": ("words", 1),
+}
+"""Kind -> its name, and decimals."""
+MODELS = {model: Series(model, f"s-{model}") for model in ("base", "global", "personalised")}
+PAIRS = ("s-global", "s-personalised", "s-new", "s-taught")
+Bars = dict[str, dict[Series, tuple[float, tuple[float, float] | None] | None]]
+
+
+def paradox_blocks(name: str, record: Event) -> list[Block]:
+    """Omission, unsupported statements and padding as checkers count them, and texts to read."""
+    records = record["records"]
+    figures = [checks_figure(f"{name}-{number}", title, series, records)
+               for number, (title, series) in enumerate(OF.items(), start=1)]  # fmt: skip
+    blocks: list[Block] = [Table(f"{name}-checks", checks_sheet(records)), *(one for one in figures if one)]
+    if record.get("examples"):
+        blocks.append(Examples("The worst, to be read beside their true responses", record["examples"]))
+    return blocks
+
+
+def checks_figure(
+    key: str, title: str, series: Mapping[str, Series], records: Sequence[Event]
+) -> Figure | None:
+    """Bars by domain of every kind, for each checker; None where none of these texts was checked."""
+    texts = [record for record in records if record["of"] in series and record["kind"] in KINDS]
+    found = [record for record in texts if record["value"] is not None]
+    panels = []
+    for checker, kind in dict.fromkeys((record["checker"], record["kind"]) for record in found):
+        label, digits = KINDS[kind]
+        groups: Bars = {}
+        for record in found:
+            if (record["checker"], record["kind"]) == (checker, kind):
+                groups.setdefault(record["domain"], {})[series[record["of"]]] = _bar(record)
+        shown = {domain: groups[domain] for domain in [*groups][-MOST_PANELS:]}  # all domains come last
+        high = 1.0 if kind in ("omission", "unsupported") else None
+        told = f"{label}; by {checker}" if kind in ("omission", "unsupported") else label
+        panels.append(bar_panel(told, shown, high=high, digits=digits))
+    if not panels:
+        return None
+    used = tuple(one for of, one in series.items() if any(record["of"] == of for record in found))
+    return Figure(
+        key,
+        f"{title}, by domain",
+        "What the named checker finds; lines are 95 % intervals. Of true responses and true paraphrases it is"
+        " the checker's own false alarms." + limited(len({record["domain"] for record in found})),
+        used,
+        tuple(panels),
+        found,
+    )
+
+
+def checks_sheet(records: Sequence[Event]) -> Sheet:
+    """Every kind over all domains, by checker and text."""
+    found = [record for record in records if record["domain"] == "all"]
+    cells = {(r["checker"], r["of"], r["kind"]): r for r in found}
+    rows = dict.fromkeys((record["checker"], record["of"]) for record in found)
+    kinds = [kind for kind in KINDS if any(record["kind"] == kind for record in found)]
+    nums = {row: sorted({r["num"] for r in found if (r["checker"], r["of"]) == row}) for row in rows}
+    return Sheet(
+        "Rewrite paradox as checked, all domains, with 95 % intervals",
+        "ll" + "r" * (len(kinds) + 1),
+        ("checker", "of", *(KINDS[kind][0] for kind in kinds), "n"),
+        tuple(
+            (
+                *row,
+                *(with_interval(cells.get((*row, kind)), KINDS[kind][1]) for kind in kinds),
+                " / ".join(map(str, nums[row])),
+            )
+            for row in rows
+        ),
+        tuple(records),
+        note="Omission: the text does not give what the true response says. Unsupported: prompt and true"
+        " response do not bear out the text. Length ratio: words over words of the true response.",
+    )
+
+
+def benchmark_blocks(name: str, record: Event) -> list[Block]:
+    """Benchmarks by task and metric, with chance."""
+    records = record["records"]
+    return [benchmark_figure(name, records), Table(f"{name}-table", benchmark_sheet(records))]
+
+
+def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
+    """Bars of every task, a panel for each metric; subjects of a task stand in the sheet alone."""
+    whole = [record for record in records if not record.get("subject")]
+    panels = []
+    for metric in dict.fromkeys(record["metric"] for record in whole):
+        groups: Bars = {}
+        chance = {}
+        for record in whole:
+            if record["metric"] == metric:
+                value, half = record["value"], Z * (record["stderr"] or 0.0)
+                interval = (max(0.0, value - half), min(1.0, value + half)) if half else None
+                groups.setdefault(record["task"], {})[MODELS[record["model"]]] = (value, interval)
+                if record["chance"] is not None:
+                    chance[record["task"]] = ("chance", record["chance"])
+        panels.append(bar_panel(f"{metric}, share right", groups, high=1.0, marks=chance))
+    used = dict.fromkeys(record["model"] for record in records)
+    return Figure(
+        name,
+        "Benchmarks",
+        "Share right, 0 to 1; lines are 95 % intervals (1.96 standard errors), dotted lines are chance.",
+        tuple(MODELS[model] for model in used),
+        tuple(panels),
+        records,
+    )
+
+
+def benchmark_sheet(records: Sequence[Event]) -> Sheet:
+    """Task and metric by model."""
+    models = list(dict.fromkeys(record["model"] for record in records))
+    cells = {(_task(r), r["metric"], r["model"]): r for r in records}
+    rows = {(_task(record), record["metric"]): record for record in records}
+    return Sheet(
+        "Benchmarks: share right ± standard error",
+        "ll" + "r" * (len(models) + 2) + "l",
+        ("task", "metric", *models, "chance", "n", "origin"),
+        tuple(
+            (
+                *place,
+                *(_with_error(cells.get((*place, model))) for model in models),
+                number(record["chance"], 2),
+                str(record["num"]),
+                record["origin"],
+            )
+            for place, record in rows.items()
+        ),
+        tuple(records),
+    )
+
+
+def win_rate_blocks(name: str, record: Event) -> list[Block]:
+    """Win rates by domain."""
+    records = record["records"]
+    pairs = dict.fromkeys((one["a"], one["b"]) for one in records)
+    series = {pair: Series(f"{pair[0]} against {pair[1]}", PAIRS[number % len(PAIRS)])
+              for number, pair in enumerate(pairs)}  # fmt: skip
+    groups: dict[str, dict[Series, Any]] = {}
+    for one in records:
+        value = None if one["rate"] is None else (one["rate"], (one["low"], one["high"]))
+        groups.setdefault(one["domain"], {})[series[one["a"], one["b"]]] = value
+    shown = {domain: groups[domain] for domain in [*groups][-MOST_PANELS:]}
+    panel = bar_panel("win rate", shown, high=1.0, marks=dict.fromkeys(shown, ("even", 0.5)))
+    figure = Figure(
+        name,
+        "Win rates by a judge",
+        "Wins and half the ties, as a share; both orders were asked. Dotted: neither is better. Lines are"
+        " 95 % intervals over prompts." + limited(len(groups)),
+        tuple(series.values()),
+        (panel,),
+        records,
+    )
+    return [figure, Table(f"{name}-table", win_rate_sheet(records))]
+
+
+def win_rate_sheet(records: Sequence[Event]) -> Sheet:
+    """Wins, ties and losses, and how far the judge can be trusted."""
+    counts = ("num", "wins", "ties", "losses", "num_unreadable")
+    return Sheet(
+        "Win rates by a judge, with 95 % interval",
+        "lll" + "r" * 8,
+        ("model", "against", "domain", "win rate", "n", "wins", "ties", "losses", "unreadable",
+         "orders agree", "first preferred"),
+        tuple(
+            (
+                one["a"],
+                one["b"],
+                one["domain"],
+                with_interval(one, 2, "rate"),
+                *(str(one[key]) for key in counts),
+                number(one["agreement"], 2),
+                number(one["first_rate"], 2),
+            )
+            for one in records
+        ),
+        tuple(records),
+        note="A win or loss is one in both orders. Orders agree: share of prompts where both orders name the"
+        " same answer. First preferred: share of verdicts for the answer shown first; 0.5 is no preference.",
+    )  # fmt: skip
+
+
+def _bar(record: Event) -> tuple[float, tuple[float, float] | None]:
+    return record["value"], None if record["low"] is None else (record["low"], record["high"])
+
+
+def _task(record: Event) -> str:
+    """Task and, where there is one, its subject."""
+    return f"{record['task']} {record['subject']}" if record.get("subject") else record["task"]
+
+
+def _with_error(record: Event | None) -> str:
+    if record is None or record["stderr"] is None:
+        return number(record["value"] if record else None, 2)
+    return f"{record['value']:.2f} ± {record['stderr']:.2f}"

@@ -1,0 +1,169 @@
+"""Whether the clients' updates agree, and what combination leaves of their gains: figures and sheets."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from fedsdr.report.alignment import symmetric, without_numbers
+from fedsdr.report.figures import Figure, limited, line_panels
+from fedsdr.report.maps import MOST_ROWS, Matrix, Ramp, heat_panel
+from fedsdr.report.parts import Block, Table
+from fedsdr.report.plots import MOST_PANELS, Series
+from fedsdr.report.tables import Sheet, number
+from fedsdr.storage import Event
+
+VALUES = {"cosine": "cosine of the updates", "sign_agreement": "share of entries with equal sign"}
+READ = "Cosine 1: the clients change the shared adapter alike; 0: unrelated. Equal signs: 0.5 is chance."
+LOSSES = {
+    "before": Series("before the round", "s-base"),
+    "own": Series("with the client's own update", "s-personalised"),
+    "combined": Series("with the combined update", "s-global"),
+}
+
+
+def consistency_blocks(name: str, record: Event) -> list[Block]:
+    """Means over pairs by round, layers over rounds, and pairs of clients in the last round."""
+    records = record["records"]
+    means = [one for one in records if one["a"] == "mean"]
+    last = max(one["round"] for one in records)
+    pairs = [one for one in records if one["round"] == last and one["layer"] == "all" and one["a"] != "mean"]
+    layers = [one for one in means if one["layer"] != "all"]
+    found = [
+        layer_figure(name, layers) if layers else None,
+        pair_figure(name, pairs, last) if pairs else None,
+    ]
+    return [
+        Table(f"{name}-rounds", round_sheet(means)),
+        *(figure for figure in found if figure),
+    ]
+
+
+def round_sheet(means: Sequence[Event]) -> Sheet:
+    """Cosine and sign agreement over all layers, by round."""
+    found = [record for record in means if record["layer"] == "all"]
+    return Sheet(
+        "Agreement of the clients' updates over all layers, mean over pairs",
+        "lrr",
+        ("round", "cosine", "equal signs"),
+        tuple((str(r["round"]), number(r["cosine"], 3), number(r["sign_agreement"], 3)) for r in found),
+        tuple(found),
+        note=READ,
+    )
+
+
+def layer_figure(name: str, means: Sequence[Event]) -> Figure:
+    """Agreement in each layer over rounds; many layers are put together by block."""
+    layers = list(dict.fromkeys(record["layer"] for record in means))
+    is_grouped = len(layers) > MOST_ROWS
+    rows = {layer: _label(layer, is_grouped) for layer in layers}
+    rounds = _columns(means)
+    panels = []
+    for value, title in VALUES.items():
+        sums: dict[tuple[str, str], list[float]] = {}
+        for record in means:
+            if record[value] is not None:
+                sums.setdefault((rows[record["layer"]], str(record["round"])), []).append(record[value])
+        matrix: Matrix = {place: sum(some) / len(some) for place, some in sums.items()}
+        names = list(dict.fromkeys(rows.values()))
+        panels.append(heat_panel(title, matrix, names, rounds, Ramp.of(matrix.values())))
+    grouped = " Mean over the layers of a block." if is_grouped else ""
+    return Figure(
+        f"{name}-layers",
+        "Agreement of the clients' updates, by layer and round",
+        f"Mean over pairs of clients; columns are rounds. {READ}{grouped}",
+        (),
+        tuple(panels),
+        means,
+    )
+
+
+def pair_figure(name: str, pairs: Sequence[Event], server_round: int) -> Figure:
+    """Agreement of each pair of clients over all layers."""
+    clients = list(dict.fromkeys(record[side] for side in "ab" for record in pairs))
+    shown = clients[:MOST_PANELS]
+    panels = []
+    for value, title in VALUES.items():
+        matrix = symmetric(pairs, value)
+        panels.append(heat_panel(title, matrix, shown, shown, Ramp.of(matrix.values())))
+    return Figure(
+        f"{name}-clients",
+        f"Agreement of the clients' updates over all layers, by pair of clients, in round {server_round}",
+        READ + without_numbers(len(clients)),
+        (),
+        tuple(panels),
+        pairs,
+    )
+
+
+def survival_blocks(name: str, record: Event) -> list[Block]:
+    """What is kept of each client's own gain: a matrix over rounds, losses over rounds, the last round."""
+    records = record["records"]
+    return [
+        kept_figure(name, records),
+        survival_figure(name, records),
+        Table(f"{name}-last", survival_sheet(records)),
+    ]
+
+
+def kept_figure(name: str, records: Sequence[Event]) -> Figure:
+    """Share of the own gain that is left after combination, clients over rounds."""
+    clients = list(dict.fromkeys(record["client"] for record in records))
+    rounds = _columns(records)
+    matrix = {(record["client"], str(record["round"])): record["kept"] for record in records}
+    return Figure(
+        f"{name}-kept",
+        "Share of a client's own gain that is left after combination, by round",
+        "Columns are rounds. 1: all of it; 0: none; below 0: the client is worse off than before the"
+        " round; above 1: the others helped. Empty where the client gained nothing to speak of by itself."
+        + without_numbers(len(clients)),
+        (),
+        (heat_panel("share kept", matrix, clients[:MOST_PANELS], rounds, Ramp.of(matrix.values())),),
+        records,
+    )
+
+
+def survival_figure(name: str, records: Sequence[Event]) -> Figure:
+    """Loss of each client on its own tests before a round, with its own and with the combined update."""
+    panels: dict[str, dict[Series, dict[int, float]]] = {}
+    for record in records:
+        of_client = panels.setdefault(record["client"], {})
+        for key, series in LOSSES.items():
+            of_client.setdefault(series, {})[record["round"]] = record[key]
+    return Figure(
+        f"{name}-losses",
+        "Loss on a client's own test examples in each round",
+        "Nats per response token; each panel has its own scale." + limited(len(panels)),
+        tuple(LOSSES.values()),
+        line_panels(panels),
+        records,
+    )
+
+
+def survival_sheet(records: Sequence[Event]) -> Sheet:
+    """Losses and the kept share in the last round."""
+    last = max(record["round"] for record in records)
+    found = [record for record in records if record["round"] == last]
+    return Sheet(
+        f"Own gain and what combination keeps of it, round {last}",
+        "lrrrr",
+        ("client", "before", "own update", "combined", "kept"),
+        tuple((r["client"], *(number(r[key], 3) for key in LOSSES), number(r["kept"], 2)) for r in found),
+        tuple(found),
+        note="Losses in nats per response token on the client's own test examples. Kept: (before -"
+        " combined) / (before - own update).",
+    )
+
+
+def _columns(records: Sequence[Event]) -> list[str]:
+    """The rounds; of more than can be drawn, evenly many with the last."""
+    rounds = sorted({record["round"] for record in records})
+    every = math.ceil(len(rounds) / MOST_ROWS)
+    return [str(number) for number in rounds[::-1][::every][::-1]]
+
+
+def _label(layer: str, is_grouped: bool) -> str:
+    """Block and projection of a layer, or its block alone; its path, where that has no block's number."""
+    found = re.search(r"\.(\d+)\.(?:.*\.)?(\w+)$", layer)
+    if not found:
+        return layer
+    return f"block {found[1]}" if is_grouped else f"{found[1]} {found[2]}"

@@ -1,0 +1,81 @@
+"""The measurements of a run on its page: which are there, and what each shows in which tab.
+
+A measurement is a file `measurements/<name>.json` in the run's folder with measure, command, seconds, notes
+and records, and, where it has them, examples and verdicts.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fedsdr.report.alignment import likeness_blocks, map_blocks, transfer_blocks
+from fedsdr.report.answers import benchmark_blocks, paradox_blocks, win_rate_blocks
+from fedsdr.report.consistency import consistency_blocks, survival_blocks
+from fedsdr.report.parts import Block, Table, Text, Titled, Verdict
+from fedsdr.report.tables import Sheet
+from fedsdr.storage import Event, read_json
+
+FOLDER = "measurements"
+SHOWN: dict[str, tuple[str, str, Callable[[str, Event], list[Block]]]] = {
+    "alignment": ("alignment", "Words", likeness_blocks),
+    "gradients": ("alignment", "Gradients", likeness_blocks),
+    "transfer": ("alignment", "Transfer", transfer_blocks),
+    "map": ("alignment", "Map", map_blocks),
+    "paradox": ("paradox", "As checked", paradox_blocks),
+    "consistency": ("consistency", "Updates", consistency_blocks),
+    "survival": ("consistency", "What is left of a client's gain", survival_blocks),
+    "benchmarks": ("benchmarks", "Benchmarks", benchmark_blocks),
+    "winrate": ("benchmarks", "Win rates", win_rate_blocks),
+}
+"""Name of a measurement -> tab, heading, and what makes its blocks."""
+
+
+def read_measurements(folder: Path) -> dict[str, Event]:
+    """Measurements of a run by name, in the order of `SHOWN`; those that are not shown come last."""
+    paths = {path.stem: path for path in sorted((folder / FOLDER).glob("*.json"))}
+    names = [*(name for name in SHOWN if name in paths), *(name for name in paths if name not in SHOWN)]
+    return {name: read_json(paths[name]) for name in names}
+
+
+def measurement_parts(folder: Path) -> dict[str, list[Block]]:
+    """Tab -> what the measurements in a run's folder show there; no entry for a tab without any."""
+    parts: dict[str, list[Block]] = {}
+    shown_here = {name: one for name, one in read_measurements(folder).items() if name in SHOWN}
+    for name, record in shown_here.items():
+        tab, heading, blocks = SHOWN[name]
+        shown = blocks(name, record) if record["records"] else [Text("Nothing could be measured.")]
+        made = f"Measured by `{record['command']}` in {record['seconds']:,.0f} s."
+        notes = [Text(" ".join([*record["notes"], made]), "note")]
+        parts.setdefault(tab, []).extend([Titled(heading), *shown, *notes])
+    return parts
+
+
+def measurement_sheets(measurements: Mapping[str, Event]) -> list[Sheet]:
+    """The tables of measurements, for a terminal."""
+    return [
+        block.sheet
+        for name, record in measurements.items()
+        for block in SHOWN[name][2](name, record)
+        if isinstance(block, Table)
+    ]
+
+
+def verdicts(folder: Path) -> list[Verdict]:
+    """What the measurements say of claims."""
+    return [
+        Verdict.of(one) for record in read_measurements(folder).values() for one in record.get("verdicts", ())
+    ]
+
+
+def seconds_sheet(measurements: Mapping[str, Event]) -> Sheet:
+    """How long each measurement took."""
+    records = [
+        {key: record[key] for key in ("measure", "seconds", "command")} for record in measurements.values()
+    ]
+    rows = tuple((r["measure"], f"{r['seconds']:,.1f}", r["command"]) for r in records)
+    return Sheet("Measurements", "lrl", ("measurement", "seconds", "command"), rows, tuple(records))
+
+
+def seconds_blocks(folder: Path) -> list[Block]:
+    """What measurements cost; nothing where there are none."""
+    measurements = read_measurements(folder)
+    return [Table("measurements", seconds_sheet(measurements))] if measurements else []
