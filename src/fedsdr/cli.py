@@ -175,8 +175,8 @@ def measure(
     data: Annotated[
         str,
         typer.Option(
-            help="Questions of the benchmarks: a folder laid out as docs/data.md says, or hub; the run's own test"
-            " examples without it."
+            help="Questions of the benchmarks: a folder laid out as docs/data.md says, or hub; the run's own"
+            " test examples without it."
         ),
     ] = "",
     tasks: Annotated[str, typer.Option(help="Names of benchmarks, with commas between them.")] = "",
@@ -203,8 +203,8 @@ def analyze(
     pairs: Annotated[
         Path,
         typer.Argument(
-            help="A .jsonl, .json or .csv file with instruction, input, output, distilled and, if there are, domain and"
-            " label, answer or facts.",
+            help="A .jsonl, .json or .csv file with instruction, input, output, distilled and, if there are,"
+            " domain and label, answer or facts.",
             metavar="PAIRS",
         ),
     ],

@@ -1,13 +1,10 @@
 """`fedsdr analyze`: rewritings in a plain file of pairs, without any run."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from fedsdr.data.examples import Example
 from fedsdr.data.readers import Row, file_rows, to_records
 from fedsdr.errors import UserError
-from fedsdr.measure.alignment import cluster, text_alignment
-from fedsdr.storage import Event
 
 SEED = 0
 """Of the draws: the same file gives the same numbers."""
@@ -17,8 +14,8 @@ def read_pairs(path: Path) -> list[tuple[Example, str]]:
     """Read examples with their rewritings.
 
     Args:
-        path: A file of examples, as `data.readers.read_file` takes it, whose rows have `distilled` too and, if
-            there are domains, `domain`.
+        path: A file of examples, as `data.readers.read_file` takes it, whose rows have `distilled` too and,
+            if there are domains, `domain`.
 
     Raises:
         UserError: With file and line, what was found there and what was expected.

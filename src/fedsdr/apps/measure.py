@@ -20,6 +20,7 @@ from fedsdr.client.wire import Arrays
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
+from fedsdr.measure.claims import claim
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.progress import say
@@ -168,7 +169,24 @@ def _alignment(subject: Subject) -> Event:
         for site in subject.rewritten()
     }
     records = text_alignment(pairs, subject.settings.run.seed)
-    return {"records": records, "notes": ["Training responses and what is taught after fall-back."]}
+    notes = ["Training responses and what is taught after fall-back."]
+    return {"records": records, "notes": notes, "verdicts": [alignment_claim(records)]}
+
+
+def alignment_claim(records: Sequence[Event]) -> Event:
+    """Whether rewriting made the words of clients more alike."""
+    return claim(
+        "Rewriting makes the clients' words more alike",
+        _difference(records, "js"),
+        -1,
+        "Jensen-Shannon divergence beyond chance, distilled minus raw:",
+    )
+
+
+def _difference(records: Sequence[Event], measure: str) -> Event:
+    """Mean over pairs of clients of a measure, distilled minus raw."""
+    wanted = {"measure": measure, "view": "difference", "a": "mean"}
+    return next(record for record in records if record.items() >= wanted.items())
 
 
 def _gradients(subject: Subject) -> Event:
@@ -183,7 +201,13 @@ def _gradients(subject: Subject) -> Event:
     settings = subject.settings
     records = gradient_alignment(base, adapters, views, settings.client.batch_size, settings.run.seed)
     note = f"At the shared adapter of round 0; at most {MOST} training examples of each client."
-    return {"records": records, "notes": [note]}
+    verdict = claim(
+        "Rewriting makes the clients pull the shared adapter one way",
+        _difference(records, "gradient_corrected"),
+        1,
+        "Cosine of gradients, freed from noise, distilled minus raw:",
+    )
+    return {"records": records, "notes": [note], "verdicts": [verdict]}
 
 
 def _transfer(subject: Subject) -> Event:

@@ -7,18 +7,17 @@ of dual-raw? Then rectification does not help.
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Literal
 
+from fedsdr.measure.claims import Word
 from fedsdr.measure.statistics import Difference
 
-Verdict = Literal["supported", "refuted", "undecided"]
 BETTER = {"unsupported_rate": -1, "score": 1}
 """Metric -> sign of a difference that speaks for the method."""
 LEVEL = 0.05
 MOST_SEEDS = 1000
 
 
-def judge(metric: str, difference: Difference | None, p: float | None) -> Verdict:
+def judge(metric: str, difference: Difference | None, p: float | None) -> Word:
     """What a difference says of the claim that fedsdr is better in a metric.
 
     Args:
@@ -31,7 +30,7 @@ def judge(metric: str, difference: Difference | None, p: float | None) -> Verdic
     return "supported" if difference.mean * BETTER[metric] > 0 else "refuted"
 
 
-def overall(by_metric: Sequence[Verdict]) -> Verdict:
+def overall(by_metric: Sequence[Word]) -> Word:
     """Of several metrics: refuted if one is, supported if one is and none is refuted, else undecided."""
     if "refuted" in by_metric:
         return "refuted"

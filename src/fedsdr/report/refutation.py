@@ -6,7 +6,8 @@ Arms are compared whose settings differ in method and learning rate alone.
 from collections.abc import Sequence
 from statistics import fmean
 
-from fedsdr.measure.refutation import BETTER, Verdict, effect_size, judge, overall, seeds_to_decide
+from fedsdr.measure.claims import Word
+from fedsdr.measure.refutation import BETTER, effect_size, judge, overall, seeds_to_decide
 from fedsdr.measure.statistics import Difference, holm, paired
 from fedsdr.report.cells import VERDICTS, Cell, over_examples
 from fedsdr.report.tables import NONE, Sheet, number
@@ -105,7 +106,7 @@ def _sheet(records: Sequence[Event]) -> Sheet:
 
 def _verdict(records: Sequence[Event], arm: str, other: str) -> Event:
     own = [record for record in records if (record["arm"], record["against"]) == (arm, other)]
-    found: list[Verdict] = [record["verdict"] for record in own]
+    found: list[Word] = [record["verdict"] for record in own]
     parts = [
         f"{NAMES[r['metric']]} {r['difference']:+.3f} {_interval(r['low'], r['high'])}{_needed(r)}"
         for r in own

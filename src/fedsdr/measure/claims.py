@@ -1,0 +1,32 @@
+"""From a measured difference to what became of a claim."""
+
+from typing import Literal
+
+from fedsdr.storage import Event
+
+Word = Literal["supported", "refuted", "undecided"]
+
+
+def judge(low: float | None, high: float | None, better: int) -> Word:
+    """What the 95 % interval of a difference says of the claim that it has the sign `better`."""
+    if low is None or high is None or low <= 0 <= high:
+        return "undecided"
+    return "supported" if low * better > 0 else "refuted"
+
+
+def claim(text: str, record: Event, better: int, what: str) -> Event:
+    """A claim, its verdict, and the numbers behind it.
+
+    Args:
+        text: The claim.
+        record: With value, low and high of the difference.
+        better: Sign of a difference that speaks for the claim.
+        what: What the difference is of.
+    """
+    low, high = record["low"], record["high"]
+    interval = "" if low is None else f", 95 % interval {low:+.3f} to {high:+.3f}"
+    return {
+        "claim": text,
+        "verdict": judge(low, high, better),
+        "text": f"{what} {record['value']:+.3f}{interval}",
+    }
