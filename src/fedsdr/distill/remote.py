@@ -1,14 +1,15 @@
-"""Rewriting by an OpenAI-compatible server (vLLM, llama.cpp, ...) instead of the model of this process.
+"""Answers of an OpenAI-compatible server (vLLM, llama.cpp, ...): of the model that rewrites, or of a judge.
 
-Turns go out, answers come back; which prompts are asked, checked and kept is decided in `rewrite`. The
-server applies its own chat template, and its batches are its own matter: asked twice, it may answer in
-other words, greedy or not.
+Turns go out, answers come back; what is asked, checked and kept is decided in `rewrite`, and of a judge
+in `measure`. The server applies its own chat template, and its batches are its own matter: asked twice,
+it may answer in other words, greedy or not.
 """
 
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Annotated
 
 import httpx
@@ -28,10 +29,41 @@ NUM_SHOWN = 200
 ADVICE = {
     401: "set the environment variable FEDSDR_API_KEY to the server's key",
     403: "set the environment variable FEDSDR_API_KEY to a key that may use this model",
-    404: "check distill.url, which usually ends in /v1, and distill.served_name: /models under that address"
-    " lists the names",
+    404: "check {url}, which usually ends in /v1, and {served_name}: /models under that address lists the"
+    " names",
 }
 """What would do, by status."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model behind a server that judges texts of others; asked greedily, for one word."""
+
+    url: str
+    """Base address, such as http://localhost:8000/v1. It sees all texts that it judges."""
+    served_name: str
+    batch_size: int = 16
+    """Requests at once."""
+    max_new_tokens: int = 16
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+_NAMES: dict[type, dict[str, str]] = {
+    Distill: {
+        "url": "distill.url",
+        "served_name": "distill.served_name",
+        "batch_size": "distill.batch_size",
+        "room": "a prompt of twice model.max_length and distill.max_new_tokens",
+    },
+    Judge: {
+        "url": "--judge",
+        "served_name": "--judge-name",
+        "batch_size": "--judge-batch-size",
+        "room": "a prompt with both texts that are judged, and an answer of max_new_tokens",
+    },
+}
+"""What errors call the settings, by their kind: as the user set them."""
 
 
 class _Message(BaseModel):
@@ -54,8 +86,10 @@ class _Reply(BaseModel):
     usage: _Usage
 
 
-def ask_server(prompts: Sequence[list[Turn]], settings: Distill, seeds: Sequence[int]) -> list[Answer]:
-    """Have the server at `distill.url` answer one batch, all of its prompts at once.
+def ask_server(
+    prompts: Sequence[list[Turn]], settings: Distill | Judge, seeds: Sequence[int]
+) -> list[Answer]:
+    """Have the server at `settings.url` answer prompts, `settings.batch_size` of them at once.
 
     Args:
         prompts: Turns, of which the server writes the next.
@@ -84,13 +118,14 @@ def ask_server(prompts: Sequence[list[Turn]], settings: Distill, seeds: Sequence
         )
     except httpx.InvalidURL as error:
         raise UserError(
-            f"distill.url = {settings.url}: {error}; set an address such as http://localhost:8000/v1"
+            f"{_name(settings, 'url')} = {settings.url}: {error}; set an address such as"
+            " http://localhost:8000/v1"
         ) from None
     with client, ThreadPoolExecutor(settings.batch_size) as pool:
         return list(pool.map(lambda turns, seed: _ask(client, settings, turns, seed), prompts, seeds))
 
 
-def _ask(client: httpx.Client, settings: Distill, turns: list[Turn], seed: int) -> Answer:
+def _ask(client: httpx.Client, settings: Distill | Judge, turns: list[Turn], seed: int) -> Answer:
     reply = _post(
         client,
         settings,
@@ -106,18 +141,20 @@ def _ask(client: httpx.Client, settings: Distill, turns: list[Turn], seed: int) 
     if not reply.is_success:
         advice = ADVICE.get(
             reply.status_code,
-            "check distill.served_name, and that the server's context holds a prompt of twice"
-            f" model.max_length and distill.max_new_tokens = {settings.max_new_tokens}",
-        )
+            "check {served_name}, and that the server's context holds {room}"
+            f" = {settings.max_new_tokens}",
+        ).format(**_NAMES[type(settings)])
         raise UserError(
-            f"distill.url = {settings.url} refuses distill.served_name = {settings.served_name!r}:"
-            f" {_describe(reply)}\nWhat would do: {advice}"
+            f"{_name(settings, 'url')} = {settings.url} refuses"
+            f" {_name(settings, 'served_name')} = {settings.served_name!r}: {_describe(reply)}\n"
+            f"What would do: {advice}"
         )
     try:
         read = _Reply.model_validate_json(reply.content)
     except ValidationError:
         raise UserError(
-            f"distill.url = {settings.url} answered, but with no chat completion: {_describe(reply)}\n"
+            f"{_name(settings, 'url')} = {settings.url} answered, but with no chat completion:"
+            f" {_describe(reply)}\n"
             "What would do: the base address of an OpenAI-compatible server, which usually ends in /v1"
         ) from None
     choice = read.choices[0]
@@ -125,7 +162,7 @@ def _ask(client: httpx.Client, settings: Distill, turns: list[Turn], seed: int) 
     return Answer(text, choice.finish_reason == "stop", read.usage.completion_tokens)
 
 
-def _post(client: httpx.Client, settings: Distill, body: dict[str, object]) -> httpx.Response:
+def _post(client: httpx.Client, settings: Distill | Judge, body: dict[str, object]) -> httpx.Response:
     """Return the first reply that another try would not change."""
     for wait in (0.0, *WAITS):
         time.sleep(wait)
@@ -138,11 +175,15 @@ def _post(client: httpx.Client, settings: Distill, body: dict[str, object]) -> h
             return reply
         found = _describe(reply)
     raise UserError(
-        f"distill.url = {settings.url} gave no answer in {1 + len(WAITS)} tries: {found}\n"
+        f"{_name(settings, 'url')} = {settings.url} gave no answer in {1 + len(WAITS)} tries: {found}\n"
         "What would do: a server that runs at that address; where it is overloaded, a smaller"
-        f" distill.batch_size than {settings.batch_size}, which is the number of requests at once. Batches"
-        " answered so far are kept"
+        f" {_name(settings, 'batch_size')} than {settings.batch_size}, which is the number of requests at"
+        " once" + ". Batches answered so far are kept" * isinstance(settings, Distill)
     )
+
+
+def _name(settings: Distill | Judge, key: str) -> str:
+    return _NAMES[type(settings)][key]
 
 
 def _describe(reply: httpx.Response) -> str:

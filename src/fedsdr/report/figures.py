@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.config import Settings
+from fedsdr.measure.intervals import seed_interval, wilson
 from fedsdr.measure.scores import Table
 from fedsdr.report.events import TEXTS
-from fedsdr.report.intervals import seed_interval, wilson
 from fedsdr.report.maps import HeatPanel, ScatterPanel
 from fedsdr.report.plots import MOST_PANELS, BarPanel, LinePanel, Series, bar_panel, line_panel
 from fedsdr.report.tables import MODELS, NONE, loss_records

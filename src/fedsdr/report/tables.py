@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedsdr.measure.intervals import mean_interval, wilson
 from fedsdr.measure.scores import Table
-from fedsdr.report.intervals import mean_interval, wilson
 from fedsdr.storage import Event
 
 MODELS = ("base", "global", "personalised")

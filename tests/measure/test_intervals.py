@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedsdr.report.intervals import Z, mean_interval, wilson
+from fedsdr.measure.intervals import Z, mean_interval, wilson
 
 
 def test_none_right_of_ten() -> None:
