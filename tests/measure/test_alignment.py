@@ -30,7 +30,9 @@ def test_the_divergence_is_that_of_scipy_squared_in_bits():
 
 
 def test_tfidf_of_equal_bags_is_one_and_of_disjoint_bags_zero():
-    assert tfidf(np.array([[3, 1, 0], [6, 2, 0], [0, 0, 4]])) == pytest.approx([1, 0, 0])
+    counts = np.array([[3, 1, 0], [6, 2, 0], [0, 0, 4]])
+    assert tfidf(counts, 0, 1) == pytest.approx(1)
+    assert tfidf(counts, 0, 2) == tfidf(counts, 1, 2) == 0
 
 
 def test_texts_of_one_distribution_have_no_divergence_beyond_chance():

@@ -1,16 +1,75 @@
-"""`fedsdr analyze`: rewritings in a plain file of pairs, without any run."""
+"""`fedsdr analyze`: rewritings in a plain file of pairs, without any run. `measure` shares the parts."""
 
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedsdr.data.examples import Example
+from fedsdr.data.demo.paraphrases import paraphrases
 from fedsdr.data.readers import Row, file_rows, to_records
+from fedsdr.distill.remote import Judge
 from fedsdr.errors import UserError
+from fedsdr.measure.alignment import cluster, text_alignment
+from fedsdr.measure.claims import Word, claim, judge
+from fedsdr.measure.entailment import Checker, JudgeChecker, NliChecker
+from fedsdr.measure.paradox import (
+    PARAPHRASE,
+    REWRITING,
+    TRUE,
+    Pair,
+    check,
+    holds,
+    paradox_records,
+    style_differences,
+    worst,
+)
+from fedsdr.progress import say
+from fedsdr.storage import Event
 
 SEED = 0
 """Of the draws: the same file gives the same numbers."""
+NUM_WORST = 12
+"""Examples that are shown to be read."""
 
 
-def read_pairs(path: Path) -> list[tuple[Example, str]]:
+def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: str) -> dict[str, Event]:
+    """Measure the rewritings in a file.
+
+    Args:
+        path: As `read_pairs`.
+        clusters: Where the file names no domains: clusters of instructions that stand for clients; 0: none.
+        nli: Name or folder of an NLI cross-encoder; empty: none.
+        judge_url: Base address of a judge; empty: none.
+        judge_model: Name of the model there.
+
+    Returns:
+        "alignment", where there are several domains or clusters, and "paradox".
+
+    Raises:
+        UserError: The file is malformed, or too short to compare.
+    """
+    start = time.monotonic()
+    pairs = read_pairs(path)
+    domains = sorted({example.domain for example, _ in pairs})
+    if clusters and len(domains) > 1:
+        raise UserError(f"{path} names the domains {', '.join(domains)}: leave out --clusters")
+    names = [example.domain for example, _ in pairs]
+    if clusters > 1:
+        names = cluster([example.instruction for example, _ in pairs], clusters, SEED)
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, (example, text) in sorted(zip(names, pairs, strict=True), key=lambda item: item[0]):
+        groups.setdefault(name, []).append((example.response, text))
+    made: dict[str, Event] = {}
+    if len(groups) > 1:
+        made["alignment"] = alignment(groups, SEED)
+    else:
+        say("no alignment: the rows name no domains; --clusters 5 puts clusters of instructions there")
+    difference = made["alignment"]["records"] if made else None
+    made["paradox"] = paradox({REWRITING: pairs}, checkers(nli, judge_url, judge_model), difference)
+    common = {"command": f"fedsdr analyze {path}", "seconds": time.monotonic() - start}
+    return {name: {"measure": name, **common, **found} for name, found in made.items()}
+
+
+def read_pairs(path: Path) -> list[Pair]:
     """Read examples with their rewritings.
 
     Args:
@@ -23,6 +82,110 @@ def read_pairs(path: Path) -> list[tuple[Example, str]]:
     rows = file_rows(path)
     examples = [to_records([row], str(row[1].get("domain") or "all"))[0].example for row in rows]
     return list(zip(examples, map(_rewriting, rows), strict=True))
+
+
+def checkers(nli: str, judge_url: str, judge_model: str) -> list[Checker | None]:
+    """The exact checks (None), and what was asked for beside them.
+
+    Raises:
+        UserError: The NLI model cannot be read, or a judge is given without its model or the reverse.
+    """
+    if bool(judge_url) != bool(judge_model):
+        raise UserError(f"--judge = {judge_url!r} and --judge-model = {judge_model!r}: give both, or neither")
+    found: list[Checker | None] = [None]
+    if nli:
+        found.append(NliChecker(nli))
+    if judge_url:
+        found.append(JudgeChecker(Judge(judge_url, judge_model)))
+    return found
+
+
+def alignment(texts: Mapping[str, Sequence[tuple[str, str]]], seed: int) -> Event:
+    """Likeness of the words of clients or domains, with its claim."""
+    records = text_alignment(texts, seed)
+    verdict = claim(
+        "Rewriting makes the clients' words more alike",
+        mean_difference(records, "js"),
+        -1,
+        "Jensen-Shannon divergence beyond chance, distilled minus raw:",
+    )
+    return {"records": records, "notes": [], "verdicts": [verdict]}
+
+
+def mean_difference(records: Sequence[Event], measure: str) -> Event:
+    """Mean over pairs of clients of a measure, distilled minus raw."""
+    wanted = {"measure": measure, "view": "difference", "a": "mean"}
+    return next(record for record in records if record.items() >= wanted.items())
+
+
+def paradox(
+    texts: Mapping[str, Sequence[Pair]],
+    with_checkers: Sequence[Checker | None],
+    likeness: Sequence[Event] | None,
+) -> Event:
+    """The rewrite paradox by every checker, its false alarms, and the worst examples.
+
+    Args:
+        texts: What texts are ("rewriting", "global answer", ...) -> examples with them.
+        with_checkers: As `checkers` gives them.
+        likeness: Records of `alignment`, where there are any: the paradox wants texts to become more alike.
+    """
+    first = next(iter(texts.values()))
+    known = {
+        TRUE: [(example, example.response) for example, _ in first],
+        PARAPHRASE: [(example, text) for example, text in paraphrases()],
+    }
+    records: list[Event] = []
+    examples: list[Event] = []
+    for checker in with_checkers:
+        for of, pairs in {**known, **texts}.items():
+            verdicts = check(pairs, checker)
+            records += paradox_records(pairs, of, verdicts)
+            if of in texts:
+                examples += worst(pairs, of, verdicts, NUM_WORST // len(texts))
+    found: Event = {"records": records, "examples": examples, "notes": [], "verdicts": []}
+    if REWRITING in texts:
+        records += style_differences(texts[REWRITING], REWRITING)
+        found["conditions"] = holds(records)
+        found["verdicts"].append(_paradox_verdict(found["conditions"], likeness))
+    return found
+
+
+def _paradox_verdict(conditions: Sequence[Event], likeness: Sequence[Event] | None) -> Event:
+    """Whether all three conditions hold: more alike, more unsupported than false alarms, and padded."""
+    words: list[Word] = []
+    parts = []
+    if likeness is None:
+        parts.append("alignment was not measured")
+        words.append("undecided")
+    else:
+        gain = mean_difference(likeness, "js")
+        words.append(judge(gain["low"], gain["high"], -1))
+        parts.append(f"divergence {_shown(gain['value'], gain['low'], gain['high'])}")
+    unsupported = [one for one in conditions if one["kind"] == "unsupported"]
+    style = [one for one in conditions if one["kind"] != "unsupported"]
+    for group in (unsupported, style):
+        # One of them is enough: any checker, any way of padding.
+        found = [judge(one["low"], one["high"], 1) for one in group]
+        words.append(
+            "supported" if "supported" in found else "refuted" if set(found) == {"refuted"} else "undecided"
+        )
+        parts += [
+            f"{one['kind'].replace('_', ' ')} ({one['checker']})"
+            f" {_shown(one['difference'], one['low'], one['high'])}"
+            for one in group
+        ]
+    verdict = "refuted" if "refuted" in words else "undecided" if "undecided" in words else "supported"
+    return {
+        "claim": "The rewrite paradox: texts become more alike, and less true, and padded",
+        "verdict": verdict,
+        "text": "Changes with 95 % intervals; unsupported beyond false alarms on paraphrases. "
+        + "; ".join(parts),
+    }
+
+
+def _shown(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _rewriting(row: Row) -> str:

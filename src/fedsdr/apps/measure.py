@@ -13,19 +13,23 @@ from pathlib import Path
 import torch
 
 from fedsdr import __version__
+from fedsdr.apps.analyze import alignment, checkers, mean_difference, paradox
 from fedsdr.apps.run import checked_round, read_settings
 from fedsdr.apps.site import Site, close_sites, data_of, model_of, open_site
 from fedsdr.apps.trained import check_identity, demand_global
 from fedsdr.client.wire import Arrays
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
+from fedsdr.distill.remote import Judge
 from fedsdr.errors import UserError
 from fedsdr.measure.claims import claim
+from fedsdr.measure.judge import win_rate
+from fedsdr.measure.paradox import REWRITING, Pair
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.progress import say
 from fedsdr.server.checkpoint import load_round, load_updates
-from fedsdr.storage import Event, list_rounds, rewrite_lines, write_json
+from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines, write_json
 from fedsdr.tables import COMBINATIONS, Adapter
 
 MOST = 48
@@ -159,34 +163,19 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
 
 
 def _alignment(subject: Subject) -> Event:
-    from fedsdr.measure.alignment import text_alignment
+    note = "Training responses and what is taught after fall-back."
+    return alignment(_texts(subject), subject.settings.run.seed) | {"notes": [note]}
 
-    pairs = {
+
+def _texts(subject: Subject) -> dict[str, list[tuple[str, str]]]:
+    """Responses and what is taught instead, of every client."""
+    return {
         site.id: [
             (example.response, new.distilled)
             for example, new in zip(site.data.train, site.rewritings["train"], strict=True)
         ]
         for site in subject.rewritten()
     }
-    records = text_alignment(pairs, subject.settings.run.seed)
-    notes = ["Training responses and what is taught after fall-back."]
-    return {"records": records, "notes": notes, "verdicts": [alignment_claim(records)]}
-
-
-def alignment_claim(records: Sequence[Event]) -> Event:
-    """Whether rewriting made the words of clients more alike."""
-    return claim(
-        "Rewriting makes the clients' words more alike",
-        _difference(records, "js"),
-        -1,
-        "Jensen-Shannon divergence beyond chance, distilled minus raw:",
-    )
-
-
-def _difference(records: Sequence[Event], measure: str) -> Event:
-    """Mean over pairs of clients of a measure, distilled minus raw."""
-    wanted = {"measure": measure, "view": "difference", "a": "mean"}
-    return next(record for record in records if record.items() >= wanted.items())
 
 
 def _gradients(subject: Subject) -> Event:
@@ -203,7 +192,7 @@ def _gradients(subject: Subject) -> Event:
     note = f"At the shared adapter of round 0; at most {MOST} training examples of each client."
     verdict = claim(
         "Rewriting makes the clients pull the shared adapter one way",
-        _difference(records, "gradient_corrected"),
+        mean_difference(records, "gradient_corrected"),
         1,
         "Cosine of gradients, freed from noise, distilled minus raw:",
     )
@@ -329,6 +318,77 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
     return found
 
 
+def _paradox(subject: Subject) -> Event:
+    """Of what the teacher wrote, before fall-back, and of what the models answer."""
+    options, texts = subject.options, dict[str, list[Pair]]()
+    likeness = None
+    if all("train" in site.rewritings for site in subject.sites):
+        texts[REWRITING] = [
+            (example, new.first)
+            for site in subject.sites
+            for example, new in zip(site.data.train, site.rewritings["train"], strict=True)
+            if new.first is not None
+        ]
+        likeness = alignment(_texts(subject), subject.settings.run.seed)["records"]
+    for model, answers in _answers(subject).items():
+        texts[f"{model} answer"] = list(answers.values())
+    with_checkers = checkers(options.nli, options.judge, options.judge_model)
+    return paradox(texts, with_checkers, likeness) | {
+        "notes": ["Rewritings of training responses before fall-back; answers to test prompts."]
+    }
+
+
+def _answers(subject: Subject) -> dict[str, dict[tuple[str, int], Pair]]:
+    """Model -> client and place -> test example and what the model answered, as evaluations recorded it."""
+    last = subject.settings.server.num_rounds
+    names = {"base": (0, "global"), "global": (last, "global"), "personalised": (last, "personalised")}
+    found: dict[str, dict[tuple[str, int], Pair]] = {}
+    for model, (number, kind) in names.items():
+        for site in subject.sites:
+            records = read_lines(site.folder / "evaluation" / f"round-{number:04d}-{kind}.jsonl")
+            # Records stand by domain, in the order of the examples.
+            examples = sorted(site.tests.examples, key=lambda example: example.domain)
+            if records:
+                said = zip(examples, (record["answer"] for record in records), strict=True)
+                found.setdefault(model, {}).update(
+                    {(site.id, place): pair for place, pair in enumerate(said)}
+                )
+    return found
+
+
+def _win_rate(subject: Subject) -> Event:
+    """The global model against the base, and against another run's global model, where one is given."""
+    options = subject.options
+    if not options.judge:
+        raise UserError("win rates need a judge: give --judge ADDRESS and --judge-model NAME")
+    checkers("", options.judge, options.judge_model)
+    judge = Judge(options.judge, options.judge_model)
+    own = _answers(subject)
+    if "global" not in own:
+        raise UserError("the global model's answers are not on record: the run is not finished, or has none")
+    name = subject.folder.resolve().parent.name if options.against else "global"
+    others = {"base": own.get("base", {})}
+    if options.against:
+        other = Subject(options.against, read_settings(options.against), options)
+        others[other.folder.resolve().parent.name] = _answers(other).get("global", {})
+    records: list[Event] = []
+    for against, answers in others.items():
+        places = [place for place in own["global"] if place in answers]
+        if any(own["global"][place][0] != answers[place][0] for place in places) or not places:
+            raise UserError(
+                f"--against = {options.against} was tested on other examples than {subject.folder}"
+            )
+        records += win_rate(
+            [own["global"][place][0] for place in places],
+            [own["global"][place][1] for place in places],
+            [answers[place][1] for place in places],
+            judge,
+            name,
+            against,
+        )
+    return {"records": records, "notes": [f"Judged by {options.judge_model}."]}
+
+
 def _load(adapters: Adapters, values: Arrays) -> None:
     adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
 
@@ -340,5 +400,7 @@ MEASUREMENTS: Mapping[str, Callable[[Subject], Event]] = {
     "map": _map,
     "consistency": _consistency,
     "survival": _survival,
+    "paradox": _paradox,
     "benchmarks": _benchmarks,
+    "winrate": _win_rate,
 }

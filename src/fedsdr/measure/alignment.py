@@ -1,13 +1,13 @@
 """How alike the clients' texts are, before and after rewriting.
 
-Texts become bags of words. Longer texts look more alike by themselves, so every client and both views are cut
-to the same number of words, drawn at random. What needs the texts of several clients works in simulation
-only: in a deployment no one holds them.
+Texts become bags of words. Longer texts look more alike by themselves, so two clients that are compared, and
+both views of them, are cut to the same number of words, drawn at random. What needs the texts of several
+clients works in simulation only: in a deployment no one holds them.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -33,9 +33,9 @@ LEAST_WORDS = 20
 def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event]:
     """Likeness of the clients' responses, pairwise and mean, raw, distilled, and the difference.
 
-    In each of 200 draws a random half of every client's examples is taken, the same for both views, and of
-    its words as many as the shortest of all these texts has. A value is the mean over the draws, its
-    interval 1.96 times their spread (`resampling`), which holds the draw of the words too.
+    In each of 200 draws a random half of every client's examples is taken, the same for both views. For a
+    pair of clients all texts are cut to as many words as the shortest of their four has. A value is the mean
+    over the draws, its interval 1.96 times their spread (`half_samples`), which holds the draw of words too.
 
     - js_plain: Jensen-Shannon divergence of the word distributions in bits,
       D = H((P + Q) / 2) - (H(P) + H(Q)) / 2, as the paper may have computed it. Two samples of one
@@ -55,7 +55,7 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
 
     Returns:
         Records with measure, view, a, b ("mean" and "" for the mean over pairs), value, low, high and
-        num_words, the mean number of words that each text was cut to.
+        num_words, the mean number of words that the texts were cut to.
 
     Raises:
         UserError: Fewer than two clients, or one has fewer than four examples or too few words.
@@ -64,33 +64,31 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
     names = list(pairs)
     rng = np.random.default_rng(seed_for(seed, "alignment"))
     matrices = _count_words(pairs)
+    places = list(combinations(range(len(names)), 2))
     found: list[NDArray[np.float64]] = []
-    num_words: list[int] = []
+    num_words: list[list[int]] = []
     for halves in half_samples([len(pairs[name]) for name in names], rng):
-        views = [
-            np.array(
-                [
-                    np.asarray(views[view][half].sum(axis=0))[0]
-                    for views, half in zip(matrices, halves, strict=True)
-                ]
-            )
-            for view in range(len(VIEWS))
-        ]
-        least = int(min(counts.sum(axis=1).min() for counts in views))
-        num_words.append(least)
-        cut = [_draw_words(counts, least, rng) for counts in views]
-        if least < LEAST_WORDS:
-            raise UserError(
-                f"half of a client's responses have {least} words, too few to compare: {LEAST_WORDS} are"
-                " needed"
-            )
-        found.append(np.stack([_likeness(counts, rng) for counts in cut], axis=1))
+        views = np.array(
+            [
+                [np.asarray(matrix[half].sum(axis=0))[0] for matrix, half in zip(view, halves, strict=True)]
+                for view in matrices
+            ]
+        )  # (views, clients, vocabulary)
+        totals = views.sum(axis=2).min(axis=0)
+        _demand_words(names, totals)
+        num_words.append([int(min(totals[a], totals[b])) for a, b in places])
+        asked = list(zip(places, num_words[-1], strict=True))
+        # (measures and chance, views, pairs)
+        likeness = [[_likeness(counts, a, b, num, rng) for (a, b), num in asked] for counts in views]
+        found.append(np.array(likeness).transpose(2, 0, 1))
     draws = np.stack(found)  # (draws, measures and chance, views, pairs)
     chance = draws[:, -1].mean(axis=0)
     draws[:, 0] = (draws[:, 0] - chance) / (1 - chance)
-    common = {"num_words": float(np.mean(num_words))}
+    of_pair = np.mean(num_words, axis=0)
+    num = {(names[a], names[b]): float(words) for (a, b), words in zip(places, of_pair, strict=True)}
+    num["mean", ""] = float(of_pair.mean())
     return [
-        {"measure": measure, **record, **common}
+        {"measure": measure, **record, "num_words": num[record["a"], record["b"]]}
         for number, measure in enumerate(MEASURES)
         for record in pair_records(names, draws[:, number].mean(axis=0), draws[:, number])
     ]
@@ -147,39 +145,39 @@ def js(p: Counts, q: Counts) -> float:
     return _entropy(p + q) - (_entropy(p) + _entropy(q)) / 2
 
 
-def tfidf(counts: Counts) -> NDArray[np.float64]:
-    """Cosine of TF-IDF vectors for each pair of rows; idf = log((1 + n) / (1 + df)) + 1 over the n rows."""
+def tfidf(counts: Counts, a: int, b: int) -> float:
+    """Cosine of the TF-IDF vectors of two rows; idf = log((1 + n) / (1 + df)) + 1 over all n rows."""
     from sklearn.feature_extraction.text import TfidfTransformer
 
     vectors = TfidfTransformer().fit_transform(counts).toarray()
-    cosines = vectors @ vectors.T
-    return np.array([cosines[a, b] for a, b in combinations(range(len(counts)), 2)])
+    return float(vectors[a] @ vectors[b])
 
 
-def _likeness(counts: Counts, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Divergence, again divergence, cosine, and D0, of all pairs of rows (4, pairs)."""
-    pairs = list(combinations(counts, 2))
-    plain = np.array([js(p, q) for p, q in pairs])
-    mixed = [(p + q, _draw_words([p + q], p.sum(), rng)[0]) for p, q in pairs]
-    chance = np.array([js(part, both - part) for both, part in mixed])
-    return np.array([plain, plain, tfidf(counts), chance])
+def _likeness(counts: Counts, a: int, b: int, num: int, rng: np.random.Generator) -> list[float]:
+    """Divergence, again divergence, cosine, and D0 of clients a and b, every client cut to `num` words."""
+    cut = np.array([_draw_words(row, min(num, int(row.sum())), rng) for row in counts])
+    p, q = cut[a], cut[b]
+    plain = js(p, q)
+    mixed = _draw_words(p + q, num, rng)
+    return [plain, plain, tfidf(cut, a, b), js(mixed, p + q - mixed)]
 
 
-def _count_words(pairs: Mapping[str, Sequence[Pair]]) -> list[tuple[Any, Any]]:
-    """Words of each client's responses and rewritings as sparse counts (examples, vocabulary)."""
+def _count_words(pairs: Mapping[str, Sequence[Pair]]) -> list[list[Any]]:
+    """View -> client -> words of its texts as sparse counts (examples, vocabulary)."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     counter = CountVectorizer(analyzer=split_words)
     counter.fit([text for some in pairs.values() for pair in some for text in pair])
     return [
-        (counter.transform([raw for raw, _ in some]), counter.transform([new for _, new in some]))
-        for some in pairs.values()
+        [counter.transform([pair[view] for pair in some]) for some in pairs.values()]
+        for view in range(len(VIEWS))
     ]
 
 
-def _draw_words(counts: Iterable[Counts], num: int, rng: np.random.Generator) -> Counts:
-    """Draw `num` words of each row without replacement."""
-    return np.array([rng.multivariate_hypergeometric(row, num, method="marginals") for row in counts])
+def _draw_words(counts: Counts, num: int, rng: np.random.Generator) -> Counts:
+    """Draw `num` words without replacement."""
+    drawn: Counts = rng.multivariate_hypergeometric(counts, num, method="marginals")
+    return drawn
 
 
 def _entropy(counts: Counts) -> float:
@@ -194,4 +192,13 @@ def _check(pairs: Mapping[str, Sequence[Pair]]) -> None:
         if len(some) < LEAST:
             raise UserError(
                 f"{name} has {len(some)} responses; {LEAST} are needed to tell how sure a value is"
+            )
+
+
+def _demand_words(names: Sequence[str], totals: Counts) -> None:
+    """Refuse a client with too few words in a half, in either view."""
+    for name, total in zip(names, totals.tolist(), strict=True):
+        if total < LEAST_WORDS:
+            raise UserError(
+                f"half of {name}'s responses have {total} words; {LEAST_WORDS} are needed to compare"
             )

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedsdr.report.figures import Figure, limited
 from fedsdr.measure.intervals import Z
+from fedsdr.report.figures import Figure, limited
 from fedsdr.report.parts import Block, Examples, Table
 from fedsdr.report.plots import MOST_PANELS, Series, bar_panel
 from fedsdr.report.tables import Sheet, number, with_interval
