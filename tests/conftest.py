@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,26 @@ def real_model(own_cache: Path) -> Model:
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(SMOLLM2)
     return settings
+
+
+SERVER = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.port = 0  # any free one
+params.n_parallel, params.n_ctx = 4, 4 * 2048
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def llama_cpp() -> Iterator[str]:
+    """Base address of llama.cpp's server with SmolLM2, or a skip where there is none."""
+    python, gguf = os.environ.get("FEDSDR_SERVER_PYTHON"), os.environ.get("FEDSDR_SERVER_GGUF")
+    if not (python and gguf):
+        pytest.skip("FEDSDR_SERVER_PYTHON and FEDSDR_SERVER_GGUF are not set; `make test-server` does it")
+    command = [python, "-c", SERVER, gguf]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield f"{process.stdout.readline().strip()}/v1"  # it ends when its input does

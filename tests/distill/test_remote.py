@@ -1,8 +1,6 @@
 """Rewriting by a server: what it is asked, what becomes of its answers, and what a user reads when it fails."""
 
 import json
-import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,7 +18,7 @@ from fedsdr.data.examples import Example
 from fedsdr.distill import remote
 from fedsdr.distill import rewrite as module
 from fedsdr.distill.prompts import rewriting_turns
-from fedsdr.distill.remote import ask_server
+from fedsdr.distill.remote import Judge, ask_server
 from fedsdr.distill.rewrite import Rewriting, fault, rewrite
 from fedsdr.errors import UserError
 from fedsdr.model.adapters import Adapters
@@ -105,7 +103,7 @@ def of(fake: Fake, **settings: Any) -> Distill:
     return Distill(url=fake.url, served_name="our-model", **settings)
 
 
-def refusal(settings: Distill) -> str:
+def refusal(settings: Distill | Judge) -> str:
     with pytest.raises(UserError) as caught:
         ask_server(PROMPTS, settings, [0, 1, 2])
     return str(caught.value)
@@ -239,6 +237,29 @@ def test_what_another_try_would_not_change_is_said_at_once(serve, status, body, 
     assert [body["messages"] for body in fake.bodies].count(PROMPTS[0]) == 1
 
 
+def test_a_judge_is_named_as_the_user_set_it(serve):
+    """What is wrong with a judge's server is not laid on [distill]."""
+    broken = Judge("http://localhost:8OOO/v1", "ours")
+    away = Fake(lambda body: completion("A"))
+    away.server_close()
+    for judge, words in (
+        (broken, ["--judge = http://localhost:8OOO/v1: Invalid port"]),
+        (
+            Judge(away.url, "ours", batch_size=3),
+            [f"--judge = {away.url} gave no", "--judge-batch-size than 3"],
+        ),
+        (
+            Judge(serve(lambda body: (404, "no")).url, "ours"),
+            ["--judge-name = 'ours'", "check --judge, which"],
+        ),
+        (Judge(serve(lambda body: (400, "no")).url, "ours"), ["an answer of max_new_tokens = 16"]),
+        (Judge(serve(lambda body: (200, "no")).url, "ours"), ["answered, but with no chat completion: 200"]),
+    ):
+        message = refusal(judge)
+        assert all(word in message for word in words)
+        assert "distill" not in message
+
+
 def test_an_address_that_is_none_is_an_error():
     settings = Distill(url="http://localhost:8OOO/v1", served_name="our-model")
     assert "distill.url = http://localhost:8OOO/v1: Invalid port: '8OOO'" in refusal(settings)
@@ -361,29 +382,6 @@ def test_another_served_name_is_asked_anew(serve, teach, model, tmp_path: Path):
     settings = Distill(url=fake.url, served_name="another", batch_size=2, prompts=("turn",))
     rewrite(*model, EXAMPLES, settings, 512, tmp_path, "test")
     assert [body["model"] for body in fake.bodies] == ["our-model"] * 5 + ["another"] * 5
-
-
-SERVER = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-params.port = 0  # any free one
-params.n_parallel, params.n_ctx = 4, 4 * 2048
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def llama_cpp() -> Iterator[str]:
-    """Base address of llama.cpp's server with SmolLM2, or a skip where there is none."""
-    python, gguf = os.environ.get("FEDSDR_SERVER_PYTHON"), os.environ.get("FEDSDR_SERVER_GGUF")
-    if not (python and gguf):
-        pytest.skip("FEDSDR_SERVER_PYTHON and FEDSDR_SERVER_GGUF are not set; `make test-server` does it")
-    command = [python, "-c", SERVER, gguf]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield f"{process.stdout.readline().strip()}/v1"  # it ends when its input does
 
 
 @pytest.mark.real_model
