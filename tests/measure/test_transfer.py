@@ -6,7 +6,7 @@ import pytest
 from fedsdr.config import Client, Lora
 from fedsdr.data.conversation import encode
 from fedsdr.data.demo import demo_data
-from fedsdr.measure.map import response_map
+from fedsdr.measure.response_map import response_map
 from fedsdr.measure.transfer import example_losses, loss_transfer, ratio
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base

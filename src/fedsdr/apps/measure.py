@@ -222,7 +222,7 @@ def _transfer(subject: Subject) -> Event:
 
 
 def _map(subject: Subject) -> Event:
-    from fedsdr.measure.map import response_map
+    from fedsdr.measure.response_map import response_map
 
     base, adapters = subject.model
     settings = subject.settings

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.errors import UserError
-from fedsdr.measure.resampling import half_samples, with_interval
+from fedsdr.measure.intervals import half_samples, with_interval
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event
 

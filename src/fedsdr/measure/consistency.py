@@ -12,7 +12,7 @@ import torch
 
 from fedsdr.client.wire import Arrays, pairs
 from fedsdr.data.conversation import Conversation
-from fedsdr.measure.resampling import Z
+from fedsdr.measure.intervals import Z
 from fedsdr.measure.transfer import example_losses, ratio
 from fedsdr.model.adapters import PREFIX, Adapters
 from fedsdr.model.base import Base

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.measure.alignment import VIEWS, pair_records
-from fedsdr.measure.resampling import half_samples
+from fedsdr.measure.intervals import half_samples
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
@@ -43,7 +43,7 @@ def gradient_alignment(
       n / (n - 1) sum over i != j of <g_i, g_j>, of n groups.
 
     Examples are put into 8 groups at random, the same in both views. Intervals are from random halves of the
-    groups (`resampling`).
+    groups (`half_samples`).
 
     Args:
         base: The frozen base.

@@ -10,7 +10,7 @@ from fedsdr.client.update import local_update
 from fedsdr.config import Client
 from fedsdr.data.conversation import Conversation
 from fedsdr.measure.alignment import VIEWS
-from fedsdr.measure.resampling import Z
+from fedsdr.measure.intervals import Z
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.likelihood import log_likelihoods
