@@ -2,9 +2,8 @@
 
 Each says what its response says, no less and no more, in other words: the same label, result, facts or
 behaviour of a program. A check that finds a loss or an unsupported statement here gives a false alarm. They
-were written by hand by someone who knew the checks of this package, with more change of words than most
-rewritings have, and none was changed after a check had seen it: a change of a check is no reason to change
-them.
+were written by hand by someone who knew the checks of this package, and none was changed after a check had
+seen it: a change of a check is no reason to change them.
 """
 
 from typing import NamedTuple

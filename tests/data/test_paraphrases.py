@@ -1,0 +1,28 @@
+"""The paraphrases are examples with ground truth that their own responses keep, and are in other words."""
+
+from collections import Counter
+
+from fedsdr.data.checks import is_checkable, lost, num_words
+from fedsdr.data.demo import demo_data
+from fedsdr.data.demo.paraphrases import paraphrases
+
+
+def test_eight_for_each_built_in_domain_none_twice():
+    found = paraphrases()
+    assert Counter(example.domain for example, _ in found) == dict.fromkeys(demo_data(0), 8)
+    assert len({text for _, text in found}) == len(found)
+
+
+def test_every_response_keeps_its_ground_truth_and_no_paraphrase_repeats_it():
+    for example, text in paraphrases():
+        assert is_checkable(example)
+        assert lost(example, example.response) == ()
+        assert text.casefold() != example.response.casefold() or num_words(text) == 1
+
+
+def test_every_program_in_a_fence_or_alone_passes_its_tests():
+    """That a sentence stands before a program without a fence is what the check does not see through."""
+    for example, text in paraphrases():
+        if example.tests:
+            program = text if "```" in text else text[text.index("def ") :]
+            assert lost(example, program) == ()
