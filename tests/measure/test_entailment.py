@@ -107,13 +107,13 @@ def test_a_classifier_without_entailment_is_an_error_that_lists_its_classes(clas
 
 
 def test_a_folder_that_holds_no_classifier_is_an_error(tmp_path: Path):
-    with pytest.raises(UserError, match=f"--checker = {tmp_path} cannot be read as a sequence classifier"):
+    with pytest.raises(UserError, match=f"--nli = {tmp_path} cannot be read as a sequence classifier"):
         NliChecker(str(tmp_path))
 
 
 def test_a_language_model_is_no_classifier(tiny_folder: Path):
     """It has no head for classes; a random one must not judge."""
-    with pytest.raises(UserError, match="--checker = "):
+    with pytest.raises(UserError, match="--nli = "):
         NliChecker(str(tiny_folder))
 
 

@@ -92,6 +92,11 @@ def checkers(nli: str, judge_url: str, judge_model: str) -> list[Checker | None]
     """
     if bool(judge_url) != bool(judge_model):
         raise UserError(f"--judge = {judge_url!r} and --judge-model = {judge_model!r}: give both, or neither")
+    if judge_url and not judge_url.startswith(("http://", "https://")):
+        raise UserError(
+            f"--judge = {judge_url} does not begin with http:// or https://: give an address such as"
+            " http://localhost:8000/v1"
+        )
     found: list[Checker | None] = [None]
     if nli:
         found.append(NliChecker(nli))

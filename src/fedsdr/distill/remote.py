@@ -58,8 +58,8 @@ _NAMES: dict[type, dict[str, str]] = {
     },
     Judge: {
         "url": "--judge",
-        "served_name": "--judge-name",
-        "batch_size": "--judge-batch-size",
+        "served_name": "--judge-model",
+        "batch_size": "Judge.batch_size",
         "room": "a prompt with both texts that are judged, and an answer of max_new_tokens",
     },
 }

@@ -58,14 +58,14 @@ class NliChecker:
                 model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
-                f"--checker = {source} cannot be read as a sequence classifier: {first_line(error)}\n"
+                f"--nli = {source} cannot be read as a sequence classifier: {first_line(error)}\n"
                 "What would do: the hub id or folder of a model for natural language inference"
             ) from None
         labels = model.config.id2label
         found = [number for number, label in labels.items() if label.casefold() == "entailment"]
         if len(found) != 1:
             raise UserError(
-                f"--checker = {source} has the classes {', '.join(labels.values())}; what would do is a model"
+                f"--nli = {source} has the classes {', '.join(labels.values())}; what would do is a model"
                 " for natural language inference, with one class called entailment in its id2label"
             )
         (self.entailment,) = found
