@@ -40,12 +40,13 @@ def main() -> None:
         cell = folder / "methods" / method / "seed-0"
         fedsdr("measure", cell, "--only", "consistency,survival,paradox")
     cell, other = (folder / "methods" / method / "seed-0" for method in ("fedsdr", "fedsd"))
-    fedsdr("measure", cell, "--only", "alignment,gradients,transfer,map,benchmarks")
+    fedsdr("measure", cell, "--only", "alignment,gradients,transfer,map")
+    questions = ("--data", data, "--limit", 20) if data else ()
+    fedsdr("measure", cell, "--only", "benchmarks", *questions)
     with judge() as url:
         only = ("measure", cell, "--only", "winrate", "--judge", url, "--judge-model", "smollm2")
         fedsdr(*only, "--against", other)
     if data:
-        fedsdr("measure", cell, "--only", "benchmarks", "--data", data, "--limit", 20)
         pairs = data / "domains" / "general" / "alpaca_distilled_train.jsonl"
         if pairs.exists():
             fedsdr("analyze", pairs, "--clusters", 5)
@@ -66,7 +67,8 @@ def fedsdr(*words: object) -> None:
 def judge() -> Iterator[str]:
     """Base address of llama.cpp's server with the default model."""
     command = [os.environ["FEDSDR_SERVER_PYTHON"], "-c", SERVER, os.environ["FEDSDR_SERVER_GGUF"]]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdout is not None
         yield f"{process.stdout.readline().strip()}/v1"  # it ends when its input does
 

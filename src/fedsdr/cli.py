@@ -186,8 +186,8 @@ def measure(
 ) -> None:
     """Measure what the paper claims, on a run: alignment, paradox, benchmarks, win rate, consistency."""
     progress.quiet = quiet
-    from fedsdr.apps.measure import Options
     from fedsdr.apps.measure import measure as measure_run
+    from fedsdr.apps.subject import Options
 
     options = Options(nli, judge, judge_model, against, data, _names(tasks), limit)
     made = measure_run(run_dir, _names(only), options)

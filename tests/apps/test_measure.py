@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from fedsdr.apps import site
-from fedsdr.apps.measure import MEASUREMENTS, Options, measure
+from fedsdr.apps.measure import measure
+from fedsdr.apps.measurements import MEASUREMENTS
 from fedsdr.apps.run import run
+from fedsdr.apps.subject import Options
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.server.checkpoint import load_round, load_updates
@@ -88,3 +90,45 @@ def test_an_unknown_measurement_is_refused_with_the_known_ones(tmp_path: Path):
     with pytest.raises(UserError, match="'alignmet' is unknown; known are alignment, "):
         measure(tmp_path, ["alignmet"], Options())
     assert "alignment" in MEASUREMENTS
+
+
+def test_answers_are_judged_against_the_base_and_against_another_run(measured, tiny_settings, judge_by):
+    """A judge that prefers whatever is shown first agrees with itself in no order: all are ties, but for equal
+    answers, about which it is not asked."""
+    settings, _ = measured
+    folder = Path(settings.run.dir)
+    other = tiny_settings(method="fedit", **QUICK)
+    run(other)
+    judge, _ = judge_by(lambda prompt: "A")
+    options = Options(judge=judge.url, judge_model="rule", against=Path(other.run.dir))
+    records = measure(folder, ["winrate"], options)["winrate"]["records"]
+    overall = {(r["a"], r["b"]): r for r in records if r["domain"] == "all"}
+    assert list(overall) == [("fedsdr", "base"), ("fedsdr", "fedit")]
+    for record in overall.values():
+        assert (record["num"], record["wins"], record["losses"], record["rate"]) == (8, 0, 0, 0.5)
+    kept = read_json(folder / "measurements" / "winrate.json")
+    assert f"--judge {judge.url} --judge-model rule --against {other.run.dir}" in kept["command"]
+    with pytest.raises(UserError, match="give --judge"):
+        measure(folder, ["winrate"], Options())
+
+
+def test_the_paradox_is_told_of_rewritings_and_of_every_models_answers(measured):
+    folder = Path(measured[0].run.dir)
+    made = measure(folder, ["paradox"], Options())["paradox"]
+    counts = {(r["of"], r["kind"]): r["num"] for r in made["records"] if r["domain"] == "all"}
+    assert counts["rewriting", "unsupported"] == counts["true response", "unsupported"] == 2 * 48
+    for model in ("base", "global", "personalised"):
+        assert counts[f"{model} answer", "unsupported"] == 2 * 4
+    assert counts["true paraphrase", "omission"] == 40
+    assert made["verdicts"][0]["claim"].startswith("The rewrite paradox")
+
+
+def test_benchmarks_ask_the_runs_own_tests_where_no_other_questions_are_given(measured):
+    pytest.importorskip("lm_eval")
+    folder = Path(measured[0].run.dir)
+    made = measure(folder, ["benchmarks"], Options())["benchmarks"]
+    found = {(r["task"], r["metric"], r["model"]): r["num"] for r in made["records"]}
+    assert found["finance", "likelihood", "global"] == found["math", "strict", "base"] == 4
+    assert (folder / "measurements" / "benchmark-answers.jsonl").exists()
+    with pytest.raises(UserError, match="--data = nowhere is no folder"):
+        measure(folder, ["benchmarks"], Options(data="nowhere"))

@@ -1,5 +1,6 @@
 """`fedsdr analyze`: rewritings in a plain file of pairs, without any run. `measure` shares the parts."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,10 @@ def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: st
         say("no alignment: the rows name no domains; --clusters 5 puts clusters of instructions there")
     difference = made["alignment"]["records"] if made else None
     made["paradox"] = paradox({REWRITING: pairs}, checkers(nli, judge_url, judge_model), difference)
-    common = {"command": f"fedsdr analyze {path}", "seconds": time.monotonic() - start}
+    given = {"--clusters": clusters, "--nli": nli, "--judge": judge_url, "--judge-model": judge_model}
+    options = [str(word) for option, value in given.items() if value for word in (option, value)]
+    command = shlex.join(["fedsdr", "analyze", str(path), *options])
+    common = {"command": command, "seconds": time.monotonic() - start}
     return {name: {"measure": name, **common, **found} for name, found in made.items()}
 
 

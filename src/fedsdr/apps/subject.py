@@ -1,0 +1,104 @@
+"""A run that is measured: its clients, its model, its shared adapters, as measurements want them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fedsdr.apps.site import Site, data_of, model_of, open_site
+from fedsdr.apps.trained import check_identity
+from fedsdr.client.wire import Arrays
+from fedsdr.config import Settings
+from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.server.checkpoint import load_round
+
+Views = dict[str, dict[str, list[Conversation]]]
+"""View -> client -> conversations."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run's folder does not tell."""
+
+    nli: str = ""
+    """Name or folder of an NLI cross-encoder."""
+    judge: str = ""
+    """Base address of an OpenAI-compatible server that judges."""
+    judge_model: str = ""
+    """Name of the model there."""
+    against: Path | None = None
+    """A run whose global model is judged beside this one's; None: the base model."""
+    data: str = ""
+    """Folder with the benchmarks' local data, or "hub"; empty: the run's own test examples."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks; empty: all that are there."""
+    limit: int = 0
+    """Examples of each benchmark; 0: all."""
+
+    def words(self) -> list[str]:
+        """The same as options of the command line."""
+        given = {
+            "--nli": self.nli,
+            "--judge": self.judge,
+            "--judge-model": self.judge_model,
+            "--against": str(self.against or ""),
+            "--data": self.data,
+            "--tasks": ",".join(self.tasks),
+            "--limit": str(self.limit or ""),
+        }
+        return [word for option, value in given.items() if value for word in (option, value)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run that is measured, with what it was made of."""
+
+    folder: Path
+    settings: Settings
+    options: Options
+
+    @cached_property
+    def model(self) -> tuple[Base, Adapters]:
+        """The base and its adapters."""
+        base, adapters = model_of(self.settings)
+        check_identity(self.settings, base.identity)
+        adapters.load_residual({})
+        return base, adapters
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """All clients."""
+        num = len(data_of(self.settings)[1])
+        return [open_site(self.settings, number, self.folder / "clients") for number in range(num)]
+
+    def rewritten(self) -> list[Site]:
+        """All clients, with rewritings of their training responses.
+
+        Raises:
+            UserError: The method rewrites nothing.
+        """
+        if not all("train" in site.rewritings for site in self.sites):
+            raise UserError(
+                f"method = {self.settings.method} rewrites no training response; measure a run of fedsd or"
+                " fedsdr"
+            )
+        return self.sites
+
+    def training(self) -> Views:
+        """Training conversations of all clients in both views."""
+        sites = self.rewritten()
+        return {view: {site.id: site.views[view] for site in sites} for view in ("raw", "distilled")}
+
+    def tests(self) -> Views:
+        """Test conversations of all clients, with true responses and with rewritings."""
+        return {
+            "raw": {site.id: list(site.tests.raw) for site in self.sites},
+            "distilled": {site.id: list(site.tests.distilled) for site in self.sites},
+        }
+
+    def shared(self, server_round: int) -> Arrays:
+        """The shared adapter of a round."""
+        arrays, _ = load_round(self.folder / "server", server_round, self.settings.adapter.rank)
+        return arrays
