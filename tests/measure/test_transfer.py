@@ -52,8 +52,11 @@ def test_every_pair_has_its_change_and_others_are_means_of_it(model):
     settings = Client(local_steps=3, batch_size=2, learning_rate=1e-2)
     records = loss_transfer(base, adapters, views(base, 0, 6), views(base, 1, 4), settings, 4, 0)
     found = {(r["view"], r["on"], r["trained_on"], r["tested_on"]): r for r in records}
-    # Two views, two kinds of texts; four pairs, two of "others", and their mean.
-    assert len(found) == 2 * 2 * 7
+    # Two views and their difference, two kinds of texts; four pairs, two of "others", and their mean.
+    assert len(found) == 3 * 2 * 7
+    for key in (key[1:] for key in found if key[0] == "difference"):
+        change = found["distilled", *key]["value"] - found["raw", *key]["value"]
+        assert found["difference", *key]["value"] == pytest.approx(change)
     for view in ("raw", "distilled"):
         own = found[view, "true responses" if view == "raw" else "rewritings", "math", "math"]
         assert own["high"] < 0  # what is trained on gets likelier

@@ -81,7 +81,14 @@ def _transfer(subject: Subject) -> Event:
     note = (
         f"{work} of {client.batch_size * client.accumulation} examples at a rate of {client.learning_rate:g}."
     )
-    return {"records": records, "notes": [note]}
+    wanted = {"view": "difference", "on": "true responses", "trained_on": "others", "tested_on": "mean"}
+    verdict = claim(
+        "The others' rewritings help a client more than their raw responses",
+        next(record for record in records if record.items() >= wanted.items()),
+        -1,
+        "Loss on a client's true responses after training on another's data, distilled minus raw:",
+    )
+    return {"records": records, "notes": [note], "verdicts": [verdict]}
 
 
 def _map(subject: Subject) -> Event:

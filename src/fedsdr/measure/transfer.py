@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fedsdr.client.update import local_update
 from fedsdr.config import Client
 from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
 from fedsdr.measure.alignment import VIEWS
 from fedsdr.measure.intervals import Z
 from fedsdr.model.adapters import Adapters
@@ -19,6 +20,8 @@ from fedsdr.storage import Event
 from fedsdr.tables import METHODS
 
 Floats = NDArray[np.float64]
+Changes = dict[tuple[str, str, str], Floats]
+"""(on what, trained on, tested on) -> change of each test example's summed loss."""
 TEXTS = {"true responses": "raw", "rewritings": "distilled"}
 METHOD = {"raw": "fedit", "distilled": "fedsd"}
 """The method whose one stage trains the shared adapter on that view."""
@@ -52,17 +55,21 @@ def loss_transfer(
         seed: Seed of the adapter and the data order.
 
     Returns:
-        Records with view, trained_on, tested_on, on, value in nats per response token, low and high. Where
-        trained_on is "others", it is the mean over all other clients, and where tested_on is "mean", over
-        all clients.
+        Records with view ("raw", "distilled", and "difference", distilled minus raw, example by example),
+        trained_on, tested_on, on, value in nats per response token, low and high. Where trained_on is
+        "others", it is the mean over all other clients, and where tested_on is "mean", over all clients.
+
+    Raises:
+        UserError: There is one client.
     """
     names = list(training["raw"])
+    if len(names) < 2:
+        raise UserError("transfer is from client to client, and there is one: two or more are needed")
     sides = {on: tests[view] for on, view in TEXTS.items() if all(tests[view].values())}
     adapters.initialise("shared", seed_for(seed, "transfer"))  # B is zero: the base
     before = {on: _losses(base, adapters, side, batch_size) for on, side in sides.items()}
-    records: list[Event] = []
+    changes: dict[str, Changes] = {view: {} for view in VIEWS}
     for view in VIEWS:
-        changes: dict[tuple[str, str, str], Floats] = {}
         for trained_on in names:
             adapters.initialise("shared", seed_for(seed, "transfer"))
             local_update(
@@ -77,20 +84,27 @@ def loss_transfer(
             )
             for on, side in sides.items():
                 after = _losses(base, adapters, side, batch_size)
-                changes |= {(on, trained_on, name): after[name] - before[on][name] for name in names}
-        for on, side in sides.items():
-            num_tokens = {
-                name: np.array([text.num_response_tokens for text in side[name]], float) for name in names
-            }
-            records += _records(view, on, names, changes, num_tokens)
-    return records
+                changes[view] |= {(on, trained_on, name): after[name] - before[on][name] for name in names}
+    changes["difference"] = {key: changes["distilled"][key] - raw for key, raw in changes["raw"].items()}
+    return [
+        record
+        for view, found in changes.items()
+        for on, side in sides.items()
+        for record in _records(view, on, names, found, _num_tokens(side))
+    ]
+
+
+def _num_tokens(side: Mapping[str, Sequence[Conversation]]) -> dict[str, Floats]:
+    return {
+        name: np.array([text.num_response_tokens for text in texts], float) for name, texts in side.items()
+    }
 
 
 def _records(
     view: str,
     on: str,
     names: Sequence[str],
-    changes: Mapping[tuple[str, str, str], Floats],
+    changes: Changes,
     num_tokens: Mapping[str, Floats],
 ) -> list[Event]:
     records: list[Event] = []

@@ -107,15 +107,14 @@ def transfer_figure(on: str, records: Sequence[Event]) -> Figure:
     found = [record for record in records if record["tested_on"] != "mean"]
     rows = list(dict.fromkeys(record["trained_on"] for record in found))
     columns = list(dict.fromkeys(record["tested_on"] for record in found))
-    ramp = Ramp.of((record["value"] for record in found), is_change=True)
+    trained = [record["value"] for record in found if record["view"] != "difference"]
+    change = [record["value"] for record in found if record["view"] == "difference"]
     panels = []
-    for view in VIEWS[:2]:
+    for view in VIEWS:
         matrix = {(r["trained_on"], r["tested_on"]): r["value"] for r in found if r["view"] == view}
-        panels.append(
-            heat_panel(
-                f"trained on {view} responses", matrix, rows[:MOST_PANELS], columns[:MOST_PANELS], ramp
-            )
-        )
+        title = TITLES[view] if view == "difference" else f"trained on {view} responses"
+        ramp = Ramp.of(change if view == "difference" else trained, is_change=True)
+        panels.append(heat_panel(title, matrix, rows[:MOST_PANELS], columns[:MOST_PANELS], ramp))
     return Figure(
         f"transfer-{on.replace(' ', '-')}",
         f"Transfer: change of the loss on {on}",
@@ -135,11 +134,10 @@ def transfer_sheet(records: Sequence[Event]) -> Sheet:
     ordered = sorted(places, key=lambda place: place[0] == "mean")
     return Sheet(
         "Transfer from others: change of a client's loss by training on another's data, with 95 % interval",
-        "llrr",
-        ("tested on", "on", "trained on raw", "trained on distilled"),
+        "llrrr",
+        ("tested on", "on", "trained on raw", "trained on distilled", "distilled minus raw"),
         tuple(
-            (*place, *(with_interval(cells.get((*place, view)), 3) for view in VIEWS[:2]))
-            for place in ordered
+            (*place, *(with_interval(cells.get((*place, view)), 3) for view in VIEWS)) for place in ordered
         ),
         tuple(others),
         num_summary=sum(place[0] == "mean" for place in ordered),
