@@ -214,3 +214,37 @@ def test_a_damaged_run_is_a_clear_error(fedsdr: Fedsdr, finished: Path, tmp_path
         assert code == 2, name
         assert Path(name).name in err
         assert "Traceback" not in err
+
+
+def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
+    from fedsdr.apps.measurements import MEASUREMENTS
+
+    _, out, _ = fedsdr("measure", "--help")
+    assert all(re.search(rf"\b{name}\b", out) for name in MEASUREMENTS)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("measure", "nowhere"), "nowhere holds no run: config.toml is missing"),
+        (("analyze", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
+        (("analyze", "pairs.txt"), "unknown kind of file '.txt'"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_message(fedsdr: Fedsdr, words: tuple[str, ...], told: str):
+    code, out, err = fedsdr(*words)
+    assert (code, out) == (2, "")
+    assert told in err and "Traceback" not in err
+
+
+def test_pairs_are_analyzed_on_the_command_line(fedsdr: Fedsdr, tmp_path: Path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"instruction": f"Say {n}", "output": f"It is {n}.", "distilled": f"Of course, it is {n}."}
+        for n in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = fedsdr("analyze", path)
+    assert code == 0 and "Rewrite paradox as checked" in out and "undecided: The rewrite paradox" in out
+    code, out, _ = fedsdr("analyze", path, "--json")
+    assert [*json.loads(out)] == ["paradox"]

@@ -32,6 +32,7 @@ Overrides = Annotated[
     ),
 ]
 RunDir = Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN_DIR")]
+RunOrGrid = Annotated[Path, typer.Argument(help="The folder of a run or of a grid.", metavar="RUN_OR_GRID")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")
 ]
@@ -119,21 +120,15 @@ def compare(
     """Run methods or settings over seeds, and compare them; a stopped grid goes on."""
     progress.quiet = quiet
     from fedsdr.apps.compare import compare as compare_grid
-    from fedsdr.apps.grid_results import as_json as sheets_as_json
-    from fedsdr.report.tables import render_text
 
     with _resumable("give the same command again to go on"):
         sheets = compare_grid(grid, to, jobs)
-    if as_json:
-        _print_json(sheets_as_json(sheets))
-    else:
-        shown = (sheet for name, sheet in sheets.items() if name.rpartition("-")[2] not in NOT_SHOWN)
-        print("\n\n".join(render_text(sheet) for sheet in shown))
+    _print_sheets(sheets, as_json)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a grid.", metavar="RUN_OR_GRID")],
+    folder: RunOrGrid,
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run or a grid, finished or not, and say where it is."""
@@ -153,11 +148,12 @@ def report(
 
 @app.command()
 def measure(
-    run_dir: RunDir,
+    folder: RunOrGrid,
     only: Annotated[
         str,
         typer.Option(
-            help="Names of measurements, with commas between them; all that can be made without it."
+            help="Of alignment, gradients, transfer, map, consistency, survival, paradox, benchmarks, winrate"
+            " (with commas between them); all that can be made without it."
         ),
     ] = "",
     nli: Annotated[
@@ -184,18 +180,20 @@ def measure(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what the paper claims, on a run: alignment, paradox, benchmarks, win rate, consistency."""
+    """Measure what the paper claims, on a run or on every cell of a grid; the page shows it."""
     progress.quiet = quiet
+    from fedsdr.apps.measure import PLAN, measure_grid
     from fedsdr.apps.measure import measure as measure_run
     from fedsdr.apps.subject import Options
 
     options = Options(nli, judge, judge_model, against, data, _names(tasks), limit)
-    made = measure_run(run_dir, _names(only), options)
-    if as_json:
-        _print_json(made)
+    if (folder / PLAN).exists():
+        _print_sheets(measure_grid(folder, _names(only), options), as_json)
+    elif as_json:
+        _print_json(measure_run(folder, _names(only), options))
     else:
-        _print_measurements(made)
-        print(f"\nreport:  {run_dir / 'report.html'}")
+        _print_measurements(measure_run(folder, _names(only), options))
+        print(f"\nreport:  {folder / 'report.html'}")
 
 
 @app.command()
@@ -415,6 +413,18 @@ def _print_scores(base: Any, final: Any) -> None:
 
     for sheet in (score_sheet(base, final), loss_sheet(base, final)):
         print(f"\n{render_text(sheet)}\n")
+
+
+def _print_sheets(sheets: Any, as_json: bool) -> None:
+    """Print the tables of a grid."""
+    from fedsdr.apps.grid_results import as_json as sheets_as_json
+    from fedsdr.report.tables import render_text
+
+    if as_json:
+        _print_json(sheets_as_json(sheets))
+        return
+    shown = (sheet for name, sheet in sheets.items() if name.rpartition("-")[2] not in NOT_SHOWN)
+    print("\n\n".join(render_text(sheet) for sheet in shown))
 
 
 def _print_measurements(made: Any) -> None:

@@ -15,12 +15,15 @@ import pytest
 from fedsdr.apps import compare as module
 from fedsdr.apps.compare import compare
 from fedsdr.apps.grid import read_grid
+from fedsdr.apps.measure import measure_grid
 from fedsdr.apps.run import read_result, read_settings, run
+from fedsdr.apps.subject import Options
 from fedsdr.cli import report
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.recipe import dump_settings
 from fedsdr.server.checkpoint import save_round
+from fedsdr.storage import read_json
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -346,3 +349,21 @@ def test_runs_of_a_grid_end_with_the_process_that_began_them(grid, tmp_path: Pat
     parent.kill()
     parent.wait()
     assert not psutil.wait_procs(children, timeout=20)[1]
+
+
+def test_measuring_a_grid_measures_each_cell_once_and_adds_a_table_of_its_arms(grid, tmp_path: Path):
+    to = tmp_path / "out"
+    compare(grid(set="{lora = {rank = 2}, server = {keep_updates = true}}"), to, jobs=0)
+    sheets = measure_grid(to, ["consistency", "survival"], Options())
+    records = {record["arm"]: record for record in sheets["consistency"].records}
+    for arm in ("fedit", "fedsd"):
+        found = [read_json(to / arm / f"seed-{seed}/measurements/consistency.json") for seed in (0, 1)]
+        cosines = [
+            next(r["cosine"] for r in one["records"] if (r["layer"], r["a"]) == ("all", "mean"))
+            for one in found
+        ]
+        assert records[arm]["cosine_last"] == pytest.approx(sum(cosines) / 2)
+        assert records[arm]["num_seeds"] == 2
+    before = (to / "fedit/seed-0/measurements/consistency.json").stat().st_mtime_ns
+    measure_grid(to, ["consistency"], Options())
+    assert (to / "fedit/seed-0/measurements/consistency.json").stat().st_mtime_ns == before

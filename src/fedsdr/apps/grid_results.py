@@ -13,6 +13,7 @@ from fedsdr.apps.run import Result, is_finished, read_result, read_settings
 from fedsdr.errors import UserError
 from fedsdr.report.cells import Cell
 from fedsdr.report.comparison import Comparison, Group, Trial, compare_cells
+from fedsdr.report.consistency import arms_sheet
 from fedsdr.report.grid_page import write_grid_report
 from fedsdr.report.tables import Sheet, render_text, to_csv
 from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
@@ -53,6 +54,8 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
         raise UserError(f"no cell of the grid in {folder} is finished yet")
     groups = {equal: Group(**group) for equal, group in plan["groups"].items()}
     comparison = compare_cells(cells, groups, read_trials(folder))
+    if agreement := _agreement({result.folder: arm for arm, _, result in results if result}):
+        comparison.sheets["consistency"] = arms_sheet(agreement)
     comparison.sheets["arms"] = _arms_sheet({arm: result.folder for arm, _, result in results if result})
     _write(folder, comparison)
     missing = len(results) - len(cells)
@@ -140,6 +143,17 @@ def _read_cell(arm: str, seed: int, result: Result) -> Cell:
     )
     events = read_lines(result.folder / "metrics.jsonl")
     return Cell(arm, seed, result.base, result.final, events, answers, settings.method, content_hash(rest))
+
+
+def _agreement(cells: dict[Path, str]) -> list[tuple[str, Sequence[Event], Sequence[Event]]]:
+    """Arm and records of consistency and survival of the cells that were measured."""
+    found = []
+    for folder, arm in cells.items():
+        paths = [folder / "measurements" / f"{name}.json" for name in ("consistency", "survival")]
+        if all(path.exists() for path in paths):
+            updates, survival = (read_json(path)["records"] for path in paths)
+            found.append((arm, updates, survival))
+    return found
 
 
 def _arms_sheet(folders: dict[str, Path]) -> Sheet:

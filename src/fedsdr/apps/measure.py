@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsdr import __version__
+from fedsdr.apps.grid_results import PLAN, finished, tabulate
 from fedsdr.apps.measurements import MEASUREMENTS
 from fedsdr.apps.run import checked_round, read_settings
 from fedsdr.apps.site import close_sites
@@ -17,7 +18,26 @@ from fedsdr.apps.subject import Options, Subject
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.report.page import write_report
-from fedsdr.storage import Event, write_json
+from fedsdr.report.tables import Sheet
+from fedsdr.storage import Event, read_json, write_json
+
+
+def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[str, Sheet]:
+    """Measure every finished cell of a grid, those apart that have the measurement, and tabulate it anew.
+
+    Raises:
+        UserError: As `measure`, of the first cell that cannot be measured.
+    """
+    for arm, seed, place in read_json(folder / PLAN)["cells"]:
+        cell = folder / place
+        wanted = [
+            name for name in names or MEASUREMENTS if not (cell / "measurements" / f"{name}.json").exists()
+        ]
+        if wanted and finished(cell):
+            say(f"{arm}, seed {seed}")
+            measure(cell, wanted if names else [], options)
+    sheets, _ = tabulate(folder)
+    return sheets
 
 
 def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, Event]:

@@ -14,6 +14,15 @@ from fedsdr.storage import Event
 
 VALUES = {"cosine": "cosine of the updates", "sign_agreement": "share of entries with equal sign"}
 READ = "Cosine 1: the clients change the shared adapter alike; 0: unrelated. Equal signs: 0.5 is chance."
+GAINS = {
+    "cosine_first": "cosine, round 1",
+    "cosine_last": "cosine, last",
+    "signs_last": "equal signs, last",
+    "own_gain": "own gain",
+    "gain_left": "gain left",
+    "kept": "kept",
+}
+"""What is told of an arm of a grid."""
 LOSSES = {
     "before": Series("before the round", "s-base"),
     "own": Series("with the client's own update", "s-personalised"),
@@ -167,3 +176,52 @@ def _label(layer: str, is_grouped: bool) -> str:
     if not found:
         return layer
     return f"block {found[1]}" if is_grouped else f"{found[1]} {found[2]}"
+
+
+def arms_sheet(cells: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) -> Sheet:
+    """How far the clients' updates agree, and what combination leaves of their gains, by arm of a grid.
+
+    Args:
+        cells: Arm, and records of `consistency` and of `survival`, of each cell that has them.
+
+    Returns:
+        Means over cells. Gains are in nats per response token of the clients' own test examples, means over
+        rounds and clients; kept is the share of the summed own gains that is left, where these are above 0.
+    """
+    by_arm: dict[str, list[Event]] = {}
+    for arm, updates, survival in cells:
+        by_arm.setdefault(arm, []).append(_of_cell(updates, survival))
+    records: list[Event] = [
+        {"arm": arm, "num_seeds": len(found)} | {name: _mean([one[name] for one in found]) for name in GAINS}
+        for arm, found in by_arm.items()
+    ]
+    return Sheet(
+        "Agreement of the clients' updates, and what combination leaves of a client's gain; means over cells",
+        "l" + "r" * (1 + len(GAINS)),
+        ("arm", "seeds", *GAINS.values()),
+        tuple((r["arm"], str(r["num_seeds"]), *(number(r[name], 3) for name in GAINS)) for r in records),
+        tuple(records),
+        note="Cosine and equal signs: of changes of B A, means over pairs of clients. Gain: fall of the loss"
+        " on the client's own test examples in one round, by its own update and by the combined one, of base"
+        " + shared adapter. Kept: the second over the first.",
+    )
+
+
+def _of_cell(updates: Sequence[Event], survival: Sequence[Event]) -> Event:
+    means = {r["round"]: r for r in updates if r["layer"] == "all" and r["a"] == "mean"}
+    first, last = means[min(means)], means[max(means)]
+    own = sum(r["before"] - r["own"] for r in survival) / len(survival)
+    left = sum(r["before"] - r["combined"] for r in survival) / len(survival)
+    return {
+        "cosine_first": first["cosine"],
+        "cosine_last": last["cosine"],
+        "signs_last": last["sign_agreement"],
+        "own_gain": own,
+        "gain_left": left,
+        "kept": left / own if own > 0 else None,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -15,6 +15,7 @@ from fedsdr.storage import write_file
 
 COMMON = {
     "refutation": "Does rectification help?",
+    "consistency": "Consistency",
     "arms": "Arms",
     "domains": "By domain",
     "rates": "Learning rates",
