@@ -34,7 +34,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     data = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     fedsdr("compare", "recipes/measure-demo.toml", "--to", folder / "methods", "--jobs", 2)
-    fedsdr("compare", "recipes/disputed.toml", "--to", folder / "disputed", "--jobs", 2)
+    fedsdr("compare", "recipes/measure-disputed.toml", "--to", folder / "disputed", "--jobs", 2)
     for grid in ("methods", "disputed"):
         fedsdr("measure", folder / grid, "--only", "consistency,survival")
     cell, other = (folder / "methods" / method / "seed-0" for method in ("fedsdr", "fedsd"))
