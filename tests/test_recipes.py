@@ -1,17 +1,20 @@
 """Every recipe is read, and runs from end to end on a tiny model, with its own data or a user's."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import fedsdr
+from fedsdr.apps.grid import read_grid
 from fedsdr.config import Data
 from fedsdr.data.checks import lost
 from fedsdr.data.sources import load_domains
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(path for path in FOLDER.glob("**/*.toml") if not path.name.startswith("compare-"))
+GRIDS = sorted(path for path in FOLDER.glob("*.toml") if "baseline" in tomllib.loads(path.read_text()))
+RECIPES = sorted(set(FOLDER.glob("**/*.toml")) - set(GRIDS))
 PAPER = sorted((FOLDER / "paper").glob("*.toml"))
 TINY = ("run.threads=1", "model.name=tiny", "model.dtype=float32", "model.max_length=384", "client.local_steps=2", "client.batch_size=2",
         "server.num_rounds=1", "distill.max_new_tokens=4", "eval.max_new_tokens=4")  # fmt: skip
@@ -140,3 +143,13 @@ def test_the_columns_of_glue_become_examples_with_words_for_labels(task: str, tm
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_the_header_of_a_recipe_holds_its_command(recipe: Path):
     assert f"fedsdr run recipes/{name_of(recipe)}" in recipe.read_text()
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=name_of)
+def test_every_grid_is_one_that_can_be_run_and_its_header_holds_its_command(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(FOLDER.parent)  # recipes that grids begin with are named from there
+    plan = read_grid(path, tmp_path)
+    assert plan.cells
+    assert f"fedsdr compare recipes/{name_of(path)}" in path.read_text()
