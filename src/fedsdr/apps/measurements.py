@@ -1,6 +1,7 @@
 """Each measurement of a run: from the run to its records, and where it tests a claim its verdict."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -198,9 +199,12 @@ def _paradox(subject: Subject) -> Event:
             for example, new in zip(site.data.train, site.rewritings["train"], strict=True)
             if new.first is not None
         ]
-        likeness = alignment(_texts(subject), subject.settings.run.seed)["records"]
+        with suppress(UserError):  # one client, or too few words: the verdict says that it is missing
+            likeness = alignment(_texts(subject), subject.settings.run.seed)["records"]
     for model, answers in _answers(subject).items():
         texts[f"{model} answer"] = list(answers.values())
+    if not texts:
+        raise UserError("there are neither rewritings of training responses nor answers to test prompts")
     with_checkers = checkers(options.nli, options.judge, options.judge_model)
     return paradox(texts, with_checkers, likeness) | {
         "notes": ["Rewritings of training responses before fall-back; answers to test prompts."]
