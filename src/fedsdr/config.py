@@ -323,7 +323,8 @@ class Server(Section):
     """A reply whose tensor has a larger Euclidean norm is dropped as absurd."""
     keep_updates: bool = False
     """Keep what each client sent in each round, to measure how alike the clients' changes are
-    (`fedsdr measure`): one adapter a client and round on the server's disk."""
+    (`fedsdr measure`): one adapter a client and round on the server's disk, for good. A single client's
+    update says more of its data than the mean does, so this is for simulations."""
 
     @property
     def eta(self) -> float:

@@ -13,7 +13,7 @@ from fedsdr.apps.run import run
 from fedsdr.apps.subject import Options
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
-from fedsdr.server.checkpoint import load_round, load_updates
+from fedsdr.server.checkpoint import forget_updates, keep_update, load_round, load_updates
 from fedsdr.storage import read_json
 
 QUICK = {
@@ -132,3 +132,35 @@ def test_benchmarks_ask_the_runs_own_tests_where_no_other_questions_are_given(me
     assert (folder / "measurements" / "benchmark-answers.jsonl").exists()
     with pytest.raises(UserError, match="--data = nowhere is no folder"):
         measure(folder, ["benchmarks"], Options(data="nowhere"))
+
+
+def test_a_client_without_test_examples_is_trained_on_and_not_tested(tiny_settings, tmp_path: Path):
+    """Once a traceback: the whole side was left out."""
+    for domain, num_test in (("a", 3), ("b", 3), ("c", 3)):
+        folder = tmp_path / domain
+        folder.mkdir()
+        for part, num in (("train", 12), ("test", num_test)):
+            rows = [
+                {
+                    "instruction": f"{domain} {part} {n}?",
+                    "output": f"{domain} is {n} and more words",
+                    "client": client,
+                }
+                for n in range(num)
+                for client in ("left", "right")
+                if part == "train" or client == "left"
+            ]
+            (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {"data.root": tmp_path, "partition.kind": "natural", "data.domains": [], "data.num_test": 0}
+    settings = tiny_settings(method="fedsd", **QUICK | more | {"data.num_train": 0})
+    run(settings)
+    made = measure(Path(settings.run.dir), [], Options())
+    assert {r["tested_on"] for r in made["transfer"]["records"]} == {"left", "mean"}
+    assert {r["client"] for r in made["survival"]["records"]} == {"left"}
+
+
+def test_updates_of_a_round_that_is_made_again_are_not_mixed_with_those_of_the_first_try(tmp_path: Path):
+    keep_update(tmp_path, 1, "finance", {"a": np.zeros(1, np.float32)})
+    forget_updates(tmp_path, 1)
+    keep_update(tmp_path, 1, "math", {"a": np.zeros(1, np.float32)})
+    assert list(load_updates(tmp_path, 1)) == ["math"]

@@ -30,9 +30,10 @@ def test_the_divergence_is_that_of_scipy_squared_in_bits():
 
 
 def test_tfidf_of_equal_bags_is_one_and_of_disjoint_bags_zero():
-    counts = np.array([[3, 1, 0], [6, 2, 0], [0, 0, 4]])
-    assert tfidf(counts, 0, 1) == pytest.approx(1)
-    assert tfidf(counts, 0, 2) == tfidf(counts, 1, 2) == 0
+    one, same, other = np.array([[3, 1, 0], [6, 2, 0], [0, 0, 4]])
+    idf = np.array([1.3, 1.3, 1.7])
+    assert tfidf(one, same, idf) == pytest.approx(1)
+    assert tfidf(one, other, idf) == tfidf(same, other, idf) == 0
 
 
 def test_texts_of_one_distribution_have_no_divergence_beyond_chance():
@@ -70,6 +71,25 @@ def test_longer_rewritings_do_not_pass_for_nearer_ones():
     found = means(pairs)
     assert found["js_plain", "difference"]["low"] < 0 < found["js_plain", "difference"]["high"]
     assert found["js", "raw"]["num_words"] == 20 * 10  # a half of the shorter texts
+
+
+def test_longer_rewritings_whose_words_come_in_clusters_do_not_pass_for_nearer_ones():
+    """Each text repeats a few words of its own, so a longer one has more clusters; the law is one throughout.
+
+    Dealing single words for chance told such texts as nearer, with intervals that excluded no change.
+    """
+
+    def clustered(num: int, seed: int) -> str:
+        words = texts(num, 4, seed)
+        return " ".join(" ".join([text] * 3) for text in words)
+
+    pairs = {
+        name: [(clustered(1, 1000 * start + n), clustered(4, 5000 * (start + 7) + 9 * n)) for n in range(40)]
+        for start, name in enumerate("ab", 1)
+    }
+    found = means(pairs)
+    for view in ("raw", "distilled", "difference"):
+        assert found["js", view]["low"] < 0 < found["js", view]["high"], view
 
 
 def test_what_cannot_be_told_apart_from_chance_is_refused():

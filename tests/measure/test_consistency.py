@@ -84,6 +84,15 @@ def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
     assert record["kept"] == pytest.approx((losses["before"] - losses["combined"]) / gain, rel=1e-3)
 
 
+def test_combinations_that_send_one_factor_are_measured_too():
+    before = adapter([[1, 0], [0, 1]])
+    only_b = {
+        name: {KEYS[1]: np.array(b, np.float32)}
+        for name, b in (("a", [[2, 0], [0, 1]]), ("b", [[3, 0], [0, 1]]))
+    }
+    assert overall(only_b, before)["a", "b"]["cosine"] == pytest.approx(1)
+
+
 def test_a_gain_that_may_be_chance_is_not_divided_by(tiny_settings):
     base = load_base(tiny_settings().model)
     adapters = Adapters(base.model, Lora(rank=2))

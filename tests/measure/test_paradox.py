@@ -75,7 +75,7 @@ def test_a_checker_is_asked_both_ways_and_what_it_cannot_tell_counts_apart():
     checker = ByWord()
     verdicts = check(PAIRS, checker)
     assert checker.asked[2] == ("so it is so it is 7 times", "Because it is so.")
-    assert checker.asked[6] == ("Be brief.\nHere.\nWhy?\nBecause it is so.", "so it is so it is 7 times")
+    assert checker.asked[6] == ("Because it is so.\nWhy?\nHere.\nBe brief.", "so it is so it is 7 times")
     records = paradox_records(PAIRS, "base answer", verdicts)
     assert {(r["checker"], r["of"], r["kind"]) for r in records} == {
         ("by word", "base answer", "omission"),
@@ -146,7 +146,7 @@ def test_longer_texts_meet_the_condition_on_length_alone(growth, expected):
     assert {kind: condition["holds"] for kind, condition in conditions.items()} == {
         "length_ratio": expected, "filler_rate": False, "redundancy": False,
     }  # fmt: skip
-    assert conditions["length_ratio"]["against"] == 1
+    assert conditions["length_ratio"]["other"] == 1
 
 
 def test_the_worst_come_first_in_every_domain_and_what_has_nothing_against_it_is_left_out():

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 import pytest
 from scipy import stats
 
-from fedsdr.measure.refutation import effect_size, judge, overall, seeds_to_decide
+from fedsdr.measure.refutation import effect_size, overall, seeds_to_decide, verdict_of_metric
 from fedsdr.measure.statistics import Difference
 
 
@@ -15,15 +15,15 @@ def difference(value: float) -> Difference:
 
 
 def test_fewer_unsupported_answers_and_more_right_ones_speak_for_the_method():
-    assert judge("unsupported_rate", difference(-0.2), 0.01) == "supported"
-    assert judge("unsupported_rate", difference(0.2), 0.01) == "refuted"
-    assert judge("score", difference(0.2), 0.01) == "supported"
-    assert judge("score", difference(-0.2), 0.01) == "refuted"
+    assert verdict_of_metric("unsupported_rate", difference(-0.2), 0.01) == "supported"
+    assert verdict_of_metric("unsupported_rate", difference(0.2), 0.01) == "refuted"
+    assert verdict_of_metric("score", difference(0.2), 0.01) == "supported"
+    assert verdict_of_metric("score", difference(-0.2), 0.01) == "refuted"
 
 
 def test_what_is_not_significant_after_correction_is_undecided():
-    assert judge("score", difference(0.2), 0.05) == "undecided"
-    assert judge("score", None, None) == "undecided"
+    assert verdict_of_metric("score", difference(0.2), 0.05) == "undecided"
+    assert verdict_of_metric("score", None, None) == "undecided"
 
 
 def test_one_refuted_metric_refutes_whatever_the_others_say():
@@ -46,4 +46,4 @@ def test_the_seeds_that_would_decide_are_the_fewest_whose_interval_excludes_zero
 
 def test_no_number_of_seeds_decides_what_differs_by_nothing():
     assert seeds_to_decide([0.1, -0.1]) is None
-    assert seeds_to_decide([0.1, 0.1]) is None  # no spread to judge by
+    assert seeds_to_decide([0.1, 0.1]) is None  # no spread to verdict_of_metric by

@@ -34,6 +34,7 @@ def views(base, part: int, num: int):
 def test_a_ratio_of_sums_has_the_error_of_its_residuals():
     value, error = ratio(np.array([2.0, 1.0, 6.0]), np.array([1.0, 2.0, 3.0]))
     assert value == 9 / 6
+    assert np.isnan(ratio(np.array([1.0]), np.array([2.0]))[1])
     residuals = [2 - 1.5, 1 - 3.0, 6 - 4.5]
     assert error == pytest.approx((3 / 2 * sum(r**2 for r in residuals)) ** 0.5 / 6)
 

@@ -182,7 +182,7 @@ def test_every_section_has_its_plots_and_each_tells_its_values(
     plots = {
         "scores": 1 + 6,  # scores; losses of five domains and their mean
         "training": 6,
-        "alignment": 5 * 3 + 2 * 2 + 2,  # five measures in three views; two texts in two views; two maps
+        "alignment": 5 * 3 + 2 * 3 + 2,  # five measures and two texts in three views; two maps
         "paradox": 5 + 2 * 8,  # counts of the run; texts and answers, by four kinds and two checkers' shares
         "consistency": 2 + 2 + 1 + 5,  # layers; clients; what is kept; losses of five clients
         "benchmarks": 3 + 1,  # likelihood, strict, flexible; win rates

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedsdr.measure.refutation import seeds_to_decide
 from fedsdr.report.cells import Cell
 from fedsdr.report.refutation import refutation
 
@@ -62,7 +63,27 @@ def test_the_verdict_follows_the_sign_where_seeds_and_examples_leave_no_doubt(fe
 def test_an_undecided_row_says_how_many_more_seeds_would_decide():
     _, (verdict,) = refutation(grid([0.6, 0.5, 0.65], [0.5, 0.55, 0.5]))
     assert verdict["verdict"] == "undecided"
-    assert "more seeds would decide" in verdict["text"]
+    gains = [0.1, -0.05, 0.15]
+    more = seeds_to_decide(gains) - 3
+    assert f"{more} more seeds would decide it over seeds" in verdict["text"]
+
+
+def test_one_seed_leaves_nothing_to_judge_by():
+    _, (verdict,) = refutation(grid([0.9], [0.1]))
+    assert verdict["verdict"] == "undecided"
+    assert "one seed" in verdict["text"] and "1,000" not in verdict["text"]
+
+
+def test_worse_in_one_metric_refutes_whatever_the_other_gained():
+    fedsdr, fedsd = [0.1, 0.05, 0.1, 0.05], [0.9, 0.95, 0.9, 0.95]
+    cells = [cell("fedsdr", s, a, 0.1 + 0.05 * (s % 2)) for s, a in enumerate(fedsdr)]
+    cells += [cell("fedsd", s, a, 0.9 + 0.05 * (s % 2)) for s, a in enumerate(fedsd)]
+    sheet, (verdict,) = refutation(cells)
+    assert {r["metric"]: r["verdict"] for r in sheet.records} == {
+        "unsupported_rate": "supported",
+        "score": "refuted",
+    }
+    assert verdict["verdict"] == "refuted" and "worse in neither" in verdict["claim"]
 
 
 def test_arms_that_differ_in_more_than_the_method_are_not_compared():

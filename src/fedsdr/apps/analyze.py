@@ -4,14 +4,17 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 from fedsdr.data.demo.paraphrases import paraphrases
 from fedsdr.data.readers import Row, file_rows, to_records
+from fedsdr.data.sources import RESERVED
 from fedsdr.distill.remote import Judge
 from fedsdr.errors import UserError
 from fedsdr.measure.alignment import cluster, text_alignment
-from fedsdr.measure.claims import Word, claim, judge
+from fedsdr.measure.claims import Word, claim, verdict_of
 from fedsdr.measure.entailment import Checker, JudgeChecker, NliChecker
+from fedsdr.measure.intervals import Z
 from fedsdr.measure.paradox import (
     PARAPHRASE,
     REWRITING,
@@ -28,6 +31,8 @@ from fedsdr.storage import Event
 
 SEED = 0
 """Of the draws: the same file gives the same numbers."""
+ALL, UNNAMED = "all", "unnamed"
+"""Domain of rows that name none: where none does, and where others do."""
 NUM_WORST = 12
 """Examples that are shown to be read."""
 
@@ -53,15 +58,20 @@ def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: st
     domains = sorted({example.domain for example, _ in pairs})
     if clusters and len(domains) > 1:
         raise UserError(f"{path} names the domains {', '.join(domains)}: leave out --clusters")
+    if clusters == 1 or clusters > len(pairs):
+        raise UserError(f"--clusters = {clusters} of {len(pairs)} rows: give 2 or more, and fewer than rows")
     names = [example.domain for example, _ in pairs]
-    if clusters > 1:
+    if clusters:
         names = cluster([example.instruction for example, _ in pairs], clusters, SEED)
     groups: dict[str, list[tuple[str, str]]] = {}
     for name, (example, text) in sorted(zip(names, pairs, strict=True), key=lambda item: item[0]):
         groups.setdefault(name, []).append((example.response, text))
     made: dict[str, Event] = {}
     if len(groups) > 1:
-        made["alignment"] = alignment(groups, SEED)
+        try:
+            made["alignment"] = alignment(groups, SEED)
+        except UserError as reason:
+            say(f"no alignment: {reason}")
     else:
         say("no alignment: the rows name no domains; --clusters 5 puts clusters of instructions there")
     difference = made["alignment"]["records"] if made else None
@@ -78,13 +88,19 @@ def read_pairs(path: Path) -> list[Pair]:
 
     Args:
         path: A file of examples, as `data.readers.read_file` takes it, whose rows have `distilled` too and,
-            if there are domains, `domain`.
+            if there are domains, `domain`. Where a row has `first`, as a client's own distilled.jsonl has,
+            that is its rewriting: what the teacher wrote, before fall-back.
 
     Raises:
         UserError: With file and line, what was found there and what was expected.
     """
     rows = file_rows(path)
-    examples = [to_records([row], str(row[1].get("domain") or "all"))[0].example for row in rows]
+    missing = UNNAMED if any(row.get("domain") for _, row in rows) else ALL
+    domains = [str(row.get("domain") or missing) for _, row in rows]
+    for name in RESERVED:
+        if any(row.get("domain") == name for _, row in rows):
+            raise UserError(f"{path}: a domain cannot be called {name!r}: a row of tables is called so")
+    examples = [to_records([row], domain)[0].example for row, domain in zip(rows, domains, strict=True)]
     return list(zip(examples, map(_rewriting, rows), strict=True))
 
 
@@ -152,54 +168,73 @@ def paradox(
             records += paradox_records(pairs, of, verdicts)
             if of in texts:
                 examples += worst(pairs, of, verdicts, NUM_WORST // len(texts))
-    found: Event = {"records": records, "examples": examples, "notes": [], "verdicts": []}
+    notes = [
+        f"{checker.name}: the ends of {checker.num_truncated} premises were cut off."
+        for checker in with_checkers
+        if isinstance(checker, NliChecker) and checker.num_truncated
+    ]
+    found: Event = {"records": records, "examples": examples, "notes": notes, "verdicts": []}
     if REWRITING in texts:
         records += style_differences(texts[REWRITING], REWRITING)
         found["conditions"] = holds(records)
-        found["verdicts"].append(_paradox_verdict(found["conditions"], likeness))
+        found["verdicts"] += _paradox_verdicts(found["conditions"], likeness)
     return found
 
 
-def _paradox_verdict(conditions: Sequence[Event], likeness: Sequence[Event] | None) -> Event:
-    """Whether all three conditions hold: more alike, more unsupported than false alarms, and padded."""
-    words: list[Word] = []
-    parts = []
-    if likeness is None:
-        parts.append("alignment was not measured")
-        words.append("undecided")
-    else:
+def _paradox_verdicts(conditions: Sequence[Event], likeness: Sequence[Event] | None) -> list[Event]:
+    """Of each checker, whether all three conditions of the paradox hold."""
+    parts = ["alignment was not measured"]
+    aligned: Word = "undecided"
+    if likeness is not None:
         gain = mean_difference(likeness, "js")
-        words.append(judge(gain["low"], gain["high"], -1))
-        parts.append(f"divergence {_shown(gain['value'], gain['low'], gain['high'])}")
-    unsupported = [one for one in conditions if one["kind"] == "unsupported"]
+        aligned = verdict_of(gain["low"], gain["high"], -1)
+        parts = [f"divergence {_shown(gain)}"]
     style = [one for one in conditions if one["kind"] != "unsupported"]
-    for group in (unsupported, style):
-        # One of them is enough: any checker, any way of padding.
-        found = [judge(one["low"], one["high"], 1) for one in group]
-        words.append(
-            "supported" if "supported" in found else "refuted" if set(found) == {"refuted"} else "undecided"
+    padded = _any_of([_corrected(one, len(style)) for one in style])
+    verdicts = []
+    for checker in dict.fromkeys(one["checker"] for one in conditions):
+        alarms = [one for one in conditions if (one["checker"], one["kind"]) == (checker, "unsupported")]
+        words: list[Word] = [aligned, padded]
+        words += [verdict_of(one["low"], one["high"], 1) for one in alarms] or ["undecided"]
+        told = [f"unsupported beyond {one['against']}s {_shown(one)}" for one in alarms]
+        told += [f"{one['kind'].replace('_', ' ')} {_shown(one)}" for one in style]
+        changes = "; ".join([*parts, *told])
+        verdicts.append(
+            {
+                "claim": f"The rewrite paradox ({checker}): texts get more alike, and less true, and padded",
+                "verdict": next((word for word in ("refuted", "undecided") if word in words), "supported"),
+                "text": f"Changes with 95 % intervals: {changes}. Padded is told if one of three stays above"
+                " 0 by Bonferroni's correction.",
+            }
         )
-        parts += [
-            f"{one['kind'].replace('_', ' ')} ({one['checker']})"
-            f" {_shown(one['difference'], one['low'], one['high'])}"
-            for one in group
-        ]
-    verdict = "refuted" if "refuted" in words else "undecided" if "undecided" in words else "supported"
-    return {
-        "claim": "The rewrite paradox: texts become more alike, and less true, and padded",
-        "verdict": verdict,
-        "text": "Changes with 95 % intervals; unsupported beyond false alarms on paraphrases. "
-        + "; ".join(parts),
-    }
+    return verdicts
 
 
-def _shown(value: float, low: float, high: float) -> str:
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _corrected(condition: Event, num: int) -> Word:
+    """Verdict of one of several differences, by Bonferroni's correction of its 95 % interval."""
+    widened = NormalDist().inv_cdf(1 - 0.025 / num) / Z
+    middle = (condition["low"] + condition["high"]) / 2
+    half = widened * (condition["high"] - condition["low"]) / 2
+    return verdict_of(middle - half, middle + half, 1)
+
+
+def _any_of(words: Sequence[Word]) -> Word:
+    if "supported" in words:
+        return "supported"
+    return "refuted" if words and set(words) == {"refuted"} else "undecided"
+
+
+def _shown(record: Event) -> str:
+    """Difference with its interval."""
+    value = record.get("difference", record.get("value"))
+    if value is None or record["low"] is None:
+        return "not known"
+    return f"{value:+.3f} [{record['low']:+.3f}, {record['high']:+.3f}]"
 
 
 def _rewriting(row: Row) -> str:
     place, values = row
-    found = values.get("distilled")
+    found = values.get("first") or values.get("distilled")
     if not isinstance(found, str) or not found.strip():
         raise UserError(f"{place}: distilled = {found!r}; expected the rewriting of the output, a text")
     return found

@@ -57,7 +57,7 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
     if unknown := [name for name in names if name not in MEASUREMENTS]:
         raise UserError(f"measurement {unknown[0]!r} is unknown; known are {', '.join(MEASUREMENTS)}")
     settings = read_settings(folder)
-    checked_round(folder, None)
+    done = checked_round(folder, None)
     subject = Subject(folder, settings, options)
     made: dict[str, Event] = {}
     missing: list[str] = []
@@ -80,6 +80,7 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
                 "seconds": time.monotonic() - start,
                 **found,
             }
+            made[name]["notes"] = [f"Of the run after round {done}.", *made[name]["notes"]]
             write_json(folder / "measurements" / f"{name}.json", made[name])
     finally:
         close_sites()

@@ -24,10 +24,10 @@ from fedsdr.measure.transfer import loss_transfer
 from fedsdr.model.adapters import Adapters
 from fedsdr.server.checkpoint import load_round, load_updates
 from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines
-from fedsdr.tables import COMBINATIONS, Adapter
+from fedsdr.tables import COMBINATIONS, METHODS, Adapter
 
-MOST = 48
-"""Training examples of a client whose gradients are taken."""
+MOST_GRADIENTS, MOST_MAPPED = 48, 60
+"""Training examples of a client, drawn by seed, of which gradients are taken, and which are mapped."""
 
 
 def _alignment(subject: Subject) -> Event:
@@ -48,14 +48,11 @@ def _texts(subject: Subject) -> dict[str, list[tuple[str, str]]]:
 
 def _gradients(subject: Subject) -> Event:
     base, adapters = subject.model
-    views = {
-        view: {name: texts[:MOST] for name, texts in by_client.items()}
-        for view, by_client in subject.training().items()
-    }
+    views = subject.training(MOST_GRADIENTS)
     _load(adapters, subject.shared(0))
     settings = subject.settings
     records = gradient_alignment(base, adapters, views, settings.client.batch_size, settings.run.seed)
-    note = f"At the shared adapter of round 0; at most {MOST} training examples of each client."
+    note = f"At the shared adapter of round 0; at most {MOST_GRADIENTS} training examples of each client."
     verdict = claim(
         "Rewriting makes the clients pull the shared adapter one way",
         mean_difference(records, "gradient_corrected"),
@@ -82,20 +79,26 @@ def _transfer(subject: Subject) -> Event:
     note = (
         f"{work} of {client.batch_size * client.accumulation} examples at a rate of {client.learning_rate:g}."
     )
-    wanted = {"view": "difference", "on": "true responses", "trained_on": "others", "tested_on": "mean"}
-    verdict = claim(
-        "The others' rewritings help a client more than their raw responses",
-        next(record for record in records if record.items() >= wanted.items()),
-        -1,
-        "Loss on a client's true responses after training on another's data, distilled minus raw:",
-    )
-    return {"records": records, "notes": [note], "verdicts": [verdict]}
+    verdicts = []
+    for on in dict.fromkeys(record["on"] for record in records):
+        wanted = {"view": "difference", "on": on, "trained_on": "others", "tested_on": "mean"}
+        verdicts.append(
+            claim(
+                f"On {on}, training on another's rewritings leaves a client better off than on raw responses",
+                next(record for record in records if record.items() >= wanted.items()),
+                -1,
+                "One training each, whose seed the interval does not cover. Loss, distilled minus raw:",
+            )
+        )
+    return {"records": records, "notes": [note], "verdicts": verdicts}
 
 
 def _map(subject: Subject) -> Event:
     base, adapters = subject.model
     settings = subject.settings
-    records = response_map(base, adapters, subject.training(), settings.eval.batch_size, settings.run.seed)
+    records = response_map(
+        base, adapters, subject.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed
+    )
     return {"records": records, "notes": ["A picture, no evidence: other seeds give others."]}
 
 
@@ -110,6 +113,8 @@ def _consistency(subject: Subject) -> Event:
 def _survival(subject: Subject) -> Event:
     base, adapters = subject.model
     tests = {name: texts for name, texts in subject.tests()["raw"].items() if texts}
+    if not tests:
+        raise UserError("gains are measured on test examples, and no client has any")
     records: list[Event] = []
     for number, updates in _updates(subject):
         records += [
@@ -174,11 +179,15 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
     """
     server = subject.folder / "server"
     combination = COMBINATIONS[subject.settings.server.combination]
-    if combination.is_fresh or combination.kept or combination.adds_to_base:
+    settings = subject.settings
+    adapts = METHODS[settings.method].on_receive == "adapt"
+    if combination.is_fresh or combination.kept or combination.adds_to_base or adapts:
         raise UserError(
-            f"server.combination = {subject.settings.server.combination}: clients do not begin a round from"
-            " the server's factors alone, so their changes cannot be told from what it keeps"
+            f"method = {settings.method}, server.combination = {settings.server.combination}: clients do not"
+            " begin a round from the server's factors alone, so their changes cannot be told"
         )
+    if settings.lora.client_ranks:
+        raise UserError("lora.client_ranks: changes of clients of different rank are not comparable")
     kept = [(number, load_updates(server, number)) for number in list_rounds(server) if number]
     found = [(number, updates) for number, updates in kept if len(updates) > 1]
     if not found:
@@ -193,22 +202,26 @@ def _paradox(subject: Subject) -> Event:
     options, texts = subject.options, dict[str, list[Pair]]()
     likeness = None
     if all("train" in site.rewritings for site in subject.sites):
-        texts[REWRITING] = [
-            (example, new.first)
+        written = {
+            site.id: [
+                (example, new.first)
+                for example, new in zip(site.data.train, site.rewritings["train"], strict=True)
+                if new.first is not None
+            ]
             for site in subject.sites
-            for example, new in zip(site.data.train, site.rewritings["train"], strict=True)
-            if new.first is not None
-        ]
+        }
+        texts[REWRITING] = [pair for pairs in written.values() for pair in pairs]
         with suppress(UserError):  # one client, or too few words: the verdict says that it is missing
-            likeness = alignment(_texts(subject), subject.settings.run.seed)["records"]
+            pairs = {name: [(e.response, new) for e, new in some] for name, some in written.items()}
+            likeness = alignment(pairs, subject.settings.run.seed)["records"]
     for model, answers in _answers(subject).items():
         texts[f"{model} answer"] = list(answers.values())
     if not texts:
         raise UserError("there are neither rewritings of training responses nor answers to test prompts")
     with_checkers = checkers(options.nli, options.judge, options.judge_model)
-    return paradox(texts, with_checkers, likeness) | {
-        "notes": ["Rewritings of training responses before fall-back; answers to test prompts."]
-    }
+    found = paradox(texts, with_checkers, likeness)
+    found["notes"].append("Rewritings of training responses before fall-back; answers to test prompts.")
+    return found
 
 
 def _answers(subject: Subject) -> dict[str, dict[tuple[str, int], Pair]]:
@@ -252,7 +265,9 @@ def _win_rate(subject: Subject) -> Event:
     records: list[Event] = []
     for against, answers in others.items():
         places = [place for place in own["global"] if place in answers]
-        if any(own["global"][place][0] != answers[place][0] for place in places) or not places:
+        if not places:
+            raise UserError(f"the answers of {against}'s model are not on record: its run is not finished")
+        if any(own["global"][place][0] != answers[place][0] for place in places):
             raise UserError(
                 f"--against = {options.against} was tested on other examples than {subject.folder}"
             )

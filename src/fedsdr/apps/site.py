@@ -23,6 +23,8 @@ from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 from fedsdr.tables import METHODS, View
 
 REWRITING = tuple(field.name for field in fields(Rewriting))
+TRUTH = ("label", "choices", "answer", "facts", "tests")
+"""What of an example is kept beside its rewriting, so that `fedsdr analyze` can check it."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _distil(
             "instruction": example.instruction,
             "input": example.context,
             "output": example.response,
+            **{key: value for key in TRUTH if (value := getattr(example, key))},
             **asdict(new),
         }
         for example, new in zip(examples, rewritings, strict=True)

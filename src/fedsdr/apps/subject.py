@@ -1,5 +1,6 @@
 """A run that is measured: its clients, its model, its shared adapters, as measurements want them."""
 
+import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
+from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
 
 Views = dict[str, dict[str, list[Conversation]]]
@@ -86,10 +88,21 @@ class Subject:
             )
         return self.sites
 
-    def training(self) -> Views:
-        """Training conversations of all clients in both views."""
-        sites = self.rewritten()
-        return {view: {site.id: site.views[view] for site in sites} for view in ("raw", "distilled")}
+    def training(self, most: int = 0) -> Views:
+        """Training conversations of all clients in both views.
+
+        Args:
+            most: Of more examples of a client, so many are drawn, the same in both views; 0: all.
+        """
+        found: Views = {"raw": {}, "distilled": {}}
+        for site in self.rewritten():
+            places = list(range(len(site.data.train)))
+            if 0 < most < len(places):
+                draw = random.Random(seed_for(self.settings.run.seed, "measure", site.id))
+                places = sorted(draw.sample(places, most))
+            found["raw"][site.id] = [site.views["raw"][place] for place in places]
+            found["distilled"][site.id] = [site.views["distilled"][place] for place in places]
+        return found
 
     def tests(self) -> Views:
         """Test conversations of all clients, with true responses and with rewritings."""

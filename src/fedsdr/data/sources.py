@@ -17,6 +17,8 @@ from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
 from fedsdr.tables import look_up
 
+RESERVED = ("all", "mean", "others")
+"""What rows of tables are called."""
 LAYOUT = "expected <root>/<domain>/train.jsonl and <root>/<domain>/test.jsonl, one folder for each domain"
 
 
@@ -113,8 +115,8 @@ def check_name(name: str, what: str) -> str:
             f"{what} {name[:64]!r} cannot name a folder; expected at most 64 letters,"
             " digits, '.', '-' and '_', beginning with a letter, a digit or '_'"
         )
-    if what == "domain" and name == "mean":
-        raise UserError("a domain cannot be called 'mean': the row of means in every table is; rename it")
+    if name in RESERVED:
+        raise UserError(f"a {what} cannot be called {name!r}: a row of tables is called so; rename it")
     return name
 
 

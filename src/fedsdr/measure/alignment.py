@@ -35,14 +35,14 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
 
     In each of 200 draws a random half of every client's examples is taken, the same for both views. For a
     pair of clients all texts are cut to as many words as the shortest of their four has. A value is the mean
-    over the draws, its interval 1.96 times their spread (`half_samples`), which holds the draw of words too.
+    over the draws, its interval t times their spread (`half_samples`), which holds the draw of words too.
 
     - js_plain: Jensen-Shannon divergence of the word distributions in bits,
       D = H((P + Q) / 2) - (H(P) + H(Q)) / 2, as the paper may have computed it. Two samples of one
       distribution are well above 0.
-    - js: the same adjusted for that chance, (D - D0) / (1 - D0). D0 is the divergence after the words of
-      both are mixed and dealt out again, a mean over all draws: about 0 for texts of one distribution, 1
-      without a common word. It may fall below 0, and is blind to words that come in clusters in a response.
+    - js: the same adjusted for that chance, (D - D0) / (1 - D0). D0 is the divergence after the responses of
+      both are mixed and dealt out again whole, since words come in clusters; a mean over all draws. About 0
+      for texts of one distribution, 1 without a common word. It may fall below 0.
     - tfidf: cosine of the clients' TF-IDF vectors, each client one document.
 
     Paper: FedSDR (arXiv 2605.18028) reports both without saying how they were computed. Lin, "Divergence
@@ -68,34 +68,33 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
     found: list[NDArray[np.float64]] = []
     num_words: list[list[int]] = []
     for halves in half_samples([len(pairs[name]) for name in names], rng):
-        views = np.array(
-            [
-                [np.asarray(matrix[half].sum(axis=0))[0] for matrix, half in zip(view, halves, strict=True)]
-                for view in matrices
-            ]
-        )  # (views, clients, vocabulary)
-        totals = views.sum(axis=2).min(axis=0)
+        views = [[matrix[half] for matrix, half in zip(view, halves, strict=True)] for view in matrices]
+        totals = np.min([[matrix.sum() for matrix in view] for view in views], axis=0)
         _demand_words(names, totals)
         num_words.append([int(min(totals[a], totals[b])) for a, b in places])
-        asked = list(zip(places, num_words[-1], strict=True))
         # (measures and chance, views, pairs)
-        likeness = [[_likeness(counts, a, b, num, rng) for (a, b), num in asked] for counts in views]
+        likeness = []
+        for view in views:
+            idf = _idf([_draw_words(_bag(m), int(num), rng) for m, num in zip(view, totals, strict=True)])
+            asked = zip(places, num_words[-1], strict=True)
+            likeness.append([_likeness(view[a], view[b], num, idf, rng) for (a, b), num in asked])
         found.append(np.array(likeness).transpose(2, 0, 1))
     draws = np.stack(found)  # (draws, measures and chance, views, pairs)
     chance = draws[:, -1].mean(axis=0)
     draws[:, 0] = (draws[:, 0] - chance) / (1 - chance)
+    freedom = min(map(len, pairs.values())) - 1
     of_pair = np.mean(num_words, axis=0)
     num = {(names[a], names[b]): float(words) for (a, b), words in zip(places, of_pair, strict=True)}
     num["mean", ""] = float(of_pair.mean())
     return [
         {"measure": measure, **record, "num_words": num[record["a"], record["b"]]}
         for number, measure in enumerate(MEASURES)
-        for record in pair_records(names, draws[:, number].mean(axis=0), draws[:, number])
+        for record in pair_records(names, draws[:, number].mean(axis=0), draws[:, number], freedom)
     ]
 
 
 def pair_records(
-    names: Sequence[str], values: NDArray[np.float64], draws: NDArray[np.float64]
+    names: Sequence[str], values: NDArray[np.float64], draws: NDArray[np.float64], freedom: int
 ) -> list[Event]:
     """One record for each view, and for their difference, and pair of clients, and for the mean over pairs.
 
@@ -103,6 +102,7 @@ def pair_records(
         names: The clients.
         values: (views, pairs), pairs in the order of `itertools.combinations`.
         draws: (draws, views, pairs).
+        freedom: Degrees of freedom of Student's t: units of the smallest client less one.
     """
     places = list(combinations(names, 2))
     records = []
@@ -112,8 +112,10 @@ def pair_records(
         else:
             some, drawn = values[VIEWS.index(view)], draws[:, VIEWS.index(view)]
         for number, (a, b) in enumerate(places):
-            records.append({"view": view, "a": a, "b": b, **with_interval(some[number], drawn[:, number])})
-        mean = with_interval(some.mean(), drawn.mean(axis=1))
+            records.append(
+                {"view": view, "a": a, "b": b, **with_interval(some[number], drawn[:, number], freedom)}
+            )
+        mean = with_interval(some.mean(), drawn.mean(axis=1), freedom)
         records.append({"view": view, "a": "mean", "b": "", **mean})
     return records
 
@@ -145,21 +147,54 @@ def js(p: Counts, q: Counts) -> float:
     return _entropy(p + q) - (_entropy(p) + _entropy(q)) / 2
 
 
-def tfidf(counts: Counts, a: int, b: int) -> float:
-    """Cosine of the TF-IDF vectors of two rows; idf = log((1 + n) / (1 + df)) + 1 over all n rows."""
-    from sklearn.feature_extraction.text import TfidfTransformer
-
-    vectors = TfidfTransformer().fit_transform(counts).toarray()
-    return float(vectors[a] @ vectors[b])
+def tfidf(p: Counts, q: Counts, idf: NDArray[np.float64]) -> float:
+    """Cosine of two bags of words, each count times its word's idf."""
+    x, y = p * idf, q * idf
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
-def _likeness(counts: Counts, a: int, b: int, num: int, rng: np.random.Generator) -> list[float]:
-    """Divergence, again divergence, cosine, and D0 of clients a and b, every client cut to `num` words."""
-    cut = np.array([_draw_words(row, min(num, int(row.sum())), rng) for row in counts])
-    p, q = cut[a], cut[b]
+def _idf(bags: Sequence[Counts]) -> NDArray[np.float64]:
+    """Idf = log((1 + n) / (1 + df)) + 1 of each word, df of the n bags having it."""
+    found: NDArray[np.float64] = np.log((1 + len(bags)) / (1 + (np.array(bags) > 0).sum(axis=0))) + 1
+    return found
+
+
+def _likeness(a: Any, b: Any, num: int, idf: NDArray[np.float64], rng: np.random.Generator) -> list[float]:
+    """Divergence, again divergence, cosine, and D0 of two clients, cut to `num` words.
+
+    Args:
+        a: Words of one client's responses as sparse counts (examples, vocabulary).
+        b: Those of the other.
+        num: Words.
+        idf: Of each word.
+        rng: Where the draws come from.
+    """
+    p, q = (_draw_words(_bag(matrix), num, rng) for matrix in (a, b))
     plain = js(p, q)
-    mixed = _draw_words(p + q, num, rng)
-    return [plain, plain, tfidf(cut, a, b), js(mixed, p + q - mixed)]
+    dealt = _deal(a, b, rng)
+    least = min(num, *(int(bag.sum()) for bag in dealt))
+    return [plain, plain, tfidf(p, q, idf), js(*(_draw_words(bag, least, rng) for bag in dealt))]
+
+
+def _deal(a: Any, b: Any, rng: np.random.Generator) -> tuple[Counts, Counts]:
+    """Mix the responses of two clients and deal them out again, whole, in turn from long to short.
+
+    In turn, so that both get about as many words however unequal the clients' lengths are.
+    """
+    from scipy.sparse import vstack
+
+    both = vstack([a, b]).tocsr()
+    order = rng.permutation(both.shape[0])
+    lengths = np.asarray(both.sum(axis=1)).ravel()[order]
+    order = order[np.argsort(-lengths, kind="stable")]
+    # Of each two neighbours one goes to either, by the toss of a coin.
+    first = np.arange(len(order)) % 2 == np.repeat(rng.integers(0, 2, (len(order) + 1) // 2), 2)[: len(order)]
+    return _bag(both[order[first]]), _bag(both[order[~first]])
+
+
+def _bag(matrix: Any) -> Counts:
+    """Counts (vocabulary,) of all examples together."""
+    return np.asarray(matrix.sum(axis=0)).ravel()
 
 
 def _count_words(pairs: Mapping[str, Sequence[Pair]]) -> list[list[Any]]:

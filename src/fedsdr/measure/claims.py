@@ -7,7 +7,7 @@ from fedsdr.storage import Event
 Word = Literal["supported", "refuted", "undecided"]
 
 
-def judge(low: float | None, high: float | None, better: int) -> Word:
+def verdict_of(low: float | None, high: float | None, better: int) -> Word:
     """What the 95 % interval of a difference says of the claim that it has the sign `better`."""
     if low is None or high is None or low <= 0 <= high:
         return "undecided"
@@ -24,9 +24,10 @@ def claim(text: str, record: Event, better: int, what: str) -> Event:
         what: What the difference is of.
     """
     low, high = record["low"], record["high"]
+    value = "not known" if record["value"] is None else f"{record['value']:+.3f}"
     interval = "" if low is None else f", 95 % interval {low:+.3f} to {high:+.3f}"
     return {
         "claim": text,
-        "verdict": judge(low, high, better),
-        "text": f"{what} {record['value']:+.3f}{interval}",
+        "verdict": verdict_of(low, high, better),
+        "text": f"{what} {value}{interval}",
     }

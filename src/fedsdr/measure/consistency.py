@@ -26,6 +26,7 @@ def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Ev
     products may have unequal factors.
 
     - cosine: <D_a, D_b> / (|D_a| |D_b|).
+      Noise of the batches makes it smaller; it is not corrected for that.
     - sign_agreement: share of the entries in which both have the same sign; 0.5 is chance.
 
     Args:
@@ -57,14 +58,15 @@ def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Ev
 
 def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, torch.Tensor]]:
     """Path of each layer, and the changes of all clients in it (clients, d_out, d_in)."""
+    whole = [before | new for new in updates]  # some combinations send one factor alone
     for key_a, key_b in pairs(before):
         start = torch.from_numpy(before[key_b]) @ torch.from_numpy(before[key_a])
-        changes = [torch.from_numpy(new[key_b]) @ torch.from_numpy(new[key_a]) - start for new in updates]
+        changes = [torch.from_numpy(new[key_b]) @ torch.from_numpy(new[key_a]) - start for new in whole]
         yield key_a.removeprefix(PREFIX).removesuffix(".lora_A.weight"), torch.stack(changes)
 
 
 def _pair_records(layer: str, names: Sequence[str], gram: np.ndarray, agreement: np.ndarray) -> list[Event]:
-    """Records of one layer; a cosine is NaN where a client changed nothing, and is left out of the mean."""
+    """Records of one layer; a cosine is None where a client changed nothing, and is left out of the mean."""
     norms = np.sqrt(np.diag(gram))
     cosines = []
     records: list[Event] = []
@@ -96,8 +98,8 @@ def gain_survival(
         kept = (before - combined) / (before - own)
 
     1: all of the gain; 0: none; below 0: the client is worse off than before the round; above 1: the others
-    helped it further. It says nothing where the client gained nothing itself: None if the interval of its own
-    gain holds 0.
+    helped it further. It says nothing where the client gained nothing itself: None unless the interval of
+    its own gain is above 0.
 
     Args:
         base: The frozen base.
@@ -137,7 +139,7 @@ def gain_survival(
                 "combined": float(last[name].sum() / total),
                 "own_low": low,
                 "own_high": high,
-                "kept": None if low <= 0 <= high else lost / gain,
+                "kept": None if not low > 0 else lost / gain,
             }
         )
     return records

@@ -74,7 +74,7 @@ def gradient_alignment(
     return [
         {"measure": measure, **record}
         for number, measure in enumerate(MEASURES)
-        for record in pair_records(names, values[number], draws[:, number])
+        for record in pair_records(names, values[number], draws[:, number], NUM_GROUPS - 1)
     ]
 
 
@@ -137,7 +137,7 @@ def _cosines(grams: NDArray[np.float64], chosen: Sequence[NDArray[np.intp]]) -> 
         with np.errstate(invalid="ignore"):
             found.append(
                 [
-                    products / np.sqrt([squares[a] * squares[b] for a, b in pairs])
+                    products / [np.sqrt(squares[a]) * np.sqrt(squares[b]) for a, b in pairs]
                     for squares in (plain, apart)
                 ]
             )

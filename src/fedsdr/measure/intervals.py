@@ -108,7 +108,7 @@ def half_sample_interval(
 
 
 def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[list[NDArray[np.intp]]]:
-    """Draw a half of each group's places, 200 times; of an odd number the larger half.
+    """Draw a half of each group's places, 200 times; of an odd number the smaller half, which errs wide.
 
     For statistics of several groups, whose spread over the halves is that of the whole, as in
     `half_sample_interval`. No example comes twice, as it would in a bootstrap, which makes texts seem more
@@ -119,15 +119,18 @@ def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[lis
         rng: Where the draws come from.
     """
     for _ in range(NUM_HALVES):
-        yield [rng.permutation(size)[: size - size // 2] for size in sizes]
+        yield [rng.permutation(size)[: size // 2] for size in sizes]
 
 
-def with_interval(value: float, draws: NDArray[np.float64]) -> Event:
-    """Value with the ends of its 95 % interval, value -+ 1.96 sd of the draws (num_draws,).
+def with_interval(value: float, draws: NDArray[np.float64], freedom: int) -> Event:
+    """Value with the ends of its 95 % interval, value -+ t sd of the draws (num_draws,).
 
-    None for a value that is not a number, and for the ends where a draw is none.
+    t is Student's, with as many degrees of freedom as the smallest group has units less one. None for a value
+    that is not a number, and for the ends where a draw is none.
     """
-    half = Z * float(draws.std(ddof=1))
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, freedom)) * float(draws.std(ddof=1))
     found = {"value": float(value), "low": float(value) - half, "high": float(value) + half}
     return {name: number if math.isfinite(number) else None for name, number in found.items()}
 

@@ -127,32 +127,34 @@ def style_differences(pairs: Sequence[Pair], of: str) -> list[Event]:
 def holds(records: Sequence[Event], of: str = REWRITING) -> list[Event]:
     """Tell which conditions of the paradox these texts meet, over all domains.
 
-    Of each checker: the texts are unsupported more often than true paraphrases, which is how often the
-    checker errs; the interval of the difference (Newcombe) excludes 0. And length ratio, fillers and
-    redundancy are above those of the true responses; the interval of the paired difference excludes 0.
+    Of each checker: the texts are unsupported more often than the checker errs, on true paraphrases and on
+    the true responses themselves; the interval of each difference (Newcombe) excludes 0. The paraphrases
+    are of other examples, so the first is a rough comparison. And length ratio, fillers and redundancy are
+    above those of the true responses; the interval of the paired difference excludes 0.
 
     Args:
-        records: All that `paradox_records` tells of the texts and of true paraphrases, and
+        records: All that `paradox_records` tells of the texts, of true responses and of true paraphrases, and
             `style_differences` of the texts.
         of: What the texts are called there.
 
     Returns:
-        Records {"kind", "checker", "value", "against", "difference", "low", "high", "num", "num_against",
-        "holds"}: the texts' value and what it is held against. A checker without verdicts on paraphrases
-        has none.
+        Records {"kind", "checker", "against", "value", "other", "difference", "low", "high", "num",
+        "num_other", "holds"}: the texts' value, and that of what it is held against. A checker without
+        verdicts on either has none.
     """
     found = {(r["checker"], r["of"], r["kind"]): r for r in _overall(records)}
     conditions: list[Event] = []
     for checker in dict.fromkeys(checker for checker, _, _ in found):
-        mine, alarms = (found.get((checker, texts, "unsupported")) for texts in (of, PARAPHRASE))
-        if mine and alarms and mine["num"] and alarms["num"]:
-            low, high = difference_interval(mine["value"], mine["num"], alarms["value"], alarms["num"])
-            conditions.append(_condition(mine, alarms["value"], alarms["num"], low, high))
+        for against in (PARAPHRASE, TRUE):
+            mine, alarms = (found.get((checker, texts, "unsupported")) for texts in (of, against))
+            if mine and alarms and mine["num"] and alarms["num"]:
+                ends = difference_interval(mine["value"], mine["num"], alarms["value"], alarms["num"])
+                conditions.append(_condition(mine, against, alarms["value"], alarms["num"], *ends))
     for kind in STYLE:
         mine, gain = found.get((EXACT, of, kind)), found.get((EXACT, of + MINUS, kind))
         if mine and gain and gain["low"] is not None:
-            against = mine["value"] - gain["value"]
-            conditions.append(_condition(mine, against, mine["num"], gain["low"], gain["high"]))
+            other = mine["value"] - gain["value"]
+            conditions.append(_condition(mine, TRUE, other, mine["num"], gain["low"], gain["high"]))
     return conditions
 
 
@@ -191,8 +193,8 @@ def worst(pairs: Sequence[Pair], of: str, verdicts: Verdicts, num: int) -> list[
 
 
 def _given(example: Example) -> str:
-    """Premise of what has support: (c, x, y)."""
-    parts = (example.system, example.context, example.instruction, example.response)
+    """Premise of what has support: (c, x, y), y first, since what is too long is cut at its end."""
+    parts = (example.response, example.instruction, example.context, example.system)
     return "\n".join(part for part in parts if part)
 
 
@@ -238,17 +240,18 @@ def _estimate(kind: str, statistic: Statistic, num: int) -> Event:
     return {"kind": kind, "value": value, "low": low, "high": high, "num": num, "num_unreadable": 0}
 
 
-def _condition(mine: Event, against: float, num_against: int, low: float, high: float) -> Event:
+def _condition(mine: Event, against: str, other: float, num_other: int, low: float, high: float) -> Event:
     return {
         "kind": mine["kind"],
         "checker": mine["checker"],
-        "value": mine["value"],
         "against": against,
-        "difference": mine["value"] - against,
+        "value": mine["value"],
+        "other": other,
+        "difference": mine["value"] - other,
         "low": low,
         "high": high,
         "num": mine["num"],
-        "num_against": num_against,
+        "num_other": num_other,
         "holds": low > 0,
     }
 

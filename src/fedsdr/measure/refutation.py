@@ -17,7 +17,7 @@ LEVEL = 0.05
 MOST_SEEDS = 1000
 
 
-def judge(metric: str, difference: Difference | None, p: float | None) -> Word:
+def verdict_of_metric(metric: str, difference: Difference | None, p: float | None) -> Word:
     """What a difference says of the claim that fedsdr is better in a metric.
 
     Args:

@@ -14,9 +14,6 @@ from fedsdr.model.loss import last_states
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event
 
-MOST = 60
-"""Examples of a client that are drawn on the map."""
-
 
 def response_map(
     base: Base,
@@ -36,7 +33,7 @@ def response_map(
     Args:
         base: The frozen base.
         adapters: Of the model; none is active.
-        views: "raw" and "distilled" -> client -> conversations, at most 60 of which are placed.
+        views: "raw" and "distilled" -> client -> conversations.
         batch_size: Conversations in one forward pass.
         seed: Seed of the layout.
 
@@ -49,8 +46,8 @@ def response_map(
     texts: list[Conversation] = []
     for view in VIEWS:
         for client, some in views[view].items():
-            texts += some[:MOST]
-            owners += [{"view": view, "client": client} for _ in some[:MOST]]
+            texts += some
+            owners += [{"view": view, "client": client} for _ in some]
     with adapters.inference((), base.dtype):
         states = _mean_states(base, texts, batch_size)
     places = TSNE(

@@ -1,5 +1,6 @@
 """Whether what helps one client helps the others: train on one, take the loss on all."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 
@@ -60,12 +61,15 @@ def loss_transfer(
         "others", it is the mean over all other clients, and where tested_on is "mean", over all clients.
 
     Raises:
-        UserError: There is one client.
+        UserError: There is one client, or none has test examples.
     """
     names = list(training["raw"])
     if len(names) < 2:
         raise UserError("transfer is from client to client, and there is one: two or more are needed")
-    sides = {on: tests[view] for on, view in TEXTS.items() if all(tests[view].values())}
+    if not any(tests["raw"].values()):
+        raise UserError("transfer is measured on test examples, and no client has any")
+    sides = {on: {name: texts for name, texts in tests[view].items() if texts} for on, view in TEXTS.items()}
+    sides = {on: side for on, side in sides.items() if side}
     adapters.initialise("shared", seed_for(seed, "transfer"))  # B is zero: the base
     before = {on: _losses(base, adapters, side, batch_size) for on, side in sides.items()}
     changes: dict[str, Changes] = {view: {} for view in VIEWS}
@@ -84,7 +88,7 @@ def loss_transfer(
             )
             for on, side in sides.items():
                 after = _losses(base, adapters, side, batch_size)
-                changes[view] |= {(on, trained_on, name): after[name] - before[on][name] for name in names}
+                changes[view] |= {(on, trained_on, name): after[name] - before[on][name] for name in side}
     changes["difference"] = {key: changes["distilled"][key] - raw for key, raw in changes["raw"].items()}
     return [
         record
@@ -109,18 +113,18 @@ def _records(
 ) -> list[Event]:
     records: list[Event] = []
     common = {"view": view, "on": on}
-    for trained_on, tested_on in product(names, names):
+    for trained_on, tested_on in product(names, num_tokens):
         value, error = ratio(changes[on, trained_on, tested_on], num_tokens[tested_on])
         where = {"trained_on": trained_on, "tested_on": tested_on}
         records.append(common | where | _with_error(value, error))
     of_others = []
-    for tested_on in names:
+    for tested_on in num_tokens:
         others = [changes[on, name, tested_on] for name in names if name != tested_on]
         of_others.append(ratio(np.mean(others, axis=0), num_tokens[tested_on]))
         where = {"trained_on": "others", "tested_on": tested_on}
         records.append(common | where | _with_error(*of_others[-1]))
     mean = float(np.mean([value for value, _ in of_others]))
-    error = float(np.linalg.norm([error for _, error in of_others])) / len(names)
+    error = float(np.linalg.norm([error for _, error in of_others])) / len(of_others)
     records.append(common | {"trained_on": "others", "tested_on": "mean"} | _with_error(mean, error))
     return records
 
@@ -128,13 +132,15 @@ def _records(
 def ratio(sums: Floats, sizes: Floats) -> tuple[float, float]:
     """Ratio of two sums over examples, and its standard error.
 
-    r = sum d_i / sum n_i; se = sqrt(n / (n - 1) sum (d_i - r n_i)^2) / sum n_i.
+    r = sum d_i / sum n_i; se = sqrt(n / (n - 1) sum (d_i - r n_i)^2) / sum n_i, NaN for one example.
 
     Source: Cochran, Sampling Techniques, third edition (1977), section 2.11.
     """
     num, total = len(sums), sizes.sum()
     value = sums.sum() / total
-    spread = ((sums - value * sizes) ** 2).sum() * num / max(1, num - 1)
+    if num < 2:
+        return float(value), math.nan
+    spread = ((sums - value * sizes) ** 2).sum() * num / (num - 1)
     return float(value), float(np.sqrt(spread) / total)
 
 
@@ -155,4 +161,5 @@ def _losses(
 
 
 def _with_error(value: float, error: float) -> Event:
-    return {"value": value, "low": value - Z * error, "high": value + Z * error}
+    found = {"value": value, "low": value - Z * error, "high": value + Z * error}
+    return {name: None if math.isnan(number) else number for name, number in found.items()}

@@ -149,14 +149,14 @@ def transfer_sheet(records: Sequence[Event]) -> Sheet:
 def map_blocks(name: str, record: Event) -> list[Block]:
     """The map of responses, raw and distilled."""
     points = record["records"]
-    series = palette(one.get("domain", one["client"]) for one in points)
+    series = palette(one["client"] for one in points)
     xs, ys = [one["x"] for one in points], [one["y"] for one in points]
     panels = []
     for view in dict.fromkeys(one["view"] for one in points):
         some: dict[Any, list[tuple[float, float]]] = {}
         for one in points:
             if one["view"] == view:
-                place = series[one.get("domain", one["client"])]
+                place = series[one["client"]]
                 some.setdefault(place, []).append((one["x"], one["y"]))
         panels.append(scatter_panel(f"{view} responses", some, (min(xs), max(xs), min(ys), max(ys))))
     return [

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedsdr.measure.intervals import Z
+from fedsdr.measure.intervals import wilson
 from fedsdr.report.figures import Figure, limited
 from fedsdr.report.parts import Block, Examples, Table
 from fedsdr.report.plots import MOST_PANELS, Series, bar_panel
@@ -81,7 +81,8 @@ def checks_figure(
 
 def checks_sheet(records: Sequence[Event]) -> Sheet:
     """Every kind over all domains, by checker and text."""
-    found = [record for record in records if record["domain"] == "all"]
+    several = {record["of"] for record in records if record["domain"] == "all"}
+    found = [r for r in records if r["domain"] == "all" or r["of"] not in several]
     cells = {(r["checker"], r["of"], r["kind"]): r for r in found}
     rows = dict.fromkeys((record["checker"], record["of"]) for record in found)
     kinds = [kind for kind in KINDS if any(record["kind"] == kind for record in found)]
@@ -119,8 +120,7 @@ def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
         chance = {}
         for record in whole:
             if record["metric"] == metric:
-                value, half = record["value"], Z * (record["stderr"] or 0.0)
-                interval = (max(0.0, value - half), min(1.0, value + half)) if half else None
+                value, interval = record["value"], wilson(record["value"], record["num"])
                 groups.setdefault(record["task"], {})[MODELS[record["model"]]] = (value, interval)
                 if record["chance"] is not None:
                     chance[record["task"]] = ("chance", record["chance"])
@@ -129,7 +129,7 @@ def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
     return Figure(
         name,
         "Benchmarks",
-        "Share right, 0 to 1; lines are 95 % intervals (1.96 standard errors), dotted lines are chance.",
+        "Share right, 0 to 1; lines are 95 % intervals (Wilson), dotted lines are chance.",
         tuple(MODELS[model] for model in used),
         tuple(panels),
         records,

@@ -54,6 +54,7 @@ def measurement_sheets(measurements: Mapping[str, Event]) -> list[Sheet]:
     return [
         block.sheet
         for name, record in measurements.items()
+        if record["records"]
         for block in SHOWN[name][2](name, record)
         if isinstance(block, Table)
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from fedsdr.measure.claims import Word
-from fedsdr.measure.refutation import BETTER, effect_size, judge, overall, seeds_to_decide
+from fedsdr.measure.refutation import BETTER, effect_size, overall, seeds_to_decide, verdict_of_metric
 from fedsdr.measure.statistics import Difference, holm, paired
 from fedsdr.report.cells import VERDICTS, Cell, over_examples
 from fedsdr.report.tables import NONE, Sheet, number
@@ -54,7 +54,7 @@ def refutation(cells: Sequence[Cell]) -> tuple[Sheet, list[Event]]:
     corrected = iter(holm([test.p for test in tests if test]))
     for record, test in zip(records, tests, strict=True):
         record["p_holm"] = next(corrected) if test else None
-        record["verdict"] = judge(record["metric"], test, record["p_holm"])
+        record["verdict"] = verdict_of_metric(record["metric"], test, record["p_holm"])
     return _sheet(records), [_verdict(records, arm, other) for arm, other in _pairs(cells)]
 
 
@@ -98,9 +98,9 @@ def _sheet(records: Sequence[Event]) -> Sheet:
         tuple(records),
         note="Verdict: by the interval over seeds and examples, whose p is corrected by Holm for all rows;"
         " below 0.05 it is supported or refuted by the sign. d_z: mean over standard deviation of the seeds'"
-        " differences. Seeds to decide: the fewest whose interval over seeds would exclude 0 if mean and"
-        " spread stayed as they are. Where that interval excludes 0 and the other does not, more test"
-        " examples would decide, not more seeds.",
+        " differences. Seeds to decide: the fewest whose interval over seeds, uncorrected, would exclude 0 if"
+        " mean and spread stayed as they are; half of all repetitions would need more. Where that interval"
+        " excludes 0 and the other does not, more test examples are needed, not more seeds.",
     )  # fmt: skip
 
 
@@ -112,7 +112,8 @@ def _verdict(records: Sequence[Event], arm: str, other: str) -> Event:
         for r in own
     ]
     return {
-        "claim": f"{arm}'s global model says less that is unsupported, or more that is right, than {other}'s",
+        "claim": f"{arm}'s global model is better than {other}'s in unsupported answers or exact score, and"
+        " worse in neither",
         "verdict": overall(found) if own else "undecided",
         "text": "; ".join(parts) + f" ({own[0]['num_seeds']} seeds)" if own else "no common seeds",
     }
@@ -123,11 +124,15 @@ def _needed(record: Event) -> str:
     if record["verdict"] != "undecided":
         return ""
     needed = record["seeds_to_decide"]
+    if record["effect_size"] is None:
+        return ", one seed, or equal differences, leave nothing to judge by"
     if needed is None:
-        return ", no number of seeds up to 1,000 would decide"
-    if needed <= record["num_seeds"]:
-        return ", more test examples would decide, not more seeds"
-    return f", {needed - record['num_seeds']} more seeds would decide over seeds"
+        return ", over 1,000 seeds would be needed"
+    if needed > record["num_seeds"]:
+        return f", {needed - record['num_seeds']} more seeds would decide it over seeds, with even odds"
+    if record["low"] is None or record["low"] <= 0 <= record["high"]:
+        return ", decided over seeds; more test examples would decide it over examples"
+    return ", decided but for Holm's correction"
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -7,6 +7,7 @@ A round is done when `server/round-0003` is there; nothing else decides where a 
 `server.keep_updates` is set, `server/updates/round-0003/<client>.safetensors` holds what each client sent.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,11 @@ def load_round(folder: Path, server_round: int, rank: int) -> tuple[Arrays, Arra
     shapes = residual_shapes({key: value.shape for key, value in arrays.items()}, more)
     residual = {key: np.ascontiguousarray(rest[key][: s[0], : s[1]]) for key, s in shapes.items()}
     return shared, residual if more else {}
+
+
+def forget_updates(folder: Path, server_round: int) -> None:
+    """Remove what clients sent in a round that was cut short, before it is made again."""
+    shutil.rmtree(round_folder(folder / UPDATES, server_round), ignore_errors=True)
 
 
 def keep_update(folder: Path, server_round: int, client: str, arrays: Arrays) -> None:

@@ -18,7 +18,7 @@ from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
-from fedsdr.server.checkpoint import keep_update
+from fedsdr.server.checkpoint import forget_updates, keep_update
 from fedsdr.server.combine import COMBINE, Before, add_residual
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
@@ -66,6 +66,7 @@ class FedStrategy(Strategy):
     ) -> Iterable[Message]:
         """Messages with the shared adapter to the clients drawn for this round."""
         del grid
+        forget_updates(Path(self.settings.run.dir) / "server", server_round)
         nodes = draw_clients(self.settings, self.roster, server_round)
         return self._messages(nodes, MessageType.TRAIN, server_round, arrays, config)
 
