@@ -246,7 +246,7 @@ def test_a_judge_is_named_as_the_user_set_it(serve):
         (broken, ["--judge = http://localhost:8OOO/v1: Invalid port"]),
         (
             Judge(away.url, "ours", batch_size=3),
-            [f"--judge = {away.url} gave no", "--judge-batch-size than 3"],
+            [f"--judge = {away.url} gave no", "Judge.batch_size than 3"],
         ),
         (
             Judge(serve(lambda body: (404, "no")).url, "ours"),
