@@ -25,6 +25,7 @@ server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
 """
+METHODS = ("fedit", "fedsd", "fedsdr")
 GRIDS = ("compare-demo", "refute-demo")
 """Grids of more seeds, for the test that could refute the method, if they are there."""
 
@@ -35,11 +36,11 @@ def main() -> None:
     data = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     fedsdr("compare", "recipes/measure-demo.toml", "--to", folder / "methods", "--jobs", 2)
     fedsdr("compare", "recipes/measure-disputed.toml", "--to", folder / "disputed", "--jobs", 2)
-    for grid in ("methods", "disputed"):
-        fedsdr("measure", folder / grid, "--only", "consistency,survival")
+    for method in METHODS:
+        fedsdr("measure", folder / "methods" / method / "seed-0", "--only", "consistency,survival")
     cell, other = (folder / "methods" / method / "seed-0" for method in ("fedsdr", "fedsd"))
     fedsdr("measure", cell, "--only", "alignment,gradients,transfer,map,paradox")
-    questions = ("--data", data, "--limit", 20) if data else ()
+    questions = ("--data", data, "--limit", 10) if data else ()
     fedsdr("measure", cell, "--only", "benchmarks", *questions)
     with judge() as url:
         only = ("measure", cell, "--only", "winrate", "--judge", url, "--judge-model", "smollm2")
