@@ -4,11 +4,12 @@
     python benchmarks/collect.py docs/results runs/compare-demo
 
 Of a grid its tables are copied, and settings and environment of one of its cells. Of a run, settings,
-environment, events and pooled scores are copied. All of it is numbers, no text of any data. The folder of the
-data becomes DATA. The tables go to standard output.
+environment, events, pooled scores and measurements are copied. All of it is numbers, no text of any data. The
+folder of the data becomes DATA. The tables go to standard output.
 """
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -37,7 +38,19 @@ def copy_records(run: Path, to: Path) -> None:
         data = data.model_copy(update={"root": "DATA"})
     settings = settings.model_copy(update={"run": place, "data": data})
     (to / "config.toml").write_text(dump_settings(settings))
+    for path in sorted((run / "measurements").glob("*.json")):
+        write_json(to / "measurements" / path.name, without_texts(read_json(path)))
     write_json(to / "environment.json", environment)
+
+
+def without_texts(measurement: dict) -> dict:
+    """A measurement without examples to read; of consistency the sums over all layers alone."""
+    words = shlex.split(measurement["command"])
+    if "--data" in words:
+        words[words.index("--data") + 1] = "DATA"
+    records = [record for record in measurement["records"] if record.get("layer", "all") == "all"]
+    kept = {key: value for key, value in measurement.items() if key != "examples"}
+    return kept | {"records": records, "command": shlex.join(words)}
 
 
 def copy_grid(grid: Path, to: Path) -> None:

@@ -26,19 +26,22 @@ print(server.listening_address, flush=True)
 sys.stdin.read()
 """
 METHODS = ("fedit", "fedsd", "fedsdr")
-GRIDS = ("compare-demo", "refute-demo")
-"""Grids of more seeds, for the test that could refute the method, if they are there."""
+LARGE_GRID = Path("runs/refute-demo")
+"""The grid of recipes/refute-demo.toml: where it was run, its cells of five seeds are measured."""
 
 
 def main() -> None:
     """Run all commands, and say how long each took."""
     folder = Path(sys.argv[1])
     data = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    fedsdr("compare", "recipes/measure-demo.toml", "--to", folder / "methods", "--jobs", 2)
+    methods = LARGE_GRID
+    if not (methods / "grid.json").exists():
+        methods = folder / "methods"
+        fedsdr("compare", "recipes/measure-demo.toml", "--to", methods, "--jobs", 2)
     fedsdr("compare", "recipes/measure-disputed.toml", "--to", folder / "disputed", "--jobs", 2)
     for method in METHODS:
-        fedsdr("measure", folder / "methods" / method / "seed-0", "--only", "consistency,survival")
-    cell, other = (folder / "methods" / method / "seed-0" for method in ("fedsdr", "fedsd"))
+        fedsdr("measure", methods / method / "seed-0", "--only", "consistency,survival")
+    cell, other = (methods / method / "seed-0" for method in ("fedsdr", "fedsd"))
     fedsdr("measure", cell, "--only", "alignment,gradients,transfer,map,paradox")
     questions = ("--data", data, "--limit", 10) if data else ()
     fedsdr("measure", cell, "--only", "benchmarks", *questions)
@@ -49,9 +52,8 @@ def main() -> None:
         pairs = data / "domains" / "general" / "alpaca_distilled_train.jsonl"
         if pairs.exists():
             fedsdr("analyze", pairs, "--clusters", 5)
-    for grid in (*(Path("runs") / name for name in GRIDS), folder / "methods", folder / "disputed"):
-        if (grid / "grid.json").exists():
-            fedsdr("report", grid)
+    for grid in (methods, folder / "disputed"):
+        fedsdr("report", grid)
 
 
 def fedsdr(*words: object) -> None:
