@@ -26,7 +26,7 @@ from fedsdr.server.checkpoint import load_round, load_updates
 from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines
 from fedsdr.tables import COMBINATIONS, METHODS, Adapter
 
-MOST_GRADIENTS, MOST_MAPPED = 48, 60
+MOST_GRADIENTS, MOST_MAPPED = 32, 60
 """Training examples of a client, drawn by seed, of which gradients are taken, and which are mapped."""
 
 
