@@ -58,9 +58,7 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
         raise UserError(f"measurement {unknown[0]!r} is unknown; known are {', '.join(MEASUREMENTS)}")
     settings = read_settings(folder)
     done = checked_round(folder, None)
-    # All cores: what is measured may differ in its last bits.
-    every = settings.run.model_copy(update={"threads": 0})
-    subject = Subject(folder, settings.model_copy(update={"run": every}), options)
+    subject = Subject(folder, settings, options)
     made: dict[str, Event] = {}
     missing: list[str] = []
     try:
