@@ -137,10 +137,11 @@ def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
 
 
 def benchmark_sheet(records: Sequence[Event]) -> Sheet:
-    """Task and metric by model."""
+    """Task and metric by model; subjects stand in the records alone."""
     models = list(dict.fromkeys(record["model"] for record in records))
-    cells = {(_task(r), r["metric"], r["model"]): r for r in records}
-    rows = {(_task(record), record["metric"]): record for record in records}
+    whole = [record for record in records if not record.get("subject")]
+    cells = {(r["task"], r["metric"], r["model"]): r for r in whole}
+    rows = {(record["task"], record["metric"]): record for record in whole}
     return Sheet(
         "Benchmarks: share right ± standard error",
         "ll" + "r" * (len(models) + 2) + "l",
@@ -211,11 +212,6 @@ def win_rate_sheet(records: Sequence[Event]) -> Sheet:
 
 def _bar(record: Event) -> tuple[float, tuple[float, float] | None]:
     return record["value"], None if record["low"] is None else (record["low"], record["high"])
-
-
-def _task(record: Event) -> str:
-    """Task and, where there is one, its subject."""
-    return f"{record['task']} {record['subject']}" if record.get("subject") else record["task"]
 
 
 def _with_error(record: Event | None) -> str:
