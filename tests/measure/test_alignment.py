@@ -109,3 +109,11 @@ def test_words_are_told_without_case_and_signs():
 def test_clusters_part_what_has_no_common_word():
     found = cluster([*texts(10, 99, 0, "a"), *texts(6, 99, 0, "b")], 2, 0)
     assert found == ["cluster-1"] * 10 + ["cluster-2"] * 6
+
+
+def test_equal_texts_differ_by_nothing():
+    """Once their divergence beyond chance differed by the noise of chance itself, and was called a change."""
+    pairs = {name: [(t, t) for t in texts(12, 12, seed)] for seed, name in enumerate("abc")}
+    for measure in ("js", "js_plain", "tfidf"):
+        found = means(pairs)[measure, "difference"]
+        assert found["value"] == found["low"] == found["high"] == 0

@@ -74,10 +74,12 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
         num_words.append([int(min(totals[a], totals[b])) for a, b in places])
         # (measures and chance, views, pairs)
         likeness = []
+        paired = int(rng.integers(2**63))  # the same draws in both views: equal texts differ by nothing
         for view in views:
-            idf = _idf([_draw_words(_bag(m), int(num), rng) for m, num in zip(view, totals, strict=True)])
+            own = np.random.default_rng(paired)
+            idf = _idf([_draw_words(_bag(m), int(num), own) for m, num in zip(view, totals, strict=True)])
             asked = zip(places, num_words[-1], strict=True)
-            likeness.append([_likeness(view[a], view[b], num, idf, rng) for (a, b), num in asked])
+            likeness.append([_likeness(view[a], view[b], num, idf, own) for (a, b), num in asked])
         found.append(np.array(likeness).transpose(2, 0, 1))
     draws = np.stack(found)  # (draws, measures and chance, views, pairs)
     chance = draws[:, -1].mean(axis=0)

@@ -83,7 +83,7 @@ def loss_transfer(
                 {view: training[view][trained_on]},  # type: ignore[dict-item]
                 settings,
                 settings.learning_rate,
-                seed_for(seed, "transfer", trained_on, view),
+                seed_for(seed, "transfer", trained_on),
                 f"transfer, {trained_on}",
             )
             for on, side in sides.items():
