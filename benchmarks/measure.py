@@ -15,16 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SERVER = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-params.port = 0  # any free one
-params.n_parallel, params.n_ctx = 4, 4 * 2048
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
+SERVER = Path(__file__).with_name("llama_server.py")
 METHODS = ("fedit", "fedsd", "fedsdr")
 LARGE_GRID = Path("runs/refute-demo")
 """The grid of recipes/refute-demo.toml: where it was run, its cells of five seeds are measured."""
@@ -67,7 +58,7 @@ def fedsdr(*words: object) -> None:
 @contextmanager
 def judge() -> Iterator[str]:
     """Base address of llama.cpp's server with the default model."""
-    command = [os.environ["FEDSDR_SERVER_PYTHON"], "-c", SERVER, os.environ["FEDSDR_SERVER_GGUF"]]
+    command = [os.environ["FEDSDR_SERVER_PYTHON"], str(SERVER), os.environ["FEDSDR_SERVER_GGUF"]]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdout is not None

@@ -98,16 +98,7 @@ def real_model(own_cache: Path) -> Model:
     return settings
 
 
-SERVER = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-params.port = 0  # any free one
-params.n_parallel, params.n_ctx = 4, 4 * 2048
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
+SERVER = Path(__file__).parents[1] / "benchmarks/llama_server.py"
 
 
 @pytest.fixture
@@ -116,7 +107,7 @@ def llama_cpp() -> Iterator[str]:
     python, gguf = os.environ.get("FEDSDR_SERVER_PYTHON"), os.environ.get("FEDSDR_SERVER_GGUF")
     if not (python and gguf):
         pytest.skip("FEDSDR_SERVER_PYTHON and FEDSDR_SERVER_GGUF are not set; `make test-server` does it")
-    command = [python, "-c", SERVER, gguf]
+    command = [python, str(SERVER), gguf]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield f"{process.stdout.readline().strip()}/v1"  # it ends when its input does
 

@@ -18,12 +18,20 @@ MeasuredRun = Callable[..., tuple[Path, Settings]]
 
 def figures(folder: Path) -> dict[str, Figure]:
     return {
-        b.key: b for blocks in measurement_parts(folder).values() for b in blocks if isinstance(b, Figure)
+        b.key: b
+        for blocks in measurement_parts(read_measurements(folder)).values()
+        for b in blocks
+        if isinstance(b, Figure)
     }
 
 
 def sheets(folder: Path) -> dict[str, Sheet]:
-    found = [b for blocks in measurement_parts(folder).values() for b in blocks if isinstance(b, Table)]
+    found = [
+        b
+        for blocks in measurement_parts(read_measurements(folder)).values()
+        for b in blocks
+        if isinstance(b, Table)
+    ]
     return {table.key: table.sheet for table in found}
 
 
@@ -35,19 +43,19 @@ def change(folder: Path, name: str, **values: Any) -> None:
 def test_every_measurement_has_a_place_and_no_run_needs_any(
     make_run: MeasuredRun, make_measured: MeasuredRun
 ) -> None:
-    assert measurement_parts(make_run()[0]) == {}
+    assert measurement_parts(read_measurements(make_run()[0])) == {}
     folder, _ = make_measured()
     assert list(read_measurements(folder)) == list(SHOWN)
-    assert {tab: len(blocks) > 3 for tab, blocks in measurement_parts(folder).items()} == dict.fromkeys(
-        ["alignment", "paradox", "consistency", "benchmarks"], True
-    )
+    assert {
+        tab: len(blocks) > 3 for tab, blocks in measurement_parts(read_measurements(folder)).items()
+    } == dict.fromkeys(["alignment", "paradox", "consistency", "benchmarks"], True)
 
 
 def test_verdicts_come_in_the_order_of_the_measurements_from_any_file(make_measured: MeasuredRun) -> None:
     folder, _ = make_measured()
     late = {"claim": "c", "verdict": "supported", "text": "t"}
     write_json(folder / "measurements" / "all.json", {"verdicts": [late]})
-    found = [one.verdict for one in verdicts(folder)]
+    found = [one.verdict for one in verdicts(read_measurements(folder))]
     assert found == ["supported", "undecided", "refuted", "not measured", "supported"]
 
 

@@ -12,7 +12,7 @@ from fedsdr.data.sources import RESERVED
 from fedsdr.distill.remote import Judge
 from fedsdr.errors import UserError
 from fedsdr.measure.alignment import cluster, text_alignment
-from fedsdr.measure.claims import Word, claim, verdict_of
+from fedsdr.measure.claims import Word, claim, only, verdict_of
 from fedsdr.measure.entailment import Checker, JudgeChecker, NliChecker
 from fedsdr.measure.intervals import Z
 from fedsdr.measure.paradox import (
@@ -108,21 +108,31 @@ def checkers(nli: str, judge_url: str, judge_model: str) -> list[Checker | None]
     """The exact checks (None), and what was asked for beside them.
 
     Raises:
-        UserError: The NLI model cannot be read, or a judge is given without its model or the reverse.
+        UserError: The NLI model cannot be read, or as `judge_at`.
     """
-    if bool(judge_url) != bool(judge_model):
-        raise UserError(f"--judge = {judge_url!r} and --judge-model = {judge_model!r}: give both, or neither")
-    if judge_url and not judge_url.startswith(("http://", "https://")):
-        raise UserError(
-            f"--judge = {judge_url} does not begin with http:// or https://: give an address such as"
-            " http://localhost:8000/v1"
-        )
+    judge = judge_at(judge_url, judge_model) if judge_url or judge_model else None
     found: list[Checker | None] = [None]
     if nli:
         found.append(NliChecker(nli))
-    if judge_url:
-        found.append(JudgeChecker(Judge(judge_url, judge_model)))
+    if judge:
+        found.append(JudgeChecker(judge))
     return found
+
+
+def judge_at(url: str, model: str) -> Judge:
+    """The judge that the command line names.
+
+    Raises:
+        UserError: One of both is missing, or the address is none.
+    """
+    if not (url and model):
+        raise UserError(f"--judge = {url!r} and --judge-model = {model!r}: give both, or neither")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(
+            f"--judge = {url} does not begin with http:// or https://: give an address such as"
+            " http://localhost:8000/v1"
+        )
+    return Judge(url, model)
 
 
 def alignment(texts: Mapping[str, Sequence[tuple[str, str]]], seed: int) -> Event:
@@ -139,8 +149,7 @@ def alignment(texts: Mapping[str, Sequence[tuple[str, str]]], seed: int) -> Even
 
 def mean_difference(records: Sequence[Event], measure: str) -> Event:
     """Mean over pairs of clients of a measure, distilled minus raw."""
-    wanted = {"measure": measure, "view": "difference", "a": "mean"}
-    return next(record for record in records if record.items() >= wanted.items())
+    return only(records, {"measure": measure, "view": "difference", "a": "mean"})
 
 
 def paradox(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.apps.grid import Plan, flat
-from fedsdr.apps.run import Result, is_finished, read_result, read_settings
+from fedsdr.apps.run import Result, answer_files, is_finished, read_result, read_settings
 from fedsdr.errors import UserError
 from fedsdr.report.cells import Cell
 from fedsdr.report.comparison import Comparison, Group, Trial, compare_cells
@@ -132,11 +132,9 @@ def finished(folder: Path) -> Result | None:
 def _read_cell(arm: str, seed: int, result: Result) -> Cell:
     """What a finished cell has to show, with every answer: a simulation's server holds the tests itself."""
     settings = read_settings(result.folder)
-    last = settings.server.num_rounds
-    names = {"base": (0, "global"), "global": (last, "global"), "personalised": (last, "personalised")}
     answers: dict[str, list[Event]] = {}
-    for model, (number, name) in names.items():
-        paths = sorted(result.folder.glob(f"clients/*/evaluation/round-{number:04d}-{name}.jsonl"))
+    for model, file in answer_files(settings).items():
+        paths = sorted(result.folder.glob(f"clients/*/evaluation/{file}"))
         answers[model] = [record for path in paths for record in read_lines(path)]
     rest = settings.model_dump(
         mode="json", exclude={"run": True, "method": True, "client": {"learning_rate"}}

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from fedsdr.apps.analyze import alignment, checkers, mean_difference, paradox
-from fedsdr.apps.run import checked_round, read_settings
+from fedsdr.apps.analyze import alignment, checkers, judge_at, mean_difference, paradox
+from fedsdr.apps.run import answer_files, checked_round, read_settings
 from fedsdr.apps.subject import Subject
 from fedsdr.apps.trained import demand_global
 from fedsdr.client.wire import Arrays
-from fedsdr.distill.remote import Judge
 from fedsdr.errors import UserError
 from fedsdr.measure.benchmarks import run_benchmarks
-from fedsdr.measure.claims import claim
+from fedsdr.measure.claims import claim, only
 from fedsdr.measure.consistency import gain_survival, update_consistency
 from fedsdr.measure.gradients import gradient_alignment
 from fedsdr.measure.judge import win_rate
@@ -85,7 +84,7 @@ def _transfer(subject: Subject) -> Event:
         verdicts.append(
             claim(
                 f"On {on}, training on another's rewritings leaves a client better off than on raw responses",
-                next(record for record in records if record.items() >= wanted.items()),
+                only(records, wanted),
                 -1,
                 "One training each, whose seed the interval does not cover. Loss, distilled minus raw:",
             )
@@ -164,11 +163,10 @@ def _benchmarks(subject: Subject) -> Event:
         )
         records += [{"model": model, **record} for record in found]
         answers += [{"model": model, **answer} for answer in said]
-    adapters.load_residual({})
     if not records:
         raise UserError(f"--data = {options.data or 'the run'}: found no question that benchmarks could ask")
     rewrite_lines(subject.folder / "measurements" / "benchmark-answers.jsonl", answers)
-    return {"records": records, "notes": [f"After round {last}. Every answer is in benchmark-answers.jsonl."]}
+    return {"records": records, "notes": ["Every answer is in benchmark-answers.jsonl."]}
 
 
 def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
@@ -226,12 +224,10 @@ def _paradox(subject: Subject) -> Event:
 
 def _answers(subject: Subject) -> dict[str, dict[tuple[str, int], Pair]]:
     """Model -> client and place -> test example and what the model answered, as evaluations recorded it."""
-    last = subject.settings.server.num_rounds
-    names = {"base": (0, "global"), "global": (last, "global"), "personalised": (last, "personalised")}
     found: dict[str, dict[tuple[str, int], Pair]] = {}
-    for model, (number, kind) in names.items():
+    for model, file in answer_files(subject.settings).items():
         for site in subject.sites:
-            records = read_lines(site.folder / "evaluation" / f"round-{number:04d}-{kind}.jsonl")
+            records = read_lines(site.folder / "evaluation" / file)
             # Records stand by domain, in the order of the examples.
             examples = sorted(site.tests.examples, key=lambda example: example.domain)
             if records:
@@ -250,8 +246,7 @@ def _win_rate(subject: Subject) -> Event:
     options = subject.options
     if not options.judge:
         raise UserError("win rates need a judge: give --judge ADDRESS and --judge-model NAME")
-    checkers("", options.judge, options.judge_model)
-    judge = Judge(options.judge, options.judge_model)
+    judge = judge_at(options.judge, options.judge_model)
     own = _answers(subject)
     if "global" not in own:
         raise UserError("the global model's answers are not on record: the run is not finished, or has none")

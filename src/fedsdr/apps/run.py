@@ -113,6 +113,13 @@ def _score_files(settings: Settings) -> list[Path]:
     return [evaluation_file(Path(settings.run.dir), number) for number in (0, settings.server.num_rounds)]
 
 
+def answer_files(settings: Settings) -> dict[str, str]:
+    """Model -> name of the file in a client's evaluation/ that has its answers, one record a prompt."""
+    last = settings.server.num_rounds
+    rounds = {"base": (0, "global"), "global": (last, "global"), "personalised": (last, "personalised")}
+    return {model: f"round-{number:04d}-{name}.jsonl" for model, (number, name) in rounds.items()}
+
+
 def read_result(folder: Path) -> Result:
     """Read the scores of a finished run.
 

@@ -61,9 +61,9 @@ class Subject:
     settings: Settings
     options: Options
 
-    @cached_property
+    @property
     def model(self) -> tuple[Base, Adapters]:
-        """The base and its adapters."""
+        """The base and its adapters, without what another measurement left added to the base."""
         base, adapters = model_of(self.settings)
         check_identity(self.settings, base.identity)
         adapters.load_residual({})

@@ -23,7 +23,6 @@ Pair = tuple[str, str]
 """A response and its rewriting."""
 Counts = NDArray[np.int64]
 VIEWS = ("raw", "distilled")
-MEASURES = ("js", "js_plain", "tfidf")
 LEAST = 4
 """Fewest examples of a client: halves of two are what can be told apart."""
 LEAST_WORDS = 20
@@ -72,7 +71,6 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
         totals = np.min([[matrix.sum() for matrix in view] for view in views], axis=0)
         _demand_words(names, totals)
         num_words.append([int(min(totals[a], totals[b])) for a, b in places])
-        # (measures and chance, views, pairs)
         likeness = []
         paired = int(rng.integers(2**63))  # the same draws in both views: equal texts differ by nothing
         for view in views:
@@ -81,17 +79,18 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
             asked = zip(places, num_words[-1], strict=True)
             likeness.append([_likeness(view[a], view[b], num, idf, own) for (a, b), num in asked])
         found.append(np.array(likeness).transpose(2, 0, 1))
-    draws = np.stack(found)  # (draws, measures and chance, views, pairs)
-    chance = draws[:, -1].mean(axis=0)
-    draws[:, 0] = (draws[:, 0] - chance) / (1 - chance)
+    # Each (draws, views, pairs).
+    plain, cosine, dealt = np.moveaxis(np.stack(found), 1, 0)
+    chance = dealt.mean(axis=0)
+    draws = {"js": (plain - chance) / (1 - chance), "js_plain": plain, "tfidf": cosine}
     freedom = min(map(len, pairs.values())) - 1
     of_pair = np.mean(num_words, axis=0)
     num = {(names[a], names[b]): float(words) for (a, b), words in zip(places, of_pair, strict=True)}
     num["mean", ""] = float(of_pair.mean())
     return [
         {"measure": measure, **record, "num_words": num[record["a"], record["b"]]}
-        for number, measure in enumerate(MEASURES)
-        for record in pair_records(names, draws[:, number].mean(axis=0), draws[:, number], freedom)
+        for measure, drawn in draws.items()
+        for record in pair_records(names, drawn.mean(axis=0), drawn, freedom)
     ]
 
 
@@ -162,7 +161,7 @@ def _idf(bags: Sequence[Counts]) -> NDArray[np.float64]:
 
 
 def _likeness(a: Any, b: Any, num: int, idf: NDArray[np.float64], rng: np.random.Generator) -> list[float]:
-    """Divergence, again divergence, cosine, and D0 of two clients, cut to `num` words.
+    """Divergence, cosine, and D0 of two clients, cut to `num` words.
 
     Args:
         a: Words of one client's responses as sparse counts (examples, vocabulary).
@@ -172,10 +171,9 @@ def _likeness(a: Any, b: Any, num: int, idf: NDArray[np.float64], rng: np.random
         rng: Where the draws come from.
     """
     p, q = (_draw_words(_bag(matrix), num, rng) for matrix in (a, b))
-    plain = js(p, q)
     dealt = _deal(a, b, rng)
     least = min(num, *(int(bag.sum()) for bag in dealt))
-    return [plain, plain, tfidf(p, q, idf), js(*(_draw_words(bag, least, rng) for bag in dealt))]
+    return [js(p, q), tfidf(p, q, idf), js(*(_draw_words(bag, least, rng) for bag in dealt))]
 
 
 def _deal(a: Any, b: Any, rng: np.random.Generator) -> tuple[Counts, Counts]:

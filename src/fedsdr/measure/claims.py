@@ -1,5 +1,6 @@
-"""From a measured difference to what became of a claim."""
+"""From records to the one that a claim is about, and to what became of the claim."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from fedsdr.storage import Event
@@ -12,6 +13,17 @@ def verdict_of(low: float | None, high: float | None, better: int) -> Word:
     if low is None or high is None or low <= 0 <= high:
         return "undecided"
     return "supported" if low * better > 0 else "refuted"
+
+
+def only(records: Sequence[Event], wanted: Event) -> Event:
+    """The record that has these values."""
+    return next(record for record in records if record.items() >= wanted.items())
+
+
+def over_all_domains(records: Sequence[Event]) -> list[Event]:
+    """Records over all domains: "all", or the one domain of texts that have no other."""
+    several = {record["of"] for record in records if record["domain"] == "all"}
+    return [r for r in records if r["domain"] == "all" or r["of"] not in several]
 
 
 def claim(text: str, record: Event, better: int, what: str) -> Event:

@@ -12,7 +12,7 @@ import torch
 
 from fedsdr.client.wire import Arrays, pairs
 from fedsdr.data.conversation import Conversation
-from fedsdr.measure.intervals import Z
+from fedsdr.measure.intervals import with_error
 from fedsdr.measure.transfer import example_losses, ratio
 from fedsdr.model.adapters import PREFIX, Adapters
 from fedsdr.model.base import Base
@@ -130,16 +130,16 @@ def gain_survival(
         gain, error = ratio(first[name] - own, num_tokens[name])
         total = num_tokens[name].sum()
         lost = float((first[name] - last[name]).sum() / total)
-        low, high = gain - Z * error, gain + Z * error
+        ends = with_error(gain, error)
         records.append(
             {
                 "client": name,
                 "before": float(first[name].sum() / total),
                 "own": float(own.sum() / total),
                 "combined": float(last[name].sum() / total),
-                "own_low": low,
-                "own_high": high,
-                "kept": None if not low > 0 else lost / gain,
+                "own_low": ends["low"],
+                "own_high": ends["high"],
+                "kept": lost / gain if ends["low"] is not None and ends["low"] > 0 else None,
             }
         )
     return records

@@ -102,7 +102,7 @@ def half_sample_interval(
     rng = np.random.default_rng(seed_for(0, "halves", num))
     half = num // 2
     whole = statistic(np.arange(num))
-    spread = [statistic(rng.permutation(num)[:half]) - whole for _ in range(NUM_HALVES)]
+    spread = [statistic(places) - whole for (places,) in half_samples([num], rng)]
     error = math.sqrt(half / (num - half) * float(np.mean(np.square(spread))))
     return whole - Z * error, whole + Z * error
 
@@ -120,6 +120,13 @@ def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[lis
     """
     for _ in range(NUM_HALVES):
         yield [rng.permutation(size)[: size // 2] for size in sizes]
+
+
+def with_error(value: float, error: float) -> Event:
+    """Value with the ends of its 95 % interval, value -+ 1.96 error; NaN gives None for the ends."""
+    half = Z * error
+    found = {"value": value, "low": value - half, "high": value + half}
+    return {name: None if math.isnan(number) else number for name, number in found.items()}
 
 
 def with_interval(value: float, draws: NDArray[np.float64], freedom: int) -> Event:

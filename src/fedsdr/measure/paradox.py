@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.examples import Example
+from fedsdr.measure.claims import over_all_domains
 from fedsdr.measure.entailment import Checker
 from fedsdr.measure.intervals import difference_interval, half_sample_interval, wilson
 from fedsdr.storage import Event
@@ -142,7 +143,7 @@ def holds(records: Sequence[Event], of: str = REWRITING) -> list[Event]:
         "num_other", "holds"}: the texts' value, and that of what it is held against. A checker without
         verdicts on either has none.
     """
-    found = {(r["checker"], r["of"], r["kind"]): r for r in _overall(records)}
+    found = {(r["checker"], r["of"], r["kind"]): r for r in over_all_domains(records)}
     conditions: list[Event] = []
     for checker in dict.fromkeys(checker for checker, _, _ in found):
         for against in (PARAPHRASE, TRUE):
@@ -208,12 +209,6 @@ def _groups(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     for row, (example, _) in sorted(enumerate(pairs), key=lambda item: item[1][0].domain):
         groups.setdefault(example.domain, []).append(row)
     return groups | {"all": list(range(len(pairs)))} if len(groups) > 1 else groups
-
-
-def _overall(records: Sequence[Event]) -> list[Event]:
-    """Records over all domains: "all", or the one domain of texts that have no other."""
-    several = {record["of"] for record in records if record["domain"] == "all"}
-    return [r for r in records if r["domain"] == "all" or r["of"] not in several]
 
 
 def _style(pairs: Sequence[Pair]) -> dict[str, Statistic]:

@@ -12,7 +12,7 @@ from fedsdr.config import Client
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.measure.alignment import VIEWS
-from fedsdr.measure.intervals import Z
+from fedsdr.measure.intervals import with_error
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.likelihood import log_likelihoods
@@ -116,16 +116,16 @@ def _records(
     for trained_on, tested_on in product(names, num_tokens):
         value, error = ratio(changes[on, trained_on, tested_on], num_tokens[tested_on])
         where = {"trained_on": trained_on, "tested_on": tested_on}
-        records.append(common | where | _with_error(value, error))
+        records.append(common | where | with_error(value, error))
     of_others = []
     for tested_on in num_tokens:
         others = [changes[on, name, tested_on] for name in names if name != tested_on]
         of_others.append(ratio(np.mean(others, axis=0), num_tokens[tested_on]))
         where = {"trained_on": "others", "tested_on": tested_on}
-        records.append(common | where | _with_error(*of_others[-1]))
+        records.append(common | where | with_error(*of_others[-1]))
     mean = float(np.mean([value for value, _ in of_others]))
     error = float(np.linalg.norm([error for _, error in of_others])) / len(of_others)
-    records.append(common | {"trained_on": "others", "tested_on": "mean"} | _with_error(mean, error))
+    records.append(common | {"trained_on": "others", "tested_on": "mean"} | with_error(mean, error))
     return records
 
 
@@ -158,8 +158,3 @@ def _losses(
 ) -> dict[str, Floats]:
     with adapters.inference(("shared",), base.dtype):
         return {name: example_losses(base, texts, batch_size) for name, texts in side.items()}
-
-
-def _with_error(value: float, error: float) -> Event:
-    found = {"value": value, "low": value - Z * error, "high": value + Z * error}
-    return {name: None if math.isnan(number) else number for name, number in found.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedsdr.measure.claims import over_all_domains
 from fedsdr.measure.intervals import wilson
 from fedsdr.report.figures import Figure, limited
 from fedsdr.report.parts import Block, Examples, Table
@@ -81,8 +82,7 @@ def checks_figure(
 
 def checks_sheet(records: Sequence[Event]) -> Sheet:
     """Every kind over all domains, by checker and text."""
-    several = {record["of"] for record in records if record["domain"] == "all"}
-    found = [r for r in records if r["domain"] == "all" or r["of"] not in several]
+    found = over_all_domains(records)
     cells = {(r["checker"], r["of"], r["kind"]): r for r in found}
     rows = dict.fromkeys((record["checker"], record["of"]) for record in found)
     kinds = [kind for kind in KINDS if any(record["kind"] == kind for record in found)]

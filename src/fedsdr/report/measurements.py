@@ -36,10 +36,10 @@ def read_measurements(folder: Path) -> dict[str, Event]:
     return {name: read_json(paths[name]) for name in names}
 
 
-def measurement_parts(folder: Path) -> dict[str, list[Block]]:
-    """Tab -> what the measurements in a run's folder show there; no entry for a tab without any."""
+def measurement_parts(measurements: Mapping[str, Event]) -> dict[str, list[Block]]:
+    """Tab -> what a run's measurements show there; no entry for a tab without any."""
     parts: dict[str, list[Block]] = {}
-    shown_here = {name: one for name, one in read_measurements(folder).items() if name in SHOWN}
+    shown_here = {name: one for name, one in measurements.items() if name in SHOWN}
     for name, record in shown_here.items():
         tab, heading, blocks = SHOWN[name]
         shown = blocks(name, record) if record["records"] else [Text("Nothing could be measured.")]
@@ -60,11 +60,9 @@ def measurement_sheets(measurements: Mapping[str, Event]) -> list[Sheet]:
     ]
 
 
-def verdicts(folder: Path) -> list[Verdict]:
+def verdicts(measurements: Mapping[str, Event]) -> list[Verdict]:
     """What the measurements say of claims."""
-    return [
-        Verdict.of(one) for record in read_measurements(folder).values() for one in record.get("verdicts", ())
-    ]
+    return [Verdict.of(one) for record in measurements.values() for one in record.get("verdicts", ())]
 
 
 def seconds_sheet(measurements: Mapping[str, Event]) -> Sheet:
@@ -76,7 +74,6 @@ def seconds_sheet(measurements: Mapping[str, Event]) -> Sheet:
     return Sheet("Measurements", "lrl", ("measurement", "seconds", "command"), rows, tuple(records))
 
 
-def seconds_blocks(folder: Path) -> list[Block]:
+def seconds_blocks(measurements: Mapping[str, Event]) -> list[Block]:
     """What measurements cost; nothing where there are none."""
-    measurements = read_measurements(folder)
     return [Table("measurements", seconds_sheet(measurements))] if measurements else []

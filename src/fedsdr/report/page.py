@@ -25,7 +25,7 @@ from fedsdr.report.events import (
     train_records,
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
-from fedsdr.report.measurements import measurement_parts, seconds_blocks, verdicts
+from fedsdr.report.measurements import measurement_parts, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.parts import Block, Examples, Folded, Part, Table, Text, Titled
 from fedsdr.report.tables import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
 from fedsdr.storage import Event, read_json, read_lines, write_file
@@ -56,7 +56,8 @@ def write_report(folder: Path, settings: Settings) -> Path:
     events = read_lines(folder / "metrics.jsonl")
     base, after = tables.get(0, {}), max(tables, default=0)
     final = tables[after] if after else {}
-    measured = measurement_parts(folder)
+    measurements = read_measurements(folder)
+    measured = measurement_parts(measurements)
     parts = [
         Part("scores", "Scores", "Scores by domain and held-out loss", score_blocks(base, final, tables)),
         Part("training", "Training", "Training", training_blocks(events, settings)),
@@ -69,7 +70,7 @@ def write_report(folder: Path, settings: Settings) -> Path:
         ),
         Part("consistency", "Consistency", "Consistency of updates", _or_missing(measured, "consistency")),
         Part("benchmarks", "Benchmarks", "Benchmarks and win rates", _or_missing(measured, "benchmarks")),
-        Part("costs", "Costs", "Costs", [*cost_blocks(events), *seconds_blocks(folder)]),
+        Part("costs", "Costs", "Costs", [*cost_blocks(events), *seconds_blocks(measurements)]),
         Part("settings", "Settings", "Settings and environment", setting_blocks(settings, environment)),
     ]
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
@@ -78,7 +79,7 @@ def write_report(folder: Path, settings: Settings) -> Path:
         name=folder.resolve().name,
         status=_status(settings, events, after),
         facts=_facts(settings, environment),
-        verdicts=verdicts(folder),
+        verdicts=verdicts(measurements),
         no_verdict=f"No claim was put to the test. {MEASURE}, does it.",
         first=[Table("scores-table", score_sheet(base, final))] if base or final else [],
         parts=parts,

@@ -26,7 +26,8 @@ def refutation(cells: Sequence[Cell]) -> tuple[Sheet, list[Event]]:
     """
     records: list[Event] = []
     tests: list[Difference | None] = []
-    for arm, other in _pairs(cells):
+    pairs = _pairs(cells)
+    for arm, other in pairs:
         for metric in BETTER:
             mine, others = (_by_seed(cells, name, metric) for name in (arm, other))
             seeds = sorted(mine.keys() & others.keys())
@@ -55,7 +56,7 @@ def refutation(cells: Sequence[Cell]) -> tuple[Sheet, list[Event]]:
     for record, test in zip(records, tests, strict=True):
         record["p_holm"] = next(corrected) if test else None
         record["verdict"] = verdict_of_metric(record["metric"], test, record["p_holm"])
-    return _sheet(records), [_verdict(records, arm, other) for arm, other in _pairs(cells)]
+    return _sheet(records), [_verdict(records, arm, other) for arm, other in pairs]
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[str, str]]:
