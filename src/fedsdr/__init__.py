@@ -7,6 +7,7 @@ Paper: Ren, Shen, Wang, Liu, Song, "FedSDR: Federated Self-Distillation with Rec
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 _HOME = {
@@ -18,7 +19,7 @@ _HOME = {
     "resume": "fedsdr.apps.run",
     "run": "fedsdr.apps.run",
 }
-__version__ = "0.1.0"
+__version__ = version("fedsdr")
 __all__ = ["Example", "Settings", "UserError", "dry_run", "load_settings", "resume", "run"]
 
 

@@ -54,6 +54,10 @@ def run(
             help="Check the recipe and estimate memory, bytes and time; run nothing, write nothing.",
         ),
     ] = False,
+    on: Annotated[
+        Path | None,
+        typer.Option(help="Run on a deployment: its server's folder, as `fedsdr deploy` wrote it."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -65,10 +69,43 @@ def run(
     if is_dry:
         _show_estimate(settings, as_json)
         return
+    if on is not None:
+        from fedsdr.apps.deployment import submit
+
+        with _resumable("give the same command again to go on"):
+            raise typer.Exit(submit(on, settings))
     from fedsdr.apps.run import run as run_settings
 
     with _resumable(f"go on by `fedsdr resume {settings.run.dir}`"):
         _show(run_settings(settings), as_json)
+
+
+@app.command()
+def deploy(
+    folder: Annotated[Path, typer.Argument(help="A new folder, for a server's and each client's.")],
+    clients: Annotated[str, typer.Option(help="Names of the clients, with commas between them.")],
+    address: Annotated[
+        str, typer.Option(help="Where clients reach the server, host:port.")
+    ] = "localhost:8443",
+    model: Annotated[str, typer.Option(help="The base model of all.")] = "smollm2-135m-instruct",
+) -> None:
+    """Write what organisations need to run a federation over Flower: certificates, keys, configurations."""
+    from fedsdr.apps.deployment import init
+
+    server, *others = init(folder, _names(clients), address, model)
+    print(f"{server}: start.sh, then register.sh while it runs; `fedsdr run RECIPE --on {server}`")
+    for place in others:
+        print(f"{place}: put the data into data/<domain>/; `fedsdr node {place / 'node.toml'}`")
+
+
+@app.command()
+def node(
+    file: Annotated[Path, typer.Argument(help="The client's node.toml, as `fedsdr deploy` writes it.")],
+) -> None:
+    """Connect this machine's client to its server, and answer until stopped."""
+    from fedsdr.apps.node_process import run_node
+
+    run_node(file)
 
 
 @app.command()
@@ -440,7 +477,10 @@ def _print_measurements(made: Any) -> None:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.replace(",", " ").split())
+    names = tuple(text.replace(",", " ").split())
+    if text and not names:
+        raise UserError(f"{text!r} names nothing: give names with commas between them")
+    return names
 
 
 def _print_json(value: Any) -> None:

@@ -361,12 +361,41 @@ class Server(Section):
         return self
 
 
+class Federation(Section):
+    """[federation]: waiting for clients on other machines. The local engine has all of its own at hand."""
+
+    num_clients: Annotated[int, Field(ge=0)] = 0
+    """Clients that must have connected before the run begins. Flower's engines need it; 0: all there are."""
+    wait: Positive = 600.0
+    """Seconds to wait for them, and later for a quorum of those that a round asks, before the run stops."""
+    timeout: Positive = 43_200.0
+    """Seconds that a client has for its reply; what comes later is not used. Flower drops what takes more
+    than 12 hours."""
+
+
 class Wire(Section):
     """[wire]: what travels from the clients to the server."""
 
     dtype: WireType = "float32"
     """float32: values as they are. float16 and int8: changes, in half and a quarter of the bytes; what is
     lost in rounding is kept at the client and added to its next change."""
+
+
+class Privacy(Section):
+    """[privacy]: differential privacy of the shared adapter; the unit is a client (docs/threat_model.md)."""
+
+    kind: Literal["none", "central", "local"] = "none"
+    """central: the server clips what comes and adds noise, and is trusted to. local: each client does."""
+    clip: Positive = 1.0
+    """C: Euclidean norm to which a client's change of the shared adapter in one round is scaled down."""
+    noise: Positive = 1.0
+    """sigma: standard deviation of the noise over C."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Chance that the promise of epsilon fails; well below one over the number of clients."""
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Largest epsilon; a run that would spend more stops before it trains, and says what would do; 0: any."""
+    source: Literal["secure", "seeded"] = "secure"
+    """Of the noise: the system's cryptographic source, or run.seed, which repeats it and protects nothing."""
 
 
 class Personal(Section):
@@ -417,7 +446,9 @@ class Settings(Section):
     distill: Distill = Distill()
     client: Client = Client()
     server: Server = Server()
+    federation: Federation = Federation()
     wire: Wire = Wire()
+    privacy: Privacy = Privacy()
     personal: Personal = Personal()
     eval: Eval = Eval()
 
@@ -471,10 +502,32 @@ class Settings(Section):
                 ("wire.dtype", self.wire.dtype, "float32"),
                 ("lora.client_ranks", self.lora.client_ranks, {}),
                 ("server.keep_updates", self.server.keep_updates, False),
+                ("privacy.kind", self.privacy.kind, "none"),
             ):
                 if value != usual:
                     raise ValueError(
                         f"{key} = {value!r} does nothing under method = {self.method!r}: leave it out"
+                    )
+        if self.privacy.kind == "none":
+            changed = [key for key, value in self.privacy if value != getattr(Privacy(), key)]
+            if changed:
+                raise ValueError(
+                    f"privacy.{changed[0]} = {getattr(self.privacy, changed[0])!r} does nothing under"
+                    " privacy.kind = 'none': set central or local, or leave it out"
+                )
+        else:
+            for key, value, usual in (
+                ("server.combination", self.server.combination, ("average", "ffa")),
+                ("server.reduction", self.server.reduction, ("mean",)),
+                ("client.correction", self.client.correction, ("none", "proximal")),
+                ("wire.dtype", self.wire.dtype, ("float32",)),
+                ("lora.client_ranks", self.lora.client_ranks, ({},)),
+                ("server.keep_updates", self.server.keep_updates, (False,)),
+            ):
+                if value not in usual:
+                    raise ValueError(
+                        f"{key} = {value!r} lets out more of a client than privacy.kind ="
+                        f" {self.privacy.kind!r} accounts for: set {key} = {' or '.join(map(repr, usual))}"
                     )
         if self.data.built_in == "disputed":
             if self.data.root or self.data.sources:

@@ -7,7 +7,9 @@ would do.
 
 import difflib
 import json
+import shlex
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,22 @@ def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, .
         name = f"runs/{stem}-{settings.method}-seed{settings.run.seed}"
         settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": name})})
     return settings
+
+
+def asked_settings(run_config: Mapping[str, Any]) -> Settings:
+    """Settings that the configuration of a Flower run asks for (`flwr run . --run-config ...`).
+
+    Args:
+        run_config: `settings` as JSON, which wins, or `recipe`, a path, and `overrides`, words with spaces
+            between them.
+
+    Raises:
+        UserError: As `load_settings`.
+    """
+    if text := run_config.get("settings"):
+        return check_settings(json.loads(str(text)), source="run configuration")
+    words = shlex.split(str(run_config.get("overrides", "")))
+    return load_settings(str(run_config.get("recipe", "")) or None, words)
 
 
 def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -365,5 +365,17 @@ def test_measuring_a_grid_measures_each_cell_once_and_adds_a_table_of_its_arms(g
         assert records[arm]["cosine_last"] == pytest.approx(sum(cosines) / 2)
         assert records[arm]["num_seeds"] == 2
     before = (to / "fedit/seed-0/measurements/consistency.json").stat().st_mtime_ns
-    measure_grid(to, ["consistency"], Options())
+    measure_grid(to, [], Options())
     assert (to / "fedit/seed-0/measurements/consistency.json").stat().st_mtime_ns == before
+    assert (to / "fedsd/seed-1/measurements/paradox.json").exists()
+
+
+def test_cells_that_lack_what_a_measurement_needs_are_passed_over(grid, tmp_path: Path):
+    """Once the first of them, fedit without rewritings, stopped the grid."""
+    to = tmp_path / "out"
+    compare(grid(seeds="[0]", set="{data = {num_train = 48}}"), to, jobs=0)
+    measure_grid(to, ["map"], Options())
+    assert (to / "fedsd/seed-0/measurements/map.json").exists()
+    assert not (to / "fedit/seed-0/measurements/map.json").exists()
+    with pytest.raises(UserError, match="survival could be measured in no cell: what the clients sent"):
+        measure_grid(to, ["map", "survival"], Options())

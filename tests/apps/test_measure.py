@@ -86,6 +86,45 @@ def test_a_run_without_rewritings_or_updates_says_what_it_lacks_when_asked_and_g
     assert "not measured: method = fedit rewrites no training response" in capsys.readouterr().err
 
 
+def test_one_measurement_that_cannot_be_made_stops_no_other_and_is_told_at_the_end(measured):
+    folder = Path(measured[0].run.dir)
+    page = (folder / "report.html").stat().st_mtime_ns
+    before = (folder / "measurements/consistency.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match="not measured: winrate: win rates need a judge"):
+        measure(folder, ["winrate", "consistency"], Options())
+    assert (folder / "measurements/consistency.json").stat().st_mtime_ns > before
+    assert (folder / "report.html").stat().st_mtime_ns > page
+
+
+def test_an_option_that_no_measurement_asked_for_uses_is_refused(measured):
+    folder = Path(measured[0].run.dir)
+    with pytest.raises(UserError, match="--limit is of benchmarks, which is not asked for"):
+        measure(folder, ["consistency"], Options(limit=3))
+    assert Options(limit=3).words("paradox") == []
+    assert Options(limit=3).words("benchmarks") == ["--limit", "3"]
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "name", "told"),
+    [
+        ("measurements/consistency.json", "{}", "survival", "is no measurement as fedsdr wrote it"),
+        ("measurements/consistency.json", "[]", "survival", "is no measurement as fedsdr wrote it"),
+        ("clients/math/evaluation/round-0000-global.jsonl", "{}\n", "paradox", "expected 4 answers"),
+        ("server/updates/round-0001/math.safetensors", "half", "consistency", "expected an adapter"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_would_do(measured, place: str, content: str, name: str, told: str):
+    path = Path(measured[0].run.dir) / place
+    kept = path.read_bytes()
+    path.write_text(content)
+    try:
+        with pytest.raises(UserError, match=told) as failure:
+            measure(Path(measured[0].run.dir), [name], Options())
+        assert path.name in str(failure.value)
+    finally:
+        path.write_bytes(kept)
+
+
 def test_an_unknown_measurement_is_refused_with_the_known_ones(tmp_path: Path):
     with pytest.raises(UserError, match="'alignmet' is unknown; known are alignment, "):
         measure(tmp_path, ["alignmet"], Options())

@@ -378,7 +378,9 @@ def test_a_node_sends_its_data_to_no_server_that_its_own_configuration_does_not_
     theirs = {"distill.url": "http://elsewhere.example/v1", "distill.served_name": "m", "method": "fedsd"}
     settings = quick(**theirs)
     grid = LocalGrid(client_app.app, 2, tmp_path, **{"distill-url": allowed})
-    config = ConfigRecord({"settings": settings.model_dump_json(), "version": __version__, "round": 0})
+    config = ConfigRecord(
+        {"settings": settings.model_dump_json(), "version": __version__, "round": 0, "run": "r"}
+    )
     message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
     with pytest.raises(UserError, match=f"elsewhere.example.*allows distill-url = '{allowed}'"):
         list(grid.send_and_receive([message]))
@@ -388,7 +390,9 @@ def test_where_a_client_keeps_its_texts_is_said_by_its_node_and_not_by_the_serve
     settings = quick(**{"run.cache": str(tmp_path / "theirs"), "method": "fedsd"})
     own = tmp_path / "own"
     grid = LocalGrid(client_app.app, 2, tmp_path / "clients", cache=str(own))
-    config = ConfigRecord({"settings": settings.model_dump_json(), "version": __version__, "round": 0})
+    config = ConfigRecord(
+        {"settings": settings.model_dump_json(), "version": __version__, "round": 0, "run": "r"}
+    )
     message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
     assert not next(iter(grid.send_and_receive([message]))).has_error()
     assert not (tmp_path / "theirs").exists()

@@ -62,7 +62,9 @@ def test_only_listed_keys_arrays_and_numbers_leave(recorded: Recorded, method: s
         kinds.add(kind)
         assert set(reply.content) == RECORDS[kind]
         if kind == "query.prepare":
-            assert dict(reply.content["client"]) == {"id": client}
+            assert set(reply.content["client"]) == {"id", "model"}
+            assert reply.content["client"]["id"] == client
+            assert re.fullmatch("[0-9a-f]{64}", reply.content["client"]["model"])  # a hash of the public base
         for key, value in reply.content["metrics"].items():
             assert re.fullmatch(METRICS[kind], key), key
             assert type(value) in (int, float)

@@ -8,7 +8,7 @@ from fedsdr.client.wire import Arrays
 from fedsdr.config import Lora
 from fedsdr.data.conversation import encode
 from fedsdr.data.demo import demo_data
-from fedsdr.measure.consistency import gain_survival, update_consistency
+from fedsdr.measure.consistency import Round, gain_survival, update_consistency
 from fedsdr.model.adapters import PREFIX, Adapters
 from fedsdr.model.base import load_base
 from fedsdr.model.loss import held_out_loss, response_loss
@@ -33,7 +33,7 @@ def test_cosine_and_sign_agreement_are_those_of_the_changes_of_the_product():
     found = overall(updates, before)
     assert found["a", "b"]["cosine"] == pytest.approx((1 - 4 - 4) / 9)
     assert found["a", "c"]["cosine"] == pytest.approx(1)
-    assert found["a", "b"]["sign_agreement"] == 2 / 4  # the ones, and the zeros
+    assert found["a", "b"]["sign_agreement"] == 1 / 3  # the ones; what neither changed does not count
     assert found["a", "c"]["sign_agreement"] == 1
     assert found["mean", ""]["cosine"] == pytest.approx((-7 / 9 + 1 - 7 / 9) / 3)
 
@@ -47,11 +47,15 @@ def test_equal_products_agree_whatever_their_factors_are():
     assert found["a", "b"]["cosine"] == pytest.approx(1)
 
 
-def test_a_client_that_changed_nothing_has_no_cosine():
+def test_a_client_that_changed_nothing_agrees_with_none():
+    """Once two clients without a change agreed in every sign."""
     before = adapter([[1, 0], [0, 1]])
     found = overall({"a": before, "b": adapter([[2, 0], [0, 1]]), "c": adapter([[3, 0], [0, 1]])}, before)
-    assert found["a", "b"]["cosine"] is None
+    assert found["a", "b"]["cosine"] is None and found["a", "b"]["sign_agreement"] is None
     assert found["mean", ""]["cosine"] == pytest.approx(1)
+    assert found["mean", ""]["sign_agreement"] == 1
+    diverged = overall({"a": before, "b": before}, before)
+    assert diverged["mean", ""]["cosine"] is None and diverged["mean", ""]["sign_agreement"] is None
 
 
 def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
@@ -69,7 +73,7 @@ def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
     step = {key: 1e-3 * p.grad.numpy() for key, p in state.items() if p.grad is not None}
     own = {key: value - step.get(key, 0) for key, value in before.items()}
     combined = {key: value - step.get(key, 0) / 2 for key, value in before.items()}
-    (record,) = gain_survival(base, adapters, before, {"math": own}, combined, {"math": texts}, 2)
+    (record,) = gain_survival(base, adapters, [Round(1, before, {"math": own}, combined)], {"math": texts}, 2)
 
     def loss(values: Arrays) -> float:
         adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
@@ -100,6 +104,8 @@ def test_a_gain_that_may_be_chance_is_not_divided_by(tiny_settings):
     before = {key: value.numpy() for key, value in adapters.state("shared").items()}
     example = demo_data(0)["math"][1][0]
     texts = [encode(base.tokenizer, example, example.response, 384)] * 2
-    (record,) = gain_survival(base, adapters, before, {"math": before}, before, {"math": texts}, 2)
+    (record,) = gain_survival(
+        base, adapters, [Round(1, before, {"math": before}, before)], {"math": texts}, 2
+    )
     assert record["own_low"] == record["own_high"] == 0
     assert record["kept"] is None

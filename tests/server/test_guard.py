@@ -420,12 +420,20 @@ PREPARED |= {"distill/num_examples@after": 4, "distill/num_examples@before": 3}
 
 
 def prepared(client: Any, metrics: dict[str, float]) -> Message:
-    return reply(RecordDict({"client": ConfigRecord({"id": client}), "metrics": MetricRecord(metrics)}))
+    return reply(
+        RecordDict({"client": ConfigRecord({"id": client, "model": "m"}), "metrics": MetricRecord(metrics)})
+    )
+
+
+def test_a_client_with_another_base_model_is_not_let_in():
+    """Its adapter would be averaged into nonsense, and nobody would know why."""
+    with pytest.raises(Rejected, match="client bank has another base model than the server"):
+        check_prepared(prepared("bank", PREPARED), "other")
 
 
 def test_a_client_is_known_by_its_id_and_complete_counts():
-    assert check_prepared(prepared("bank-7", PREPARED)) == ("bank-7", PREPARED)
-    assert check_prepared(prepared("bank-7", TOLD)) == ("bank-7", TOLD)
+    assert check_prepared(prepared("bank-7", PREPARED), "m") == ("bank-7", PREPARED)
+    assert check_prepared(prepared("bank-7", TOLD), "m") == ("bank-7", TOLD)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +455,7 @@ def test_a_client_is_known_by_its_id_and_complete_counts():
 )
 def test_a_bad_introduction_is_refused(client: Any, metrics: dict[str, float], says: str):
     with pytest.raises(Rejected, match=says):
-        check_prepared(prepared(client, metrics))
+        check_prepared(prepared(client, metrics), "m")
 
 
 def test_a_reply_from_outside_the_run_is_refused():
@@ -458,7 +466,7 @@ def test_a_reply_from_outside_the_run_is_refused():
 @pytest.mark.parametrize("key", ["distill/num_fallback/Tom_has_fever", "distill/num_prompt/Tom_has_fever"])
 def test_no_text_leaves_in_the_name_of_a_count(key: str):
     with pytest.raises(Rejected, match="allow-list"):
-        check_prepared(prepared("bank", {**PREPARED, key: 1}))
+        check_prepared(prepared("bank", {**PREPARED, key: 1}), "m")
 
 
 def test_without_a_global_model_only_personalised_scores_pass_and_there_may_be_none():

@@ -173,13 +173,13 @@ def test_all_clients_are_evaluated_even_where_few_are_drawn_to_train(start):
 
 def test_the_draw_belongs_to_run_seed_and_round_and_touches_no_random_state():
     """Went wrong elsewhere: `random.seed(round)`, so every run drew the same clients, and reset the process."""
-    roster = {100 - n: f"c{n:02}" for n in range(10)}
+    clients = [f"c{n:02}" for n in reversed(range(10))]
     random.seed(5)
     state = random.getstate()
 
     def draw(seed: int) -> list[list[str]]:
         settings = choose(clients_per_round=3, seed=seed)
-        return [[roster[node] for node in draw_clients(settings, roster, n)] for n in range(1, 31)]
+        return [draw_clients(settings, clients, n) for n in range(1, 31)]
 
     first = draw(0)
     assert random.getstate() == state
@@ -187,20 +187,49 @@ def test_the_draw_belongs_to_run_seed_and_round_and_touches_no_random_state():
     assert draw(1) != first
     assert all(drawn == sorted(set(drawn)) and len(drawn) == 3 for drawn in first)
     # 30 rounds of 3 of 10: a client that is never drawn has a chance of 0.7^30 = 2e-5.
-    assert {client for drawn in first for client in drawn} == set(roster.values())
+    assert {client for drawn in first for client in drawn} == set(clients)
 
 
-def test_the_draw_does_not_depend_on_the_engines_node_ids():
-    """In a deployment node ids are random; the same run must ask the same clients."""
-    clients = [f"c{n}" for n in range(8)]
-    local = dict(enumerate(clients, start=1))
-    deployed = dict(zip((9**9, 7, 5**15, 3, 2**40, 11, 6, 1), clients, strict=True))
-    settings = choose(clients_per_round=4)
-    for number in range(1, 6):
-        drawn = [
-            [roster[node] for node in draw_clients(settings, roster, number)] for roster in (local, deployed)
-        ]
-        assert drawn[0] == drawn[1]
+def test_a_client_that_is_away_changes_nothing_of_who_is_drawn_and_counts_as_dropped(start):
+    """In a deployment the same run must ask the same clients, whoever is connected."""
+    strategy, messages = start("train", clients_per_round=3, quorum=0.5)
+    drawn = [strategy.roster[message.metadata.dst_node_id] for message in messages]
+    strategy.absent = {drawn[0]}
+    strategy.take_events()
+    record, config = broadcast(strategy.arrays), ConfigRecord({"settings": "{}"})
+    messages = list(strategy.configure_train(2, record, config, None))
+    assert [strategy.roster[message.metadata.dst_node_id] for message in messages] == drawn[1:]
+    strategy.aggregate_train(2, [trained(message, 1.0) for message in messages])
+    (dropped,) = [event for event in strategy.take_events() if event["event"] == "dropped"]
+    assert (dropped["client"], dropped["reason"]) == (drawn[0], "it is not connected")
+
+
+def test_the_quorum_counts_those_that_are_away(start):
+    """Else one client of ten that is still there would decide a round alone."""
+    strategy, _ = start("train", quorum=0.75)
+    strategy.absent = {"a", "b"}
+    record, config = broadcast(strategy.arrays), ConfigRecord({"settings": "{}"})
+    messages = list(strategy.configure_train(2, record, config, None))
+    with pytest.raises(UserError, match="2 of 4 asked clients gave a usable reply"):
+        strategy.aggregate_train(2, [trained(message, 1.0) for message in messages])
+
+
+def test_who_does_not_answer_in_time_is_dropped_and_the_round_goes_on(start):
+    strategy, messages = start("train", quorum=0.5)
+    late = strategy.roster[messages[-1].metadata.dst_node_id]
+    strategy.aggregate_train(2, [trained(message, 1.0) for message in messages[:-1]])
+    (dropped,) = [event for event in strategy.take_events() if event["event"] == "dropped"]
+    assert (dropped["client"], dropped["reason"]) == (late, "no answer in 43200 s")
+
+
+def test_an_error_that_flower_answers_with_names_the_client_that_is_gone(start):
+    """Flower's own reply for a node that went away does not come from that node."""
+    strategy, messages = start("train", quorum=0.5)
+    gone = Message(Error(7, "unavailable"), reply_to=messages[0])
+    gone.metadata.__dict__["_src_node_id"] = 1
+    strategy.aggregate_train(2, [gone, *(trained(message, 1.0) for message in messages[1:])])
+    dropped = [event["client"] for event in strategy.take_events() if event["event"] == "dropped"]
+    assert dropped == [strategy.roster[messages[0].metadata.dst_node_id]]
 
 
 def test_a_client_that_answers_twice_counts_once(start):
@@ -208,7 +237,8 @@ def test_a_client_that_answers_twice_counts_once(start):
     strategy, (first, second, *_) = start(clients_per_round=0, quorum=0.5)
     strategy.aggregate_train(2, [trained(first, 1.0), trained(first, 1.0), trained(second, 0.0)])
     assert strategy.arrays[KEY].tolist() == [[0.25, 0.25]]
-    assert [event["event"] for event in strategy.events].count("dropped") == 1
+    dropped = [event["client"] for event in strategy.events if event["event"] == "dropped"]
+    assert dropped == ["-", "c", "d"]  # the second answer; and those that gave none
 
 
 def test_a_client_that_was_not_asked_is_not_counted(start):

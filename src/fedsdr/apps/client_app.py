@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -21,11 +22,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
+from fedsdr.apps.node import read_node
 from fedsdr.apps.site import Site, cache_of, model_of, open_site
 from fedsdr.client import wire
 from fedsdr.client.controls import Controls
 from fedsdr.client.fusion import search_fusion
 from fedsdr.client.local_aggregation import aggregate_locally
+from fedsdr.client.privacy import noise_seed, noised
 from fedsdr.client.state import fusion_file, load_kept, load_private, save_state
 from fedsdr.client.update import before_rounds, learning_rate, local_update
 from fedsdr.config import Settings
@@ -37,9 +40,10 @@ from fedsdr.measure.tasks import evaluate, evaluate_base
 from fedsdr.measure.weighing import evaluate_weighed, private_weights
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, public_name
-from fedsdr.recipe import check_settings
+from fedsdr.progress import say
+from fedsdr.recipe import asked_settings, check_settings
 from fedsdr.seeds import seed_for
-from fedsdr.storage import Event, rewrite_lines, write_file, write_json
+from fedsdr.storage import Event, locked, rewrite_lines, write_file, write_json
 from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, Adapter, has_global
 
 app = ClientApp()
@@ -53,20 +57,27 @@ CLIENT_FAILED = 2
 def errors_stay_here(handler: Handler) -> Handler:
     """Keep the text of an error at the client: it may quote data, and engines send it to the server.
 
-    The traceback is written to the client's folder; type and text stay in the node's own state.
+    The traceback is written to the node's folder; type and text stay in the node's own state. A node of a
+    deployment says it to its own operator too.
     """
 
     @wraps(handler)
     def guarded(message: Message, context: Context) -> Message:
         context.state.pop("error", None)
+        is_deployed = "client" in context.node_config
         try:
-            return handler(message, context)
+            # Another process may still be busy with what a run asked that was since begun anew.
+            with locked(_folder(context) / "node") if is_deployed else nullcontext():
+                return handler(message, context)
         except Exception as error:
             kind = type(error).__name__
             context.state["error"] = ConfigRecord({"type": kind, "text": str(error)})
-            path = Path(str(context.node_config["folder"])) / f"node-{context.node_id}-error.txt"
-            write_file(path, traceback.format_exc())
-            return Message(Error(CLIENT_FAILED, f"{kind}, see {path.name}"), reply_to=message)
+            name = f"node-{context.node_id}-error.txt"
+            if is_deployed:
+                say(f"{kind}: {error}")
+            with suppress(OSError):  # a full disk may be why
+                write_file(_folder(context) / name, traceback.format_exc())
+            return Message(Error(CLIENT_FAILED, f"{kind}, see {name}"), reply_to=message)
 
     return guarded
 
@@ -76,14 +87,16 @@ def errors_stay_here(handler: Handler) -> Handler:
 def prepare(message: Message, context: Context) -> Message:
     """Rewrite the responses where the method or the evaluation wants it; tell the client's id."""
     start = time.monotonic()
-    _, site, _ = _open(message, context)
+    settings, site, _ = _open(message, context)
+    base, _ = model_of(settings)
     metrics: dict[str, float] = {"num_train": len(site.data.train), "num_test": len(site.data.test)}
     for part, examples in (("distill", site.data.train), ("distill-test", site.data.test)):
         if rewritings := site.rewritings.get("train" if part == "distill" else "test"):
             numbers = distill_metrics(examples, rewritings)
             metrics |= {f"{part}/{name}": value for name, value in numbers.items()}
     metrics["seconds"] = time.monotonic() - start
-    content = RecordDict({"client": ConfigRecord({"id": site.id}), "metrics": _as_record(metrics)})
+    client = ConfigRecord({"id": site.id, "model": base.identity})
+    content = RecordDict({"client": client, "metrics": _as_record(metrics)})
     return Message(content, reply_to=message)
 
 
@@ -200,18 +213,17 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     if config["version"] != __version__:
         raise UserError(f"the server runs fedsdr {config['version']!s}, this client {__version__}")
     settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
-    # Where a client keeps texts, and who may see them, is its node's affair and not the server's.
-    cache = str(context.node_config.get("cache", ""))
-    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"cache": cache})})
-    allowed = str(context.node_config.get("distill-url", ""))
-    if settings.distill.url not in ("", allowed):
-        raise UserError(
-            f"the server's settings would send this client's data to distill.url = {settings.distill.url};"
-            f" this node's configuration allows distill-url = {allowed!r}"
-        )
-    folder = Path(str(context.node_config["folder"]))
-    site = open_site(settings, int(context.node_config["partition-id"]), folder)
+    node = read_node(context.node_config, _folder(context), str(config["run"]))
+    settings = node.apply(settings)
+    site = open_site(settings, node.who, node.folder)
     return settings, site, int(config["round"])  # type: ignore[arg-type]
+
+
+def _folder(context: Context) -> Path:
+    """The node's folder; in Flower's simulation nodes have none and take that of the run."""
+    if "folder" in context.node_config:
+        return Path(str(context.node_config["folder"]))
+    return Path(asked_settings(context.run_config).run.dir) / "clients"
 
 
 def _load_adapters(
@@ -332,6 +344,9 @@ def _pack_reply(
     combination = COMBINATIONS[settings.server.combination]
     trained = {key: value.numpy() for key, value in adapters.state("shared").items()}
     new = wire.cut(wire.travelling(settings, trained), rank)
+    if settings.privacy.kind == "local":
+        seed = noise_seed(settings.privacy, settings.run.seed, "client", site.id, "round", server_round)
+        new = noised(new, received, settings.privacy, seed)
     kept = {key: value for key, value in trained.items() if combination.keeps(key)}
     lost = load_kept(site.folder, server_round).get("residual")
     arrays, residual = wire.encode(new, received, lost, settings.wire.dtype)

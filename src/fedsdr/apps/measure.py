@@ -17,6 +17,7 @@ from fedsdr.apps.site import close_sites
 from fedsdr.apps.subject import Options, Subject
 from fedsdr.errors import UserError
 from fedsdr.progress import say
+from fedsdr.report.measurements import FOLDER
 from fedsdr.report.page import write_report
 from fedsdr.report.tables import Sheet
 from fedsdr.storage import Event, read_json, write_json
@@ -25,17 +26,28 @@ from fedsdr.storage import Event, read_json, write_json
 def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[str, Sheet]:
     """Measure every finished cell of a grid, those apart that have the measurement, and tabulate it anew.
 
+    What cannot be made of a cell, such as rewritings of fedit, is told and passed over.
+
     Raises:
-        UserError: As `measure`, of the first cell that cannot be measured.
+        UserError: A name or option is wrong, or no cell has a measurement that was asked for by name.
     """
+    _check(names, options)
+    missing: dict[str, str] = {}
+    had: set[str] = set()
     for arm, seed, place in read_json(folder / PLAN)["cells"]:
         cell = folder / place
-        wanted = [
-            name for name in names or MEASUREMENTS if not (cell / "measurements" / f"{name}.json").exists()
-        ]
-        if wanted and finished(cell):
+        if not finished(cell):
+            continue
+        there = {name for name in names or MEASUREMENTS if (cell / FOLDER / f"{name}.json").exists()}
+        had |= there
+        if wanted := [name for name in names or MEASUREMENTS if name not in there]:
             say(f"{arm}, seed {seed}")
-            measure(cell, wanted if names else [], options)
+            made, lacking = _measure(cell, wanted, options)
+            had |= made.keys()
+            missing |= lacking
+    if lost := [name for name in names if name not in had]:
+        told = missing.get(lost[0], "no cell is finished")
+        raise UserError(f"{folder}: {lost[0]} could be measured in no cell: {told}")
     sheets, _ = tabulate(folder)
     return sheets
 
@@ -52,39 +64,61 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
         Name -> measurement, as written.
 
     Raises:
-        UserError: A name is unknown, a measurement that was asked for by name cannot be made, or none can.
+        UserError: A name or option is wrong, a measurement that was asked for by name cannot be made (the
+            others are), or none can.
+    """
+    _check(names, options)
+    made, missing = _measure(folder, names or list(MEASUREMENTS), options)
+    if missing and (names or not made):
+        told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise UserError(f"{folder}: not measured: {told}")
+    return made
+
+
+def _check(names: Sequence[str], options: Options) -> None:
+    """Refuse unknown names, and options that no measurement asked for uses.
+
+    Raises:
+        UserError: Names what would do.
     """
     if unknown := [name for name in names if name not in MEASUREMENTS]:
         raise UserError(f"measurement {unknown[0]!r} is unknown; known are {', '.join(MEASUREMENTS)}")
+    used = {word for name in names or MEASUREMENTS for word in options.words(name)}
+    for name in MEASUREMENTS:
+        if idle := [word for word in options.words(name)[::2] if word not in used]:
+            raise UserError(f"{idle[0]} is of {name}, which is not asked for: leave it out, or add {name}")
+
+
+def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict[str, Event], dict[str, str]]:
+    """Make what can be made, and say why the rest cannot; write the page if anything was made."""
     settings = read_settings(folder)
     done = checked_round(folder, None)
     subject = Subject(folder, settings, options)
     made: dict[str, Event] = {}
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     try:
-        for name in names or MEASUREMENTS:
+        for name in names:
             start = time.monotonic()
             say(f"measuring {name}")
             try:
                 found = MEASUREMENTS[name](subject)
             except UserError as reason:
-                if names:
-                    raise
                 say(f"  not measured: {reason}")
-                missing.append(f"{name}: {reason}")
+                missing[name] = str(reason)
                 continue
             made[name] = {
                 "measure": name,
                 "version": __version__,
-                "command": shlex.join(["fedsdr", "measure", str(folder), "--only", name, *options.words()]),
+                "command": shlex.join(
+                    ["fedsdr", "measure", str(folder), "--only", name, *options.words(name)]
+                ),
                 "seconds": time.monotonic() - start,
                 **found,
             }
             made[name]["notes"] = [f"Of the run after round {done}.", *made[name]["notes"]]
-            write_json(folder / "measurements" / f"{name}.json", made[name])
+            write_json(folder / FOLDER / f"{name}.json", made[name])
     finally:
         close_sites()
-    if not made:
-        raise UserError("nothing could be measured. " + "; ".join(missing))
-    write_report(folder, settings)
-    return made
+    if made:
+        write_report(folder, settings)
+    return made, missing

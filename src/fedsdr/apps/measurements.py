@@ -8,13 +8,14 @@ import torch
 
 from fedsdr.apps.analyze import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.apps.run import answer_files, checked_round, read_settings
+from fedsdr.apps.site import data_of
 from fedsdr.apps.subject import Subject
 from fedsdr.apps.trained import demand_global
 from fedsdr.client.wire import Arrays
 from fedsdr.errors import UserError
 from fedsdr.measure.benchmarks import run_benchmarks
 from fedsdr.measure.claims import claim, only
-from fedsdr.measure.consistency import gain_survival, update_consistency
+from fedsdr.measure.consistency import Round, gain_survival, update_consistency
 from fedsdr.measure.gradients import gradient_alignment
 from fedsdr.measure.judge import win_rate
 from fedsdr.measure.paradox import REWRITING, Pair
@@ -114,20 +115,11 @@ def _survival(subject: Subject) -> Event:
     tests = {name: texts for name, texts in subject.tests()["raw"].items() if texts}
     if not tests:
         raise UserError("gains are measured on test examples, and no client has any")
-    records: list[Event] = []
-    for number, updates in _updates(subject):
-        records += [
-            {"round": number, **record}
-            for record in gain_survival(
-                base,
-                adapters,
-                subject.shared(number - 1),
-                {name: new for name, new in updates.items() if name in tests},
-                subject.shared(number),
-                tests,
-                subject.settings.eval.batch_size,
-            )
-        ]
+    rounds = (
+        Round(number, subject.shared(number - 1), updates, subject.shared(number))
+        for number, updates in _updates(subject)
+    )
+    records = gain_survival(base, adapters, rounds, tests, subject.settings.eval.batch_size)
     return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
 
 
@@ -186,12 +178,12 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
         )
     if settings.lora.client_ranks:
         raise UserError("lora.client_ranks: changes of clients of different rank are not comparable")
+    if len(data_of(settings)[1]) < 2:
+        raise UserError("there is one client, and changes of several are compared")
     kept = [(number, load_updates(server, number)) for number in list_rounds(server) if number]
     found = [(number, updates) for number, updates in kept if len(updates) > 1]
     if not found:
-        raise UserError(
-            "what the clients sent was not kept; run with server.keep_updates=true and at least two clients"
-        )
+        raise UserError("what the clients sent was not kept; run with server.keep_updates=true")
     return found
 
 
@@ -231,6 +223,11 @@ def _answers(subject: Subject) -> dict[str, dict[tuple[str, int], Pair]]:
             # Records stand by domain, in the order of the examples.
             examples = sorted(site.tests.examples, key=lambda example: example.domain)
             if records:
+                if len(records) != len(examples) or not all("answer" in record for record in records):
+                    raise UserError(
+                        f"{site.folder / 'evaluation' / file}: expected {len(examples)} answers, as fedsdr"
+                        " wrote them; remove evaluation/ in the run's folder and `fedsdr evaluate` it anew"
+                    )
                 said = zip(examples, (record["answer"] for record in records), strict=True)
                 found.setdefault(model, {}).update(
                     {(site.id, place): pair for place, pair in enumerate(said)}

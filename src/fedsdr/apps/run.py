@@ -14,16 +14,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Client, Settings
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
 from fedsdr.recipe import dump_settings, load_settings
-from fedsdr.storage import append_lines, content_hash, read_json, round_folder, write_file, write_json
+from fedsdr.storage import (
+    append_lines,
+    content_hash,
+    read_json,
+    read_lines,
+    round_folder,
+    write_file,
+    write_json,
+)
 from fedsdr.tables import METHODS, REDUCTIONS, Stage
 
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+APART: Any = {"run": {"dir"}, "federation": True}
+"""Settings that may change while a run goes on: where it lies, and how long it waits."""
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 
@@ -68,9 +81,34 @@ def run(settings: Settings) -> Result:
         settings = resolve(settings)
         check_fit(settings)
         environment = describe_environment(settings)
-        write_json(folder / "environment.json", environment)
-        write_file(folder / "config.toml", dump_settings(settings))
-        return _drive(settings, environment)
+        _begin(settings, environment)
+        _introduce(settings, environment)
+        return _drive(settings, _local_grid(settings))
+
+
+def run_over(grid: "Grid", settings: Settings) -> Result:
+    """Begin a run on clients of other processes, or go on with it where its folder has it already.
+
+    Raises:
+        UserError: As `run` and `resume`; `federation` may be set anew.
+    """
+    folder = Path(settings.run.dir)
+    with _locked(folder):
+        settings = resolve(settings)
+        if (folder / "config.toml").exists():
+            environment = _demand_same(settings, has_data=False)
+        else:
+            environment = describe_environment(settings, has_data=False)
+        _begin(settings, environment)
+        for choice in describe_performance(settings):
+            say(f"  {choice}")
+        return _drive(settings, grid, has_data=False)
+
+
+def _begin(settings: Settings, environment: dict[str, Any]) -> None:
+    folder = Path(settings.run.dir)
+    write_json(folder / "environment.json", environment)
+    write_file(folder / "config.toml", dump_settings(settings))
 
 
 def resume(folder: str | Path) -> Result:
@@ -86,7 +124,8 @@ def resume(folder: str | Path) -> Result:
         environment = _demand_same(settings)
         if is_finished(settings):
             say(f"{folder}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
-        return _drive(settings, environment)
+        _introduce(settings, environment)
+        return _drive(settings, _local_grid(settings))
 
 
 def read_settings(folder: Path) -> Settings:
@@ -150,8 +189,10 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Table, Table
     if missing:
         with _locked(folder):
             _demand_same(settings)
+            from fedsdr.apps.server_app import serve
+
             for number in missing:
-                _serve(settings, {"evaluate-round": number})
+                serve(_local_grid(settings), settings, only_round=number)
     return read_json(paths[0]), read_json(paths[asked])
 
 
@@ -172,13 +213,17 @@ def checked_round(folder: Path, server_round: int | None) -> int:
     return asked
 
 
-def _drive(settings: Settings, environment: dict[str, Any]) -> Result:
+def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
     """Run all rounds that are left."""
+    from fedsdr.apps.server_app import serve
     from fedsdr.report.page import write_report
 
-    _introduce(settings, environment)
     begun, is_old = time.monotonic(), is_finished(settings)
-    _serve(settings, {})
+    serve(grid, settings)
+    if not has_data:  # the clients have told of theirs by now
+        write_json(
+            Path(settings.run.dir) / "environment.json", describe_environment(settings, has_data=False)
+        )
     result = read_result(Path(settings.run.dir))
     if not is_old:
         costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()}
@@ -234,20 +279,15 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
             say(f"  {name}: {num} responses lack their own label, answer or facts (see `fedsdr data`)")
 
 
-def _serve(settings: Settings, config: dict[str, Any]) -> None:
-    """Let the server app work over the in-process grid."""
-    from flwr.app import Context, RecordDict
-
+def _local_grid(settings: Settings) -> "Grid":
+    """The in-process grid, with all clients of the run."""
     from fedsdr.apps.client_app import app as client_app
     from fedsdr.apps.local_grid import LocalGrid
-    from fedsdr.apps.server_app import app as server_app
     from fedsdr.apps.site import data_of
 
     folder = Path(settings.run.dir) / "clients"
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
-    grid = LocalGrid(client_app, len(data_of(settings)[1]), folder, **node)
-    config = {"settings": settings.model_dump_json(), **config}
-    server_app(grid, Context(1, 0, {}, RecordDict(), config))
+    return LocalGrid(client_app, len(data_of(settings)[1]), folder, **node)
 
 
 def resolve(settings: Settings) -> Settings:
@@ -333,16 +373,16 @@ def check_counts(settings: Settings, clients: Sequence[str]) -> None:
         )
 
 
-def describe_environment(settings: Settings) -> dict[str, Any]:
-    """Versions, machine, model and data: what a reader needs to judge or repeat the run."""
+def describe_environment(settings: Settings, has_data: bool = True) -> dict[str, Any]:
+    """Versions, machine, model and data: what a reader needs to judge or repeat the run.
+
+    Without `has_data` the data are at the clients, and only how many they are is told, as the clients say.
+    """
     import torch
 
-    from fedsdr.apps.site import data_hash, data_of, model_of
-    from fedsdr.data.sources import count_known_responses, find_duplicates
-    from fedsdr.data.summary import count_inconsistent
+    from fedsdr.apps.site import model_of
 
     base, _ = model_of(settings)
-    domains, clients = data_of(settings)
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -354,28 +394,44 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": settings.run.threads,
         },
-        "settings": {"hash": content_hash(settings.model_dump(mode="json", exclude={"run": {"dir"}}))},
+        "settings": {"hash": content_hash(settings.model_dump(mode="json", exclude=APART))},
         "model": {"name": settings.model.name, "origin": base.origin, "identity": base.identity},
-        "data": {
-            "origin": settings.data.root or ("sources" if settings.data.sources else "built-in"),
-            "hash": content_hash({client.id: data_hash(client) for client in clients}),
-            "num_duplicates": {name: len(find_duplicates(domain)) for name, domain in domains.items()},
-            "num_known_responses": {name: count_known_responses(d) for name, d in domains.items()},
-            "num_inconsistent": {c.id: count_inconsistent([*c.train, *c.test]) for c in clients},
-            "num_train": {client.id: len(client.train) for client in clients},
-            "num_test": {client.id: len(client.test) for client in clients},
-        },
+        "data": _describe_data(settings) if has_data else _told_data(settings),
     }
 
 
-def _demand_same(settings: Settings) -> dict[str, Any]:
+def _describe_data(settings: Settings) -> dict[str, Any]:
+    from fedsdr.apps.site import data_hash, data_of
+    from fedsdr.data.sources import count_known_responses, find_duplicates
+    from fedsdr.data.summary import count_inconsistent
+
+    domains, clients = data_of(settings)
+    return {
+        "origin": settings.data.root or ("sources" if settings.data.sources else "built-in"),
+        "hash": content_hash({client.id: data_hash(client) for client in clients}),
+        "num_duplicates": {name: len(find_duplicates(domain)) for name, domain in domains.items()},
+        "num_known_responses": {name: count_known_responses(d) for name, d in domains.items()},
+        "num_inconsistent": {c.id: count_inconsistent([*c.train, *c.test]) for c in clients},
+        "num_train": {client.id: len(client.train) for client in clients},
+        "num_test": {client.id: len(client.test) for client in clients},
+    }
+
+
+def _told_data(settings: Settings) -> dict[str, Any]:
+    events = read_lines(Path(settings.run.dir) / "metrics.jsonl")
+    told = {event["client"]: event for event in events if event["event"] == "prepare"}
+    counts = {name: {client: e[name] for client, e in told.items()} for name in ("num_train", "num_test")}
+    return {"origin": "at the clients", "hash": "", "num_duplicates": {}, **counts}
+
+
+def _demand_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
     """Describe the environment, and refuse one in which results would not be those of one run.
 
     Raises:
         UserError: Settings, data, model, or what decides the last bits, changed since the run began.
     """
     before = read_json(Path(settings.run.dir) / "environment.json")
-    now = describe_environment(settings)
+    now = describe_environment(settings, has_data)
     for section, key in (
         ("settings", "hash"),
         ("versions", "fedsdr"),

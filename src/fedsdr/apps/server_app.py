@@ -1,45 +1,50 @@
-"""The ServerApp: prepare, then rounds of train, combine, checkpoint and evaluate. It never knows the engine.
+"""The server's side of a run: prepare, then rounds of train, combine, checkpoint, evaluate.
 
-A round is finished when its folder is there. Started anew on the same run folder, it goes on after
-the last finished round.
+It never knows the engine. A round is finished when its folder is there. Started anew on the same run folder,
+it goes on after the last finished round. Clients that are not connected miss rounds, and are asked again when
+they are back; the run stops only where fewer than a quorum can be had.
 """
 
-import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
 
 from fedsdr import __version__
+from fedsdr.apps.attendance import Attendance
+from fedsdr.apps.run import check_counts
 from fedsdr.apps.site import model_of
+from fedsdr.client.privacy import affordable, epsilon
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.measure.scores import table_of_round
 from fedsdr.model.base import public_name
 from fedsdr.progress import say
-from fedsdr.recipe import check_settings
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import last_round, load_moments, load_round, save_round
-from fedsdr.server.guard import Rejected, check_prepared
-from fedsdr.server.strategy import FedStrategy
-from fedsdr.storage import Event, append_lines, read_lines, rewrite_lines, write_json
-
-app = ServerApp()
+from fedsdr.server.strategy import FedStrategy, draw_clients
+from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines, write_json
 
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Run or go on with the federation whose settings are in the run configuration.
+def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None:
+    """Run or go on with a federation.
 
-    With `evaluate-round` there, only that round is evaluated, if it was not yet.
+    Args:
+        grid: The way to the clients.
+        settings: Of the run in `run.dir`.
+        only_round: Evaluate that round, if it was not yet, and nothing else.
+
+    Raises:
+        UserError: A client cannot prepare, or fewer than a quorum are connected or usable.
     """
-    settings = check_settings(json.loads(str(context.run_config["settings"])), source="run configuration")
     folder = Path(settings.run.dir)
     server, log = folder / "server", folder / "metrics.jsonl"
     name = public_name(settings.model.name)
-    _, adapters = model_of(settings)
+    base, adapters = model_of(settings)
     begun = last_round(server)
     if begun < 0:
         adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
@@ -48,93 +53,125 @@ def main(grid: Grid, context: Context) -> None:
         begun = 0
     past = _events_until(log, begun, folder)
     # Only what differs from the defaults is sent; clients of another version refuse.
-    sent = settings.model_dump_json(exclude_defaults=True, exclude={"run": {"dir", "cache"}})
-    config = ConfigRecord({"settings": sent, "version": __version__})
-    roster, prepared = _prepare(grid, config)
+    apart: Any = {"run": {"dir", "cache"}, "federation": True}
+    sent = settings.model_dump_json(exclude_defaults=True, exclude=apart)
+    # A node may take part in several runs; one that was begun anew with other settings is another.
+    run = f"{folder.name}-{content_hash(sent)[:8]}"
+    config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
     # A client that only reads its rewritings again took no time for them: the first record stays.
-    known = {event["client"]: event for event in past if event["event"] == "prepare"}
-    first = [known.get(event["client"], event) for event in prepared]
-    rewrite_lines(log, [*first, *(event for event in past if event["event"] != "prepare")])
-    told = {str(event["client"]): event for event in prepared}
+    told = {str(event["client"]): event for event in past if event["event"] == "prepare"}
+    attendance = Attendance(grid, config, base.identity, settings, told)
+    attendance.wait_for_all()
+    events = sorted(told.values(), key=lambda event: str(event["client"]))
+    rewrite_lines(log, [*events, *(event for event in past if event["event"] != "prepare")])
+    check_counts(settings, sorted(told))
     rank = settings.adapter.rank
     arrays, residual = load_round(server, begun, rank)
-    strategy = FedStrategy(settings, roster, told, arrays, load_moments(server, begun), residual)
-    if "evaluate-round" in context.run_config:
-        asked = int(context.run_config["evaluate-round"])
-        strategy.arrays, strategy.residual = load_round(server, asked, rank)
-        _evaluate(grid, strategy, settings, asked, config, log)
+    strategy = FedStrategy(settings, attendance.roster, told, arrays, load_moments(server, begun), residual)
+    work = Work(grid, attendance, strategy, settings, config, log)
+    if only_round is not None:
+        strategy.arrays, strategy.residual = load_round(server, only_round, rank)
+        work.evaluate(only_round)
         return
     strategy.summary()
+    check_budget(strategy)
     if is_due(settings, begun):
-        _evaluate(grid, strategy, settings, begun, config, log)
+        work.evaluate(begun)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
-        _train(grid, strategy, settings, server_round, config, log)
+        work.train(server_round)
         # After the log: once the folder is there the round counts as finished and is not logged again.
         arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
         save_round(server, server_round, arrays, residual, moments, settings.adapter, name)
         if is_due(settings, server_round):
-            _evaluate(grid, strategy, settings, server_round, config, log)
+            work.evaluate(server_round)
 
 
-def _prepare(grid: Grid, config: ConfigRecord) -> tuple[dict[int, str], list[Event]]:
-    """Let every node rewrite its responses; learn who is who.
+@dataclass(frozen=True)
+class Work:
+    """What a round's two halves need."""
+
+    grid: Grid
+    attendance: Attendance
+    strategy: FedStrategy
+    settings: Settings
+    config: ConfigRecord
+    log: Path
+
+    def train(self, server_round: int) -> None:
+        """Let the drawn clients train, combine what they send, and log it."""
+        strategy = self.strategy
+        self._gather(draw_clients(self.settings, strategy.prepared, server_round), server_round)
+        start = time.monotonic()
+        record = strategy.record()
+        num_bytes = sum(array.numpy().nbytes for array in record.values())
+        replies = self._exchange(strategy.configure_train(server_round, record, self.config, self.grid))
+        try:
+            strategy.aggregate_train(server_round, replies)
+        finally:  # why replies were dropped is on record even if too few are left
+            events = strategy.take_events()
+            append_lines(self.log, events)
+        seconds = time.monotonic() - start
+        done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
+        append_lines(self.log, [done | spent(strategy, server_round)])
+        num_rounds = self.settings.server.num_rounds
+        say(f"round {server_round} of {num_rounds}: {_losses(events)}, {seconds:.0f} s")
+
+    def evaluate(self, server_round: int) -> None:
+        """Evaluate a round if that is not done yet; write the pooled numbers."""
+        path = evaluation_file(Path(self.settings.run.dir), server_round)
+        if path.exists():
+            return
+        strategy = self.strategy
+        self._gather(sorted(strategy.prepared), server_round)
+        record = strategy.record(trains=False)
+        replies = self._exchange(strategy.configure_evaluate(server_round, record, self.config, self.grid))
+        try:
+            strategy.aggregate_evaluate(server_round, replies)
+        finally:
+            events = strategy.take_events()
+            append_lines(self.log, events)
+        num_test = sum(event["num_test"] for event in strategy.prepared.values())
+        write_json(
+            path, table_of_round([event for event in events if event["event"] == "evaluate"], num_test)
+        )
+
+    def _gather(self, clients: Sequence[str], server_round: int) -> None:
+        self.attendance.wait_for(clients, self.strategy.quorum(len(clients)), server_round)
+        self.strategy.absent = self.attendance.absent()
+
+    def _exchange(self, messages: Iterable[Message]) -> Iterable[Message]:
+        return self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout)
+
+
+def spent(strategy: FedStrategy, server_round: int) -> Event:
+    """Epsilon and delta of the most drawn client after a round; {} without differential privacy."""
+    privacy = strategy.settings.privacy
+    if privacy.kind == "none":
+        return {}
+    return {"epsilon": epsilon(privacy, strategy.num_trainings(server_round)), "delta": privacy.delta}
+
+
+def check_budget(strategy: FedStrategy) -> None:
+    """Stop before anything is spent if all rounds together would exceed the budget.
 
     Raises:
-        UserError: A client failed: a federation does not begin without one of its members.
+        UserError: With the number of rounds that the budget pays for.
     """
-    nodes = list(grid.get_node_ids())
-    content = RecordDict({"config": ConfigRecord({**config, "round": 0})})
-    messages = [Message(content, node, "query.prepare", group_id="0") for node in nodes]
-    roster: dict[int, str] = {}
-    events: list[Event] = []
-    for reply in grid.send_and_receive(messages):
-        try:
-            client, metrics = check_prepared(reply)
-        except Rejected as reason:
-            raise UserError(f"a client could not prepare: {reason}") from None
-        if client in roster.values():
-            raise UserError(f"two nodes say that they are client {client}")
-        roster[reply.metadata.src_node_id] = client
-        events.append({"event": "prepare", "round": 0, "client": client, **metrics})
-    return roster, sorted(events, key=lambda event: str(event["client"]))
-
-
-def _train(
-    grid: Grid, strategy: FedStrategy, settings: Settings, server_round: int, config: ConfigRecord, log: Path
-) -> None:
-    """Let the drawn clients train, combine what they send, and log it."""
-    start = time.monotonic()
-    record = strategy.record()
-    num_bytes = sum(array.numpy().nbytes for array in record.values())
-    messages = strategy.configure_train(server_round, record, config, grid)
-    replies = grid.send_and_receive(messages)
-    try:
-        strategy.aggregate_train(server_round, replies)
-    finally:  # why replies were dropped is on record even if too few are left
-        events = strategy.take_events()
-        append_lines(log, events)
-    seconds = time.monotonic() - start
-    done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
-    append_lines(log, [done])
-    say(f"round {server_round} of {settings.server.num_rounds}: {_losses(events)}, {seconds:.0f} s")
-
-
-def _evaluate(
-    grid: Grid, strategy: FedStrategy, settings: Settings, server_round: int, config: ConfigRecord, log: Path
-) -> None:
-    """Evaluate a round if that is not done yet; write the pooled numbers."""
-    path = evaluation_file(Path(settings.run.dir), server_round)
-    if path.exists():
+    privacy, num_rounds = strategy.settings.privacy, strategy.settings.server.num_rounds
+    if privacy.kind == "none":
         return
-    messages = strategy.configure_evaluate(server_round, strategy.record(trains=False), config, grid)
-    replies = grid.send_and_receive(messages)
-    try:
-        strategy.aggregate_evaluate(server_round, replies)
-    finally:
-        events = strategy.take_events()
-        append_lines(log, events)
-    num_test = sum(event["num_test"] for event in strategy.prepared.values())
-    write_json(path, table_of_round([event for event in events if event["event"] == "evaluate"], num_test))
+    total = spent(strategy, num_rounds)["epsilon"]
+    say(
+        f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after {num_rounds} rounds"
+    )
+    if privacy.budget and total > privacy.budget:
+        most = affordable(privacy, num_rounds)
+        paid = max(number for number in range(num_rounds) if strategy.num_trainings(number) <= most)
+        fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
+        raise UserError(
+            f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="
+            f" {privacy.budget:g}: {fewer} a larger privacy.noise than {privacy.noise:g}"
+        )
 
 
 def is_due(settings: Settings, server_round: int) -> bool:

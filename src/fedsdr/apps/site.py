@@ -11,7 +11,7 @@ import torch
 from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
-from fedsdr.data.partition import ClientData, partition
+from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.distill.rewrite import Rewriting, rewrite
 from fedsdr.errors import UserError
@@ -72,13 +72,28 @@ def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
 _sites: dict[tuple[str, str], Site] = {}
 
 
-def open_site(settings: Settings, number: int, root: Path) -> Site:
-    """Open client `number`: check its data, rewrite what is wanted, encode. Done once per process.
+def open_site(settings: Settings, who: int | str, root: Path) -> Site:
+    """Open a client: check its data, rewrite what is wanted, encode. Done once per process.
+
+    Args:
+        settings: Those of the run, as the client's node has them.
+        who: Number of the client in a simulation. In a deployment its id: all that is in `data.root` is its
+            own, and read again at each message, since someone may change it.
+        root: Where the client's folder is.
 
     Raises:
-        UserError: The data are not those that the client's folder was begun with.
+        UserError: The data are not those that the client's folder was begun with, or there is no such client.
     """
-    data = data_of(settings)[1][number]
+    if isinstance(who, str):
+        if METHODS[settings.method].is_pooled:
+            raise UserError(f"method = {settings.method} pools the data of all clients: simulate it instead")
+        data = own_data(load_domains(settings.data, settings.partition.id_column), settings, who)
+        check_unchanged(root / data.id, data)
+    else:
+        clients = data_of(settings)[1]
+        if who >= len(clients):
+            raise UserError(f"node {who + 1} of the simulation has no client: the data make {len(clients)}")
+        data = clients[who]
     key = (str(root / data.id), settings.model_dump_json())
     if key not in _sites:
         _sites[key] = _open(settings, data, root / data.id)
@@ -113,14 +128,25 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
     Raises:
         UserError: The data changed since the folder was begun.
     """
-    path = folder / "data.hash"
-    found = data_hash(data)
-    if path.exists() and path.read_text().strip() != found:
+    path, found = folder / "data.hash", _hashes(data)
+    if not path.exists():
+        write_file(path, "".join(f"{value} {what}\n" for what, value in found.items()))
+        return
+    before = {
+        what: value for value, _, what in (line.partition(" ") for line in path.read_text().splitlines())
+    }
+    if changed := [what for what in found if before.get(what) != found[what]]:
         raise UserError(
-            f"the data of client {data.id} changed since {folder} was begun ({len(data.train)} training and"
-            f" {len(data.test)} test examples now); start a new run, or restore the data"
+            f"the data of client {data.id} changed since {folder} was begun: {' and '.join(changed)}"
+            f" ({len(data.train)} training and {len(data.test)} test examples now); start a new run, or"
+            " restore the data"
         )
-    write_file(path, found + "\n")
+
+
+def _hashes(data: ClientData) -> dict[str, str]:
+    """What is compared -> its hash."""
+    parts = {"training examples": data.train, "test examples": data.test}
+    return {what: content_hash([asdict(example) for example in part]) for what, part in parts.items()}
 
 
 def data_hash(data: ClientData) -> str:

@@ -39,17 +39,18 @@ class Options:
     limit: int = 0
     """Examples of each benchmark; 0: all."""
 
-    def words(self) -> list[str]:
-        """The same as options of the command line."""
+    def words(self, name: str) -> list[str]:
+        """Those that a measurement uses, as options of the command line."""
+        judge = {"--judge": self.judge, "--judge-model": self.judge_model}
         given = {
-            "--nli": self.nli,
-            "--judge": self.judge,
-            "--judge-model": self.judge_model,
-            "--against": str(self.against or ""),
-            "--data": self.data,
-            "--tasks": ",".join(self.tasks),
-            "--limit": str(self.limit or ""),
-        }
+            "paradox": {"--nli": self.nli, **judge},
+            "winrate": {**judge, "--against": str(self.against or "")},
+            "benchmarks": {
+                "--data": self.data,
+                "--tasks": ",".join(self.tasks),
+                "--limit": str(self.limit or ""),
+            },
+        }.get(name, {})
         return [word for option, value in given.items() if value for word in (option, value)]
 
 

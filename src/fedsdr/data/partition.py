@@ -67,6 +67,19 @@ def partition(domains: dict[str, Domain], settings: Settings) -> list[ClientData
     ]
 
 
+def own_data(domains: dict[str, Domain], settings: Settings, client: str) -> ClientData:
+    """All examples of all domains, as those of one client: a node of a deployment holds no others'.
+
+    Raises:
+        UserError: `data.validation` leaves a domain nothing to train on.
+    """
+    if settings.data.validation:
+        domains = {name: _hold_out(name, domain, settings) for name, domain in domains.items()}
+    train = [record.example for domain in domains.values() for record in domain.train]
+    test = [record.example for domain in domains.values() for record in domain.test]
+    return ClientData(client, train, test)
+
+
 def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:
     """Keep a share of the training examples, at least one, out of training.
 

@@ -128,10 +128,17 @@ def cluster(instructions: Sequence[str], num: int, seed: int) -> list[str]:
 
     Returns:
         "cluster-1", ... for each instruction, the largest first.
+
+    Raises:
+        UserError: Fewer instructions than clusters, or no words in them.
     """
     from sklearn.cluster import KMeans
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    if len(instructions) < num or not any(map(split_words, instructions)):
+        raise UserError(
+            f"--clusters {num}: found {len(instructions)} instructions; expected at least {num}, in words"
+        )
     vectors = TfidfVectorizer(analyzer=split_words).fit_transform(instructions)
     labels = KMeans(num, n_init=10, random_state=seed_for(seed, "cluster") % 2**32).fit_predict(vectors)
     ranks = {label: rank for rank, (label, _) in enumerate(Counter(labels.tolist()).most_common(), start=1)}

@@ -191,9 +191,9 @@ def _question(task: str, row: Mapping[str, Any]) -> Question:
         choices = choices if row["label"] in choices else ()
         answers = (row["label"],)
     elif task == "gsm8k":
-        answers = (row["answer"],)
+        answers = (str(row["answer"]),)
     elif task == "drop":
-        answers = row["answers"]
+        answers = tuple(map(str, row["answers"]))
     example = Example(
         row["instruction"],
         row["output"],

@@ -4,8 +4,9 @@ This is the referee's question to FedSDR: do the corrections of clients that con
 they are averaged? What clients sent must have been kept (`server.keep_updates`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Ev
 
     - cosine: <D_a, D_b> / (|D_a| |D_b|).
       Noise of the batches makes it smaller; it is not corrected for that.
-    - sign_agreement: share of the entries in which both have the same sign; 0.5 is chance.
+    - sign_agreement: share of the entries with the same sign, of those that both changed; 0.5 is chance.
 
     Args:
         before: The shared adapter as it was sent to the clients, by PEFT key.
@@ -35,25 +36,29 @@ def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Ev
 
     Returns:
         Records with layer ("all" over all layers), a, b ("mean" and "" for the mean over pairs), cosine and
-        sign_agreement; none for fewer than two clients.
+        sign_agreement; none for fewer than two clients. A number is None where a client changed nothing, and
+        is left out of the mean.
     """
     names = list(updates)
     if len(names) < 2:
         return []
     places = list(combinations(range(len(names)), 2))
     products = np.zeros((len(names), len(names)))
-    same, size = np.zeros(len(places)), 0
+    same, size = np.zeros(len(places)), np.zeros(len(places))
     records: list[Event] = []
     for layer, changes in _changes(before, [updates[name] for name in names]):
         flat = changes.flatten(1)
         gram = (flat @ flat.T).double().numpy()
         signs = torch.sign(flat)
-        equal = np.array([int((signs[a] == signs[b]).sum()) for a, b in places], float)
-        records += _pair_records(layer, names, gram, equal / flat.shape[1])
+        # +1 where the signs are equal, -1 where they are opposite, 0 where a client changed nothing.
+        likeness = [signs[a] * signs[b] for a, b in places]
+        equal = np.array([int((one > 0).sum()) for one in likeness], float)
+        both = np.array([int((one != 0).sum()) for one in likeness], float)
+        records += _pair_records(layer, names, gram, equal, both)
         products += gram
         same += equal
-        size += flat.shape[1]
-    return records + _pair_records("all", names, products, same / size)
+        size += both
+    return records + _pair_records("all", names, products, same, size)
 
 
 def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -65,28 +70,41 @@ def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, t
         yield key_a.removeprefix(PREFIX).removesuffix(".lora_A.weight"), torch.stack(changes)
 
 
-def _pair_records(layer: str, names: Sequence[str], gram: np.ndarray, agreement: np.ndarray) -> list[Event]:
-    """Records of one layer; a cosine is None where a client changed nothing, and is left out of the mean."""
+def _pair_records(
+    layer: str, names: Sequence[str], gram: np.ndarray, same: np.ndarray, size: np.ndarray
+) -> list[Event]:
+    """Records of one layer: of each pair, and the mean over pairs."""
     norms = np.sqrt(np.diag(gram))
-    cosines = []
     records: list[Event] = []
     for number, (a, b) in enumerate(combinations(range(len(names)), 2)):
         length = norms[a] * norms[b]
         cosine = float(gram[a, b] / length) if length else None
-        cosines.append(cosine)
+        agreement = float(same[number] / size[number]) if size[number] else None
         where = {"layer": layer, "a": names[a], "b": names[b]}
-        records.append(where | {"cosine": cosine, "sign_agreement": float(agreement[number])})
-    known = [cosine for cosine in cosines if cosine is not None]
-    mean = {"cosine": float(np.mean(known)) if known else None, "sign_agreement": float(agreement.mean())}
-    return [*records, {"layer": layer, "a": "mean", "b": ""} | mean]
+        records.append(where | {"cosine": cosine, "sign_agreement": agreement})
+    mean: Event = {"layer": layer, "a": "mean", "b": ""}
+    for name in ("cosine", "sign_agreement"):
+        known = [record[name] for record in records if record[name] is not None]
+        mean[name] = float(np.mean(known)) if known else None
+    return [*records, mean]
+
+
+class Round(NamedTuple):
+    """One round's shared adapters."""
+
+    number: int
+    before: Arrays
+    """As it was sent to the clients."""
+    updates: Mapping[str, Arrays]
+    """Client -> its adapter after training."""
+    combined: Arrays
+    """After the round."""
 
 
 def gain_survival(
     base: Base,
     adapters: Adapters,
-    before: Arrays,
-    updates: Mapping[str, Arrays],
-    combined: Arrays,
+    rounds: Iterable[Round],
     tests: Mapping[str, Sequence[Conversation]],
     batch_size: int,
 ) -> list[Event]:
@@ -104,42 +122,46 @@ def gain_survival(
     Args:
         base: The frozen base.
         adapters: Whose shared adapter is overwritten.
-        before: The shared adapter that was sent.
-        updates: Client -> its adapter after training.
-        combined: The shared adapter after the round.
-        tests: Client -> its test conversations.
+        rounds: In order; where one follows the other, its `before` is the other's `combined`.
+        tests: Client -> its test conversations; clients without any are left out.
         batch_size: Conversations in one forward pass.
 
     Returns:
-        Records with client, before, own, combined, own_low and own_high (ends of the 95 % interval of the own
-        gain, over test examples), and kept.
+        Records with round, client, before, own, combined, own_low and own_high (ends of the 95 % interval of
+        the own gain, over test examples), and kept.
     """
     num_tokens = {
         name: np.array([text.num_response_tokens for text in texts], float) for name, texts in tests.items()
     }
 
-    def losses(values: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
+    def losses(values: Arrays, names: Iterable[str]) -> dict[str, np.ndarray]:
         adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
         with adapters.inference(("shared",), base.dtype):
             return {name: example_losses(base, tests[name], batch_size) for name in names}
 
-    first, last = losses(before, list(updates)), losses(combined, list(updates))
     records: list[Event] = []
-    for name, new in updates.items():
-        own = losses(before | new, [name])[name]
-        gain, error = ratio(first[name] - own, num_tokens[name])
-        total = num_tokens[name].sum()
-        lost = float((first[name] - last[name]).sum() / total)
-        ends = with_error(gain, error)
-        records.append(
-            {
-                "client": name,
-                "before": float(first[name].sum() / total),
-                "own": float(own.sum() / total),
-                "combined": float(last[name].sum() / total),
-                "own_low": ends["low"],
-                "own_high": ends["high"],
-                "kept": lost / gain if ends["low"] is not None and ends["low"] > 0 else None,
-            }
-        )
+    done, last = -1, dict[str, np.ndarray]()
+    for number, before, updates, combined in rounds:
+        first = last if done == number - 1 else losses(before, tests)
+        done, last = number, losses(combined, tests)
+        for name, new in updates.items():
+            if name not in tests:
+                continue
+            own = losses(before | new, [name])[name]
+            gain, error = ratio(first[name] - own, num_tokens[name])
+            total = num_tokens[name].sum()
+            lost = float((first[name] - last[name]).sum() / total)
+            ends = with_error(gain, error)
+            records.append(
+                {
+                    "round": number,
+                    "client": name,
+                    "before": float(first[name].sum() / total),
+                    "own": float(own.sum() / total),
+                    "combined": float(last[name].sum() / total),
+                    "own_low": ends["low"],
+                    "own_high": ends["high"],
+                    "kept": lost / gain if ends["low"] is not None and ends["low"] > 0 else None,
+                }
+            )
     return records

@@ -156,7 +156,7 @@ def survival_sheet(records: Sequence[Event]) -> Sheet:
         f"Own gain and what combination keeps of it, round {last}",
         "lrrrr",
         ("client", "before", "own update", "combined", "kept"),
-        tuple((r["client"], *(number(r[key], 3) for key in LOSSES), number(r["kept"], 2)) for r in found),
+        tuple((r["client"], *(number(r[key], 4) for key in LOSSES), number(r["kept"], 2)) for r in found),
         tuple(found),
         note="Losses in nats per response token on the client's own test examples. Kept: (before -"
         " combined) / (before - own update).",

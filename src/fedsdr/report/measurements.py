@@ -7,6 +7,7 @@ and records, and, where it has them, examples and verdicts.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fedsdr.errors import UserError
 from fedsdr.report.alignment import likeness_blocks, map_blocks, transfer_blocks
 from fedsdr.report.answers import benchmark_blocks, paradox_blocks, win_rate_blocks
 from fedsdr.report.consistency import consistency_blocks, survival_blocks
@@ -30,10 +31,18 @@ SHOWN: dict[str, tuple[str, str, Callable[[str, Event], list[Block]]]] = {
 
 
 def read_measurements(folder: Path) -> dict[str, Event]:
-    """Measurements of a run by name, in the order of `SHOWN`; those that are not shown come last."""
+    """Measurements of a run by name, in the order of `SHOWN`; those that are not shown come last.
+
+    Raises:
+        UserError: A file is damaged.
+    """
     paths = {path.stem: path for path in sorted((folder / FOLDER).glob("*.json"))}
     names = [*(name for name in SHOWN if name in paths), *(name for name in paths if name not in SHOWN)]
-    return {name: read_json(paths[name]) for name in names}
+    found = {name: read_json(paths[name]) for name in names}
+    for name, record in found.items():
+        if not isinstance(record, dict) or {"records", "notes", "command", "seconds"} - record.keys():
+            raise UserError(f"{paths[name]} is no measurement as fedsdr wrote it: remove it, or measure anew")
+    return found
 
 
 def measurement_parts(measurements: Mapping[str, Event]) -> dict[str, list[Block]]:

@@ -78,7 +78,7 @@ def write_report(folder: Path, settings: Settings) -> Path:
         "page.html",
         name=folder.resolve().name,
         status=_status(settings, events, after),
-        facts=_facts(settings, environment),
+        facts=[*_facts(settings, environment), *_privacy(settings, events)],
         verdicts=verdicts(measurements),
         no_verdict=f"No claim was put to the test. {MEASURE}, does it.",
         first=[Table("scores-table", score_sheet(base, final))] if base or final else [],
@@ -223,6 +223,22 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
             f"{data['origin']}; {sum(data['num_train'].values()):,} training and"
             f" {sum(data['num_test'].values()):,} test examples",
         ),
+    ]
+
+
+def _privacy(settings: Settings, events: Sequence[Event]) -> list[tuple[str, str]]:
+    """What differential privacy has cost; nothing without it."""
+    privacy, spent = settings.privacy, [e["epsilon"] for e in events if "epsilon" in e]
+    if privacy.kind == "none":
+        return []
+    told = f"epsilon {spent[-1]:.3g} at delta {privacy.delta:g} so far" if spent else "nothing spent yet"
+    seeded = "; the noise repeats run.seed and protects nothing" if privacy.source == "seeded" else ""
+    return [
+        (
+            "Privacy",
+            f"of the shared adapter, {privacy.kind}, a client being the unit: {told}; clipped to"
+            f" {privacy.clip:g}, noise {privacy.noise:g}{seeded}",
+        )
     ]
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save, save_file
 
 from fedsdr.client.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.config import Lora
+from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.server.optimize import Moments
 from fedsdr.storage import list_rounds, round_folder, write_file, write_folder
@@ -83,6 +85,15 @@ def keep_update(folder: Path, server_round: int, client: str, arrays: Arrays) ->
 
 
 def load_updates(folder: Path, server_round: int) -> dict[str, Arrays]:
-    """Read what the clients of a round sent, by client id; {} if it was not kept."""
-    paths = sorted(round_folder(folder / UPDATES, server_round).glob("*.safetensors"))
-    return {path.stem: load_file(path) for path in paths}
+    """Read what the clients of a round sent, by client id; {} if it was not kept.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    found: dict[str, Arrays] = {}
+    for path in sorted(round_folder(folder / UPDATES, server_round).glob("*.safetensors")):
+        try:
+            found[path.stem] = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path}: {error}; expected an adapter as the client sent it") from None
+    return found

@@ -152,8 +152,12 @@ def check_scores(
     return numbers
 
 
-def check_prepared(reply: Message) -> tuple[str, dict[str, float]]:
+def check_prepared(reply: Message, identity: str) -> tuple[str, dict[str, float]]:
     """Check a reply to `prepare` and return the client's id and its metrics.
+
+    Args:
+        reply: What the client sent.
+        identity: Of the server's base model; an adapter of another one would be averaged into nonsense.
 
     Raises:
         Rejected: With the reason.
@@ -162,6 +166,8 @@ def check_prepared(reply: Message) -> tuple[str, dict[str, float]]:
     client = content["client"].get("id")
     if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
         raise Rejected(f"client id {str(client)[:80]!r} is no short name")
+    if content["client"].get("model") != identity:
+        raise Rejected(f"client {client} has another base model than the server")
     numbers = check_metrics(content["metrics"], "prepare")  # type: ignore[arg-type]
     for name, least in (("num_train", 1), ("num_test", 0)):
         num = numbers.get(name)

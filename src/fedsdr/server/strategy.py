@@ -4,7 +4,9 @@ It keeps no random state and no state between rounds that is not on disk, so a r
 as if nothing had happened.
 """
 
+import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,13 +15,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedsdr.client.privacy import noise_seed, private_mean
 from fedsdr.client.wire import CONTROLS, Arrays, Float32, broadcast, cut, going_down, pack, travelling
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import forget_updates, keep_update
-from fedsdr.server.combine import COMBINE, Before, add_residual
+from fedsdr.server.combine import COMBINE, Before, Target, add_residual
 from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
 from fedsdr.storage import Event
@@ -45,8 +48,9 @@ class FedStrategy(Strategy):
 
         Args:
             settings: The run's settings.
-            roster: Node id -> client id.
-            prepared: Client id -> what it told when it prepared, with `num_train` and `num_test`.
+            roster: Node id -> client id, of the nodes that have connected.
+            prepared: Client id -> what it told when it prepared, with `num_train` and `num_test`; of all
+                clients of the federation.
             arrays: Shared adapter by PEFT key.
             moments: What the server optimizer keeps between rounds, and c; empty at first.
             residual: What the combination added to the base, as factors by PEFT key; {} for nothing.
@@ -58,8 +62,11 @@ class FedStrategy(Strategy):
         self.moments = moments
         self.residual = residual
         self.events: list[Event] = []
+        self.absent: set[str] = set()
+        """Clients that are not connected now."""
         self.asked: set[int] = set()
         self.num_asked = 0
+        self.messages: list[Message] = []
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -67,8 +74,8 @@ class FedStrategy(Strategy):
         """Messages with the shared adapter to the clients drawn for this round."""
         del grid
         forget_updates(Path(self.settings.run.dir) / "server", server_round)
-        nodes = draw_clients(self.settings, self.roster, server_round)
-        return self._messages(nodes, MessageType.TRAIN, server_round, arrays, config)
+        drawn = draw_clients(self.settings, self.prepared, server_round)
+        return self._messages(drawn, MessageType.TRAIN, server_round, arrays, config)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -86,8 +93,7 @@ class FedStrategy(Strategy):
                 pass
         else:
             changes = np.zeros(0 if controls is None else controls.size)
-            before = Before(self.sent(), server_round)
-            target = COMBINE[server.combination](_adding(updates, changes), server, before)
+            target = self._combine(_adding(updates, changes), server_round)
             new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target.shared, self.moments, server)
             self.arrays = self.arrays | new
             self.residual = add_residual(self.residual, target.added)
@@ -97,6 +103,21 @@ class FedStrategy(Strategy):
                 self.moments[CONTROLS] = renewed.astype(np.float64)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
         return self.record(), None
+
+    def _combine(self, updates: Iterable[Update], server_round: int) -> Target:
+        """What the updates make of the shared adapter, before the server optimizer."""
+        privacy, server = self.settings.privacy, self.settings.server
+        if privacy.kind == "central":
+            seed = noise_seed(privacy, self.settings.run.seed, "server", "round", server_round)
+            arrays = (update.arrays for update in updates)
+            return Target(private_mean(arrays, self.sent(), self.num_asked, privacy, seed), {})
+        return COMBINE[server.combination](updates, server, Before(self.sent(), server_round))
+
+    def num_trainings(self, server_round: int) -> int:
+        """In how many rounds up to this one the most drawn client was asked; draws are public."""
+        rounds = range(1, server_round + 1)
+        drawn = Counter(c for r in rounds for c in draw_clients(self.settings, self.prepared, r))
+        return max(drawn.values(), default=0)
 
     def _updates(self, server_round: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Yield the updates that pass the guard in the order of client ids, each as soon as it can be.
@@ -124,6 +145,7 @@ class FedStrategy(Strategy):
                 if client in held:
                     yield held.pop(client)
         yield from (held[client] for client in sorted(held))
+        self._drop_silent("train", server_round)
         self._demand_quorum(num_good, server_round)
         self._demand_enough(num_good, server_round)
 
@@ -150,8 +172,7 @@ class FedStrategy(Strategy):
     ) -> Iterable[Message]:
         """Messages with the shared adapter to all clients."""
         del grid
-        nodes = sorted(self.roster, key=self.roster.__getitem__)
-        return self._messages(nodes, MessageType.EVALUATE, server_round, arrays, config)
+        return self._messages(sorted(self.prepared), MessageType.EVALUATE, server_round, arrays, config)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Guard the replies' metrics; they are pooled by the server app from the events."""
@@ -172,6 +193,7 @@ class FedStrategy(Strategy):
                 {"event": "evaluate", "round": server_round, "client": client}
                 | {key: value for key, value in metrics.items() if key != "round"}
             )
+        self._drop_silent("evaluate", server_round)
         self._demand_quorum(num_good, server_round)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
         return None
@@ -202,18 +224,31 @@ class FedStrategy(Strategy):
         return events
 
     def _messages(
-        self, nodes: Sequence[int], kind: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord
+        self, clients: Sequence[str], kind: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord
     ) -> list[Message]:
-        self.asked, self.num_asked = set(nodes), len(nodes)
+        """Messages to those of the clients that are connected; the others are dropped at once."""
+        nodes = {client: node for node, client in self.roster.items()}
+        there = [nodes[client] for client in clients if client not in self.absent]
+        self.asked, self.num_asked = set(there), len(clients)
+        for client in clients:
+            if client in self.absent:
+                self._drop(kind, client, server_round, "it is not connected")
         config = ConfigRecord({**config, "round": server_round})
-        return [
+        self.messages = [
             Message(RecordDict({"arrays": arrays, "config": config}), node, kind, group_id=str(server_round))
-            for node in nodes
+            for node in there
         ]
+        return self.messages
 
     def _sender(self, reply: Message) -> str:
-        """Client id of a reply that is awaited; empty if none is, or that node has already answered."""
+        """Client id of a reply that is awaited; empty if none is, or that node has already answered.
+
+        Flower itself answers for a node that is gone, and such an error names its question alone.
+        """
         node = reply.metadata.src_node_id
+        if reply.has_error():
+            asked = {one.metadata.message_id: one.metadata.dst_node_id for one in self.messages}
+            node = asked.get(reply.metadata.reply_to_message_id, node)
         if node not in self.asked:
             return ""
         self.asked.remove(node)
@@ -222,6 +257,13 @@ class FedStrategy(Strategy):
     def _told(self, client: str, name: str) -> int:
         """What a client told when it prepared; 0 for a sender that is not awaited."""
         return int(self.prepared[client][name]) if client else 0
+
+    def _drop_silent(self, work: str, server_round: int) -> None:
+        """Give up on those that were asked and have not answered in time."""
+        for node in sorted(self.asked, key=self.roster.__getitem__):
+            seconds = self.settings.federation.timeout
+            self._drop(work, self.roster[node], server_round, f"no answer in {seconds:g} s")
+        self.asked = set()
 
     def _drop(self, work: str, client: str, server_round: int, reason: str) -> None:
         say(f"  dropped the reply of {client or 'an unknown node'}: {reason}")
@@ -239,8 +281,12 @@ class FedStrategy(Strategy):
                 f" {server.reduction!r} with server.num_byzantine = {server.num_byzantine} needs {needed}"
             )
 
+    def quorum(self, num_asked: int) -> int:
+        """How many usable replies of so many asked clients a round needs."""
+        return max(1, math.ceil(self.settings.server.quorum * num_asked))
+
     def _demand_quorum(self, num_good: int, server_round: int) -> None:
-        needed = max(1, int(np.ceil(self.settings.server.quorum * self.num_asked)))
+        needed = self.quorum(self.num_asked)
         if num_good < needed:
             reasons = "; ".join(
                 f"{event['client']}: {event['reason']}"
@@ -267,11 +313,10 @@ def _adding(updates: Iterable[Update], changes: Float64) -> Iterator[Update]:
         yield update
 
 
-def draw_clients(settings: Settings, roster: dict[int, str], server_round: int) -> list[int]:
-    """Nodes of a round, in the order of client ids; drawn anew from run seed and round."""
-    nodes = sorted(roster, key=roster.__getitem__)
-    wanted = settings.server.clients_per_round
+def draw_clients(settings: Settings, clients: Iterable[str], server_round: int) -> list[str]:
+    """Clients of a round, sorted; drawn anew from run seed and round, whoever is connected."""
+    known, wanted = sorted(clients), settings.server.clients_per_round
     if not wanted:
-        return nodes
+        return known
     rng = random.Random(seed_for(settings.run.seed, "server", "clients", "round", server_round))
-    return sorted(rng.sample(nodes, wanted), key=roster.__getitem__)
+    return sorted(rng.sample(known, wanted))

@@ -1,0 +1,143 @@
+"""Which clients are connected: each prepares once, and may go and come back.
+
+On other machines clients come late, restart, and fail. A run begins when all are there; after that a round
+needs a quorum, and who was away is asked again when it is back.
+"""
+
+import time
+from collections.abc import Sequence
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.progress import say
+from fedsdr.server.guard import Rejected, check_prepared
+from fedsdr.storage import Event
+
+POLL = 1.0
+"""Seconds between two looks at who is connected."""
+
+
+class Attendance:
+    """The clients of a federation and their nodes."""
+
+    def __init__(
+        self, grid: Grid, config: ConfigRecord, identity: str, settings: Settings, known: dict[str, Event]
+    ) -> None:
+        """Begin with no one connected.
+
+        Args:
+            grid: The way to the nodes.
+            config: What goes with each message.
+            identity: Of the server's base model.
+            settings: Of the run.
+            known: Client id -> what it told when it prepared; {} at first. Those of a run that is gone on
+                with are its clients, and no others.
+        """
+        self.grid = grid
+        self.config = ConfigRecord({**config, "round": 0})
+        self.identity = identity
+        self.settings = settings
+        self.known = known
+        self.is_open = not known
+        """Whether clients may still join: until all are there for the first time."""
+        self.roster: dict[int, str] = {}
+        """Node id -> client id, of the nodes that have prepared."""
+        self.refused: set[int] = set()
+        self.connected: set[int] = set()
+
+    def absent(self) -> set[str]:
+        """Clients of the federation that are not connected."""
+        return self.known.keys() - {self.roster[node] for node in self.connected & self.roster.keys()}
+
+    def wait_for_all(self) -> None:
+        """Wait for all clients of the federation; to go on with a run a quorum of them will do.
+
+        Raises:
+            UserError: Too few connect in `federation.wait` seconds, or one cannot prepare.
+        """
+        wanted, wait = self.settings.federation.num_clients or 1, self.settings.federation.wait
+        until, told = time.monotonic() + wait, -1
+        while True:
+            self.look(is_strict=True)
+            num = len(self.known.keys() - self.absent())
+            if num >= wanted:
+                break
+            if time.monotonic() > until:
+                if not self.is_open and num >= self.settings.server.quorum * wanted:
+                    break
+                raise UserError(
+                    f"{num} of {wanted} clients have connected in {wait:g} s (federation.wait,"
+                    " federation.num_clients): start the others and run again"
+                )
+            if num != told:
+                say(f"  {num} of {wanted} clients are connected, waiting for the others")
+                told = num
+            time.sleep(POLL)
+        self.is_open = False
+
+    def wait_for(self, clients: Sequence[str], num: int, server_round: int) -> None:
+        """Wait until so many of these clients are connected; let in who comes back.
+
+        Raises:
+            UserError: They are not in `federation.wait` seconds.
+        """
+        wait = self.settings.federation.wait
+        until = time.monotonic() + wait
+        while True:
+            self.look()
+            there = set(clients) - self.absent()
+            if len(there) >= num:
+                return
+            if time.monotonic() > until:
+                raise UserError(
+                    f"round {server_round}: {len(there)} of {len(clients)} asked clients were connected after"
+                    f" {wait:g} s (federation.wait), server.quorum = {self.settings.server.quorum} asks for"
+                    f" {num}. Finished rounds are kept: run again when they are back"
+                )
+            time.sleep(POLL)
+
+    def look(self, is_strict: bool = False) -> None:
+        """Ask who is connected, and let nodes prepare that are new.
+
+        Raises:
+            UserError: One cannot, and `is_strict`; else it is told and passed over until it connects anew.
+        """
+        self.connected = set(self.grid.get_node_ids())
+        self.refused &= self.connected
+        new = sorted(self.connected - self.roster.keys() - self.refused)
+        content = RecordDict({"config": self.config})
+        messages = [Message(content, node, "query.prepare", group_id="0") for node in new]
+        for reply in self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout):
+            node = reply.metadata.src_node_id
+            try:
+                self._admit(reply)
+            except Rejected as reason:
+                if is_strict:
+                    raise UserError(f"a client could not prepare: {reason}") from None
+                say(f"  node {node} is not let in: {reason}")
+        self.refused |= set(new) - self.roster.keys()
+
+    def _admit(self, reply: Message) -> None:
+        """Take a client in, or back.
+
+        Raises:
+            Rejected: With the reason.
+        """
+        client, metrics = check_prepared(reply, self.identity)
+        event = {"event": "prepare", "round": 0, "client": client, **metrics}
+        before = [node for node, name in self.roster.items() if name == client]
+        if self.connected & set(before):
+            raise Rejected(f"two nodes say that they are client {client}")
+        if client not in self.known:
+            if not self.is_open:
+                raise Rejected(f"client {client} was not there when the run began")
+            self.known[client] = event
+        for name in ("num_train", "num_test"):
+            if self.known[client][name] != event[name]:
+                raise Rejected(f"client {client} had {name} = {self.known[client][name]}, now {event[name]}")
+        for node in before:
+            del self.roster[node]
+        self.roster[reply.metadata.src_node_id] = client

@@ -1,0 +1,305 @@
+"""What organisations need to run a federation over Flower: certificates, keys, configurations, start scripts.
+
+`init` writes a folder for the server and one for each client. Keys made here are for trials: between
+organisations each makes its own and sends its public half (docs/deployment.md).
+"""
+
+import ipaddress
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedsdr import __version__
+from fedsdr.config import Settings
+from fedsdr.data.sources import check_name
+from fedsdr.errors import UserError
+from fedsdr.recipe import to_toml
+from fedsdr.storage import write_file
+
+CONNECTION = "fedsdr"
+"""Name of the connection in the server's Flower configuration."""
+VALID = timedelta(days=365)
+QUIET: Mapping[str, str] = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+"""Nothing is sent to Flower's makers, and nothing is installed at the word of a server."""
+
+APP = f"""\
+# What `flwr run` sends: no code, only the names of the apps that server and clients have installed.
+[project]
+name = "fedsdr-app"
+version = "{__version__}"
+description = "Federated instruction tuning with fedsdr"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "fedsdr"
+
+[tool.flwr.app.components]
+serverapp = "fedsdr.apps.flower_app:app"
+clientapp = "fedsdr.apps.client_app:app"
+
+[tool.flwr.app.config]
+settings = ""
+recipe = ""
+overrides = ""
+"""
+
+START = """\
+#!/bin/sh
+# Starts the SuperLink for this machine alone. nginx.conf opens to the clients what they need, and only that.
+cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" {environment}
+exec {bin}/flower-superlink --host 127.0.0.1 --port {port} \\
+  --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
+  --enable-supernode-auth --isolation subprocess --database state.db
+"""
+
+REGISTER = """\
+#!/bin/sh
+# Lets the nodes take part whose public keys lie in keys/. Once for each key, while the SuperLink runs.
+cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" {environment}
+for key in keys/*.pub; do
+  {bin}/flwr supernode register "$key" {connection} --name "$(basename "$key" .pub)"
+done
+"""
+
+NGINX = """\
+# TLS for the clients, and nothing of Flower but what a client needs. Flower itself answers on its control and
+# runtime paths to anyone who holds the CA certificate: they could submit code that runs at every client.
+# Test it with: nginx -t -p . -c nginx.conf; start it with: nginx -p . -c nginx.conf
+pid nginx.pid;
+error_log nginx.log;
+events {{}}
+http {{
+  access_log off;
+  client_max_body_size 0;
+  client_body_temp_path /tmp/fedsdr-nginx-body;
+  proxy_temp_path /tmp/fedsdr-nginx-proxy;
+  fastcgi_temp_path /tmp/fedsdr-nginx-1;
+  uwsgi_temp_path /tmp/fedsdr-nginx-2;
+  scgi_temp_path /tmp/fedsdr-nginx-3;
+  server {{
+    listen {public} ssl;
+    server_name {host};
+    ssl_certificate server.crt;
+    ssl_certificate_key server.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    location /v1/fleet/ {{
+      proxy_pass https://127.0.0.1:{port};
+      proxy_ssl_trusted_certificate ca.crt;
+      proxy_ssl_verify on;
+      proxy_ssl_name localhost;
+      proxy_http_version 1.1;
+      proxy_set_header Host $http_host;
+      proxy_request_buffering off;
+      proxy_buffering off;
+      proxy_read_timeout 600s;
+    }}
+    location / {{ return 403; }}
+  }}
+}}
+"""
+
+NODE = """\
+# What this client's machine decides; no server can change it. Paths are taken from this file's folder.
+superlink = {address}
+root-certificates = "ca.crt"
+private-key = "node.key"
+port = {port}   # for the SuperNode's own use, on this machine alone
+
+[node]
+client = {client}
+data = {data}   # holds <domain>/train.jsonl and <domain>/test.jsonl (docs/data.md)
+folder = "state"   # rewritings, private adapters, evaluations: never leave it
+model = {model}   # a built-in name, a folder, or a hub id; must be the server's
+# threads = 0   # for computing; 0: as the server's settings say
+# distill-url = ""   # an OpenAI-compatible server of yours that may see your data, for rewriting
+# trust-remote-code = false
+# keep-updates = false   # whether the server may keep what this client sends, round by round
+"""
+
+
+def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list[Path]:
+    """Write what a server and its clients need for a trial.
+
+    Args:
+        folder: Becomes `server/` and one folder for each client.
+        clients: Their ids.
+        address: Where clients reach the server, host:port.
+        model: Base model of all.
+
+    Returns:
+        The folders: the server's, then the clients'.
+
+    Raises:
+        UserError: The folder is not empty, or a name or the address is not fit.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a folder that does not exist yet")
+    for number, client in enumerate(clients):
+        check_name(client, "client")
+        if client == "server" or client in clients[:number]:
+            raise UserError(f"client {client!r}: each client needs a name of its own, and not server")
+    if not clients:
+        raise UserError("no client is named: give --clients bank,hospital")
+    host, public = _split(address)
+    # On this machine alone there is no proxy, and clients reach the SuperLink itself.
+    port = public if _is_local(host) else public + 1
+    server = folder / "server"
+    certificates(server, host)
+    scripts = {"bin": shlex.quote(str(Path(sys.executable).parent)), "connection": CONNECTION, "port": port}
+    scripts["environment"] = " ".join(f"{key}={value}" for key, value in QUIET.items())
+    for name, text in (("start.sh", START), ("register.sh", REGISTER)):
+        write_file(server / name, text.format(**scripts))
+        (server / name).chmod(0o755)
+    if port != public:
+        write_file(server / "nginx.conf", NGINX.format(public=public, port=port, host=host))
+    write_file(server / "app" / "pyproject.toml", APP)
+    write_file(
+        server / "flower" / "config.toml",
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\n'
+        f"root-certificates = {to_toml(str((server / 'ca.crt').resolve()))}\n",
+    )
+    for number, client in enumerate(clients, start=1):
+        place = folder / client
+        write_file(place / "ca.crt", (server / "ca.crt").read_bytes())
+        private, opened = node_key()
+        _write_secret(place / "node.key", private)
+        write_file(place / "node.key.pub", opened)
+        write_file(server / "keys" / f"{client}.pub", opened)
+        values = {"address": address, "client": client, "data": "data", "model": model}
+        shown = {key: to_toml(value) for key, value in values.items()}
+        write_file(place / "node.toml", NODE.format(port=port + 100 + number, **shown))
+    return [server, *(folder / client for client in clients)]
+
+
+def submit(server: Path, settings: Settings) -> int:
+    """Start a run on the deployment whose server folder this is, and show its log until it ends.
+
+    Returns:
+        The exit status of `flwr run`.
+
+    Raises:
+        UserError: The folder is none that `init` wrote, or the settings name no number of clients.
+    """
+    if not (server / "app" / "pyproject.toml").exists():
+        raise UserError(f"{server} is no server folder; `fedsdr deploy DEPLOYMENT` writes one")
+    if not settings.federation.num_clients:
+        raise UserError("federation.num_clients = 0: add the number of clients, federation.num_clients=3")
+    place = Path(settings.run.dir)
+    place = place if place.is_absolute() else (server / place).resolve()
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(place)})})
+    write_file(server / "app" / "run.toml", f"settings = {to_toml(settings.model_dump_json())}\n")
+    command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
+    environment = os.environ | QUIET | {"FLWR_HOME": str((server / "flower").resolve())}
+    return subprocess.run(
+        [*command, "--run-config", "app/run.toml"], cwd=server, env=environment, check=False
+    ).returncode
+
+
+def certificates(server: Path, host: str) -> None:
+    """Write a certificate authority, and a certificate of the server signed by it, for a year."""
+    authority, key = _key(), _key()
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedsdr trial authority")])
+    root = (
+        _certificate(issuer, issuer, authority)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(), critical=True)
+        .sign(authority, hashes.SHA384())
+    )
+    names = dict.fromkeys([host, "localhost", "127.0.0.1"])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
+    leaf = (
+        _certificate(subject, issuer, key)
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(authority, hashes.SHA384())
+    )
+    write_file(server / "ca.crt", root.public_bytes(serialization.Encoding.PEM))
+    write_file(server / "server.crt", leaf.public_bytes(serialization.Encoding.PEM))
+    for name, private in (("ca.key", authority), ("server.key", key)):
+        pem = private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        _write_secret(server / name, pem)
+
+
+def node_key() -> tuple[bytes, bytes]:
+    """A node's private and public key, as `ssh-keygen -t ecdsa -b 384` writes them."""
+    key = _key()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return private, public + b"\n"
+
+
+def _key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + VALID)
+    )
+
+
+def _usage() -> x509.KeyUsage:
+    allowed = {"key_cert_sign", "crl_sign"}
+    names = (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    )
+    return x509.KeyUsage(**{name: name in allowed for name in names})
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_000:
+        raise UserError(f"--address = {address!r}: expected host:port, such as fl.example.org:8443")
+    return host.strip("[]"), int(port)
+
+
+def _is_local(host: str) -> bool:
+    return host in ("localhost", "127.0.0.1", "::1")
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    """Write a file that its owner alone can read, from the first instant."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)

@@ -1,0 +1,103 @@
+"""`fedsdr node`: a client's SuperNode and the worker that answers its messages, as one program."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedsdr.apps.deployment import QUIET
+from fedsdr.apps.node import read_node
+from fedsdr.config import Section
+from fedsdr.errors import UserError
+from fedsdr.progress import say
+from fedsdr.recipe import to_toml
+
+PATHS = ("data", "folder", "cache")
+
+
+class NodeFile(Section):
+    """The file of a node; keys are written with dashes."""
+
+    superlink: str
+    """Address of the server, host:port."""
+    root_certificates: str
+    """Certificate of the authority that signed the server's."""
+    private_key: str
+    """This node's key, whose public half the server registered."""
+    port: int
+    """Of the SuperNode's Runtime API, on this machine alone."""
+    node: dict[str, Any]
+    """Node configuration (`apps.node`)."""
+
+
+def run_node(path: Path) -> None:
+    """Connect a client to its server, and answer until told to stop.
+
+    Raises:
+        UserError: The file is malformed, something that it names is missing, or the SuperNode ended.
+    """
+    file = read_node_file(path)
+    from fedsdr.apps.client_app import app
+    from fedsdr.apps.worker import work
+
+    signal.signal(signal.SIGTERM, _stop)
+    config = " ".join(f"{key}={to_toml(value)}" for key, value in file.node.items())
+    with tempfile.TemporaryDirectory() as place:
+        secret, kept = secrets.token_bytes(32), Path(place) / "secret"
+        kept.write_bytes(secret)  # the folder is this user's alone
+        command = [
+            *(str(Path(sys.executable).with_name("flower-supernode")), "--superlink", file.superlink),
+            *("--root-certificates", file.root_certificates),
+            *("--auth-supernode-private-key", file.private_key),
+            *("--host", "127.0.0.1", "--port", str(file.port)),
+            *("--isolation", "process", "--superexec-auth-secret-file", str(kept)),
+            *("--node-config", config),
+        ]
+        say(f"client {file.node['client']}: connecting to {file.superlink}")
+        supernode = subprocess.Popen(command, env=os.environ | QUIET)
+        try:
+            work(app, f"127.0.0.1:{file.port}", secret, lambda: supernode.poll() is None)
+        finally:
+            supernode.terminate()
+            supernode.wait()
+    raise UserError(f"the SuperNode ended with status {supernode.returncode}; its messages are above")
+
+
+def read_node_file(path: Path) -> NodeFile:
+    """Read a node's file; paths in it become absolute.
+
+    Raises:
+        UserError: Names the key, the value and what would do.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        file = NodeFile.model_validate({key.replace("-", "_"): value for key, value in values.items()})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = str(problem["loc"][0]).replace("_", "-")
+        raise UserError(f"{path}: {key}: {problem['msg'].lower()}") from None
+    here = path.resolve().parent
+    node = file.node | {key: str(here / file.node[key]) for key in PATHS if file.node.get(key)}
+    if (here / str(node.get("model", ""))).is_dir():
+        node["model"] = str(here / node["model"])
+    read_node(node, here, "run")
+    keys = {key: str(here / getattr(file, key)) for key in ("root_certificates", "private_key")}
+    for what, place in {**keys, "node.data": node["data"]}.items():
+        if not Path(place).exists():
+            raise UserError(f"{path}: {what.replace('_', '-')} = {place} does not exist")
+    return file.model_copy(update={**keys, "node": node})
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise SystemExit(0)

@@ -1,0 +1,90 @@
+"""The long-lived client process beside a SuperNode, which keeps the model loaded between messages.
+
+Flower's own way is a new process for each message, which loads the model each time and runs whatever code
+the server sends with the run. A worker takes the messages from the SuperNode's Runtime API instead
+(`--isolation process`) and answers them with the client app that is installed here, and nothing else: code
+that comes with a run is never unpacked.
+
+The calls are Flower's, of its private parts (as of 1.41); they are those of its own `run_clientapp`.
+"""
+
+import time
+from collections.abc import Callable
+
+import httpx
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import RunNotRunningException
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from fedsdr.progress import say
+
+POLL = 0.5
+"""Seconds between two looks for a message."""
+PATIENCE = 30.0
+"""Seconds after which a SuperNode that does not answer is given up."""
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+
+def work(app: ClientApp, address: str, secret: bytes, is_alive: Callable[[], bool]) -> None:
+    """Answer the messages of a SuperNode, one after the other, as long as it is alive.
+
+    Args:
+        app: What answers them.
+        address: Of the SuperNode's Runtime API, host:port on this machine.
+        secret: What the SuperNode was given to know its worker by.
+        is_alive: Whether to go on.
+    """
+    known = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({ACQUIRE}))
+    asking = _client(address, known)
+    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    while is_alive():
+        try:
+            found = asking.AcquireTask(request)
+        except httpx.HTTPError:  # it starts, or ends
+            time.sleep(POLL)
+            continue
+        if found.HasField("task") and found.token:
+            _answer(app, address, found.token)
+        else:
+            time.sleep(POLL)
+
+
+def _answer(app: ClientApp, address: str, token: str) -> None:
+    """Take a message, answer it, hand over the reply."""
+    client = _client(address, RuntimeTokenHttpInterceptor(token))
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    try:
+        message, context, _run, _code = pull_task_input(client)
+        reply = app(message=message, context=context)
+        push_message(client, reply, context)
+        push_task_output(client, context, SubStatus.COMPLETED, "")
+    except (httpx.HTTPError, RunNotRunningException) as error:  # the run ended, or the SuperNode
+        say(f"a reply is lost: {type(error).__name__}; what the client keeps is in its folder")
+    finally:
+        heartbeat.stop()
+        client.close()
+
+
+def _client(address: str, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:
+    retry = make_simple_http_retry_invoker()
+    retry.max_time = PATIENCE
+    return RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,  # on this machine alone
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],
+        retry_invoker=retry,
+    )

@@ -1,0 +1,217 @@
+"""A federation on this machine as organisations would run it: a SuperLink, and a process for each client."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsdr.apps.deployment import QUIET, init
+from fedsdr.config import Settings
+from fedsdr.data.demo import demo_data
+from fedsdr.recipe import dump_settings
+
+CLIENTS = ("finance", "general", "math")
+BIN = Path(sys.executable).parent
+STARTED = 60.0
+"""Seconds in which a program must have started."""
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder <domain>/{train,test}.jsonl with a few examples of three built-in domains."""
+    root = tmp_path_factory.mktemp("data")
+    for domain, (train, test) in demo_data(0).items():
+        if domain not in CLIENTS:
+            continue
+        for part, examples in (("train", train[:6]), ("test", test[:2])):
+            path = root / domain / f"{part}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            rows = [
+                {"instruction": e.instruction, "input": e.context, "output": e.response, "label": e.label}
+                | ({"choices": list(e.choices)} if e.label else {})
+                | ({"facts": list(e.facts)} if e.facts else {})
+                | ({"answer": e.answer} if e.answer else {})
+                for e in examples
+            ]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def free_port() -> int:
+    """A port p such that p and the ports of the nodes, p + 101 to p + 103, are free just now."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            port: int = found.getsockname()[1]
+        if port > 60_000:
+            continue
+        try:
+            for other in range(port + 101, port + 104):
+                socket.create_server(("127.0.0.1", other)).close()
+        except OSError:
+            continue
+        return port
+
+
+class Recorder:
+    """A relay that keeps all bytes that pass through it, in both directions."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.seen: list[bytes] = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.server.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                near.close()
+                continue
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self.seen.append(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+class Deployment:
+    """The programs of a federation."""
+
+    def __init__(self, folder: Path, data_root: Path, model: Path, recording: bool = False) -> None:
+        self.folder, self.programs = folder, dict[str, subprocess.Popen[bytes]]()
+        self.port = free_port()
+        self.recorder = Recorder(self.port) if recording else None
+        init(folder, CLIENTS, f"localhost:{self.port}", str(model))
+        for client in CLIENTS:
+            shutil.copytree(data_root / client, folder / client / "data" / client)
+            if self.recorder:
+                path = folder / client / "node.toml"
+                relayed = path.read_text().replace(
+                    f"localhost:{self.port}", f"localhost:{self.recorder.port}"
+                )
+                path.write_text(relayed)
+        self.environment = os.environ | QUIET | {"OMP_NUM_THREADS": "1"}
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "server"
+
+    def start_server(self) -> None:
+        self._start("server", [str(self.server / "start.sh")])
+        trusted = ssl.create_default_context(cafile=str(self.server / "ca.crt"))
+        self._until(lambda: self._answers(trusted), "the SuperLink")
+
+    def register(self) -> str:
+        done = subprocess.run(
+            [self.server / "register.sh"], env=self.environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def start_node(self, client: str) -> None:
+        environment = {"FLWR_HOME": str(self.folder / client / "flower")}
+        self._start(client, [BIN / "fedsdr", "node", self.folder / client / "node.toml"], environment)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        program = self.programs.pop(name)
+        program.send_signal(number)
+        program.wait(30)
+
+    def run(self, settings: Settings, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Submit a run and wait until it ends."""
+        recipe = self.folder / "recipe.toml"
+        recipe.write_text(dump_settings(settings))
+        command = [BIN / "fedsdr", "run", recipe, "--on", self.server]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def stop(self) -> None:
+        for program in self.programs.values():
+            program.terminate()
+        for program in self.programs.values():
+            try:
+                program.wait(20)
+            except subprocess.TimeoutExpired:
+                program.kill()
+
+    def _start(self, name: str, command: list[Any], more: dict[str, str] | None = None) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.programs[name] = subprocess.Popen(
+                command, env=self.environment | (more or {}), stdout=log, stderr=log
+            )
+
+    def _answers(self, trusted: ssl.SSLContext) -> bool:
+        try:
+            urllib.request.urlopen(
+                f"https://localhost:{self.port}/health", context=trusted, timeout=2
+            ).close()
+        except OSError:
+            return False
+        return True
+
+    @staticmethod
+    def _until(is_true: Callable[[], bool], what: str) -> None:
+        until = time.monotonic() + STARTED
+        while not is_true():
+            assert time.monotonic() < until, f"{what} did not start in {STARTED} s"
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, data_root: Path, tiny_folder: Path) -> Iterator[Callable[..., Deployment]]:
+    """Make a deployment of three clients; its programs end with the test."""
+    made: list[Deployment] = []
+
+    def make(**options: Any) -> Deployment:
+        made.append(Deployment(tmp_path / f"deployment-{len(made)}", data_root, tiny_folder, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def small(tiny_settings: Callable[..., Settings]) -> Callable[..., Settings]:
+    """Settings of a run of two rounds by three clients."""
+
+    def settings(**overrides: Any) -> Settings:
+        return tiny_settings(
+            **{
+                "method": "fedsdr",
+                "server.num_rounds": 2,
+                "data.num_train": 0,
+                "data.num_test": 0,
+                "federation.num_clients": 3,
+                "federation.wait": 60.0,
+                "eval.max_new_tokens": 4,
+                **overrides,
+            }
+        )
+
+    return settings

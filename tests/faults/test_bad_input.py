@@ -1,0 +1,247 @@
+"""Random bad input to everything that reads: an error that says what is wrong, and never a traceback."""
+
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsdr.apps.node_process import read_node_file
+from fedsdr.client import wire
+from fedsdr.config import Settings
+from fedsdr.data.readers import read_file
+from fedsdr.errors import UserError
+from fedsdr.model.adapter_files import load_adapter
+from fedsdr.recipe import dump_settings, load_settings
+from fedsdr.server.guard import Rejected, check_prepared, check_reply, check_scores
+from fedsdr.storage import read_json, read_lines
+
+KEYS = [f"base_model.model.layer.lora_{letter}.weight" for letter in "AB"]
+SENT = {KEYS[0]: np.zeros((2, 3), np.float32), KEYS[1]: np.zeros((3, 2), np.float32)}
+WORDS = [
+    b"\x00",
+    b"\xff",
+    b'"',
+    b"{",
+    b"[",
+    b"}",
+    b"nan",
+    b"1e999",
+    b"-1",
+    b"null",
+    b"\n",
+    b",",
+    b"=",
+    b"../",
+    b"true",
+]
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """Change bytes, cut, double, or put in what parsers trip over."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(changed) + 1)
+        match rng.randrange(4):
+            case 0:
+                changed[place : place + 1] = bytes([rng.randrange(256)])
+            case 1:
+                del changed[place : place + rng.randint(1, 30)]
+            case 2:
+                changed[place:place] = rng.choice(WORDS)
+            case 3:
+                changed[place:place] = changed[place : place + rng.randint(1, 40)]
+    return bytes(changed)
+
+
+def files(tmp_path: Path) -> dict[str, tuple[bytes, Callable[[Path], Any]]]:
+    """Name of a file -> good content, and what reads it."""
+    rows = [
+        {"instruction": "What is it?", "output": "A dog.", "label": "dog", "choices": ["dog", "cat"]},
+        {"instruction": "Add 2 and 3.", "input": "", "output": "It is 5.", "answer": 5, "facts": ["5"]},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    node = (
+        'superlink = "h:1"\nroot-certificates = "ca"\nprivate-key = "key"\nport = 9\n[node]\n'
+        'client = "a"\ndata = "."\nfolder = "s"\nmodel = "tiny"\n'
+    )
+    for name in ("ca", "key"):
+        (tmp_path / name).write_text("x")
+    return {
+        "rows.jsonl": (lines.encode(), lambda path: read_file(path, "d", {})),
+        "rows.json": (json.dumps(rows).encode(), lambda path: read_file(path, "d", {})),
+        "rows.csv": (b"instruction,output\nWhat?,This.\nWhen?,Now.\n", lambda p: read_file(p, "d", {})),
+        "recipe.toml": (dump_settings(Settings()).encode(), load_settings),
+        "node.toml": (node.encode(), read_node_file),
+        "record.json": (json.dumps({"a": [1, 2]}).encode(), read_json),
+        "events.jsonl": (b'{"event": "round", "round": 1}\n' * 3, read_lines),
+    }
+
+
+def test_no_reader_answers_bad_files_with_a_traceback(
+    tmp_path: Path, often: Callable[[int, int], int], record: Callable[..., None]
+):
+    rng, num = random.Random(0), often(100, 1_000)
+    kinds = files(tmp_path)
+    for name, (good, read) in kinds.items():
+        path, refused = tmp_path / name, 0
+        for _ in range(num):
+            path.write_bytes(mutated(good, rng))
+            try:
+                read(path)
+            except UserError:
+                refused += 1
+        assert refused > num / 20, name
+        record(
+            fault=f"random bad {name}",
+            num=num,
+            lost=f"no traceback; {refused} refused, the rest was still good",
+        )
+
+
+def test_no_damaged_adapter_is_loaded_or_answered_with_a_traceback(
+    tmp_path: Path, often: Callable[[int, int], int], record: Callable[..., None]
+):
+    import torch
+
+    from fedsdr.config import Lora
+    from fedsdr.model.adapter_files import save_adapter
+
+    rng, num = random.Random(1), often(50, 500)
+    save_adapter(tmp_path, {key: torch.from_numpy(value) for key, value in SENT.items()}, Lora(rank=2), "m")
+    path = tmp_path / "adapter_model.safetensors"
+    good, refused = path.read_bytes(), 0
+    for _ in range(num):
+        path.write_bytes(mutated(good, rng))
+        try:
+            load_adapter(tmp_path)
+        except UserError:
+            refused += 1
+    record(fault="random bad adapter", num=num, lost=f"no traceback; {refused} refused")
+    assert refused > num / 3
+
+
+def saved(value: np.ndarray[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, value)
+    return stream.getvalue()
+
+
+def values(rng: random.Random) -> Any:
+    """A metric as a client may send it."""
+    return rng.choice([0, 1, 5, -1, 2**62, 0.5, float("nan"), float("inf"), -0.5, [1, 2], [0.5]])
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Message:
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+    question = Message(RecordDict(), 7, "train", group_id="1")
+    question.metadata.__dict__["_message_id"] = "question"
+    return question
+
+
+def test_the_guard_refuses_random_replies_with_a_reason(
+    asked: Message, often: Callable[[int, int], int], record: Callable[..., None]
+):
+    """Arrays of any bytes, keys and values of any kind; what passes is finite, of the shape that was sent."""
+    rng, num = random.Random(2), often(300, 3_000)
+    good = saved(wire.pack(SENT))
+    names = ["values", "scales", "controls", "shared", "../../x", "", "värde"]
+    keys = [
+        "round",
+        "num_examples",
+        "train/shared/loss",
+        "seconds",
+        "eval/x/score@global",
+        "prompt",
+        "num_train",
+    ]
+    passed = 0
+    for _ in range(num):
+        arrays = {
+            rng.choice(names[:1] * 9 + names): Array(
+                rng.choice(["float32", "float64", "object", "?"]),
+                tuple(rng.choice([(12,), (1,), (3, 4), (2**40,), ()])),
+                rng.choice(["numpy.ndarray", "pickle"]),
+                mutated(good, rng) if rng.random() < 0.8 else good,
+            )
+            for _ in range(rng.randint(1, 2))
+        }
+        metrics = {"round": 1, "num_examples": 5} | {
+            rng.choice(keys): values(rng) for _ in range(rng.randint(0, 3))
+        }
+        record_dict = {"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)}
+        if rng.random() < 0.1:
+            record_dict["client"] = ConfigRecord({"id": "x" * rng.randint(0, 99)})
+        reply = Message(RecordDict(record_dict), reply_to=asked)
+        try:
+            update = check_reply(reply, "a", 5, SENT, "float32", 1, 1e4)
+        except Rejected:
+            pass
+        else:
+            passed += 1
+            assert all(np.isfinite(value).all() for value in update.arrays.values())
+            assert {key: value.shape for key, value in update.arrays.items()} == {
+                key: value.shape for key, value in SENT.items()
+            }
+        for check in (
+            lambda one: check_scores(one, "a", 5, 1, True),
+            lambda one: check_prepared(one, "m"),
+        ):
+            with pytest.raises(Rejected):
+                check(reply)
+    record(
+        fault="random bad replies to the guard",
+        num=3 * num,
+        lost=f"no traceback; {passed} were sound and used",
+    )
+
+
+def test_no_override_is_answered_with_a_traceback(
+    often: Callable[[int, int], int], record: Callable[..., None]
+):
+    rng, num = random.Random(3), often(200, 2_000)
+    known = [
+        f"{name}.{key}"
+        for name, section in Settings()
+        if hasattr(section, "model_fields")
+        for key in type(section).model_fields
+    ]
+    texts = [
+        "",
+        "1",
+        "-1",
+        "0",
+        "1e999",
+        "nan",
+        "[]",
+        "{}",
+        "[1]",
+        '"x"',
+        "true",
+        "x",
+        "[[",
+        "2026-01-01",
+        '["a", 1]',
+        "{a=1}",
+    ]
+    refused = 0
+    for _ in range(num):
+        words = [f"{rng.choice(known)}={rng.choice(texts)}" for _ in range(rng.randint(1, 3))]
+        if rng.random() < 0.2:
+            words.append(mutated(b"client.learning_rate=1e-4", rng).decode("utf-8", "replace"))
+        try:
+            load_settings(None, words)
+        except UserError:
+            refused += 1
+    assert refused > num / 2
+    record(
+        fault="random bad settings", num=num, lost=f"no traceback; {refused} refused, the rest was allowed"
+    )

@@ -1,0 +1,152 @@
+"""What a machine may do to a run: full disks, memory that ends, clocks that jump, folders that are shared."""
+
+import errno
+import gc
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import fedsdr
+from fedsdr.apps import client_app
+from fedsdr.apps.local_grid import LocalGrid
+from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.storage import read_lines
+
+Runs = Callable[..., Settings]
+RUN = {"method": "fedsdr", "eval.every": 1}
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond; the kernel refuses, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("num_bytes", [500, 5_000, 20_000])
+def test_a_full_disk_ends_the_run_with_the_systems_words_and_the_next_goes_on(
+    run_settings: Runs, results: Callable[[Path], Any], num_bytes: int, record: Callable[..., None]
+):
+    settings, whole = run_settings(**RUN), run_settings(**RUN)
+    with largest_file(num_bytes), pytest.raises(Exception) as failure:  # noqa: PT011
+        fedsdr.run(settings)
+    told = f"{failure.value} {failure.value.__cause__ or ''}"
+    assert os.strerror(errno.EFBIG) in told or "file" in told.lower()
+    folder = Path(settings.run.dir)
+    fedsdr.resume(folder) if (folder / "config.toml").exists() else fedsdr.run(settings)
+    assert results(folder) == results(fedsdr.run(whole).folder)
+    record(fault="disk full", num=1, lost="nothing: equal bytes after going on")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_paid_for(run_settings: Runs):
+    with pytest.raises(OSError, match="/proc/fedsdr"):
+        fedsdr.run(run_settings(**{"run.dir": "/proc/fedsdr"}))
+
+
+def test_memory_that_ends_in_one_client_costs_its_reply_and_no_more(
+    run_settings: Runs, monkeypatch: pytest.MonkeyPatch, record: Callable[..., None]
+):
+    update = client_app.local_update
+
+    def greedy(*args: Any, **kwargs: Any) -> Any:
+        if "math" in args[7]:
+            raise MemoryError
+        return update(*args, **kwargs)
+
+    monkeypatch.setattr(client_app, "local_update", greedy)
+    folder = fedsdr.run(run_settings(**RUN)).folder
+    events = read_lines(folder / "metrics.jsonl")
+    dropped = [event for event in events if event["event"] == "dropped"]
+    assert {event["client"] for event in dropped} == {"math"}
+    assert all(event["reason"].startswith("the client failed: MemoryError") for event in dropped)
+    assert (folder / "server/round-0002").exists()
+    record(fault="out of memory in one client", num=len(dropped), lost="that client's reply of the round")
+
+
+@pytest.mark.parametrize("jump", [-1e9, 1e9])
+def test_a_clock_that_jumps_changes_nothing(
+    run_settings: Runs,
+    results: Callable[[Path], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    jump: float,
+    record: Callable[..., None],
+):
+    expected = results(fedsdr.run(run_settings(**RUN)).folder)
+    now, begun = time.time, time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: now() + (jump if time.monotonic() - begun > 0.3 else 0))
+    folder = fedsdr.run(run_settings(**RUN)).folder
+    assert results(folder) == expected
+    assert all(event.get("seconds", 0) < 100 for event in read_lines(folder / "metrics.jsonl"))
+    record(fault="clock jumps by 30 years", num=1, lost="nothing: equal bytes")
+
+
+def test_load_of_many_clients_keeps_memory_flat(
+    tmp_path: Path, often: Callable[[int, int], int], record: Callable[..., None]
+):
+    """Messages and replies of 1 MB; what a client was sent and what it sent is let go."""
+    app = ClientApp()
+
+    @app.train()
+    def answer(message: Message, context: Context) -> Message:
+        payload = bytes(message.content["config"]["payload"])
+        content = RecordDict({"c": ConfigRecord({"payload": payload}), "m": MetricRecord({"n": 1})})
+        return Message(content, reply_to=message)
+
+    grid = LocalGrid(app, 200, tmp_path)
+    content = RecordDict({"config": ConfigRecord({"payload": os.urandom(1_000_000)})})
+    memory = []
+    for number in range(5):
+        replies = grid.send_and_receive(
+            [Message(content, node, "train", group_id=str(number)) for node in grid.get_node_ids()]
+        )
+        assert sum(not reply.has_error() for reply in replies) == 200
+        gc.collect()
+        memory.append(psutil.Process().memory_info().rss)
+    assert memory[-1] < 1.1 * memory[0]
+    record(
+        fault="load: 200 clients, 1,000 messages of 1 MB",
+        num=1000,
+        lost=f"nothing; memory of the last round {memory[-1] / memory[0]:.2f} of the first's",
+    )
+
+
+def test_two_runs_in_one_folder_are_refused(run_settings: Runs, record: Callable[..., None]):
+    settings = run_settings(**RUN)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            import fcntl
+
+            with (Path(settings.run.dir) / ".lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                os.write(write, b".")
+                time.sleep(60)
+        finally:
+            os._exit(0)
+    os.read(read, 1)
+    try:
+        with pytest.raises(UserError, match="another process is working in"):
+            fedsdr.run(settings)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    fedsdr.run(settings)  # the lock goes with the process
+    record(fault="two runs in one folder", num=1, lost="nothing: the second is refused")

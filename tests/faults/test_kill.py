@@ -1,0 +1,101 @@
+"""kill -9 at random instants of a run: what the next process leaves is what no kill would have left."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+import fedsdr
+from fedsdr.apps.site import model_of
+from fedsdr.config import Settings
+
+RUN = {"method": "fedsdr", "eval.every": 1, "client.local_steps": 4}
+
+
+def forked(settings: Settings) -> int:
+    """Begin the run, or go on with it, in a copy of this process."""
+    folder = Path(settings.run.dir)
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        fedsdr.resume(folder) if (folder / "config.toml").exists() else fedsdr.run(settings)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def stage_of(folder: Path) -> str:
+    """What was going on when the process was killed."""
+    if len(list(folder.glob("clients/*/distilled-test.jsonl"))) < 3:
+        return "rewriting"
+    rounds = len(list(folder.glob("server/round-*"))) - 1
+    scored = len(list(folder.glob("evaluation/*.json")))
+    return "evaluating" if scored <= rounds else "training"
+
+
+def demand_whole(folder: Path) -> None:
+    """No file that counts is half-written; what was being written is aside, under a name with a dot."""
+    for path in folder.rglob("*"):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts) or path.is_dir():
+            continue
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        if path.suffix == ".safetensors":
+            with safe_open(path, "np") as file:
+                assert list(file.keys())
+        if path.suffix == ".jsonl":
+            *whole, torn = path.read_text().split("\n")
+            assert not torn or path.name == "metrics.jsonl" or path.parent.name in ("rewritings", "scores")
+            for line in whole:
+                json.loads(line)
+
+
+def test_a_run_killed_at_random_instants_leaves_the_bytes_of_one_that_was_not(
+    run_settings: Callable[..., Settings],
+    results: Callable[[Path], Any],
+    often: Callable[[int, int], int],
+    record: Callable[..., None],
+):
+    settings = run_settings(**RUN)
+    model_of(settings)  # the parent is warm: a child is in the middle of things at once
+    begun = time.monotonic()
+    child = forked(settings)
+    assert os.waitpid(child, 0)[1] == 0
+    seconds = time.monotonic() - begun
+    expected = results(Path(settings.run.dir))
+
+    wanted, rng = often(6, 60), random.Random(0)
+    stages: Counter[str] = Counter()
+    num_runs = 0
+    while sum(stages.values()) < wanted:
+        settings = run_settings(**RUN)
+        folder = Path(settings.run.dir)
+        num_runs += 1
+        while True:
+            child = forked(settings)
+            until = time.monotonic() + rng.uniform(0, 0.7) * seconds
+            ended, status = 0, 0
+            while not ended and time.monotonic() < until:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                time.sleep(0.001)
+            if ended:
+                assert status == 0
+                break
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            stages[stage_of(folder)] += 1
+            demand_whole(folder)
+        assert results(folder) == expected
+    for stage, num in sorted(stages.items()):
+        record(fault="kill -9 at a random instant", stage=stage, num=num, lost="nothing: equal bytes")
+    record(fault="runs finished after kill -9", num=num_runs, lost="nothing: equal bytes")
