@@ -123,7 +123,7 @@ class Deployment:
     def start_server(self) -> None:
         self._start("server", [str(self.server / "start.sh")])
         trusted = ssl.create_default_context(cafile=str(self.server / "ca.crt"))
-        self._until(lambda: self._answers(trusted), "the SuperLink")
+        self._until(lambda: self._answers(trusted), "server")
 
     def register(self) -> str:
         done = subprocess.run(
@@ -174,11 +174,11 @@ class Deployment:
             return False
         return True
 
-    @staticmethod
-    def _until(is_true: Callable[[], bool], what: str) -> None:
+    def _until(self, is_true: Callable[[], bool], name: str) -> None:
         until = time.monotonic() + STARTED
         while not is_true():
-            assert time.monotonic() < until, f"{what} did not start in {STARTED} s"
+            assert self.programs[name].poll() is None, self.log(name)
+            assert time.monotonic() < until, f"{name} did not start in {STARTED} s"
             time.sleep(0.2)
 
 

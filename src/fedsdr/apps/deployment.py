@@ -59,8 +59,8 @@ overrides = ""
 START = """\
 #!/bin/sh
 # Starts the SuperLink for this machine alone. nginx.conf opens to the clients what they need, and only that.
-cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" {environment}
-exec {bin}/flower-superlink --host 127.0.0.1 --port {port} \\
+cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
+exec flower-superlink --host 127.0.0.1 --port {port} \\
   --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
   --enable-supernode-auth --isolation subprocess --database state.db
 """
@@ -68,9 +68,9 @@ exec {bin}/flower-superlink --host 127.0.0.1 --port {port} \\
 REGISTER = """\
 #!/bin/sh
 # Lets the nodes take part whose public keys lie in keys/. Once for each key, while the SuperLink runs.
-cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" {environment}
+cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
 for key in keys/*.pub; do
-  {bin}/flwr supernode register "$key" {connection} --name "$(basename "$key" .pub)"
+  flwr supernode register "$key" {connection} --name "$(basename "$key" .pub)"
 done
 """
 

@@ -110,7 +110,8 @@ class LocalGrid(Grid):
         reply = self.client_app(asked, self.contexts[node])
         failure = self.contexts[node].state.get("error")
         if reply.has_error() and isinstance(failure, ConfigRecord):
-            for kind in (UserError, Diverged):  # one person runs all clients here and can mend it
+            # One person runs all clients here and can mend it; a full disk is of all of them.
+            for kind in (UserError, Diverged, OSError):
                 if failure["type"] == kind.__name__:
                     raise kind(str(failure["text"]))
         return reply

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from fedsdr.client.wire import Float32
@@ -40,7 +40,7 @@ def save_state(
         if private is not None:
             save_adapter(aside, private, lora, base)
         if kept:
-            save_file(dict(kept), aside / KEPT)
+            (aside / KEPT).write_bytes(save(dict(kept)))
 
     write_folder(round_folder(folder, server_round), fill)
     for old in [version for version in list_rounds(folder) if version <= server_round][:-KEEP]:

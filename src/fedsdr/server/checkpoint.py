@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save, save_file
+from safetensors.numpy import load_file, save
 
 from fedsdr.client.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.config import Lora
@@ -51,7 +51,9 @@ def save_round(
     def fill(aside: Path) -> None:
         save_adapter(aside, state, lora, base)
         if moments:
-            save_file(moments, aside / MOMENTS)
+            (aside / MOMENTS).write_bytes(
+                save(moments)
+            )  # `save_file` hides what the system says of a full disk
 
     write_folder(round_folder(folder, server_round), fill)
 
