@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults.conftest import record
 
 from fedsdr.apps.deployment import QUIET, init
 from fedsdr.config import Settings
 from fedsdr.data.demo import demo_data
 from fedsdr.recipe import dump_settings
+
+__all__ = ["record"]  # a fixture
 
 CLIENTS = ("finance", "general", "math")
 BIN = Path(sys.executable).parent
@@ -140,12 +143,20 @@ class Deployment:
         program.send_signal(number)
         program.wait(30)
 
-    def run(self, settings: Settings, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Submit a run and wait until it ends."""
+    def begin(self, settings: Settings) -> subprocess.Popen[str]:
+        """Submit a run."""
         recipe = self.folder / "recipe.toml"
         recipe.write_text(dump_settings(settings))
         command = [BIN / "fedsdr", "run", recipe, "--on", self.server]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, env=self.environment, **pipes)  # type: ignore[call-overload,no-any-return]
+
+    def run(self, settings: Settings, timeout: float = 300) -> str:
+        """Submit a run, wait until it ends, and return what it said."""
+        program = self.begin(settings)
+        told, _ = program.communicate(timeout=timeout)
+        assert program.returncode == 0, told + self.log("server")
+        return told
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()

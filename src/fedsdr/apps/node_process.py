@@ -1,5 +1,6 @@
 """`fedsdr node`: a client's SuperNode and the worker that answers its messages, as one program."""
 
+import ctypes
 import os
 import secrets
 import signal
@@ -20,6 +21,7 @@ from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.recipe import to_toml
 
+PR_SET_PDEATHSIG = 1
 PATHS = ("data", "folder", "cache")
 
 
@@ -62,7 +64,7 @@ def run_node(path: Path) -> None:
             *("--node-config", config),
         ]
         say(f"client {file.node['client']}: connecting to {file.superlink}")
-        supernode = subprocess.Popen(command, env=os.environ | QUIET)
+        supernode = subprocess.Popen(command, env=os.environ | QUIET, preexec_fn=_end_with_parent)
         try:
             work(app, f"127.0.0.1:{file.port}", secret, lambda: supernode.poll() is None)
         finally:
@@ -96,6 +98,12 @@ def read_node_file(path: Path) -> NodeFile:
         if not Path(place).exists():
             raise UserError(f"{path}: {what.replace('_', '-')} = {place} does not exist")
     return file.model_copy(update={**keys, "node": node})
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process with the one that began it, also after kill -9 (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
