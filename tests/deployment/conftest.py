@@ -5,12 +5,10 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,9 +122,8 @@ class Deployment:
         return self.folder / "server"
 
     def start_server(self) -> None:
-        self._start("server", [str(self.server / "start.sh")])
-        trusted = ssl.create_default_context(cafile=str(self.server / "ca.crt"))
-        self._until(lambda: self._answers(trusted), "server")
+        self.start("server", [str(self.server / "start.sh")])
+        self.wait_for_server()
 
     def register(self) -> str:
         done = subprocess.run(
@@ -136,7 +133,7 @@ class Deployment:
 
     def start_node(self, client: str) -> None:
         environment = {"FLWR_HOME": str(self.folder / client / "flower")}
-        self._start(client, [BIN / "fedsdr", "node", self.folder / client / "node.toml"], environment)
+        self.start(client, [BIN / "fedsdr", "node", self.folder / client / "node.toml"], environment)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         program = self.programs.pop(name)
@@ -170,26 +167,20 @@ class Deployment:
             except subprocess.TimeoutExpired:
                 program.kill()
 
-    def _start(self, name: str, command: list[Any], more: dict[str, str] | None = None) -> None:
+    def start(self, name: str, command: list[Any], more: dict[str, str] | None = None) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.programs[name] = subprocess.Popen(
                 command, env=self.environment | (more or {}), stdout=log, stderr=log
             )
 
-    def _answers(self, trusted: ssl.SSLContext) -> bool:
-        try:
-            urllib.request.urlopen(
-                f"https://localhost:{self.port}/health", context=trusted, timeout=2
-            ).close()
-        except OSError:
-            return False
-        return True
-
-    def _until(self, is_true: Callable[[], bool], name: str) -> None:
+    def wait_for_server(self) -> None:
         until = time.monotonic() + STARTED
-        while not is_true():
-            assert self.programs[name].poll() is None, self.log(name)
-            assert time.monotonic() < until, f"{name} did not start in {STARTED} s"
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", self.port)).close()
+            except OSError:
+                assert self.programs["server"].poll() is None, self.log("server")
+                assert time.monotonic() < until, f"the SuperLink did not start in {STARTED} s"
             time.sleep(0.2)
 
 
