@@ -52,6 +52,7 @@ SETTINGS = (
     "server.num_rounds=3",
     "eval.rewritings=false",
     "eval.max_new_tokens=1",
+    "run.threads=1",
 )
 """Scores are by likelihood: the loss of true responses, and choices."""
 
