@@ -44,6 +44,7 @@ test: $(DEVELOP) model ## Run the tests, some of them on the default model
 	$(BIN)/pytest
 
 test-deployment: $(DEVELOP) ## Run the tests of a deployment on this machine: TLS, keys, processes that are killed (some minutes)
+	$(PIP) --editable '.[simulation]'
 	FEDSDR_FULL=1 FEDSDR_RECORD=runs/deployment.jsonl $(BIN)/pytest tests/deployment
 
 test-faults: $(DEVELOP) ## Run the tests of faults in their long form, with a record in runs/faults.jsonl (some minutes)

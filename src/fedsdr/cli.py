@@ -72,8 +72,8 @@ def run(
     if on is not None:
         from fedsdr.apps.deployment import submit
 
-        with _resumable("give the same command again to go on"):
-            raise typer.Exit(submit(on, settings))
+        print(f"report:  {submit(on, settings) / 'report.html'}")
+        return
     from fedsdr.apps.run import run as run_settings
 
     with _resumable(f"go on by `fedsdr resume {settings.run.dir}`"):

@@ -324,7 +324,7 @@ class Server(Section):
     keep_updates: bool = False
     """Keep what each client sent in each round, to measure how alike the clients' changes are
     (`fedsdr measure`): one adapter a client and round on the server's disk, for good. A single client's
-    update says more of its data than the mean does, so this is for simulations."""
+    update says more of its data than the mean does: in a deployment each client must consent."""
 
     @property
     def eta(self) -> float:

@@ -29,6 +29,7 @@ def test_without_tls_and_with_a_process_for_each_message_the_bytes_are_equal_and
     home = {"FLWR_HOME": str(one.server / "flower"), "PATH": f"{BIN}:{os.environ['PATH']}"}
     one.start("server", [BIN / "flower-superlink", *start, *superlink], home)
     one.wait_for_server()
+    (one.server / "flower").mkdir(exist_ok=True)
     (one.server / "flower" / "config.toml").write_text(
         f'[superlink]\ndefault = "fedsdr"\n[superlink.fedsdr]\naddress = "127.0.0.1:{one.port}"\ninsecure = true\n'
     )

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedsdr import __version__
+from fedsdr.apps.run import is_finished
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
@@ -60,6 +61,13 @@ START = """\
 #!/bin/sh
 # Starts the SuperLink for this machine alone. nginx.conf opens to the clients what they need, and only that.
 cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
+mkdir -p flower && cat > flower/config.toml <<END   # where `flwr` finds it; it wants the whole path
+[superlink]
+default = "{connection}"
+[superlink.{connection}]
+address = "127.0.0.1:{port}"
+root-certificates = "$PWD/ca.crt"
+END
 exec flower-superlink --host 127.0.0.1 --port {port} \\
   --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
   --enable-supernode-auth --isolation subprocess --database state.db
@@ -166,11 +174,6 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
     if port != public:
         write_file(server / "nginx.conf", NGINX.format(public=public, port=port, host=host))
     write_file(server / "app" / "pyproject.toml", APP)
-    write_file(
-        server / "flower" / "config.toml",
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\n'
-        f"root-certificates = {to_toml(str((server / 'ca.crt').resolve()))}\n",
-    )
     for number, client in enumerate(clients, start=1):
         place = folder / client
         write_file(place / "ca.crt", (server / "ca.crt").read_bytes())
@@ -184,14 +187,15 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
     return [server, *(folder / client for client in clients)]
 
 
-def submit(server: Path, settings: Settings) -> int:
+def submit(server: Path, settings: Settings) -> Path:
     """Start a run on the deployment whose server folder this is, and show its log until it ends.
 
     Returns:
-        The exit status of `flwr run`.
+        The run's folder.
 
     Raises:
-        UserError: The folder is none that `init` wrote, or the settings name no number of clients.
+        UserError: The folder is none that `init` wrote, the settings name no number of clients, or the run
+            did not come to its end.
     """
     if not (server / "app" / "pyproject.toml").exists():
         raise UserError(f"{server} is no server folder; `fedsdr deploy DEPLOYMENT` writes one")
@@ -203,9 +207,10 @@ def submit(server: Path, settings: Settings) -> int:
     write_file(server / "app" / "run.toml", f"settings = {to_toml(settings.model_dump_json())}\n")
     command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
     environment = os.environ | QUIET | {"FLWR_HOME": str((server / "flower").resolve())}
-    return subprocess.run(
-        [*command, "--run-config", "app/run.toml"], cwd=server, env=environment, check=False
-    ).returncode
+    subprocess.run([*command, "--run-config", "app/run.toml"], cwd=server, env=environment, check=False)
+    if not is_finished(settings):
+        raise UserError("the run is not finished; why is said above. Give the same command again to go on")
+    return place
 
 
 def certificates(server: Path, host: str) -> None:

@@ -1,0 +1,114 @@
+"""What a process for each message costs, Flower's own way, against a worker that keeps the model.
+
+    python benchmarks/deployment.py benchmarks/results/deployment.json
+
+One client with the default model on this machine, TLS and node authentication, rounds of a few steps; each
+way has a run of its own, in turn, three times. Overhead of a round: its seconds less those of the training.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fedsdr.apps.deployment import QUIET, init
+from fedsdr.data.demo import demo_data
+from fedsdr.recipe import to_toml
+from fedsdr.storage import read_lines, rewrite_lines, write_json
+
+BIN = Path(sys.executable).parent
+TIMES, CLIENT, PORT = 3, "math", 38400
+RUN = (
+    "method=fedit",
+    "federation.num_clients=1",
+    "server.num_rounds=4",
+    "client.local_steps=4",
+    "data.num_train=0",
+    "eval.rewritings=false",
+    "eval.max_new_tokens=2",
+)
+
+
+def main() -> None:
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        for number in range(TIMES):
+            for way in ("worker", "process for each message"):
+                records += measure(Path(place) / f"{number}-{way.split()[0]}", way, PORT + len(records) * 7)
+    table = {
+        way: {
+            name: median(record[name] for record in records if record["way"] == way)
+            for name in ("train", "overhead")
+        }
+        for way in ("worker", "process for each message")
+    }
+    for way, row in table.items():
+        print(f"| {way} | {row['train']:.1f} | {row['overhead']:.1f} |")
+    command = f"python benchmarks/deployment.py {sys.argv[1]}"
+    write_json(Path(sys.argv[1]), {"command": command, "medians": table, "records": records})
+
+
+def measure(folder: Path, way: str, port: int) -> list[dict[str, Any]]:
+    """Seconds of training and of the rest, for each round after the first."""
+    server, client = init(folder, [CLIENT], f"localhost:{port}", "smollm2-135m-instruct")
+    examples, tests = demo_data(0)[CLIENT]
+    for part, some in (("train", examples[:24]), ("test", tests[:2])):
+        rows = [{"instruction": one.instruction, "output": one.response} for one in some]
+        rewrite_lines(client / "data" / CLIENT / f"{part}.jsonl", rows)
+    programs = [start([server / "start.sh"])]
+    until = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+    subprocess.run([server / "register.sh"], check=True, stdout=subprocess.DEVNULL)
+    if way == "worker":
+        programs.append(start([BIN / "fedsdr", "node", client / "node.toml"]))
+    else:
+        node = {"client": CLIENT, "data": str(client / "data"), "folder": str(client / "state")}
+        node["model"] = "smollm2-135m-instruct"
+        words = " ".join(f"{key}={to_toml(value)}" for key, value in node.items())
+        programs.append(
+            start(
+                [
+                    *(BIN / "flower-supernode", "--superlink", f"localhost:{port}", "--host", "127.0.0.1"),
+                    *("--port", str(port + 3), "--root-certificates", client / "ca.crt"),
+                    *("--auth-supernode-private-key", client / "node.key", "--node-config", words),
+                ],
+                FLWR_HOME=str(client / "flower"),
+            )
+        )
+    try:
+        command = [BIN / "fedsdr", "run", "recipes/demo.toml", *RUN, "run.dir=runs/one", "--on", server]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    finally:
+        for program in programs:
+            program.terminate()
+            program.wait(60)
+    events = read_lines(server / "runs" / "one" / "metrics.jsonl")
+    trained = {event["round"]: event["seconds"] for event in events if event["event"] == "train"}
+    rounds = {event["round"]: event["seconds"] for event in events if event["event"] == "round"}
+    shutil.rmtree(folder)
+    return [
+        {"way": way, "round": number, "train": trained[number], "overhead": seconds - trained[number]}
+        for number, seconds in rounds.items()
+        if number > 1
+    ]
+
+
+def start(command: list[Any], **more: str) -> "subprocess.Popen[bytes]":
+    environment = os.environ | QUIET | {"PATH": f"{BIN}:{os.environ['PATH']}"} | more
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Who is connected: clients that are late, come back, change, or are others than they say."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsdr.apps import attendance as module
+from fedsdr.apps.attendance import Attendance
+from fedsdr.errors import UserError
+from fedsdr.recipe import check_settings
+from fedsdr.storage import Event
+
+
+class Grid:
+    """Nodes that come and go, each with what it answers when it is asked to prepare."""
+
+    def __init__(self, **nodes: str) -> None:
+        self.clients = {int(node.removeprefix("n")): client for node, client in nodes.items()}
+        self.num_train, self.model, self.asked = 5, "m", list[int]()
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.clients)
+
+    def send_and_receive(self, messages: Iterable[Message], **_: Any) -> Iterable[Message]:
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self.asked.append(node)
+            message.metadata.__dict__["_message_id"] = f"to {node}"
+            client = ConfigRecord({"id": self.clients[node], "model": self.model})
+            metrics = MetricRecord({"num_train": self.num_train, "num_test": 2})
+            yield Message(RecordDict({"client": client, "metrics": metrics}), reply_to=message)
+
+
+@pytest.fixture
+def attend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Attendance]:
+    """Make an attendance whose clock is quick: ``attend(grid, num=3, known={...})``."""
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+    monkeypatch.setattr(module, "POLL", 0.001)
+
+    def make(grid: Grid, num: int = 2, known: dict[str, Event] | None = None) -> Attendance:
+        settings = check_settings({"federation": {"num_clients": num, "wait": 0.05}}, "test")
+        return Attendance(grid, ConfigRecord({}), "m", settings, known or {})  # type: ignore[arg-type]
+
+    return make
+
+
+def told(client: str, num_train: int = 5) -> Event:
+    return {"event": "prepare", "round": 0, "client": client, "num_train": num_train, "num_test": 2}
+
+
+def test_a_run_begins_when_all_are_there_and_each_prepares_once(attend):
+    grid = Grid(n7="b", n3="a")
+    one = attend(grid)
+    one.wait_for_all()
+    one.look()
+    assert (one.roster, sorted(one.known), grid.asked) == ({7: "b", 3: "a"}, ["a", "b"], [3, 7])
+
+
+def test_waiting_for_clients_ends_with_how_many_came(attend):
+    with pytest.raises(UserError, match=r"1 of 2 clients have connected in 0.05 s \(federation.wait"):
+        attend(Grid(n7="b")).wait_for_all()
+
+
+def test_waiting_for_a_quorum_ends_and_says_that_nothing_is_lost(attend):
+    grid = Grid(n1="a", n2="b")
+    one = attend(grid)
+    one.wait_for_all()
+    del grid.clients[1]
+    one.wait_for(["a", "b"], 1, 3)
+    assert one.absent() == {"a"}
+    with pytest.raises(UserError, match=r"round 3: 1 of 2 asked clients .* Finished rounds are kept"):
+        one.wait_for(["a", "b"], 2, 3)
+
+
+def test_a_client_that_comes_back_on_a_new_node_is_the_same_client(attend):
+    grid = Grid(n1="a", n2="b")
+    one = attend(grid)
+    one.wait_for_all()
+    grid.clients = {2: "b", 9: "a"}
+    one.look()
+    assert one.roster == {2: "b", 9: "a"} and one.absent() == set()
+
+
+def test_two_nodes_of_one_name_are_refused_at_the_start_and_passed_over_later(attend):
+    with pytest.raises(UserError, match="two nodes say that they are client a"):
+        attend(Grid(n1="a", n2="a")).wait_for_all()
+    grid = Grid(n1="a", n2="b")
+    one = attend(grid)
+    one.wait_for_all()
+    grid.clients[3] = "a"
+    one.look()
+    one.look()
+    assert one.roster == {1: "a", 2: "b"}
+    assert grid.asked.count(3) == 1  # it is not asked again and again
+
+
+def test_a_stranger_is_not_let_in_once_the_run_has_begun(attend):
+    grid = Grid(n1="a", n2="b")
+    one = attend(grid)
+    one.wait_for_all()
+    grid.clients[3] = "c"
+    one.look()
+    assert "c" not in one.known and 3 not in one.roster
+
+
+def test_a_run_goes_on_with_a_quorum_of_its_clients(attend):
+    one = attend(Grid(n1="a"), num=2, known={"a": told("a"), "b": told("b")})
+    one.wait_for_all()
+    assert one.absent() == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"num_train": 6}, "client a had num_train = 5, now 6"), ({"model": "other"}, "another base model")],
+)
+def test_a_client_that_changed_since_the_run_began_stops_it(attend, change: dict, reason: str):
+    grid = Grid(n1="a")
+    vars(grid).update(change)
+    with pytest.raises(UserError, match=reason):
+        attend(grid, num=1, known={"a": told("a")}).wait_for_all()
