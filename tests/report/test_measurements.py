@@ -54,7 +54,8 @@ def test_every_measurement_has_a_place_and_no_run_needs_any(
 def test_verdicts_come_in_the_order_of_the_measurements_from_any_file(make_measured: MeasuredRun) -> None:
     folder, _ = make_measured()
     late = {"claim": "c", "verdict": "supported", "text": "t"}
-    write_json(folder / "measurements" / "all.json", {"verdicts": [late]})
+    made = {"records": [], "notes": [], "command": "c", "seconds": 1.0}
+    write_json(folder / "measurements" / "all.json", made | {"verdicts": [late]})
     found = [one.verdict for one in verdicts(read_measurements(folder))]
     assert found == ["supported", "undecided", "refuted", "not measured", "supported"]
 
