@@ -89,10 +89,10 @@ def read_node_file(path: Path) -> NodeFile:
         key = str(problem["loc"][0]).replace("_", "-")
         raise UserError(f"{path}: {key}: {problem['msg'].lower()}") from None
     here = path.resolve().parent
+    read_node(file.node, here, "run")  # whose keys and types hold from here on
     node = file.node | {key: str(here / file.node[key]) for key in PATHS if file.node.get(key)}
-    if (here / str(node.get("model", ""))).is_dir():
+    if (here / node["model"]).is_dir():
         node["model"] = str(here / node["model"])
-    read_node(node, here, "run")
     keys = {key: str(here / getattr(file, key)) for key in ("root_certificates", "private_key")}
     for what, place in {**keys, "node.data": node["data"]}.items():
         if not Path(place).exists():

@@ -482,6 +482,9 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is working in {folder}; wait for it, or stop it") from None
+        for left in folder.rglob(".*.aside"):  # of files that were being written when a process was killed
+            if left.is_file():
+                left.unlink()
         try:
             yield
         finally:
