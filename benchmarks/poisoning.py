@@ -62,11 +62,15 @@ Vector = np.ndarray[Any, Any]
 
 def main() -> None:
     to = Path(sys.argv[1])
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = (
+        read_json(to)["records"] if to.exists() else []
+    )  # goes on where it stopped
     with tempfile.TemporaryDirectory() as place:
         for num_clients, num_bad in FEDERATIONS:
             for attack in ATTACKS:
                 for reduction in REDUCTIONS:
+                    if find(records, num_clients, attack, reduction):
+                        continue
                     record = one(Path(place), num_clients, num_bad, attack, reduction)
                     if record:
                         records.append(record)
@@ -203,11 +207,17 @@ def table(records: list[dict[str, Any]]) -> str:
         for attack in ATTACKS:
             cells = []
             for reduction in REDUCTIONS:
-                wanted = {"clients": num_clients, "attack": attack, "reduction": reduction}
-                found = [one for one in records if wanted.items() <= one.items()]
-                cells.append(shown(found[0], attack) if found else "-")
+                found = find(records, num_clients, attack, reduction)
+                cells.append(shown(found, attack) if found else "-")
             lines.append(f"| {attack} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def find(
+    records: list[dict[str, Any]], num_clients: int, attack: str, reduction: str
+) -> dict[str, Any] | None:
+    wanted = {"clients": num_clients, "attack": attack, "reduction": reduction}
+    return next((one for one in records if wanted.items() <= one.items()), None)
 
 
 def shown(record: dict[str, Any], attack: str) -> str:

@@ -368,9 +368,9 @@ class Federation(Section):
     """Clients that must have connected before the run begins. Flower's engines need it; 0: all there are."""
     wait: Positive = 600.0
     """Seconds to wait for them, and later for a quorum of those that a round asks, before the run stops."""
-    timeout: Positive = 43_200.0
-    """Seconds that a client has for its reply; what comes later is not used. Flower drops what takes more
-    than 12 hours."""
+    timeout: Positive = 3600.0
+    """Seconds that a client has to train or to be evaluated; what comes later is not used. A client that is
+    killed and back within seconds costs the round as much, since its message is lost."""
 
 
 class Wire(Section):

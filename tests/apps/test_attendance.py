@@ -1,7 +1,7 @@
 """Who is connected: clients that are late, come back, change, or are others than they say."""
 
+import threading
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -20,18 +20,26 @@ class Grid:
     def __init__(self, **nodes: str) -> None:
         self.clients = {int(node.removeprefix("n")): client for node, client in nodes.items()}
         self.num_train, self.model, self.asked = 5, "m", list[int]()
+        self.replies: dict[str, Message] = {}
+        self.slow: set[str] = set()
+        """Messages that are still being worked on."""
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.clients)
 
-    def send_and_receive(self, messages: Iterable[Message], **_: Any) -> Iterable[Message]:
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         for message in messages:
             node = message.metadata.dst_node_id
             self.asked.append(node)
             message.metadata.__dict__["_message_id"] = f"to {node}"
             client = ConfigRecord({"id": self.clients[node], "model": self.model})
-            metrics = MetricRecord({"num_train": self.num_train, "num_test": 2})
-            yield Message(RecordDict({"client": client, "metrics": metrics}), reply_to=message)
+            metrics = MetricRecord({"num_train": self.num_train, "num_test": 2, "seconds": 1.0})
+            content = RecordDict({"client": client, "metrics": metrics})
+            self.replies[f"to {node}"] = Message(content, reply_to=message)
+            yield f"to {node}"
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self.replies.pop(one) for one in message_ids if one in self.replies and one not in self.slow]
 
 
 @pytest.fixture
@@ -107,6 +115,55 @@ def test_a_stranger_is_not_let_in_once_the_run_has_begun(attend):
     assert "c" not in one.known and 3 not in one.roster
 
 
+def test_a_stranger_or_a_changed_client_does_not_keep_a_run_from_going_on(attend):
+    """Once any registered node could stop every resumption."""
+    one = attend(Grid(n1="a", n2="b", n3="c"), num=2, known={"a": told("a"), "b": told("b")})
+    one.wait_for_all()
+    assert one.roster == {1: "a", 2: "b"}
+    one = attend(Grid(n1="a", n2="b"), num=2, known={"a": told("a"), "b": told("b", 7)})
+    one.wait_for_all()
+    assert one.absent() == {"b"} and "num_train = 7, now 5" in one.reasons[2]
+
+
+def test_a_client_that_prepares_slowly_delays_no_round_of_the_others(attend):
+    """Once a round waited for whoever was new, quorum or not."""
+    grid = Grid(n1="a", n2="b")
+    one = attend(grid)
+    one.wait_for_all()
+    grid.clients = {2: "b", 9: "a"}
+    grid.slow = {"to 9"}
+    one.wait_for(["a", "b"], 1, 3)
+    assert one.absent() == {"a"}
+    grid.slow = set()
+    one.wait_for(["a", "b"], 2, 4)
+    assert one.absent() == set() and grid.asked.count(9) == 1
+
+
+def test_time_does_not_run_while_a_client_prepares(attend):
+    """Rewriting takes hours; `federation.wait` is for those who are not there."""
+    grid = Grid(n1="a", n2="b")
+    grid.slow = {"to 2"}
+    threading.Timer(0.3, grid.slow.clear).start()
+    one = attend(grid)  # waits for 0.05 seconds
+    one.wait_for_all()
+    assert one.absent() == set()
+
+
+def test_a_node_that_was_refused_is_asked_again_after_a_while(attend, monkeypatch: pytest.MonkeyPatch):
+    """It keeps its id when it is mended and started again."""
+    monkeypatch.setattr(module, "AGAIN", 0.02)
+    grid = Grid(n1="a")
+    one = attend(grid, num=1, known={"a": told("a"), "b": told("b")})
+    one.wait_for_all()
+    grid.clients[2] = "b"
+    grid.model = "other"
+    one.look()
+    assert one.absent() == {"b"}
+    grid.model = "m"
+    one.wait_for(["a", "b"], 2, 3)
+    assert one.absent() == set()
+
+
 def test_a_run_goes_on_with_a_quorum_of_its_clients(attend):
     one = attend(Grid(n1="a"), num=2, known={"a": told("a"), "b": told("b")})
     one.wait_for_all()
@@ -117,8 +174,8 @@ def test_a_run_goes_on_with_a_quorum_of_its_clients(attend):
     ("change", "reason"),
     [({"num_train": 6}, "client a had num_train = 5, now 6"), ({"model": "other"}, "another base model")],
 )
-def test_a_client_that_changed_since_the_run_began_stops_it(attend, change: dict, reason: str):
+def test_why_clients_are_not_let_in_is_told_when_there_are_too_few(attend, change: dict, reason: str):
     grid = Grid(n1="a")
     vars(grid).update(change)
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError, match=f"0 of 1 clients .*{reason}"):
         attend(grid, num=1, known={"a": told("a")}).wait_for_all()

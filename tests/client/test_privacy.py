@@ -45,8 +45,8 @@ def test_a_change_that_is_not_finite_cannot_pass_unclipped():
             clip(np.array([bad, 0.0]), 1.0)
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-def test_noise_is_standard_normal(seed: int | None):
+@pytest.mark.parametrize("seed", [None, 3, b"secret"])
+def test_noise_is_standard_normal(seed: int | bytes | None):
     """Mean 0, deviation 1 and kurtosis 3, within six standard errors of 200,000 draws."""
     drawn = gaussian(200_000, seed)
     error = 1 / math.sqrt(drawn.size)
@@ -83,9 +83,28 @@ def test_one_client_moves_the_central_sum_by_no_more_than_the_norm():
     assert 3 * np.linalg.norm(moved) == pytest.approx(0.5, rel=1e-5)
 
 
-def test_a_client_under_local_privacy_sends_its_clipped_change_with_noise(monkeypatch: pytest.MonkeyPatch):
+def test_a_round_that_is_asked_again_is_answered_by_the_same_bytes_and_no_other_round_is(tmp_path: Path):
+    """Fresh noise on the same change would be a second release, which the accountant does not count."""
+    privacy, before, secret = Privacy(kind="local"), adapter(1, 1, 1, 1), tmp_path / "key"
+    first = numbers(noised(adapter(2, 1, 1, 1), before, privacy, None, secret))
+    assert numbers(noised(adapter(2, 1, 1, 1), before, privacy, None, secret)) == first
+    for trained, received, own in (
+        (adapter(2, 1, 1, 2), before, secret),
+        (adapter(2, 1, 1, 1), adapter(1, 1, 1, 0), secret),
+        (adapter(2, 1, 1, 1), before, tmp_path / "another"),
+    ):
+        other = np.array(numbers(noised(trained, received, privacy, None, own)))
+        assert (np.abs(other - first) > 1e-3).all()
+    assert secret.stat().st_mode & 0o77 == 0
+
+
+def test_a_client_under_local_privacy_sends_its_clipped_change_with_noise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setattr(module, "gaussian", lambda size, seed: np.ones(size))
-    sent = noised(adapter(4, 5, 1, 1), adapter(1, 1, 1, 1), Privacy(kind="local", noise=0.5), 0)
+    sent = noised(
+        adapter(4, 5, 1, 1), adapter(1, 1, 1, 1), Privacy(kind="local", noise=0.5), 0, tmp_path / "key"
+    )
     assert numbers(sent) == pytest.approx([1 + 0.6 + 0.5, 1 + 0.8 + 0.5, 1.5, 1.5])
 
 

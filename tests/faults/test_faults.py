@@ -50,7 +50,7 @@ def test_a_full_disk_ends_the_run_with_the_systems_words_and_the_next_goes_on(
     folder = Path(settings.run.dir)
     fedsdr.resume(folder) if (folder / "config.toml").exists() else fedsdr.run(settings)
     assert results(folder) == results(fedsdr.run(whole).folder)
-    record(fault="disk full", num=1, lost="nothing: equal bytes after going on")
+    record(fault="disk full (local engine)", num=1, lost="nothing: equal bytes after going on")
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_paid_for(run_settings: Runs):
@@ -75,7 +75,11 @@ def test_memory_that_ends_in_one_client_costs_its_reply_and_no_more(
     assert {event["client"] for event in dropped} == {"math"}
     assert all(event["reason"].startswith("the client failed: MemoryError") for event in dropped)
     assert (folder / "server/round-0002").exists()
-    record(fault="out of memory in one client", num=len(dropped), lost="that client's reply of the round")
+    record(
+        fault="out of memory in one client (local engine)",
+        num=len(dropped),
+        lost="that client's reply of the round",
+    )
 
 
 @pytest.mark.parametrize("jump", [-1e9, 1e9])
@@ -92,7 +96,7 @@ def test_a_clock_that_jumps_changes_nothing(
     folder = fedsdr.run(run_settings(**RUN)).folder
     assert results(folder) == expected
     assert all(event.get("seconds", 0) < 100 for event in read_lines(folder / "metrics.jsonl"))
-    record(fault="clock jumps by 30 years", num=1, lost="nothing: equal bytes")
+    record(fault="clock jumps by 30 years (local engine)", num=1, lost="nothing: equal bytes")
 
 
 def test_load_of_many_clients_keeps_memory_flat(
@@ -119,7 +123,7 @@ def test_load_of_many_clients_keeps_memory_flat(
         memory.append(psutil.Process().memory_info().rss)
     assert memory[-1] < 1.1 * memory[0]
     record(
-        fault="load: 200 clients, 1,000 messages of 1 MB",
+        fault="load: 200 clients, 1,000 messages of 1 MB (local engine)",
         num=1000,
         lost=f"nothing; memory of the last round {memory[-1] / memory[0]:.2f} of the first's",
     )

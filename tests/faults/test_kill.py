@@ -97,5 +97,10 @@ def test_a_run_killed_at_random_instants_leaves_the_bytes_of_one_that_was_not(
             demand_whole(folder)
         assert results(folder) == expected
     for stage, num in sorted(stages.items()):
-        record(fault="kill -9 at a random instant", stage=stage, num=num, lost="nothing: equal bytes")
+        record(
+            fault="kill -9 at a random instant (local engine)",
+            stage=stage,
+            num=num,
+            lost="nothing: equal bytes",
+        )
     record(fault="runs finished after kill -9", num=num_runs, lost="nothing: equal bytes")

@@ -29,7 +29,16 @@ from fedsdr.tables import WireType
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 SHAPES = {A: (2, 3), B: (4, 2)}
 SENT = {key: np.ones(shape, np.float32) for key, shape in SHAPES.items()}
-METRICS = {"round": 7, "num_examples": 5, "seconds": 1.5, "train/shared/loss": 2.5}
+METRICS = {"round": 7, "num_examples": 5, "seconds": 1.5} | {
+    f"train/shared/{name}": value
+    for name, value in {
+        "loss": 2.5,
+        "first_loss": 3.0,
+        "last_loss": 2.0,
+        "num_steps": 4,
+        "num_tokens": 80,
+    }.items()
+}
 
 
 @pytest.fixture(autouse=True)
@@ -227,12 +236,29 @@ def test_a_metric_that_is_no_finite_number_is_refused(value: Any):
 
 def test_metrics_are_listed_for_each_kind_of_message():
     key = "eval/finance/score@global"
-    assert check_metrics(MetricRecord({"round": 1, key: 0.5}), "evaluate") == {"round": 1, key: 0.5}
+    good = {"round": 1, "seconds": 1.0, key: 0.5}
+    assert check_metrics(MetricRecord(good), "evaluate") == good
     for kind in ("train", "prepare"):
-        with pytest.raises(Rejected):
-            check_metrics(MetricRecord({key: 0.5}), kind)
-    prepared = {"num_train": 4, "distill/omission_rate@before": 0.5, "distill/num_fallback/cut_off": 1}
+        with pytest.raises(Rejected, match="not on the allow-list"):
+            check_metrics(MetricRecord(good), kind)
+    prepared = TOLD | {"distill/omission_rate@before": 0.5, "distill/num_fallback/cut_off": 1}
     assert check_metrics(MetricRecord(prepared), "prepare") == prepared
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seconds": None}, "metric seconds is missing"),
+        ({"train/shared/num_tokens": None}, "metric train/shared/num_tokens is missing"),
+        ({"train/private/loss": 2.0}, "metric train/private/.* is missing"),
+        ({"train/shared/num_steps": 1.5}, "no whole number"),
+        ({"train/shared/loss": 1e300}, "is above 1e"),
+    ],
+)
+def test_what_would_break_the_report_after_the_last_round_is_dropped_at_once(change: dict, says: str):
+    metrics = {key: value for key, value in (METRICS | change).items() if value is not None}
+    with pytest.raises(Rejected, match=says):
+        check_metrics(MetricRecord(metrics), "train")
 
 
 def test_an_absurdly_large_update_is_refused_even_if_only_two_clients_take_part():
@@ -347,7 +373,7 @@ def test_good_scores_pass():
     bare = without("score", "loss", "loss_tokens") | {"eval/finance/num_scored@global": 0}
     for good in (SCORES, SCORES | MINE, bare):
         assert check_scores(reply(RecordDict({"metrics": MetricRecord(good)})), "a", 6, 7, True) == good
-    nothing = {"round": 7}  # a client without test examples
+    nothing = {"round": 7, "seconds": 1.0}  # a client without test examples
     assert check_scores(reply(RecordDict({"metrics": MetricRecord(nothing)})), "a", 0, 7, True) == nothing
 
 
@@ -379,12 +405,12 @@ def test_good_scores_pass():
             {"metrics": MetricRecord({**SCORES, "eval/finance/choice_score@global": 0.5})},
             "choice_score and its count",
         ),
-        ({"metrics": MetricRecord({**SCORES, "eval/finance/num_examples@global": 1e300})}, "prepared with 6"),
+        ({"metrics": MetricRecord({**SCORES, "eval/finance/num_examples@global": 10**11})}, "prepared with 6"),
         (
             {"metrics": MetricRecord({k.replace("finance", "mean"): v for k, v in SCORES.items()})},
             "called so",
         ),
-        ({"metrics": MetricRecord({"round": 7, **MINE})}, "the global model was scored on 0"),
+        ({"metrics": MetricRecord({"round": 7, "seconds": 1.0, **MINE})}, "the global model was scored on 0"),
         ({"metrics": MetricRecord({**SCORES, "seconds": -1.0})}, "from 0 on"),
     ],
     ids=[
@@ -414,7 +440,7 @@ def test_bad_scores_are_refused_with_a_reason(content: dict[str, Any], says: str
         check_scores(reply(RecordDict(content)), "a", 6, 7, True)
 
 
-TOLD = {"num_train": 4, "num_test": 0}
+TOLD = {"num_train": 4, "num_test": 0, "seconds": 2.0}
 PREPARED = TOLD | {f"distill/{name}@{when}": 1 for name in COUNTS for when in ("before", "after")}
 PREPARED |= {"distill/num_examples@after": 4, "distill/num_examples@before": 3}
 
@@ -445,7 +471,7 @@ def test_a_client_is_known_by_its_id_and_complete_counts():
         ("bank", PREPARED | {"distill/num_examples@after": 5}, "it has 4"),
         ("bank", PREPARED | {"distill/num_examples@before": 5}, "it has 4"),
         ("bank", PREPARED | {"distill/num_checkable@after": 5}, "more checkable"),
-        ("bank", {"num_test": 4}, "num_train = None is not from 1"),
+        ("bank", {"num_test": 4, "seconds": 1.0}, "num_train = None is not from 1"),
         ("bank", TOLD | {"num_train": 0}, "num_train = 0 is not from 1"),
         ("bank", TOLD | {"num_train": MAX_EXAMPLES + 1}, "num_train"),
         ("bank", TOLD | {"num_test": 0.5}, "num_test"),
@@ -473,7 +499,8 @@ def test_without_a_global_model_only_personalised_scores_pass_and_there_may_be_n
     def checked(scores: dict[str, float]) -> dict[str, float]:
         return check_scores(reply(RecordDict({"metrics": MetricRecord(scores)})), "a", 6, 7, False)
 
-    mine, nothing = {"round": 7} | MINE, {"round": 7}
+    nothing = {"round": 7, "seconds": 1.0}
+    mine = nothing | MINE
     assert checked(mine) == mine
     assert checked(nothing) == nothing  # of a client that was never drawn
     with pytest.raises(Rejected, match="there is no global model"):

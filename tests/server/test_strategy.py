@@ -60,12 +60,14 @@ def trained(message: Message, value: float, num_examples: int | None = None, **m
     if num_examples is None:
         num_examples = TOLD[ROSTER[message.metadata.dst_node_id]]["num_train"]
     record = broadcast({KEY: np.full((1, 2), value, np.float32)})
-    numbers = MetricRecord({"round": 2, "num_examples": num_examples, **metrics})
+    numbers = MetricRecord({"round": 2, "num_examples": num_examples, "seconds": 1.0, **metrics})
     return Message(RecordDict({"arrays": record, "metrics": numbers}), reply_to=message)
 
 
 def scored(message: Message, **metrics: float) -> Message:
-    return Message(RecordDict({"metrics": MetricRecord({"round": 2, **metrics})}), reply_to=message)
+    return Message(
+        RecordDict({"metrics": MetricRecord({"round": 2, "seconds": 1.0, **metrics})}), reply_to=message
+    )
 
 
 def failed(message: Message) -> Message:
@@ -99,15 +101,11 @@ def test_a_round_takes_the_mean_weighted_by_examples_of_the_replies_that_passed(
 
 def test_the_log_of_a_reply_holds_its_metrics_and_the_bytes_of_its_arrays(start):
     strategy, messages = start()
-    strategy.aggregate_train(2, [trained(m, 1.0, **{"train/shared/loss": 2.5}) for m in messages])
-    assert strategy.take_events()[0] == {
-        "event": "train",
-        "round": 2,
-        "client": "a",
-        "num_bytes_up": 2 * 4,
-        "num_examples": 1,
-        "train/shared/loss": 2.5,
-    }
+    told = {f"train/shared/{name}": 2.5 for name in ("loss", "first_loss", "last_loss")}
+    told |= {f"train/shared/{name}": 3 for name in ("num_steps", "num_tokens")}
+    strategy.aggregate_train(2, [trained(m, 1.0, **told) for m in messages])
+    about = {"event": "train", "round": 2, "client": "a", "num_bytes_up": 2 * 4, "num_examples": 1}
+    assert strategy.take_events()[0] == about | {"seconds": 1.0} | told
 
 
 @pytest.mark.parametrize(
@@ -155,7 +153,7 @@ def test_scores_of_a_client_that_answers_badly_are_dropped_and_the_others_kept(s
     assert [(event["event"], event["client"]) for event in events] == [
         ("dropped", "a"), ("dropped", "c"), ("dropped", "d"), ("evaluate", "b"),
     ]  # fmt: skip
-    assert events[3] == {"event": "evaluate", "round": 2, "client": "b", **SCORED}
+    assert events[3] == {"event": "evaluate", "round": 2, "client": "b", "seconds": 1.0, **SCORED}
 
 
 def test_an_evaluation_below_the_quorum_stops_the_run(start):
@@ -219,7 +217,7 @@ def test_who_does_not_answer_in_time_is_dropped_and_the_round_goes_on(start):
     late = strategy.roster[messages[-1].metadata.dst_node_id]
     strategy.aggregate_train(2, [trained(message, 1.0) for message in messages[:-1]])
     (dropped,) = [event for event in strategy.take_events() if event["event"] == "dropped"]
-    assert (dropped["client"], dropped["reason"]) == (late, "no answer in 43200 s")
+    assert (dropped["client"], dropped["reason"]) == (late, "no answer in 3600 s")
 
 
 def test_an_error_that_flower_answers_with_names_the_client_that_is_gone(start):

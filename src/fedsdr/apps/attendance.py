@@ -18,6 +18,8 @@ from fedsdr.storage import Event
 
 POLL = 1.0
 """Seconds between two looks at who is connected."""
+AGAIN = 60.0
+"""Seconds after which a node that could not be let in is asked again: it may have been mended."""
 
 
 class Attendance:
@@ -45,8 +47,12 @@ class Attendance:
         """Whether clients may still join: until all are there for the first time."""
         self.roster: dict[int, str] = {}
         """Node id -> client id, of the nodes that have prepared."""
-        self.refused: set[int] = set()
         self.connected: set[int] = set()
+        self.pending: dict[str, int] = {}
+        """Nodes that are preparing, by the id of the message that asked them."""
+        self.refused: dict[int, float] = {}
+        """Nodes that could not be let in, until when they are left alone."""
+        self.reasons: dict[int, str] = {}
 
     def absent(self) -> set[str]:
         """Clients of the federation that are not connected."""
@@ -55,22 +61,29 @@ class Attendance:
     def wait_for_all(self) -> None:
         """Wait for all clients of the federation; to go on with a run a quorum of them will do.
 
+        The time does not run while a connected client prepares: rewriting may take hours.
+
         Raises:
-            UserError: Too few connect in `federation.wait` seconds, or one cannot prepare.
+            UserError: Too few connect in `federation.wait` seconds, or one cannot prepare at the beginning.
         """
         wanted, wait = self.settings.federation.num_clients or 1, self.settings.federation.wait
         until, told = time.monotonic() + wait, -1
+        # Of a run that goes on, or of simulated clients, all are there that ever will be.
+        is_local = not self.settings.federation.num_clients
         while True:
-            self.look(is_strict=True)
+            self.look(is_strict=self.is_open or is_local)
             num = len(self.known.keys() - self.absent())
-            if num >= wanted:
+            if num >= wanted and not self.pending:
                 break
+            if self.pending:
+                until = max(until, time.monotonic() + POLL)
             if time.monotonic() > until:
                 if not self.is_open and num >= self.settings.server.quorum * wanted:
                     break
+                reasons = "".join(f"; {reason}" for reason in self.reasons.values())
                 raise UserError(
                     f"{num} of {wanted} clients have connected in {wait:g} s (federation.wait,"
-                    " federation.num_clients): start the others and run again"
+                    f" federation.num_clients): start the others and run again{reasons}"
                 )
             if num != told:
                 say(f"  {num} of {wanted} clients are connected, waiting for the others")
@@ -100,27 +113,34 @@ class Attendance:
             time.sleep(POLL)
 
     def look(self, is_strict: bool = False) -> None:
-        """Ask who is connected, and let nodes prepare that are new.
+        """See who is connected, ask nodes that are new to prepare, and take in those that have; never wait.
 
         Raises:
-            UserError: One cannot, and `is_strict`; else it is told and passed over until it connects anew.
+            UserError: One cannot, and `is_strict`; else it is told, and asked again after a while.
         """
+        now = time.monotonic()
         self.connected = set(self.grid.get_node_ids())
-        self.refused &= self.connected
-        new = sorted(self.connected - self.roster.keys() - self.refused)
+        self.refused = {node: until for node, until in self.refused.items() if until > now}
+        busy = self.roster.keys() | self.refused.keys() | set(self.pending.values())
         content = RecordDict({"config": self.config})
-        messages = [Message(content, node, "query.prepare", group_id="0") for node in new]
-        for reply in self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout):
-            node = reply.metadata.src_node_id
+        for node in sorted(self.connected - busy):
+            for one in self.grid.push_messages([Message(content, node, "query.prepare", group_id="0")]):
+                self.pending[one] = node
+        if not self.pending:
+            return
+        for reply in self.grid.pull_messages(list(self.pending)):
+            node = self.pending.pop(reply.metadata.reply_to_message_id)
             try:
-                self._admit(reply)
+                self._admit(reply, node)
             except Rejected as reason:
                 if is_strict:
                     raise UserError(f"a client could not prepare: {reason}") from None
                 say(f"  node {node} is not let in: {reason}")
-        self.refused |= set(new) - self.roster.keys()
+                self.refused[node] = now + AGAIN
+                self.reasons[node] = str(reason)
+        self.pending = {one: node for one, node in self.pending.items() if node in self.connected}
 
-    def _admit(self, reply: Message) -> None:
+    def _admit(self, reply: Message, node: int) -> None:
         """Take a client in, or back.
 
         Raises:
@@ -128,7 +148,7 @@ class Attendance:
         """
         client, metrics = check_prepared(reply, self.identity)
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
-        before = [node for node, name in self.roster.items() if name == client]
+        before = [other for other, name in self.roster.items() if name == client]
         if self.connected & set(before):
             raise Rejected(f"two nodes say that they are client {client}")
         if client not in self.known:
@@ -138,6 +158,6 @@ class Attendance:
         for name in ("num_train", "num_test"):
             if self.known[client][name] != event[name]:
                 raise Rejected(f"client {client} had {name} = {self.known[client][name]}, now {event[name]}")
-        for node in before:
-            del self.roster[node]
-        self.roster[reply.metadata.src_node_id] = client
+        for other in before:
+            del self.roster[other]
+        self.roster[node] = client

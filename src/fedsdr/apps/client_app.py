@@ -66,6 +66,8 @@ def errors_stay_here(handler: Handler) -> Handler:
         context.state.pop("error", None)
         is_deployed = "client" in context.node_config
         try:
+            if is_deployed:  # before anything is written where a wrong configuration might say
+                read_node(context.node_config, Path(), "run")
             # Another process may still be busy with what a run asked that was since begun anew.
             with locked(_folder(context) / "node") if is_deployed else nullcontext():
                 return handler(message, context)
@@ -75,7 +77,7 @@ def errors_stay_here(handler: Handler) -> Handler:
             name = f"node-{context.node_id}-error.txt"
             if is_deployed:
                 say(f"{kind}: {error}")
-            with suppress(OSError):  # a full disk may be why
+            with suppress(OSError, KeyError):  # a full disk may be why, or a node without a folder
                 write_file(_folder(context) / name, traceback.format_exc())
             return Message(Error(CLIENT_FAILED, f"{kind}, see {name}"), reply_to=message)
 
@@ -215,13 +217,13 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
     node = read_node(context.node_config, _folder(context), str(config["run"]))
     settings = node.apply(settings)
-    site = open_site(settings, node.who, node.folder)
+    site = open_site(settings, node.who, node.folder, node.runs_programs)
     return settings, site, int(config["round"])  # type: ignore[arg-type]
 
 
 def _folder(context: Context) -> Path:
     """The node's folder; in Flower's simulation nodes have none and take that of the run."""
-    if "folder" in context.node_config:
+    if "folder" in context.node_config or "client" in context.node_config:
         return Path(str(context.node_config["folder"]))
     return Path(asked_settings(context.run_config).run.dir) / "clients"
 
@@ -346,7 +348,7 @@ def _pack_reply(
     new = wire.cut(wire.travelling(settings, trained), rank)
     if settings.privacy.kind == "local":
         seed = noise_seed(settings.privacy, settings.run.seed, "client", site.id, "round", server_round)
-        new = noised(new, received, settings.privacy, seed)
+        new = noised(new, received, settings.privacy, seed, site.folder / "noise.key")
     kept = {key: value for key, value in trained.items() if combination.keeps(key)}
     lost = load_kept(site.folder, server_round).get("residual")
     arrays, residual = wire.encode(new, received, lost, settings.wire.dtype)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedsdr import __version__
-from fedsdr.apps.run import is_finished
+from fedsdr.apps.run import check_budget, is_finished
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
@@ -133,8 +133,11 @@ folder = "state"   # rewritings, private adapters, evaluations: never leave it
 model = {model}   # a built-in name, a folder, or a hub id; must be the server's
 # threads = 0   # for computing; 0: as the server's settings say
 # distill-url = ""   # an OpenAI-compatible server of yours that may see your data, for rewriting
+# served-name = ""   # and the model there
+# run-programs = false   # whether programs that the model writes may be run, to score examples with tests
+# least-noise = 0.0   # above 0: take part only under local differential privacy with at least this noise
 # trust-remote-code = false
-# keep-updates = false   # whether the server may keep what this client sends, round by round
+# keep-updates = false   # whether a server that says so may keep what this client sends, round by round
 """
 
 
@@ -202,6 +205,8 @@ def submit(server: Path, settings: Settings) -> Path:
     if not settings.federation.num_clients:
         raise UserError("federation.num_clients = 0: add the number of clients, federation.num_clients=3")
     place = Path(settings.run.dir)
+    check_name(place.name, "run")
+    check_budget(settings, [])
     place = place if place.is_absolute() else (server / place).resolve()
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(place)})})
     write_file(server / "app" / "run.toml", f"settings = {to_toml(settings.model_dump_json())}\n")

@@ -6,6 +6,7 @@ The local engine calls `server_app.serve` directly. What a run's folder needs be
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsdr.apps.patient_grid import PatientGrid
 from fedsdr.apps.run import run_over
 from fedsdr.errors import UserError
 from fedsdr.recipe import asked_settings
@@ -28,4 +29,4 @@ def main(grid: Grid, context: Context) -> None:
         )
     if not settings.run.dir:
         raise UserError("run.dir is empty: name the server's folder of this run")
-    run_over(grid, settings)
+    run_over(PatientGrid(grid), settings)

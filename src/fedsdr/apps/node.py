@@ -22,8 +22,11 @@ CHOICES: Mapping[str, Any] = {
     "threads": 0,
     "cache": "",
     "distill-url": "",
+    "served-name": "",
     "trust-remote-code": False,
     "keep-updates": False,
+    "run-programs": False,
+    "least-noise": 0.0,
 }
 """Keys that a node may have beside, with their defaults."""
 
@@ -43,6 +46,11 @@ class Node:
     cache: str = ""
     distill_url: str = ""
 
+    @property
+    def runs_programs(self) -> bool:
+        """Whether programs that the model writes may be run, to score them; always so in a simulation."""
+        return self.own is None or bool(self.own["run-programs"])
+
     def apply(self, settings: Settings) -> Settings:
         """The server's settings with all that the node decides itself.
 
@@ -59,6 +67,20 @@ class Node:
         run = settings.run.model_copy(update={"cache": self.cache})
         if self.own is None:
             return settings.model_copy(update={"run": run})
+        if settings.distill.url and settings.distill.served_name != self.own["served-name"]:
+            raise UserError(
+                f"distill.served_name = {settings.distill.served_name!r} is not this node's served-name ="
+                f" {self.own['served-name']!r}"
+            )
+        least, privacy = self.own["least-noise"], settings.privacy
+        if least and (privacy.kind != "local" or privacy.noise < least or privacy.source != "secure"):
+            raise UserError(
+                f"this node's least-noise = {least:g} asks for privacy.kind = 'local', a privacy.noise of at"
+                f" least that, and privacy.source = 'secure'; the server's settings have {privacy.kind!r},"
+                f" {privacy.noise:g} and {privacy.source!r}"
+            )
+        if privacy.kind == "local" and privacy.source != "secure":
+            raise UserError("privacy.source = 'seeded' is for simulations: its noise can be taken off again")
         if settings.server.keep_updates and not self.own["keep-updates"]:
             raise UserError(
                 "the server's settings would keep this client's updates (server.keep_updates), which this"
@@ -105,11 +127,11 @@ def read_node(config: Mapping[str, Any], folder: Path, run: str) -> Node:
     own = {**CHOICES, **config}
     for key, value in own.items():
         expected = type(CHOICES.get(key, 0 if key in SIMULATED else ""))
-        if type(value) is not expected:
+        if type(value) is not expected and not (expected is float and type(value) is int):
             raise UserError(f"node configuration: {key} = {value!r}; expected {_KINDS[expected]}")
     client = check_name(own["client"], "client")
     root = Path(own["folder"]) / check_name(run, "run")
     return Node(client, root, own, own["cache"], own["distill-url"])
 
 
-_KINDS = {str: "text", int: "a whole number", bool: "true or false"}
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

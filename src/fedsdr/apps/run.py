@@ -4,6 +4,7 @@ import fcntl
 import os
 import platform
 import resource
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Client, Settings
+from fedsdr.data.sources import check_name
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 APART: Any = {"run": {"dir"}, "federation": True}
 """Settings that may change while a run goes on: where it lies, and how long it waits."""
+NONCE = "nonce"
+"""File in the folder of a run over Flower that tells it from others of its name."""
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 
@@ -78,6 +82,7 @@ def run(settings: Settings) -> Result:
                 f"{folder} already holds a run; go on with it by `fedsdr resume {folder}`, or choose another"
                 " folder by run.dir=..."
             )
+        check_budget(settings, [])
         settings = resolve(settings)
         check_fit(settings)
         environment = describe_environment(settings)
@@ -93,8 +98,12 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
         UserError: As `run` and `resume`; `federation` may be set anew.
     """
     folder = Path(settings.run.dir)
+    check_name(folder.name, "run")
+    check_budget(settings, [])
     with _locked(folder):
         settings = resolve(settings)
+        if not (folder / NONCE).exists():  # clients tell a run from one of the same name that was removed
+            write_file(folder / NONCE, secrets.token_hex(4))
         if (folder / "config.toml").exists():
             environment = _demand_same(settings, has_data=False)
         else:
@@ -346,6 +355,36 @@ def check_fit(settings: Settings) -> None:
     for client in clients:
         for example in (*client.train, *client.test):
             encode(base.tokenizer, example, example.response, settings.model.max_length)
+
+
+def check_budget(settings: Settings, clients: Sequence[str]) -> None:
+    """Refuse a run whose rounds would cost more than `privacy.budget`, before anything is spent.
+
+    Args:
+        settings: Of the run.
+        clients: All of them; [] where they are not known yet, and then only a run that asks all is judged.
+
+    Raises:
+        UserError: With the number of rounds that the budget pays for; or opacus is missing.
+    """
+    from fedsdr.client.privacy import affordable, epsilon
+    from fedsdr.server.strategy import num_trainings
+
+    privacy, num_rounds = settings.privacy, settings.server.num_rounds
+    if privacy.kind == "none" or (settings.server.clients_per_round and not clients):
+        return
+    asked = [num_trainings(settings, clients or ["all"], number) for number in range(num_rounds + 1)]
+    total = epsilon(privacy, asked[-1])
+    if clients:
+        say(f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after all rounds")
+    if privacy.budget and total > privacy.budget:
+        most = affordable(privacy, num_rounds)
+        paid = max(number for number in range(num_rounds) if asked[number] <= most)
+        fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
+        raise UserError(
+            f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="
+            f" {privacy.budget:g}: {fewer} a larger privacy.noise than {privacy.noise:g}"
+        )
 
 
 def check_counts(settings: Settings, clients: Sequence[str]) -> None:

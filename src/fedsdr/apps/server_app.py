@@ -16,17 +16,16 @@ from flwr.serverapp import Grid
 
 from fedsdr import __version__
 from fedsdr.apps.attendance import Attendance
-from fedsdr.apps.run import check_counts
+from fedsdr.apps.run import NONCE, check_budget, check_counts
 from fedsdr.apps.site import model_of
-from fedsdr.client.privacy import affordable, epsilon
+from fedsdr.client.privacy import epsilon
 from fedsdr.config import Settings
-from fedsdr.errors import UserError
 from fedsdr.measure.scores import table_of_round
 from fedsdr.model.base import public_name
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import last_round, load_moments, load_round, save_round
-from fedsdr.server.strategy import FedStrategy, draw_clients
+from fedsdr.server.strategy import FedStrategy, draw_clients, num_trainings
 from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines, write_json
 
 
@@ -55,8 +54,9 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     # Only what differs from the defaults is sent; clients of another version refuse.
     apart: Any = {"run": {"dir", "cache"}, "federation": True}
     sent = settings.model_dump_json(exclude_defaults=True, exclude=apart)
-    # A node may take part in several runs; one that was begun anew with other settings is another.
-    run = f"{folder.name}-{content_hash(sent)[:8]}"
+    # A node may take part in several runs; one that was begun anew is another.
+    nonce = (folder / NONCE).read_text() if (folder / NONCE).exists() else ""
+    run = f"{folder.name[:40]}-{content_hash(sent, nonce)[:8]}"
     config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
     # A client that only reads its rewritings again took no time for them: the first record stays.
     told = {str(event["client"]): event for event in past if event["event"] == "prepare"}
@@ -65,6 +65,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     events = sorted(told.values(), key=lambda event: str(event["client"]))
     rewrite_lines(log, [*events, *(event for event in past if event["event"] != "prepare")])
     check_counts(settings, sorted(told))
+    check_budget(settings, sorted(told))
     rank = settings.adapter.rank
     arrays, residual = load_round(server, begun, rank)
     strategy = FedStrategy(settings, attendance.roster, told, arrays, load_moments(server, begun), residual)
@@ -74,7 +75,6 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         work.evaluate(only_round)
         return
     strategy.summary()
-    check_budget(strategy)
     if is_due(settings, begun):
         work.evaluate(begun)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
@@ -145,33 +145,11 @@ class Work:
 
 def spent(strategy: FedStrategy, server_round: int) -> Event:
     """Epsilon and delta of the most drawn client after a round; {} without differential privacy."""
-    privacy = strategy.settings.privacy
-    if privacy.kind == "none":
+    settings = strategy.settings
+    if settings.privacy.kind == "none":
         return {}
-    return {"epsilon": epsilon(privacy, strategy.num_trainings(server_round)), "delta": privacy.delta}
-
-
-def check_budget(strategy: FedStrategy) -> None:
-    """Stop before anything is spent if all rounds together would exceed the budget.
-
-    Raises:
-        UserError: With the number of rounds that the budget pays for.
-    """
-    privacy, num_rounds = strategy.settings.privacy, strategy.settings.server.num_rounds
-    if privacy.kind == "none":
-        return
-    total = spent(strategy, num_rounds)["epsilon"]
-    say(
-        f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after {num_rounds} rounds"
-    )
-    if privacy.budget and total > privacy.budget:
-        most = affordable(privacy, num_rounds)
-        paid = max(number for number in range(num_rounds) if strategy.num_trainings(number) <= most)
-        fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
-        raise UserError(
-            f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="
-            f" {privacy.budget:g}: {fewer} a larger privacy.noise than {privacy.noise:g}"
-        )
+    asked = num_trainings(settings, strategy.prepared, server_round)
+    return {"epsilon": epsilon(settings.privacy, asked), "delta": settings.privacy.delta}
 
 
 def is_due(settings: Settings, server_round: int) -> bool:

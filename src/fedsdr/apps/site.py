@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
 _sites: dict[tuple[str, str], Site] = {}
 
 
-def open_site(settings: Settings, who: int | str, root: Path) -> Site:
+def open_site(settings: Settings, who: int | str, root: Path, runs_programs: bool = True) -> Site:
     """Open a client: check its data, rewrite what is wanted, encode. Done once per process.
 
     Args:
@@ -80,6 +80,7 @@ def open_site(settings: Settings, who: int | str, root: Path) -> Site:
         who: Number of the client in a simulation. In a deployment its id: all that is in `data.root` is its
             own, and read again at each message, since someone may change it.
         root: Where the client's folder is.
+        runs_programs: Whether examples keep their `tests`, for which programs of the model are run.
 
     Raises:
         UserError: The data are not those that the client's folder was begun with, or there is no such client.
@@ -89,6 +90,9 @@ def open_site(settings: Settings, who: int | str, root: Path) -> Site:
             raise UserError(f"method = {settings.method} pools the data of all clients: simulate it instead")
         data = own_data(load_domains(settings.data, settings.partition.id_column), settings, who)
         check_unchanged(root / data.id, data)
+        if not runs_programs:
+            train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
+            data = ClientData(data.id, train, test)
     else:
         clients = data_of(settings)[1]
         if who >= len(clients):
@@ -96,6 +100,10 @@ def open_site(settings: Settings, who: int | str, root: Path) -> Site:
         data = clients[who]
     key = (str(root / data.id), settings.model_dump_json())
     if key not in _sites:
+        if isinstance(who, str):
+            _sites.clear()  # a worker lives long, and serves one run at a time
+        else:
+            check_unchanged(root / data.id, data)
         _sites[key] = _open(settings, data, root / data.id)
     return _sites[key]
 
@@ -107,7 +115,6 @@ def close_sites() -> None:
 
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> Site:
-    check_unchanged(folder, data)
     rewritings: dict[str, Sequence[Rewriting]] = {}
     views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
     if METHODS[settings.method].needs_rewritings:

@@ -10,10 +10,12 @@ The calls are Flower's, of its private parts (as of 1.41); they are those of its
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SubStatus
+from flwr.common.constant import ErrorCode, SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
@@ -24,7 +26,6 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
-from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -66,13 +67,19 @@ def _answer(app: ClientApp, address: str, token: str) -> None:
     client = _client(address, RuntimeTokenHttpInterceptor(token))
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
+    message = context = None
     try:
         message, context, _run, _code = pull_task_input(client)
         reply = app(message=message, context=context)
         push_message(client, reply, context)
         push_task_output(client, context, SubStatus.COMPLETED, "")
-    except (httpx.HTTPError, RunNotRunningException) as error:  # the run ended, or the SuperNode
-        say(f"a reply is lost: {type(error).__name__}; what the client keeps is in its folder")
+    except Exception as error:  # the run ended, the SuperNode did, or a message is none of ours
+        say(f"a message is not answered: {type(error).__name__}; what the client keeps is in its folder")
+        if message and context:
+            with suppress(Exception):
+                reason = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__)
+                push_message(client, Message(reason, reply_to=message), context)
+                push_task_output(client, context, SubStatus.FAILED, "")
     finally:
         heartbeat.stop()
         client.close()

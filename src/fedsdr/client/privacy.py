@@ -9,16 +9,20 @@ scores, is not covered (docs/threat_model.md).
 
     clip(d, C) = d min(1, C / |d|), over all numbers of the shared adapter that travel
 
-Taking one client out changes the sum by at most C; other data of a client change what it sends by at most
-2 C. So sigma is the noise multiplier of the first, and sigma / 2 that of the second.
+Neighbours are two federations of the same clients and draws in one of which a client's change is zero
+(central): the sum then differs by at most C; or a client with other data (local): what it sends differs by at
+most 2 C. So sigma is the noise multiplier of the first, and sigma / 2 that of the second. Epsilon is that of
+one run, whose server follows the protocol: it does not count what a server learns by asking more often.
 
 Papers: McMahan et al., ICLR 2018, arXiv 1710.06963 (client level); Mironov, CSF 2017, arXiv 1702.07476
 (accounting). Differs: every client is taken to be asked in every round in which the public draw names it, and
 nothing is gained by sampling; weights are equal, since n_k is a client's own.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +31,7 @@ from fedsdr.client.wire import Arrays, Float32, pack, unpack
 from fedsdr.config import Privacy
 from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
+from fedsdr.storage import write_file
 
 Float64 = NDArray[np.float64]
 
@@ -44,23 +49,27 @@ def clip(change: NDArray[np.floating], most: float) -> Float64:
     return wide * (most / norm) if norm > most else wide
 
 
-def gaussian(size: int, seed: int | None) -> Float64:
-    """Standard normal numbers (size,), from the system's cryptographic source where there is no seed.
+def gaussian(size: int, seed: int | bytes | None) -> Float64:
+    """Standard normal numbers (size,).
 
-    Each is half the sum of four, so that the floating-point grid of one draw does not tell the noise.
+    Each secure one is half the sum of four, so that the floating-point grid of one does not tell the noise.
 
     Paper: Holohan and Braghin, "Secure random sampling in differential privacy", ESORICS 2021,
     arXiv 2107.10138.
+
+    Args:
+        size: How many.
+        seed: A number: numpy's generator, for simulations. A secret: SHAKE-256 of it. None: the system's
+            cryptographic source.
     """
-    if seed is not None:
+    if isinstance(seed, int):
         return np.random.default_rng(seed).standard_normal(size)
     from scipy.special import ndtri
 
-    total = np.zeros(size)
-    for _ in range(4):
-        words = np.frombuffer(os.urandom(8 * size), np.uint64)
-        total += ndtri(((words >> np.uint64(11)) + 0.5) * 2.0**-53)
-    return total / 2
+    num_bytes = 4 * 8 * size
+    drawn = os.urandom(num_bytes) if seed is None else hashlib.shake_256(seed).digest(num_bytes)
+    words = np.frombuffer(drawn, np.uint64).reshape(4, size)
+    return np.asarray(ndtri(((words >> np.uint64(11)) + 0.5) * 2.0**-53).sum(axis=0) / 2)
 
 
 def noise_seed(privacy: Privacy, run_seed: int, *path: str | int) -> int | None:
@@ -68,12 +77,29 @@ def noise_seed(privacy: Privacy, run_seed: int, *path: str | int) -> int | None:
     return seed_for(run_seed, "privacy", *path) if privacy.source == "seeded" else None
 
 
-def noised(trained: Arrays, received: Arrays, privacy: Privacy, seed: int | None) -> Arrays:
-    """What a client sends under local privacy: what it received, its clipped change, and noise."""
+def noised(trained: Arrays, received: Arrays, privacy: Privacy, seed: int | None, secret: Path) -> Arrays:
+    """What a client sends under local privacy: what it received, its clipped change, and noise.
+
+    Secure noise follows from a secret that the client keeps, and from what it received and learnt: a round
+    that is asked again after a crash is answered by the same bytes, not by a second release.
+    """
     before = pack(received).astype(np.float64)
     change = clip(pack(trained) - pack(received), privacy.clip)
-    sent = before + change + privacy.noise * privacy.clip * gaussian(change.size, seed)
+    noise = seed if seed is not None else _key(secret) + _digest(before, change)
+    sent = before + change + privacy.noise * privacy.clip * gaussian(change.size, noise)
     return unpack(sent.astype(np.float32), {key: value.shape for key, value in trained.items()})
+
+
+def _key(secret: Path) -> bytes:
+    """The client's secret, made at first."""
+    if not secret.exists():
+        write_file(secret, os.urandom(32))
+        secret.chmod(0o600)
+    return secret.read_bytes()
+
+
+def _digest(*vectors: Float64) -> bytes:
+    return hashlib.sha256(b"".join(vector.tobytes() for vector in vectors)).digest()
 
 
 def private_mean(

@@ -16,11 +16,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fedsdr.client import wire
+from fedsdr.data.sources import RESERVED
 from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
 from fedsdr.tables import ALWAYS_SCORED, METRICS, PROMPTS, View, WireType, group_scores
 
 MAX_EXAMPLES = 10**9
+OF_STAGE = ("loss", "first_loss", "last_loss", "num_steps", "num_tokens")
+"""What a client tells of each stage, all of it."""
+LARGEST = 1e12
+"""Largest value of a metric that is no share."""
 LEAST = -1e-3
 """Least value of a metric: all are 0 or more, but for a loss of 0 that rounding made negative."""
 NPY_1_0 = b"\x93NUMPY\x01\x00"
@@ -38,7 +43,7 @@ ALLOWED_METRICS = {
     "train": re.compile(
         r"round|num_examples|seconds"
         r"|train/(weights|(before-)?(shared|private|shared\+private|private\+shared)"
-        rf"(-({'|'.join(get_args(View))}))?)/(loss|first_loss|last_loss|num_steps|num_tokens)"
+        rf"(-({'|'.join(get_args(View))}))?)/({'|'.join(OF_STAGE)})"
     ),
     "evaluate": re.compile(
         rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"
@@ -137,12 +142,14 @@ def check_scores(
         where = f"eval/{domain}/...@{model}"
         if model == "global" and not has_global:
             raise Rejected(f"{where}: there is no global model")
-        if domain == "mean":
+        if domain in RESERVED:
             raise Rejected(f"{where}: no domain is called so")
         lacking = [name for name in ALWAYS_SCORED if name not in found]
         lacking += [name for name, count in METRICS.items() if (name in found) != (found.get(count, 0) > 0)]
         if lacking:
             raise Rejected(f"{where}: {lacking[0]} and its count do not come together")
+        if not found["num_examples"]:
+            raise Rejected(f"{where}: scored on no example")
         if max(found["num_scored"], found.get("num_chosen", 0)) > found["num_examples"]:
             raise Rejected(f"{where}: more answers scored than given")
         scored[model] = scored.get(model, 0) + found["num_examples"]
@@ -197,7 +204,8 @@ def _content(reply: Message, client: str, expected: Mapping[str, type]) -> Recor
     if not client:
         raise Rejected(f"comes from node {reply.metadata.src_node_id}, which was not asked or has answered")
     if reply.has_error():
-        raise Rejected(f"the client failed: {reply.error.reason}")
+        said = "".join(char for char in reply.error.reason[:120] if char.isprintable())
+        raise Rejected(f"the client failed: {said}")
     found = {name: type(record) for name, record in reply.content.items()}
     if found != expected:
         said = ", ".join(f"{name[:80]} ({kind.__name__})" for name, kind in found.items())
@@ -224,8 +232,18 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
             raise Rejected(f"metric {key[:80]!r} is not on the allow-list")
         if not isinstance(value, int | float) or not math.isfinite(value) or value < LEAST:
             raise Rejected(f"metric {key} is no finite number from 0 on")
-        if value > 1 and key.rpartition("/")[2].partition("@")[0] in SHARES:
+        name = key.rpartition("/")[2].partition("@")[0]
+        if name in SHARES and value > 1:
             raise Rejected(f"metric {key} = {value} is no share")
+        if value > LARGEST:
+            raise Rejected(f"metric {key} = {value} is above {LARGEST:g}")
+        if name.startswith("num_") and type(value) is not int:
+            raise Rejected(f"metric {key} = {value} is no whole number")
+    for stage in {key.split("/")[1] for key in metrics if key.startswith("train/")}:
+        if missing := [name for name in OF_STAGE if f"train/{stage}/{name}" not in metrics]:
+            raise Rejected(f"metric train/{stage}/{missing[0]} is missing")
+    if "seconds" not in metrics:
+        raise Rejected("metric seconds is missing")
     return dict(metrics)  # type: ignore[arg-type]
 
 

@@ -99,7 +99,7 @@ class FedStrategy(Strategy):
             self.residual = add_residual(self.residual, target.added)
             if controls is not None:
                 # In float32, as the clients keep theirs: alone, a client's stays equal to the server's.
-                renewed = (controls + changes / len(self.roster)).astype(np.float32)
+                renewed = (controls + changes / len(self.prepared)).astype(np.float32)
                 self.moments[CONTROLS] = renewed.astype(np.float64)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
         return self.record(), None
@@ -112,12 +112,6 @@ class FedStrategy(Strategy):
             arrays = (update.arrays for update in updates)
             return Target(private_mean(arrays, self.sent(), self.num_asked, privacy, seed), {})
         return COMBINE[server.combination](updates, server, Before(self.sent(), server_round))
-
-    def num_trainings(self, server_round: int) -> int:
-        """In how many rounds up to this one the most drawn client was asked; draws are public."""
-        rounds = range(1, server_round + 1)
-        drawn = Counter(c for r in rounds for c in draw_clients(self.settings, self.prepared, r))
-        return max(drawn.values(), default=0)
 
     def _updates(self, server_round: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Yield the updates that pass the guard in the order of client ids, each as soon as it can be.
@@ -320,3 +314,11 @@ def draw_clients(settings: Settings, clients: Iterable[str], server_round: int) 
         return known
     rng = random.Random(seed_for(settings.run.seed, "server", "clients", "round", server_round))
     return sorted(rng.sample(known, wanted))
+
+
+def num_trainings(settings: Settings, clients: Iterable[str], server_round: int) -> int:
+    """In how many rounds up to this one the most drawn client is asked; draws are public."""
+    known = sorted(clients)
+    rounds = range(1, server_round + 1)
+    drawn = Counter(client for number in rounds for client in draw_clients(settings, known, number))
+    return max(drawn.values(), default=0)

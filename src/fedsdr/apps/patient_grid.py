@@ -1,0 +1,88 @@
+"""Flower's grid to other machines, made patient: one bad reply, or a clock that jumps, stops no round.
+
+Flower's own `send_and_receive` waits by the wall clock, hands replies over when the last has come, and raises
+if one of them cannot be read (as of 1.41). Here replies are handed over as they come, one at a time, so that
+the mean holds few of them; one that cannot be read counts as an error of its sender.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+POLL = 1.0
+"""Seconds between two looks for replies."""
+UNREADABLE = 2
+"""Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
+
+
+class PatientGrid(Grid):
+    """A grid around Flower's own."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.questions: dict[str, Message] = {}
+        """Messages that wait for their reply, by id."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self.grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message (Flower's older way)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Nodes that are connected."""
+        return self.grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; those that Flower does not take, for a node that is gone, are left out."""
+        asked = list(messages)
+        ids = list(self.grid.push_messages(asked))
+        self.questions |= {one: message for one, message in zip(ids, asked, strict=False) if one}
+        return [one for one in ids if one]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that have come, each read by itself."""
+        return list(self._pull(message_ids))
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send, and hand replies over as they come, until all are there or the time is over."""
+        waiting = set(self.push_messages(messages))
+        until = None if timeout is None else time.monotonic() + timeout
+        while waiting and (until is None or time.monotonic() < until):
+            for reply in self._pull(sorted(waiting)):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
+            if waiting:
+                time.sleep(POLL)
+
+    def _pull(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        for one in message_ids:
+            try:
+                replies = list(self.grid.pull_messages([one]))
+            except Exception as error:
+                if one not in self.questions:
+                    raise
+                reason = f"its reply cannot be read ({type(error).__name__})"
+                replies = [Message(Error(UNREADABLE, reason), reply_to=self.questions[one])]
+            if replies:
+                self.questions.pop(one, None)
+            yield from replies

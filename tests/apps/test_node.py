@@ -1,0 +1,157 @@
+"""What a client's own configuration decides stays as it is, whatever the server's settings say."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsdr import __version__
+from fedsdr.apps.client_app import app
+from fedsdr.apps.node import read_node
+from fedsdr.config import Settings
+from fedsdr.data.demo import demo_data
+from fedsdr.errors import UserError
+from fedsdr.recipe import check_settings
+from fedsdr.storage import read_lines, rewrite_lines
+
+OWN = {"client": "bank", "data": "/srv/data", "folder": "/var/lib/fedsdr", "model": "mine"}
+HOSTILE = {
+    "run": {"dir": "/etc", "cache": "/tmp/theirs", "threads": 2},
+    "model": {"name": "evil/model", "revision": "theirs", "trust_remote_code": True},
+    "data": {"root": "/home/other", "domains": ["secret"]},
+}
+SETTINGS_THAT_A_NODE_TAKES = {
+    "method", "partition", "lora", "distill", "client", "server", "federation", "wire", "privacy", "personal", "eval",
+}  # fmt: skip
+SETTINGS_THAT_A_NODE_DECIDES = {"run", "model", "data"}
+
+
+def applied(settings: dict[str, Any], **own: Any) -> Settings:
+    return read_node({**OWN, **own}, Path("/elsewhere"), "run").apply(check_settings(settings, "test"))
+
+
+def test_data_model_and_folders_are_the_nodes_whatever_the_server_says():
+    found = applied(HOSTILE)
+    assert (found.model.name, found.model.revision, found.model.trust_remote_code) == ("mine", "", False)
+    assert (found.data.root, found.data.domains, found.data.sources) == ("/srv/data", (), ())
+    assert found.run.cache == ""
+    assert read_node(OWN, Path("/elsewhere"), "first-1234").folder == Path("/var/lib/fedsdr/first-1234")
+    own = applied(HOSTILE, **{"trust-remote-code": True, "revision": "v1", "cache": "/mine", "threads": 3})
+    assert (own.model.revision, own.model.trust_remote_code) == ("v1", True)
+    assert (own.run.cache, own.run.threads) == ("/mine", 3)
+
+
+def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decided_by_the_node():
+    """A new one must be put on one of the two lists, after thought."""
+    assert set(Settings.model_fields) == SETTINGS_THAT_A_NODE_TAKES | SETTINGS_THAT_A_NODE_DECIDES
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "told"),
+    [
+        ({"server": {"keep_updates": True}}, {}, "set keep-updates = true"),
+        ({"distill": {"url": "http://x", "served_name": "m"}}, {}, "allows distill-url = ''"),
+        (
+            {"distill": {"url": "http://x", "served_name": "m"}},
+            {"distill-url": "http://x", "served-name": "other"},
+            "is not this node's served-name = 'other'",
+        ),
+        ({}, {"least-noise": 1.0}, "asks for privacy.kind = 'local'"),
+        ({"privacy": {"kind": "central", "noise": 2.0}}, {"least-noise": 1}, "asks for privacy.kind"),
+        ({"privacy": {"kind": "local", "noise": 0.5}}, {"least-noise": 1.0}, "at least that"),
+        ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be taken off again"),
+    ],
+)
+def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, told: str):
+    with pytest.raises(UserError, match=told):
+        applied(settings, **own)
+
+
+def test_what_a_node_consents_to_is_done():
+    assert applied({"server": {"keep_updates": True}}, **{"keep-updates": True}).server.keep_updates
+    assert applied({"privacy": {"kind": "local", "noise": 2.0}}, **{"least-noise": 1.0}).privacy.noise == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"clint": "x"}, "unknown key clint; nearest are client"),
+        ({"data": ""}, "data is missing; a node needs"),
+        ({"threads": "3"}, "threads = '3'; expected a whole number"),
+        ({"trust-remote-code": 1}, "expected true or false"),
+        ({"client": "../up"}, "cannot name a folder"),
+        ({"client": 7}, "client = 7; expected text"),
+    ],
+)
+def test_a_wrong_configuration_is_told_with_key_value_and_what_would_do(change: dict, told: str):
+    with pytest.raises(UserError, match=told):
+        read_node({**OWN, **change}, Path(), "run")
+
+
+def test_the_name_of_a_run_cannot_lead_out_of_the_nodes_folder():
+    with pytest.raises(UserError, match="cannot name a folder"):
+        read_node(OWN, Path(), "../../etc")
+
+
+@pytest.fixture
+def ask(tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Message]:
+    """Let a deployed node prepare; return its reply."""
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+
+    def prepare(node: dict[str, Any], **overrides: Any) -> Message:
+        settings = tiny_settings(**{"data.num_train": 0, "data.num_test": 0, **overrides})
+        config = {"settings": settings.model_dump_json(), "version": __version__, "round": 0, "run": "r-1"}
+        message = Message(RecordDict({"config": ConfigRecord(config)}), 1, "query.prepare", group_id="0")
+        message.metadata.__dict__["_message_id"] = "m"
+        return app(message, Context(1, 1, node, RecordDict(), {}))
+
+    return prepare
+
+
+def make_node(tmp_path: Path, model: Path) -> dict[str, Any]:
+    train, test = demo_data(0)["code"]
+    for part, examples in (("train", train[:4]), ("test", test[:2])):
+        rows = [{"instruction": e.instruction, "output": e.response, "tests": e.tests} for e in examples]
+        rewrite_lines(tmp_path / "data/code" / f"{part}.jsonl", rows)
+    state = {"data": str(tmp_path / "data"), "folder": str(tmp_path / "state")}
+    return {"client": "house", "model": str(model), **state}
+
+
+def test_programs_are_run_only_at_a_node_that_consents(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path
+):
+    """The server's adapter decides what a model writes, so this would be running the server's code."""
+    node = make_node(tmp_path, tiny_folder)
+    for consent, checkable in ((False, 0), (True, 4)):
+        reply = ask(node | {"run-programs": consent, "folder": str(tmp_path / str(consent))}, method="fedsd")
+        assert reply.content["client"]["id"] == "house"
+        assert reply.content["metrics"]["distill/num_checkable@before"] == checkable
+
+
+def test_data_that_changed_are_refused_with_what_changed_and_the_server_is_not_told(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    node = make_node(tmp_path, tiny_folder)
+    assert not ask(node).has_error()
+    path = tmp_path / "data/code/test.jsonl"
+    rewrite_lines(path, [{**row, "output": "pass"} for row in read_lines(path)])
+    reply = ask(node)
+    assert reply.error.reason.startswith("UserError, see node-1-error.txt")
+    assert "changed since" in capsys.readouterr().err
+    text = (tmp_path / "state/node-1-error.txt").read_text()
+    assert (
+        "test examples (4 training and 2 test examples now)" in text and "training examples and" not in text
+    )
+
+
+def test_a_node_without_a_folder_writes_nothing_where_the_server_says(
+    ask: Callable[..., Message], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    reply = ask({"client": "house", "data": "data", "model": "tiny"}, **{"run.dir": str(tmp_path / "theirs")})
+    assert reply.has_error()
+    assert list(tmp_path.iterdir()) == []
