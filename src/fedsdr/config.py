@@ -5,7 +5,7 @@ together; an error names the key, the value and what would do.
 """
 
 from operator import attrgetter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -516,14 +516,16 @@ class Settings(Section):
                     " privacy.kind = 'none': set central or local, or leave it out"
                 )
         else:
-            for key, value, usual in (
-                ("server.combination", self.server.combination, ("average", "ffa")),
-                ("server.reduction", self.server.reduction, ("mean",)),
-                ("client.correction", self.client.correction, ("none", "proximal")),
-                ("wire.dtype", self.wire.dtype, ("float32",)),
-                ("lora.client_ranks", self.lora.client_ranks, ({},)),
-                ("server.keep_updates", self.server.keep_updates, (False,)),
-            ):
+            accounted: dict[str, tuple[Any, ...]] = {
+                "server.combination": ("average", "ffa"),
+                "server.reduction": ("mean",),
+                "client.correction": ("none", "proximal"),
+                "wire.dtype": ("float32",),
+                "lora.client_ranks": ({},),
+                "server.keep_updates": (False,),
+            }
+            for key, usual in accounted.items():
+                value = attrgetter(key)(self)
                 if value not in usual:
                     raise ValueError(
                         f"{key} = {value!r} lets out more of a client than privacy.kind ="

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -101,21 +101,20 @@ def recorded(
 ) -> Callable[..., tuple[Path, list[tuple[Message, Message]]]]:
     """Run once with these overrides; return the folder and every question with its reply."""
     runs: dict[str, tuple[Path, list[tuple[Message, Message]]]] = {}
-    send_and_receive = LocalGrid.send_and_receive
+    answer = LocalGrid._answer
 
     def record(**overrides: Any) -> tuple[Path, list[tuple[Message, Message]]]:
         key = json.dumps(overrides, sort_keys=True)
         if key not in runs:
             exchanges: list[tuple[Message, Message]] = []
 
-            def listening(grid: LocalGrid, messages: Iterable[Message], **options: Any) -> Iterable[Message]:
-                messages = list(messages)
-                replies = list(send_and_receive(grid, messages, **options))
-                exchanges.extend(zip(messages, replies, strict=True))
-                return replies
+            def listening(grid: LocalGrid, message: Message) -> Message:
+                reply = answer(grid, message)
+                exchanges.append((message, reply))
+                return reply
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(LocalGrid, "send_and_receive", listening)
+                patch.setattr(LocalGrid, "_answer", listening)
                 runs[key] = fedsdr.run(run_settings(**overrides)).folder, exchanges
         return runs[key]
 

@@ -61,7 +61,9 @@ def replies_with(settings: Settings, factor: int, folder: Path) -> list[Message]
         sends = COMBINATIONS[settings.server.combination].sends
         factors = cut(factors_of(context.node_id), settings.lora.rank_of(ROSTER[context.node_id]))
         arrays = broadcast({k: v for k, v in factors.items() if sends(k)})
-        metrics = MetricRecord({"round": 1, "num_examples": factor * NUM_EXAMPLES[context.node_id]})
+        metrics = MetricRecord(
+            {"round": 1, "seconds": 1.0, "num_examples": factor * NUM_EXAMPLES[context.node_id]}
+        )
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     grid = LocalGrid(app, 3, folder)

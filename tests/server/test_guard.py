@@ -405,7 +405,10 @@ def test_good_scores_pass():
             {"metrics": MetricRecord({**SCORES, "eval/finance/choice_score@global": 0.5})},
             "choice_score and its count",
         ),
-        ({"metrics": MetricRecord({**SCORES, "eval/finance/num_examples@global": 10**11})}, "prepared with 6"),
+        (
+            {"metrics": MetricRecord({**SCORES, "eval/finance/num_examples@global": 10**11})},
+            "prepared with 6",
+        ),
         (
             {"metrics": MetricRecord({k.replace("finance", "mean"): v for k, v in SCORES.items()})},
             "called so",

@@ -204,7 +204,7 @@ def _content(reply: Message, client: str, expected: Mapping[str, type]) -> Recor
     if not client:
         raise Rejected(f"comes from node {reply.metadata.src_node_id}, which was not asked or has answered")
     if reply.has_error():
-        said = "".join(char for char in reply.error.reason[:120] if char.isprintable())
+        said = "".join(char for char in (reply.error.reason or "")[:120] if char.isprintable())
         raise Rejected(f"the client failed: {said}")
     found = {name: type(record) for name, record in reply.content.items()}
     if found != expected:
