@@ -524,12 +524,13 @@ class Settings(Section):
                 "lora.client_ranks": ({},),
                 "server.keep_updates": (False,),
             }
-            for key, usual in accounted.items():
-                value = attrgetter(key)(self)
-                if value not in usual:
+            for setting, fitting in accounted.items():
+                found = attrgetter(setting)(self)
+                if found not in fitting:
                     raise ValueError(
-                        f"{key} = {value!r} lets out more of a client than privacy.kind ="
-                        f" {self.privacy.kind!r} accounts for: set {key} = {' or '.join(map(repr, usual))}"
+                        f"{setting} = {found!r} lets out more of a client than privacy.kind ="
+                        f" {self.privacy.kind!r} accounts for: set {setting} ="
+                        f" {' or '.join(map(repr, fitting))}"
                     )
         if self.data.built_in == "disputed":
             if self.data.root or self.data.sources:

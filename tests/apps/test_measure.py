@@ -1,6 +1,7 @@
 """Measuring a run: each measurement is on disk as it is made, and what cannot be measured says why."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,15 @@ def test_one_measurement_that_cannot_be_made_stops_no_other_and_is_told_at_the_e
         measure(folder, ["winrate", "consistency"], Options())
     assert (folder / "measurements/consistency.json").stat().st_mtime_ns > before
     assert (folder / "report.html").stat().st_mtime_ns > page
+
+
+def test_a_run_whose_clients_are_elsewhere_is_not_measured_on_other_data(measured, tmp_path: Path):
+    """Else the built-in data would be taken for theirs."""
+    folder = tmp_path / "run"
+    shutil.copytree(Path(measured[0].run.dir), folder, ignore=shutil.ignore_patterns("clients"))
+    with pytest.raises(UserError, match="they are on other machines"):
+        measure(folder, ["alignment"], Options())
+    assert not (folder / "clients").exists()
 
 
 def test_an_option_that_no_measurement_asked_for_uses_is_refused(measured):

@@ -72,7 +72,16 @@ class Subject:
 
     @cached_property
     def sites(self) -> list[Site]:
-        """All clients."""
+        """All clients.
+
+        Raises:
+            UserError: They are on other machines.
+        """
+        if not (self.folder / "clients").is_dir():
+            raise UserError(
+                f"{self.folder} has no folder clients: they are on other machines, and this needs the data of"
+                " all at one place. A client alone can `fedsdr analyze` its own distilled.jsonl"
+            )
         num = len(data_of(self.settings)[1])
         return [open_site(self.settings, number, self.folder / "clients") for number in range(num)]
 
