@@ -174,7 +174,7 @@ def test_the_guard_refuses_random_replies_with_a_reason(
             )
             for _ in range(rng.randint(1, 2))
         }
-        metrics = {"round": 1, "num_examples": 5} | {
+        metrics = {"round": 1, "num_examples": 5, "seconds": 1.0} | {
             rng.choice(keys): values(rng) for _ in range(rng.randint(0, 3))
         }
         record_dict = {"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)}
