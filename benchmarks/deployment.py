@@ -3,7 +3,7 @@
     python benchmarks/deployment.py benchmarks/results/deployment.json
 
 One client with the default model on this machine, TLS and node authentication, rounds of a few steps; each
-way has a run of its own, in turn, three times. Overhead of a round: its seconds less those of the training.
+way has a run of its own, in turn, twice. Overhead of a round: its seconds less those of the training.
 """
 
 import os
@@ -23,7 +23,7 @@ from fedsdr.recipe import to_toml
 from fedsdr.storage import read_lines, rewrite_lines, write_json
 
 BIN = Path(sys.executable).parent
-TIMES, CLIENT, PORT = 3, "math", 38400
+TIMES, CLIENT, PORT = 2, "math", 38400
 RUN = (
     "method=fedit",
     "federation.num_clients=1",
