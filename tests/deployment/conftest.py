@@ -125,19 +125,23 @@ class Deployment:
         self.start("server", [str(self.server / "start.sh")])
         self.wait_for_server()
 
-    def register(self) -> str:
-        done = subprocess.run(
-            [self.server / "register.sh"], env=self.environment, capture_output=True, text=True, check=True
-        )
-        return done.stdout
+    def register(self) -> None:
+        subprocess.run([self.server / "register.sh"], env=self.environment, capture_output=True, check=True)
 
     def start_node(self, client: str) -> None:
         environment = {"FLWR_HOME": str(self.folder / client / "flower")}
         self.start(client, [BIN / "fedsdr", "node", self.folder / client / "node.toml"], environment)
 
-    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+    def start_all(self) -> None:
+        """The server, with all keys registered, and every client."""
+        self.start_server()
+        self.register()
+        for client in CLIENTS:
+            self.start_node(client)
+
+    def kill(self, name: str) -> None:
         program = self.programs.pop(name)
-        program.send_signal(number)
+        program.send_signal(signal.SIGKILL)
         program.wait(30)
 
     def begin(self, settings: Settings) -> subprocess.Popen[str]:

@@ -64,10 +64,7 @@ def test_a_deployment_leaves_the_bytes_of_the_local_engine_and_no_plain_text_on_
     """Law 7 among engines, and law 5 on the wire with TLS."""
     local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
     one = deployment(recording=True)
-    one.start_server()
-    one.register()
-    for client in CLIENTS:
-        one.start_node(client)
+    one.start_all()
     one.run(small(**{"run.dir": "runs/first"}))
     run = one.server / "runs" / "first"
     demand_equal(one, run, local)
@@ -110,10 +107,7 @@ def test_a_killed_server_goes_on_after_the_last_round_with_equal_bytes(
         small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")}, **more)
     ).folder
     one = deployment()
-    one.start_server()
-    one.register()
-    for client in CLIENTS:
-        one.start_node(client)
+    one.start_all()
     settings = small(**{"run.dir": "runs/first"}, **more)
     run = one.server / "runs" / "first"
     program = one.begin(settings)
@@ -133,10 +127,7 @@ def test_a_killed_client_misses_rounds_and_takes_part_again_when_it_is_back(
 ):
     """Its reply does not come in time, so the round goes on above the quorum."""
     one = deployment()
-    one.start_server()
-    one.register()
-    for client in CLIENTS:
-        one.start_node(client)
+    one.start_all()
     settings = small(**{"run.dir": "runs/first", "server.num_rounds": 12, "federation.timeout": 15.0})
     run = one.server / "runs" / "first"
     program = one.begin(settings)
@@ -162,10 +153,7 @@ def test_a_client_whose_data_changed_between_rounds_is_refused_and_told_what_cha
     deployment: Deploy, small: Small, record: Callable[..., None]
 ):
     one = deployment()
-    one.start_server()
-    one.register()
-    for client in CLIENTS:
-        one.start_node(client)
+    one.start_all()
     run = one.server / "runs" / "first"
     program = one.begin(small(**{"run.dir": "runs/first", "server.num_rounds": 4}))
     wait_until((run / "server/round-0001").exists)

@@ -60,6 +60,23 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def count_refused(
+    read: Callable[[Path], Any], path: Path, num: int, rng: random.Random, loaded: Path | None = None
+) -> int:
+    """How many of so many mutations of a good file are refused by an error for users; any other one fails.
+
+    `loaded` is what is given to the reader, if not the file itself.
+    """
+    good, refused = path.read_bytes(), 0
+    for _ in range(num):
+        path.write_bytes(mutated(good, rng))
+        try:
+            read(loaded or path)
+        except UserError:
+            refused += 1
+    return refused
+
+
 def files(tmp_path: Path) -> dict[str, tuple[bytes, Callable[[Path], Any]]]:
     """Name of a file -> good content, and what reads it."""
     rows = [
@@ -90,13 +107,8 @@ def test_no_reader_answers_bad_files_with_a_traceback(
     rng, num = random.Random(0), often(100, 1_000)
     kinds = files(tmp_path)
     for name, (good, read) in kinds.items():
-        path, refused = tmp_path / name, 0
-        for _ in range(num):
-            path.write_bytes(mutated(good, rng))
-            try:
-                read(path)
-            except UserError:
-                refused += 1
+        (tmp_path / name).write_bytes(good)
+        refused = count_refused(read, tmp_path / name, num, rng)
         assert refused > num / 20, name
         record(
             fault=f"random bad {name}",
@@ -116,13 +128,7 @@ def test_no_damaged_adapter_is_loaded_or_answered_with_a_traceback(
     rng, num = random.Random(1), often(50, 500)
     save_adapter(tmp_path, {key: torch.from_numpy(value) for key, value in SENT.items()}, Lora(rank=2), "m")
     path = tmp_path / "adapter_model.safetensors"
-    good, refused = path.read_bytes(), 0
-    for _ in range(num):
-        path.write_bytes(mutated(good, rng))
-        try:
-            load_adapter(tmp_path)
-        except UserError:
-            refused += 1
+    refused = count_refused(load_adapter, path, num, rng, loaded=tmp_path)
     record(fault="random bad adapter", num=num, lost=f"no traceback; {refused} refused")
     assert refused > num / 3
 

@@ -68,7 +68,7 @@ class Attendance:
         """
         wanted, wait = self.settings.federation.num_clients or 1, self.settings.federation.wait
         until, told = time.monotonic() + wait, -1
-        # Of a run that goes on, or of simulated clients, all are there that ever will be.
+        # Simulated clients are all there at once: one that cannot prepare now never will.
         is_local = not self.settings.federation.num_clients
         while True:
             self.look(is_strict=self.is_open or is_local)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedsdr import __version__
-from fedsdr.apps.run import check_budget, is_finished
+from fedsdr.apps.run import check_deployed, is_finished
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
@@ -92,11 +92,11 @@ events {{}}
 http {{
   access_log off;
   client_max_body_size 0;
-  client_body_temp_path /tmp/fedsdr-nginx-body;
-  proxy_temp_path /tmp/fedsdr-nginx-proxy;
-  fastcgi_temp_path /tmp/fedsdr-nginx-1;
-  uwsgi_temp_path /tmp/fedsdr-nginx-2;
-  scgi_temp_path /tmp/fedsdr-nginx-3;
+  client_body_temp_path nginx-body;
+  proxy_temp_path nginx-proxy;
+  fastcgi_temp_path nginx-fastcgi;
+  uwsgi_temp_path nginx-uwsgi;
+  scgi_temp_path nginx-scgi;
   server {{
     listen {public} ssl;
     server_name {host};
@@ -197,16 +197,13 @@ def submit(server: Path, settings: Settings) -> Path:
         The run's folder.
 
     Raises:
-        UserError: The folder is none that `init` wrote, the settings name no number of clients, or the run
-            did not come to its end.
+        UserError: The folder is none that `init` wrote, as `check_deployed`, or the run did not come to its
+            end.
     """
     if not (server / "app" / "pyproject.toml").exists():
         raise UserError(f"{server} is no server folder; `fedsdr deploy DEPLOYMENT` writes one")
-    if not settings.federation.num_clients:
-        raise UserError("federation.num_clients = 0: add the number of clients, federation.num_clients=3")
+    check_deployed(settings)
     place = Path(settings.run.dir)
-    check_name(place.name, "run")
-    check_budget(settings, [])
     place = place if place.is_absolute() else (server / place).resolve()
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(place)})})
     write_file(server / "app" / "run.toml", f"settings = {to_toml(settings.model_dump_json())}\n")

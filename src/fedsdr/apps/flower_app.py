@@ -8,7 +8,6 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.apps.patient_grid import PatientGrid
 from fedsdr.apps.run import run_over
-from fedsdr.errors import UserError
 from fedsdr.recipe import asked_settings
 
 app = ServerApp()
@@ -19,14 +18,6 @@ def main(grid: Grid, context: Context) -> None:
     """Begin, or go on with, the run that the run configuration asks for.
 
     Raises:
-        UserError: The settings do not fit Flower's engines, or as `run_over`.
+        UserError: As `asked_settings` and `run_over`.
     """
-    settings = asked_settings(context.run_config)
-    if not settings.federation.num_clients:
-        raise UserError(
-            "federation.num_clients = 0: Flower's engines need the number of clients to wait for; add"
-            " federation.num_clients=3 to the settings"
-        )
-    if not settings.run.dir:
-        raise UserError("run.dir is empty: name the server's folder of this run")
-    run_over(PatientGrid(grid), settings)
+    run_over(PatientGrid(grid), asked_settings(context.run_config))

@@ -22,6 +22,7 @@ from fedsdr.measure.paradox import REWRITING, Pair
 from fedsdr.measure.response_map import response_map
 from fedsdr.measure.transfer import loss_transfer
 from fedsdr.model.adapters import Adapters
+from fedsdr.report.measurements import FOLDER
 from fedsdr.server.checkpoint import load_round, load_updates
 from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines
 from fedsdr.tables import COMBINATIONS, METHODS, Adapter
@@ -157,7 +158,7 @@ def _benchmarks(subject: Subject) -> Event:
         answers += [{"model": model, **answer} for answer in said]
     if not records:
         raise UserError(f"--data = {options.data or 'the run'}: found no question that benchmarks could ask")
-    rewrite_lines(subject.folder / "measurements" / "benchmark-answers.jsonl", answers)
+    rewrite_lines(subject.folder / FOLDER / "benchmark-answers.jsonl", answers)
     return {"records": records, "notes": ["Every answer is in benchmark-answers.jsonl."]}
 
 

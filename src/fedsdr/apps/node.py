@@ -29,6 +29,7 @@ CHOICES: Mapping[str, Any] = {
     "least-noise": 0.0,
 }
 """Keys that a node may have beside, with their defaults."""
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,7 @@ def read_node(config: Mapping[str, Any], folder: Path, run: str) -> Node:
     for key, value in own.items():
         expected = type(CHOICES.get(key, 0 if key in SIMULATED else ""))
         if type(value) is not expected and not (expected is float and type(value) is int):
-            raise UserError(f"node configuration: {key} = {value!r}; expected {_KINDS[expected]}")
+            raise UserError(f"node configuration: {key} = {value!r}; expected {KINDS[expected]}")
     client = check_name(own["client"], "client")
     root = Path(own["folder"]) / check_name(run, "run")
     return Node(client, root, own, own["cache"], own["distill-url"])
-
-
-_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -7,8 +7,9 @@ the mean holds few of them; one that cannot be read counts as an error of its se
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -35,16 +36,9 @@ class PatientGrid(Grid):
         """The run."""
         return self.grid.run
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
+    def create_message(self, *values: Any, **options: Any) -> Message:
         """Make a message (Flower's older way)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        return self.grid.create_message(*values, **options)
 
     def get_node_ids(self) -> Iterable[int]:
         """Nodes that are connected."""

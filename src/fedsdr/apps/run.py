@@ -98,8 +98,7 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
         UserError: As `run` and `resume`; `federation` may be set anew.
     """
     folder = Path(settings.run.dir)
-    check_name(folder.name, "run")
-    check_budget(settings, [])
+    check_deployed(settings)
     with _locked(folder):
         settings = resolve(settings)
         if not (folder / NONCE).exists():  # clients tell a run from one of the same name that was removed
@@ -230,9 +229,8 @@ def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
     begun, is_old = time.monotonic(), is_finished(settings)
     serve(grid, settings)
     if not has_data:  # the clients have told of theirs by now
-        write_json(
-            Path(settings.run.dir) / "environment.json", describe_environment(settings, has_data=False)
-        )
+        path = Path(settings.run.dir) / "environment.json"
+        write_json(path, read_json(path) | {"data": _told_data(settings)})
     result = read_result(Path(settings.run.dir))
     if not is_old:
         costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()}
@@ -357,6 +355,23 @@ def check_fit(settings: Settings) -> None:
             encode(base.tokenizer, example, example.response, settings.model.max_length)
 
 
+def check_deployed(settings: Settings) -> None:
+    """Refuse what no engine of Flower can run, before anyone is asked.
+
+    Raises:
+        UserError: No number of clients to wait for, no name of a run, or more privacy than the budget has.
+    """
+    if not settings.federation.num_clients:
+        raise UserError(
+            "federation.num_clients = 0: Flower's engines need the number of clients to wait for; add"
+            " federation.num_clients=3 to the settings"
+        )
+    if not settings.run.dir:
+        raise UserError("run.dir is empty: name the server's folder of this run")
+    check_name(Path(settings.run.dir).name, "run")
+    check_budget(settings, [])
+
+
 def check_budget(settings: Settings, clients: Sequence[str]) -> None:
     """Refuse a run whose rounds would cost more than `privacy.budget`, before anything is spent.
 
@@ -373,13 +388,13 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
     privacy, num_rounds = settings.privacy, settings.server.num_rounds
     if privacy.kind == "none" or (settings.server.clients_per_round and not clients):
         return
-    asked = [num_trainings(settings, clients or ["all"], number) for number in range(num_rounds + 1)]
-    total = epsilon(privacy, asked[-1])
+    known = clients or ["all"]
+    total = epsilon(privacy, num_trainings(settings, known, num_rounds))
     if clients:
         say(f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after all rounds")
     if privacy.budget and total > privacy.budget:
         most = affordable(privacy, num_rounds)
-        paid = max(number for number in range(num_rounds) if asked[number] <= most)
+        paid = max(n for n in range(num_rounds) if num_trainings(settings, known, n) <= most)
         fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
         raise UserError(
             f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="

@@ -89,21 +89,21 @@ def open_site(settings: Settings, who: int | str, root: Path, runs_programs: boo
         if METHODS[settings.method].is_pooled:
             raise UserError(f"method = {settings.method} pools the data of all clients: simulate it instead")
         data = own_data(load_domains(settings.data, settings.partition.id_column), settings, who)
-        check_unchanged(root / data.id, data)
-        if not runs_programs:
-            train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
-            data = ClientData(data.id, train, test)
     else:
         clients = data_of(settings)[1]
         if who >= len(clients):
             raise UserError(f"node {who + 1} of the simulation has no client: the data make {len(clients)}")
         data = clients[who]
     key = (str(root / data.id), settings.model_dump_json())
+    is_deployed = isinstance(who, str)
+    if is_deployed or key not in _sites:
+        check_unchanged(root / data.id, data)
     if key not in _sites:
-        if isinstance(who, str):
+        if is_deployed:
             _sites.clear()  # a worker lives long, and serves one run at a time
-        else:
-            check_unchanged(root / data.id, data)
+        if not runs_programs:
+            train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
+            data = ClientData(data.id, train, test)
         _sites[key] = _open(settings, data, root / data.id)
     return _sites[key]
 

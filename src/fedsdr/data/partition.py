@@ -50,15 +50,12 @@ def partition(domains: dict[str, Domain], settings: Settings) -> list[ClientData
         UserError: The settings do not fit the data; the message says what to change.
     """
     chosen, seed = settings.partition, settings.data.seed
-    if settings.data.validation:
-        domains = {name: _hold_out(name, domain, settings) for name, domain in domains.items()}
-    train = [record for domain in domains.values() for record in domain.train]
-    test = [record for domain in domains.values() for record in domain.test]
+    train, test = _pool(domains, settings)
     by_label = chosen.by == "label" and chosen.kind in ("dirichlet", "pathological")
     if by_label and not any(record.example.label for record in train):
         raise UserError("partition.by = 'label', but no example has a label; set partition.by = 'domain'")
     if METHODS[settings.method].is_pooled:
-        return [ClientData("pooled", [r.example for r in train], [r.example for r in test])]
+        return [_holding_all("pooled", train, test)]
     clients = _assign_train(train, list(domains), _group(train, by_label), chosen, seed)
     tests = _assign_test(clients, train, test, by_label, chosen, seed)
     return [
@@ -73,11 +70,19 @@ def own_data(domains: dict[str, Domain], settings: Settings, client: str) -> Cli
     Raises:
         UserError: `data.validation` leaves a domain nothing to train on.
     """
+    return _holding_all(client, *_pool(domains, settings))
+
+
+def _pool(domains: dict[str, Domain], settings: Settings) -> tuple[list[Record], list[Record]]:
+    """Training and test records of all domains, without the training examples that are kept out."""
     if settings.data.validation:
         domains = {name: _hold_out(name, domain, settings) for name, domain in domains.items()}
-    train = [record.example for domain in domains.values() for record in domain.train]
-    test = [record.example for domain in domains.values() for record in domain.test]
-    return ClientData(client, train, test)
+    train = [record for domain in domains.values() for record in domain.train]
+    return train, [record for domain in domains.values() for record in domain.test]
+
+
+def _holding_all(client: str, train: list[Record], test: list[Record]) -> ClientData:
+    return ClientData(client, [record.example for record in train], [record.example for record in test])
 
 
 def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:

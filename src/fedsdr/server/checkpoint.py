@@ -51,9 +51,8 @@ def save_round(
     def fill(aside: Path) -> None:
         save_adapter(aside, state, lora, base)
         if moments:
-            (aside / MOMENTS).write_bytes(
-                save(moments)
-            )  # `save_file` hides what the system says of a full disk
+            # Not by `save_file`, which hides what the system says of a full disk.
+            (aside / MOMENTS).write_bytes(save(moments))
 
     write_folder(round_folder(folder, server_round), fill)
 
