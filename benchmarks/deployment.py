@@ -8,11 +8,9 @@ way has a run of its own, in turn, twice. Overhead of a round: its seconds less 
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,15 +60,7 @@ def measure(folder: Path, way: str, port: int) -> list[dict[str, Any]]:
         rows = [{"instruction": one.instruction, "output": one.response} for one in some]
         rewrite_lines(client / "data" / CLIENT / f"{part}.jsonl", rows)
     programs = [start([server / "start.sh"])]
-    until = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            assert time.monotonic() < until
-            time.sleep(0.2)
-    subprocess.run([server / "register.sh"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([BIN / "fedsdr", "deploy", "register", server], check=True)
     if way == "worker":
         programs.append(start([BIN / "fedsdr", "node", client / "node.toml"]))
     else:

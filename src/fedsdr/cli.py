@@ -24,6 +24,9 @@ app = typer.Typer(
     epilog="Begin with: fedsdr run recipes/demo.toml",
 )
 
+deploy = typer.Typer(no_args_is_help=True, help="Prepare a federation between organisations, over Flower.")
+app.add_typer(deploy, name="deploy")
+
 Recipe = Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/demo.toml.")]
 Overrides = Annotated[
     list[str] | None,
@@ -56,7 +59,7 @@ def run(
     ] = False,
     on: Annotated[
         Path | None,
-        typer.Option(help="Run on a deployment: its server's folder, as `fedsdr deploy` wrote it."),
+        typer.Option(help="Run on a deployment: its server's folder, as `fedsdr deploy init` wrote it."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -80,8 +83,8 @@ def run(
         _show(run_settings(settings), as_json)
 
 
-@app.command()
-def deploy(
+@deploy.command("init")
+def deploy_init(
     folder: Annotated[Path, typer.Argument(help="A new folder, for a server's and each client's.")],
     clients: Annotated[str, typer.Option(help="Names of the clients, with commas between them.")],
     address: Annotated[
@@ -93,14 +96,24 @@ def deploy(
     from fedsdr.apps.deployment import init
 
     server, *others = init(folder, _names(clients), address, model)
-    print(f"{server}: start.sh, then register.sh while it runs; `fedsdr run RECIPE --on {server}`")
+    print(f"{server}: start.sh; then `fedsdr deploy register {server}`, `fedsdr run RECIPE --on {server}`")
     for place in others:
         print(f"{place}: put the data into data/<domain>/; `fedsdr node {place / 'node.toml'}`")
 
 
+@deploy.command("register")
+def deploy_register(
+    server: Annotated[Path, typer.Argument(help="The server's folder, as `fedsdr deploy init` wrote it.")],
+) -> None:
+    """Let the clients take part whose keys lie in SERVER/keys; call it again after a key was put in."""
+    from fedsdr.apps.deployment import register
+
+    register(server)
+
+
 @app.command()
 def node(
-    file: Annotated[Path, typer.Argument(help="The client's node.toml, as `fedsdr deploy` writes it.")],
+    file: Annotated[Path, typer.Argument(help="The client's node.toml, as `fedsdr deploy init` writes it.")],
 ) -> None:
     """Connect this machine's client to its server, and answer until stopped."""
     from fedsdr.apps.node_process import run_node

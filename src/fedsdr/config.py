@@ -371,6 +371,9 @@ class Federation(Section):
     timeout: Positive = 3600.0
     """Seconds that a client has to train or to be evaluated; what comes later is not used. A client that is
     killed and back within seconds costs the round as much, since its message is lost."""
+    nodes: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Client -> the id that Flower gave to its registered key; `fedsdr run --on` fills it from its `nodes/`.
+    A client of another key is not let in. {}: names are believed."""
 
 
 class Wire(Section):

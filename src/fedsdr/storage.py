@@ -22,15 +22,27 @@ from fedsdr.errors import UserError
 Event = dict[str, Any]
 
 
-def write_file(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+SECRET = 0o600
+"""Mode of a file that its owner alone can read."""
+
+
+def write_file(path: Path, data: bytes | str, mode: int = 0o666) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    When it returns, the new content is on disk. `mode` holds from the first instant, less the umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    with aside.open("wb") as file:
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name is kept, too
+    finally:
+        os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -49,8 +49,11 @@ def attend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Attendance]:
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
     monkeypatch.setattr(module, "POLL", 0.001)
 
-    def make(grid: Grid, num: int = 2, known: dict[str, Event] | None = None) -> Attendance:
-        settings = check_settings({"federation": {"num_clients": num, "wait": 0.05}}, "test")
+    def make(
+        grid: Grid, num: int = 2, known: dict[str, Event] | None = None, nodes: dict[str, int] | None = None
+    ) -> Attendance:
+        federation = {"num_clients": num, "wait": 0.05, "nodes": nodes or {}}
+        settings = check_settings({"federation": federation}, "test")
         return Attendance(grid, ConfigRecord({}), "m", settings, known or {})  # type: ignore[arg-type]
 
     return make
@@ -104,6 +107,31 @@ def test_two_nodes_of_one_name_are_refused_at_the_start_and_passed_over_later(at
     one.look()
     assert one.roster == {1: "a", 2: "b"}
     assert grid.asked.count(3) == 1  # it is not asked again and again
+
+
+def test_no_node_can_take_the_name_that_another_key_is_registered_under(attend):
+    """Not while that client is away, and not when it tells the same numbers of examples."""
+    grid = Grid(n1="a", n2="b")
+    one = attend(grid, nodes={"a": 1, "b": 2, "c": 3})
+    one.wait_for_all()
+    grid.clients = {3: "a", 2: "b"}
+    one.look()
+    assert one.absent() == {"a"} and "whose registered key is not its own" in one.reasons[3]
+    grid.clients = {1: "a", 2: "b"}
+    one.look()
+    assert one.absent() == set()
+    grid.clients = {1: "a", 2: "a"}  # at the start, too, it is left out and stops nothing
+    with pytest.raises(
+        UserError, match=r"1 of 2 clients .* it says that it is client a, whose registered key"
+    ):
+        attend(grid, nodes={"a": 1, "b": 2}).wait_for_all()
+
+
+def test_a_node_that_is_not_registered_is_not_even_asked(attend):
+    """It would learn the settings."""
+    grid = Grid(n1="a", n2="b", n3="c")
+    attend(grid, nodes={"a": 1, "b": 2}).wait_for_all()
+    assert grid.asked == [1, 2]
 
 
 def test_a_stranger_is_not_let_in_once_the_run_has_begun(attend):

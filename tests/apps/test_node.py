@@ -11,7 +11,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsdr import __version__
 from fedsdr.apps.client_app import app
 from fedsdr.apps.node import read_node
-from fedsdr.config import Settings
+from fedsdr.apps.site import model_of
+from fedsdr.client.privacy import epsilon
+from fedsdr.client.wire import Arrays, broadcast
+from fedsdr.config import Privacy, Settings
 from fedsdr.data.demo import demo_data
 from fedsdr.errors import UserError
 from fedsdr.recipe import check_settings
@@ -59,9 +62,8 @@ def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decide
             {"distill-url": "http://x", "served-name": "other"},
             "is not this node's served-name = 'other'",
         ),
-        ({}, {"least-noise": 1.0}, "asks for privacy.kind = 'local'"),
-        ({"privacy": {"kind": "central", "noise": 2.0}}, {"least-noise": 1}, "asks for privacy.kind"),
-        ({"privacy": {"kind": "local", "noise": 0.5}}, {"least-noise": 1.0}, "at least that"),
+        ({}, {"most-epsilon": 4.0}, "asks for privacy.kind = 'local'"),
+        ({"privacy": {"kind": "central", "noise": 2.0}}, {"most-epsilon": 4}, "asks for privacy.kind"),
         ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be taken off again"),
     ],
 )
@@ -72,7 +74,7 @@ def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, t
 
 def test_what_a_node_consents_to_is_done():
     assert applied({"server": {"keep_updates": True}}, **{"keep-updates": True}).server.keep_updates
-    assert applied({"privacy": {"kind": "local", "noise": 2.0}}, **{"least-noise": 1.0}).privacy.noise == 2
+    assert applied({"privacy": {"kind": "local", "noise": 2.0}}, **{"most-epsilon": 4.0}).privacy.noise == 2
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,19 @@ def test_what_a_node_consents_to_is_done():
         ({"trust-remote-code": 1}, "expected true or false"),
         ({"client": "../up"}, "cannot name a folder"),
         ({"client": 7}, "client = 7; expected text"),
+        ({"delta": 1e5}, "delta = 100000.0; expected more than 0 and less than 1"),
+        ({"most-epsilon": float("nan")}, "most-epsilon = nan; expected 0 or more"),
+        ({"most-epsilon": -1}, "most-epsilon = -1; expected 0 or more"),
     ],
 )
 def test_a_wrong_configuration_is_told_with_key_value_and_what_would_do(change: dict, told: str):
     with pytest.raises(UserError, match=told):
         read_node({**OWN, **change}, Path(), "run")
+
+
+def test_a_simulated_node_has_no_keys_that_it_would_not_heed():
+    with pytest.raises(UserError, match="unknown key most-epsilon"):
+        read_node({"partition-id": 0, "most-epsilon": 4.0}, Path(), "run")
 
 
 def test_the_name_of_a_run_cannot_lead_out_of_the_nodes_folder():
@@ -98,18 +108,23 @@ def test_the_name_of_a_run_cannot_lead_out_of_the_nodes_folder():
 
 @pytest.fixture
 def ask(tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Message]:
-    """Let a deployed node prepare; return its reply."""
+    """Let a deployed node prepare, or train on a shared adapter; return its reply."""
     for name in ("run_id", "node_id", "task_id"):
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
 
-    def prepare(node: dict[str, Any], **overrides: Any) -> Message:
+    def handle(
+        node: dict[str, Any], shared: Arrays | None = None, run: str = "r-1", **overrides: Any
+    ) -> Message:
         settings = tiny_settings(**{"data.num_train": 0, "data.num_test": 0, **overrides})
-        config = {"settings": settings.model_dump_json(), "version": __version__, "round": 0, "run": "r-1"}
-        message = Message(RecordDict({"config": ConfigRecord(config)}), 1, "query.prepare", group_id="0")
+        config = {"settings": settings.model_dump_json(), "version": __version__, "round": 1, "run": run}
+        content = RecordDict({"config": ConfigRecord(config)})
+        if shared is not None:
+            content["arrays"] = broadcast(shared)
+        message = Message(content, 1, "query.prepare" if shared is None else "train", group_id="0")
         message.metadata.__dict__["_message_id"] = "m"
         return app(message, Context(1, 1, node, RecordDict(), {}))
 
-    return prepare
+    return handle
 
 
 def make_node(tmp_path: Path, model: Path) -> dict[str, Any]:
@@ -140,12 +155,43 @@ def test_data_that_changed_are_refused_with_what_changed_and_the_server_is_not_t
     path = tmp_path / "data/code/test.jsonl"
     rewrite_lines(path, [{**row, "output": "pass"} for row in read_lines(path)])
     reply = ask(node)
-    assert reply.error.reason.startswith("UserError, see node-1-error.txt")
+    assert reply.error.reason.startswith("UserError, see node-error.txt")
     assert "changed since" in capsys.readouterr().err
-    text = (tmp_path / "state/node-1-error.txt").read_text()
+    text = (tmp_path / "state/node-error.txt").read_text()
     assert (
         "test examples (4 training and 2 test examples now)" in text and "training examples and" not in text
     )
+
+
+def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no_update_beyond_the_clients_limit(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
+):
+    """Each new one would be another look at the same data, which no run's epsilon counts."""
+    pytest.importorskip("opacus")
+    node = make_node(tmp_path, tiny_folder)
+    one, two = (epsilon(Privacy(kind="local", noise=4.0), num) for num in (1, 2))
+    private = {"method": "fedit", "privacy.kind": "local", "privacy.noise": 4.0, "eval.rewritings": False}
+    shared = {k: v.numpy() for k, v in model_of(tiny_settings())[1].state("shared").items()}
+    first = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
+    assert not first.has_error(), first.error
+    again = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
+    assert again.content["arrays"] == first.content["arrays"]
+    other = {key: value + 0.01 for key, value in shared.items()}
+    for run in ("r-1", "r-2"):  # a run of another name does not begin at zero
+        assert ask(node | {"most-epsilon": (one + two) / 2}, other, run=run, **private).has_error()
+        assert "its most-epsilon is" in (tmp_path / "state/node-error.txt").read_text()
+    assert not ask(node | {"most-epsilon": two * 1.01}, other, **private).has_error()
+
+
+def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
+):
+    """The server chooses `server.max_norm`, so refusing what is above would be a look without noise."""
+    node = make_node(tmp_path, tiny_folder)
+    shared = {k: v.numpy() for k, v in model_of(tiny_settings())[1].state("shared").items()}
+    tight = {"method": "fedit", "eval.rewritings": False, "server.max_norm": 1e-6}
+    assert ask(node, shared, **tight).error.reason.startswith("Diverged")
+    assert not ask(node, shared, **tight, **{"privacy.kind": "local"}).has_error()
 
 
 def test_a_node_without_a_folder_writes_nothing_where_the_server_says(

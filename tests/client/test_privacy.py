@@ -9,11 +9,11 @@ import pytest
 
 import fedsdr
 from fedsdr.client import privacy as module
-from fedsdr.client.privacy import affordable, clip, epsilon, gaussian, noised, private_mean
+from fedsdr.client.privacy import Ledger, affordable, clip, epsilon, gaussian, noised, private_mean
 from fedsdr.config import Privacy, Settings
 from fedsdr.errors import UserError
 from fedsdr.recipe import check_settings
-from fedsdr.storage import read_lines
+from fedsdr.storage import read_json, read_lines
 
 KEYS = [f"base_model.model.layer.lora_{letter}.weight" for letter in "AB"]
 
@@ -96,6 +96,53 @@ def test_a_round_that_is_asked_again_is_answered_by_the_same_bytes_and_no_other_
         other = np.array(numbers(noised(trained, received, privacy, None, own)))
         assert (np.abs(other - first) > 1e-3).all()
     assert secret.stat().st_mode & 0o77 == 0
+
+
+def test_the_same_change_under_other_noise_gets_other_noise(tmp_path: Path):
+    """Else a server that asks twice, with sigma 1 and 2, takes their difference and has the change itself."""
+    before, secret = np.array(numbers(adapter(1, 1, 1, 1))), tmp_path / "key"
+    change = np.array([1.0, 0, 0, 0])
+    drawn = []
+    for sigma, norm in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0)):
+        privacy = Privacy(kind="local", noise=sigma, clip=norm)
+        sent = noised(adapter(2, 1, 1, 1), adapter(1, 1, 1, 1), privacy, None, secret)
+        drawn.append((np.array(numbers(sent)) - before - change) / (sigma * norm))
+    assert (np.abs(drawn[1] - drawn[0]) > 1e-3).all()
+    assert (np.abs(drawn[2] - drawn[0]) > 1e-3).all()
+
+
+def test_a_client_counts_every_new_update_that_leaves_it_and_stops_at_its_limit(tmp_path: Path):
+    """Whatever runs and noise the server names: here sigma 4 twice, then 8, then 4 again.
+
+    An update sent again costs nothing, also beyond the limit. What is refused is not entered.
+    """
+    pytest.importorskip("opacus")
+    one, both = (epsilon(Privacy(kind="local", noise=4.0), n) for n in (1, 2))
+    ledger = Ledger(tmp_path / "releases.json", both, 1e-5)
+
+    def send(first: float, sigma: float = 4.0, run: str = "a") -> dict[str, np.ndarray]:
+        privacy = Privacy(kind="local", noise=sigma)
+        return noised(adapter(first, 0, 0, 0), adapter(0, 0, 0, 0), privacy, None, tmp_path / run, ledger)
+
+    sent = send(1)
+    send(1, run="another")  # with another secret, so with other noise
+    with pytest.raises(UserError, match=r"after the 2 of .*releases\.json; its most-epsilon is"):
+        send(2, sigma=8.0)
+    assert numbers(send(1)) == numbers(sent)
+    assert list(read_json(ledger.path).values()) == [4.0, 4.0]
+    with pytest.raises(UserError, match="most-epsilon is"):
+        Ledger(tmp_path / "new.json", one * 0.99, 1e-5).enter(b"update", 4.0)
+    assert not (tmp_path / "new.json").exists()
+    ledger.path.write_text(ledger.path.read_text()[:-20])
+    with pytest.raises(UserError, match="found no JSON document"):  # not: nothing was sent yet
+        send(1)
+
+
+def test_an_update_that_is_not_finite_leaves_as_no_change_and_noise(tmp_path: Path):
+    """An error instead would say something of the data, without noise."""
+    privacy = Privacy(kind="local", noise=1.0)
+    sent = noised(adapter(math.nan, 1, 1, 1), adapter(1, 1, 1, 1), privacy, 3, tmp_path / "key")
+    assert numbers(sent) == pytest.approx(1 + gaussian(4, 3))
 
 
 def test_a_client_under_local_privacy_sends_its_clipped_change_with_noise(

@@ -126,7 +126,7 @@ class Deployment:
         self.wait_for_server()
 
     def register(self) -> None:
-        subprocess.run([self.server / "register.sh"], env=self.environment, capture_output=True, check=True)
+        subprocess.run([BIN / "fedsdr", "deploy", "register", self.server], env=self.environment, check=True)
 
     def start_node(self, client: str) -> None:
         environment = {"FLWR_HOME": str(self.folder / client / "flower")}

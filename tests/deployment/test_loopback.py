@@ -1,6 +1,7 @@
 """One SuperLink and three clients as processes of their own, with TLS and node authentication."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,22 @@ def test_a_node_without_a_registered_key_or_with_another_authority_is_not_let_in
 
 
 @long
+def test_a_registered_client_cannot_take_anothers_name(deployment: Deploy, small: Small):
+    one = deployment()
+    one.start_server()
+    one.register()
+    config = one.folder / "math" / "node.toml"
+    config.write_text(config.read_text().replace('client = "math"', 'client = "general"'))
+    shutil.move(one.folder / "math/data/math", one.folder / "math/data/general")
+    for name in ("finance", "math"):
+        one.start_node(name)
+    program = one.begin(small(**{"run.dir": "runs/first", "federation.wait": 15.0}))
+    told, _ = program.communicate(timeout=120)
+    assert "1 of 3 clients have connected in 15 s" in told
+    assert "it says that it is client general, whose registered key is not its own" in told
+
+
+@long
 def test_a_killed_server_goes_on_after_the_last_round_with_equal_bytes(
     deployment: Deploy, small: Small, data_root: Path, tmp_path: Path, record: Callable[..., None]
 ):
@@ -162,7 +179,9 @@ def test_a_client_whose_data_changed_between_rounds_is_refused_and_told_what_cha
     told, _ = program.communicate(timeout=200)
     assert program.returncode == 0, told
     reasons = {e["reason"] for e in read_lines(run / "metrics.jsonl") if e["event"] == "dropped"}
-    assert any(reason.startswith("the client failed: UserError, see node-") for reason in reasons), reasons
+    assert any(reason.startswith("the client failed: UserError, see node-error.txt") for reason in reasons), (
+        reasons
+    )
     assert "training examples" in one.log("math") and "changed since" in one.log("math")
     record(
         fault="data file changed between rounds", num=1, lost="that client's replies; it is told what changed"

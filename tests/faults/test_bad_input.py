@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedsdr.apps.node_process import read_node_file
 from fedsdr.client import wire
@@ -115,6 +118,75 @@ def test_no_reader_answers_bad_files_with_a_traceback(
             num=num,
             lost=f"no traceback; {refused} refused, the rest was still good",
         )
+
+
+FIELDS = [
+    "instruction",
+    "input",
+    "output",
+    "messages",
+    "role",
+    "content",
+    "label",
+    "choices",
+    "answer",
+    "facts",
+]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["user", "assistant"]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS), inner),
+    max_leaves=8,
+)
+TABLES = st.lists(st.dictionaries(st.sampled_from(FIELDS) | st.text(), VALUES), min_size=1, max_size=3)
+CONTENTS = (
+    st.tuples(st.just("json"), TABLES.map(json.dumps).map(str.encode))
+    | st.tuples(st.just("jsonl"), TABLES.map(lambda rows: "\n".join(map(json.dumps, rows)).encode()))
+    | st.tuples(st.sampled_from(["json", "jsonl", "csv"]), st.binary() | st.text().map(str.encode))
+)
+
+
+def refused(read: Callable[..., Any], *words: Any) -> tuple[str, Any]:
+    """The error for users, or "", and what was read."""
+    try:
+        return "", read(*words)
+    except UserError as error:
+        return str(error), None
+
+
+@given(CONTENTS)
+@settings(deadline=None)
+def test_whatever_stands_in_a_file_is_an_example_or_named_by_file_and_place(content: tuple[str, bytes]):
+    """Any bytes, and any values under any of the keys; an example has an instruction and a response."""
+    suffix, data = content
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / f"rows.{suffix}"
+        path.write_bytes(data)
+        refusal, records = refused(read_file, path, "d")
+    assert str(path) in refusal or records
+    for record in records or ():
+        assert record.example.instruction.strip() and record.example.response.strip()
+        assert not record.example.choices or record.example.label in ("", *record.example.choices)
+
+
+@settings(deadline=None)
+@given(st.binary() | st.text().map(str.encode) | TABLES.map(json.dumps).map(str.encode))
+def test_whatever_stands_in_a_recipe_a_node_file_or_a_record_is_read_or_named(data: bytes):
+    with tempfile.TemporaryDirectory() as place:
+        for name, read in (
+            ("recipe.toml", load_settings),
+            ("node.toml", read_node_file),
+            ("record.json", read_json),
+            ("events.jsonl", read_lines),
+        ):
+            path = Path(place) / name
+            path.write_bytes(data)
+            refusal, _ = refused(read, path)
+            assert not refusal or name in refusal
 
 
 def test_no_damaged_adapter_is_loaded_or_answered_with_a_traceback(

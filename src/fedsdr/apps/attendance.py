@@ -22,6 +22,10 @@ AGAIN = 60.0
 """Seconds after which a node that could not be let in is asked again: it may have been mended."""
 
 
+class _OtherKey(Rejected):
+    """A node takes a name that is another's: it alone is left out, or it could stop every run."""
+
+
 class Attendance:
     """The clients of a federation and their nodes."""
 
@@ -120,6 +124,8 @@ class Attendance:
         """
         now = time.monotonic()
         self.connected = set(self.grid.get_node_ids())
+        if registered := set(self.settings.federation.nodes.values()):  # others are nobody
+            self.connected &= registered
         self.refused = {node: until for node, until in self.refused.items() if until > now}
         busy = self.roster.keys() | self.refused.keys() | set(self.pending.values())
         content = RecordDict({"config": self.config})
@@ -133,7 +139,7 @@ class Attendance:
             try:
                 self._admit(reply, node)
             except Rejected as reason:
-                if is_strict:
+                if is_strict and not isinstance(reason, _OtherKey):
                     raise UserError(f"a client could not prepare: {reason}") from None
                 say(f"  node {node} is not let in: {reason}")
                 self.refused[node] = now + AGAIN
@@ -148,6 +154,9 @@ class Attendance:
         """
         client, metrics = check_prepared(reply, self.identity)
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
+        registered = self.settings.federation.nodes
+        if registered and registered.get(client) != node:
+            raise _OtherKey(f"it says that it is client {client}, whose registered key is not its own")
         before = [other for other, name in self.roster.items() if name == client]
         if self.connected & set(before):
             raise Rejected(f"two nodes say that they are client {client}")

@@ -22,7 +22,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
-from fedsdr.apps.node import read_node
+from fedsdr.apps.node import Node, read_node
 from fedsdr.apps.site import Site, cache_of, model_of, open_site
 from fedsdr.client import wire
 from fedsdr.client.controls import Controls
@@ -74,7 +74,8 @@ def errors_stay_here(handler: Handler) -> Handler:
         except Exception as error:
             kind = type(error).__name__
             context.state["error"] = ConfigRecord({"type": kind, "text": str(error)})
-            name = f"node-{context.node_id}-error.txt"
+            # The id of a deployed node is no one's business: the server shows this name to others.
+            name = "node-error.txt" if is_deployed else f"node-{context.node_id}-error.txt"
             if is_deployed:
                 say(f"{kind}: {error}")
             with suppress(OSError, KeyError):  # a full disk may be why, or a node without a folder
@@ -89,8 +90,10 @@ def errors_stay_here(handler: Handler) -> Handler:
 def prepare(message: Message, context: Context) -> Message:
     """Rewrite the responses where the method or the evaluation wants it; tell the client's id."""
     start = time.monotonic()
-    settings, site, _ = _open(message, context)
+    settings, site, _, node = _open(message, context)
     base, _ = model_of(settings)
+    if node.ledger:
+        say(f"{site.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}")
     metrics: dict[str, float] = {"num_train": len(site.data.train), "num_test": len(site.data.test)}
     for part, examples in (("distill", site.data.train), ("distill-test", site.data.test)):
         if rewritings := site.rewritings.get("train" if part == "distill" else "test"):
@@ -107,7 +110,7 @@ def prepare(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """One local update from the broadcast shared adapter; the private one is kept here."""
     start = time.monotonic()
-    settings, site, server_round = _open(message, context)
+    settings, site, server_round, node = _open(message, context)
     base, adapters = model_of(settings)
     method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
     rank, what = settings.adapter.rank_of(site.id), f"round {server_round}, {site.id}"
@@ -132,8 +135,11 @@ def train(message: Message, context: Context) -> Message:
         shared_factors=combination.factors,
         shift=wire.unpack(controls.shift, shapes) if controls else None,
     )
-    _demand_sane(adapters, settings, what)
-    arrays, more = _pack_reply(settings, site, server_round, received, adapters, rank)
+    if (
+        settings.privacy.kind != "local"
+    ):  # which bounds the change itself, and must not tell whether it had to
+        _demand_sane(adapters, settings, what)
+    arrays, more = _pack_reply(settings, site, node, server_round, received, adapters, rank)
     kept |= more
     if controls:
         num_steps = sum(
@@ -161,7 +167,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
     Round 0 scores the base model.
     """
     start = time.monotonic()
-    settings, site, server_round = _open(message, context)
+    settings, site, server_round, _ = _open(message, context)
     base, adapters = model_of(settings)
     rank = settings.adapter.rank
     _, is_personal = _load_adapters(message, settings, site, adapters, server_round + 1, rank)
@@ -208,8 +214,8 @@ def _as_record(metrics: dict[str, float]) -> MetricRecord:
     return MetricRecord(dict(metrics))
 
 
-def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
-    """Settings, client and round that a message is about."""
+def _open(message: Message, context: Context) -> tuple[Settings, Site, int, Node]:
+    """Settings, client and round that a message is about, and the client's machine."""
     config = message.content["config"]
     assert isinstance(config, ConfigRecord)
     if config["version"] != __version__:
@@ -218,7 +224,7 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int]:
     node = read_node(context.node_config, _folder(context), str(config["run"]))
     settings = node.apply(settings)
     site = open_site(settings, node.who, node.folder, node.runs_programs)
-    return settings, site, int(config["round"])  # type: ignore[arg-type]
+    return settings, site, int(config["round"]), node  # type: ignore[arg-type]
 
 
 def _folder(context: Context) -> Path:
@@ -337,6 +343,7 @@ def _load_controls(message: Message, settings: Settings, site: Site, server_roun
 def _pack_reply(
     settings: Settings,
     site: Site,
+    node: Node,
     server_round: int,
     received: wire.Arrays,
     adapters: Adapters,
@@ -348,7 +355,7 @@ def _pack_reply(
     new = wire.cut(wire.travelling(settings, trained), rank)
     if settings.privacy.kind == "local":
         seed = noise_seed(settings.privacy, settings.run.seed, "client", site.id, "round", server_round)
-        new = noised(new, received, settings.privacy, seed, site.folder / "noise.key")
+        new = noised(new, received, settings.privacy, seed, site.folder / "noise.key", node.ledger)
     kept = {key: value for key, value in trained.items() if combination.keeps(key)}
     lost = load_kept(site.folder, server_round).get("residual")
     arrays, residual = wire.encode(new, received, lost, settings.wire.dtype)

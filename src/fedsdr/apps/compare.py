@@ -52,9 +52,10 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
     write_plan(folder, plan)
     _make_trials(plan, jobs)
     rates = chosen_rates(read_trials(folder))
+    # Seed by seed: a grid that is stopped has the same seeds of all arms.
     cells = {
         (arm, seed): with_rate(settings, rates[plan.rate_of[arm]]) if rates else settings
-        for (arm, seed), settings in plan.cells.items()
+        for (arm, seed), settings in sorted(plan.cells.items(), key=lambda cell: cell[0][1])
     }
     errors = _finish_all(cells, jobs, lambda cell: f"{cell[0]}, seed {cell[1]}")
     if len(errors) == len(cells):

@@ -5,13 +5,16 @@ organisations each makes its own and sends its public half (docs/deployment.md).
 """
 
 import ipaddress
+import json
 import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,15 +22,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedsdr import __version__
-from fedsdr.apps.run import check_deployed, is_finished
+from fedsdr.apps.checks import check_deployed
+from fedsdr.apps.run import is_finished
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
+from fedsdr.progress import say
 from fedsdr.recipe import to_toml
-from fedsdr.storage import write_file
+from fedsdr.storage import SECRET, read_json, write_file
 
 CONNECTION = "fedsdr"
 """Name of the connection in the server's Flower configuration."""
+STARTED = 30.0
+"""Seconds in which the SuperLink must have started."""
 VALID = timedelta(days=365)
 QUIET: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -71,15 +78,6 @@ END
 exec flower-superlink --host 127.0.0.1 --port {port} \\
   --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
   --enable-supernode-auth --isolation subprocess --database state.db
-"""
-
-REGISTER = """\
-#!/bin/sh
-# Lets the nodes take part whose public keys lie in keys/. Once for each key, while the SuperLink runs.
-cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
-for key in keys/*.pub; do
-  flwr supernode register "$key" {connection} --name "$(basename "$key" .pub)"
-done
 """
 
 NGINX = """\
@@ -135,7 +133,8 @@ model = {model}   # a built-in name, a folder, or a hub id; must be the server's
 # distill-url = ""   # an OpenAI-compatible server of yours that may see your data, for rewriting
 # served-name = ""   # and the model there
 # run-programs = false   # whether programs that the model writes may be run, to score examples with tests
-# least-noise = 0.0   # above 0: take part only under local differential privacy with at least this noise
+# most-epsilon = 0.0   # above 0: take part only under local differential privacy, until its cost is this
+# delta = 1e-5   # at this delta
 # trust-remote-code = false
 # keep-updates = false   # whether a server that says so may keep what this client sends, round by round
 """
@@ -171,9 +170,7 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
     certificates(server, host)
     scripts = {"bin": shlex.quote(str(Path(sys.executable).parent)), "connection": CONNECTION, "port": port}
     scripts["environment"] = " ".join(f"{key}={value}" for key, value in QUIET.items())
-    for name, text in (("start.sh", START), ("register.sh", REGISTER)):
-        write_file(server / name, text.format(**scripts))
-        (server / name).chmod(0o755)
+    write_file(server / "start.sh", START.format(**scripts), 0o777)
     if port != public:
         write_file(server / "nginx.conf", NGINX.format(public=public, port=port, host=host))
     write_file(server / "app" / "pyproject.toml", APP)
@@ -181,7 +178,7 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
         place = folder / client
         write_file(place / "ca.crt", (server / "ca.crt").read_bytes())
         private, opened = node_key()
-        _write_secret(place / "node.key", private)
+        write_file(place / "node.key", private, SECRET)
         write_file(place / "node.key.pub", opened)
         write_file(server / "keys" / f"{client}.pub", opened)
         values = {"address": address, "client": client, "data": "data", "model": model}
@@ -201,18 +198,93 @@ def submit(server: Path, settings: Settings) -> Path:
             end.
     """
     if not (server / "app" / "pyproject.toml").exists():
-        raise UserError(f"{server} is no server folder; `fedsdr deploy DEPLOYMENT` writes one")
+        raise UserError(f"{server} is no server folder; `fedsdr deploy init FOLDER` writes one")
     check_deployed(settings)
     place = Path(settings.run.dir)
     place = place if place.is_absolute() else (server / place).resolve()
-    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(place)})})
+    federation = settings.federation
+    if not federation.nodes:
+        federation = federation.model_copy(update={"nodes": registered(server, settings)})
+    run = settings.run.model_copy(update={"dir": str(place)})
+    settings = settings.model_copy(update={"run": run, "federation": federation})
     write_file(server / "app" / "run.toml", f"settings = {to_toml(settings.model_dump_json())}\n")
     command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
-    environment = os.environ | QUIET | {"FLWR_HOME": str((server / "flower").resolve())}
-    subprocess.run([*command, "--run-config", "app/run.toml"], cwd=server, env=environment, check=False)
+    subprocess.run([*command, "--run-config", "app/run.toml"], cwd=server, env=_home(server), check=False)
     if not is_finished(settings):
         raise UserError("the run is not finished; why is said above. Give the same command again to go on")
     return place
+
+
+def register(server: Path) -> None:
+    """Let the nodes take part whose public keys lie in the server's `keys/`, and bind clients' names to keys.
+
+    `keys/bank.pub` is the key of client bank, and no other key can take that name. The key that it replaces
+    is taken off.
+
+    Raises:
+        UserError: The SuperLink does not answer, or does not take a key.
+    """
+    until = time.monotonic() + STARTED
+    while True:
+        try:
+            nodes = _flwr(server, "list", CONNECTION)["nodes"]
+            break
+        except UserError:  # it may be starting
+            if time.monotonic() > until:
+                raise
+    known = {int(node["node-id"]) for node in nodes if node["status"] != "unregistered"}
+    for path in sorted(server.glob("keys/*.pub")):
+        kept, key = server / "nodes" / f"{path.stem}.json", path.read_text()
+        before = read_json(kept) if kept.exists() else {"key": "", "node-id": 0}
+        if before["node-id"] in known:
+            if before["key"] == key:
+                say(f"{path.stem}: is registered")
+                continue
+            _flwr(server, "unregister", str(before["node-id"]), CONNECTION)
+        node = _flwr(server, "register", str(path.resolve()), CONNECTION, "--name", path.stem)["node-id"]
+        write_file(kept, json.dumps({"key": key, "node-id": int(node)}) + "\n", SECRET)
+        say(f"{path.stem}: may take part")
+
+
+def registered(server: Path, settings: Settings) -> dict[str, int]:
+    """Client -> node id, of all that `register` has let in.
+
+    Raises:
+        UserError: They are fewer than the run will wait for.
+    """
+    nodes = {path.stem: int(read_json(path)["node-id"]) for path in sorted(server.glob("nodes/*.json"))}
+    if not nodes:
+        say(f"  no key is registered by `fedsdr deploy register {server}`: names of clients are believed")
+    elif len(nodes) < settings.federation.num_clients:
+        raise UserError(
+            f"federation.num_clients = {settings.federation.num_clients}, but {len(nodes)} keys are"
+            f" registered ({', '.join(nodes)}): put the others into {server / 'keys'}, then"
+            f" `fedsdr deploy register {server}`"
+        )
+    return nodes
+
+
+def _flwr(server: Path, *words: str) -> dict[str, Any]:
+    """Call `flwr supernode` for the SuperLink of that folder; return its answer.
+
+    Raises:
+        UserError: It failed.
+    """
+    command = [str(Path(sys.executable).with_name("flwr")), "supernode", *words, "--format", "json"]
+    done = subprocess.run(command, env=_home(server), capture_output=True, text=True, check=False)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        answer = {"success": False, "error-message": done.stdout + done.stderr}
+    if not answer["success"]:
+        why = " ".join(answer["error-message"].split())
+        raise UserError(f"flwr supernode {words[0]} failed: {why}; is {server / 'start.sh'} running?")
+    return answer
+
+
+def _home(server: Path) -> dict[str, str]:
+    """Environment of Flower's commands for the SuperLink of that folder."""
+    return os.environ | QUIET | {"FLWR_HOME": str((server / "flower").resolve())}
 
 
 def certificates(server: Path, host: str) -> None:
@@ -239,7 +311,7 @@ def certificates(server: Path, host: str) -> None:
         pem = private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        _write_secret(server / name, pem)
+        write_file(server / name, pem, SECRET)
 
 
 def node_key() -> tuple[bytes, bytes]:
@@ -303,10 +375,3 @@ def _split(address: str) -> tuple[str, int]:
 
 def _is_local(host: str) -> bool:
     return host in ("localhost", "127.0.0.1", "::1")
-
-
-def _write_secret(path: Path, data: bytes) -> None:
-    """Write a file that its owner alone can read, from the first instant."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fedsdr.apps.checks import check_counts
 from fedsdr.apps.estimate import Client, Part, duration, memory, messages, sizes_of
-from fedsdr.apps.run import check_counts
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.partition import ClientData, partition

@@ -5,11 +5,13 @@ no server can change them. Under a simulation a node is only a number, and the r
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsdr.client.privacy import Ledger
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
@@ -26,7 +28,8 @@ CHOICES: Mapping[str, Any] = {
     "trust-remote-code": False,
     "keep-updates": False,
     "run-programs": False,
-    "least-noise": 0.0,
+    "most-epsilon": 0.0,
+    "delta": 1e-5,
 }
 """Keys that a node may have beside, with their defaults."""
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -52,6 +55,14 @@ class Node:
         """Whether programs that the model writes may be run, to score them; always so in a simulation."""
         return self.own is None or bool(self.own["run-programs"])
 
+    @property
+    def ledger(self) -> Ledger | None:
+        """Account of what leaves the client under local privacy; None without a limit."""
+        if self.own is None or not self.own["most-epsilon"]:
+            return None
+        path = Path(self.own["folder"]) / "releases.json"
+        return Ledger(path, self.own["most-epsilon"], self.own["delta"])
+
     def apply(self, settings: Settings) -> Settings:
         """The server's settings with all that the node decides itself.
 
@@ -73,12 +84,11 @@ class Node:
                 f"distill.served_name = {settings.distill.served_name!r} is not this node's served-name ="
                 f" {self.own['served-name']!r}"
             )
-        least, privacy = self.own["least-noise"], settings.privacy
-        if least and (privacy.kind != "local" or privacy.noise < least or privacy.source != "secure"):
+        privacy = settings.privacy
+        if self.ledger and privacy.kind != "local":
             raise UserError(
-                f"this node's least-noise = {least:g} asks for privacy.kind = 'local', a privacy.noise of at"
-                f" least that, and privacy.source = 'secure'; the server's settings have {privacy.kind!r},"
-                f" {privacy.noise:g} and {privacy.source!r}"
+                f"this node's most-epsilon = {self.ledger.most:g} asks for privacy.kind = 'local'; the"
+                f" server's settings have {privacy.kind!r}"
             )
         if privacy.kind == "local" and privacy.source != "secure":
             raise UserError("privacy.source = 'seeded' is for simulations: its noise can be taken off again")
@@ -112,14 +122,17 @@ def read_node(config: Mapping[str, Any], folder: Path, run: str) -> Node:
     Raises:
         UserError: Names the key, the value and what would do.
     """
-    if "client" not in config and "partition-id" in config:
-        root = Path(str(config.get("folder", folder)))
-        cache, url = (str(config.get(key, "")) for key in ("cache", "distill-url"))
-        return Node(int(config["partition-id"]), root, None, cache, url)
-    known = [*NEEDED, *CHOICES, *SIMULATED]
+    is_simulated = "client" not in config and "partition-id" in config
+    known = (
+        [*SIMULATED, "folder", "cache", "distill-url"] if is_simulated else [*NEEDED, *CHOICES, *SIMULATED]
+    )
     if unknown := sorted(set(config) - set(known)):
         near = difflib.get_close_matches(unknown[0], known) or known
         raise UserError(f"node configuration: unknown key {unknown[0]}; nearest are {', '.join(near)}")
+    if is_simulated:
+        root = Path(str(config.get("folder", folder)))
+        cache, url = (str(config.get(key, "")) for key in ("cache", "distill-url"))
+        return Node(int(config["partition-id"]), root, None, cache, url)
     if missing := [key for key in NEEDED if not config.get(key)]:
         raise UserError(
             f"node configuration: {missing[0]} is missing; a node needs {', '.join(NEEDED)}, such as client ="
@@ -130,6 +143,10 @@ def read_node(config: Mapping[str, Any], folder: Path, run: str) -> Node:
         expected = type(CHOICES.get(key, 0 if key in SIMULATED else ""))
         if type(value) is not expected and not (expected is float and type(value) is int):
             raise UserError(f"node configuration: {key} = {value!r}; expected {KINDS[expected]}")
+    if not 0 <= own["most-epsilon"] < math.inf:
+        raise UserError(f"node configuration: most-epsilon = {own['most-epsilon']}; expected 0 or more")
+    if not 0 < own["delta"] < 1:
+        raise UserError(f"node configuration: delta = {own['delta']}; expected more than 0 and less than 1")
     client = check_name(own["client"], "client")
     root = Path(own["folder"]) / check_name(run, "run")
     return Node(client, root, own, own["cache"], own["distill-url"])

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from fedsdr import __version__
 from fedsdr.apps.attendance import Attendance
-from fedsdr.apps.run import NONCE, check_budget, check_counts
+from fedsdr.apps.checks import check_budget, check_counts
 from fedsdr.apps.site import model_of
 from fedsdr.client.privacy import epsilon
 from fedsdr.config import Settings
@@ -27,6 +27,9 @@ from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import last_round, load_moments, load_round, save_round
 from fedsdr.server.strategy import FedStrategy, draw_clients, num_trainings
 from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines, write_json
+
+NONCE = "nonce"
+"""File in the folder of a run over Flower that tells it from others of its name."""
 
 
 def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None:

@@ -100,7 +100,8 @@ def open_site(settings: Settings, who: int | str, root: Path, runs_programs: boo
         check_unchanged(root / data.id, data)
     if key not in _sites:
         if is_deployed:
-            _sites.clear()  # a worker lives long, and serves one run at a time
+            _sites.clear()  # a worker lives long, and serves one run at a time:
+            load_model.cache_clear()  # not two models side by side
         if not runs_programs:
             train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
             data = ClientData(data.id, train, test)

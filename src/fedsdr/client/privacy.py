@@ -11,8 +11,9 @@ scores, is not covered (docs/threat_model.md).
 
 Neighbours are two federations of the same clients and draws in one of which a client's change is zero
 (central): the sum then differs by at most C; or a client with other data (local): what it sends differs by at
-most 2 C. So sigma is the noise multiplier of the first, and sigma / 2 that of the second. Epsilon is that of
-one run, whose server follows the protocol: it does not count what a server learns by asking more often.
+most 2 C. So sigma is the noise multiplier of the first, and sigma / 2 that of the second. A run's epsilon is
+that of one whose server follows the protocol. What a server learns by asking more often, or in other runs, is
+counted by the `Ledger` of a client that keeps one.
 
 Papers: McMahan et al., ICLR 2018, arXiv 1710.06963 (client level); Mironov, CSF 2017, arXiv 1702.07476
 (accounting). Differs: every client is taken to be asked in every round in which the public draw names it, and
@@ -21,7 +22,9 @@ nothing is gained by sampling; weights are equal, since n_k is a client's own.
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,7 @@ from fedsdr.client.wire import Arrays, Float32, pack, unpack
 from fedsdr.config import Privacy
 from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
-from fedsdr.storage import write_file
+from fedsdr.storage import SECRET, read_json, write_file, write_json
 
 Float64 = NDArray[np.float64]
 
@@ -77,24 +80,89 @@ def noise_seed(privacy: Privacy, run_seed: int, *path: str | int) -> int | None:
     return seed_for(run_seed, "privacy", *path) if privacy.source == "seeded" else None
 
 
-def noised(trained: Arrays, received: Arrays, privacy: Privacy, seed: int | None, secret: Path) -> Arrays:
+@dataclass(frozen=True)
+class Ledger:
+    """A client's account of every noised update that left it, whatever server and run asked for it.
+
+    The server chooses sigma and when to ask, and may do so after it saw earlier updates. Stopping at a sum of
+    Renyi divergences is sound then too (Feldman and Zrnic, "Individual privacy accounting via a Renyi
+    filter", NeurIPS 2021, arXiv 2008.11193). What is no shared adapter is not on it: losses, scores, counts.
+    """
+
+    path: Path
+    """A JSON document: what each followed from, hashed -> its sigma."""
+    most: float
+    """Epsilon that all of them together may cost the client."""
+    delta: float
+
+    def spent(self, *more: float) -> float:
+        """Epsilon of all updates so far, and of more with these sigmas.
+
+        Raises:
+            UserError: The account is damaged, or opacus is not installed.
+        """
+        sigmas = [*self._entries().values(), *more]
+        return _epsilon([_multiplier("local", sigma) for sigma in sigmas], self.delta)
+
+    def _entries(self) -> dict[str, float]:
+        return read_json(self.path) if self.path.exists() else {}
+
+    def enter(self, release: bytes, noise: float) -> None:
+        """Enter an update that is about to be sent.
+
+        Args:
+            release: What it follows from. The same one again tells nothing new, and costs nothing.
+            noise: Its sigma.
+
+        Raises:
+            UserError: With it, `most` would be exceeded.
+        """
+        name, entries = hashlib.sha256(release).hexdigest(), self._entries()
+        if name in entries:
+            return
+        spent = self.spent(noise)
+        if not spent <= self.most:
+            raise UserError(
+                f"one more update would cost this client epsilon = {spent:.3g} in all, after the"
+                f" {len(entries)} of {self.path}; its most-epsilon is {self.most:g} at delta = {self.delta:g}"
+            )
+        write_json(self.path, {**entries, name: noise})
+
+
+def noised(
+    trained: Arrays,
+    received: Arrays,
+    privacy: Privacy,
+    seed: int | None,
+    secret: Path,
+    ledger: Ledger | None = None,
+) -> Arrays:
     """What a client sends under local privacy: what it received, its clipped change, and noise.
 
-    Secure noise follows from a secret that the client keeps, and from what it received and learnt: a round
-    that is asked again after a crash is answered by the same bytes, not by a second release.
+    Secure noise follows from a secret that the client keeps, and from what it received, learnt and adds: a
+    round that is asked again after a crash is answered by the same bytes, not by a second release, where
+    training computes the same bits again.
+
+    Raises:
+        UserError: As `Ledger.enter`.
     """
     before = pack(received).astype(np.float64)
-    change = clip(pack(trained) - pack(received), privacy.clip)
-    noise = seed if seed is not None else _key(secret) + _digest(before, change)
-    sent = before + change + privacy.noise * privacy.clip * gaussian(change.size, noise)
+    learnt = pack(trained) - pack(received)
+    # That training diverged says something of the data, so it is not told.
+    change = clip(learnt if np.isfinite(learnt).all() else np.zeros_like(learnt), privacy.clip)
+    noise: int | bytes | None = seed
+    if noise is None:
+        noise = _key(secret) + _digest(before, change, np.array([privacy.noise, privacy.clip]))
+        if ledger:
+            ledger.enter(noise, privacy.noise)
+    sent = before + (change + privacy.noise * privacy.clip * gaussian(change.size, noise))
     return unpack(sent.astype(np.float32), {key: value.shape for key, value in trained.items()})
 
 
 def _key(secret: Path) -> bytes:
     """The client's secret, made at first."""
     if not secret.exists():
-        write_file(secret, os.urandom(32))
-        secret.chmod(0o600)
+        write_file(secret, os.urandom(32), SECRET)
     return secret.read_bytes()
 
 
@@ -129,18 +197,31 @@ def epsilon(privacy: Privacy, num_rounds: int) -> float:
     Raises:
         UserError: opacus is not installed.
     """
-    if not num_rounds:
+    return _epsilon([_multiplier(privacy.kind, privacy.noise)] * num_rounds, privacy.delta)
+
+
+def _multiplier(kind: str, sigma: float) -> float:
+    """Standard deviation of the noise over what one client can change, both in units of C."""
+    return sigma if kind == "central" else sigma / 2
+
+
+def _epsilon(multipliers: Sequence[float], delta: float) -> float:
+    """Of Gaussian mechanisms one after the other; 0 of none.
+
+    Raises:
+        UserError: opacus is not installed.
+    """
+    if not multipliers:
         return 0.0
     try:
         from opacus.accountants import RDPAccountant
     except ImportError:
         raise UserError(
-            f"privacy.kind = {privacy.kind!r} needs opacus' accountant: pip install 'fedsdr[privacy]'"
+            "differential privacy needs opacus' accountant: pip install 'fedsdr[privacy]'"
         ) from None
-    multiplier = privacy.noise if privacy.kind == "central" else privacy.noise / 2
     accountant = RDPAccountant()
-    accountant.history = [(multiplier, 1.0, num_rounds)]
-    return float(accountant.get_epsilon(privacy.delta))
+    accountant.history = [(multiplier, 1.0, num) for multiplier, num in Counter(multipliers).items()]
+    return float(accountant.get_epsilon(delta))
 
 
 def affordable(privacy: Privacy, most: int) -> int:
