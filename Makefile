@@ -45,9 +45,11 @@ test: $(DEVELOP) model ## Run the tests, some of them on the default model
 
 test-deployment: $(DEVELOP) ## Run the tests of a deployment on this machine: TLS, keys, processes that are killed (some minutes)
 	$(PIP) --editable '.[simulation]'
+	@rm -f runs/deployment.jsonl
 	FEDSDR_FULL=1 FEDSDR_RECORD=runs/deployment.jsonl $(BIN)/pytest tests/deployment
 
 test-faults: $(DEVELOP) ## Run the tests of faults in their long form, with a record in runs/faults.jsonl (some minutes)
+	@rm -f runs/faults.jsonl
 	FEDSDR_FULL=1 FEDSDR_RECORD=runs/faults.jsonl $(BIN)/pytest tests/faults
 
 test-server: $(DEVELOP) model $(SERVING) ## Run the tests of rewriting and judging by a server, some of them on llama.cpp's

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedsdr.apps.deployment import QUIET, init
+from fedsdr.apps.deployment import environment, init
 from fedsdr.data.demo import demo_data
 from fedsdr.recipe import to_toml
 from fedsdr.storage import read_lines, rewrite_lines, write_json
@@ -96,8 +96,8 @@ def measure(folder: Path, way: str, port: int) -> list[dict[str, Any]]:
 
 
 def start(command: list[Any], **more: str) -> "subprocess.Popen[bytes]":
-    environment = os.environ | QUIET | {"PATH": f"{BIN}:{os.environ['PATH']}"} | more
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    own = environment(PATH=f"{BIN}:{os.environ['PATH']}", **more)
+    return subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

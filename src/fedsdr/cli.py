@@ -93,12 +93,16 @@ def deploy_init(
     model: Annotated[str, typer.Option(help="The base model of all.")] = "smollm2-135m-instruct",
 ) -> None:
     """Write what organisations need to run a federation over Flower: certificates, keys, configurations."""
-    from fedsdr.apps.deployment import init
+    from fedsdr.apps.deployment import init, is_local
 
     server, *others = init(folder, _names(clients), address, model)
-    print(f"{server}: start.sh; then `fedsdr deploy register {server}`, `fedsdr run RECIPE --on {server}`")
+    proxy = "" if is_local(address) else f", nginx -p {server} -c nginx.conf"
+    print(f"{server}: start.sh{proxy}; `fedsdr deploy register {server}`; `fedsdr run RECIPE --on {server}`")
     for place in others:
-        print(f"{place}: put the data into data/<domain>/; `fedsdr node {place / 'node.toml'}`")
+        if is_local(address):
+            print(f"{place}: put the data into data/<domain>/; `fedsdr node {place / 'node.toml'}`")
+        else:
+            print(f"{place}: send it to that client; put its public key into {server}/keys/{place.name}.pub")
 
 
 @deploy.command("register")
@@ -109,6 +113,16 @@ def deploy_register(
     from fedsdr.apps.deployment import register
 
     register(server)
+
+
+@deploy.command("renew")
+def deploy_renew(
+    server: Annotated[Path, typer.Argument(help="The server's folder, as `fedsdr deploy init` wrote it.")],
+) -> None:
+    """Sign the server's certificate anew, for a year; then start SuperLink and proxy again."""
+    from fedsdr.apps.certificates import renew
+
+    print(f"{server / 'server.crt'}: good until {renew(server):%Y-%m-%d}")
 
 
 @app.command()

@@ -371,9 +371,11 @@ class Federation(Section):
     timeout: Positive = 3600.0
     """Seconds that a client has to train or to be evaluated; what comes later is not used. A client that is
     killed and back within seconds costs the round as much, since its message is lost."""
-    nodes: dict[str, Annotated[int, Field(gt=0)]] = {}
-    """Client -> the id that Flower gave to its registered key; `fedsdr run --on` fills it from its `nodes/`.
-    A client of another key is not let in. {}: names are believed."""
+    prepare: Positive = 43_200.0
+    """Seconds that a client has to rewrite its responses before round 1; Flower keeps messages so long."""
+    nodes: str = ""
+    """Folder where `fedsdr deploy register` keeps which key is whose; `fedsdr run --on` sets it. A client
+    with another key is not let in. "": clients are believed who they say they are."""
 
 
 class Wire(Section):

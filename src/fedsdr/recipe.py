@@ -112,11 +112,8 @@ def check_settings(values: dict[str, Any], source: str) -> Settings:
 
 
 def dump_settings(settings: Settings) -> str:
-    """Write settings as TOML, in the order of this file: every key, but for the ids of nodes.
-
-    They are the server's secret: who knows that of another node can answer in its place (Flower 1.41).
-    """
-    values = settings.model_dump(mode="json", exclude={"federation": {"nodes"}})
+    """Write settings as TOML, every key included, in the order of this file."""
+    values = settings.model_dump(mode="json")
     lines = [f"method = {to_toml(values.pop('method'))}"]
     for section, keys in values.items():
         sources = keys.pop("sources", [])

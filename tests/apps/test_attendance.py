@@ -2,16 +2,17 @@
 
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.apps import attendance as module
 from fedsdr.apps.attendance import Attendance
 from fedsdr.errors import UserError
 from fedsdr.recipe import check_settings
-from fedsdr.storage import Event
+from fedsdr.storage import Event, write_json
 
 
 class Grid:
@@ -21,6 +22,8 @@ class Grid:
         self.clients = {int(node.removeprefix("n")): client for node, client in nodes.items()}
         self.num_train, self.model, self.asked = 5, "m", list[int]()
         self.replies: dict[str, Message] = {}
+        self.lost: dict[int, int] = {}
+        """Nodes whose first message is answered by Flower, with an error of that code."""
         self.slow: set[str] = set()
         """Messages that are still being worked on."""
 
@@ -32,6 +35,10 @@ class Grid:
             node = message.metadata.dst_node_id
             self.asked.append(node)
             message.metadata.__dict__["_message_id"] = f"to {node}"
+            if node in self.lost:
+                self.replies[f"to {node}"] = Message(Error(self.lost.pop(node)), reply_to=message)
+                yield f"to {node}"
+                continue
             client = ConfigRecord({"id": self.clients[node], "model": self.model})
             metrics = MetricRecord({"num_train": self.num_train, "num_test": 2, "seconds": 1.0})
             content = RecordDict({"client": client, "metrics": metrics})
@@ -43,16 +50,23 @@ class Grid:
 
 
 @pytest.fixture
-def attend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Attendance]:
+def attend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Attendance]:
     """Make an attendance whose clock is quick: ``attend(grid, num=3, known={...})``."""
     for name in ("run_id", "node_id", "task_id"):
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
     monkeypatch.setattr(module, "POLL", 0.001)
 
     def make(
-        grid: Grid, num: int = 2, known: dict[str, Event] | None = None, nodes: dict[str, int] | None = None
+        grid: Grid,
+        num: int = 2,
+        known: dict[str, Event] | None = None,
+        nodes: dict[str, int] | None = None,
+        **more: float,
     ) -> Attendance:
-        federation = {"num_clients": num, "wait": 0.05, "nodes": nodes or {}}
+        for client, node in (nodes or {}).items():
+            write_json(tmp_path / f"{client}.json", {"key": "", "node-id": node})
+        place = str(tmp_path) if nodes else ""
+        federation = {"num_clients": num, "wait": 0.05, "nodes": place, **more}
         settings = check_settings({"federation": federation}, "test")
         return Attendance(grid, ConfigRecord({}), "m", settings, known or {})  # type: ignore[arg-type]
 
@@ -127,11 +141,47 @@ def test_no_node_can_take_the_name_that_another_key_is_registered_under(attend):
         attend(grid, nodes={"a": 1, "b": 2}).wait_for_all()
 
 
-def test_a_node_that_is_not_registered_is_not_even_asked(attend):
-    """It would learn the settings."""
-    grid = Grid(n1="a", n2="b", n3="c")
-    attend(grid, nodes={"a": 1, "b": 2}).wait_for_all()
+def test_a_node_that_is_not_registered_is_not_even_asked(attend, tmp_path: Path):
+    """It would learn the settings. Who is registered may change while a run goes on."""
+    grid = Grid(n1="a", n2="b", n3="b")
+    one = attend(grid, nodes={"a": 1, "b": 2})
+    one.wait_for_all()
     assert grid.asked == [1, 2]
+    write_json(tmp_path / "b.json", {"key": "", "node-id": 3})
+    one.look()
+    one.look()
+    assert one.roster == {1: "a", 3: "b"}
+
+
+def test_a_client_that_cannot_prepare_at_the_beginning_is_named_where_its_key_is_known(attend):
+    grid = Grid(n1="a")
+    grid.model = "other"
+    with pytest.raises(UserError, match=r"client a could not prepare: .* another base model"):
+        attend(grid, nodes={"a": 1}).wait_for_all()
+
+
+def test_a_node_that_is_restarted_while_it_prepares_is_asked_again_and_ends_no_run(attend):
+    grid = Grid(n1="a", n2="b")
+    grid.lost = {2: 5}  # Flower's NODE_UNAVAILABLE
+    one = attend(grid)
+    one.wait_for_all()
+    assert one.absent() == set() and grid.asked.count(2) == 2
+
+
+def test_waiting_for_a_client_that_prepares_for_ever_ends(attend):
+    grid = Grid(n1="a", n2="b")
+    grid.slow = {"to 2"}
+    with pytest.raises(UserError, match=r"1 did not end preparing in 0.2 s \(federation\.prepare\)"):
+        attend(grid, prepare=0.2).wait_for_all()
+
+
+def test_a_run_goes_on_without_a_client_that_prepares_where_the_others_are_a_quorum(attend):
+    """It need not wait for hours; the client joins when it is ready."""
+    grid = Grid(n1="a", n2="b")
+    grid.slow = {"to 2"}
+    one = attend(grid, known={"a": told("a"), "b": told("b")})
+    one.wait_for_all()
+    assert one.absent() == {"b"}
 
 
 def test_a_stranger_is_not_let_in_once_the_run_has_begun(attend):

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from fedsdr.apps import deployment as module
-from fedsdr.apps.deployment import init, register, registered
+from fedsdr.apps.attendance import registered
+from fedsdr.apps.certificates import renew
+from fedsdr.apps.deployment import init, register, registry
 from fedsdr.errors import UserError
-from fedsdr.recipe import check_settings, dump_settings
+from fedsdr.recipe import check_settings
 from fedsdr.storage import write_json
 
 
@@ -42,12 +46,44 @@ def test_a_client_reaches_the_server_by_the_names_of_its_certificate_and_by_no_o
 
 
 def test_secrets_are_readable_by_their_owner_alone_and_scripts_are_scripts(tmp_path: Path):
-    server, client = init(tmp_path / "all", ["bank"], "fl.example.org:8443", "any")
+    server, client = init(tmp_path / "all", ["bank"], "localhost:8443", "any")
     for path in (server / "ca.key", server / "server.key", client / "node.key"):
         assert path.stat().st_mode & 0o77 == 0
     subprocess.run(["sh", "-n", server / "start.sh"], check=True)
     assert (server / "start.sh").stat().st_mode & 0o100
-    assert (server / "keys/bank.pub").read_bytes() == (client / "node.key.pub").read_bytes()
+    private = serialization.load_ssh_private_key((client / "node.key").read_bytes(), None)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    assert (server / "keys/bank.pub").read_bytes().strip() == public
+
+
+def test_between_organisations_no_client_has_a_key_that_another_has_seen(tmp_path: Path):
+    server, client = init(tmp_path / "all", ["bank"], "fl.example.org:8443", "any")
+    assert not list((server / "keys").iterdir())
+    assert {path.name for path in client.iterdir()} == {"ca.crt", "node.toml"}
+
+
+def test_a_privileged_public_port_has_inner_ones_that_anyone_may_use(tmp_path: Path):
+    """443 is the one that a hospital's firewall lets out."""
+    server, client = init(tmp_path / "all", ["bank"], "fl.example.org:443", "any")
+    assert "listen 443 ssl" in (server / "nginx.conf").read_text()
+    assert "--port 9444" in (server / "start.sh").read_text()
+    assert "port = 9544" in (client / "node.toml").read_text()
+
+
+def test_a_renewed_certificate_is_another_that_clients_trust_as_they_did_the_first(tmp_path: Path):
+    server, client = init(tmp_path / "all", ["bank"], "fl.example.org:8443", "any")
+    before, trusted = (server / "server.crt").read_bytes(), (client / "ca.crt").read_bytes()
+    until = renew(server)
+    new = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
+    assert new.not_valid_after_utc == until and (server / "server.crt").read_bytes() != before
+    new.verify_directly_issued_by(x509.load_pem_x509_certificate(trusted))
+    names = new.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "fl.example.org" in names.get_values_for_type(x509.DNSName)
+    (server / "ca.key").unlink()
+    with pytest.raises(UserError, match="put the authority's key back"):
+        renew(server)
 
 
 @pytest.mark.parametrize(
@@ -78,18 +114,22 @@ def test_no_key_is_written_over(tmp_path: Path):
 def test_a_run_that_would_wait_for_clients_whose_keys_are_not_registered_is_refused_at_once(tmp_path: Path):
     """Node ids of Flower are numbers of 64 bits; with no registration at all names are not bound."""
     settings = check_settings({"federation": {"num_clients": 2}}, "test")
-    assert registered(tmp_path, settings) == {}
+    assert registry(tmp_path, settings) == ""
     write_json(tmp_path / "nodes/bank.json", {"key": "a", "node-id": 2**64 - 1})
     with pytest.raises(UserError, match=r"num_clients = 2, but 1 keys are registered \(bank\)"):
-        registered(tmp_path, settings)
+        registry(tmp_path, settings)
     write_json(tmp_path / "nodes/hospital.json", {"key": "b", "node-id": 7})
-    assert registered(tmp_path, settings) == {"bank": 2**64 - 1, "hospital": 7}
+    assert registered(registry(tmp_path, settings)) == {"bank": 2**64 - 1, "hospital": 7}
+    write_json(tmp_path / "nodes/hospital.json", ["b", 7])
+    with pytest.raises(UserError, match=r"hospital\.json: found no node-id"):
+        registry(tmp_path, settings)
 
 
 @pytest.fixture
 def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
-    """What a SuperLink has registered: node id -> key. It takes each key once."""
+    """What a SuperLink has registered: node id -> key. It takes each key once, and "bad" never."""
     nodes: dict[int, str] = {}
+    seen = {"bad"}
 
     def flwr(server: Path, what: str, *words: str) -> dict[str, Any]:
         if what == "list":
@@ -98,45 +138,73 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]
             del nodes[int(words[0])]
             return {}
         key = Path(words[0]).read_text()
-        assert key not in nodes.values()
+        if key in seen:
+            raise UserError("Public key already in use.")
+        seen.add(key)
         nodes[2**63 + int(key)] = key
         return {"node-id": 2**63 + int(key)}
 
     monkeypatch.setattr(module, "_flwr", flwr)
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/pyproject.toml").touch()
+    (tmp_path / "keys").mkdir()
     for number, name in enumerate(("bank", "hospital")):
-        (tmp_path / "keys").mkdir(exist_ok=True)
         (tmp_path / f"keys/{name}.pub").write_text(str(number))
     return nodes
+
+
+def names(tmp_path: Path) -> dict[str, int]:
+    return registered(str(tmp_path / "nodes"))
 
 
 def test_a_name_is_bound_to_its_key_once_and_to_another_when_that_takes_its_place(
     tmp_path: Path, superlink: dict[int, str]
 ):
-    settings = check_settings({"federation": {"num_clients": 2}}, "test")
     register(tmp_path)
-    first = registered(tmp_path, settings)
+    first = names(tmp_path)
     assert sorted(first.values()) == sorted(superlink) and list(first) == ["bank", "hospital"]
     assert (tmp_path / "nodes/bank.json").stat().st_mode & 0o77 == 0
     register(tmp_path)
-    assert registered(tmp_path, settings) == first
+    assert names(tmp_path) == first
     (tmp_path / "keys/bank.pub").write_text("50")
     register(tmp_path)
-    second = registered(tmp_path, settings)
+    second = names(tmp_path)
     assert second["bank"] != first["bank"] and second["hospital"] == first["hospital"]
     assert sorted(superlink) == sorted(second.values())  # the old key is taken off
 
 
-def test_keys_are_registered_anew_with_a_superlink_that_has_forgotten_them(
+def test_a_client_whose_key_is_removed_is_taken_off(tmp_path: Path, superlink: dict[int, str]):
+    register(tmp_path)
+    (tmp_path / "keys/bank.pub").unlink()
+    register(tmp_path)
+    assert list(names(tmp_path)) == ["hospital"] and list(superlink.values()) == ["1"]
+    (tmp_path / "keys/hospital.pub").unlink()
+    with pytest.raises(UserError, match="no client may take part: put their keys into"):
+        register(tmp_path)
+    assert not superlink
+
+
+def test_a_key_that_is_refused_costs_neither_its_predecessor_nor_the_others(
     tmp_path: Path, superlink: dict[int, str]
+):
+    (tmp_path / "keys/hospital.pub").rename(tmp_path / "later")
+    register(tmp_path)
+    first = names(tmp_path)
+    (tmp_path / "keys/bank.pub").write_text("bad")
+    (tmp_path / "later").rename(tmp_path / "keys/hospital.pub")
+    with pytest.raises(UserError, match=r"bank\.pub: Public key already in use"):
+        register(tmp_path)
+    assert names(tmp_path)["bank"] == first["bank"] in superlink
+    assert "hospital" in names(tmp_path)
+
+
+def test_keys_are_registered_anew_with_a_superlink_that_has_forgotten_them(
+    tmp_path: Path, superlink: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ):
     """Its database was removed."""
     register(tmp_path)
-    superlink.clear()
+    before = names(tmp_path)
+    monkeypatch.setattr(module, "_known", lambda server: set())
+    monkeypatch.setattr(module, "_flwr", lambda *words: {"node-id": 77})
     register(tmp_path)
-    assert len(superlink) == 2
-
-
-def test_ids_of_nodes_are_in_no_file_that_is_shown():
-    """Who knows another's could answer in its place."""
-    settings = check_settings({"federation": {"nodes": {"bank": 2**64 - 1}}}, "test")
-    assert "bank" not in dump_settings(settings) and "bank" in settings.model_dump_json()
+    assert list(names(tmp_path).values()) == [77, 77] != list(before.values())

@@ -1,5 +1,6 @@
 """What a client's own configuration decides stays as it is, whatever the server's settings say."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def test_data_model_and_folders_are_the_nodes_whatever_the_server_says():
     own = applied(HOSTILE, **{"trust-remote-code": True, "revision": "v1", "cache": "/mine", "threads": 3})
     assert (own.model.revision, own.model.trust_remote_code) == ("v1", True)
     assert (own.run.cache, own.run.threads) == ("/mine", 3)
+    assert applied({"run": {"threads": 4096}}).run.threads == os.cpu_count()
 
 
 def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decided_by_the_node():
@@ -65,6 +67,7 @@ def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decide
         ({}, {"most-epsilon": 4.0}, "asks for privacy.kind = 'local'"),
         ({"privacy": {"kind": "central", "noise": 2.0}}, {"most-epsilon": 4}, "asks for privacy.kind"),
         ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be taken off again"),
+        ({"privacy": {"kind": "central", "source": "seeded"}}, {}, "can be taken off again"),
     ],
 )
 def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, told: str):

@@ -203,7 +203,12 @@ def test_a_run_records_what_each_round_has_cost_and_shows_it(
         epsilon(settings.privacy, 1),
         epsilon(settings.privacy, 2),
     ]
-    assert f"epsilon {rounds[-1]['epsilon']:.3g} at delta 1e-05" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert f"epsilon {rounds[-1]['epsilon']:.3g} at delta 1e-05" in page
+    told = page[page.index("Privacy spent") :]
+    assert [told.index(f"{event['epsilon']:.3g}") for event in rounds] == sorted(
+        told.index(f"{event['epsilon']:.3g}") for event in rounds
+    )
 
 
 def test_a_run_beyond_its_budget_stops_before_it_trains_and_says_what_would_do(

@@ -1,7 +1,6 @@
 """A federation on this machine as organisations would run it: a SuperLink, and a process for each client."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from tests.faults.conftest import record
 
-from fedsdr.apps.deployment import QUIET, init
+from fedsdr.apps.deployment import environment, init
 from fedsdr.config import Settings
 from fedsdr.data.demo import demo_data
 from fedsdr.recipe import dump_settings
@@ -115,7 +114,7 @@ class Deployment:
                     f"localhost:{self.port}", f"localhost:{self.recorder.port}"
                 )
                 path.write_text(relayed)
-        self.environment = os.environ | QUIET | {"OMP_NUM_THREADS": "1"}
+        self.environment = environment(OMP_NUM_THREADS="1")
 
     @property
     def server(self) -> Path:

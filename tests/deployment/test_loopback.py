@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.deployment.conftest import CLIENTS, Deployment
 
@@ -115,10 +117,11 @@ def test_a_registered_client_cannot_take_anothers_name(deployment: Deploy, small
 
 
 @long
+@pytest.mark.parametrize("what", ["SuperLink and a client's node", "server's app"])
 def test_a_killed_server_goes_on_after_the_last_round_with_equal_bytes(
-    deployment: Deploy, small: Small, data_root: Path, tmp_path: Path, record: Callable[..., None]
+    deployment: Deploy, small: Small, data_root: Path, tmp_path: Path, record: Callable[..., None], what: str
 ):
-    """kill -9 of the SuperLink, and the app of the server with it, once a round is finished; started again."""
+    """kill -9 once a round is finished; started again. The node goes on from its own folder."""
     more = {"server.num_rounds": 4, "client.local_steps": 16}
     local = fedsdr.run(
         small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")}, **more)
@@ -129,13 +132,69 @@ def test_a_killed_server_goes_on_after_the_last_round_with_equal_bytes(
     run = one.server / "runs" / "first"
     program = one.begin(settings)
     wait_until((run / "server/round-0001").exists)
-    one.kill("server")
-    program.kill()
+    if what == "server's app":
+        (app,) = (
+            child
+            for child in psutil.Process(one.programs["server"].pid).children(recursive=True)
+            if any("serverapp" in word for word in child.cmdline()[:3])
+        )
+        app.kill()
+        told, _ = program.communicate(timeout=120)
+        assert program.returncode == 1 and "did not come to its end" in told
+    else:
+        one.kill("server")
+        one.kill("math")
+        program.kill()
+        one.start_server()
+        one.start_node("math")
     assert not (run / "server/round-0004").exists()
-    one.start_server()
     one.run(settings)
     demand_equal(one, run, local)
-    record(fault="kill -9 of the SuperLink and the server's app", num=1, lost="nothing: equal bytes")
+    record(fault=f"kill -9 of the {what}", num=1, lost="nothing: equal bytes")
+
+
+@long
+def test_a_client_slower_than_the_timeout_is_left_out_and_its_late_reply_is_not_used(
+    deployment: Deploy, small: Small, record: Callable[..., None]
+):
+    """SIGSTOP and SIGCONT of its worker: it answers when the round is over."""
+    one = deployment()
+    one.start_all()
+    settings = small(**{"run.dir": "runs/first", "server.num_rounds": 6, "federation.timeout": 12.0})
+    run = one.server / "runs" / "first"
+    program = one.begin(settings)
+    wait_until((run / "server/round-0001").exists)
+    slow = one.programs["math"]
+    slow.send_signal(signal.SIGSTOP)
+    events = run / "metrics.jsonl"
+
+    def of(event: str) -> list[int]:
+        return [e["round"] for e in read_lines(events) if e["event"] == event and e["client"] == "math"]
+
+    wait_until(lambda: of("dropped"))
+    slow.send_signal(signal.SIGCONT)
+    told, _ = program.communicate(timeout=280)
+    assert program.returncode == 0, told
+    assert max(of("train")) > max(of("dropped"))
+    assert sorted(of("train") + of("dropped")) == [1, 2, 3, 4, 5, 6]  # no round has both, none twice
+    record(
+        fault="a client slower than the timeout",
+        num=1,
+        lost=f"its replies of {len(of('dropped'))} rounds of 6",
+    )
+
+
+@long
+def test_a_run_with_other_settings_in_a_finished_runs_folder_is_not_told_as_done(
+    deployment: Deploy, small: Small
+):
+    one = deployment()
+    one.start_all()
+    one.run(small(**{"run.dir": "runs/first", "server.num_rounds": 1}))
+    program = one.begin(small(**{"run.dir": "runs/first", "server.num_rounds": 1, "run.seed": 5}))
+    told, _ = program.communicate(timeout=120)
+    assert program.returncode == 1
+    assert "cannot go on: config.toml was" in told and "did not come to its end" in told
 
 
 @long

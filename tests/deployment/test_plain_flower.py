@@ -10,7 +10,7 @@ from tests.deployment.conftest import BIN, CLIENTS, Deployment
 from tests.deployment.test_loopback import ROUNDS, demand_equal, demand_no_text, files, long
 
 import fedsdr
-from fedsdr.apps.deployment import QUIET
+from fedsdr.apps.deployment import environment
 from fedsdr.config import Settings
 from fedsdr.recipe import dump_settings
 
@@ -45,11 +45,40 @@ def test_without_tls_and_with_a_process_for_each_message_the_bytes_are_equal_and
     seen = b"".join(one.recorder.seen)
     assert b"num_examples" in seen  # it can be read, so what follows means something
     demand_no_text(seen, data_root, *(one.folder / client / "state" for client in CLIENTS))
+
+    def windows(path: Path) -> list[bytes]:
+        """64 bytes here and there in the last tensors of an adapter."""
+        data = path.read_bytes()[-20_000:]
+        return [data[at : at + 64] for at in range(0, len(data) - 64, 512)]
+
+    # What is sent is found, so that what is not found was not sent.
+    sent = windows(one.server / "runs/first/server/round-0001/adapter_model.safetensors")
+    assert sum(window in seen for window in sent) > len(sent) / 2
     for client in CLIENTS:
         (own_folder,) = (one.folder / client / "state").glob(f"first-*/{client}")
         for path in own_folder.glob("round-*/adapter_model.safetensors"):
-            data = path.read_bytes()[-20_000:]
-            assert all(data[at : at + 64] not in seen for at in range(0, len(data) - 64, 512))
+            assert all(window not in seen for window in windows(path))
+
+
+@long
+def test_flwr_run_from_the_repository_runs_on_a_deployment(
+    deployment: Callable[..., Deployment], small: Small, data_root: Path, tmp_path: Path
+):
+    """Its code goes to the server; the nodes answer with what they have installed."""
+    local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
+    one = deployment()
+    one.start_all()
+    run = one.server / "runs" / "first"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        dump_settings(small(**{"run.dir": str(run), "federation.nodes": str(one.server / "nodes")}))
+    )
+    command = [BIN / "flwr", "run", ".", "fedsdr", "--stream", "--run-config", f'recipe="{recipe}"']
+    own = environment(FLWR_HOME=str(one.server / "flower"))
+    root = Path(fedsdr.__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=own, capture_output=True, text=True, timeout=300)
+    assert (run / "report.html").exists(), done.stdout + done.stderr
+    demand_equal(one, run, local)
 
 
 @long
@@ -61,20 +90,16 @@ def test_flowers_simulation_leaves_the_bytes_of_the_local_engine(
     local = fedsdr.run(small(**more, **{"run.dir": str(tmp_path / "local")})).folder
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(dump_settings(small(**more, **{"run.dir": str(tmp_path / "simulated")})))
-    environment = (
-        os.environ
-        | QUIET
-        | {
-            "FLWR_HOME": str(tmp_path / "flower"),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-        }
+    own = environment(
+        FLWR_HOME=str(tmp_path / "flower"),
+        RAY_USAGE_STATS_ENABLED="0",
+        PATH=f"{BIN}:{os.environ['PATH']}",
     )
     options = ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]
     command = [BIN / "flwr", "run", ".", "--stream", *options, "--run-config", f'recipe="{recipe}"']
     root = Path(fedsdr.__file__).parents[2]
     try:
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=root, env=own, capture_output=True, text=True, timeout=300)
     finally:
         subprocess.run(["pkill", "-f", str(tmp_path / "flower")], check=False)
     assert (tmp_path / "simulated/server/round-0002").exists(), done.stdout + done.stderr

@@ -6,21 +6,30 @@ import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.deployment.conftest import free_port
+from tests.deployment.conftest import BIN, free_port
 from tests.deployment.test_loopback import long
 
-from fedsdr.apps.deployment import init
+from fedsdr.apps.deployment import environment, init
+from fedsdr.config import Settings
+from fedsdr.recipe import dump_settings
+
+
+@pytest.fixture
+def nginx() -> str:
+    """The program, or a skip where there is none."""
+    found = shutil.which("nginx") or "/usr/sbin/nginx"
+    if not Path(found).exists():
+        pytest.skip("nginx is not installed")
+    return found
 
 
 @long
-def test_control_and_runtime_are_closed_and_fleet_is_passed_on(tmp_path: Path):
+def test_control_and_runtime_are_closed_and_fleet_is_passed_on(tmp_path: Path, nginx: str):
     """With the CA certificate alone Flower lets anyone submit code; through the proxy no one can."""
-    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
-    if not Path(nginx).exists():
-        pytest.skip("nginx is not installed")
     public = free_port()
     init(tmp_path / "d", ["bank"], f"fl.example.org:{public}", "tiny")
     server = tmp_path / "d" / "server"
@@ -62,3 +71,49 @@ def test_control_and_runtime_are_closed_and_fleet_is_passed_on(tmp_path: Path):
         superlink.terminate()
         proxy.wait(20)
         superlink.wait(20)
+
+
+@long
+def test_two_organisations_follow_the_documents_steps_through_the_proxy(
+    tmp_path: Path, nginx: str, data_root: Path, tiny_folder: Path, small: Callable[..., Settings]
+):
+    """Keys made by the clients themselves; on 127.0.0.2, which is not what a trial uses."""
+    public, clients = free_port(), ("general", "math")
+    recipe, own = tmp_path / "recipe.toml", environment(OMP_NUM_THREADS="1")
+    recipe.write_text(dump_settings(small(**{"federation.num_clients": 2, "run.dir": "runs/first"})))
+
+    def fedsdr(*words: object) -> str:
+        command = [BIN / "fedsdr", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    address = ("--address", f"127.0.0.2:{public}", "--model", tiny_folder)
+    fedsdr("deploy", "init", "federation", "--clients", ",".join(clients), *address)
+    folder = tmp_path / "federation"
+    server, programs = folder / "server", list[subprocess.Popen[bytes]]()
+
+    def start(*command: object) -> None:
+        with (tmp_path / "log").open("ab") as log:
+            programs.append(subprocess.Popen(list(map(str, command)), env=own, stdout=log, stderr=log))
+
+    for client in clients:
+        key = folder / client / "node.key"
+        make = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(key)]
+        subprocess.run(make, check=True)
+        shutil.copy(key.with_name("node.key.pub"), server / "keys" / f"{client}.pub")
+        shutil.copytree(data_root / client, folder / client / "data" / client)
+    try:
+        start(server / "start.sh")
+        start(nginx, "-p", server, "-c", "nginx.conf", "-g", "daemon off;")
+        assert "math: may take part" in fedsdr("deploy", "register", server)
+        assert "math: is registered" in fedsdr("deploy", "register", server)
+        for client in clients:
+            start(BIN / "fedsdr", "node", folder / client / "node.toml")
+        fedsdr("run", recipe, "--on", server)
+    finally:
+        for program in programs:
+            program.terminate()
+        for program in programs:
+            program.wait(30)
+    assert (server / "runs/first/report.html").exists(), (tmp_path / "log").read_text()

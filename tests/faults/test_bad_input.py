@@ -14,14 +14,19 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
+from fedsdr.apps.attendance import registered
 from fedsdr.apps.node_process import read_node_file
 from fedsdr.client import wire
+from fedsdr.client.privacy import Ledger
+from fedsdr.client.state import load_kept
 from fedsdr.config import Section, Settings
 from fedsdr.data.readers import read_file
 from fedsdr.errors import UserError
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.recipe import dump_settings, load_settings
+from fedsdr.server.checkpoint import load_moments
 from fedsdr.server.guard import Rejected, check_prepared, check_reply, check_scores
 from fedsdr.storage import read_json, read_lines
 
@@ -205,6 +210,31 @@ def test_no_damaged_adapter_is_loaded_or_answered_with_a_traceback(
     assert refused > num / 3
 
 
+def test_no_damaged_file_of_a_clients_or_the_servers_own_is_answered_with_a_traceback(
+    tmp_path: Path, often: Callable[[int, int], int], record: Callable[..., None]
+):
+    rng, num = random.Random(4), often(50, 500)
+    arrays = save({key: np.arange(6, dtype=np.float32) for key in "ab"})
+    account = json.dumps({"0123": 4.0, "4567": 8.0}).encode()
+    node = json.dumps({"key": "k", "node-id": 7}).encode()
+    for name, good, read in (
+        ("round-0001/kept.safetensors", arrays, lambda path: load_kept(tmp_path, 2)),
+        ("round-0001/optimizer.safetensors", arrays, lambda path: load_moments(tmp_path, 1)),
+        ("releases.json", account, lambda path: Ledger(path, 1.0, 1e-5).enter(b"x", 1e6)),
+        ("nodes/bank.json", node, lambda path: registered(str(path.parent))),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(good)
+        refused = count_refused(read, path, num, rng)
+        assert refused > num / 20, name
+        record(
+            fault=f"random bad {path.name}",
+            num=num,
+            lost=f"no traceback; {refused} refused, the rest was still good",
+        )
+
+
 def saved(value: np.ndarray[Any, Any]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, value)
@@ -269,12 +299,14 @@ def test_the_guard_refuses_random_replies_with_a_reason(
             assert {key: value.shape for key, value in update.arrays.items()} == {
                 key: value.shape for key, value in SENT.items()
             }
-        for check in (
-            lambda one: check_scores(one, "a", 5, 1, True),
-            lambda one: check_prepared(one, "m"),
-        ):
-            with pytest.raises(Rejected):
-                check(reply)
+        scores = Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=asked)
+        with pytest.raises(Rejected):
+            check_scores(scores, "a", 5, 1, True)
+        client = {"id": rng.choice(["a", "..", "", "x/y", "a" * 99]), "model": rng.choice(["m", "other"])}
+        sizes = {name: values(rng) for name in ("num_train", "num_test")}
+        prepared = {"client": ConfigRecord(client), "metrics": MetricRecord(metrics | sizes)}
+        with pytest.raises(Rejected):
+            check_prepared(Message(RecordDict(prepared), reply_to=asked), "m")
     record(
         fault="random bad replies to the guard",
         num=3 * num,

@@ -6,6 +6,7 @@ needs a quorum, and who was away is asked again when it is back.
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,7 +15,7 @@ from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.server.guard import Rejected, check_prepared
-from fedsdr.storage import Event
+from fedsdr.storage import Event, read_json
 
 POLL = 1.0
 """Seconds between two looks at who is connected."""
@@ -22,8 +23,27 @@ AGAIN = 60.0
 """Seconds after which a node that could not be let in is asked again: it may have been mended."""
 
 
+AWAY = (3, 4, 5)
+"""Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
+
+
 class _OtherKey(Rejected):
     """A node takes a name that is another's: it alone is left out, or it could stop every run."""
+
+
+def registered(folder: str) -> dict[str, int]:
+    """Client -> id of the node that has its key; {} of no folder.
+
+    Raises:
+        UserError: A file there is none that `fedsdr deploy register` wrote.
+    """
+    nodes: dict[str, int] = {}
+    for path in sorted(Path(folder).glob("*.json")) if folder else ():
+        kept = read_json(path)
+        if not isinstance(kept, dict) or type(kept.get("node-id")) is not int:
+            raise UserError(f"{path}: found no node-id; expected it as `fedsdr deploy register` wrote it")
+        nodes[path.stem] = kept["node-id"]
+    return nodes
 
 
 class Attendance:
@@ -57,6 +77,8 @@ class Attendance:
         self.refused: dict[int, float] = {}
         """Nodes that could not be let in, until when they are left alone."""
         self.reasons: dict[int, str] = {}
+        self.names: dict[int, str] = {}
+        """Node id -> the client whose key it has; {} where keys are not bound to names."""
 
     def absent(self) -> set[str]:
         """Clients of the federation that are not connected."""
@@ -65,13 +87,15 @@ class Attendance:
     def wait_for_all(self) -> None:
         """Wait for all clients of the federation; to go on with a run a quorum of them will do.
 
-        The time does not run while a connected client prepares: rewriting may take hours.
+        The time does not run while a connected client prepares: rewriting may take hours, and has a limit of
+        its own.
 
         Raises:
             UserError: Too few connect in `federation.wait` seconds, or one cannot prepare at the beginning.
         """
-        wanted, wait = self.settings.federation.num_clients or 1, self.settings.federation.wait
-        until, told = time.monotonic() + wait, -1
+        federation, wanted = self.settings.federation, self.settings.federation.num_clients or 1
+        wait, begun, told = federation.wait, time.monotonic(), -1
+        until = begun + wait
         # Simulated clients are all there at once: one that cannot prepare now never will.
         is_local = not self.settings.federation.num_clients
         while True:
@@ -79,12 +103,18 @@ class Attendance:
             num = len(self.known.keys() - self.absent())
             if num >= wanted and not self.pending:
                 break
-            if self.pending:
-                until = max(until, time.monotonic() + POLL)
+            is_enough = not self.is_open and num >= self.settings.server.quorum * wanted
+            if self.pending and not is_enough:
+                until = max(until, min(time.monotonic() + POLL, begun + federation.prepare))
             if time.monotonic() > until:
-                if not self.is_open and num >= self.settings.server.quorum * wanted:
+                if is_enough:
                     break
                 reasons = "".join(f"; {reason}" for reason in self.reasons.values())
+                if self.pending:
+                    reasons += (
+                        f"; {len(self.pending)} did not end preparing in {federation.prepare:g} s"
+                        " (federation.prepare)"
+                    )
                 raise UserError(
                     f"{num} of {wanted} clients have connected in {wait:g} s (federation.wait,"
                     f" federation.num_clients): start the others and run again{reasons}"
@@ -124,8 +154,9 @@ class Attendance:
         """
         now = time.monotonic()
         self.connected = set(self.grid.get_node_ids())
-        if registered := set(self.settings.federation.nodes.values()):  # others are nobody
-            self.connected &= registered
+        if folder := self.settings.federation.nodes:  # read again: a key may have been replaced
+            self.names = {node: client for client, node in registered(folder).items()}
+            self.connected &= self.names.keys()
         self.refused = {node: until for node, until in self.refused.items() if until > now}
         busy = self.roster.keys() | self.refused.keys() | set(self.pending.values())
         content = RecordDict({"config": self.config})
@@ -136,12 +167,15 @@ class Attendance:
             return
         for reply in self.grid.pull_messages(list(self.pending)):
             node = self.pending.pop(reply.metadata.reply_to_message_id)
+            if reply.has_error() and reply.error.code in AWAY:
+                continue  # it is asked again when it is back
             try:
                 self._admit(reply, node)
             except Rejected as reason:
                 if is_strict and not isinstance(reason, _OtherKey):
-                    raise UserError(f"a client could not prepare: {reason}") from None
-                say(f"  node {node} is not let in: {reason}")
+                    who = f"client {self.names[node]}" if node in self.names else "a client"
+                    raise UserError(f"{who} could not prepare: {reason}") from None
+                say(f"  {self.names.get(node, f'node {node}')} is not let in: {reason}")
                 self.refused[node] = now + AGAIN
                 self.reasons[node] = str(reason)
         self.pending = {one: node for one, node in self.pending.items() if node in self.connected}
@@ -154,8 +188,7 @@ class Attendance:
         """
         client, metrics = check_prepared(reply, self.identity)
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
-        registered = self.settings.federation.nodes
-        if registered and registered.get(client) != node:
+        if self.settings.federation.nodes and self.names.get(node) != client:
             raise _OtherKey(f"it says that it is client {client}, whose registered key is not its own")
         before = [other for other, name in self.roster.items() if name == client]
         if self.connected & set(before):

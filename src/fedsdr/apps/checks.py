@@ -32,7 +32,8 @@ def check_deployed(settings: Settings) -> None:
     """Refuse what no engine of Flower can run, before anyone is asked.
 
     Raises:
-        UserError: No number of clients to wait for, no name of a run, or more privacy than the budget has.
+        UserError: No number of clients to wait for, no name of a run, noise that clients can compute, or more
+            privacy than the budget has.
     """
     if not settings.federation.num_clients:
         raise UserError(
@@ -42,6 +43,8 @@ def check_deployed(settings: Settings) -> None:
     if not settings.run.dir:
         raise UserError("run.dir is empty: name the server's folder of this run")
     check_name(Path(settings.run.dir).name, "run")
+    if settings.privacy.kind != "none" and settings.privacy.source != "secure":
+        raise UserError("privacy.source = 'seeded' is for simulations: set privacy.source = 'secure'")
     check_budget(settings, [])
 
 

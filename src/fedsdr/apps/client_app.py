@@ -92,6 +92,8 @@ def prepare(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, site, _, node = _open(message, context)
     base, _ = model_of(settings)
+    if node.own is not None:
+        say(f"{site.id}: a run of {settings.method}, {settings.server.num_rounds} rounds; {_asked(settings)}")
     if node.ledger:
         say(f"{site.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}")
     metrics: dict[str, float] = {"num_train": len(site.data.train), "num_test": len(site.data.test)}
@@ -208,6 +210,17 @@ def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]
     ):
         metrics |= {f"num_{kind}/{name.replace(' ', '_')}": num for name, num in names.items()}
     return metrics
+
+
+def _asked(settings: Settings) -> str:
+    """What a run asks of a client, for the client's own log."""
+    client, privacy = settings.client, settings.privacy
+    noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
+    work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
+    return (
+        f"{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
+        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}"
+    )
 
 
 def _as_record(metrics: dict[str, float]) -> MetricRecord:

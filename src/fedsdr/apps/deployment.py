@@ -4,26 +4,21 @@
 organisations each makes its own and sends its public half (docs/deployment.md).
 """
 
-import ipaddress
 import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from fedsdr import __version__
+from fedsdr.apps.attendance import registered
+from fedsdr.apps.certificates import certify, make_authority, node_key
 from fedsdr.apps.checks import check_deployed
-from fedsdr.apps.run import is_finished
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
@@ -35,13 +30,25 @@ CONNECTION = "fedsdr"
 """Name of the connection in the server's Flower configuration."""
 STARTED = 30.0
 """Seconds in which the SuperLink must have started."""
-VALID = timedelta(days=365)
+ENDED = "ended"
+"""File in a run's folder with the token of the submission that came to its end."""
+OFFSET = 9000
+"""Inner ports are above a privileged public one by so much."""
 QUIET: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 """Nothing is sent to Flower's makers, and nothing is installed at the word of a server."""
+HERE = "localhost,127.0.0.1"
+"""Reached without the proxy that a site may have: SuperLink and workers talk on one machine."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Environment of Flower's programs."""
+    beside = ",".join(filter(None, [os.environ.get("NO_PROXY"), HERE]))
+    return os.environ | QUIET | {"NO_PROXY": beside, "no_proxy": beside} | more
+
 
 APP = f"""\
 # What `flwr run` sends: no code, only the names of the apps that server and clients have installed.
@@ -62,12 +69,14 @@ clientapp = "fedsdr.apps.client_app:app"
 settings = ""
 recipe = ""
 overrides = ""
+token = ""
 """
 
 START = """\
 #!/bin/sh
 # Starts the SuperLink for this machine alone. nginx.conf opens to the clients what they need, and only that.
 cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
+export NO_PROXY="{here}${{NO_PROXY:+,$NO_PROXY}}"   # of this machine's own talk
 mkdir -p flower && cat > flower/config.toml <<END   # where `flwr` finds it; it wants the whole path
 [superlink]
 default = "{connection}"
@@ -77,7 +86,7 @@ root-certificates = "$PWD/ca.crt"
 END
 exec flower-superlink --host 127.0.0.1 --port {port} \\
   --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
-  --enable-supernode-auth --isolation subprocess --database state.db
+  --enable-supernode-auth --isolation subprocess --database state.db --log-file superlink.log
 """
 
 NGINX = """\
@@ -141,7 +150,9 @@ model = {model}   # a built-in name, a folder, or a hub id; must be the server's
 
 
 def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list[Path]:
-    """Write what a server and its clients need for a trial.
+    """Write what a server and its clients need.
+
+    Keys of clients are written for a trial on this machine only: otherwise each client makes its own.
 
     Args:
         folder: Becomes `server/` and one folder for each client.
@@ -165,25 +176,29 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
         raise UserError("no client is named: give --clients bank,hospital")
     host, public = _split(address)
     # On this machine alone there is no proxy, and clients reach the SuperLink itself.
-    port = public if _is_local(host) else public + 1
+    is_trial = is_local(address)
+    inner = public if public >= 1024 else public + OFFSET
+    port = inner if is_trial else inner + 1
     server = folder / "server"
-    certificates(server, host)
+    make_authority(server)
+    certify(server, host)
     scripts = {"bin": shlex.quote(str(Path(sys.executable).parent)), "connection": CONNECTION, "port": port}
     scripts["environment"] = " ".join(f"{key}={value}" for key, value in QUIET.items())
-    write_file(server / "start.sh", START.format(**scripts), 0o777)
-    if port != public:
+    write_file(server / "start.sh", START.format(here=HERE, **scripts), 0o777)
+    (server / "keys").mkdir()
+    if not is_trial:
         write_file(server / "nginx.conf", NGINX.format(public=public, port=port, host=host))
     write_file(server / "app" / "pyproject.toml", APP)
     for number, client in enumerate(clients, start=1):
         place = folder / client
         write_file(place / "ca.crt", (server / "ca.crt").read_bytes())
-        private, opened = node_key()
-        write_file(place / "node.key", private, SECRET)
-        write_file(place / "node.key.pub", opened)
-        write_file(server / "keys" / f"{client}.pub", opened)
+        if is_trial:
+            private, opened = node_key()
+            write_file(place / "node.key", private, SECRET)
+            write_file(server / "keys" / f"{client}.pub", opened)
         values = {"address": address, "client": client, "data": "data", "model": model}
         shown = {key: to_toml(value) for key, value in values.items()}
-        write_file(place / "node.toml", NODE.format(port=port + 100 + number, **shown))
+        write_file(place / "node.toml", NODE.format(port=inner + 100 + number, **shown))
     return [server, *(folder / client for client in clients)]
 
 
@@ -197,71 +212,108 @@ def submit(server: Path, settings: Settings) -> Path:
         UserError: The folder is none that `init` wrote, as `check_deployed`, or the run did not come to its
             end.
     """
-    if not (server / "app" / "pyproject.toml").exists():
-        raise UserError(f"{server} is no server folder; `fedsdr deploy init FOLDER` writes one")
+    _demand_server(server)
     check_deployed(settings)
     place = Path(settings.run.dir)
     place = place if place.is_absolute() else (server / place).resolve()
-    federation = settings.federation
-    if not federation.nodes:
-        federation = federation.model_copy(update={"nodes": registered(server, settings)})
-    run = settings.run.model_copy(update={"dir": str(place)})
-    settings = settings.model_copy(update={"run": run, "federation": federation})
-    write_file(server / "app" / "run.toml", f"settings = {to_toml(settings.model_dump_json())}\n")
+    nodes = registry(server, settings)
+    settings = settings.model_copy(
+        update={
+            "run": settings.run.model_copy(update={"dir": str(place)}),
+            "federation": settings.federation.model_copy(update={"nodes": nodes}),
+        }
+    )
+    token = secrets.token_hex(8)
+    words = {"settings": settings.model_dump_json(), "token": token}
+    write_file(server / "run.toml", "".join(f"{key} = {to_toml(value)}\n" for key, value in words.items()))
     command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
-    subprocess.run([*command, "--run-config", "app/run.toml"], cwd=server, env=_home(server), check=False)
-    if not is_finished(settings):
-        raise UserError("the run is not finished; why is said above. Give the same command again to go on")
+    home = str((server / "flower").resolve())
+    try:
+        subprocess.run(
+            [*command, "--run-config", "run.toml"], cwd=server, env=environment(FLWR_HOME=home), check=False
+        )
+    except KeyboardInterrupt:
+        say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
+        raise
+    ended = place / ENDED
+    if not ended.exists() or ended.read_text() != token:
+        raise UserError(
+            "the run did not come to its end; why is said above. Where nothing is wrong with the settings,"
+            " give the same command again to go on"
+        )
     return place
 
 
 def register(server: Path) -> None:
-    """Let the nodes take part whose public keys lie in the server's `keys/`, and bind clients' names to keys.
+    """Let the nodes take part whose public keys lie in the server's `keys/`, and only these.
 
-    `keys/bank.pub` is the key of client bank, and no other key can take that name. The key that it replaces
-    is taken off.
+    `keys/bank.pub` is the key of client bank, and no other key can take that name. A key that it replaces,
+    and those of names that are gone, are taken off.
 
     Raises:
-        UserError: The SuperLink does not answer, or does not take a key.
+        UserError: The SuperLink does not answer, or does not take a key; the others are registered then.
     """
+    _demand_server(server)
+    paths, refused = sorted(server.glob("keys/*.pub")), list[str]()
+    known = _known(server)
+    before = registered(str(server / "nodes"))
+    for path in paths:
+        kept, key = server / "nodes" / f"{path.stem}.json", path.read_text()
+        old = before.get(path.stem, 0)
+        if old in known and read_json(kept)["key"] == key:
+            say(f"{path.stem}: is registered")
+            continue
+        try:
+            words = (str(path.resolve()), CONNECTION, "--name", path.stem)
+            node = int(_flwr(server, "register", *words)["node-id"])
+        except UserError as reason:
+            refused.append(f"{path}: {reason}")
+            continue
+        write_file(kept, json.dumps({"key": key, "node-id": node}) + "\n", SECRET)
+        if old in known:
+            _flwr(server, "unregister", str(old), CONNECTION)
+        say(f"{path.stem}: may take part")
+    for name in before.keys() - {path.stem for path in paths}:
+        if before[name] in known:
+            _flwr(server, "unregister", str(before[name]), CONNECTION)
+        (server / "nodes" / f"{name}.json").unlink()
+        say(f"{name}: is taken off")
+    if refused:
+        raise UserError("\n".join([*refused, "a key that was taken off cannot come back: make a new one"]))
+    if not paths:
+        raise UserError(f"no client may take part: put their keys into {server / 'keys'}, as <client>.pub")
+
+
+def _known(server: Path) -> set[int]:
+    """Ids of the nodes that the SuperLink knows; it may be starting."""
     until = time.monotonic() + STARTED
     while True:
         try:
             nodes = _flwr(server, "list", CONNECTION)["nodes"]
-            break
-        except UserError:  # it may be starting
+            return {int(node["node-id"]) for node in nodes if node["status"] != "unregistered"}
+        except UserError as reason:
             if time.monotonic() > until:
-                raise
-    known = {int(node["node-id"]) for node in nodes if node["status"] != "unregistered"}
-    for path in sorted(server.glob("keys/*.pub")):
-        kept, key = server / "nodes" / f"{path.stem}.json", path.read_text()
-        before = read_json(kept) if kept.exists() else {"key": "", "node-id": 0}
-        if before["node-id"] in known:
-            if before["key"] == key:
-                say(f"{path.stem}: is registered")
-                continue
-            _flwr(server, "unregister", str(before["node-id"]), CONNECTION)
-        node = _flwr(server, "register", str(path.resolve()), CONNECTION, "--name", path.stem)["node-id"]
-        write_file(kept, json.dumps({"key": key, "node-id": int(node)}) + "\n", SECRET)
-        say(f"{path.stem}: may take part")
+                raise UserError(f"{reason}; is {server / 'start.sh'} running?") from None
 
 
-def registered(server: Path, settings: Settings) -> dict[str, int]:
-    """Client -> node id, of all that `register` has let in.
+def registry(server: Path, settings: Settings) -> str:
+    """Folder of the ids of registered nodes, "" where `register` was not used.
 
     Raises:
         UserError: They are fewer than the run will wait for.
     """
-    nodes = {path.stem: int(read_json(path)["node-id"]) for path in sorted(server.glob("nodes/*.json"))}
-    if not nodes:
+    folder = (server / "nodes").resolve()
+    names = registered(str(folder))
+    if not folder.exists():
         say(f"  no key is registered by `fedsdr deploy register {server}`: names of clients are believed")
-    elif len(nodes) < settings.federation.num_clients:
+        return ""
+    if len(names) < settings.federation.num_clients:
         raise UserError(
-            f"federation.num_clients = {settings.federation.num_clients}, but {len(nodes)} keys are"
-            f" registered ({', '.join(nodes)}): put the others into {server / 'keys'}, then"
+            f"federation.num_clients = {settings.federation.num_clients}, but {len(names)} keys are"
+            f" registered ({', '.join(names)}): put the others into {server / 'keys'}, then"
             f" `fedsdr deploy register {server}`"
         )
-    return nodes
+    return str(folder)
 
 
 def _flwr(server: Path, *words: str) -> dict[str, Any]:
@@ -271,99 +323,26 @@ def _flwr(server: Path, *words: str) -> dict[str, Any]:
         UserError: It failed.
     """
     command = [str(Path(sys.executable).with_name("flwr")), "supernode", *words, "--format", "json"]
-    done = subprocess.run(command, env=_home(server), capture_output=True, text=True, check=False)
+    home = environment(FLWR_HOME=str((server / "flower").resolve()))
+    done = subprocess.run(command, env=home, capture_output=True, text=True, check=False)
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         answer = {"success": False, "error-message": done.stdout + done.stderr}
     if not answer["success"]:
-        why = " ".join(answer["error-message"].split())
-        raise UserError(f"flwr supernode {words[0]} failed: {why}; is {server / 'start.sh'} running?")
+        raise UserError(f"flwr supernode {words[0]}: {' '.join(answer['error-message'].split())}")
     return answer
 
 
-def _home(server: Path) -> dict[str, str]:
-    """Environment of Flower's commands for the SuperLink of that folder."""
-    return os.environ | QUIET | {"FLWR_HOME": str((server / "flower").resolve())}
+def _demand_server(server: Path) -> None:
+    """Raise UserError if the folder is none that `init` wrote."""
+    if not (server / "app" / "pyproject.toml").exists():
+        raise UserError(f"{server} is no server folder; `fedsdr deploy init FOLDER` writes one")
 
 
-def certificates(server: Path, host: str) -> None:
-    """Write a certificate authority, and a certificate of the server signed by it, for a year."""
-    authority, key = _key(), _key()
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedsdr trial authority")])
-    root = (
-        _certificate(issuer, issuer, authority)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(), critical=True)
-        .sign(authority, hashes.SHA384())
-    )
-    names = dict.fromkeys([host, "localhost", "127.0.0.1"])
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
-    leaf = (
-        _certificate(subject, issuer, key)
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .sign(authority, hashes.SHA384())
-    )
-    write_file(server / "ca.crt", root.public_bytes(serialization.Encoding.PEM))
-    write_file(server / "server.crt", leaf.public_bytes(serialization.Encoding.PEM))
-    for name, private in (("ca.key", authority), ("server.key", key)):
-        pem = private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_file(server / name, pem, SECRET)
-
-
-def node_key() -> tuple[bytes, bytes]:
-    """A node's private and public key, as `ssh-keygen -t ecdsa -b 384` writes them."""
-    key = _key()
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return private, public + b"\n"
-
-
-def _key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP384R1())
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + VALID)
-    )
-
-
-def _usage() -> x509.KeyUsage:
-    allowed = {"key_cert_sign", "crl_sign"}
-    names = (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    )
-    return x509.KeyUsage(**{name: name in allowed for name in names})
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
+def is_local(address: str) -> bool:
+    """Whether clients reach a server on this machine alone."""
+    return _split(address)[0] in ("localhost", "127.0.0.1", "::1")
 
 
 def _split(address: str) -> tuple[str, int]:
@@ -371,7 +350,3 @@ def _split(address: str) -> tuple[str, int]:
     if not host or not port.isdigit() or not 0 < int(port) < 65_000:
         raise UserError(f"--address = {address!r}: expected host:port, such as fl.example.org:8443")
     return host.strip("[]"), int(port)
-
-
-def _is_local(host: str) -> bool:
-    return host in ("localhost", "127.0.0.1", "::1")

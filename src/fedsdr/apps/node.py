@@ -6,6 +6,7 @@ no server can change them. Under a simulation a node is only a number, and the r
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +91,15 @@ class Node:
                 f"this node's most-epsilon = {self.ledger.most:g} asks for privacy.kind = 'local'; the"
                 f" server's settings have {privacy.kind!r}"
             )
-        if privacy.kind == "local" and privacy.source != "secure":
+        if privacy.kind != "none" and privacy.source != "secure":
             raise UserError("privacy.source = 'seeded' is for simulations: its noise can be taken off again")
         if settings.server.keep_updates and not self.own["keep-updates"]:
             raise UserError(
                 "the server's settings would keep this client's updates (server.keep_updates), which this"
                 " node's configuration does not allow: set keep-updates = true if it may"
             )
-        run = run.model_copy(update={"threads": self.own["threads"] or run.threads})
+        threads = self.own["threads"] or min(run.threads, os.cpu_count() or 1)
+        run = run.model_copy(update={"threads": threads})
         model = settings.model.model_copy(
             update={
                 "name": self.own["model"],

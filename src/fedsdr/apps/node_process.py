@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedsdr.apps.deployment import QUIET
+from fedsdr.apps.deployment import environment
 from fedsdr.apps.node import read_node
 from fedsdr.config import Section
 from fedsdr.errors import UserError
@@ -50,6 +50,7 @@ def run_node(path: Path) -> None:
     from fedsdr.apps.client_app import app
     from fedsdr.apps.worker import work
 
+    os.environ |= environment()  # of this process too: the worker talks to the SuperNode
     signal.signal(signal.SIGTERM, _stop)
     config = " ".join(f"{key}={to_toml(value)}" for key, value in file.node.items())
     with tempfile.TemporaryDirectory() as place:
@@ -64,7 +65,7 @@ def run_node(path: Path) -> None:
             *("--node-config", config),
         ]
         say(f"client {file.node['client']}: connecting to {file.superlink}")
-        supernode = subprocess.Popen(command, env=os.environ | QUIET, preexec_fn=_end_with_parent)
+        supernode = subprocess.Popen(command, preexec_fn=_end_with_parent)
         try:
             work(app, f"127.0.0.1:{file.port}", secret, lambda: supernode.poll() is None)
         finally:

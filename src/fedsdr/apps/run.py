@@ -226,7 +226,7 @@ def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
         append_lines(
             result.folder / "metrics.jsonl", [{"event": "end", "round": settings.server.num_rounds, **costs}]
         )
-    write_report(result.folder, read_settings(result.folder))
+    write_report(result.folder, settings)
     return result
 
 

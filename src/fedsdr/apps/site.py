@@ -172,7 +172,10 @@ def _distil(
     """
     path = folder / f"{name}.jsonl"
     if path.exists():
-        return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
+        try:
+            return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
+        except (KeyError, TypeError):
+            raise UserError(f"{path} is damaged; expected the rewritings as fedsdr wrote them") from None
     base, adapters = model_of(settings)
     # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
     longest = 2 * settings.model.max_length

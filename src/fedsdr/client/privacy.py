@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,10 @@ class Ledger:
         return _epsilon([_multiplier("local", sigma) for sigma in sigmas], self.delta)
 
     def _entries(self) -> dict[str, float]:
-        return read_json(self.path) if self.path.exists() else {}
+        entries: Any = read_json(self.path) if self.path.exists() else {}
+        if not isinstance(entries, dict) or not all(type(sigma) is float for sigma in entries.values()):
+            raise UserError(f"{self.path} is damaged; expected the account as fedsdr wrote it")
+        return entries
 
     def enter(self, release: bytes, noise: float) -> None:
         """Enter an update that is about to be sent.
@@ -126,7 +130,7 @@ class Ledger:
                 f"one more update would cost this client epsilon = {spent:.3g} in all, after the"
                 f" {len(entries)} of {self.path}; its most-epsilon is {self.most:g} at delta = {self.delta:g}"
             )
-        write_json(self.path, {**entries, name: noise})
+        write_json(self.path, {**entries, name: float(noise)})
 
 
 def noised(

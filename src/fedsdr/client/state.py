@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsdr.client.wire import Float32
 from fedsdr.config import Lora
-from fedsdr.model.adapter_files import load_adapter, save_adapter
+from fedsdr.model.adapter_files import load_adapter, read_whole, save_adapter
 from fedsdr.storage import list_rounds, round_folder, write_folder
 
 KEEP = 2
@@ -54,9 +54,13 @@ def load_private(folder: Path, before: int) -> dict[str, Tensor] | None:
 
 
 def load_kept(folder: Path, before: int) -> dict[str, Float32]:
-    """What else the client kept of its newest round before `before`, by name; empty at first."""
+    """What else the client kept of its newest round before `before`, by name; empty at first.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     newest = _newest(folder, before)
-    return load_file(newest / KEPT) if newest and (newest / KEPT).exists() else {}
+    return read_whole(newest / KEPT, load_file) if newest and (newest / KEPT).exists() else {}
 
 
 def fusion_file(folder: Path, server_round: int) -> Path:

@@ -55,7 +55,9 @@ class NliChecker:
         try:
             with quiet(keep_bars=not Path(source).is_dir()):
                 self.tokenizer = AutoTokenizer.from_pretrained(source)
-                model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    source, dtype=torch.float32, use_safetensors=True
+                )
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
                 f"--nli = {source} cannot be read as a sequence classifier: {first_line(error)}\n"

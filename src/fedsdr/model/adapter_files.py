@@ -5,7 +5,9 @@ is a test (law 9).
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +17,7 @@ from torch import Tensor
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
 
+Content = TypeVar("Content")
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
@@ -61,9 +64,16 @@ def load_adapter(folder: Path) -> dict[str, Tensor]:
     """
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no adapter: {WEIGHTS} is missing")
+    return read_whole(folder / WEIGHTS, load_file)
+
+
+def read_whole(path: Path, load: Callable[[Path], Content]) -> Content:
+    """Read a file of tensors by `load`, safetensors' `load_file` for torch or for numpy.
+
+    Raises:
+        UserError: It is damaged.
+    """
     try:
-        return load_file(folder / WEIGHTS)
+        return load(path)
     except SafetensorError as error:
-        raise UserError(
-            f"{folder / WEIGHTS} is damaged ({error}); expected tensors in the safetensors format"
-        ) from None
+        raise UserError(f"{path} is damaged ({error}); expected tensors in the safetensors format") from None

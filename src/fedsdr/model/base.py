@@ -262,6 +262,7 @@ def _read(
                 device_map={"": device},
                 quantization_config=_quantization(settings, dtype),
                 output_loading_info=True,
+                use_safetensors=True,  # a pickle would run code
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
@@ -371,8 +372,7 @@ def _identity(folder: Path, chat_template: str) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("transformers_version", None)
     digest = hashlib.sha256(json.dumps([chat_template, config], sort_keys=True).encode())
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    for file in [*weights, *folder.glob("tokenizer.json")]:
+    for file in [*sorted(folder.glob("*.safetensors")), *folder.glob("tokenizer.json")]:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -195,6 +195,17 @@ def dropped_sheet(events: Sequence[Event]) -> Sheet:
     )
 
 
+def privacy_sheet(events: Sequence[Event]) -> Sheet:
+    """Epsilon after each round, of a client that was asked most often."""
+    records = [
+        {name: event[name] for name in ("round", "epsilon", "delta")}
+        for event in events
+        if "epsilon" in event
+    ]
+    rows = tuple((str(r["round"]), f"{r['epsilon']:.3g}", f"{r['delta']:g}") for r in records)
+    return Sheet("Privacy spent", "rrr", ("after round", "epsilon", "delta"), rows, tuple(records))
+
+
 def data_size(num_bytes: float) -> str:
     """Write a number of bytes with a decimal unit, such as 65.5 kB."""
     units = ["B", "kB", "MB", "GB", "TB"]

@@ -22,6 +22,7 @@ from fedsdr.report.events import (
     fallback_sheet,
     paradox_records,
     paradox_sheet,
+    privacy_sheet,
     train_records,
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
@@ -109,10 +110,11 @@ def score_blocks(base: Pooled, final: Pooled, tables: Mapping[int, Pooled]) -> l
 
 
 def training_blocks(events: Sequence[Event], settings: Settings) -> list[Block]:
-    """Losses over rounds, and replies that were dropped."""
-    losses, dropped = training_figure(train_records(events), settings), dropped_sheet(events)
+    """Losses over rounds, replies that were dropped, and what privacy has cost."""
+    losses = training_figure(train_records(events), settings)
     shown: Block = losses or Text("No round was trained yet.")
-    return [shown, *([Table("dropped", dropped)] if dropped.rows else [])]
+    tables = {"dropped": dropped_sheet(events), "privacy": privacy_sheet(events)}
+    return [shown, *(Table(key, sheet) for key, sheet in tables.items() if sheet.rows)]
 
 
 def rewriting_blocks(events: Sequence[Event]) -> list[Block]:

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fedsdr.client.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.config import Lora
-from fedsdr.errors import UserError
-from fedsdr.model.adapter_files import join, load_adapter, save_adapter
+from fedsdr.model.adapter_files import join, load_adapter, read_whole, save_adapter
 from fedsdr.server.optimize import Moments
 from fedsdr.storage import list_rounds, round_folder, write_file, write_folder
 
@@ -58,9 +56,13 @@ def save_round(
 
 
 def load_moments(folder: Path, server_round: int) -> Moments:
-    """Read the server optimizer's moments after a round; none before its first step and for fedavg."""
+    """Read the server optimizer's moments after a round; none before its first step and for fedavg.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     path = round_folder(folder, server_round) / MOMENTS
-    return load_file(path) if path.exists() else {}
+    return read_whole(path, load_file) if path.exists() else {}
 
 
 def load_round(folder: Path, server_round: int, rank: int) -> tuple[Arrays, Arrays]:
@@ -91,10 +93,5 @@ def load_updates(folder: Path, server_round: int) -> dict[str, Arrays]:
     Raises:
         UserError: A file is damaged.
     """
-    found: dict[str, Arrays] = {}
-    for path in sorted(round_folder(folder / UPDATES, server_round).glob("*.safetensors")):
-        try:
-            found[path.stem] = load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path}: {error}; expected an adapter as the client sent it") from None
-    return found
+    paths = sorted(round_folder(folder / UPDATES, server_round).glob("*.safetensors"))
+    return {path.stem: read_whole(path, load_file) for path in paths}

@@ -1,0 +1,129 @@
+"""Certificates and keys of a deployment: an authority of its own, the server's certificate, keys of nodes."""
+
+import ipaddress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedsdr.errors import UserError
+from fedsdr.storage import SECRET, write_file
+
+YEAR = timedelta(days=365)
+AUTHORITY = "fedsdr authority of this deployment"
+
+
+def make_authority(server: Path) -> None:
+    """Write a certificate authority, for ten years: `ca.crt`, which clients trust, and `ca.key`."""
+    key = _key()
+    root = (
+        _certificate(_name(AUTHORITY), key, 10 * YEAR)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(), critical=True)
+        .sign(key, hashes.SHA384())
+    )
+    write_file(server / "ca.crt", root.public_bytes(serialization.Encoding.PEM))
+    write_file(server / "ca.key", _pem(key), SECRET)
+
+
+def certify(server: Path, host: str) -> None:
+    """Write the server's certificate for a year, signed by its authority: `server.crt`, `server.key`.
+
+    Raises:
+        UserError: The authority's key is not there.
+    """
+    if not (server / "ca.key").exists():
+        raise UserError(f"{server / 'ca.key'} is missing: put the authority's key back to sign a certificate")
+    authority = serialization.load_pem_private_key((server / "ca.key").read_bytes(), password=None)
+    assert isinstance(authority, ec.EllipticCurvePrivateKey)
+    key = _key()
+    names = dict.fromkeys([host, "localhost", "127.0.0.1"])
+    leaf = (
+        _certificate(_name(host[:64]), key, YEAR)
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(authority, hashes.SHA384())
+    )
+    write_file(server / "server.crt", leaf.public_bytes(serialization.Encoding.PEM))
+    write_file(server / "server.key", _pem(key), SECRET)
+
+
+def renew(server: Path) -> datetime:
+    """Write the server's certificate anew, for the same name; return until when it is good.
+
+    Raises:
+        UserError: The folder has no certificate, or as `certify`.
+    """
+    path = server / "server.crt"
+    if not path.exists():
+        raise UserError(f"{path} is missing: {server} is no server folder of `fedsdr deploy init`")
+    common = x509.load_pem_x509_certificate(path.read_bytes()).subject.get_attributes_for_oid(
+        NameOID.COMMON_NAME
+    )
+    certify(server, str(common[0].value))
+    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+
+
+def node_key() -> tuple[bytes, bytes]:
+    """A node's private and public key, as `ssh-keygen -t ecdsa -b 384` writes them."""
+    key = _key()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return private, public + b"\n"
+
+
+def _key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _certificate(
+    subject: x509.Name, key: ec.EllipticCurvePrivateKey, valid: timedelta
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(_name(AUTHORITY))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + valid)
+    )
+
+
+def _usage() -> x509.KeyUsage:
+    allowed = {"key_cert_sign", "crl_sign"}
+    names = (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    )
+    return x509.KeyUsage(**{name: name in allowed for name in names})
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

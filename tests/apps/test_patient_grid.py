@@ -1,0 +1,95 @@
+"""Waiting for replies from other machines: late, unreadable, refused, and by a clock that jumps."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsdr.apps import patient_grid as module
+from fedsdr.apps.patient_grid import PatientGrid
+
+
+class Inner:
+    """Flower's grid: node n answers after so many seconds, None: with what cannot be read."""
+
+    def __init__(self, **nodes: float | None) -> None:
+        self.delays = {int(node.removeprefix("n")): delay for node, delay in nodes.items()}
+        self.begun = time.monotonic()
+        self.sent: dict[str, Message] = {}
+        self.pulled: list[str] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            node = message.metadata.dst_node_id
+            one = f"{message.metadata.group_id} to {node}" if node in self.delays else ""
+            message.metadata.__dict__["_message_id"] = one
+            self.sent[one] = message
+            yield one
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for one in message_ids:
+            self.pulled.append(one)
+            message = self.sent[one]
+            delay = self.delays[message.metadata.dst_node_id]
+            if delay is None:
+                raise ValueError("not a message")
+            if time.monotonic() - self.begun >= delay:
+                yield Message(RecordDict({"c": ConfigRecord({"of": one})}), reply_to=message)
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Message]]:
+    """Ask nodes 1, 2 and 3 in a round; return the replies."""
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+    monkeypatch.setattr(module, "POLL", 0.001)
+
+    def send(grid: PatientGrid, server_round: int = 1, timeout: float = 0.1) -> list[Message]:
+        messages = [Message(RecordDict(), node, "train", group_id=str(server_round)) for node in (1, 2, 3)]
+        return list(grid.send_and_receive(messages, timeout=timeout))
+
+    return send
+
+
+def told(replies: list[Message]) -> list[str]:
+    return ["error" if reply.has_error() else str(reply.content["c"]["of"]) for reply in replies]
+
+
+def test_a_reply_that_does_not_come_in_time_is_not_waited_for_and_not_taken_in_the_next_round(ask):
+    inner = Inner(n1=0, n2=0.15, n3=0)
+    grid = PatientGrid(inner)  # type: ignore[arg-type]
+    begun = time.monotonic()
+    assert told(ask(grid)) == ["1 to 1", "1 to 3"]
+    assert 0.1 <= time.monotonic() - begun < 1
+    time.sleep(0.1)  # the reply of round 1 is there by now
+    assert sorted(told(ask(grid, 2))) == ["2 to 1", "2 to 2", "2 to 3"]
+
+
+def test_replies_are_handed_over_as_they_come_and_no_one_is_asked_for_again(ask):
+    inner = Inner(n1=0.05, n2=0.0, n3=0.02)
+    assert told(ask(PatientGrid(inner), timeout=5)) == ["1 to 2", "1 to 3", "1 to 1"]  # type: ignore[arg-type]
+    assert inner.pulled[-1] == "1 to 1" and inner.pulled.count("1 to 2") == 1
+
+
+def test_a_reply_that_cannot_be_read_is_an_error_of_its_sender_alone(ask):
+    """Flower raises, and the replies of all others would be lost with it."""
+    replies = ask(PatientGrid(Inner(n1=0, n2=None, n3=0)))  # type: ignore[arg-type]
+    assert told(replies) == ["1 to 1", "error", "1 to 3"]
+    assert replies[1].metadata.reply_to_message_id == "1 to 2"
+    assert "cannot be read (ValueError)" in replies[1].error.reason
+
+
+def test_a_message_that_flower_does_not_take_is_left_out(ask):
+    assert told(ask(PatientGrid(Inner(n1=0, n3=0)))) == ["1 to 1", "1 to 3"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("jump", [-1e9, 1e9])
+def test_waiting_does_not_heed_a_clock_that_jumps(ask, monkeypatch: pytest.MonkeyPatch, jump: float):
+    """Flower's own waiting ends at once, or never."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + (jump if time.monotonic() - begun > 0.02 else 0))
+    begun = time.monotonic()
+    assert told(ask(PatientGrid(Inner(n1=0, n2=0.05, n3=9)))) == ["1 to 1", "1 to 2"]  # type: ignore[arg-type]
+    assert 0.1 <= time.monotonic() - begun < 1
