@@ -122,7 +122,7 @@ def test_a_killed_server_goes_on_after_the_last_round_with_equal_bytes(
     deployment: Deploy, small: Small, data_root: Path, tmp_path: Path, record: Callable[..., None], what: str
 ):
     """kill -9 once a round is finished; started again. The node goes on from its own folder."""
-    more = {"server.num_rounds": 4, "client.local_steps": 16}
+    more = {"server.num_rounds": 4, "client.local_steps": 16, "server.quorum": 1.0, "federation.wait": 240.0}
     local = fedsdr.run(
         small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")}, **more)
     ).folder

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,10 @@ from fedsdr.progress import say
 from fedsdr.recipe import to_toml
 
 PR_SET_PDEATHSIG = 1
+PATIENCE = 120.0
+"""Seconds in which a SuperNode that ends at once is started again. For a minute after a node was killed its
+server takes it for connected, and refuses it."""
+PAUSE = 10.0
 PATHS = ("data", "folder", "cache")
 
 
@@ -47,9 +52,6 @@ def run_node(path: Path) -> None:
         UserError: The file is malformed, something that it names is missing, or the SuperNode ended.
     """
     file = read_node_file(path)
-    from fedsdr.apps.client_app import app
-    from fedsdr.apps.worker import work
-
     os.environ |= environment()  # of this process too: the worker talks to the SuperNode
     signal.signal(signal.SIGTERM, _stop)
     config = " ".join(f"{key}={to_toml(value)}" for key, value in file.node.items())
@@ -65,13 +67,31 @@ def run_node(path: Path) -> None:
             *("--node-config", config),
         ]
         say(f"client {file.node['client']}: connecting to {file.superlink}")
-        supernode = subprocess.Popen(command, preexec_fn=_end_with_parent)
-        try:
-            work(app, f"127.0.0.1:{file.port}", secret, lambda: supernode.poll() is None)
-        finally:
-            supernode.terminate()
-            supernode.wait()
-    raise UserError(f"the SuperNode ended with status {supernode.returncode}; its messages are above")
+        until = time.monotonic() + PATIENCE
+        while True:
+            begun = time.monotonic()
+            status = _serve(command, f"127.0.0.1:{file.port}", secret)
+            now = time.monotonic()
+            if now - begun > PATIENCE:
+                until = now + PATIENCE
+            if now > until:
+                raise UserError(f"the SuperNode ended with status {status}; its messages are above")
+            say("the SuperNode ended and is started again: its server may believe that it is still there")
+            time.sleep(PAUSE)
+
+
+def _serve(command: list[str], address: str, secret: bytes) -> int:
+    """Run a SuperNode and answer its messages until it ends; return its status."""
+    from fedsdr.apps.client_app import app
+    from fedsdr.apps.worker import work
+
+    supernode = subprocess.Popen(command, preexec_fn=_end_with_parent)
+    try:
+        work(app, address, secret, lambda: supernode.poll() is None)
+    finally:
+        supernode.terminate()
+        supernode.wait()
+    return supernode.returncode
 
 
 def read_node_file(path: Path) -> NodeFile:
