@@ -372,7 +372,7 @@ class Federation(Section):
     """Seconds that a client has to train or to be evaluated; what comes later is not used. A client that is
     killed and back within seconds costs the round as much, since its message is lost."""
     prepare: Positive = 43_200.0
-    """Seconds that a client has to rewrite its responses before round 1; Flower keeps messages so long."""
+    """Seconds beyond `wait` for clients to rewrite their responses; Flower keeps messages so long."""
     nodes: str = ""
     """Folder where `fedsdr deploy register` keeps which key is whose; `fedsdr run --on` sets it. A client
     with another key is not let in. "": clients are believed who they say they are."""

@@ -110,8 +110,8 @@ def test_a_client_that_comes_back_on_a_new_node_is_the_same_client(attend):
     assert one.roster == {2: "b", 9: "a"} and one.absent() == set()
 
 
-def test_two_nodes_of_one_name_are_refused_at_the_start_and_passed_over_later(attend):
-    with pytest.raises(UserError, match="two nodes say that they are client a"):
+def test_the_second_of_two_nodes_of_one_name_is_left_out(attend):
+    with pytest.raises(UserError, match=r"1 of 2 clients .* two nodes say that they are client a"):
         attend(Grid(n1="a", n2="a")).wait_for_all()
     grid = Grid(n1="a", n2="b")
     one = attend(grid)
@@ -153,11 +153,24 @@ def test_a_node_that_is_not_registered_is_not_even_asked(attend, tmp_path: Path)
     assert one.roster == {1: "a", 3: "b"}
 
 
-def test_a_client_that_cannot_prepare_at_the_beginning_is_named_where_its_key_is_known(attend):
+def test_a_client_that_cannot_prepare_is_named_where_its_key_is_known_and_may_be_mended(
+    attend, monkeypatch: pytest.MonkeyPatch
+):
     grid = Grid(n1="a")
     grid.model = "other"
-    with pytest.raises(UserError, match=r"client a could not prepare: .* another base model"):
-        attend(grid, nodes={"a": 1}).wait_for_all()
+    with pytest.raises(UserError, match=r"0 of 1 clients .* client a is not let in: .* another base model"):
+        attend(grid, 1, nodes={"a": 1}).wait_for_all()
+    monkeypatch.setattr(module, "AGAIN", 0.02)
+    threading.Timer(0.1, lambda: setattr(grid, "model", "m")).start()
+    one = attend(grid, 1, nodes={"a": 1}, wait=5.0)
+    one.wait_for_all()
+    assert one.absent() == set()
+
+
+def test_a_client_that_nobody_waits_for_cannot_hold_up_the_start(attend):
+    grid = Grid(n1="a", n2="b", n3="c")
+    grid.slow = {"to 3"}
+    attend(grid, num=2).wait_for_all()
 
 
 def test_a_node_that_is_restarted_while_it_prepares_is_asked_again_and_ends_no_run(attend):

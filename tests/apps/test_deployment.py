@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fedsdr.apps import deployment as module
-from fedsdr.apps.attendance import registered
+from fedsdr.apps.attendance import node_ids
 from fedsdr.apps.certificates import renew
 from fedsdr.apps.deployment import init, register, registry
 from fedsdr.errors import UserError
@@ -115,11 +115,15 @@ def test_a_run_that_would_wait_for_clients_whose_keys_are_not_registered_is_refu
     """Node ids of Flower are numbers of 64 bits; with no registration at all names are not bound."""
     settings = check_settings({"federation": {"num_clients": 2}}, "test")
     assert registry(tmp_path, settings) == ""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/bank.pub").touch()
+    with pytest.raises(UserError, match=r"0 keys are registered \(none\)"):  # not: names are believed
+        registry(tmp_path, settings)
     write_json(tmp_path / "nodes/bank.json", {"key": "a", "node-id": 2**64 - 1})
     with pytest.raises(UserError, match=r"num_clients = 2, but 1 keys are registered \(bank\)"):
         registry(tmp_path, settings)
     write_json(tmp_path / "nodes/hospital.json", {"key": "b", "node-id": 7})
-    assert registered(registry(tmp_path, settings)) == {"bank": 2**64 - 1, "hospital": 7}
+    assert node_ids(registry(tmp_path, settings)) == {"bank": 2**64 - 1, "hospital": 7}
     write_json(tmp_path / "nodes/hospital.json", ["b", 7])
     with pytest.raises(UserError, match=r"hospital\.json: found no node-id"):
         registry(tmp_path, settings)
@@ -145,8 +149,7 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]
         return {"node-id": 2**63 + int(key)}
 
     monkeypatch.setattr(module, "_flwr", flwr)
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app/pyproject.toml").touch()
+    (tmp_path / "start.sh").touch()
     (tmp_path / "keys").mkdir()
     for number, name in enumerate(("bank", "hospital")):
         (tmp_path / f"keys/{name}.pub").write_text(str(number))
@@ -154,7 +157,7 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]
 
 
 def names(tmp_path: Path) -> dict[str, int]:
-    return registered(str(tmp_path / "nodes"))
+    return node_ids(str(tmp_path / "nodes"))
 
 
 def test_a_name_is_bound_to_its_key_once_and_to_another_when_that_takes_its_place(
@@ -184,6 +187,26 @@ def test_a_client_whose_key_is_removed_is_taken_off(tmp_path: Path, superlink: d
     assert not superlink
 
 
+def test_a_key_under_another_name_is_not_lost(tmp_path: Path, superlink: dict[int, str]):
+    """Flower takes each key once."""
+    register(tmp_path)
+    first = names(tmp_path)
+    (tmp_path / "keys/bank.pub").rename(tmp_path / "keys/savings-bank.pub")
+    register(tmp_path)
+    assert names(tmp_path) == {"hospital": first["hospital"], "savings-bank": first["bank"]}
+    assert sorted(superlink) == sorted(first.values())
+    (tmp_path / "keys/My Bank.pub").write_text("60")
+    with pytest.raises(UserError, match="cannot name a folder"):
+        register(tmp_path)
+
+
+def test_whatever_else_was_registered_is_taken_off(tmp_path: Path, superlink: dict[int, str]):
+    """By hand, or by a call that was killed before it wrote down the id."""
+    superlink[5] = "orphan"
+    register(tmp_path)
+    assert sorted(superlink) == sorted(names(tmp_path).values())
+
+
 def test_a_key_that_is_refused_costs_neither_its_predecessor_nor_the_others(
     tmp_path: Path, superlink: dict[int, str]
 ):
@@ -208,3 +231,12 @@ def test_keys_are_registered_anew_with_a_superlink_that_has_forgotten_them(
     monkeypatch.setattr(module, "_flwr", lambda *words: {"node-id": 77})
     register(tmp_path)
     assert list(names(tmp_path).values()) == [77, 77] != list(before.values())
+
+
+def test_the_proxy_of_a_site_is_not_asked_for_this_machine_and_its_other_exceptions_hold(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("no_proxy", ".intern")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    own = module.environment()
+    assert own["NO_PROXY"] == own["no_proxy"] == "localhost,127.0.0.1,.intern"

@@ -179,6 +179,8 @@ def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no
     assert not first.has_error(), first.error
     again = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
     assert again.content["arrays"] == first.content["arrays"]
+    assert ask(node | {"most-epsilon": one * 0.9, "folder": str(tmp_path / "new")}, **private).has_error()
+    assert "one update with privacy.noise = 4" in (tmp_path / "new/node-error.txt").read_text()
     other = {key: value + 0.01 for key, value in shared.items()}
     for run in ("r-1", "r-2"):  # a run of another name does not begin at zero
         assert ask(node | {"most-epsilon": (one + two) / 2}, other, run=run, **private).has_error()

@@ -140,7 +140,7 @@ def test_a_killed_server_goes_on_after_the_last_round_with_equal_bytes(
         )
         app.kill()
         told, _ = program.communicate(timeout=120)
-        assert program.returncode == 1 and "did not come to its end" in told
+        assert program.returncode == 2 and "did not come to its end" in told
     else:
         one.kill("server")
         one.kill("math")
@@ -193,7 +193,7 @@ def test_a_run_with_other_settings_in_a_finished_runs_folder_is_not_told_as_done
     one.run(small(**{"run.dir": "runs/first", "server.num_rounds": 1}))
     program = one.begin(small(**{"run.dir": "runs/first", "server.num_rounds": 1, "run.seed": 5}))
     told, _ = program.communicate(timeout=120)
-    assert program.returncode == 1
+    assert program.returncode == 2
     assert "cannot go on: config.toml was" in told and "did not come to its end" in told
 
 

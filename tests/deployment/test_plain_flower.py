@@ -1,6 +1,7 @@
 """Flower's own ways to run the same apps: a process for each message without TLS, and the simulation engine."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ def test_without_tls_and_with_a_process_for_each_message_the_bytes_are_equal_and
     """Law 5 on the wire, where all can be read: no text, no rewriting, no private tensor."""
     local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
     one = deployment(recording=True)
+    shutil.rmtree(one.server / "keys")
     start = ["--host", "127.0.0.1", "--isolation", "subprocess"]
     superlink = ["--insecure", "--port", str(one.port), "--database", str(one.server / "plain.db")]
     home = {"FLWR_HOME": str(one.server / "flower"), "PATH": f"{BIN}:{os.environ['PATH']}"}

@@ -5,6 +5,7 @@ import json
 import random
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.apps.attendance import registered
+from fedsdr.apps.attendance import node_ids
 from fedsdr.apps.node_process import read_node_file
 from fedsdr.client import wire
 from fedsdr.client.privacy import Ledger
@@ -220,11 +221,13 @@ def test_no_damaged_file_of_a_clients_or_the_servers_own_is_answered_with_a_trac
     for name, good, read in (
         ("round-0001/kept.safetensors", arrays, lambda path: load_kept(tmp_path, 2)),
         ("round-0001/optimizer.safetensors", arrays, lambda path: load_moments(tmp_path, 1)),
-        ("releases.json", account, lambda path: Ledger(path, 1.0, 1e-5).enter(b"x", 1e6)),
-        ("nodes/bank.json", node, lambda path: registered(str(path.parent))),
+        ("releases.json", account, lambda path: Ledger(path, 1e3, 1e-5).enter(b"x", 1e6)),
+        ("nodes/bank.json", node, lambda path: node_ids(str(path.parent))),
     ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
+        path.write_bytes(good)
+        read(path)
         path.write_bytes(good)
         refused = count_refused(read, path, num, rng)
         assert refused > num / 20, name
@@ -244,6 +247,30 @@ def saved(value: np.ndarray[Any, Any]) -> bytes:
 def values(rng: random.Random) -> Any:
     """A metric as a client may send it."""
     return rng.choice([0, 1, 5, -1, 2**62, 0.5, float("nan"), float("inf"), -0.5, [1, 2], [0.5]])
+
+
+SCORES = {"round": 1, "seconds": 1.0} | {
+    f"eval/x/{name}@global": value
+    for name, value in {
+        "num_examples": 5, "num_scored": 5, "score": 0.5, "unsupported_rate": 0.2, "words": 9.0,
+        "filler_rate": 0.1, "redundancy": 0.0, "cut_off_rate": 0.0,
+    }.items()
+}  # fmt: skip
+ROUND = ("a", 5, 1, True)
+PREPARED = {"num_train": 5, "num_test": 2, "seconds": 1.0}
+
+
+def altered(good: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Up to two of the numbers another, or gone, and perhaps one more."""
+    changed = dict(good)
+    for key in rng.sample(sorted(good), rng.randint(0, 2)):
+        if rng.random() < 0.3:
+            del changed[key]
+        else:
+            changed[key] = values(rng)
+    if rng.random() < 0.2:
+        changed[rng.choice(["prompt", "eval/mean/score@global", "eval/x/loss@global"])] = values(rng)
+    return changed
 
 
 @pytest.fixture
@@ -299,14 +326,23 @@ def test_the_guard_refuses_random_replies_with_a_reason(
             assert {key: value.shape for key, value in update.arrays.items()} == {
                 key: value.shape for key, value in SENT.items()
             }
-        scores = Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=asked)
-        with pytest.raises(Rejected):
-            check_scores(scores, "a", 5, 1, True)
-        client = {"id": rng.choice(["a", "..", "", "x/y", "a" * 99]), "model": rng.choice(["m", "other"])}
-        sizes = {name: values(rng) for name in ("num_train", "num_test")}
-        prepared = {"client": ConfigRecord(client), "metrics": MetricRecord(metrics | sizes)}
-        with pytest.raises(Rejected):
-            check_prepared(Message(RecordDict(prepared), reply_to=asked), "m")
+        scores = altered(SCORES, rng)
+        with suppress(Rejected):
+            numbers = check_scores(
+                Message(RecordDict({"metrics": MetricRecord(scores)}), reply_to=asked), *ROUND
+            )
+            passed += 1
+            assert numbers["eval/x/num_examples@global"] == 5 and 0 <= numbers["eval/x/score@global"] <= 1
+        client = {
+            "id": rng.choice(["a", "a", "..", "", "x/y", "a" * 99]),
+            "model": rng.choice(["m", "m", "n"]),
+        }
+        prepared = {"client": ConfigRecord(client), "metrics": MetricRecord(altered(PREPARED, rng))}
+        with suppress(Rejected):
+            name, numbers = check_prepared(Message(RecordDict(prepared), reply_to=asked), "m")
+            passed += 1
+            assert name == "a" and numbers["num_train"] >= 1 and numbers["num_test"] >= 0
+    assert 0 < passed < num
     record(
         fault="random bad replies to the guard",
         num=3 * num,

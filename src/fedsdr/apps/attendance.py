@@ -27,11 +27,7 @@ AWAY = (3, 4, 5)
 """Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
 
 
-class _OtherKey(Rejected):
-    """A node takes a name that is another's: it alone is left out, or it could stop every run."""
-
-
-def registered(folder: str) -> dict[str, int]:
+def node_ids(folder: str) -> dict[str, int]:
     """Client -> id of the node that has its key; {} of no folder.
 
     Raises:
@@ -39,7 +35,10 @@ def registered(folder: str) -> dict[str, int]:
     """
     nodes: dict[str, int] = {}
     for path in sorted(Path(folder).glob("*.json")) if folder else ():
-        kept = read_json(path)
+        try:
+            kept = read_json(path)
+        except FileNotFoundError:  # taken off this instant
+            continue
         if not isinstance(kept, dict) or type(kept.get("node-id")) is not int:
             raise UserError(f"{path}: found no node-id; expected it as `fedsdr deploy register` wrote it")
         nodes[path.stem] = kept["node-id"]
@@ -91,7 +90,7 @@ class Attendance:
         its own.
 
         Raises:
-            UserError: Too few connect in `federation.wait` seconds, or one cannot prepare at the beginning.
+            UserError: Too few connect in `federation.wait` seconds; or a simulated one cannot prepare.
         """
         federation, wanted = self.settings.federation, self.settings.federation.num_clients or 1
         wait, begun, told = federation.wait, time.monotonic(), -1
@@ -99,13 +98,13 @@ class Attendance:
         # Simulated clients are all there at once: one that cannot prepare now never will.
         is_local = not self.settings.federation.num_clients
         while True:
-            self.look(is_strict=self.is_open or is_local)
+            self.look(is_strict=is_local)
             num = len(self.known.keys() - self.absent())
             if num >= wanted and not self.pending:
                 break
-            is_enough = not self.is_open and num >= self.settings.server.quorum * wanted
+            is_enough = num >= (wanted if self.is_open else self.settings.server.quorum * wanted)
             if self.pending and not is_enough:
-                until = max(until, min(time.monotonic() + POLL, begun + federation.prepare))
+                until = max(until, min(time.monotonic() + POLL, begun + wait + federation.prepare))
             if time.monotonic() > until:
                 if is_enough:
                     break
@@ -155,7 +154,7 @@ class Attendance:
         now = time.monotonic()
         self.connected = set(self.grid.get_node_ids())
         if folder := self.settings.federation.nodes:  # read again: a key may have been replaced
-            self.names = {node: client for client, node in registered(folder).items()}
+            self.names = {node: client for client, node in node_ids(folder).items()}
             self.connected &= self.names.keys()
         self.refused = {node: until for node, until in self.refused.items() if until > now}
         busy = self.roster.keys() | self.refused.keys() | set(self.pending.values())
@@ -172,12 +171,12 @@ class Attendance:
             try:
                 self._admit(reply, node)
             except Rejected as reason:
-                if is_strict and not isinstance(reason, _OtherKey):
-                    who = f"client {self.names[node]}" if node in self.names else "a client"
+                who = f"client {self.names[node]}" if node in self.names else "a client"
+                if is_strict:
                     raise UserError(f"{who} could not prepare: {reason}") from None
-                say(f"  {self.names.get(node, f'node {node}')} is not let in: {reason}")
+                say(f"  {who} is not let in: {reason}; it is asked again in {AGAIN:g} s")
                 self.refused[node] = now + AGAIN
-                self.reasons[node] = str(reason)
+                self.reasons[node] = f"{who} is not let in: {reason}"
         self.pending = {one: node for one, node in self.pending.items() if node in self.connected}
 
     def _admit(self, reply: Message, node: int) -> None:
@@ -189,7 +188,7 @@ class Attendance:
         client, metrics = check_prepared(reply, self.identity)
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
         if self.settings.federation.nodes and self.names.get(node) != client:
-            raise _OtherKey(f"it says that it is client {client}, whose registered key is not its own")
+            raise Rejected(f"it says that it is client {client}, whose registered key is not its own")
         before = [other for other, name in self.roster.items() if name == client]
         if self.connected & set(before):
             raise Rejected(f"two nodes say that they are client {client}")

@@ -23,6 +23,7 @@ def make_authority(server: Path) -> None:
         _certificate(_name(AUTHORITY), key, 10 * YEAR)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA384())
     )
     write_file(server / "ca.crt", root.public_bytes(serialization.Encoding.PEM))
@@ -45,6 +46,9 @@ def certify(server: Path, host: str) -> None:
         _certificate(_name(host[:64]), key, YEAR)
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False
+        )
         .sign(authority, hashes.SHA384())
     )
     write_file(server / "server.crt", leaf.public_bytes(serialization.Encoding.PEM))
@@ -60,10 +64,9 @@ def renew(server: Path) -> datetime:
     path = server / "server.crt"
     if not path.exists():
         raise UserError(f"{path} is missing: {server} is no server folder of `fedsdr deploy init`")
-    common = x509.load_pem_x509_certificate(path.read_bytes()).subject.get_attributes_for_oid(
-        NameOID.COMMON_NAME
-    )
-    certify(server, str(common[0].value))
+    old = x509.load_pem_x509_certificate(path.read_bytes())
+    names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    certify(server, str(next(iter(names)).value))
     return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
 
 

@@ -236,6 +236,8 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int, Node
     settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
     node = read_node(context.node_config, _folder(context), str(config["run"]))
     settings = node.apply(settings)
+    if node.ledger:
+        node.ledger.check(settings.privacy.noise)
     site = open_site(settings, node.who, node.folder, node.runs_programs)
     return settings, site, int(config["round"]), node  # type: ignore[arg-type]
 

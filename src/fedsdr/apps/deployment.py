@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr import __version__
-from fedsdr.apps.attendance import registered
+from fedsdr.apps.attendance import node_ids
 from fedsdr.apps.certificates import certify, make_authority, node_key
 from fedsdr.apps.checks import check_deployed
 from fedsdr.config import Settings
@@ -46,7 +46,7 @@ HERE = "localhost,127.0.0.1"
 
 def environment(**more: str) -> dict[str, str]:
     """Environment of Flower's programs."""
-    beside = ",".join(filter(None, [os.environ.get("NO_PROXY"), HERE]))
+    beside = ",".join(filter(None, [HERE, *map(os.environ.get, ("NO_PROXY", "no_proxy"))]))
     return os.environ | QUIET | {"NO_PROXY": beside, "no_proxy": beside} | more
 
 
@@ -76,7 +76,8 @@ START = """\
 #!/bin/sh
 # Starts the SuperLink for this machine alone. nginx.conf opens to the clients what they need, and only that.
 cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
-export NO_PROXY="{here}${{NO_PROXY:+,$NO_PROXY}}"   # of this machine's own talk
+export NO_PROXY="{here},$NO_PROXY,$no_proxy"   # of this machine's own talk
+export no_proxy="$NO_PROXY" && umask 077   # database and log hold the ids of nodes, which are secret
 mkdir -p flower && cat > flower/config.toml <<END   # where `flwr` finds it; it wants the whole path
 [superlink]
 default = "{connection}"
@@ -188,7 +189,6 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
     (server / "keys").mkdir()
     if not is_trial:
         write_file(server / "nginx.conf", NGINX.format(public=public, port=port, host=host))
-    write_file(server / "app" / "pyproject.toml", APP)
     for number, client in enumerate(clients, start=1):
         place = folder / client
         write_file(place / "ca.crt", (server / "ca.crt").read_bytes())
@@ -223,6 +223,7 @@ def submit(server: Path, settings: Settings) -> Path:
             "federation": settings.federation.model_copy(update={"nodes": nodes}),
         }
     )
+    write_file(server / "app" / "pyproject.toml", APP)
     token = secrets.token_hex(8)
     words = {"settings": settings.model_dump_json(), "token": token}
     write_file(server / "run.toml", "".join(f"{key} = {to_toml(value)}\n" for key, value in words.items()))
@@ -254,30 +255,34 @@ def register(server: Path) -> None:
         UserError: The SuperLink does not answer, or does not take a key; the others are registered then.
     """
     _demand_server(server)
-    paths, refused = sorted(server.glob("keys/*.pub")), list[str]()
-    known = _known(server)
-    before = registered(str(server / "nodes"))
+    folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
     for path in paths:
-        kept, key = server / "nodes" / f"{path.stem}.json", path.read_text()
-        old = before.get(path.stem, 0)
-        if old in known and read_json(kept)["key"] == key:
-            say(f"{path.stem}: is registered")
-            continue
+        check_name(path.stem, "client")
+    known = _known(server)
+    node_of = {kept["key"]: kept["node-id"] for kept in map(read_json, folder.glob("*.json"))}
+    for path in paths:
+        key = path.read_text()
+        is_known = node_of.get(key) in known
+        if not is_known:
+            try:
+                words = (str(path.resolve()), CONNECTION, "--name", path.stem)
+                node_of[key] = int(_flwr(server, "register", *words)["node-id"])
+            except UserError as reason:
+                refused.append(f"{path}: {reason}")
+                continue
+        kept = {"key": key, "node-id": node_of[key]}
+        write_file(folder / f"{path.stem}.json", json.dumps(kept) + "\n", SECRET)
+        say(f"{path.stem}: {'is registered' if is_known else 'may take part'}")
+    for old in folder.glob("*.json"):
+        if old.stem not in {path.stem for path in paths}:
+            old.unlink()
+            say(f"{old.stem}: is taken off")
+    # At last, so that whatever was let in before, and is in no file, is taken off too.
+    for node in sorted(_known(server) - set(node_ids(str(folder)).values())):
         try:
-            words = (str(path.resolve()), CONNECTION, "--name", path.stem)
-            node = int(_flwr(server, "register", *words)["node-id"])
+            _flwr(server, "unregister", str(node), CONNECTION)
         except UserError as reason:
-            refused.append(f"{path}: {reason}")
-            continue
-        write_file(kept, json.dumps({"key": key, "node-id": node}) + "\n", SECRET)
-        if old in known:
-            _flwr(server, "unregister", str(old), CONNECTION)
-        say(f"{path.stem}: may take part")
-    for name in before.keys() - {path.stem for path in paths}:
-        if before[name] in known:
-            _flwr(server, "unregister", str(before[name]), CONNECTION)
-        (server / "nodes" / f"{name}.json").unlink()
-        say(f"{name}: is taken off")
+            refused.append(f"a key that is no client's: {reason}")
     if refused:
         raise UserError("\n".join([*refused, "a key that was taken off cannot come back: make a new one"]))
     if not paths:
@@ -297,20 +302,20 @@ def _known(server: Path) -> set[int]:
 
 
 def registry(server: Path, settings: Settings) -> str:
-    """Folder of the ids of registered nodes, "" where `register` was not used.
+    """Folder of the ids of registered nodes, "" where there are no keys.
 
     Raises:
         UserError: They are fewer than the run will wait for.
     """
     folder = (server / "nodes").resolve()
-    names = registered(str(folder))
-    if not folder.exists():
-        say(f"  no key is registered by `fedsdr deploy register {server}`: names of clients are believed")
+    names = node_ids(str(folder))
+    if not names and not list(server.glob("keys/*.pub")):  # Flower without keys
+        say("  no key is registered: clients are believed who they say they are")
         return ""
     if len(names) < settings.federation.num_clients:
         raise UserError(
             f"federation.num_clients = {settings.federation.num_clients}, but {len(names)} keys are"
-            f" registered ({', '.join(names)}): put the others into {server / 'keys'}, then"
+            f" registered ({', '.join(names) or 'none'}): put the others into {server / 'keys'}, then"
             f" `fedsdr deploy register {server}`"
         )
     return str(folder)
@@ -336,13 +341,13 @@ def _flwr(server: Path, *words: str) -> dict[str, Any]:
 
 def _demand_server(server: Path) -> None:
     """Raise UserError if the folder is none that `init` wrote."""
-    if not (server / "app" / "pyproject.toml").exists():
+    if not (server / "start.sh").exists():
         raise UserError(f"{server} is no server folder; `fedsdr deploy init FOLDER` writes one")
 
 
 def is_local(address: str) -> bool:
     """Whether clients reach a server on this machine alone."""
-    return _split(address)[0] in ("localhost", "127.0.0.1", "::1")
+    return _split(address)[0] in ("localhost", "127.0.0.1")
 
 
 def _split(address: str) -> tuple[str, int]:

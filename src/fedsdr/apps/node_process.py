@@ -76,7 +76,10 @@ def run_node(path: Path) -> None:
                 until = now + PATIENCE
             if now > until:
                 raise UserError(f"the SuperNode ended with status {status}; its messages are above")
-            say("the SuperNode ended and is started again: its server may believe that it is still there")
+            say(
+                "the SuperNode ended, why is said above, and is started again; that its server takes it for"
+                " connected still will pass"
+            )
             time.sleep(PAUSE)
 
 

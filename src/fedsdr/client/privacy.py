@@ -105,9 +105,24 @@ class Ledger:
         sigmas = [*self._entries().values(), *more]
         return _epsilon([_multiplier("local", sigma) for sigma in sigmas], self.delta)
 
+    def check(self, noise: float) -> None:
+        """Refuse a limit that the first update would exceed, before anything is paid for.
+
+        Raises:
+            UserError: It would; or as `spent`.
+        """
+        first = self.spent(noise)
+        if not self._entries() and not first <= self.most:
+            raise UserError(
+                f"one update with privacy.noise = {noise:g} would cost this client epsilon = {first:.3g}; its"
+                f" most-epsilon is {self.most:g} at delta = {self.delta:g}"
+            )
+
     def _entries(self) -> dict[str, float]:
         entries: Any = read_json(self.path) if self.path.exists() else {}
-        if not isinstance(entries, dict) or not all(type(sigma) is float for sigma in entries.values()):
+        if not isinstance(entries, dict) or not all(
+            type(sigma) is float and 0 < sigma < np.inf for sigma in entries.values()
+        ):
             raise UserError(f"{self.path} is damaged; expected the account as fedsdr wrote it")
         return entries
 

@@ -202,7 +202,7 @@ def _check_paradox(numbers: Mapping[str, float], part: str, num: float) -> None:
 def _content(reply: Message, client: str, expected: Mapping[str, type]) -> RecordDict:
     """Return the records of a reply if they are the expected ones, each of its type."""
     if not client:
-        raise Rejected(f"comes from node {reply.metadata.src_node_id}, which was not asked or has answered")
+        raise Rejected("comes from a node that was not asked or has answered")
     if reply.has_error():
         said = "".join(char for char in (reply.error.reason or "")[:120] if char.isprintable())
         raise Rejected(f"the client failed: {said}")
