@@ -34,7 +34,7 @@ def main() -> None:
         fedsdr("measure", methods / method / "seed-0", "--only", "consistency,survival")
     cell, other = (methods / method / "seed-0" for method in ("fedsdr", "fedsd"))
     fedsdr("measure", cell, "--only", "alignment,gradients,transfer,map,paradox")
-    questions = ("--data", data, "--limit", 10) if data else ()
+    questions = ("--data", data, "--limit", 5) if data else ()
     fedsdr("measure", cell, "--only", "benchmarks", *questions)
     with judge() as url:
         only = ("measure", cell, "--only", "winrate", "--judge", url, "--judge-model", "smollm2")
