@@ -5,11 +5,14 @@
 Copies the records and prints the table. A record that was added to by several runs counts each of its lines.
 """
 
+import shlex
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
-from fedsdr.storage import read_lines
+from fedsdr.apps.environment import PACKAGES, git_commit
+from fedsdr.storage import read_lines, write_json
 
 
 def main() -> None:
@@ -23,6 +26,8 @@ def main() -> None:
             what = f"{line['fault']}, {line['stage']}" if "stage" in line else line["fault"]
             key = what, line["lost"]
             rows[key] = rows.get(key, 0) + line["num"]
+    made = {"command": shlex.join(["python", *sys.argv]), "git_commit": git_commit()}
+    write_json(to / "environment.json", made | {"versions": {name: version(name) for name in PACKAGES}})
     print("| what was done | times | what was lost |\n|---|---:|---|")
     for (what, lost), num in rows.items():
         print(f"| {what} | {num:,} | {lost} |")

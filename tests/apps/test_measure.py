@@ -120,7 +120,7 @@ def test_an_option_that_no_measurement_asked_for_uses_is_refused(measured):
         ("measurements/consistency.json", "{}", "survival", "is no measurement as fedsdr wrote it"),
         ("measurements/consistency.json", "[]", "survival", "is no measurement as fedsdr wrote it"),
         ("clients/math/evaluation/round-0000-global.jsonl", "{}\n", "paradox", "expected 4 answers"),
-        ("server/updates/round-0001/math.safetensors", "half", "consistency", "expected an adapter"),
+        ("server/updates/round-0001/math.safetensors", "half", "consistency", "expected tensors"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_would_do(measured, place: str, content: str, name: str, told: str):

@@ -73,7 +73,7 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "machine": {
             "system": platform.platform(),
             "processor": torch.backends.cpu.get_cpu_capability(),
@@ -140,7 +140,7 @@ def demand_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
     return now
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Commit of the checkout that this file is tracked in, if it is in one and git is there."""
     here = Path(__file__)
     if shutil.which("git") is None:
