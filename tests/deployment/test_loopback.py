@@ -48,6 +48,12 @@ def wait_until(is_true: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+def rounds_of_math(run: Path, event: str) -> list[int]:
+    """Rounds in whose log client math has such an event, once for each."""
+    events = read_lines(run / "metrics.jsonl")
+    return [one["round"] for one in events if one["event"] == event and one["client"] == "math"]
+
+
 def demand_no_text(seen: bytes, *folders: Path) -> None:
     """No 24 characters of any text in any file of these folders went over the wire."""
     num = 0
@@ -166,21 +172,17 @@ def test_a_client_slower_than_the_timeout_is_left_out_and_its_late_reply_is_not_
     wait_until((run / "server/round-0001").exists)
     slow = one.programs["math"]
     slow.send_signal(signal.SIGSTOP)
-    events = run / "metrics.jsonl"
-
-    def of(event: str) -> list[int]:
-        return [e["round"] for e in read_lines(events) if e["event"] == event and e["client"] == "math"]
-
-    wait_until(lambda: of("dropped"))
+    wait_until(lambda: rounds_of_math(run, "dropped"))
     slow.send_signal(signal.SIGCONT)
     told, _ = program.communicate(timeout=280)
     assert program.returncode == 0, told
-    assert max(of("train")) > max(of("dropped"))
-    assert sorted(of("train") + of("dropped")) == [1, 2, 3, 4, 5, 6]  # no round has both, none twice
+    trained, dropped = (rounds_of_math(run, event) for event in ("train", "dropped"))
+    assert max(trained) > max(dropped)
+    assert sorted(trained + dropped) == [1, 2, 3, 4, 5, 6]  # no round has both, none twice
     record(
         fault="a client slower than the timeout",
         num=1,
-        lost=f"its replies of {len(of('dropped'))} rounds of 6",
+        lost=f"its replies of {len(dropped)} rounds of 6",
     )
 
 
@@ -209,19 +211,14 @@ def test_a_killed_client_misses_rounds_and_takes_part_again_when_it_is_back(
     program = one.begin(settings)
     wait_until((run / "server/round-0002").exists)
     one.kill("math")
-    events = run / "metrics.jsonl"
-
-    def dropped() -> list[int]:
-        return [e["round"] for e in read_lines(events) if e["event"] == "dropped" and e["client"] == "math"]
-
-    wait_until(dropped)
+    wait_until(lambda: rounds_of_math(run, "dropped"))
     one.start_node("math")
     told, _ = program.communicate(timeout=280)
     assert program.returncode == 0, told
-    trained = [e["round"] for e in read_lines(events) if e["event"] == "train" and e["client"] == "math"]
-    assert dropped() and max(trained) > max(dropped())
-    assert set(trained) | set(dropped()) == set(range(1, 13))
-    record(fault="kill -9 of a client's node", num=1, lost=f"its replies of {len(dropped())} rounds of 12")
+    trained, dropped = (rounds_of_math(run, event) for event in ("train", "dropped"))
+    assert dropped and max(trained) > max(dropped)
+    assert set(trained) | set(dropped) == set(range(1, 13))
+    record(fault="kill -9 of a client's node", num=1, lost=f"its replies of {len(dropped)} rounds of 12")
 
 
 @long

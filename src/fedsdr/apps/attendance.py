@@ -21,8 +21,6 @@ POLL = 1.0
 """Seconds between two looks at who is connected."""
 AGAIN = 60.0
 """Seconds after which a node that could not be let in is asked again: it may have been mended."""
-
-
 AWAY = (3, 4, 5)
 """Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
 

@@ -228,7 +228,7 @@ def submit(server: Path, settings: Settings) -> Path:
     words = {"settings": settings.model_dump_json(), "token": token}
     write_file(server / "run.toml", "".join(f"{key} = {to_toml(value)}\n" for key, value in words.items()))
     command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
-    home = str((server / "flower").resolve())
+    home = _home(server)
     try:
         subprocess.run(
             [*command, "--run-config", "run.toml"], cwd=server, env=environment(FLWR_HOME=home), check=False
@@ -328,8 +328,8 @@ def _flwr(server: Path, *words: str) -> dict[str, Any]:
         UserError: It failed.
     """
     command = [str(Path(sys.executable).with_name("flwr")), "supernode", *words, "--format", "json"]
-    home = environment(FLWR_HOME=str((server / "flower").resolve()))
-    done = subprocess.run(command, env=home, capture_output=True, text=True, check=False)
+    own = environment(FLWR_HOME=_home(server))
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -337,6 +337,11 @@ def _flwr(server: Path, *words: str) -> dict[str, Any]:
     if not answer["success"]:
         raise UserError(f"flwr supernode {words[0]}: {' '.join(answer['error-message'].split())}")
     return answer
+
+
+def _home(server: Path) -> str:
+    """FLWR_HOME of the SuperLink of that folder, as start.sh sets it."""
+    return str((server / "flower").resolve())
 
 
 def _demand_server(server: Path) -> None:

@@ -96,14 +96,13 @@ class Ledger:
     """Epsilon that all of them together may cost the client."""
     delta: float
 
-    def spent(self, *more: float) -> float:
-        """Epsilon of all updates so far, and of more with these sigmas.
+    def spent(self) -> float:
+        """Epsilon of all updates so far.
 
         Raises:
             UserError: The account is damaged, or opacus is not installed.
         """
-        sigmas = [*self._entries().values(), *more]
-        return _epsilon([_multiplier("local", sigma) for sigma in sigmas], self.delta)
+        return self._cost(self._entries().values())
 
     def check(self, noise: float) -> None:
         """Refuse a limit that the first update would exceed, before anything is paid for.
@@ -111,12 +110,18 @@ class Ledger:
         Raises:
             UserError: It would; or as `spent`.
         """
-        first = self.spent(noise)
-        if not self._entries() and not first <= self.most:
+        if self._entries():
+            return
+        first = self._cost([noise])
+        if not first <= self.most:
             raise UserError(
                 f"one update with privacy.noise = {noise:g} would cost this client epsilon = {first:.3g}; its"
                 f" most-epsilon is {self.most:g} at delta = {self.delta:g}"
             )
+
+    def _cost(self, sigmas: Iterable[float]) -> float:
+        """Epsilon of updates with these sigmas."""
+        return _epsilon([_multiplier("local", sigma) for sigma in sigmas], self.delta)
 
     def _entries(self) -> dict[str, float]:
         entries: Any = read_json(self.path) if self.path.exists() else {}
@@ -139,7 +144,7 @@ class Ledger:
         name, entries = hashlib.sha256(release).hexdigest(), self._entries()
         if name in entries:
             return
-        spent = self.spent(noise)
+        spent = self._cost([*entries.values(), noise])
         if not spent <= self.most:
             raise UserError(
                 f"one more update would cost this client epsilon = {spent:.3g} in all, after the"
