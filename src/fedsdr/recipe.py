@@ -9,7 +9,7 @@ import difflib
 import json
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,15 @@ def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, .
         name = f"runs/{stem}-{settings.method}-seed{settings.run.seed}"
         settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": name})})
     return settings
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested tables as dotted keys; an empty one is a value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def asked_settings(run_config: Mapping[str, Any]) -> Settings:

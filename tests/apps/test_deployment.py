@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fedsdr.apps import deployment as module
-from fedsdr.apps.attendance import node_ids
+from fedsdr.apps.attendance import registered
 from fedsdr.apps.certificates import renew
 from fedsdr.apps.deployment import init, register, registry
 from fedsdr.errors import UserError
@@ -123,7 +123,7 @@ def test_a_run_that_would_wait_for_clients_whose_keys_are_not_registered_is_refu
     with pytest.raises(UserError, match=r"num_clients = 2, but 1 keys are registered \(bank\)"):
         registry(tmp_path, settings)
     write_json(tmp_path / "nodes/hospital.json", {"key": "b", "node-id": 7})
-    assert node_ids(registry(tmp_path, settings)) == {"bank": 2**64 - 1, "hospital": 7}
+    assert registered(registry(tmp_path, settings)) == {"bank": (2**64 - 1, "a"), "hospital": (7, "b")}
     write_json(tmp_path / "nodes/hospital.json", ["b", 7])
     with pytest.raises(UserError, match=r"hospital\.json: found no node-id"):
         registry(tmp_path, settings)
@@ -157,7 +157,7 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]
 
 
 def names(tmp_path: Path) -> dict[str, int]:
-    return node_ids(str(tmp_path / "nodes"))
+    return {client: node for client, (node, _) in registered(str(tmp_path / "nodes")).items()}
 
 
 def test_a_name_is_bound_to_its_key_once_and_to_another_when_that_takes_its_place(
@@ -219,6 +219,17 @@ def test_a_key_that_is_refused_costs_neither_its_predecessor_nor_the_others(
         register(tmp_path)
     assert names(tmp_path)["bank"] == first["bank"] in superlink
     assert "hospital" in names(tmp_path)
+
+
+def test_a_damaged_file_of_a_key_is_named_before_any_key_is_taken_off(
+    tmp_path: Path, superlink: dict[int, str]
+):
+    register(tmp_path)
+    before = dict(superlink)
+    (tmp_path / "nodes/bank.json").write_text('{"node-id": 7}')
+    with pytest.raises(UserError, match=r"bank\.json: found no node-id or key"):
+        register(tmp_path)
+    assert superlink == before
 
 
 def test_keys_are_registered_anew_with_a_superlink_that_has_forgotten_them(

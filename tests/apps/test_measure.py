@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fedsdr.apps import site
 from fedsdr.apps.measure import measure
@@ -47,6 +48,19 @@ def test_each_measurement_is_a_file_with_its_records_and_how_it_was_made(measure
         assert kept == json.loads(json.dumps(measurement))
         assert kept["records"] and kept["measure"] == name
         assert kept["command"].startswith(f"fedsdr measure {settings.run.dir}")
+
+
+def test_a_run_that_took_one_core_beside_others_is_measured_with_all(
+    tiny_settings, monkeypatch: pytest.MonkeyPatch
+):
+    """Once a second core idled while cells of `fedsdr compare --jobs 2` were measured."""
+    settings = tiny_settings(method="fedsdr", **(QUICK | {"run.threads": 1}))
+    run(settings)
+    site.load_model.cache_clear()
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    measure(Path(settings.run.dir), ["map"], Options())
+    assert torch.get_num_threads() == 2
+    site.load_model.cache_clear()
 
 
 def test_what_clients_sent_is_kept_and_its_mean_is_the_combined_adapter(measured):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.apps.attendance import node_ids
+from fedsdr.apps.attendance import registered
 from fedsdr.apps.node_process import read_node_file
 from fedsdr.client import wire
 from fedsdr.client.privacy import Ledger
@@ -222,7 +222,7 @@ def test_no_damaged_file_of_a_clients_or_the_servers_own_is_answered_with_a_trac
         ("round-0001/kept.safetensors", arrays, lambda path: load_kept(tmp_path, 2)),
         ("round-0001/optimizer.safetensors", arrays, lambda path: load_moments(tmp_path, 1)),
         ("releases.json", account, lambda path: Ledger(path, 1e3, 1e-5).enter(b"x", 1e6)),
-        ("nodes/bank.json", node, lambda path: node_ids(str(path.parent))),
+        ("nodes/bank.json", node, lambda path: registered(str(path.parent))),
     ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -232,7 +232,7 @@ def test_no_damaged_file_of_a_clients_or_the_servers_own_is_answered_with_a_trac
         refused = count_refused(read, path, num, rng)
         assert refused > num / 20, name
         record(
-            fault=f"random bad {path.name}",
+            fault=f"random bad {name}",
             num=num,
             lost=f"no traceback; {refused} refused, the rest was still good",
         )

@@ -141,6 +141,45 @@ def test_load_of_many_clients_keeps_memory_flat(
     )
 
 
+def test_a_run_of_many_clients_keeps_memory_flat(
+    run_settings: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    often: Callable[[int, int], int],
+    record: Callable[..., None],
+):
+    """Everything that a client and the server do, on the tiny model."""
+    num, memory = often(20, 200), list[int]()
+    send = LocalGrid.send_and_receive
+
+    def watched(grid: LocalGrid, messages: Any, **more: Any) -> Any:
+        yield from send(grid, messages, **more)
+        gc.collect()
+        memory.append(psutil.Process().memory_info().rss)
+
+    monkeypatch.setattr(LocalGrid, "send_and_receive", watched)
+    settings = run_settings(
+        **{
+            "method": "fedsdr",
+            "data.domains": ["code", "finance", "general", "math", "medicine"],
+            "data.num_train": 0,
+            "partition.kind": "iid",
+            "partition.num_clients": num,
+            "server.num_rounds": 5,
+            "client.local_steps": 1,
+            "eval.every": 0,
+        }
+    )
+    folder = fedsdr.run(settings).folder
+    events = [event["event"] for event in read_lines(folder / "metrics.jsonl")]
+    assert events.count("train") == 5 * num and "dropped" not in events
+    assert memory[-1] < 1.1 * memory[0]
+    record(
+        fault=f"load: a run of {num} clients and {5 * num:,} local updates (local engine)",
+        num=5 * num,
+        lost=f"nothing; memory after the last round {memory[-1] / memory[0]:.2f} of that after the first",
+    )
+
+
 def test_two_runs_in_one_folder_are_refused(run_settings: Runs, record: Callable[..., None]):
     settings = run_settings(**RUN)
     read, write = os.pipe()

@@ -64,8 +64,8 @@ def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
     adapters = Adapters(base.model, Lora(rank=2))
     adapters.initialise("shared", 0)
     before = {key: value.numpy() for key, value in adapters.state("shared").items()}
-    example = demo_data(0)["math"][1][0]
-    texts = [encode(base.tokenizer, example, example.response, 384)] * 3
+    examples = demo_data(0)["math"][1][:4]
+    texts = [encode(base.tokenizer, example, example.response, 384) for example in examples]
     # One step of gradient descent on these very texts is a gain.
     adapters.set(("shared",), ("shared",))
     response_loss(base, texts)[0].backward()
@@ -73,7 +73,8 @@ def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
     step = {key: 1e-3 * p.grad.numpy() for key, p in state.items() if p.grad is not None}
     own = {key: value - step.get(key, 0) for key, value in before.items()}
     combined = {key: value - step.get(key, 0) / 2 for key, value in before.items()}
-    (record,) = gain_survival(base, adapters, [Round(1, before, {"math": own}, combined)], {"math": texts}, 2)
+    rounds = [Round(1, before, {"math": own}, combined), Round(3, before, {"math": own}, own)]
+    record, whole = gain_survival(base, adapters, rounds, {"math": texts}, 2)
 
     def loss(values: Arrays) -> float:
         adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
@@ -86,6 +87,8 @@ def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
         assert record[name] == pytest.approx(value, rel=1e-5)
     gain = losses["before"] - losses["own"]
     assert record["kept"] == pytest.approx((losses["before"] - losses["combined"]) / gain, rel=1e-3)
+    assert record["low"] < record["kept"] < record["high"]  # examples do not all keep the same share
+    assert whole["low"] == whole["kept"] == whole["high"] == 1  # but where everything is kept they do
 
 
 def test_combinations_that_send_one_factor_are_measured_too():

@@ -124,6 +124,13 @@ def test_subjects_of_a_benchmark_stand_in_its_records_alone() -> None:
     assert list(sheet.records) == records
 
 
+def test_no_right_answer_in_ten_is_not_shown_as_certain() -> None:
+    """Its standard error is 0. Wilson's upper end is z^2 / (n + z^2) = 3.84 / 13.84."""
+    none = {"task": "gsm8k", "metric": "strict", "model": "base", "value": 0.0, "stderr": 0.0}
+    sheet = benchmark_sheet([none | {"chance": None, "num": 10, "origin": "local"}])
+    assert sheet.rows[0][2] == "0.00 [0.00, 0.28]"
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_measurement_without_records_shows_its_notes(make_measured: MeasuredRun, name: str) -> None:
     folder, settings = make_measured()

@@ -25,21 +25,24 @@ AWAY = (3, 4, 5)
 """Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
 
 
-def node_ids(folder: str) -> dict[str, int]:
-    """Client -> id of the node that has its key; {} of no folder.
+def registered(folder: str) -> dict[str, tuple[int, str]]:
+    """Client -> id of the node that has its key, and the key; {} of no folder.
 
     Raises:
         UserError: A file there is none that `fedsdr deploy register` wrote.
     """
-    nodes: dict[str, int] = {}
+    nodes: dict[str, tuple[int, str]] = {}
     for path in sorted(Path(folder).glob("*.json")) if folder else ():
         try:
             kept = read_json(path)
         except FileNotFoundError:  # taken off this instant
             continue
-        if not isinstance(kept, dict) or type(kept.get("node-id")) is not int:
-            raise UserError(f"{path}: found no node-id; expected it as `fedsdr deploy register` wrote it")
-        nodes[path.stem] = kept["node-id"]
+        if not isinstance(kept, dict) or (type(kept.get("node-id")), type(kept.get("key"))) != (int, str):
+            raise UserError(
+                f"{path}: found no node-id or key, as `fedsdr deploy register` wrote them; restore the file,"
+                " or delete it: the client then needs a new key"
+            )
+        nodes[path.stem] = kept["node-id"], kept["key"]
     return nodes
 
 
@@ -152,7 +155,7 @@ class Attendance:
         now = time.monotonic()
         self.connected = set(self.grid.get_node_ids())
         if folder := self.settings.federation.nodes:  # read again: a key may have been replaced
-            self.names = {node: client for client, node in node_ids(folder).items()}
+            self.names = {node: client for client, (node, _) in registered(folder).items()}
             self.connected &= self.names.keys()
         self.refused = {node: until for node, until in self.refused.items() if until > now}
         busy = self.roster.keys() | self.refused.keys() | set(self.pending.values())

@@ -16,12 +16,13 @@ from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
-from fedsdr.apps.grid import Plan, flat, read_grid, with_rate
+from fedsdr.apps.grid import Plan, read_grid, with_rate
 from fedsdr.apps.grid_results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.apps.run import Result, read_settings, resume, run
 from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.progress import say
+from fedsdr.recipe import flat
 from fedsdr.report.tables import Sheet
 from fedsdr.storage import write_file
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr import __version__
-from fedsdr.apps.attendance import node_ids
+from fedsdr.apps.attendance import registered
 from fedsdr.apps.certificates import certify, make_authority, node_key
 from fedsdr.apps.checks import check_deployed
 from fedsdr.config import Settings
@@ -24,7 +24,7 @@ from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.recipe import to_toml
-from fedsdr.storage import SECRET, read_json, write_file
+from fedsdr.storage import SECRET, write_file
 
 CONNECTION = "fedsdr"
 """Name of the connection in the server's Flower configuration."""
@@ -258,8 +258,8 @@ def register(server: Path) -> None:
     folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
     for path in paths:
         check_name(path.stem, "client")
+    node_of = {key: node for node, key in registered(str(folder)).values()}
     known = _known(server)
-    node_of = {kept["key"]: kept["node-id"] for kept in map(read_json, folder.glob("*.json"))}
     for path in paths:
         key = path.read_text()
         is_known = node_of.get(key) in known
@@ -278,7 +278,7 @@ def register(server: Path) -> None:
             old.unlink()
             say(f"{old.stem}: is taken off")
     # At last, so that whatever was let in before, and is in no file, is taken off too.
-    for node in sorted(_known(server) - set(node_ids(str(folder)).values())):
+    for node in sorted(_known(server) - {node for node, _ in registered(str(folder)).values()}):
         try:
             _flwr(server, "unregister", str(node), CONNECTION)
         except UserError as reason:
@@ -308,7 +308,7 @@ def registry(server: Path, settings: Settings) -> str:
         UserError: They are fewer than the run will wait for.
     """
     folder = (server / "nodes").resolve()
-    names = node_ids(str(folder))
+    names = registered(str(folder))
     if not names and not list(server.glob("keys/*.pub")):  # Flower without keys
         say("  no key is registered: clients are believed who they say they are")
         return ""

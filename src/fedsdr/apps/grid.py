@@ -3,7 +3,6 @@
 import os
 import re
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from fedsdr.config import Section, Settings
 from fedsdr.errors import UserError
-from fedsdr.recipe import load_settings, to_toml
+from fedsdr.recipe import flat, load_settings, to_toml
 from fedsdr.report.comparison import Group
 from fedsdr.tables import METHODS
 
@@ -146,15 +145,6 @@ def _arms(path: Path, values: dict[str, Any]) -> dict[str, Own]:
 def with_rate(settings: Settings, rate: float) -> Settings:
     """The same with another learning rate."""
     return _update(settings, "client", learning_rate=rate)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _read(path: Path) -> dict[str, Any]:

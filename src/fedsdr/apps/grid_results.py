@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedsdr.apps.grid import Plan, flat
+from fedsdr.apps.grid import Plan
 from fedsdr.apps.run import Result, answer_files, is_finished, read_result, read_settings
 from fedsdr.errors import UserError
+from fedsdr.recipe import flat
 from fedsdr.report.cells import Cell
 from fedsdr.report.comparison import Comparison, Group, Trial, compare_cells
 from fedsdr.report.consistency import arms_sheet

@@ -117,7 +117,7 @@ def gain_survival(
 
     1: all of the gain; 0: none; below 0: the client is worse off than before the round; above 1: the others
     helped it further. It says nothing where the client gained nothing itself: None unless the interval of
-    its own gain is above 0.
+    its own gain is above 0. Intervals are those of `ratio`, over test examples.
 
     Args:
         base: The frozen base.
@@ -128,7 +128,7 @@ def gain_survival(
 
     Returns:
         Records with round, client, before, own, combined, own_low and own_high (ends of the 95 % interval of
-        the own gain, over test examples), and kept.
+        the own gain), and kept with low and high, the ends of its own.
     """
     num_tokens = {
         name: np.array([text.num_response_tokens for text in texts], float) for name, texts in tests.items()
@@ -148,10 +148,11 @@ def gain_survival(
             if name not in tests:
                 continue
             own = losses(before | new, [name])[name]
-            gain, error = ratio(first[name] - own, num_tokens[name])
             total = num_tokens[name].sum()
-            lost = float((first[name] - last[name]).sum() / total)
-            ends = with_error(gain, error)
+            gain = with_error(*ratio(first[name] - own, num_tokens[name]))
+            kept: Event = dict.fromkeys(("value", "low", "high"))
+            if gain["low"] is not None and gain["low"] > 0:
+                kept = with_error(*ratio(first[name] - last[name], first[name] - own))
             records.append(
                 {
                     "round": number,
@@ -159,9 +160,11 @@ def gain_survival(
                     "before": float(first[name].sum() / total),
                     "own": float(own.sum() / total),
                     "combined": float(last[name].sum() / total),
-                    "own_low": ends["low"],
-                    "own_high": ends["high"],
-                    "kept": lost / gain if ends["low"] is not None and ends["low"] > 0 else None,
+                    "own_low": gain["low"],
+                    "own_high": gain["high"],
+                    "kept": kept["value"],
+                    "low": kept["low"],
+                    "high": kept["high"],
                 }
             )
     return records

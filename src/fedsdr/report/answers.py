@@ -157,6 +157,7 @@ def benchmark_sheet(records: Sequence[Event]) -> Sheet:
             for place, record in rows.items()
         ),
         tuple(records),
+        note="Where all or none are right a standard error would be 0: the 95 % interval (Wilson) is shown.",
     )
 
 
@@ -217,4 +218,7 @@ def _bar(record: Event) -> tuple[float, tuple[float, float] | None]:
 def _with_error(record: Event | None) -> str:
     if record is None or record["stderr"] is None:
         return number(record["value"] if record else None, 2)
+    if not record["stderr"]:  # all are right, or none: no error is not what that says
+        low, high = wilson(record["value"], record["num"])
+        return f"{record['value']:.2f} [{low:.2f}, {high:.2f}]"
     return f"{record['value']:.2f} ± {record['stderr']:.2f}"

@@ -9,7 +9,7 @@ from fedsdr.report.figures import Figure, limited, line_panels
 from fedsdr.report.maps import MOST_ROWS, Matrix, Ramp, heat_panel
 from fedsdr.report.parts import Block, Table
 from fedsdr.report.plots import MOST_PANELS, Series
-from fedsdr.report.tables import Sheet, number
+from fedsdr.report.tables import Sheet, number, with_interval
 from fedsdr.storage import Event
 
 VALUES = {"cosine": "cosine of the updates", "sign_agreement": "share of entries with equal sign"}
@@ -156,10 +156,12 @@ def survival_sheet(records: Sequence[Event]) -> Sheet:
         f"Own gain and what combination keeps of it, round {last}",
         "lrrrr",
         ("client", "before", "own update", "combined", "kept"),
-        tuple((r["client"], *(number(r[key], 4) for key in LOSSES), number(r["kept"], 2)) for r in found),
+        tuple(
+            (r["client"], *(number(r[key], 4) for key in LOSSES), with_interval(r, 2, "kept")) for r in found
+        ),
         tuple(found),
         note="Losses in nats per response token on the client's own test examples. Kept: (before -"
-        " combined) / (before - own update).",
+        " combined) / (before - own update), with its 95 % interval over test examples.",
     )
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Settings
 from fedsdr.measure.scores import Table as Pooled
-from fedsdr.recipe import dump_settings
+from fedsdr.recipe import dump_settings, flat
 from fedsdr.report.events import (
     cost_sheet,
     dropped_sheet,
@@ -154,7 +154,7 @@ def setting_blocks(settings: Settings, environment: Mapping[str, Any]) -> list[B
         tuple({"key": key, "value": value, "default": usual} for key, value, usual in changed),
         note="Threads, dtype and attention were fixed when the run began.",
     )
-    lines = (f"{key} = {value}" for key, value in _flat(environment))
+    lines = (f"{key} = {value}" for key, value in _as_text(environment))
     return [
         Table("settings-table", sheet),
         Folded("All settings, as TOML", dump_settings(settings)),
@@ -246,17 +246,14 @@ def _privacy(settings: Settings, events: Sequence[Event]) -> list[tuple[str, str
 
 def _changed(settings: Settings) -> list[tuple[str, str, str]]:
     """Settings that differ from the defaults: key, value, default."""
-    now, usual = (dict(_flat(some.model_dump(mode="json"))) for some in (settings, Settings()))
+    now, usual = (dict(_as_text(some.model_dump(mode="json"))) for some in (settings, Settings()))
     return [(key, value, usual.get(key, "")) for key, value in now.items() if value != usual.get(key)]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _as_text(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Nested tables as dotted keys, values as text."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    for key, value in flat(values):
+        yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _code(text: str) -> Markup:
