@@ -4,7 +4,8 @@ Usage: measure.py FOLDER [DATA]
 
 FOLDER gets the grids and their pages. DATA is a folder as the benchmarks want it (docs/data.md). The judge of
 win rates is llama.cpp's server with the default model (Makefile): small, and shown as what it is by the
-agreement of its two orders. Grids that were begun before are taken up again.
+agreement of its two orders. Grids that were begun before are taken up again. A command that fails keeps no
+other from being run; it is named at the end.
 """
 
 import os
@@ -19,6 +20,8 @@ SERVER = Path(__file__).with_name("llama_server.py")
 METHODS = ("fedit", "fedsd", "fedsdr")
 LARGE_GRID = Path("runs/refute-demo")
 """The grid of recipes/refute-demo.toml: where it was run, its cells of five seeds are measured."""
+failed: list[str] = []
+"""Commands that failed."""
 
 
 def main() -> None:
@@ -34,7 +37,7 @@ def main() -> None:
         fedsdr("measure", methods / method / "seed-0", "--only", "consistency,survival")
     cell, other = (methods / method / "seed-0" for method in ("fedsdr", "fedsd"))
     fedsdr("measure", cell, "--only", "alignment,gradients,transfer,map,paradox")
-    questions = ("--data", data, "--limit", 5) if data else ()
+    questions = ("--data", data, "--limit", 4) if data else ()
     fedsdr("measure", cell, "--only", "benchmarks", *questions)
     with judge() as url:
         only = ("measure", cell, "--only", "winrate", "--judge", url, "--judge-model", "smollm2")
@@ -45,13 +48,17 @@ def main() -> None:
             fedsdr("analyze", pairs, "--clusters", 5)
     for grid in (methods, folder / "disputed"):
         fedsdr("report", grid)
+    if failed:
+        sys.exit("\n".join(["failed:", *failed]))
 
 
 def fedsdr(*words: object) -> None:
     """Run a command, shown with the seconds that it took."""
     start = time.monotonic()
-    print(f"\n$ fedsdr {' '.join(map(str, words))}", flush=True)
-    subprocess.run([sys.executable, "-m", "fedsdr.cli", *map(str, words)], check=True)
+    command = f"fedsdr {' '.join(map(str, words))}"
+    print(f"\n$ {command}", flush=True)
+    if subprocess.run([sys.executable, "-m", "fedsdr.cli", *map(str, words)], check=False).returncode:
+        failed.append(command)
     print(f"# {time.monotonic() - start:.0f} s", flush=True)
 
 
