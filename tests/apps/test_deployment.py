@@ -12,9 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fedsdr.apps import deployment as module
-from fedsdr.apps.attendance import registered
 from fedsdr.apps.certificates import renew
-from fedsdr.apps.deployment import init, register, registry
+from fedsdr.apps.deployment import init, register, registered, registry
 from fedsdr.errors import UserError
 from fedsdr.recipe import check_settings
 from fedsdr.storage import write_json

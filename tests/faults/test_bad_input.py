@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.apps.attendance import registered
+from fedsdr.apps.deployment import registered
 from fedsdr.apps.node_process import read_node_file
 from fedsdr.client import wire
 from fedsdr.client.privacy import Ledger

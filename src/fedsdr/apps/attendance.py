@@ -6,16 +6,16 @@ needs a quorum, and who was away is asked again when it is back.
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedsdr.apps.deployment import registered
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.server.guard import Rejected, check_prepared
-from fedsdr.storage import Event, read_json
+from fedsdr.storage import Event
 
 POLL = 1.0
 """Seconds between two looks at who is connected."""
@@ -23,27 +23,6 @@ AGAIN = 60.0
 """Seconds after which a node that could not be let in is asked again: it may have been mended."""
 AWAY = (3, 4, 5)
 """Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
-
-
-def registered(folder: str) -> dict[str, tuple[int, str]]:
-    """Client -> id of the node that has its key, and the key; {} of no folder.
-
-    Raises:
-        UserError: A file there is none that `fedsdr deploy register` wrote.
-    """
-    nodes: dict[str, tuple[int, str]] = {}
-    for path in sorted(Path(folder).glob("*.json")) if folder else ():
-        try:
-            kept = read_json(path)
-        except FileNotFoundError:  # taken off this instant
-            continue
-        if not isinstance(kept, dict) or (type(kept.get("node-id")), type(kept.get("key"))) != (int, str):
-            raise UserError(
-                f"{path}: found no node-id or key, as `fedsdr deploy register` wrote them; restore the file,"
-                " or delete it: the client then needs a new key"
-            )
-        nodes[path.stem] = kept["node-id"], kept["key"]
-    return nodes
 
 
 class Attendance:

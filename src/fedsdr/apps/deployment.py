@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr import __version__
-from fedsdr.apps.attendance import registered
 from fedsdr.apps.certificates import certify, make_authority, node_key
 from fedsdr.apps.checks import check_deployed
 from fedsdr.config import Settings
@@ -24,7 +23,7 @@ from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.recipe import to_toml
-from fedsdr.storage import SECRET, write_file
+from fedsdr.storage import SECRET, read_json, write_file
 
 CONNECTION = "fedsdr"
 """Name of the connection in the server's Flower configuration."""
@@ -299,6 +298,27 @@ def _known(server: Path) -> set[int]:
         except UserError as reason:
             if time.monotonic() > until:
                 raise UserError(f"{reason}; is {server / 'start.sh'} running?") from None
+
+
+def registered(folder: str) -> dict[str, tuple[int, str]]:
+    """Client -> id of the node that has its key, and the key; {} of no folder.
+
+    Raises:
+        UserError: A file there is none that `fedsdr deploy register` wrote.
+    """
+    nodes: dict[str, tuple[int, str]] = {}
+    for path in sorted(Path(folder).glob("*.json")) if folder else ():
+        try:
+            kept = read_json(path)
+        except FileNotFoundError:  # taken off this instant
+            continue
+        if not isinstance(kept, dict) or (type(kept.get("node-id")), type(kept.get("key"))) != (int, str):
+            raise UserError(
+                f"{path}: found no node-id or key, as `fedsdr deploy register` wrote them; restore the file,"
+                " or delete it: the client then needs a new key"
+            )
+        nodes[path.stem] = kept["node-id"], kept["key"]
+    return nodes
 
 
 def registry(server: Path, settings: Settings) -> str:
