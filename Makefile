@@ -46,7 +46,7 @@ test: $(DEVELOP) model ## Run the tests, some of them on the default model
 test-deployment: $(DEVELOP) ## Run the tests of a deployment on this machine: TLS, keys, processes that are killed (some minutes)
 	$(PIP) --editable '.[simulation]'
 	@rm -f runs/deployment.jsonl
-	FEDSDR_FULL=1 FEDSDR_RECORD=runs/deployment.jsonl $(BIN)/pytest -n 4 tests/deployment
+	FEDSDR_FULL=1 FEDSDR_RECORD=runs/deployment.jsonl $(BIN)/pytest -n 3 tests/deployment
 
 test-faults: $(DEVELOP) ## Run the tests of faults in their long form, with a record in runs/faults.jsonl (some minutes)
 	@rm -f runs/faults.jsonl
