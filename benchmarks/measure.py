@@ -4,17 +4,20 @@ Usage: measure.py FOLDER [DATA]
 
 FOLDER gets the grids and their pages. DATA is a folder as the benchmarks want it (docs/data.md). The judge of
 win rates is llama.cpp's server with the default model (Makefile): small, and shown as what it is by the
-agreement of its two orders. Grids that were begun before are taken up again. A command that fails keeps no
-other from being run; it is named at the end.
+agreement of its two orders. Grids that were begun before are taken up again. What is measured of finished
+runs goes on two at a time, on half of the cores each. A command that fails keeps no other from being run; it
+is named at the end.
 """
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SERVER = Path(__file__).with_name("llama_server.py")
 METHODS = ("fedit", "fedsd", "fedsdr")
@@ -33,33 +36,58 @@ def main() -> None:
         methods = folder / "methods"
         fedsdr("compare", "recipes/measure-demo.toml", "--to", methods, "--jobs", 2)
     fedsdr("compare", "recipes/measure-disputed.toml", "--to", folder / "disputed", "--jobs", 2)
-    for method in METHODS:
-        fedsdr("measure", methods / method / "seed-0", "--only", "consistency,survival")
     cell, other = (methods / method / "seed-0" for method in ("fedsdr", "fedsd"))
-    fedsdr("measure", cell, "--only", "alignment,gradients,transfer,map,paradox")
-    questions = ("--data", data, "--limit", 4) if data else ()
-    fedsdr("measure", cell, "--only", "benchmarks", *questions)
-    with judge() as url:
-        only = ("measure", cell, "--only", "winrate", "--judge", url, "--judge-model", "smollm2")
-        fedsdr(*only, "--against", other)
-    if data:
-        pairs = data / "domains" / "general" / "alpaca_distilled_train.jsonl"
-        if pairs.exists():
-            fedsdr("analyze", pairs, "--clusters", 5)
-    for grid in (methods, folder / "disputed"):
-        fedsdr("report", grid)
+    with ThreadPoolExecutor() as pool:
+        ways = [pool.submit(measure_texts, cell), pool.submit(measure_models, methods, cell, other, data)]
+        for way in ways:
+            way.result()
+    for place in (cell, methods, folder / "disputed"):  # the cell's, since two wrote its page
+        fedsdr("report", place)
     if failed:
         sys.exit("\n".join(["failed:", *failed]))
 
 
+def measure_texts(cell: Path) -> None:
+    """What rewriting does to the clients' texts, and to what is learnt from them."""
+    aside("measure", cell, "--only", "alignment,gradients,transfer,map,paradox")
+
+
+def measure_models(methods: Path, cell: Path, other: Path, data: Path | None) -> None:
+    """What the trained models are worth, and whether the clients' updates agree."""
+    for method in METHODS:
+        aside("measure", methods / method / "seed-0", "--only", "consistency,survival")
+    questions = ("--data", data, "--limit", 4) if data else ()
+    aside("measure", cell, "--only", "benchmarks", *questions)
+    with judge() as url:
+        only = ("measure", cell, "--only", "winrate", "--judge", url, "--judge-model", "smollm2")
+        aside(*only, "--against", other)
+    pairs = data / "domains" / "general" / "alpaca_distilled_train.jsonl" if data else Path()
+    if pairs.is_file():
+        aside("analyze", pairs, "--clusters", 5)
+
+
 def fedsdr(*words: object) -> None:
     """Run a command, shown with the seconds that it took."""
+    begin("$", words)
+
+
+def aside(*words: object) -> None:
+    """Run a command on half of the cores; show what it said when it ends."""
+    half = str(max(1, (os.cpu_count() or 1) // 2))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    begin("begun:", words, env=os.environ | {"OMP_NUM_THREADS": half}, **pipes)
+
+
+def begin(mark: str, words: Sequence[object], **how: Any) -> None:
+    """Run a command of fedsdr; remember it if it fails."""
     start = time.monotonic()
     command = f"fedsdr {' '.join(map(str, words))}"
-    print(f"\n$ {command}", flush=True)
-    if subprocess.run([sys.executable, "-m", "fedsdr.cli", *map(str, words)], check=False).returncode:
+    print(f"\n{mark} {command}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "fedsdr.cli", *map(str, words)], check=False, **how)
+    if done.returncode:
         failed.append(command)
-    print(f"# {time.monotonic() - start:.0f} s", flush=True)
+    said = "" if done.stdout is None else f"\n$ {command}\n{done.stdout}"
+    print(f"{said}# {time.monotonic() - start:.0f} s", flush=True)
 
 
 @contextmanager

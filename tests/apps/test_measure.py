@@ -58,6 +58,7 @@ def test_a_run_that_took_one_core_beside_others_is_measured_with_all(
     run(settings)
     site.load_model.cache_clear()
     monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     measure(Path(settings.run.dir), ["map"], Options())
     assert torch.get_num_threads() == 2
     site.load_model.cache_clear()

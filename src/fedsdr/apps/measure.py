@@ -4,6 +4,7 @@ Each measurement is a file of its own, `measurements/<name>.json`, written as so
 data of all clients at one place, so they are for simulations.
 """
 
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict
     settings = read_settings(folder)
     done = checked_round(folder, None)
     # All cores, though a run of a grid that had several at a time took its share of them.
-    alone = settings.run.model_copy(update={"threads": 0})
+    alone = settings.run.model_copy(update={"threads": int(os.environ.get("OMP_NUM_THREADS", 0))})
     subject = Subject(folder, settings.model_copy(update={"run": alone}), options)
     made: dict[str, Event] = {}
     missing: dict[str, str] = {}
