@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 
 from fedsdr.apps import deployment as module
 from fedsdr.apps.certificates import renew
-from fedsdr.apps.deployment import init, register, registered, registry
+from fedsdr.apps.deployment import init, register, registered, registry, submit
 from fedsdr.errors import UserError
 from fedsdr.recipe import check_settings
 from fedsdr.storage import write_json
@@ -225,10 +225,69 @@ def test_a_damaged_file_of_a_key_is_named_before_any_key_is_taken_off(
 ):
     register(tmp_path)
     before = dict(superlink)
-    (tmp_path / "nodes/bank.json").write_text('{"node-id": 7}')
-    with pytest.raises(UserError, match=r"bank\.json: found no node-id or key"):
-        register(tmp_path)
+    for damaged in ('{"node-id": 7}', '{"node-'):
+        (tmp_path / "nodes/bank.json").write_text(damaged)
+        with pytest.raises(
+            UserError, match=r"bank\.json: found no node-id and key.* from a backup, or delete"
+        ):
+            register(tmp_path)
     assert superlink == before
+
+
+def test_a_key_whose_file_is_lost_is_told_to_be_in_use_and_what_would_do(
+    tmp_path: Path, superlink: dict[int, str]
+):
+    register(tmp_path)
+    (tmp_path / "nodes/bank.json").unlink()
+    with pytest.raises(
+        UserError, match=r"bank\.pub: Public key already in use\.; .* its client makes a new key"
+    ):
+        register(tmp_path)
+
+
+def test_a_public_key_under_the_name_that_ssh_keygen_gave_it_is_no_clients(
+    tmp_path: Path, superlink: dict[int, str]
+):
+    (tmp_path / "keys/node.key.pub").write_text("70")
+    with pytest.raises(UserError, match=r"node\.key\.pub: call it <client>\.pub"):
+        register(tmp_path)
+    assert not superlink
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ("", None),
+        ("\nround 2: 1 of 3 clients were connected", "did not come to its end: round 2: 1 of 3"),
+        ("an older one", "is said above.*start.sh"),
+    ],
+)
+def test_a_submission_tells_why_its_run_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, told: str | None
+):
+    """Flower's log has it in the middle of a traceback."""
+    server, *_ = init(tmp_path / "all", ["bank"], "localhost:8443", "any")
+    write_json(server / "nodes/bank.json", {"key": "a", "node-id": 7})
+    settings = check_settings({"federation": {"num_clients": 1}, "run": {"dir": "runs/x"}}, "test")
+    run = server.resolve() / "runs/x"
+
+    def flwr(*args: Any, **kwargs: Any) -> None:
+        run.mkdir(parents=True)
+        (run / "ended").write_text(left if told and not left.startswith("\n") else f"token{left}")
+
+    monkeypatch.setattr(module.secrets, "token_hex", lambda size: "token")
+    monkeypatch.setattr(module.subprocess, "run", flwr)
+    if told is None:
+        assert submit(server, settings) == run
+    else:
+        with pytest.raises(UserError, match=told):
+            submit(server, settings)
+
+
+def test_the_folder_above_the_servers_is_told_from_the_servers(tmp_path: Path):
+    init(tmp_path / "all", ["bank"], "localhost:8443", "any")
+    with pytest.raises(UserError, match=r"did you mean .*all/server"):
+        register(tmp_path / "all")
 
 
 def test_keys_are_registered_anew_with_a_superlink_that_has_forgotten_them(

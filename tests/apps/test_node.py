@@ -1,6 +1,8 @@
 """What a client's own configuration decides stays as it is, whatever the server's settings say."""
 
 import os
+import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr import __version__
+from fedsdr.apps import node_process
 from fedsdr.apps.client_app import app
+from fedsdr.apps.deployment import init
 from fedsdr.apps.node import read_node
+from fedsdr.apps.node_process import read_node_file, run_node
 from fedsdr.apps.site import model_of
 from fedsdr.client.privacy import epsilon
 from fedsdr.client.wire import Arrays, broadcast
@@ -206,3 +211,46 @@ def test_a_node_without_a_folder_writes_nothing_where_the_server_says(
     reply = ask({"client": "house", "data": "data", "model": "tiny"}, **{"run.dir": str(tmp_path / "theirs")})
     assert reply.has_error()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def node_file(tmp_path: Path) -> Path:
+    """What `fedsdr deploy init` writes for a client of a trial."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    init(tmp_path / "all", ["bank"], "localhost:8443", "any")
+    path = tmp_path / "all/bank/node.toml"
+    path.write_text(re.sub(r"port = \d+", f"port = {port}", path.read_text()))
+    (path.parent / "data/loans").mkdir(parents=True)
+    return path
+
+
+def test_a_second_program_of_one_node_is_refused_at_once(node_file: Path):
+    """Once it took the first one's messages, and ended without a word."""
+    with (
+        socket.create_server(("127.0.0.1", read_node_file(node_file).port)),
+        pytest.raises(UserError, match="another `fedsdr node` of this file has it"),
+    ):
+        run_node(node_file)
+
+
+def test_missing_data_are_told_when_a_node_starts(
+    node_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def serve(*args: Any) -> int:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(node_process, "_serve", serve)
+    monkeypatch.setattr(node_process.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    (node_file.parent / "data/loans/train.jsonl").touch()
+    with pytest.raises(SystemExit):
+        run_node(node_file)
+    told = capsys.readouterr().err
+    assert "there is no" in told and "loans/test.jsonl" in told and "loans/train.jsonl" not in told
+
+
+def test_a_misspelt_key_of_a_nodes_file_is_named_before_the_one_that_it_stands_for(node_file: Path):
+    node_file.write_text(node_file.read_text().replace("private-key", "privat-key"))
+    with pytest.raises(UserError, match="privat-key: extra inputs"):
+        read_node_file(node_file)

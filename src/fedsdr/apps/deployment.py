@@ -23,14 +23,14 @@ from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.recipe import to_toml
-from fedsdr.storage import SECRET, read_json, write_file
+from fedsdr.storage import SECRET, write_file
 
 CONNECTION = "fedsdr"
 """Name of the connection in the server's Flower configuration."""
 STARTED = 30.0
 """Seconds in which the SuperLink must have started."""
 ENDED = "ended"
-"""File in a run's folder with the token of the submission that came to its end."""
+"""File in a run's folder: the token of the last submission, and on the next lines why it stopped early."""
 OFFSET = 9000
 """Inner ports are above a privileged public one by so much."""
 QUIET: Mapping[str, str] = {
@@ -236,11 +236,14 @@ def submit(server: Path, settings: Settings) -> Path:
         say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
         raise
     ended = place / ENDED
-    if not ended.exists() or ended.read_text() != token:
+    whose, _, reason = (ended.read_text() if ended.exists() else "").partition("\n")
+    if whose != token:
         raise UserError(
-            "the run did not come to its end; why is said above. Where nothing is wrong with the settings,"
-            " give the same command again to go on"
+            "the run did not come to its end; why is said above. Where the SuperLink was not reached, start"
+            f" {server / 'start.sh'}; where nothing is wrong, give the same command again to go on"
         )
+    if reason:
+        raise UserError(f"the run did not come to its end: {reason}")
     return place
 
 
@@ -257,6 +260,8 @@ def register(server: Path) -> None:
     folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
     for path in paths:
         check_name(path.stem, "client")
+        if path.stem.endswith(".key"):
+            raise UserError(f"{path}: call it <client>.pub: the file's name becomes the client's")
     node_of = {key: node for node, key in registered(str(folder)).values()}
     known = _known(server)
     for path in paths:
@@ -267,7 +272,12 @@ def register(server: Path) -> None:
                 words = (str(path.resolve()), CONNECTION, "--name", path.stem)
                 node_of[key] = int(_flwr(server, "register", *words)["node-id"])
             except UserError as reason:
-                refused.append(f"{path}: {reason}")
+                again = (
+                    "; it was registered before: its client makes a new key"
+                    if "in use" in str(reason)
+                    else ""
+                )
+                refused.append(f"{path}: {reason}{again}")
                 continue
         kept = {"key": key, "node-id": node_of[key]}
         write_file(folder / f"{path.stem}.json", json.dumps(kept) + "\n", SECRET)
@@ -283,7 +293,7 @@ def register(server: Path) -> None:
         except UserError as reason:
             refused.append(f"a key that is no client's: {reason}")
     if refused:
-        raise UserError("\n".join([*refused, "a key that was taken off cannot come back: make a new one"]))
+        raise UserError("\n".join(refused))
     if not paths:
         raise UserError(f"no client may take part: put their keys into {server / 'keys'}, as <client>.pub")
 
@@ -309,13 +319,15 @@ def registered(folder: str) -> dict[str, tuple[int, str]]:
     nodes: dict[str, tuple[int, str]] = {}
     for path in sorted(Path(folder).glob("*.json")) if folder else ():
         try:
-            kept = read_json(path)
+            kept = json.loads(path.read_bytes())
         except FileNotFoundError:  # taken off this instant
             continue
+        except ValueError:
+            kept = None
         if not isinstance(kept, dict) or (type(kept.get("node-id")), type(kept.get("key"))) != (int, str):
             raise UserError(
-                f"{path}: found no node-id or key, as `fedsdr deploy register` wrote them; restore the file,"
-                " or delete it: the client then needs a new key"
+                f"{path}: found no node-id and key, as `fedsdr deploy register` wrote them; restore the file"
+                " from a backup, or delete it: its client must then make a new key"
             )
         nodes[path.stem] = kept["node-id"], kept["key"]
     return nodes
@@ -367,7 +379,11 @@ def _home(server: Path) -> str:
 def _demand_server(server: Path) -> None:
     """Raise UserError if the folder is none that `init` wrote."""
     if not (server / "start.sh").exists():
-        raise UserError(f"{server} is no server folder; `fedsdr deploy init FOLDER` writes one")
+        inner = server / "server"
+        meant = (
+            f"did you mean {inner}?" if (inner / "start.sh").exists() else "`fedsdr deploy init` writes one"
+        )
+        raise UserError(f"{server} is no server folder: {meant}")
 
 
 def is_local(address: str) -> bool:

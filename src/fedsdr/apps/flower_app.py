@@ -3,12 +3,15 @@
 The local engine calls `server_app.serve` directly. What a run's folder needs before and after is in `run`.
 """
 
+from pathlib import Path
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.apps.deployment import ENDED
 from fedsdr.apps.patient_grid import PatientGrid
 from fedsdr.apps.run import run_over
+from fedsdr.errors import UserError
 from fedsdr.recipe import asked_settings
 from fedsdr.storage import write_file
 
@@ -22,6 +25,13 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         UserError: As `asked_settings` and `run_over`.
     """
-    result = run_over(PatientGrid(grid), asked_settings(context.run_config))
-    if token := context.run_config.get("token"):  # `fedsdr run --on` waits for it
-        write_file(result.folder / ENDED, str(token))
+    settings, token = asked_settings(context.run_config), context.run_config.get("token")
+    ended = Path(settings.run.dir) / ENDED  # `fedsdr run --on` reads it
+    try:
+        run_over(PatientGrid(grid), settings)
+    except UserError as reason:
+        if token and ended.parent.exists():
+            write_file(ended, f"{token}\n{reason}")
+        raise
+    if token:
+        write_file(ended, str(token))

@@ -4,6 +4,7 @@ import ctypes
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def run_node(path: Path) -> None:
         UserError: The file is malformed, something that it names is missing, or the SuperNode ended.
     """
     file = read_node_file(path)
+    _look_around(path, file)
     os.environ |= environment()  # of this process too: the worker talks to the SuperNode
     signal.signal(signal.SIGTERM, _stop)
     config = " ".join(f"{key}={to_toml(value)}" for key, value in file.node.items())
@@ -75,12 +77,36 @@ def run_node(path: Path) -> None:
             if now - begun > PATIENCE:
                 until = now + PATIENCE
             if now > until:
-                raise UserError(f"the SuperNode ended with status {status}; its messages are above")
+                raise UserError(
+                    f"the SuperNode ended with status {status}; its messages are above. A server that is"
+                    " reached and does not let it in does not know its key: it must be registered there"
+                )
             say(
-                "the SuperNode ended, why is said above, and is started again; that its server takes it for"
-                " connected still will pass"
+                "the SuperNode ended, why is said above, and is started again: its server may hold it for"
+                " connected still, which passes in a minute, or not know its key, which does not"
             )
             time.sleep(PAUSE)
+
+
+def _look_around(path: Path, file: NodeFile) -> None:
+    """See that no other node is running here; tell what is missing in the data folder.
+
+    Raises:
+        UserError: The port is in use.
+    """
+    try:
+        socket.create_server(("127.0.0.1", file.port)).close()
+    except OSError as error:
+        raise UserError(
+            f"{path}: port = {file.port} cannot be had ({error.strerror}): another `fedsdr node` of this file"
+            " has it, or some other program"
+        ) from None
+    domains = [place for place in sorted(Path(file.node["data"]).glob("*")) if place.is_dir()]
+    lacking = [f"{place}/{part}.jsonl" for place in domains for part in ("train", "test")
+               if not (place / f"{part}.jsonl").exists()]  # fmt: skip
+    if not domains or lacking:
+        missing = ", ".join(lacking) or f"<domain>/train.jsonl in {file.node['data']}"
+        say(f"client {file.node['client']}: there is no {missing}: put the data there before a run begins")
 
 
 def _serve(command: list[str], address: str, secret: bytes) -> int:
@@ -109,7 +135,8 @@ def read_node_file(path: Path) -> NodeFile:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except ValidationError as error:
-        problem = error.errors()[0]
+        # What is misspelt tells more than that the right word is missing.
+        problem = max(error.errors(), key=lambda one: one["type"] == "extra_forbidden")
         key = str(problem["loc"][0]).replace("_", "-")
         raise UserError(f"{path}: {key}: {problem['msg'].lower()}") from None
     here = path.resolve().parent
