@@ -225,8 +225,9 @@ def node_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_second_program_of_one_node_is_refused_at_once(node_file: Path):
+def test_a_second_program_of_one_node_is_refused(node_file: Path, monkeypatch: pytest.MonkeyPatch):
     """Once it took the first one's messages, and ended without a word."""
+    monkeypatch.setattr(node_process, "FREED", 0.0)
     with (
         socket.create_server(("127.0.0.1", read_node_file(node_file).port)),
         pytest.raises(UserError, match="another `fedsdr node` of this file has it"),

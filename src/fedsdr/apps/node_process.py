@@ -28,6 +28,8 @@ PATIENCE = 120.0
 """Seconds in which a SuperNode that ends at once is started again. For a minute after a node was killed its
 server takes it for connected, and refuses it."""
 PAUSE = 10.0
+FREED = 20.0
+"""Seconds in which the SuperNode of a node that was killed must have let go of its port."""
 PATHS = ("data", "folder", "cache")
 
 
@@ -94,13 +96,18 @@ def _look_around(path: Path, file: NodeFile) -> None:
     Raises:
         UserError: The port is in use.
     """
-    try:
-        socket.create_server(("127.0.0.1", file.port)).close()
-    except OSError as error:
-        raise UserError(
-            f"{path}: port = {file.port} cannot be had ({error.strerror}): another `fedsdr node` of this file"
-            " has it, or some other program"
-        ) from None
+    until = time.monotonic() + FREED
+    while True:
+        try:
+            socket.create_server(("127.0.0.1", file.port)).close()
+            break
+        except OSError as error:
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{path}: port = {file.port} cannot be had ({error.strerror}): another `fedsdr node` of"
+                    " this file has it, or some other program"
+                ) from None
+        time.sleep(0.5)
     domains = [place for place in sorted(Path(file.node["data"]).glob("*")) if place.is_dir()]
     lacking = [f"{place}/{part}.jsonl" for place in domains for part in ("train", "test")
                if not (place / f"{part}.jsonl").exists()]  # fmt: skip
