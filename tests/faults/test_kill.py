@@ -78,12 +78,12 @@ def doing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
             if getattr(module, name, None) is function:
                 during(module, name, lambda before, *_: f"{before.partition(':')[0]}: saving")
 
-    def doing() -> str:
+    def interrupted() -> str:
         what = read()
         say("server: rest")  # for the next child
         return what
 
-    return doing
+    return interrupted
 
 
 def demand_whole(folder: Path) -> None:

@@ -23,7 +23,7 @@ from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.recipe import to_toml
-from fedsdr.storage import SECRET, write_file
+from fedsdr.storage import SECRET, read_json, write_file
 
 CONNECTION = "fedsdr"
 """Name of the connection in the server's Flower configuration."""
@@ -319,10 +319,10 @@ def registered(folder: str) -> dict[str, tuple[int, str]]:
     nodes: dict[str, tuple[int, str]] = {}
     for path in sorted(Path(folder).glob("*.json")) if folder else ():
         try:
-            kept = json.loads(path.read_bytes())
+            kept = read_json(path)
         except FileNotFoundError:  # taken off this instant
             continue
-        except ValueError:
+        except UserError:  # said below, with what would do
             kept = None
         if not isinstance(kept, dict) or (type(kept.get("node-id")), type(kept.get("key"))) != (int, str):
             raise UserError(

@@ -94,7 +94,7 @@ def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict
     """Make what can be made, and say why the rest cannot; write the page if anything was made."""
     settings = read_settings(folder)
     done = checked_round(folder, None)
-    # All cores, though a run of a grid that had several at a time took its share of them.
+    # All cores, or OMP_NUM_THREADS, though a run of a grid that had several at a time took its share of them.
     alone = settings.run.model_copy(update={"threads": int(os.environ.get("OMP_NUM_THREADS", 0))})
     subject = Subject(folder, settings.model_copy(update={"run": alone}), options)
     made: dict[str, Event] = {}

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from fedsdr.apps.deployment import environment
 from fedsdr.apps.node import read_node
 from fedsdr.config import Section
+from fedsdr.data.sources import domain_files
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.recipe import to_toml
@@ -55,7 +56,8 @@ def run_node(path: Path) -> None:
         UserError: The file is malformed, something that it names is missing, or the SuperNode ended.
     """
     file = read_node_file(path)
-    _look_around(path, file)
+    _await_port(path, file.port)
+    _tell_missing_data(file)
     os.environ |= environment()  # of this process too: the worker talks to the SuperNode
     signal.signal(signal.SIGTERM, _stop)
     config = " ".join(f"{key}={to_toml(value)}" for key, value in file.node.items())
@@ -90,29 +92,31 @@ def run_node(path: Path) -> None:
             time.sleep(PAUSE)
 
 
-def _look_around(path: Path, file: NodeFile) -> None:
-    """See that no other node is running here; tell what is missing in the data folder.
+def _await_port(path: Path, port: int) -> None:
+    """Wait until the port of the node's file is free.
 
     Raises:
-        UserError: The port is in use.
+        UserError: It stays in use: another node of this file is running.
     """
     until = time.monotonic() + FREED
     while True:
         try:
-            socket.create_server(("127.0.0.1", file.port)).close()
-            break
+            socket.create_server(("127.0.0.1", port)).close()
+            return
         except OSError as error:
             if time.monotonic() > until:
                 raise UserError(
-                    f"{path}: port = {file.port} cannot be had ({error.strerror}): another `fedsdr node` of"
+                    f"{path}: port = {port} cannot be had ({error.strerror}): another `fedsdr node` of"
                     " this file has it, or some other program"
                 ) from None
         time.sleep(0.5)
-    domains = [place for place in sorted(Path(file.node["data"]).glob("*")) if place.is_dir()]
-    lacking = [f"{place}/{part}.jsonl" for place in domains for part in ("train", "test")
-               if not (place / f"{part}.jsonl").exists()]  # fmt: skip
+
+
+def _tell_missing_data(file: NodeFile) -> None:
+    """Say what the data folder lacks: it may come before a run begins."""
+    domains, lacking = domain_files(Path(file.node["data"]))
     if not domains or lacking:
-        missing = ", ".join(lacking) or f"<domain>/train.jsonl in {file.node['data']}"
+        missing = ", ".join(map(str, lacking)) or f"<domain>/train.jsonl in {file.node['data']}"
         say(f"client {file.node['client']}: there is no {missing}: put the data there before a run begins")
 
 

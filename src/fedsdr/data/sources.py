@@ -19,6 +19,7 @@ from fedsdr.tables import look_up
 
 RESERVED = ("all", "mean", "others")
 """What rows of tables are called."""
+FILES = ("train.jsonl", "test.jsonl")
 LAYOUT = "expected <root>/<domain>/train.jsonl and <root>/<domain>/test.jsonl, one folder for each domain"
 
 
@@ -123,14 +124,20 @@ def check_name(name: str, what: str) -> str:
 def _folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise UserError(f"data.root = {str(root)!r} is not a folder; {LAYOUT}")
-    folders = {p.name: p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    folders, missing = domain_files(root)
     if not folders:
         raise UserError(f"data.root = {str(root)!r} holds no folder of a domain; {LAYOUT}")
-    for folder in folders.values():
-        for file in ("train.jsonl", "test.jsonl"):
-            if not (folder / file).is_file():
-                raise UserError(f"{folder} holds no {file}; {LAYOUT}")
+    if missing:
+        raise UserError(f"{missing[0].parent} holds no {missing[0].name}; {LAYOUT}")
     return folders
+
+
+def domain_files(root: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Folder of each domain under `root`, by name, and the files that they lack; hidden folders are none."""
+    places = sorted(root.iterdir()) if root.is_dir() else []
+    folders = {p.name: p for p in places if p.is_dir() and not p.name.startswith(".")}
+    files = [folder / file for folder in folders.values() for file in FILES]
+    return folders, [file for file in files if not file.is_file()]
 
 
 def _choose(data: Data, names: list[str]) -> list[str]:
@@ -143,7 +150,7 @@ def _choose(data: Data, names: list[str]) -> list[str]:
 
 
 def _from_folder(folder: Path, name: str, columns: Mapping[str, str]) -> Domain:
-    train, test = (read_file(folder / file, name, columns) for file in ("train.jsonl", "test.jsonl"))
+    train, test = (read_file(folder / file, name, columns) for file in FILES)
     return Domain(train, test)
 
 
