@@ -121,10 +121,11 @@ def ask(tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
 
     def handle(
-        node: dict[str, Any], shared: Arrays | None = None, run: str = "r-1", **overrides: Any
+        node: dict[str, Any], shared: Arrays | None = None, run: str = "r-1", name: str = "", **overrides: Any
     ) -> Message:
         settings = tiny_settings(**{"data.num_train": 0, "data.num_test": 0, **overrides})
         config = {"settings": settings.model_dump_json(), "version": __version__, "round": 1, "run": run}
+        config |= {"client": name} if shared is None else {}
         content = RecordDict({"config": ConfigRecord(config)})
         if shared is not None:
             content["arrays"] = broadcast(shared)
@@ -169,6 +170,16 @@ def test_data_that_changed_are_refused_with_what_changed_and_the_server_is_not_t
     assert (
         "test examples (4 training and 2 test examples now)" in text and "training examples and" not in text
     )
+
+
+def test_a_node_whose_key_is_registered_under_another_name_is_told_before_it_rewrites(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    node = make_node(tmp_path, tiny_folder)
+    assert ask(node, name="home").has_error()
+    assert "the server has its key as that of 'home'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("state/**/distilled*"))
+    assert not ask(node, name="house").has_error()
 
 
 def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no_update_beyond_the_clients_limit(

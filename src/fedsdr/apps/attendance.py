@@ -138,8 +138,11 @@ class Attendance:
             self.connected &= self.names.keys()
         self.refused = {node: until for node, until in self.refused.items() if until > now}
         busy = self.roster.keys() | self.refused.keys() | set(self.pending.values())
-        content = RecordDict({"config": self.config})
         for node in sorted(self.connected - busy):
+            # Its own log then tells it of a wrong name, before it rewrites its data.
+            content = RecordDict(
+                {"config": ConfigRecord({**self.config, "client": self.names.get(node, "")})}
+            )
             for one in self.grid.push_messages([Message(content, node, "query.prepare", group_id="0")]):
                 self.pending[one] = node
         if not self.pending:

@@ -238,6 +238,11 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int, Node
     settings = node.apply(settings)
     if node.ledger:
         node.ledger.check(settings.privacy.noise)
+    if (name := config.get("client")) and name != node.who:
+        raise UserError(
+            f"client = {node.who!r} in this node's configuration, but the server has its key as that of"
+            f" {name!r}: set that, or let the server's operator save the key as {node.who}.pub"
+        )
     site = open_site(settings, node.who, node.folder, node.runs_programs)
     return settings, site, int(config["round"]), node  # type: ignore[arg-type]
 
