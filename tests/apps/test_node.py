@@ -182,6 +182,14 @@ def test_a_node_whose_key_is_registered_under_another_name_is_told_before_it_rew
     assert not ask(node, name="house").has_error()
 
 
+def test_a_client_is_told_how_many_of_its_examples_the_server_draws(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Few, and an update tells much of each."""
+    assert not ask(make_node(tmp_path, tiny_folder), **{"data.num_train": 3}).has_error()
+    assert "; 3 examples of each domain drawn, " in capsys.readouterr().err
+
+
 def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no_update_beyond_the_clients_limit(
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
 ):
@@ -255,6 +263,7 @@ def test_missing_data_are_told_when_a_node_starts(
     monkeypatch.setattr(node_process, "_serve", serve)
     monkeypatch.setattr(node_process.signal, "signal", lambda *args: None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "umask", lambda mask: None)
     (node_file.parent / "data/loans/train.jsonl").touch()
     with pytest.raises(SystemExit):
         run_node(node_file)
@@ -262,7 +271,16 @@ def test_missing_data_are_told_when_a_node_starts(
     assert "there is no" in told and "loans/test.jsonl" in told and "loans/train.jsonl" not in told
 
 
+@pytest.mark.parametrize("port", [0, 80, 99_999])
+def test_a_port_that_no_node_can_have_is_told_at_once(node_file: Path, port: int):
+    node_file.write_text(re.sub(r"port = \d+", f"port = {port}", node_file.read_text()))
+    with pytest.raises(
+        UserError, match=r"node.toml: port = .*: input should be (greater|less) than or equal to"
+    ):
+        read_node_file(node_file)
+
+
 def test_a_misspelt_key_of_a_nodes_file_is_named_before_the_one_that_it_stands_for(node_file: Path):
     node_file.write_text(node_file.read_text().replace("private-key", "privat-key"))
-    with pytest.raises(UserError, match="privat-key: extra inputs"):
+    with pytest.raises(UserError, match=r"privat-key = 'node\.key': extra inputs"):
         read_node_file(node_file)

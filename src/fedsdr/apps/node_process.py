@@ -1,6 +1,7 @@
 """`fedsdr node`: a client's SuperNode and the worker that answers its messages, as one program."""
 
 import ctypes
+import errno
 import os
 import secrets
 import signal
@@ -12,9 +13,9 @@ import time
 import tomllib
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from fedsdr.apps.deployment import environment
 from fedsdr.apps.node import read_node
@@ -43,7 +44,7 @@ class NodeFile(Section):
     """Certificate of the authority that signed the server's."""
     private_key: str
     """This node's key, whose public half the server registered."""
-    port: int
+    port: Annotated[int, Field(ge=1024, le=65535)]
     """Of the SuperNode's Runtime API, on this machine alone."""
     node: dict[str, Any]
     """Node configuration (`apps.node`)."""
@@ -58,6 +59,7 @@ def run_node(path: Path) -> None:
     file = read_node_file(path)
     _await_port(path, file.port)
     _tell_missing_data(file)
+    os.umask(0o077)  # its folder holds the client's texts
     os.environ |= environment()  # of this process too: the worker talks to the SuperNode
     signal.signal(signal.SIGTERM, _stop)
     config = " ".join(f"{key}={to_toml(value)}" for key, value in file.node.items())
@@ -65,7 +67,8 @@ def run_node(path: Path) -> None:
         secret, kept = secrets.token_bytes(32), Path(place) / "secret"
         kept.write_bytes(secret)  # the folder is this user's alone
         command = [
-            *(str(Path(sys.executable).with_name("flower-supernode")), "--superlink", file.superlink),
+            # -P: nothing is imported from the folder that it is started in.
+            *(sys.executable, "-P", "-m", "fedsdr.apps.supernode", "--superlink", file.superlink),
             *("--root-certificates", file.root_certificates),
             *("--auth-supernode-private-key", file.private_key),
             *("--host", "127.0.0.1", "--port", str(file.port)),
@@ -104,7 +107,7 @@ def _await_port(path: Path, port: int) -> None:
             socket.create_server(("127.0.0.1", port)).close()
             return
         except OSError as error:
-            if time.monotonic() > until:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
                 raise UserError(
                     f"{path}: port = {port} cannot be had ({error.strerror}): another `fedsdr node` of"
                     " this file has it, or some other program"
@@ -149,7 +152,8 @@ def read_node_file(path: Path) -> NodeFile:
         # What is misspelt tells more than that the right word is missing.
         problem = max(error.errors(), key=lambda one: one["type"] == "extra_forbidden")
         key = str(problem["loc"][0]).replace("_", "-")
-        raise UserError(f"{path}: {key}: {problem['msg'].lower()}") from None
+        value = "" if problem["type"] == "missing" else f" = {problem['input']!r}"
+        raise UserError(f"{path}: {key}{value}: {problem['msg'].lower()}") from None
     here = path.resolve().parent
     read_node(file.node, here, "run")  # whose keys and types hold from here on
     node = file.node | {key: str(here / file.node[key]) for key in PATHS if file.node.get(key)}

@@ -1,0 +1,82 @@
+"""Flower's SuperNode, mended in three places where it would leave a client waiting for ever (as of 1.41).
+
+A message whose run is stopped while it is received is given up, but its task stays, and whoever takes it up
+waits for parts that never come. The thread for workers keeps the process alive when an error has ended the
+main one, such as a TLS handshake that the server breaks off as it restarts. And a heartbeat that is answered
+by an error, as by a server whose disk is full, is the last: the node is taken for gone, and not asked again.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import httpx
+from flwr.common.constant import Status, SubStatus
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.object_store import ObjectStore
+from flwr.supernode import fleet_http_connection
+from flwr.supernode import start_client_internal as flower
+from flwr.supernode.cli import flower_supernode
+from flwr.supernode.nodestate import NodeState
+
+UNFINISHED = (Status.PENDING, Status.STARTING, Status.RUNNING)
+pull_and_store = flower._pull_and_store_message
+
+
+def receive_whole(*, state: NodeState, object_store: ObjectStore, **how: Any) -> int | None:
+    """Receive a message as Flower does; where it was given up, end its task and drop its parts.
+
+    Returns:
+        Its run; None if no message came, or not all of it.
+    """
+    before = {task.task_id for task in state.get_tasks(statuses=UNFINISHED)}
+    run = pull_and_store(state=state, object_store=object_store, **how)
+    if run is None:
+        for task in state.get_tasks(statuses=UNFINISHED):
+            if task.task_id not in before:
+                state.finish_task(task.task_id, SubStatus.FAILED, "its run was stopped")
+                object_store.delete_objects_in_run(task.run_id)
+    return run
+
+
+class Heartbeats(HeartbeatSender):
+    """Heartbeats that go on after an error, and end the process where the server no longer knows its node."""
+
+    def __init__(self, beat: Callable[[], bool]) -> None:
+        def heard() -> bool:
+            try:
+                return beat()
+            except httpx.HTTPError:
+                return False  # it is tried again
+            except RuntimeError:
+                traceback.print_exc()
+                _end(1)
+
+        super().__init__(heard)
+
+
+def main() -> None:
+    """Run a SuperNode by the arguments of `flower-supernode`, and end the process with it."""
+    flower._pull_and_store_message = receive_whole  # type: ignore[assignment]
+    fleet_http_connection.HeartbeatSender = Heartbeats  # type: ignore[misc, assignment]
+    status = 1
+    try:
+        flower_supernode()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    """End the process whatever its other threads do."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
