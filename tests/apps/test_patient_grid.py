@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterable
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.apps import patient_grid as module
 from fedsdr.apps.patient_grid import PatientGrid
+from fedsdr.errors import UserError
 
 
 class Inner:
@@ -19,8 +21,21 @@ class Inner:
         self.begun = time.monotonic()
         self.sent: dict[str, Message] = {}
         self.pulled: list[str] = []
+        self.fails = 0
+        """How often the SuperLink still answers by an error."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.demand_whole()
+        return list(self.delays)
+
+    def demand_whole(self) -> None:
+        if self.fails:
+            self.fails -= 1
+            request = httpx.Request("POST", "https://superlink")
+            raise httpx.HTTPStatusError("500 of it", request=request, response=httpx.Response(500))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.demand_whole()
         for message in messages:
             node = message.metadata.dst_node_id
             one = f"{message.metadata.group_id} to {node}" if node in self.delays else ""
@@ -32,6 +47,7 @@ class Inner:
         for one in message_ids:
             self.pulled.append(one)
             message = self.sent[one]
+            self.demand_whole()
             delay = self.delays[message.metadata.dst_node_id]
             if delay is None:
                 raise ValueError("not a message")
@@ -79,6 +95,42 @@ def test_a_reply_that_cannot_be_read_is_an_error_of_its_sender_alone(ask):
     assert told(replies) == ["1 to 1", "error", "1 to 3"]
     assert replies[1].metadata.reply_to_message_id == "1 to 2"
     assert "cannot be read (ValueError)" in replies[1].error.reason
+
+
+def test_a_reply_that_the_superlink_fails_to_hand_over_is_asked_for_again(
+    ask, monkeypatch: pytest.MonkeyPatch
+):
+    """Its database may be locked while others upload; the client has done its work."""
+    inner = Inner(n1=0, n2=0, n3=0)
+    push = inner.push_messages
+
+    def push_and_fail(messages: Iterable[Message]) -> Iterable[str]:
+        yield from push(messages)
+        inner.fails = 2
+
+    monkeypatch.setattr(inner, "push_messages", push_and_fail)
+    assert sorted(told(ask(PatientGrid(inner), timeout=5))) == ["1 to 1", "1 to 2", "1 to 3"]  # type: ignore[arg-type]
+
+
+def test_a_superlink_that_fails_is_waited_for_a_while_and_then_named(ask, monkeypatch: pytest.MonkeyPatch):
+    """An error for users is what `fedsdr run --on` ends with; a traceback would tell nobody what to do."""
+    inner = Inner(n1=0, n2=0, n3=0)
+    grid, inner.fails = PatientGrid(inner), 2  # type: ignore[arg-type]
+    assert list(grid.get_node_ids()) == [1, 2, 3]
+    inner.fails = 1
+    with pytest.raises(UserError, match="does not take messages: 500 of it; run again to go on"):
+        ask(grid)
+    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    inner.fails = 10**9
+    with pytest.raises(UserError, match="does not tell who is connected: 500 of it"):
+        grid.get_node_ids()
+
+
+def test_nothing_is_kept_of_a_question_that_was_answered_or_given_up(ask):
+    """It holds the adapter that was broadcast: with a slow client each round would leave one."""
+    grid = PatientGrid(Inner(n1=0, n2=9, n3=None))  # type: ignore[arg-type]
+    ask(grid)
+    assert grid.questions == {}
 
 
 def test_a_message_that_flower_does_not_take_is_left_out(ask):

@@ -153,6 +153,7 @@ class Attendance:
                 continue  # it is asked again when it is back
             try:
                 self._admit(reply, node)
+                self.reasons.pop(node, None)
             except Rejected as reason:
                 who = f"client {self.names[node]}" if node in self.names else "a client"
                 if is_strict:

@@ -71,7 +71,8 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
 
     base, _ = model_of(settings)
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # The arguments of a deployment's program are Flower's, and hold a secret.
+        "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if has_data else ())]),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "git_commit": git_commit(),
         "machine": {

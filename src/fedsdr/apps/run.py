@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fedsdr.apps.checks import check_budget, check_deployed, check_fit
 from fedsdr.apps.environment import (
@@ -88,7 +88,8 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
 
     folder = Path(settings.run.dir)
     check_deployed(settings)
-    with _locked(folder):
+    # A SuperLink that was killed may leave the run's program behind, which goes on with the next SuperLink.
+    with _locked(folder, settings.federation.wait):
         settings = resolve(settings)
         if not (folder / NONCE).exists():  # clients tell a run from one of the same name that was removed
             write_file(folder / NONCE, secrets.token_hex(4))
@@ -287,11 +288,11 @@ def _local_grid(settings: Settings) -> "Grid":
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Let one process at a time work in a run's folder; at the end it forgets the data that it read.
 
     Raises:
-        UserError: Another process does, or the folder is a file.
+        UserError: Another process does, for so many seconds, or the folder is a file.
     """
     from fedsdr.apps.site import close_sites
 
@@ -299,10 +300,14 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"run.dir = {folder} is a file; name a folder, or one that does not exist yet")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is working in {folder}; wait for it, or stop it") from None
+        until, is_told = time.monotonic() + patience, False
+        while not _takes(file):
+            if time.monotonic() >= until:
+                raise UserError(f"another process is working in {folder}; wait for it, or stop it")
+            if not is_told:
+                say(f"  another process is working in {folder}: waiting until it ends (or `flwr stop`)")
+                is_told = True
+            time.sleep(1)
         for left in folder.rglob(".*.aside"):  # of files that were being written when a process was killed
             if left.is_file():
                 left.unlink()
@@ -310,3 +315,12 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             close_sites()
+
+
+def _takes(file: TextIO) -> bool:
+    """Take a file's lock if no other process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
