@@ -74,8 +74,9 @@ def run(
         return
     if on is not None:
         from fedsdr.apps.deployment import submit
+        from fedsdr.apps.run import read_result
 
-        print(f"report:  {submit(on, settings) / 'report.html'}")
+        _show(read_result(submit(on, settings)), as_json)
         return
     from fedsdr.apps.run import run as run_settings
 

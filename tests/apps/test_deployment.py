@@ -83,6 +83,9 @@ def test_a_renewed_certificate_is_another_that_clients_trust_as_they_did_the_fir
     (server / "ca.key").unlink()
     with pytest.raises(UserError, match="put the authority's key back"):
         renew(server)
+    (server / "server.crt").write_text("torn")
+    with pytest.raises(UserError, match=r"server.crt is damaged: restore it"):
+        renew(server)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,7 @@ def test_a_renewed_certificate_is_another_that_clients_trust_as_they_did_the_fir
         (["server"], "localhost:8443", "each client needs a name of its own, and not server"),
         ([], "localhost:8443", "give --clients"),
         (["../up"], "localhost:8443", "cannot name a folder"),
+        (["bank"], "localhost:443", "the port must be 1024 or more"),
         (["bank"], "fl.example.org", "expected host:port"),
         (["bank"], "fl.example.org:99999", "expected host:port"),
     ],
@@ -144,8 +148,8 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]
         if key in seen:
             raise UserError("Public key already in use.")
         seen.add(key)
-        nodes[2**63 + int(key)] = key
-        return {"node-id": 2**63 + int(key)}
+        nodes[2**63 + len(seen)] = key
+        return {"node-id": 2**63 + len(seen)}
 
     monkeypatch.setattr(module, "_flwr", flwr)
     (tmp_path / "start.sh").touch()
@@ -197,6 +201,28 @@ def test_a_key_under_another_name_is_not_lost(tmp_path: Path, superlink: dict[in
     (tmp_path / "keys/My Bank.pub").write_text("60")
     with pytest.raises(UserError, match="cannot name a folder"):
         register(tmp_path)
+
+
+def test_a_key_that_was_saved_again_is_the_same_key(tmp_path: Path, superlink: dict[int, str]):
+    """With another comment, or other line ends, as mail programs make them. Flower would refuse it as in use."""
+    for text in (
+        "ecdsa-sha2-nistp384 AAAAE2VjZHNhLXNoYTI= me@bank",
+        "ecdsa-sha2-nistp384 AAAAE2VjZHNhLXNoYTI=\r\n",
+    ):
+        (tmp_path / "keys/bank.pub").write_text(text)
+        register(tmp_path)
+        assert len(superlink) == 2
+    assert names(tmp_path)["bank"] in superlink
+
+
+def test_one_key_for_two_clients_is_refused_before_anything_is_done(
+    tmp_path: Path, superlink: dict[int, str]
+):
+    (tmp_path / "keys/bank.pub").write_text("1 again")
+    (tmp_path / "keys/hospital.pub").write_text("1 again\n")
+    with pytest.raises(UserError, match=r"bank.pub and .*hospital.pub hold one key"):
+        register(tmp_path)
+    assert not superlink and not names(tmp_path)
 
 
 def test_whatever_else_was_registered_is_taken_off(tmp_path: Path, superlink: dict[int, str]):

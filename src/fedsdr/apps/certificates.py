@@ -59,12 +59,15 @@ def renew(server: Path) -> datetime:
     """Write the server's certificate anew, for the same name; return until when it is good.
 
     Raises:
-        UserError: The folder has no certificate, or as `certify`.
+        UserError: The folder has no certificate, or a damaged one, or as `certify`.
     """
     path = server / "server.crt"
     if not path.exists():
         raise UserError(f"{path} is missing: {server} is no server folder of `fedsdr deploy init`")
-    old = x509.load_pem_x509_certificate(path.read_bytes())
+    try:
+        old = x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path} is damaged: restore it from a backup") from None
     names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     certify(server, str(next(iter(names)).value))
     return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc

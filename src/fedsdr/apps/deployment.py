@@ -10,6 +10,7 @@ import secrets
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,8 @@ error_log nginx.log;
 events {{}}
 http {{
   access_log off;
-  client_max_body_size 0;
+  client_max_body_size 32m;   # Flower sends pieces of 5 MB, and reads a request before it asks who sends it
+  limit_conn_zone $binary_remote_addr zone=addresses:1m;
   client_body_temp_path nginx-body;
   proxy_temp_path nginx-proxy;
   fastcgi_temp_path nginx-fastcgi;
@@ -111,6 +113,7 @@ http {{
     ssl_certificate_key server.key;
     ssl_protocols TLSv1.2 TLSv1.3;
     location /v1/fleet/ {{
+      limit_conn addresses 64;
       proxy_pass https://127.0.0.1:{port};
       proxy_ssl_trusted_certificate ca.crt;
       proxy_ssl_verify on;
@@ -177,6 +180,8 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
     host, public = _split(address)
     # On this machine alone there is no proxy, and clients reach the SuperLink itself.
     is_trial = is_local(address)
+    if is_trial and public < 1024:
+        raise UserError(f"--address = {address!r}: on this machine alone the port must be 1024 or more")
     inner = public if public >= 1024 else public + OFFSET
     port = inner if is_trial else inner + 1
     server = folder / "server"
@@ -225,13 +230,16 @@ def submit(server: Path, settings: Settings) -> Path:
     write_file(server / "app" / "pyproject.toml", APP)
     token = secrets.token_hex(8)
     words = {"settings": settings.model_dump_json(), "token": token}
-    write_file(server / "run.toml", "".join(f"{key} = {to_toml(value)}\n" for key, value in words.items()))
-    command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
     home = _home(server)
     try:
-        subprocess.run(
-            [*command, "--run-config", "run.toml"], cwd=server, env=environment(FLWR_HOME=home), check=False
-        )
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:  # its name is a submission's own
+            config.write("".join(f"{key} = {to_toml(value)}\n" for key, value in words.items()))
+            config.flush()
+            command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
+            command += ["--run-config", config.name]
+            own = environment(FLWR_HOME=home)
+            # Its log is no result: standard output is for that.
+            subprocess.run(command, cwd=server, env=own, stdout=sys.stderr, check=False)
     except KeyboardInterrupt:
         say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
         raise
@@ -254,7 +262,8 @@ def register(server: Path) -> None:
     and those of names that are gone, are taken off.
 
     Raises:
-        UserError: The SuperLink does not answer, or does not take a key; the others are registered then.
+        UserError: Two files hold one key; the SuperLink does not answer; or it does not take a key: the
+            others are registered then.
     """
     _demand_server(server)
     folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
@@ -262,15 +271,19 @@ def register(server: Path) -> None:
         check_name(path.stem, "client")
         if path.stem.endswith(".key"):
             raise UserError(f"{path}: call it <client>.pub: the file's name becomes the client's")
-    node_of = {key: node for node, key in registered(str(folder)).values()}
+    keys = {path: path.read_text() for path in paths}
+    first: dict[str, Path] = {}
+    for path, key in keys.items():
+        if (same := first.setdefault(_body(key), path)) != path:
+            raise UserError(f"{same} and {path} hold one key: each client needs its own")
+    node_of = {_body(key): node for node, key in registered(str(folder)).values()}
     known = _known(server)
-    for path in paths:
-        key = path.read_text()
-        is_known = node_of.get(key) in known
+    for path, key in keys.items():
+        is_known = node_of.get(_body(key)) in known
         if not is_known:
             try:
                 words = (str(path.resolve()), CONNECTION, "--name", path.stem)
-                node_of[key] = int(_flwr(server, "register", *words)["node-id"])
+                node_of[_body(key)] = int(_flwr(server, "register", *words)["node-id"])
             except UserError as reason:
                 again = (
                     "; it was registered before: its client makes a new key"
@@ -279,7 +292,7 @@ def register(server: Path) -> None:
                 )
                 refused.append(f"{path}: {reason}{again}")
                 continue
-        kept = {"key": key, "node-id": node_of[key]}
+        kept = {"key": key, "node-id": node_of[_body(key)]}
         write_file(folder / f"{path.stem}.json", json.dumps(kept) + "\n", SECRET)
         say(f"{path.stem}: {'is registered' if is_known else 'may take part'}")
     for old in folder.glob("*.json"):
@@ -296,6 +309,11 @@ def register(server: Path) -> None:
         raise UserError("\n".join(refused))
     if not paths:
         raise UserError(f"no client may take part: put their keys into {server / 'keys'}, as <client>.pub")
+
+
+def _body(key: str) -> str:
+    """What makes a public key: its longest word. A comment or other line ends make no other key."""
+    return max(key.split(), key=len, default="")
 
 
 def _known(server: Path) -> set[int]:
