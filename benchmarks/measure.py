@@ -24,7 +24,7 @@ METHODS = ("fedit", "fedsd", "fedsdr")
 LARGE_GRID = Path("runs/refute-demo")
 """The grid of recipes/refute-demo.toml: where it was run, its cells of five seeds are measured."""
 failed: list[str] = []
-"""Commands that failed."""
+"""Commands that failed, and errors of ours."""
 
 
 def main() -> None:
@@ -39,8 +39,7 @@ def main() -> None:
     cell, other = (methods / method / "seed-0" for method in ("fedsdr", "fedsd"))
     with ThreadPoolExecutor() as pool:
         ways = [pool.submit(measure_texts, cell), pool.submit(measure_models, methods, cell, other, data)]
-        for way in ways:
-            way.result()
+        failed.extend(f"{type(error).__name__}: {error}" for way in ways if (error := way.exception()))
     for place in (cell, methods, folder / "disputed"):  # the cell's, since two wrote its page
         fedsdr("report", place)
     if failed:

@@ -215,10 +215,11 @@ def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]
 def _asked(settings: Settings) -> str:
     """What a run asks of a client, for the client's own log."""
     client, privacy = settings.client, settings.privacy
+    drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
     noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
     work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
     return (
-        f"{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
+        f"{drawn}{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
         f" {settings.run.threads} threads, privacy {privacy.kind}{noise}"
     )
 

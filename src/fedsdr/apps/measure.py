@@ -95,7 +95,9 @@ def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict
     settings = read_settings(folder)
     done = checked_round(folder, None)
     # All cores, or OMP_NUM_THREADS, though a run of a grid that had several at a time took its share of them.
-    alone = settings.run.model_copy(update={"threads": int(os.environ.get("OMP_NUM_THREADS", 0))})
+    alone = settings.run.model_copy(
+        update={"threads": int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or 0)}
+    )
     subject = Subject(folder, settings.model_copy(update={"run": alone}), options)
     made: dict[str, Event] = {}
     missing: dict[str, str] = {}

@@ -38,6 +38,7 @@ from fedsdr.seeds import seed_for
 from fedsdr.storage import SECRET, read_json, write_file, write_json
 
 Float64 = NDArray[np.float64]
+SECRET_BYTES = 32
 
 
 def clip(change: NDArray[np.floating], most: float) -> Float64:
@@ -73,7 +74,8 @@ def gaussian(size: int, seed: int | bytes | None) -> Float64:
     num_bytes = 4 * 8 * size
     drawn = os.urandom(num_bytes) if seed is None else hashlib.shake_256(seed).digest(num_bytes)
     words = np.frombuffer(drawn, np.uint64).reshape(4, size)
-    return np.asarray(ndtri(((words >> np.uint64(11)) + 0.5) * 2.0**-53).sum(axis=0) / 2)
+    # 52 bits and the half are exact, so none is 0 or 1, whose normal numbers are infinite.
+    return np.asarray(ndtri(((words >> np.uint64(12)) + 0.5) * 2.0**-52).sum(axis=0) / 2)
 
 
 def noise_seed(privacy: Privacy, run_seed: int, *path: str | int) -> int | None:
@@ -168,11 +170,11 @@ def noised(
     training computes the same bits again.
 
     Raises:
-        UserError: As `Ledger.enter`.
+        UserError: As `Ledger.enter`; or the client's secret is damaged.
     """
     before = pack(received).astype(np.float64)
     learnt = pack(trained) - pack(received)
-    # That training diverged says something of the data, so it is not told.
+    # What is not finite counts as no change: a server could cause it by its settings, to learn of the data.
     change = clip(learnt if np.isfinite(learnt).all() else np.zeros_like(learnt), privacy.clip)
     noise: int | bytes | None = seed
     if noise is None:
@@ -184,10 +186,16 @@ def noised(
 
 
 def _key(secret: Path) -> bytes:
-    """The client's secret, made at first."""
+    """The client's secret, made at first.
+
+    Raises:
+        UserError: The file is damaged: noise from a short secret could be guessed.
+    """
     if not secret.exists():
-        write_file(secret, os.urandom(32), SECRET)
-    return secret.read_bytes()
+        write_file(secret, os.urandom(SECRET_BYTES), SECRET)
+    if len(key := secret.read_bytes()) != SECRET_BYTES:
+        raise UserError(f"{secret} is damaged: {len(key)} bytes, expected {SECRET_BYTES}; delete it")
+    return key
 
 
 def _digest(*vectors: Float64) -> bytes:
