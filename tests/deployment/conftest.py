@@ -1,6 +1,7 @@
 """A federation on this machine as organisations would run it: a SuperLink, and a process for each client."""
 
 import json
+import random
 import shutil
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +51,32 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def free_port() -> int:
-    """A port p such that p and the ports of the nodes, p + 101 to p + 103, are free just now."""
+    """A port p such that p, p + 1 and the ports of the nodes, p + 101 to p + 103, are free.
+
+    Below those that the system itself gives to connections.
+    """
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            port: int = found.getsockname()[1]
-        if port > 60_000:
-            continue
+        port = random.SystemRandom().randrange(12_000, 32_000)
         try:
-            for other in range(port + 101, port + 104):
+            for other in (port, port + 1, *range(port + 101, port + 104)):
                 socket.create_server(("127.0.0.1", other)).close()
         except OSError:
             continue
         return port
 
 
+UPLOAD = 8_000
+"""Bytes. What is longer on its way up is an adapter; all other requests are shorter."""
+
+
 class Recorder:
-    """A relay that keeps all bytes that pass through it, in both directions."""
+    """A relay that keeps all bytes that pass through it, in both directions, and may cut an upload off."""
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.seen: list[bytes] = []
+        self.cut: Callable[[], None] | None = None
+        """What to do once in the middle of an upload, of which nothing more is passed on."""
         self.server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -85,12 +92,22 @@ class Recorder:
             except OSError:
                 near.close()
                 continue
+            up = [0]
             for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._relay, args=(source, sink, up), daemon=True).start()
 
-    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+    def _relay(self, source: socket.socket, sink: socket.socket, up: list[int]) -> None:
+        """Pass on what comes; `up` has how many bytes went up on this connection since some came down."""
+        peer = sink.getpeername()[1]
         try:
-            while data := source.recv(65536):
+            while data := source.recv(4096):
+                up[0] = up[0] + len(data) if peer == self.target else 0
+                if up[0] > UPLOAD and (cut := self.cut):
+                    self.cut = None
+                    cut()
+                    source.close()
+                    sink.close()
+                    return
                 self.seen.append(data)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
@@ -101,18 +118,16 @@ class Recorder:
 class Deployment:
     """The programs of a federation."""
 
-    def __init__(self, folder: Path, data_root: Path, model: Path, recording: bool = False) -> None:
+    def __init__(self, folder: Path, data_root: Path, model: Path, recording: Sequence[str] = ()) -> None:
         self.folder, self.programs = folder, dict[str, subprocess.Popen[bytes]]()
         self.port = free_port()
-        self.recorder = Recorder(self.port) if recording else None
+        self.recorder = Recorder(self.port)
         init(folder, CLIENTS, f"localhost:{self.port}", str(model))
         for client in CLIENTS:
             shutil.copytree(data_root / client, folder / client / "data" / client)
-            if self.recorder:
+            if client in recording:
                 path = folder / client / "node.toml"
-                relayed = path.read_text().replace(
-                    f"localhost:{self.port}", f"localhost:{self.recorder.port}"
-                )
+                relayed = path.read_text().replace(f":{self.port}", f":{self.recorder.port}")
                 path.write_text(relayed)
         self.environment = environment(OMP_NUM_THREADS="1")
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -72,12 +73,17 @@ def test_a_deployment_leaves_the_bytes_of_the_local_engine_and_no_plain_text_on_
 ):
     """Law 7 among engines, and law 5 on the wire with TLS."""
     local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
-    one = deployment(recording=True)
+    one = deployment(recording=CLIENTS)
     one.start_all()
     one.run(small(**{"run.dir": "runs/first"}))
     run = one.server / "runs" / "first"
     demand_equal(one, run, local)
+    for client in CLIENTS:
+        paths = [path for path in (one.folder / client / "state").rglob("*") if path.is_file()]
+        assert paths and not [path for path in paths if path.stat().st_mode & 0o077]
     page = (run / "report.html").read_text()
+    # Flower gives its programs a secret as an argument.
+    assert "--token" not in page and "--token" not in (run / "environment.json").read_text()
     assert "at the clients; 18 training and 6 test examples" in page
     seen = b"".join(one.recorder.seen)
     assert len(seen) > 100_000
@@ -161,6 +167,46 @@ def test_a_killed_server_goes_on_after_the_last_round_with_equal_bytes(
     one.run(settings)
     demand_equal(one, run, local)
     record(fault=f"kill -9 of the {what}", num=1, lost="nothing: equal bytes")
+
+
+@long
+@pytest.mark.parametrize("what", ["a client's node", "the SuperLink and its programs"])
+def test_a_kill_in_the_middle_of_sending_an_update_costs_nothing(
+    deployment: Deploy, small: Small, data_root: Path, tmp_path: Path, record: Callable[..., None], what: str
+):
+    """kill -9 when a quarter of an update of round 2 has gone over the wire. Then all is started again."""
+    more = {"server.num_rounds": 3, "server.quorum": 1.0, "federation.wait": 240.0}
+    local = fedsdr.run(
+        small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")}, **more)
+    ).folder
+    one = deployment(recording=["math"])
+    one.start_all()
+    settings = small(**{"run.dir": "runs/first", "federation.timeout": 40.0}, **more)
+    run = one.server / "runs" / "first"
+    program = one.begin(settings)
+    wait_until((run / "server/round-0001").exists)
+    killed = "math" if what == "a client's node" else "server"
+
+    def kill() -> None:
+        children = psutil.Process(one.programs[killed].pid).children(recursive=True)
+        one.kill(killed)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+
+    one.recorder.cut = kill
+    wait_until(lambda: killed not in one.programs)
+    if killed == "math":
+        told, _ = program.communicate(timeout=200)
+        assert program.returncode == 2 and "2 of 3 asked clients gave a usable reply" in told
+        one.start_node("math")
+    else:
+        program.kill()
+        one.start_server()
+    assert not (run / "server/round-0002").exists()
+    one.run(settings)
+    demand_equal(one, run, local)
+    record(fault=f"kill -9 of {what} while an update is sent", num=1, lost="nothing: equal bytes")
 
 
 @long

@@ -24,7 +24,7 @@ def test_without_tls_and_with_a_process_for_each_message_the_bytes_are_equal_and
 ):
     """Law 5 on the wire, where all can be read: no text, no rewriting, no private tensor."""
     local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
-    one = deployment(recording=True)
+    one = deployment(recording=CLIENTS)
     shutil.rmtree(one.server / "keys")
     start = ["--host", "127.0.0.1", "--isolation", "subprocess"]
     superlink = ["--insecure", "--port", str(one.port), "--database", str(one.server / "plain.db")]

@@ -77,6 +77,7 @@ def count_refused(
     `loaded` is what is given to the reader, if not the file itself.
     """
     good, refused = path.read_bytes(), 0
+    read(loaded or path)
     for _ in range(num):
         path.write_bytes(mutated(good, rng))
         try:
@@ -94,7 +95,7 @@ def files(tmp_path: Path) -> dict[str, tuple[bytes, Callable[[Path], Any]]]:
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     node = (
-        'superlink = "h:1"\nroot-certificates = "ca"\nprivate-key = "key"\nport = 9\n[node]\n'
+        'superlink = "h:1"\nroot-certificates = "ca"\nprivate-key = "key"\nport = 9000\n[node]\n'
         'client = "a"\ndata = "."\nfolder = "s"\nmodel = "tiny"\n'
     )
     for name in ("ca", "key"):

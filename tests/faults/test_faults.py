@@ -176,7 +176,7 @@ def test_a_run_of_many_clients_keeps_memory_flat(
     record(
         fault=f"load: a run of {num} clients and {5 * num:,} local updates (local engine)",
         num=5 * num,
-        lost=f"nothing; memory after the last round {memory[-1] / memory[0]:.2f} of that after the first",
+        lost=f"nothing; memory after the last round {memory[-1] / memory[0]:.2f} of that before the first",
     )
 
 
