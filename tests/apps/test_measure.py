@@ -50,8 +50,9 @@ def test_each_measurement_is_a_file_with_its_records_and_how_it_was_made(measure
         assert kept["command"].startswith(f"fedsdr measure {settings.run.dir}")
 
 
-def test_a_run_that_took_one_core_beside_others_is_measured_with_all(
-    tiny_settings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("asked", "num"), [(None, 2), ("1,4", 1)])
+def test_a_run_that_took_one_core_beside_others_is_measured_with_all_or_as_asked(
+    tiny_settings, monkeypatch: pytest.MonkeyPatch, asked: str | None, num: int
 ):
     """Once a second core idled while cells of `fedsdr compare --jobs 2` were measured."""
     settings = tiny_settings(method="fedsdr", **(QUICK | {"run.threads": 1}))
@@ -59,8 +60,10 @@ def test_a_run_that_took_one_core_beside_others_is_measured_with_all(
     site.load_model.cache_clear()
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)  # OpenMP's way to say it for nested threads too
     measure(Path(settings.run.dir), ["map"], Options())
-    assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == num
     site.load_model.cache_clear()
 
 

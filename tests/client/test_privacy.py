@@ -60,6 +60,21 @@ def test_secure_noise_never_repeats_and_seeded_noise_does():
     assert gaussian(8, 1).tolist() == gaussian(8, 1).tolist() != gaussian(8, 2).tolist()
 
 
+@pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
+def test_secure_noise_is_finite_whatever_is_drawn(monkeypatch: pytest.MonkeyPatch, byte: bytes):
+    """One infinite number would spoil the adapter of all."""
+    monkeypatch.setattr("os.urandom", lambda size: byte * size)
+    assert np.isfinite(gaussian(4, None)).all()
+
+
+def test_a_secret_that_was_cut_off_is_refused(tmp_path: Path):
+    """Noise that follows from nothing can be taken off again."""
+    (tmp_path / "noise.key").write_bytes(b"")
+    adapter = {"a": np.zeros(4, np.float32)}
+    with pytest.raises(UserError, match="noise.key is damaged: 0 bytes, expected 32"):
+        noised(adapter, adapter, Privacy(kind="local", noise=1.0), None, tmp_path / "noise.key")
+
+
 def test_the_central_mean_is_of_clipped_changes_over_all_that_were_asked(monkeypatch: pytest.MonkeyPatch):
     """Changes (3, 4, 0, 0), clipped to norm 1, and (0, 0, 0, 0.5); four were asked, two have not answered.
 
