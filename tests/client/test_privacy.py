@@ -71,7 +71,7 @@ def test_a_secret_that_was_cut_off_is_refused(tmp_path: Path):
     """Noise that follows from nothing can be taken off again."""
     (tmp_path / "noise.key").write_bytes(b"")
     adapter = {"a": np.zeros(4, np.float32)}
-    with pytest.raises(UserError, match="noise.key is damaged: 0 bytes, expected 32"):
+    with pytest.raises(UserError, match=r"noise\.key is damaged: 0 bytes, expected 32"):
         noised(adapter, adapter, Privacy(kind="local", noise=1.0), None, tmp_path / "noise.key")
 
 
