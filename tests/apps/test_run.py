@@ -1,6 +1,7 @@
 """A run from settings to scores: what its folder holds, and the mistakes that stop it."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -206,14 +207,15 @@ def test_two_processes_cannot_work_in_one_folder(quick, tmp_path: Path):
     command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match="another process is working"):
+        with pytest.raises(UserError, match=r"another process \(.*\) is working in"):
             run(settings)
         (tmp_path / "config.toml").write_text(dump_settings(settings))
-        with pytest.raises(UserError, match="another process is working"):
+        with pytest.raises(UserError, match=r"another process \(.*\) is working in"):
             resume(tmp_path)
         (tmp_path / "config.toml").unlink()
         other.kill()
     run(settings)  # the lock went with its process
+    assert (tmp_path / ".lock").read_text() == str(os.getpid())  # what the next one would name
 
 
 def test_a_run_is_not_resumed_on_data_that_changed(quick, tmp_path: Path):

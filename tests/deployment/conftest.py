@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.faults.conftest import record
 
@@ -120,6 +122,7 @@ class Deployment:
 
     def __init__(self, folder: Path, data_root: Path, model: Path, recording: Sequence[str] = ()) -> None:
         self.folder, self.programs = folder, dict[str, subprocess.Popen[bytes]]()
+        self.orphans: list[psutil.Process] = []
         self.port = free_port()
         self.recorder = Recorder(self.port)
         init(folder, CLIENTS, f"localhost:{self.port}", str(model))
@@ -154,9 +157,16 @@ class Deployment:
             self.start_node(client)
 
     def kill(self, name: str) -> None:
+        """Kill a program alone; its own programs stay."""
         program = self.programs.pop(name)
+        self.orphans += psutil.Process(program.pid).children(recursive=True)
         program.send_signal(signal.SIGKILL)
         program.wait(30)
+
+    def kill_orphans(self) -> None:
+        for orphan in self.orphans:
+            with suppress(psutil.NoSuchProcess):
+                orphan.kill()
 
     def begin(self, settings: Settings) -> subprocess.Popen[str]:
         """Submit a run."""
@@ -177,6 +187,7 @@ class Deployment:
         return (self.folder / f"{name}.log").read_text()
 
     def stop(self) -> None:
+        self.kill_orphans()
         for program in self.programs.values():
             program.terminate()
         for program in self.programs.values():

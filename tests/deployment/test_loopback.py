@@ -5,7 +5,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -188,11 +187,8 @@ def test_a_kill_in_the_middle_of_sending_an_update_costs_nothing(
     killed = "math" if what == "a client's node" else "server"
 
     def kill() -> None:
-        children = psutil.Process(one.programs[killed].pid).children(recursive=True)
         one.kill(killed)
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
+        one.kill_orphans()
 
     one.recorder.cut = kill
     wait_until(lambda: killed not in one.programs)

@@ -190,13 +190,15 @@ def test_two_runs_in_one_folder_are_refused(run_settings: Runs, record: Callable
 
             with (Path(settings.run.dir) / ".lock").open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
+                file.write("123")
+                file.flush()
                 os.write(write, b".")
                 time.sleep(60)
         finally:
             os._exit(0)
     os.read(read, 1)
     try:
-        with pytest.raises(UserError, match="another process is working in"):
+        with pytest.raises(UserError, match=r"another process \(\d+\) is working in"):
             fedsdr.run(settings)
     finally:
         os.kill(child, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, with the local engine."""
 
 import fcntl
+import os
 import resource
 import secrets
 import sys
@@ -299,15 +300,20 @@ def _locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     if folder.is_file():
         raise UserError(f"run.dir = {folder} is a file; name a folder, or one that does not exist yet")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a+") as file:
         until, is_told = time.monotonic() + patience, False
         while not _takes(file):
+            file.seek(0)
+            other = f"another process ({file.read() or 'of unknown number'}) is working in {folder}"
             if time.monotonic() >= until:
-                raise UserError(f"another process is working in {folder}; wait for it, or stop it")
+                raise UserError(f"{other}; wait for it, or stop it")
             if not is_told:
-                say(f"  another process is working in {folder}: waiting until it ends (or `flwr stop`)")
+                say(f"  {other}: waiting until it ends")
                 is_told = True
             time.sleep(1)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         for left in folder.rglob(".*.aside"):  # of files that were being written when a process was killed
             if left.is_file():
                 left.unlink()
