@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable
 
 import httpx
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.apps import patient_grid as module
@@ -14,9 +16,9 @@ from fedsdr.errors import UserError
 
 
 class Inner:
-    """Flower's grid: node n answers after so many seconds, None: with what cannot be read."""
+    """Flower's grid: node n answers after so many seconds, None: with what cannot be read, "half": never wholly."""
 
-    def __init__(self, **nodes: float | None) -> None:
+    def __init__(self, **nodes: float | str | None) -> None:
         self.delays = {int(node.removeprefix("n")): delay for node, delay in nodes.items()}
         self.begun = time.monotonic()
         self.sent: dict[str, Message] = {}
@@ -51,8 +53,20 @@ class Inner:
             delay = self.delays[message.metadata.dst_node_id]
             if delay is None:
                 raise ValueError("not a message")
-            if time.monotonic() - self.begun >= delay:
+            if delay == "half":
+                yield self.half(message)
+            elif time.monotonic() - self.begun >= delay:
                 yield Message(RecordDict({"c": ConfigRecord({"of": one})}), reply_to=message)
+
+    def half(self, message: Message) -> Message:
+        """Wait for the rest of a reply, as Flower does."""
+
+        def unavailable(part: str) -> bytes:
+            raise ObjectUnavailableError(part)
+
+        with pytest.raises(ObjectPullError):
+            module.http_grid.pull_objects(object_ids=["a"], pull_object_fn=unavailable)
+        return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "the upload was cut off"), reply_to=message)
 
 
 @pytest.fixture
@@ -87,6 +101,18 @@ def test_replies_are_handed_over_as_they_come_and_no_one_is_asked_for_again(ask)
     inner = Inner(n1=0.05, n2=0.0, n3=0.02)
     assert told(ask(PatientGrid(inner), timeout=5)) == ["1 to 2", "1 to 3", "1 to 1"]  # type: ignore[arg-type]
     assert inner.pulled[-1] == "1 to 1" and inner.pulled.count("1 to 2") == 1
+
+
+@pytest.mark.timeout(60)
+def test_a_reply_that_was_cut_off_is_waited_for_no_longer_than_others_and_costs_no_other(ask):
+    """Flower waits for its rest by a time of its own, and then no one looks whether others have answered."""
+    begun = time.monotonic()
+    assert told(ask(PatientGrid(Inner(n1=0.5, n2="half", n3=0)), timeout=0.8)) == [
+        "error",
+        "1 to 3",
+        "1 to 1",
+    ]  # type: ignore[arg-type]
+    assert time.monotonic() - begun < 5
 
 
 def test_a_reply_that_cannot_be_read_is_an_error_of_its_sender_alone(ask):

@@ -4,17 +4,22 @@ Flower's own `send_and_receive` waits by the wall clock, hands replies over when
 if one of them cannot be read (as of 1.41). Here replies are handed over as they come, one at a time, so that
 the mean holds few of them; one that cannot be read counts as an error of its sender, and one that the
 SuperLink fails to hand over is asked for again. That helps where it had not begun to: else Flower forgets the
-reply, and says so, or nothing.
+reply, and says so, or nothing. And Flower waits for the rest of a reply that is still on its way, or was cut
+off, for minutes to hours, whatever the timeout; here until the time is over, with a last look at the others.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import Run
+from flwr.superlink.grid import http_grid
 
 from fedsdr.errors import UserError
 from fedsdr.progress import say
@@ -24,7 +29,8 @@ POLL = 1.0
 UNREADABLE = 2
 """Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
 PATIENCE = 60.0
-"""Seconds in which a SuperLink that answers by errors must have recovered."""
+"""Seconds in which a SuperLink that answers by errors must have recovered, and a client's first reply be
+there as a whole."""
 
 
 class PatientGrid(Grid):
@@ -81,17 +87,19 @@ class PatientGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that have come, each read by itself."""
-        return list(self._pull(message_ids))
+        return list(self._pull(message_ids, time.monotonic() + PATIENCE))
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send, and hand replies over as they come, until all are there or the time is over."""
         waiting = set(self.push_messages(messages))
-        until = None if timeout is None else time.monotonic() + timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        is_over = False
         try:
-            while waiting and (until is None or time.monotonic() < until):
-                for reply in self._pull(sorted(waiting)):
+            while waiting and not is_over:
+                is_over = time.monotonic() >= until
+                for reply in self._pull(sorted(waiting), until):
                     waiting.discard(reply.metadata.reply_to_message_id)
                     yield reply
                 if waiting:
@@ -100,8 +108,10 @@ class PatientGrid(Grid):
             for one in waiting:
                 self._forget(one)
 
-    def _pull(self, message_ids: Iterable[str]) -> Iterator[Message]:
+    def _pull(self, message_ids: Iterable[str], until: float) -> Iterator[Message]:
         for one in message_ids:
+            left = max(0.0, until - time.monotonic())
+            http_grid.pull_objects = partial(pull_objects, max_time=left)
             try:
                 replies = list(self.grid.pull_messages([one]))
             except httpx.HTTPError as error:  # its database may be busy, or its disk full for a moment
