@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr import progress
 from fedsdr.config import Model, Settings
@@ -53,6 +54,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier test asked to be silent speaks again."""
     monkeypatch.setattr(progress, "quiet", False)
+
+
+@pytest.fixture
+def flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower makes messages only for a process that has a task."""
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.apps import attendance as module
 from fedsdr.apps.attendance import Attendance
@@ -50,10 +49,8 @@ class Grid:
 
 
 @pytest.fixture
-def attend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Attendance]:
+def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Attendance]:
     """Make an attendance whose clock is quick: ``attend(grid, num=3, known={...})``."""
-    for name in ("run_id", "node_id", "task_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
     monkeypatch.setattr(module, "POLL", 0.001)
 
     def make(

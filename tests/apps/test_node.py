@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr import __version__
 from fedsdr.apps import node_process
@@ -115,10 +114,8 @@ def test_the_name_of_a_run_cannot_lead_out_of_the_nodes_folder():
 
 
 @pytest.fixture
-def ask(tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Message]:
+def ask(tiny_settings: Callable[..., Settings], flower_task: None) -> Callable[..., Message]:
     """Let a deployed node prepare, or train on a shared adapter; return its reply."""
-    for name in ("run_id", "node_id", "task_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
 
     def handle(
         node: dict[str, Any], shared: Arrays | None = None, run: str = "r-1", name: str = "", **overrides: Any

@@ -8,7 +8,6 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.apps import patient_grid as module
 from fedsdr.apps.patient_grid import PatientGrid
@@ -70,10 +69,8 @@ class Inner:
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Message]]:
+def ask(flower_task: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Message]]:
     """Ask nodes 1, 2 and 3 in a round; return the replies."""
-    for name in ("run_id", "node_id", "task_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
     monkeypatch.setattr(module, "POLL", 0.001)
 
     def send(grid: PatientGrid, server_round: int = 1, timeout: float = 0.1) -> list[Message]:
@@ -107,11 +104,8 @@ def test_replies_are_handed_over_as_they_come_and_no_one_is_asked_for_again(ask)
 def test_a_reply_that_was_cut_off_is_waited_for_no_longer_than_others_and_costs_no_other(ask):
     """Flower waits for its rest by a time of its own, and then no one looks whether others have answered."""
     begun = time.monotonic()
-    assert told(ask(PatientGrid(Inner(n1=0.5, n2="half", n3=0)), timeout=0.8)) == [
-        "error",
-        "1 to 3",
-        "1 to 1",
-    ]  # type: ignore[arg-type]
+    grid = PatientGrid(Inner(n1=0.5, n2="half", n3=0))  # type: ignore[arg-type]
+    assert told(ask(grid, timeout=0.8)) == ["error", "1 to 3", "1 to 1"]
     assert time.monotonic() - begun < 5
 
 

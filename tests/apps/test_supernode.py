@@ -12,17 +12,14 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate import NodeStateFactory
 
 from fedsdr.apps.supernode import UNFINISHED, Heartbeats, receive_whole
 
 
 @pytest.fixture
-def receiving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int | None, Any, int]]:
+def receiving(flower_task: None) -> Callable[..., tuple[int | None, Any, int]]:
     """Let a SuperNode receive a message whose parts `pull` hands over; return its run, state, and parts kept."""
-    for name in ("run_id", "node_id", "task_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
     store = ObjectStoreFactory()
     state = NodeStateFactory(objectstore_factory=store).state()
     state.set_node_id(1)

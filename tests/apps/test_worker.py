@@ -10,7 +10,6 @@ import pytest
 from flwr.clientapp import ClientApp
 from flwr.proto.runtime_pb2 import AcquireTaskResponse
 from flwr.proto.task_pb2 import Task
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.apps import worker as module
 from fedsdr.apps.worker import work
@@ -48,8 +47,6 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def supernode(monkeypatch: pytest.MonkeyPatch) -> Iterator[SuperNode]:
-    for name in ("run_id", "node_id", "task_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
     monkeypatch.setattr(module, "POLL", 0.02)
     with SuperNode() as server:
         yield server

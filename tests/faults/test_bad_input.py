@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -275,9 +274,7 @@ def altered(good: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Message:
-    for name in ("run_id", "node_id", "task_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+def asked(flower_task: None) -> Message:
     question = Message(RecordDict(), 7, "train", group_id="1")
     question.metadata.__dict__["_message_id"] = "question"
     return question

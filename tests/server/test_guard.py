@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,11 +40,7 @@ METRICS = {"round": 7, "num_examples": 5, "seconds": 1.5} | {
 }
 
 
-@pytest.fixture(autouse=True)
-def server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower makes messages only for a process that has a task."""
-    for name in ("run_id", "node_id", "task_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+pytestmark = pytest.mark.usefixtures("flower_task")
 
 
 def arrays(**changes: Any) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.client.controls import Controls
 from fedsdr.client.wire import broadcast
@@ -29,11 +28,7 @@ SCORED = {
 } | {f"eval/math/{name}@global": 2 for name in ("num_examples", "num_scored")}
 
 
-@pytest.fixture(autouse=True)
-def server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower makes messages only for a process that has a task."""
-    for name in ("run_id", "node_id", "task_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+pytestmark = pytest.mark.usefixtures("flower_task")
 
 
 def choose(client: dict[str, Any] | None = None, **server: Any) -> Settings:

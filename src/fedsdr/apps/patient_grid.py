@@ -102,7 +102,7 @@ class PatientGrid(Grid):
                 for reply in self._pull(sorted(waiting), until):
                     waiting.discard(reply.metadata.reply_to_message_id)
                     yield reply
-                if waiting:
+                if waiting and not is_over:
                     time.sleep(POLL)
         finally:  # each holds the adapter that was sent
             for one in waiting:
