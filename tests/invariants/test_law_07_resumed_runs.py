@@ -47,6 +47,7 @@ KILLS = {
     "after a round, before its evaluation": ("fedsdr.apps.server_app.save_round", 3, None, True),
     "during evaluation": ("fedsdr.apps.client_app.evaluate", 8),
     "between the log and the scores": ("fedsdr.apps.server_app.write_json", 2),
+    "after the last scores, before the end is logged": ("fedsdr.apps.server_app.write_json", 3, None, True),
 }
 
 

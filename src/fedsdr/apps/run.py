@@ -25,7 +25,7 @@ from fedsdr.errors import UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
 from fedsdr.recipe import dump_settings, load_settings
-from fedsdr.storage import append_lines, read_json, round_folder, write_file, write_json
+from fedsdr.storage import append_lines, read_json, read_lines, round_folder, write_file, write_json
 from fedsdr.tables import METHODS, Stage
 
 if TYPE_CHECKING:
@@ -217,17 +217,16 @@ def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
     from fedsdr.apps.server_app import serve
     from fedsdr.report.page import write_report
 
-    begun, is_old = time.monotonic(), is_finished(settings)
+    begun, log = time.monotonic(), Path(settings.run.dir) / "metrics.jsonl"
     serve(grid, settings)
     if not has_data:  # the clients have told of theirs by now
         path = Path(settings.run.dir) / "environment.json"
         write_json(path, read_json(path) | {"data": told_data(settings)})
     result = read_result(Path(settings.run.dir))
-    if not is_old:
+    # The log itself tells whether it has its end: a kill may have come after the last scores.
+    if all(event["event"] != "end" for event in read_lines(log)):
         costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()}
-        append_lines(
-            result.folder / "metrics.jsonl", [{"event": "end", "round": settings.server.num_rounds, **costs}]
-        )
+        append_lines(log, [{"event": "end", "round": settings.server.num_rounds, **costs}])
     write_report(result.folder, settings)
     return result
 
