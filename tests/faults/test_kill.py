@@ -1,4 +1,4 @@
-"""kill -9 at random instants of a run: what the next process leaves is what no kill would have left."""
+"""kill -9 of a run, at random instants and at every write: the next leaves what no kill would have left."""
 
 import json
 import mmap
@@ -148,3 +148,48 @@ def test_a_run_killed_at_random_instants_leaves_the_bytes_of_one_that_was_not(
             lost="nothing: equal bytes",
         )
     record(fault="runs finished after kill -9", num=num_runs, lost="nothing: equal bytes")
+
+
+def test_a_run_killed_before_or_after_any_write_leaves_the_bytes_of_one_that_was_not(
+    run_settings: Callable[..., Settings],
+    results: Callable[[Path], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    often: Callable[[int, int], int],
+    record: Callable[..., None],
+):
+    """Whatever is to last passes `os.fsync`: between two such calls a kill finds the disk as it finds it here."""
+    flush, num_writes = os.fsync, mmap.mmap(-1, 8)
+    last = 0
+
+    def fsync(file: int) -> None:
+        done = int.from_bytes(num_writes[:], "little") + 1
+        num_writes[:] = done.to_bytes(8, "little")
+        if done == last and not is_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(file)
+        if done == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    settings = run_settings(**RUN)
+    model_of(settings)
+    assert os.waitpid(forked(settings), 0)[1] == 0
+    expected = results(Path(settings.run.dir))
+    num = int.from_bytes(num_writes[:], "little")
+    assert num > 60
+
+    kills = [(at, is_after) for at in range(1, num + 1) for is_after in (False, True)]
+    kills = kills[-1 :: -often(16, 3)]
+    for last, is_after in kills:
+        settings = run_settings(**RUN)
+        folder = Path(settings.run.dir)
+        num_writes[:] = bytes(8)
+        assert os.waitpid(forked(settings), 0)[1] == signal.SIGKILL
+        demand_whole(folder)
+        assert os.waitpid(forked(settings), 0)[1] == 0
+        assert results(folder) == expected, (last, is_after)
+    record(
+        fault="kill -9 before or after a write (local engine)",
+        num=len(kills),
+        lost="nothing: equal bytes",
+    )
