@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedsdr.apps.deployment import environment, init
+from fedsdr.apps.deployment import init
+from fedsdr.apps.superlink import environment
 from fedsdr.data.demo import demo_data
 from fedsdr.recipe import to_toml
 from fedsdr.storage import read_lines, rewrite_lines, write_json

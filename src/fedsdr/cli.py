@@ -73,8 +73,8 @@ def run(
         _show_estimate(settings, as_json)
         return
     if on is not None:
-        from fedsdr.apps.deployment import submit
         from fedsdr.apps.run import read_result
+        from fedsdr.apps.submission import submit
 
         _show(read_result(submit(on, settings)), as_json)
         return
@@ -111,7 +111,7 @@ def deploy_register(
     server: Annotated[Path, typer.Argument(help="The server's folder, as `fedsdr deploy init` wrote it.")],
 ) -> None:
     """Let the clients take part whose keys lie in SERVER/keys; call it again after a key was put in."""
-    from fedsdr.apps.deployment import register
+    from fedsdr.apps.registry import register
 
     register(server)
 

@@ -18,7 +18,8 @@ import psutil
 import pytest
 from tests.faults.conftest import record
 
-from fedsdr.apps.deployment import environment, init
+from fedsdr.apps.deployment import init
+from fedsdr.apps.superlink import environment
 from fedsdr.config import Settings
 from fedsdr.data.demo import demo_data
 from fedsdr.recipe import dump_settings

@@ -11,7 +11,7 @@ from tests.deployment.conftest import BIN, CLIENTS, Deployment
 from tests.deployment.test_loopback import ROUNDS, demand_equal, demand_no_text, files, long
 
 import fedsdr
-from fedsdr.apps.deployment import environment
+from fedsdr.apps.superlink import environment
 from fedsdr.config import Settings
 from fedsdr.recipe import dump_settings
 

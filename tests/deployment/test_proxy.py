@@ -13,7 +13,8 @@ import pytest
 from tests.deployment.conftest import BIN, free_port
 from tests.deployment.test_loopback import long
 
-from fedsdr.apps.deployment import environment, init
+from fedsdr.apps.deployment import init
+from fedsdr.apps.superlink import environment
 from fedsdr.config import Settings
 from fedsdr.recipe import dump_settings
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.apps.deployment import registered
 from fedsdr.apps.node_process import read_node_file
+from fedsdr.apps.registry import registered
 from fedsdr.client import wire
 from fedsdr.client.privacy import Ledger
 from fedsdr.client.state import load_kept

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsdr.apps.deployment import registered
+from fedsdr.apps.registry import registered
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say

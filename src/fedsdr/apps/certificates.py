@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedsdr.apps.superlink import demand_server
 from fedsdr.errors import UserError
 from fedsdr.storage import SECRET, write_file
 
@@ -59,15 +60,14 @@ def renew(server: Path) -> datetime:
     """Write the server's certificate anew, for the same name; return until when it is good.
 
     Raises:
-        UserError: The folder has no certificate, or a damaged one, or as `certify`.
+        UserError: The folder is no server's, its certificate is gone or damaged, or as `certify`.
     """
+    demand_server(server)
     path = server / "server.crt"
-    if not path.exists():
-        raise UserError(f"{path} is missing: {server} is no server folder of `fedsdr deploy init`")
     try:
         old = x509.load_pem_x509_certificate(path.read_bytes())
-    except ValueError:
-        raise UserError(f"{path} is damaged: restore it from a backup") from None
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{path} is missing or damaged: restore it from a backup") from None
     names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     certify(server, str(next(iter(names)).value))
     return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc

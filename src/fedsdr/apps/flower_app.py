@@ -8,9 +8,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsdr.apps.deployment import ENDED
 from fedsdr.apps.patient_grid import PatientGrid
 from fedsdr.apps.run import run_over
+from fedsdr.apps.submission import ENDED
 from fedsdr.errors import UserError
 from fedsdr.recipe import asked_settings
 from fedsdr.storage import write_file

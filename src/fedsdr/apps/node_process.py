@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from fedsdr.apps.deployment import environment
 from fedsdr.apps.node import read_node
+from fedsdr.apps.superlink import environment
 from fedsdr.config import Section
 from fedsdr.data.sources import domain_files
 from fedsdr.errors import UserError

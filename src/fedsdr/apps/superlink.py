@@ -1,0 +1,61 @@
+"""A server's folder and its SuperLink: the environment of Flower's programs, and calls of them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsdr.errors import UserError
+
+CONNECTION = "fedsdr"
+"""Name of the connection in the server's Flower configuration."""
+QUIET: Mapping[str, str] = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+"""Nothing is sent to Flower's makers, and nothing is installed at the word of a server."""
+HERE = "localhost,127.0.0.1"
+"""Reached without the proxy that a site may have: SuperLink and workers talk on one machine."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Environment of Flower's programs."""
+    beside = ",".join(filter(None, [HERE, *map(os.environ.get, ("NO_PROXY", "no_proxy"))]))
+    return os.environ | QUIET | {"NO_PROXY": beside, "no_proxy": beside} | more
+
+
+def call_flower(server: Path, *words: str) -> dict[str, Any]:
+    """Call `flwr supernode` for the SuperLink of that folder; return its answer.
+
+    Raises:
+        UserError: It failed.
+    """
+    command = [str(Path(sys.executable).with_name("flwr")), "supernode", *words, "--format", "json"]
+    own = environment(FLWR_HOME=flower_home(server))
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        answer = {"success": False, "error-message": done.stdout + done.stderr}
+    if not answer["success"]:
+        raise UserError(f"flwr supernode {words[0]}: {' '.join(answer['error-message'].split())}")
+    return answer
+
+
+def flower_home(server: Path) -> str:
+    """FLWR_HOME of the SuperLink of that folder, as start.sh sets it."""
+    return str((server / "flower").resolve())
+
+
+def demand_server(server: Path) -> None:
+    """Raise UserError if the folder is none that `init` wrote."""
+    if not (server / "start.sh").exists():
+        inner = server / "server"
+        meant = (
+            f"did you mean {inner}?" if (inner / "start.sh").exists() else "`fedsdr deploy init` writes one"
+        )
+        raise UserError(f"{server} is no server folder: {meant}")
