@@ -182,6 +182,21 @@ def test_resuming_a_finished_run_reports_it_again_and_trains_nothing(quick, monk
     assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
 
 
+def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_its_own(
+    quick, monkeypatch: pytest.MonkeyPatch
+):
+    """A grid's table had cells that took less time in all than in training."""
+    settings = quick()
+    folder = Path(settings.run.dir)
+    monkeypatch.setattr(client_app, "evaluate_base", None)
+    with pytest.raises(UserError):
+        run(settings)
+    monkeypatch.undo()
+    resume(folder)
+    assert {"seconds", "peak_memory"} <= read_lines(Path(run(quick()).folder) / "metrics.jsonl")[-1].keys()
+    assert read_lines(folder / "metrics.jsonl")[-1] == {"event": "end", "round": settings.server.num_rounds}
+
+
 def test_a_run_wants_a_folder():
     """Went wrong once: settings made by hand have none, and the run filled the working directory."""
     with pytest.raises(UserError, match=r"run\.dir is empty"):

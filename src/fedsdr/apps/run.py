@@ -217,17 +217,19 @@ def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
     from fedsdr.apps.server_app import serve
     from fedsdr.report.page import write_report
 
-    begun, log = time.monotonic(), Path(settings.run.dir) / "metrics.jsonl"
+    folder, begun = Path(settings.run.dir), time.monotonic()
+    log, is_whole = folder / "metrics.jsonl", not (folder / "server").exists()
     serve(grid, settings)
     if not has_data:  # the clients have told of theirs by now
-        path = Path(settings.run.dir) / "environment.json"
+        path = folder / "environment.json"
         write_json(path, read_json(path) | {"data": told_data(settings)})
-    result = read_result(Path(settings.run.dir))
+    result = read_result(folder)
     # The log itself tells whether it has its end: a kill may have come after the last scores.
     if all(event["event"] != "end" for event in read_lines(log)):
-        costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()}
+        # Of a run in several processes this one knows but its own part.
+        costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()} if is_whole else {}
         append_lines(log, [{"event": "end", "round": settings.server.num_rounds, **costs}])
-    write_report(result.folder, settings)
+    write_report(folder, settings)
     return result
 
 
