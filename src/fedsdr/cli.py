@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsdr import progress
+from fedsdr import __version__, progress
 from fedsdr.errors import UserError
 
 app = typer.Typer(
@@ -44,6 +44,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard er
 
 NOT_SHOWN = ("domains", "words", "choice_score")
 """Tables of a grid that are in its files and on its page, and too much for a terminal."""
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"fedsdr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before any command."""
 
 
 @app.command()

@@ -13,6 +13,10 @@ class UnfitAttention(UserError):
     """Our attention does not give what the model's own does."""
 
 
+class AnotherBaseModel(UserError):
+    """A client's base model is not its server's. The name of this class is all that the server is told."""
+
+
 class Diverged(UserError):
     """Training left the numbers: the learning rate is too high."""
 

@@ -98,6 +98,7 @@ def test_a_renewed_certificate_is_another_that_clients_trust_as_they_did_the_fir
         (["../up"], "localhost:8443", "cannot name a folder"),
         (["bank"], "localhost:443", "the port must be 1024 or more"),
         (["bank"], "fl.example.org", "expected host:port"),
+        (["bank"], "https://fl.example.org:443", "expected host:port"),
         (["bank"], "fl.example.org:99999", "expected host:port"),
     ],
 )

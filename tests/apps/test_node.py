@@ -3,11 +3,15 @@
 import os
 import re
 import socket
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsdr import __version__
@@ -118,10 +122,16 @@ def ask(tiny_settings: Callable[..., Settings], flower_task: None) -> Callable[.
     """Let a deployed node prepare, or train on a shared adapter; return its reply."""
 
     def handle(
-        node: dict[str, Any], shared: Arrays | None = None, run: str = "r-1", name: str = "", **overrides: Any
+        node: dict[str, Any],
+        shared: Arrays | None = None,
+        run: str = "r-1",
+        name: str = "",
+        identity: str = "",
+        **overrides: Any,
     ) -> Message:
         settings = tiny_settings(**{"data.num_train": 0, "data.num_test": 0, **overrides})
         config = {"settings": settings.model_dump_json(), "version": __version__, "round": 1, "run": run}
+        config |= {"model": identity} if identity else {}
         config |= {"client": name} if shared is None else {}
         content = RecordDict({"config": ConfigRecord(config)})
         if shared is not None:
@@ -281,3 +291,57 @@ def test_a_misspelt_key_of_a_nodes_file_is_named_before_the_one_that_it_stands_f
     node_file.write_text(node_file.read_text().replace("private-key", "privat-key"))
     with pytest.raises(UserError, match=r"privat-key = 'node\.key': extra inputs"):
         read_node_file(node_file)
+
+
+@pytest.mark.parametrize(
+    ("file", "holds", "told"),
+    [
+        ("node.key", "public", "private-key = .*found no private key as made by `ssh-keygen -t ecdsa"),
+        ("node.key", "ed25519", "private-key = .*found no private key as made by `ssh-keygen -t ecdsa"),
+        ("ca.crt", "nothing", "root-certificates = .*expected the server's ca.crt"),
+        ("node.toml", "https://", "superlink = 'https://localhost:8443': expected host:port"),
+    ],
+)
+def test_what_no_server_would_let_in_is_told_before_it_is_tried(
+    node_file: Path, file: str, holds: str, told: str
+):
+    """Flower's words were the same for all, and the node was started again for ever."""
+    place = node_file.with_name(file)
+    openssh = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH)
+    place.write_bytes(
+        {
+            "public": node_file.parents[1].joinpath("server/keys/bank.pub").read_bytes(),
+            "ed25519": ed25519.Ed25519PrivateKey.generate().private_bytes(
+                *openssh, serialization.NoEncryption()
+            ),
+            "nothing": b"",
+            "https://": node_file.read_bytes().replace(b'"localhost', b'"https://localhost'),
+        }[holds]
+    )
+    with pytest.raises(UserError, match=told):
+        read_node_file(node_file)
+
+
+def test_a_ctrl_c_reaches_the_node_and_not_its_supernode_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A terminal interrupts all of a group at once. Told twice, a SuperNode did not sign off at its server."""
+    told = tmp_path / "group"
+    program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpgrp())); time.sleep(60)"
+
+    def work(*args: Any) -> None:
+        while not told.exists() or not told.read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsdr.apps.worker.work", work)
+    with pytest.raises(KeyboardInterrupt):
+        node_process._serve([sys.executable, "-c", program, str(told)], "", b"")
+    assert int(told.read_text()) != os.getpgrp()
+
+
+def test_a_client_with_another_base_model_rewrites_nothing_and_both_sides_are_told(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    reply = ask(make_node(tmp_path, tiny_folder), identity="another")
+    assert f"model = '{tiny_folder}' is not the server's base model" in capsys.readouterr().err
+    assert reply.error.reason == "AnotherBaseModel, see node-error.txt"
+    assert not list(tmp_path.glob("state/**/distilled*"))

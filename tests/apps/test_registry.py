@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fedsdr.apps import registry as module
+from fedsdr.apps.certificates import node_key
 from fedsdr.apps.registry import register, registered, registry
 from fedsdr.errors import UserError
 from fedsdr.recipe import check_settings
@@ -50,6 +53,7 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]
         return {"node-id": 2**63 + len(seen)}
 
     monkeypatch.setattr(module, "call_flower", flwr)
+    monkeypatch.setattr(module, "check_public", lambda path: None)  # keys are numbers here
     (tmp_path / "start.sh").touch()
     (tmp_path / "keys").mkdir()
     for number, name in enumerate(("bank", "hospital")):
@@ -188,3 +192,31 @@ def test_keys_are_registered_anew_with_a_superlink_that_has_forgotten_them(
     monkeypatch.setattr(module, "call_flower", lambda *words: {"node-id": 77})
     register(tmp_path)
     assert list(names(tmp_path).values()) == [77, 77] != list(before.values())
+
+
+@pytest.mark.parametrize(
+    ("holds", "told"),
+    [
+        ("private", "holds a private key.* delete it, its client makes a new one"),
+        ("ed25519", "found no public key; expected what `ssh-keygen -t ecdsa -b 384` writes"),
+        ("words", "found no public key; expected what `ssh-keygen -t ecdsa -b 384` writes"),
+    ],
+)
+def test_a_file_that_holds_no_key_of_a_node_is_told(tmp_path: Path, holds: str, told: str):
+    private, public = node_key()
+    other = ed25519.Ed25519PrivateKey.generate().public_key()
+    form = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    path = tmp_path / "bank.pub"
+    path.write_bytes(public)
+    module.check_public(path)
+    path.write_bytes({"private": private, "ed25519": other.public_bytes(*form), "words": b"a key"}[holds])
+    with pytest.raises(UserError, match=rf"bank\.pub: .*{told}"):
+        module.check_public(path)
+
+
+def test_a_superlink_that_was_never_started_is_told_without_flowers_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "STARTED", 0.0)
+    with pytest.raises(UserError, match=r"^start .*start\.sh first: it never ran$"):
+        module._known(tmp_path)

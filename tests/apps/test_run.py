@@ -16,7 +16,7 @@ import fedsdr.apps.client_app as client_app
 from fedsdr import __version__
 from fedsdr.apps import site
 from fedsdr.apps.local_grid import LocalGrid
-from fedsdr.apps.run import evaluate_round, read_result, read_settings, resume, run
+from fedsdr.apps.run import evaluate_round, read_result, read_settings, resume, run, run_over
 from fedsdr.apps.trained import export_round
 from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
@@ -195,6 +195,25 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
     resume(folder)
     assert {"seconds", "peak_memory"} <= read_lines(Path(run(quick()).folder) / "metrics.jsonl")[-1].keys()
     assert read_lines(folder / "metrics.jsonl")[-1] == {"event": "end", "round": settings.server.num_rounds}
+
+
+def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
+    folder = run(quick()).folder
+    (folder / "nonce").write_text("1")
+    with pytest.raises(UserError, match=r"data is at the clients; the command that began it.*--on SERVER"):
+        resume(folder)
+
+
+def test_a_finished_run_over_flower_waits_for_no_client(quick, monkeypatch: pytest.MonkeyPatch):
+    settings = quick()
+    folder = Path(settings.run.dir)
+    grid = LocalGrid(client_app.app, 2, folder / "clients")
+    deployed = settings.model_copy(
+        update={"federation": settings.federation.model_copy(update={"num_clients": 2})}
+    )
+    result = run_over(grid, deployed)
+    monkeypatch.setattr(grid, "get_node_ids", None)
+    assert run_over(grid, deployed) == result
 
 
 def test_a_run_wants_a_folder():
@@ -407,8 +426,15 @@ def test_where_a_client_keeps_its_texts_is_said_by_its_node_and_not_by_the_serve
     settings = quick(**{"run.cache": str(tmp_path / "theirs"), "method": "fedsd"})
     own = tmp_path / "own"
     grid = LocalGrid(client_app.app, 2, tmp_path / "clients", cache=str(own))
+    model = site.model_of(settings)[0].identity
     config = ConfigRecord(
-        {"settings": settings.model_dump_json(), "version": __version__, "round": 0, "run": "r"}
+        {
+            "settings": settings.model_dump_json(),
+            "version": __version__,
+            "round": 0,
+            "run": "r",
+            "model": model,
+        }
     )
     message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
     assert not next(iter(grid.send_and_receive([message]))).has_error()

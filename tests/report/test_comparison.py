@@ -82,6 +82,7 @@ def test_costs_are_sums_over_clients_and_means_over_seeds(made_up):
     events.append({"event": "round", "round": 1, "seconds": 20.0, "num_bytes_down": 64_000})
     events.append({"event": "end", "round": 1, "seconds": 70.4, "peak_memory": 2_500_000_000})
     some = [Cell("fedsdr", seed, {}, {}, events, {}) for seed in range(2)]
+    some.append(Cell("fedsdr", 2, {}, {}, [*events[:-1], {"event": "end", "round": 1}], {}))  # gone on with
     (row,) = cost_comparison(some).rows
     # Two clients of 16 steps, 2,000 tokens, 64 kB each way, 12.5 s; 40 s of rewriting.
     assert row == ("fedsdr", "32", "4,000", "128.0 kB", "128.0 kB", "40", "25", "0", "70", "2.5 GB")

@@ -42,7 +42,7 @@ class Attendance:
                 with are its clients, and no others.
         """
         self.grid = grid
-        self.config = ConfigRecord({**config, "round": 0})
+        self.config = ConfigRecord({**config, "round": 0, "model": identity})
         self.identity = identity
         self.settings = settings
         self.known = known
@@ -96,12 +96,15 @@ class Attendance:
                     )
                 raise UserError(
                     f"{num} of {wanted} clients have connected in {wait:g} s (federation.wait,"
-                    f" federation.num_clients): start the others and run again{reasons}"
+                    f" federation.num_clients): start the others, mend what is"
+                    f" named, and run again{reasons}"
                 )
             if num != told:
                 say(f"  {num} of {wanted} clients are connected, waiting for the others")
                 told = num
             time.sleep(POLL)
+        if told >= 0:
+            say(f"  {num} of {wanted} clients are connected")
         self.is_open = False
 
     def wait_for(self, clients: Sequence[str], num: int, server_round: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsdr.apps.certificates import certify, make_authority, node_key
-from fedsdr.apps.superlink import CONNECTION, HERE, QUIET
+from fedsdr.apps.superlink import CONNECTION, HERE, QUIET, split_address
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.recipe import to_toml
@@ -123,7 +123,7 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
             raise UserError(f"client {client!r}: each client needs a name of its own, and not server")
     if not clients:
         raise UserError("no client is named: give --clients bank,hospital")
-    host, public = _split(address)
+    host, public = split_address(address, "--address")
     # On this machine alone there is no proxy, and clients reach the SuperLink itself.
     is_trial = is_local(address)
     if is_trial and public < 1024:
@@ -154,11 +154,4 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
 
 def is_local(address: str) -> bool:
     """Whether clients reach a server on this machine alone."""
-    return _split(address)[0] in ("localhost", "127.0.0.1")
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65_000:
-        raise UserError(f"--address = {address!r}: expected host:port, such as fl.example.org:8443")
-    return host.strip("[]"), int(port)
+    return split_address(address, "--address")[0] in ("localhost", "127.0.0.1")

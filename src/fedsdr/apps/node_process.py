@@ -15,10 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field, ValidationError
 
 from fedsdr.apps.node import read_node
-from fedsdr.apps.superlink import environment
+from fedsdr.apps.superlink import environment, split_address
 from fedsdr.config import Section
 from fedsdr.data.sources import domain_files
 from fedsdr.errors import UserError
@@ -89,8 +93,8 @@ def run_node(path: Path) -> None:
                     " reached and does not let it in does not know its key: it must be registered there"
                 )
             say(
-                "the SuperNode ended, why is said above, and is started again: its server may hold it for"
-                " connected still, which passes in a minute, or not know its key, which does not"
+                "the SuperNode ended, why is said above, and is started again. If it was not activated: the"
+                " server may hold it for connected still, which passes in a minute, or not know its key yet"
             )
             time.sleep(PAUSE)
 
@@ -128,7 +132,8 @@ def _serve(command: list[str], address: str, secret: bytes) -> int:
     from fedsdr.apps.client_app import app
     from fedsdr.apps.worker import work
 
-    supernode = subprocess.Popen(command, preexec_fn=_end_with_parent)
+    # In a session of its own: Ctrl-C would reach it too, and it must be told once, to sign off at its server.
+    supernode = subprocess.Popen(command, preexec_fn=_end_with_parent, start_new_session=True)
     try:
         work(app, address, secret, lambda: supernode.poll() is None)
     finally:
@@ -163,7 +168,28 @@ def read_node_file(path: Path) -> NodeFile:
     for what, place in {**keys, "node.data": node["data"]}.items():
         if not Path(place).exists():
             raise UserError(f"{path}: {what.replace('_', '-')} = {place} does not exist")
+    _check_credentials(path, file.superlink, *map(Path, keys.values()))
     return file.model_copy(update={**keys, "node": node})
+
+
+def _check_credentials(path: Path, address: str, authority: Path, key: Path) -> None:
+    """Refuse what no server would let in, whatever is tried: Flower's own words tell little of it."""
+    split_address(address, f"{path}: superlink")
+    try:
+        x509.load_pem_x509_certificates(authority.read_bytes())
+    except ValueError:
+        raise UserError(
+            f"{path}: root-certificates = {authority}: found no certificate; expected the server's ca.crt"
+        ) from None
+    try:
+        private = serialization.load_ssh_private_key(key.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # the last two: it has a password
+        private = None
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP384R1):
+        raise UserError(
+            f"{path}: private-key = {key}: found no private key as made by"
+            f' `ssh-keygen -t ecdsa -b 384 -N "" -f {key.name}`'
+        )
 
 
 def _end_with_parent() -> None:

@@ -4,6 +4,10 @@ import json
 import time
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from fedsdr.apps.superlink import CONNECTION, call_flower, demand_server
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
@@ -31,11 +35,13 @@ def register(server: Path) -> None:
         check_name(path.stem, "client")
         if path.stem.endswith(".key"):
             raise UserError(f"{path}: call it <client>.pub: the file's name becomes the client's")
+        check_public(path)
     keys = {path: path.read_text() for path in paths}
     first: dict[str, Path] = {}
     for path, key in keys.items():
         if (same := first.setdefault(_body(key), path)) != path:
             raise UserError(f"{same} and {path} hold one key: each client needs its own")
+    folder.mkdir(mode=0o700, exist_ok=True)
     node_of = {_body(key): node for node, key in registered(str(folder)).values()}
     known = _known(server)
     for path, key in keys.items():
@@ -71,6 +77,23 @@ def register(server: Path) -> None:
         raise UserError(f"no client may take part: put their keys into {server / 'keys'}, as <client>.pub")
 
 
+def check_public(path: Path) -> None:
+    """Raise UserError where a file holds no public key that Flower takes."""
+    text = path.read_bytes()
+    try:
+        key = serialization.load_ssh_public_key(text)
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
+            return
+    except (ValueError, UnsupportedAlgorithm):
+        pass
+    told = (
+        "it holds a private key, which no one but its client may have: delete it, its client makes a new one"
+        if b"PRIVATE KEY" in text
+        else "expected what `ssh-keygen -t ecdsa -b 384` writes into node.key.pub"
+    )
+    raise UserError(f"{path}: found no public key; {told}")
+
+
 def _body(key: str) -> str:
     """What makes a public key: its longest word. A comment or other line ends make no other key."""
     return max(key.split(), key=len, default="")
@@ -85,6 +108,8 @@ def _known(server: Path) -> set[int]:
             return {int(node["node-id"]) for node in nodes if node["status"] != "unregistered"}
         except UserError as reason:
             if time.monotonic() > until:
+                if not (server / "state.db").exists():
+                    raise UserError(f"start {server / 'start.sh'} first: it never ran") from None
                 raise UserError(f"{reason}; is {server / 'start.sh'} running?") from None
 
 

@@ -119,10 +119,9 @@ def resume(folder: str | Path) -> Result:
     """
     folder = Path(folder)
     settings = read_settings(folder)
+    _demand_local(folder)
     with _locked(folder):
         environment = demand_same(settings)
-        if is_finished(settings):
-            say(f"{folder}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
         _introduce(settings, environment)
         return _drive(settings, _local_grid(settings))
 
@@ -186,6 +185,7 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Table, Table
     paths = {number: evaluation_file(folder, number) for number in (0, asked)}
     missing = [number for number, path in paths.items() if not path.exists()]
     if missing:
+        _demand_local(folder)
         with _locked(folder):
             demand_same(settings)
             from fedsdr.apps.server_app import serve
@@ -212,6 +212,17 @@ def checked_round(folder: Path, server_round: int | None) -> int:
     return asked
 
 
+def _demand_local(folder: Path) -> None:
+    """Raise UserError if the run's data is not on this machine, but at the clients of a deployment."""
+    from fedsdr.apps.server_app import NONCE
+
+    if (folder / NONCE).exists():
+        raise UserError(
+            f"{folder}: this run went over Flower, and its data is at the clients; the command that began it,"
+            " such as `fedsdr run RECIPE ... --on SERVER`, goes on with it"
+        )
+
+
 def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
     """Run all rounds that are left."""
     from fedsdr.apps.server_app import serve
@@ -219,7 +230,10 @@ def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
 
     folder, begun = Path(settings.run.dir), time.monotonic()
     log, is_whole = folder / "metrics.jsonl", not (folder / "server").exists()
-    serve(grid, settings)
+    if is_old := is_finished(settings):
+        say(f"{folder}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
+    if has_data or not is_old:  # clients elsewhere need not come for nothing
+        serve(grid, settings)
     if not has_data:  # the clients have told of theirs by now
         path = folder / "environment.json"
         write_json(path, read_json(path) | {"data": told_data(settings)})

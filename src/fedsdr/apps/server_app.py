@@ -78,6 +78,8 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         work.evaluate(only_round)
         return
     strategy.summary()
+    if begun:
+        say(f"  going on after round {begun}")
     if is_due(settings, begun):
         work.evaluate(begun)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):

@@ -83,8 +83,8 @@ def submit(server: Path, settings: Settings) -> Path:
     whose, _, reason = (ended.read_text() if ended.exists() else "").partition("\n")
     if whose != token:
         raise UserError(
-            "the run did not come to its end; why is said above. Where the SuperLink was not reached, start"
-            f" {server / 'start.sh'}; where nothing is wrong, give the same command again to go on"
+            "the run did not come to its end: it was stopped, or why is said above. Where the SuperLink was"
+            f" not reached, start {server / 'start.sh'}; where nothing is wrong, go on by the same command"
         )
     if reason:
         raise UserError(f"the run did not come to its end: {reason}")

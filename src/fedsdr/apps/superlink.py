@@ -36,7 +36,7 @@ def call_flower(server: Path, *words: str) -> dict[str, Any]:
     """
     command = [str(Path(sys.executable).with_name("flwr")), "supernode", *words, "--format", "json"]
     own = environment(FLWR_HOME=flower_home(server))
-    done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=False, umask=0o077)
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -44,6 +44,14 @@ def call_flower(server: Path, *words: str) -> dict[str, Any]:
     if not answer["success"]:
         raise UserError(f"flwr supernode {words[0]}: {' '.join(answer['error-message'].split())}")
     return answer
+
+
+def split_address(address: str, what: str) -> tuple[str, int]:
+    """Host and port of a server's address; `what` names it in the error."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65_000:
+        raise UserError(f"{what} = {address!r}: expected host:port, such as fl.example.org:8443")
+    return host.strip("[]"), int(port)
 
 
 def flower_home(server: Path) -> str:

@@ -282,8 +282,9 @@ def _costs(cell: Cell) -> dict[str, float]:
     for name in ("num_tokens", "num_bytes_up", "num_bytes_down"):
         total[name] = sum(record.get(name, 0) for record in records)
     total["num_steps"] = sum(v for r in records for k, v in r.items() if k.startswith("num_steps_"))
-    ends = [event for event in cell.events if event["event"] == "end"]
-    return total | {name: ends[-1][name] for name in ("seconds", "peak_memory") if ends}
+    end = next((event for event in cell.events if event["event"] == "end"), {})
+    # A cell in several processes tells neither.
+    return total | {name: end[name] for name in ("seconds", "peak_memory") if name in end}
 
 
 def _model_of(cell: Cell, arm: str, model: str) -> Mapping[str, dict[str, float]]:

@@ -174,7 +174,9 @@ def check_prepared(reply: Message, identity: str) -> tuple[str, dict[str, float]
     if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
         raise Rejected(f"client id {str(client)[:80]!r} is no short name")
     if content["client"].get("model") != identity:
-        raise Rejected(f"client {client} has another base model than the server")
+        raise Rejected(
+            f"client {client} has another base model than the server: set `model` in its node.toml"
+        )
     numbers = check_metrics(content["metrics"], "prepare")  # type: ignore[arg-type]
     for name, least in (("num_train", 1), ("num_test", 0)):
         num = numbers.get(name)
