@@ -131,6 +131,17 @@ def deploy_register(
     register(server)
 
 
+@deploy.command("status")
+def deploy_status(
+    server: Annotated[Path, typer.Argument(help="The server's folder, as `fedsdr deploy init` wrote it.")],
+) -> None:
+    """Show which clients are connected."""
+    from fedsdr.apps.registry import status
+
+    for client, told in status(server).items():
+        print(f"{client}: {told}")
+
+
 @deploy.command("renew")
 def deploy_renew(
     server: Annotated[Path, typer.Argument(help="The server's folder, as `fedsdr deploy init` wrote it.")],

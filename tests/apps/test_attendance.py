@@ -20,6 +20,7 @@ class Grid:
     def __init__(self, **nodes: str) -> None:
         self.clients = {int(node.removeprefix("n")): client for node, client in nodes.items()}
         self.num_train, self.model, self.asked = 5, "m", list[int]()
+        self.sent: list[dict[str, object]] = []
         self.replies: dict[str, Message] = {}
         self.lost: dict[int, int] = {}
         """Nodes whose first message is answered by Flower, with an error of that code."""
@@ -33,6 +34,7 @@ class Grid:
         for message in messages:
             node = message.metadata.dst_node_id
             self.asked.append(node)
+            self.sent.append(dict(message.content["config"]))
             message.metadata.__dict__["_message_id"] = f"to {node}"
             if node in self.lost:
                 self.replies[f"to {node}"] = Message(Error(self.lost.pop(node)), reply_to=message)
@@ -80,6 +82,8 @@ def test_a_run_begins_when_all_are_there_and_each_prepares_once(attend):
     one.wait_for_all()
     one.look()
     assert (one.roster, sorted(one.known), grid.asked) == ({7: "b", 3: "a"}, ["a", "b"], [3, 7])
+    # Each can see before it rewrites that its own base model is another one.
+    assert [config["model"] for config in grid.sent] == ["m", "m"]
 
 
 def test_waiting_for_clients_ends_with_how_many_came(attend):

@@ -200,7 +200,7 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
 def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
     folder = run(quick()).folder
     (folder / "nonce").write_text("1")
-    with pytest.raises(UserError, match=r"data is at the clients; the command that began it.*--on SERVER"):
+    with pytest.raises(UserError, match=r"data is at the clients.*The command that began it.*--on SERVER"):
         resume(folder)
 
 
@@ -213,7 +213,24 @@ def test_a_finished_run_over_flower_waits_for_no_client(quick, monkeypatch: pyte
     )
     result = run_over(grid, deployed)
     monkeypatch.setattr(grid, "get_node_ids", None)
+    log = folder / "metrics.jsonl"
+    whole = log.read_text()
     assert run_over(grid, deployed) == result
+    assert log.read_text() == whole
+    log.write_text(whole[:-9])  # the disk was full
+    assert run_over(grid, deployed) == result
+    assert [event["event"] for event in read_lines(log)][-2:] == ["evaluate", "end"]
+
+
+def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as_before(quick):
+    settings = quick()
+    result = run(settings)
+    deployed = settings.model_copy(
+        update={"federation": settings.federation.model_copy(update={"num_clients": 2})}
+    )
+    with pytest.raises(UserError, match="cannot go on: data hash"):
+        run_over(LocalGrid(client_app.app, 2, result.folder / "clients"), deployed)
+    assert resume(result.folder) == result
 
 
 def test_a_run_wants_a_folder():

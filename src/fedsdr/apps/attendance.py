@@ -14,15 +14,13 @@ from fedsdr.apps.registry import registered
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.progress import say
-from fedsdr.server.guard import Rejected, check_prepared
+from fedsdr.server.guard import AWAY, Rejected, check_prepared
 from fedsdr.storage import Event
 
 POLL = 1.0
 """Seconds between two looks at who is connected."""
 AGAIN = 60.0
 """Seconds after which a node that could not be let in is asked again: it may have been mended."""
-AWAY = (3, 4, 5)
-"""Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
 
 
 class Attendance:
@@ -96,8 +94,8 @@ class Attendance:
                     )
                 raise UserError(
                     f"{num} of {wanted} clients have connected in {wait:g} s (federation.wait,"
-                    f" federation.num_clients): start the others, mend what is"
-                    f" named, and run again{reasons}"
+                    f" federation.num_clients): start the others"
+                    f"{', mend what follows' if reasons else ''} and run again{reasons}"
                 )
             if num != told:
                 say(f"  {num} of {wanted} clients are connected, waiting for the others")

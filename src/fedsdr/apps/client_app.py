@@ -35,7 +35,7 @@ from fedsdr.config import Settings
 from fedsdr.data.examples import Example
 from fedsdr.distill.paradox import paradox_counts
 from fedsdr.distill.rewrite import Rewriting
-from fedsdr.errors import AnotherBaseModel, Diverged, UserError
+from fedsdr.errors import Diverged, UserError
 from fedsdr.measure.tasks import evaluate, evaluate_base
 from fedsdr.measure.weighing import evaluate_weighed, private_weights
 from fedsdr.model.adapters import Adapters
@@ -244,9 +244,8 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int, Node
             f"client = {node.who!r} in this node's configuration, but the server has its key as that of"
             f" {name!r}: set that, or let the server's operator save the key as {node.who}.pub"
         )
-    if config.get("model") not in (None, model_of(settings)[0].identity):  # before it rewrites
-        raise AnotherBaseModel(f"model = {settings.model.name!r} is not the server's base model")
-    site = open_site(settings, node.who, node.folder, node.runs_programs)
+    theirs = str(config.get("model", ""))
+    site = open_site(settings, node.who, node.folder, node.runs_programs, theirs)
     return settings, site, int(config["round"]), node  # type: ignore[arg-type]
 
 

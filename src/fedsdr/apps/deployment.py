@@ -128,6 +128,8 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
     is_trial = is_local(address)
     if is_trial and public < 1024:
         raise UserError(f"--address = {address!r}: on this machine alone the port must be 1024 or more")
+    if public + 101 + len(clients) > 2**16:
+        raise UserError(f"--address = {address!r}: the port is too high: some above it are used, too")
     inner = public if public >= 1024 else public + OFFSET
     port = inner if is_trial else inner + 1
     server = folder / "server"

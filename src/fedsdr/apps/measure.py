@@ -71,7 +71,10 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
     _check(names, options)
     made, missing = _measure(folder, names or list(MEASUREMENTS), options)
     if missing and (names or not made):
-        told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        whose: dict[str, list[str]] = {}
+        for name, reason in missing.items():
+            whose.setdefault(reason, []).append(name)
+        told = "; ".join(f"{', '.join(some)}: {reason}" for reason, some in whose.items())
         raise UserError(f"{folder}: not measured: {told}")
     return made
 

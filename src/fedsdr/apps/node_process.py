@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 from pydantic import Field, ValidationError
 
 from fedsdr.apps.node import read_node
@@ -65,7 +66,9 @@ def run_node(path: Path) -> None:
     _tell_missing_data(file)
     os.umask(0o077)  # its folder holds the client's texts
     os.environ |= environment()  # of this process too: the worker talks to the SuperNode
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
     config = " ".join(f"{key}={to_toml(value)}" for key, value in file.node.items())
     with tempfile.TemporaryDirectory() as place:
         secret, kept = secrets.token_bytes(32), Path(place) / "secret"
@@ -183,13 +186,14 @@ def _check_credentials(path: Path, address: str, authority: Path, key: Path) -> 
         ) from None
     try:
         private = serialization.load_ssh_private_key(key.read_bytes(), None)
+        if isinstance(private, ec.EllipticCurvePrivateKey) and uses_nist_ec_curve(private.public_key()):
+            return
     except (ValueError, TypeError, UnsupportedAlgorithm):  # the last two: it has a password
-        private = None
-    if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP384R1):
-        raise UserError(
-            f"{path}: private-key = {key}: found no private key as made by"
-            f' `ssh-keygen -t ecdsa -b 384 -N "" -f {key.name}`'
-        )
+        pass
+    raise UserError(
+        f"{path}: private-key = {key}: found no private key as made by"
+        f' `ssh-keygen -t ecdsa -b 384 -N "" -f {key.name}`'
+    )
 
 
 def _end_with_parent() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
 from fedsdr.apps.superlink import CONNECTION, call_flower, demand_server
 from fedsdr.config import Settings
@@ -26,8 +27,8 @@ def register(server: Path) -> None:
     and those of names that are gone, are taken off.
 
     Raises:
-        UserError: Two files hold one key; the SuperLink does not answer; or it does not take a key: the
-            others are registered then.
+        UserError: Two files hold one key; the SuperLink does not answer; or a file holds no key, or one
+            that it does not take: the others are registered then.
     """
     demand_server(server)
     folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
@@ -35,8 +36,12 @@ def register(server: Path) -> None:
         check_name(path.stem, "client")
         if path.stem.endswith(".key"):
             raise UserError(f"{path}: call it <client>.pub: the file's name becomes the client's")
-        check_public(path)
-    keys = {path: path.read_text() for path in paths}
+    keys = dict[Path, str]()
+    for path in paths:
+        try:
+            keys[path] = read_public(path)
+        except UserError as reason:  # its name keeps the key that it had
+            refused.append(str(reason))
     first: dict[str, Path] = {}
     for path, key in keys.items():
         if (same := first.setdefault(_body(key), path)) != path:
@@ -77,13 +82,32 @@ def register(server: Path) -> None:
         raise UserError(f"no client may take part: put their keys into {server / 'keys'}, as <client>.pub")
 
 
-def check_public(path: Path) -> None:
-    """Raise UserError where a file holds no public key that Flower takes."""
+def status(server: Path) -> dict[str, str]:
+    """Client -> what the SuperLink says of its node ("online", "offline", "registered": never seen).
+
+    Raises:
+        UserError: The SuperLink does not answer.
+    """
+    demand_server(server)
+    nodes, told = _nodes(server), dict[str, str]()
+    names = registered(str(server / "nodes"))
+    for client in sorted(names.keys() | {path.stem for path in server.glob("keys/*.pub")}):
+        node, _ = names.get(client, (-1, ""))
+        told[client] = nodes.get(node, f"may not take part yet; `fedsdr deploy register {server}`")
+    return told
+
+
+def read_public(path: Path) -> str:
+    """Read a node's public key.
+
+    Raises:
+        UserError: The file holds none that Flower takes.
+    """
     text = path.read_bytes()
     try:
         key = serialization.load_ssh_public_key(text)
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
-            return
+        if isinstance(key, ec.EllipticCurvePublicKey) and uses_nist_ec_curve(key):
+            return text.decode()
     except (ValueError, UnsupportedAlgorithm):
         pass
     told = (
@@ -104,13 +128,18 @@ def _known(server: Path) -> set[int]:
     until = time.monotonic() + STARTED
     while True:
         try:
-            nodes = call_flower(server, "list", CONNECTION)["nodes"]
-            return {int(node["node-id"]) for node in nodes if node["status"] != "unregistered"}
+            return set(_nodes(server))
         except UserError as reason:
             if time.monotonic() > until:
                 if not (server / "state.db").exists():
                     raise UserError(f"start {server / 'start.sh'} first: it never ran") from None
                 raise UserError(f"{reason}; is {server / 'start.sh'} running?") from None
+
+
+def _nodes(server: Path) -> dict[int, str]:
+    """Node id -> status, of the nodes that the SuperLink knows."""
+    nodes = call_flower(server, "list", CONNECTION)["nodes"]
+    return {int(node["node-id"]): node["status"] for node in nodes if node["status"] != "unregistered"}
 
 
 def registered(folder: str) -> dict[str, tuple[int, str]]:

@@ -25,7 +25,7 @@ from fedsdr.errors import UserError
 from fedsdr.measure.scores import Table
 from fedsdr.progress import say
 from fedsdr.recipe import dump_settings, load_settings
-from fedsdr.storage import append_lines, read_json, read_lines, round_folder, write_file, write_json
+from fedsdr.storage import read_json, read_lines, rewrite_lines, round_folder, write_file, write_json
 from fedsdr.tables import METHODS, Stage
 
 if TYPE_CHECKING:
@@ -92,12 +92,12 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
     # A SuperLink that was killed may leave the run's program behind, which goes on with the next SuperLink.
     with _locked(folder, settings.federation.wait):
         settings = resolve(settings)
-        if not (folder / NONCE).exists():  # clients tell a run from one of the same name that was removed
-            write_file(folder / NONCE, secrets.token_hex(4))
         if (folder / "config.toml").exists():
             environment = demand_same(settings, has_data=False)
         else:
             environment = describe_environment(settings, has_data=False)
+        if not (folder / NONCE).exists():  # clients tell a run from one of the same name that was removed
+            write_file(folder / NONCE, secrets.token_hex(4))
         _begin(settings, environment)
         for choice in describe_performance(settings):
             say(f"  {choice}")
@@ -218,8 +218,9 @@ def _demand_local(folder: Path) -> None:
 
     if (folder / NONCE).exists():
         raise UserError(
-            f"{folder}: this run went over Flower, and its data is at the clients; the command that began it,"
-            " such as `fedsdr run RECIPE ... --on SERVER`, goes on with it"
+            f"{folder}: this run went over Flower, and its data is at the clients: only rounds that it scored"
+            " itself can be shown (eval.every). The command that began it goes on with it (`fedsdr run RECIPE"
+            " ... --on SERVER`, or `flwr run`)"
         )
 
 
@@ -239,10 +240,11 @@ def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
         write_json(path, read_json(path) | {"data": told_data(settings)})
     result = read_result(folder)
     # The log itself tells whether it has its end: a kill may have come after the last scores.
-    if all(event["event"] != "end" for event in read_lines(log)):
+    events = read_lines(log)
+    if all(event["event"] != "end" for event in events):
         # Of a run in several processes this one knows but its own part.
         costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()} if is_whole else {}
-        append_lines(log, [{"event": "end", "round": settings.server.num_rounds, **costs}])
+        rewrite_lines(log, [*events, {"event": "end", "round": settings.server.num_rounds, **costs}])
     write_report(folder, settings)
     return result
 

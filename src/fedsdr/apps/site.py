@@ -14,7 +14,7 @@ from fedsdr.data.examples import Example
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.distill.rewrite import Rewriting, rewrite
-from fedsdr.errors import UserError
+from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.measure.tasks import TestSet
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.allocator import keep_pages
@@ -72,7 +72,9 @@ def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
 _sites: dict[tuple[str, str], Site] = {}
 
 
-def open_site(settings: Settings, who: int | str, root: Path, runs_programs: bool = True) -> Site:
+def open_site(
+    settings: Settings, who: int | str, root: Path, runs_programs: bool = True, identity: str = ""
+) -> Site:
     """Open a client: check its data, rewrite what is wanted, encode. Done once per process.
 
     Args:
@@ -81,8 +83,10 @@ def open_site(settings: Settings, who: int | str, root: Path, runs_programs: boo
             own, and read again at each message, since someone may change it.
         root: Where the client's folder is.
         runs_programs: Whether examples keep their `tests`, for which programs of the model are run.
+        identity: Of the server's base model; "" of a message that does not tell it.
 
     Raises:
+        AnotherBaseModel: Than the server's; nothing was rewritten.
         UserError: The data are not those that the client's folder was begun with, or there is no such client.
     """
     if isinstance(who, str):
@@ -102,6 +106,11 @@ def open_site(settings: Settings, who: int | str, root: Path, runs_programs: boo
         if is_deployed:
             _sites.clear()  # a worker lives long, and serves one run at a time:
             load_model.cache_clear()  # not two models side by side
+        if identity and model_of(settings)[0].identity != identity:
+            raise AnotherBaseModel(
+                f"model = {settings.model.name!r} is not the server's base model: set `model` in this node's"
+                " configuration to the server's"
+            )
         if not runs_programs:
             train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
             data = ClientData(data.id, train, test)

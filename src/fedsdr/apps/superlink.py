@@ -49,7 +49,7 @@ def call_flower(server: Path, *words: str) -> dict[str, Any]:
 def split_address(address: str, what: str) -> tuple[str, int]:
     """Host and port of a server's address; `what` names it in the error."""
     host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65_000:
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"{what} = {address!r}: expected host:port, such as fl.example.org:8443")
     return host.strip("[]"), int(port)
 

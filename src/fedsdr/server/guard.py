@@ -21,6 +21,8 @@ from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
 from fedsdr.tables import ALWAYS_SCORED, METRICS, PROMPTS, View, WireType, group_scores
 
+AWAY = (3, 4, 5)
+"""Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
 MAX_EXAMPLES = 10**9
 OF_STAGE = ("loss", "first_loss", "last_loss", "num_steps", "num_tokens")
 """What a client tells of each stage, all of it."""
@@ -174,9 +176,7 @@ def check_prepared(reply: Message, identity: str) -> tuple[str, dict[str, float]
     if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
         raise Rejected(f"client id {str(client)[:80]!r} is no short name")
     if content["client"].get("model") != identity:
-        raise Rejected(
-            f"client {client} has another base model than the server: set `model` in its node.toml"
-        )
+        raise Rejected(f"client {client} has another base model than the server")
     numbers = check_metrics(content["metrics"], "prepare")  # type: ignore[arg-type]
     for name, least in (("num_train", 1), ("num_test", 0)):
         num = numbers.get(name)
@@ -207,7 +207,8 @@ def _content(reply: Message, client: str, expected: Mapping[str, type]) -> Recor
         raise Rejected("comes from a node that was not asked or has answered")
     if reply.has_error():
         said = "".join(char for char in (reply.error.reason or "")[:120] if char.isprintable())
-        raise Rejected(f"the client failed: {said}")
+        what = "was gone" if reply.error.code in AWAY else "failed"
+        raise Rejected(f"the client {what}: {said}")
     found = {name: type(record) for name, record in reply.content.items()}
     if found != expected:
         said = ", ".join(f"{name[:80]} ({kind.__name__})" for name, kind in found.items())
