@@ -61,6 +61,7 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]
 
     monkeypatch.setattr(module, "call_flower", flwr)
     (tmp_path / "start.sh").touch()
+    (tmp_path / "state.db").touch()
     (tmp_path / "keys").mkdir()
     for number, name in enumerate(("bank", "hospital")):
         (tmp_path / f"keys/{name}.pub").write_text(public(number))

@@ -129,16 +129,24 @@ def _known(server: Path) -> set[int]:
     while True:
         try:
             return set(_nodes(server))
-        except UserError as reason:
+        except UserError:
             if time.monotonic() > until:
-                if not (server / "state.db").exists():
-                    raise UserError(f"start {server / 'start.sh'} first: it never ran") from None
-                raise UserError(f"{reason}; is {server / 'start.sh'} running?") from None
+                raise
 
 
 def _nodes(server: Path) -> dict[int, str]:
-    """Node id -> status, of the nodes that the SuperLink knows."""
-    nodes = call_flower(server, "list", CONNECTION)["nodes"]
+    """Node id -> status, of the nodes that the SuperLink knows.
+
+    Raises:
+        UserError: It does not answer.
+    """
+    start = server / "start.sh"
+    if not (server / "state.db").exists():
+        raise UserError(f"start {start} first: it never ran")
+    try:
+        nodes = call_flower(server, "list", CONNECTION)["nodes"]
+    except UserError as reason:
+        raise UserError(f"{reason}; is {start} running?") from None
     return {int(node["node-id"]): node["status"] for node in nodes if node["status"] != "unregistered"}
 
 
