@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from fedsdr.apps.certificates import make_authority, node_key
 from fedsdr.apps.node_process import read_node_file
-from fedsdr.apps.registry import registered
+from fedsdr.apps.registry import read_public, registered
 from fedsdr.client import wire
 from fedsdr.client.privacy import Ledger
 from fedsdr.client.state import load_kept
@@ -97,14 +98,21 @@ def files(tmp_path: Path) -> dict[str, tuple[bytes, Callable[[Path], Any]]]:
         'superlink = "h:1"\nroot-certificates = "ca"\nprivate-key = "key"\nport = 9000\n[node]\n'
         'client = "a"\ndata = "."\nfolder = "s"\nmodel = "tiny"\n'
     )
-    for name in ("ca", "key"):
-        (tmp_path / name).write_text("x")
+    make_authority(tmp_path)
+    ca, key = (tmp_path / "ca.crt").read_bytes(), node_key()
+    (tmp_path / "ca").write_bytes(ca)
+    (tmp_path / "key").write_bytes(key[0])
+    toml = tmp_path / "given.toml"
+    toml.write_text(node)
     return {
         "rows.jsonl": (lines.encode(), lambda path: read_file(path, "d", {})),
         "rows.json": (json.dumps(rows).encode(), lambda path: read_file(path, "d", {})),
         "rows.csv": (b"instruction,output\nWhat?,This.\nWhen?,Now.\n", lambda p: read_file(p, "d", {})),
         "recipe.toml": (dump_settings(Settings()).encode(), load_settings),
         "node.toml": (node.encode(), read_node_file),
+        "bank.pub": (key[1], read_public),
+        "key": (key[0], lambda path: read_node_file(toml)),
+        "ca": (ca, lambda path: read_node_file(toml)),
         "record.json": (json.dumps({"a": [1, 2]}).encode(), read_json),
         "events.jsonl": (b'{"event": "round", "round": 1}\n' * 3, read_lines),
     }
@@ -118,6 +126,7 @@ def test_no_reader_answers_bad_files_with_a_traceback(
     for name, (good, read) in kinds.items():
         (tmp_path / name).write_bytes(good)
         refused = count_refused(read, tmp_path / name, num, rng)
+        (tmp_path / name).write_bytes(good)  # another may need it
         assert refused > num / 20, name
         record(
             fault=f"random bad {name}",

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -15,6 +16,8 @@ from fedsdr.storage import SECRET, write_file
 
 YEAR = timedelta(days=365)
 AUTHORITY = "fedsdr authority of this deployment"
+UNREADABLE = (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What `cryptography` raises of a file with no key or certificate that it can read, or with a password."""
 
 
 def make_authority(server: Path) -> None:
@@ -66,7 +69,7 @@ def renew(server: Path) -> datetime:
     path = server / "server.crt"
     try:
         old = x509.load_pem_x509_certificate(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, *UNREADABLE):
         raise UserError(f"{path} is missing or damaged: restore it from a backup") from None
     names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     certify(server, str(next(iter(names)).value))

@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Annotated, Any
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 from pydantic import Field, ValidationError
 
+from fedsdr.apps.certificates import UNREADABLE
 from fedsdr.apps.node import read_node
 from fedsdr.apps.superlink import environment, split_address
 from fedsdr.config import Section
@@ -180,7 +180,7 @@ def _check_credentials(path: Path, address: str, authority: Path, key: Path) -> 
     split_address(address, f"{path}: superlink")
     try:
         x509.load_pem_x509_certificates(authority.read_bytes())
-    except ValueError:
+    except UNREADABLE:
         raise UserError(
             f"{path}: root-certificates = {authority}: found no certificate; expected the server's ca.crt"
         ) from None
@@ -188,7 +188,7 @@ def _check_credentials(path: Path, address: str, authority: Path, key: Path) -> 
         private = serialization.load_ssh_private_key(key.read_bytes(), None)
         if isinstance(private, ec.EllipticCurvePrivateKey) and uses_nist_ec_curve(private.public_key()):
             return
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # the last two: it has a password
+    except UNREADABLE:
         pass
     raise UserError(
         f"{path}: private-key = {key}: found no private key as made by"

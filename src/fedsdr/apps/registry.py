@@ -4,11 +4,11 @@ import json
 import time
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
+from fedsdr.apps.certificates import UNREADABLE
 from fedsdr.apps.superlink import CONNECTION, call_flower, demand_server
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
@@ -108,7 +108,7 @@ def read_public(path: Path) -> str:
         key = serialization.load_ssh_public_key(text)
         if isinstance(key, ec.EllipticCurvePublicKey) and uses_nist_ec_curve(key):
             return text.decode()
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         pass
     told = (
         "it holds a private key, which no one but its client may have: delete it, its client makes a new one"
