@@ -205,12 +205,9 @@ def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
 
 
 def test_a_finished_run_over_flower_waits_for_no_client(quick, monkeypatch: pytest.MonkeyPatch):
-    settings = quick()
-    folder = Path(settings.run.dir)
+    deployed = quick(**{"federation.num_clients": 2})
+    folder = Path(deployed.run.dir)
     grid = LocalGrid(client_app.app, 2, folder / "clients")
-    deployed = settings.model_copy(
-        update={"federation": settings.federation.model_copy(update={"num_clients": 2})}
-    )
     result = run_over(grid, deployed)
     monkeypatch.setattr(grid, "get_node_ids", None)
     log = folder / "metrics.jsonl"
@@ -225,9 +222,7 @@ def test_a_finished_run_over_flower_waits_for_no_client(quick, monkeypatch: pyte
 def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as_before(quick):
     settings = quick()
     result = run(settings)
-    deployed = settings.model_copy(
-        update={"federation": settings.federation.model_copy(update={"num_clients": 2})}
-    )
+    deployed = quick(**{"federation.num_clients": 2, "run.dir": settings.run.dir})
     with pytest.raises(UserError, match="cannot go on: data hash"):
         run_over(LocalGrid(client_app.app, 2, result.folder / "clients"), deployed)
     assert resume(result.folder) == result
@@ -443,15 +438,8 @@ def test_where_a_client_keeps_its_texts_is_said_by_its_node_and_not_by_the_serve
     settings = quick(**{"run.cache": str(tmp_path / "theirs"), "method": "fedsd"})
     own = tmp_path / "own"
     grid = LocalGrid(client_app.app, 2, tmp_path / "clients", cache=str(own))
-    model = site.model_of(settings)[0].identity
     config = ConfigRecord(
-        {
-            "settings": settings.model_dump_json(),
-            "version": __version__,
-            "round": 0,
-            "run": "r",
-            "model": model,
-        }
+        {"settings": settings.model_dump_json(), "version": __version__, "round": 0, "run": "r"}
     )
     message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
     assert not next(iter(grid.send_and_receive([message]))).has_error()

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.apps.certificates import make_authority, node_key
+from fedsdr.apps.certificates import make_authority, node_key, read_public
 from fedsdr.apps.node_process import read_node_file
-from fedsdr.apps.registry import read_public, registered
+from fedsdr.apps.registry import registered
 from fedsdr.client import wire
 from fedsdr.client.privacy import Ledger
 from fedsdr.client.state import load_kept

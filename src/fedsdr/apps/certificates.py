@@ -9,6 +9,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
 from fedsdr.apps.superlink import demand_server
 from fedsdr.errors import UserError
@@ -84,6 +85,48 @@ def node_key() -> tuple[bytes, bytes]:
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return private, public + b"\n"
+
+
+def check_authority(path: Path, what: str) -> None:
+    """Raise UserError where a file holds no certificate; `what` names it."""
+    try:
+        x509.load_pem_x509_certificates(path.read_bytes())
+    except UNREADABLE:
+        raise UserError(f"{what} = {path}: found no certificate; expected the server's ca.crt") from None
+
+
+def check_private(path: Path, what: str) -> None:
+    """Raise UserError where a file holds no private key of a node that Flower takes; `what` names it."""
+    try:
+        private = serialization.load_ssh_private_key(path.read_bytes(), None)
+        if isinstance(private, ec.EllipticCurvePrivateKey) and uses_nist_ec_curve(private.public_key()):
+            return
+    except UNREADABLE:
+        pass
+    raise UserError(
+        f'{what} = {path}: found no private key as made by `ssh-keygen -t ecdsa -b 384 -N "" -f {path.name}`'
+    )
+
+
+def read_public(path: Path) -> str:
+    """Read a node's public key.
+
+    Raises:
+        UserError: The file holds none that Flower takes.
+    """
+    text = path.read_bytes()
+    try:
+        key = serialization.load_ssh_public_key(text)
+        if isinstance(key, ec.EllipticCurvePublicKey) and uses_nist_ec_curve(key):
+            return text.decode()
+    except UNREADABLE:
+        pass
+    told = (
+        "it holds a private key, which no one but its client may have: delete it, its client makes a new one"
+        if b"PRIVATE KEY" in text
+        else "expected what `ssh-keygen -t ecdsa -b 384` writes into node.key.pub"
+    )
+    raise UserError(f"{path}: found no public key; {told}")
 
 
 def _key() -> ec.EllipticCurvePrivateKey:

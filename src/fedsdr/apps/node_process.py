@@ -15,13 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 from pydantic import Field, ValidationError
 
-from fedsdr.apps.certificates import UNREADABLE
+from fedsdr.apps.certificates import check_authority, check_private
 from fedsdr.apps.node import read_node
 from fedsdr.apps.superlink import environment, split_address
 from fedsdr.config import Section
@@ -171,29 +167,11 @@ def read_node_file(path: Path) -> NodeFile:
     for what, place in {**keys, "node.data": node["data"]}.items():
         if not Path(place).exists():
             raise UserError(f"{path}: {what.replace('_', '-')} = {place} does not exist")
-    _check_credentials(path, file.superlink, *map(Path, keys.values()))
+    # Refused here is what no server would let in, whatever is tried: Flower's own words tell little of it.
+    split_address(file.superlink, f"{path}: superlink")
+    check_authority(Path(keys["root_certificates"]), f"{path}: root-certificates")
+    check_private(Path(keys["private_key"]), f"{path}: private-key")
     return file.model_copy(update={**keys, "node": node})
-
-
-def _check_credentials(path: Path, address: str, authority: Path, key: Path) -> None:
-    """Refuse what no server would let in, whatever is tried: Flower's own words tell little of it."""
-    split_address(address, f"{path}: superlink")
-    try:
-        x509.load_pem_x509_certificates(authority.read_bytes())
-    except UNREADABLE:
-        raise UserError(
-            f"{path}: root-certificates = {authority}: found no certificate; expected the server's ca.crt"
-        ) from None
-    try:
-        private = serialization.load_ssh_private_key(key.read_bytes(), None)
-        if isinstance(private, ec.EllipticCurvePrivateKey) and uses_nist_ec_curve(private.public_key()):
-            return
-    except UNREADABLE:
-        pass
-    raise UserError(
-        f"{path}: private-key = {key}: found no private key as made by"
-        f' `ssh-keygen -t ecdsa -b 384 -N "" -f {key.name}`'
-    )
 
 
 def _end_with_parent() -> None:

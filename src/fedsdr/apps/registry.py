@@ -4,11 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
-
-from fedsdr.apps.certificates import UNREADABLE
+from fedsdr.apps.certificates import read_public
 from fedsdr.apps.superlink import CONNECTION, call_flower, demand_server
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
@@ -32,12 +28,11 @@ def register(server: Path) -> None:
     """
     demand_server(server)
     folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
+    keys = dict[Path, str]()
     for path in paths:
         check_name(path.stem, "client")
         if path.stem.endswith(".key"):
             raise UserError(f"{path}: call it <client>.pub: the file's name becomes the client's")
-    keys = dict[Path, str]()
-    for path in paths:
         try:
             keys[path] = read_public(path)
         except UserError as reason:  # its name keeps the key that it had
@@ -95,27 +90,6 @@ def status(server: Path) -> dict[str, str]:
         node, _ = names.get(client, (-1, ""))
         told[client] = nodes.get(node, f"may not take part yet; `fedsdr deploy register {server}`")
     return told
-
-
-def read_public(path: Path) -> str:
-    """Read a node's public key.
-
-    Raises:
-        UserError: The file holds none that Flower takes.
-    """
-    text = path.read_bytes()
-    try:
-        key = serialization.load_ssh_public_key(text)
-        if isinstance(key, ec.EllipticCurvePublicKey) and uses_nist_ec_curve(key):
-            return text.decode()
-    except UNREADABLE:
-        pass
-    told = (
-        "it holds a private key, which no one but its client may have: delete it, its client makes a new one"
-        if b"PRIVATE KEY" in text
-        else "expected what `ssh-keygen -t ecdsa -b 384` writes into node.key.pub"
-    )
-    raise UserError(f"{path}: found no public key; {told}")
 
 
 def _body(key: str) -> str:
