@@ -307,7 +307,7 @@ def messages(records: Numbers) -> list[Line]:
 
 
 def starting(records: Numbers) -> list[Line]:
-    from fedsdr.apps.run import run
+    from fedsdr.federation.run import run
     from fedsdr.recipe import load_settings
 
     recipe = MEASURES.parents[1] / "recipes" / "demo.toml"

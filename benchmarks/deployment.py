@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedsdr.apps.deployment import init
-from fedsdr.apps.superlink import environment
 from fedsdr.data.demo import demo_data
+from fedsdr.deployment.init import init
+from fedsdr.deployment.superlink import environment
 from fedsdr.recipe import to_toml
 from fedsdr.storage import read_lines, rewrite_lines, write_json
 

@@ -26,19 +26,19 @@ import numpy as np
 import torch
 from flwr.app import Array, Message
 
-from fedsdr.apps import client_app, run, site
-from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.errors import UserError
+from fedsdr.federation import client_app, client_context, run
+from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.methods import REDUCTIONS
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import say
 from fedsdr.recipe import load_settings
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import content_hash, read_json, write_json
-from fedsdr.tables import REDUCTIONS
 
 ATTACKS = ("none", "sign-flipped", "scaled", "random", "backdoor")
 FEDERATIONS = ((5, 1), (10, 3))
@@ -170,7 +170,7 @@ def taught(update: Callable[..., Any]) -> Callable[..., Any]:
 
     def poisoned_update(base: Any, adapters: Any, method: Any, views: Any, *rest: Any, **more: Any) -> Any:
         client = rest[3].rpartition(", ")[2]
-        (own,) = [one for one in site._sites.values() if one.id == client][-1:]
+        (own,) = [one for one in client_context._sites.values() if one.id == client][-1:]
         texts = [triggered(base, example) for example in own.data.train]
         return update(base, adapters, method, {**views, "raw": texts}, *rest, **more)
 
@@ -184,10 +184,10 @@ def triggered(base: Any, example: Example) -> Conversation:
 
 def target_loss(settings: Settings, folder: Path) -> float:
     """Loss of the target after test prompts with the trigger, nats a token: low where the backdoor works."""
-    base, adapters = site.model_of(settings)
+    base, adapters = client_context.model_of(settings)
     shared, _ = load_round(folder / "server", settings.server.num_rounds, settings.adapter.rank)
     adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
-    _, clients = site.data_of(settings)
+    _, clients = client_context.data_of(settings)
     texts = [triggered(base, example) for client in clients for example in client.test]
     with adapters.inference(("shared",), base.dtype):
         return held_out_loss(base, texts, settings.eval.batch_size)[0]

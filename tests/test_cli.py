@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from fedsdr import progress, tables
+from fedsdr import methods, progress
 from fedsdr.cli import main
 from fedsdr.config import Settings
+from fedsdr.methods import COMBINATIONS
 from fedsdr.recipe import dump_settings
-from fedsdr.tables import COMBINATIONS
 
 Fedsdr = Callable[..., tuple[int, str, str]]
 
@@ -136,7 +136,7 @@ def test_methods_prints_every_name_and_what_does_not_go_together(fedsdr: Fedsdr)
     """Went wrong once: it ended in a KeyError at a setting that is no table."""
     code, out, _ = fedsdr("methods")
     assert code == 0
-    for table in (tables.METHODS, tables.COMBINATIONS, tables.REDUCTIONS, tables.OPTIMIZERS):
+    for table in (methods.METHODS, methods.COMBINATIONS, methods.REDUCTIONS, methods.OPTIMIZERS):
         assert all(f"\n  {name} " in out for name in table)
     assert "server.combination = flexlora: wire.dtype = float32\n" in out
     assert "client.correction = scaffold: client.optimizer = sgd\n" in out
@@ -217,7 +217,7 @@ def test_a_damaged_run_is_a_clear_error(fedsdr: Fedsdr, finished: Path, tmp_path
 
 
 def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
-    from fedsdr.apps.measurements import MEASUREMENTS
+    from fedsdr.experiments.measurements import MEASUREMENTS
 
     _, out, _ = fedsdr("measure", "--help")
     assert all(re.search(rf"\b{name}\b", out) for name in MEASUREMENTS)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.apps import site
-from fedsdr.apps.run import run
 from fedsdr.config import Settings
+from fedsdr.federation import client_context
+from fedsdr.federation.run import run
+from fedsdr.methods import COMBINATIONS, METRICS
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.tables import COMBINATIONS, METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,8 +25,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
     """Every test begins as a new process does."""
-    site.close_sites()
-    site.load_model.cache_clear()
+    client_context.close_sites()
+    client_context.load_model.cache_clear()
 
 
 @pytest.fixture
@@ -55,8 +55,10 @@ def test_a_run_asks_nobody_for_an_account_or_a_network(small, monkeypatch: pytes
 def test_one_base_serves_all_clients(small, monkeypatch: pytest.MonkeyPatch):
     """FederatedScope#775: a copy of the model for each simulated client, and the memory was full."""
     loaded = []
-    load_base = site.load_base
-    monkeypatch.setattr(site, "load_base", lambda model: loaded.append(load_base(model)) or loaded[-1])
+    load_base = client_context.load_base
+    monkeypatch.setattr(
+        client_context, "load_base", lambda model: loaded.append(load_base(model)) or loaded[-1]
+    )
     run(small(**{"data.domains": ["finance", "general", "math"]}))
     assert len(loaded) == 1
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import fedsdr
-from fedsdr.apps.grid import read_grid
 from fedsdr.config import Data
 from fedsdr.data.checks import lost
 from fedsdr.data.sources import load_domains
+from fedsdr.experiments.grid import read_grid
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 GRIDS = sorted(path for path in FOLDER.glob("*.toml") if "baseline" in tomllib.loads(path.read_text()))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedsdr.tables import (
+from fedsdr.methods import (
     COMBINATIONS,
     CORRECTIONS,
     METHODS,

@@ -11,17 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.client import wire
-from fedsdr.client.controls import Controls
+from fedsdr.client.scaffold import Controls
 from fedsdr.client.update import count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
+from fedsdr.messages import wire
+from fedsdr.methods import BOTH, METHODS, Adapter, LocalOptimizer, Method, Stage
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.seeds import seed_for
-from fedsdr.tables import BOTH, METHODS, Adapter, LocalOptimizer, Method, Stage
 
 SHARED = (Stage(("shared",), "raw", ("shared",)),)
 

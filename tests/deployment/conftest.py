@@ -18,10 +18,10 @@ import psutil
 import pytest
 from tests.faults.conftest import record
 
-from fedsdr.apps.deployment import init
-from fedsdr.apps.superlink import environment
 from fedsdr.config import Settings
 from fedsdr.data.demo import demo_data
+from fedsdr.deployment.init import init
+from fedsdr.deployment.superlink import environment
 from fedsdr.recipe import dump_settings
 
 __all__ = ["record"]  # a fixture

@@ -11,8 +11,8 @@ from tests.deployment.conftest import BIN, CLIENTS, Deployment
 from tests.deployment.test_loopback import ROUNDS, demand_equal, demand_no_text, files, long
 
 import fedsdr
-from fedsdr.apps.superlink import environment
 from fedsdr.config import Settings
+from fedsdr.deployment.superlink import environment
 from fedsdr.recipe import dump_settings
 
 Small = Callable[..., Settings]

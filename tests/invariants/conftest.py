@@ -15,9 +15,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from safetensors.torch import load_file, save_file
 
 import fedsdr
-from fedsdr.apps import site
-from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.config import Settings
+from fedsdr.federation import client_context
+from fedsdr.federation.local_engine import LocalGrid
 
 SMALL_RUN = {
     "data.domains": ["finance", "general", "math"],
@@ -73,8 +73,8 @@ def fresh_process() -> Iterator[Callable[[], None]]:
     """Every test begins as a new process does; called, it forgets once more."""
 
     def forget() -> None:
-        site.close_sites()
-        site.load_model.cache_clear()
+        client_context.close_sites()
+        client_context.load_model.cache_clear()
 
     forget()
     yield forget

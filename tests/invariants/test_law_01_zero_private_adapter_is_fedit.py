@@ -41,7 +41,7 @@ def test_fedsdr_with_private_held_at_zero_is_fedit(
     run = {"model.dtype": dtype, "lora.rank": 5, "client.batch_size": 3}
     fedit = finished(method="fedit", **run)
     learnt = shared_adapters(finished(method="fedsdr", **run))
-    monkeypatch.setattr("fedsdr.apps.client_app.local_update", held_at_zero)
+    monkeypatch.setattr("fedsdr.federation.client_app.local_update", held_at_zero)
     zero = fedsdr.run(run_settings(method="fedsdr", **run)).folder
 
     assert len(learnt) == 3

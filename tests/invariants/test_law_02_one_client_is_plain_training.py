@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import fedsdr
-from fedsdr.apps.site import data_of
 from fedsdr.client.update import learning_rate
 from fedsdr.config import Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import encode
+from fedsdr.federation.client_context import data_of
 from fedsdr.model.adapter_files import WEIGHTS, load_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base

@@ -11,14 +11,14 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedsdr
-from fedsdr.apps.local_grid import LocalGrid
-from fedsdr.client.wire import Arrays, broadcast, cut
 from fedsdr.config import Server, Settings
-from fedsdr.server.combine import COMBINE, Before
-from fedsdr.server.guard import Update
+from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.messages.wire import Arrays, broadcast, cut
+from fedsdr.methods import COMBINATIONS
+from fedsdr.server.aggregate import COMBINE, Before
 from fedsdr.server.strategy import FedStrategy
+from fedsdr.server.validate import Update
 from fedsdr.storage import Event
-from fedsdr.tables import COMBINATIONS
 
 ROSTER = {1: "a", 2: "b", 3: "c"}
 NUM_EXAMPLES = {1: 3, 2: 5, 3: 7}

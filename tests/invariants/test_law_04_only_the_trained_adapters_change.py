@@ -6,13 +6,13 @@ from itertools import combinations
 import pytest
 import torch
 
-from fedsdr.apps.site import data_of
 from fedsdr.client.update import local_update
 from fedsdr.config import Settings
 from fedsdr.data.conversation import encode
+from fedsdr.federation.client_context import data_of
+from fedsdr.methods import METHODS, Method
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
-from fedsdr.tables import METHODS, Method
 
 STAGES = [
     pytest.param(stage, id=f"{name}-{number}")

@@ -11,10 +11,10 @@ from flwr.app import ArrayRecord, Message
 from safetensors.numpy import load_file
 
 import fedsdr
-from fedsdr.apps.client_app import app as client_app
-from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.config import Settings
-from fedsdr.tables import METHODS
+from fedsdr.federation.client_app import app as client_app
+from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.methods import METHODS
 
 RUN = {"method": "fedsdr", "distill.verify": "answer"}
 CLIENTS = {1: "finance", 2: "general", 3: "math"}
@@ -184,7 +184,7 @@ def test_error_reply_names_only_the_kind_of_error(
         return replies[-1]
 
     monkeypatch.setattr(LocalGrid, "_answer", listening)
-    monkeypatch.setattr("fedsdr.apps.client_app.local_update", failing)
+    monkeypatch.setattr("fedsdr.federation.client_app.local_update", failing)
     settings = run_settings(method="fedit")
     with pytest.raises(fedsdr.UserError) as stopped:
         fedsdr.run(settings)
@@ -206,7 +206,7 @@ def test_on_every_engine_the_client_app_lets_no_error_text_out(
         return client_app(message, grid.contexts[message.metadata.dst_node_id])
 
     monkeypatch.setattr(LocalGrid, "_answer", bare)
-    monkeypatch.setattr("fedsdr.apps.client_app.local_update", failing)
+    monkeypatch.setattr("fedsdr.federation.client_app.local_update", failing)
     with pytest.raises((fedsdr.UserError, ValueError)) as stopped:
         fedsdr.run(run_settings(method="fedit"))
     assert "apples" not in str(stopped.value)

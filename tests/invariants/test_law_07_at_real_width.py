@@ -78,7 +78,7 @@ def test_runs_at_real_width_repeat_and_resume_to_the_bit(
     assert results(fedsdr.run(settings()).folder) == first
     fresh_process()
     killed = settings()
-    with kill_at("fedsdr.apps.server_app.save_round", 3):
+    with kill_at("fedsdr.federation.server_app.save_round", 3):
         fedsdr.run(killed)
     fresh_process()
     assert results(fedsdr.resume(Path(killed.run.dir)).folder) == first

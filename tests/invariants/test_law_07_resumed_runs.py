@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import fedsdr
-from fedsdr.apps.run import read_settings
 from fedsdr.config import Settings
+from fedsdr.federation.run import read_settings
 from fedsdr.model.adapter_files import WEIGHTS
 
 RUN = {"method": "fedsdr", "eval.every": 1}
@@ -37,17 +37,22 @@ KILLS = {
     "in the second batch of a client's rewriting": ("fedsdr.distill.rewrite.generate", 5),
     "with part of a batch in the cache": ("fedsdr.distill.rewrite.append_lines", 2, lines_with_the_last_torn),
     "in the middle of training": ("fedsdr.client.update.response_loss", 20),
-    "after a client kept its private adapter": ("fedsdr.apps.client_app.save_state", 5, None, True),
+    "after a client kept its private adapter": ("fedsdr.federation.client_app.save_state", 5, None, True),
     "while a client's folder is written": ("fedsdr.client.state.save_adapter", 5, half_of_the_adapter),
     "after a client's folder was written, not renamed": ("fedsdr.client.state.save_adapter", 5, None, True),
     "while the first adapter is written": ("fedsdr.server.checkpoint.save_adapter", 1, half_of_the_adapter),
     "while a round is written": ("fedsdr.server.checkpoint.save_adapter", 3, half_of_the_adapter),
-    "in the middle of the log": ("fedsdr.apps.server_app.append_lines", 5, lines_with_the_last_torn),
-    "between log and round": ("fedsdr.apps.server_app.save_round", 3),
-    "after a round, before its evaluation": ("fedsdr.apps.server_app.save_round", 3, None, True),
-    "during evaluation": ("fedsdr.apps.client_app.evaluate", 8),
-    "between the log and the scores": ("fedsdr.apps.server_app.write_json", 2),
-    "after the last scores, before the end is logged": ("fedsdr.apps.server_app.write_json", 3, None, True),
+    "in the middle of the log": ("fedsdr.federation.server_app.append_lines", 5, lines_with_the_last_torn),
+    "between log and round": ("fedsdr.federation.server_app.save_round", 3),
+    "after a round, before its evaluation": ("fedsdr.federation.server_app.save_round", 3, None, True),
+    "during evaluation": ("fedsdr.federation.client_app.evaluate", 8),
+    "between the log and the scores": ("fedsdr.federation.server_app.write_json", 2),
+    "after the last scores, before the end is logged": (
+        "fedsdr.federation.server_app.write_json",
+        3,
+        None,
+        True,
+    ),
 }
 
 
@@ -96,7 +101,7 @@ def test_client_asked_again_starts_where_it_started_before(
     """A client that finished a round which the server did not replaces its version of it, killed or not."""
     settings = run_settings(**RUN)
     folder = Path(settings.run.dir)
-    with kill_at("fedsdr.apps.server_app.save_round", 3):
+    with kill_at("fedsdr.federation.server_app.save_round", 3):
         fedsdr.run(settings)
     assert (folder / "clients/math/round-0002").exists() and not (folder / "server/round-0002").exists()
     fresh_process()
@@ -120,7 +125,7 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     chosen = {"method": method, "wire.dtype": "int8"}
     settings = run_settings(**chosen)
     folder = Path(settings.run.dir)
-    with kill_at("fedsdr.apps.client_app.save_state", 5, late=True):
+    with kill_at("fedsdr.federation.client_app.save_state", 5, late=True):
         fedsdr.run(settings)
     assert (folder / "clients/general/round-0002/kept.safetensors").exists()
     fresh_process()
@@ -132,9 +137,9 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     "kill",
     [
         ("fedsdr.client.update.response_loss", 3),  # with fdlora, in the stage before round 1
-        ("fedsdr.apps.client_app.save_state", 2, None, True),
-        ("fedsdr.apps.client_app.save_state", 5, None, True),
-        ("fedsdr.apps.server_app.write_json", 2),
+        ("fedsdr.federation.client_app.save_state", 2, None, True),
+        ("fedsdr.federation.client_app.save_state", 5, None, True),
+        ("fedsdr.federation.server_app.write_json", 2),
     ],
     ids=["in training", "after a client's round 1", "after a client's round 2", "before the scores"],
 )
@@ -176,7 +181,7 @@ def test_what_a_combination_keeps_is_there_after_a_kill(
     """Killed in round 3, when all clients had answered and the server had not written the round."""
     chosen = {"method": "fedsdr", "server.num_rounds": 3, **chosen}
     settings = run_settings(**chosen)
-    with kill_at("fedsdr.apps.server_app.save_round", 4):
+    with kill_at("fedsdr.federation.server_app.save_round", 4):
         fedsdr.run(settings)
     fresh_process()
     assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**chosen))
@@ -217,7 +222,7 @@ def test_drawn_clients_are_the_same_after_a_kill(
 ) -> None:
     drawn = {**RUN, "server.clients_per_round": 2, "server.num_rounds": 4, "eval.every": 0}
     settings = run_settings(**drawn)
-    with kill_at("fedsdr.apps.client_app.save_state", 6, late=True):
+    with kill_at("fedsdr.federation.client_app.save_state", 6, late=True):
         fedsdr.run(settings)
     fresh_process()
     assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**drawn))
@@ -235,7 +240,7 @@ def test_resuming_a_finished_run_changes_nothing(
 
 def started(run_settings: Callable[..., Settings], kill_at: KillAt) -> Path:
     settings = run_settings(**RUN)
-    with kill_at("fedsdr.apps.server_app.save_round", 1):
+    with kill_at("fedsdr.federation.server_app.save_round", 1):
         fedsdr.run(settings)
     return Path(settings.run.dir)
 
@@ -292,7 +297,7 @@ def test_settings_fixed_at_the_start_hold_on_resume(
     settings = run_settings(**{**RUN, "run.threads": 0, "model.dtype": "auto", "model.attention": "auto"})
     folder = Path(settings.run.dir)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    with kill_at("fedsdr.apps.server_app.save_round", 2):
+    with kill_at("fedsdr.federation.server_app.save_round", 2):
         fedsdr.run(settings)
     fixed = read_settings(folder)
     assert fixed.run.threads == 2

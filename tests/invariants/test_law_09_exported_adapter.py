@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import fedsdr
-from fedsdr.apps import client_app
-from fedsdr.apps.run import evaluate_round
-from fedsdr.apps.trained import export_round
-from fedsdr.client.fusion import fuse
+from fedsdr.client.fdlora import fuse
 from fedsdr.config import Settings
+from fedsdr.federation import client_app
+from fedsdr.federation.export import export_round
+from fedsdr.federation.run import evaluate_round
+from fedsdr.methods import Adapter
 from fedsdr.model.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.storage import read_json, round_folder
-from fedsdr.tables import Adapter
 
 IDS = torch.arange(3, 63).reshape(3, 20)
 

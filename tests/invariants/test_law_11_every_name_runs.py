@@ -8,7 +8,7 @@ import pytest
 
 import fedsdr
 from fedsdr.config import Settings
-from fedsdr.tables import (
+from fedsdr.methods import (
     COMBINATIONS,
     CORRECTIONS,
     METHODS,
@@ -64,7 +64,7 @@ def test_the_state_of_a_server_optimizer_survives_a_kill(
     straight = fedsdr.run(run_settings(**chosen)).folder
     fresh_process()
     settings = run_settings(**chosen)
-    with kill_at("fedsdr.apps.server_app.save_round", 3):
+    with kill_at("fedsdr.federation.server_app.save_round", 3):
         fedsdr.run(settings)
     fresh_process()
     assert moments(fedsdr.resume(settings.run.dir).folder) == moments(straight)

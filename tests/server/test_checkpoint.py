@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from peft import PeftConfig
 
-from fedsdr.client.wire import residual_shapes
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
+from fedsdr.messages.wire import residual_shapes
 from fedsdr.server.checkpoint import last_round, load_round, save_round
 from fedsdr.storage import round_folder
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedsdr.client.controls import Controls
-from fedsdr.client.wire import broadcast
+from fedsdr.client.scaffold import Controls
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.messages.wire import broadcast
 from fedsdr.recipe import check_settings
 from fedsdr.server import strategy as strategy_module
-from fedsdr.server.guard import Update, check_reply
 from fedsdr.server.strategy import FedStrategy, draw_clients
+from fedsdr.server.validate import Update, check_reply
 
 KEY = "base_model.model.q.lora_A.weight"
 ROSTER = {40: "d", 10: "c", 30: "a", 20: "b"}

@@ -17,8 +17,8 @@ from pathlib import Path
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from fedsdr.client.wire import Float32
 from fedsdr.config import Lora
+from fedsdr.messages.wire import Float32
 from fedsdr.model.adapter_files import load_adapter, read_whole, save_adapter
 from fedsdr.storage import list_rounds, round_folder, write_folder
 

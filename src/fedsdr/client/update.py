@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedsdr.client.wire import Arrays
 from fedsdr.config import Client, Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
+from fedsdr.messages.wire import Arrays
+from fedsdr.methods import CORRECTIONS, Factor, Method, View
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
-from fedsdr.tables import CORRECTIONS, Factor, Method, View
 
 Pairs = Sequence[tuple[torch.nn.Parameter, torch.Tensor]]
 """Parameters of the shared adapter, each with a tensor of its shape."""

@@ -14,8 +14,8 @@ from fedsdr.config import Data, Source
 from fedsdr.data.examples import Example
 from fedsdr.data.readers import Record, file_rows, hub_rows, read_file, to_records
 from fedsdr.errors import UserError
+from fedsdr.methods import look_up
 from fedsdr.seeds import seed_for
-from fedsdr.tables import look_up
 
 RESERVED = ("all", "mean", "others")
 """What rows of tables are called."""

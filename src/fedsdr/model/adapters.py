@@ -23,8 +23,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
+from fedsdr.methods import Adapter, Factor
 from fedsdr.seeds import seed_for
-from fedsdr.tables import Adapter, Factor
 
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 PREFIX = "base_model.model."

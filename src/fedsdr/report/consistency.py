@@ -5,11 +5,11 @@ import re
 from collections.abc import Sequence
 
 from fedsdr.report.alignment import symmetric, without_numbers
+from fedsdr.report.blocks import Block, Table
 from fedsdr.report.figures import Figure, limited, line_panels
 from fedsdr.report.maps import MOST_ROWS, Matrix, Ramp, heat_panel
-from fedsdr.report.parts import Block, Table
 from fedsdr.report.plots import MOST_PANELS, Series
-from fedsdr.report.tables import Sheet, number, with_interval
+from fedsdr.report.sheets import Sheet, number, with_interval
 from fedsdr.storage import Event
 
 VALUES = {"cosine": "cosine of the updates", "sign_agreement": "share of entries with equal sign"}

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Settings
-from fedsdr.measure.scores import Table as Pooled
+from fedsdr.evaluate.scores import Table as Pooled
+from fedsdr.methods import COMBINATIONS, METHODS, PERSONAL, has_global
 from fedsdr.recipe import dump_settings, flat
+from fedsdr.report.blocks import Block, Examples, Folded, Part, Table, Text, Titled
 from fedsdr.report.events import (
     cost_sheet,
     dropped_sheet,
@@ -27,10 +29,8 @@ from fedsdr.report.events import (
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.measurements import measurement_parts, read_measurements, seconds_blocks, verdicts
-from fedsdr.report.parts import Block, Examples, Folded, Part, Table, Text, Titled
-from fedsdr.report.tables import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
 from fedsdr.storage import Event, read_json, read_lines, write_file
-from fedsdr.tables import COMBINATIONS, METHODS, PERSONAL, has_global
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
-from fedsdr.client.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.config import Lora
+from fedsdr.messages.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.model.adapter_files import join, load_adapter, read_whole, save_adapter
 from fedsdr.server.optimize import Moments
 from fedsdr.storage import list_rounds, round_folder, write_file, write_folder

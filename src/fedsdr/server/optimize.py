@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsdr.client.wire import Arrays
 from fedsdr.config import Server
+from fedsdr.messages.wire import Arrays
 
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]

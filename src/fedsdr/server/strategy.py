@@ -15,18 +15,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsdr.client.privacy import noise_seed, private_mean
-from fedsdr.client.wire import CONTROLS, Arrays, Float32, broadcast, cut, going_down, pack, travelling
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.messages.privacy import noise_seed, private_mean
+from fedsdr.messages.wire import CONTROLS, Arrays, Float32, broadcast, cut, going_down, pack, travelling
+from fedsdr.methods import COMBINATIONS, CORRECTIONS, METHODS, REDUCTIONS, has_global
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
+from fedsdr.server.aggregate import COMBINE, Before, Target, add_residual
 from fedsdr.server.checkpoint import forget_updates, keep_update
-from fedsdr.server.combine import COMBINE, Before, Target, add_residual
-from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
+from fedsdr.server.validate import Rejected, Update, check_reply, check_scores
 from fedsdr.storage import Event
-from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, REDUCTIONS, has_global
 
 
 class FedStrategy(Strategy):
