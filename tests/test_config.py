@@ -212,7 +212,7 @@ def test_all_bad_keys_are_named_at_once():
     [
         ("method", "fedrsd", list(METHODS)),
         ("server.optimizer", "fedadagard", list(OPTIMIZERS)),
-        ("server.combination", "avarage", ["average"]),
+        ("server.aggregation", "avarage", ["average"]),
         ("distill.prompts", "referense", ["reference"]),
     ],
 )

@@ -8,13 +8,21 @@ import pytest
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import rewriting_turns
 from fedsdr.errors import UserError
-from fedsdr.methods import COMBINATIONS, CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, REDUCTIONS, look_up
-from fedsdr.server.aggregate import COMBINE
+from fedsdr.methods import (
+    AGGREGATIONS,
+    DRIFT_CORRECTIONS,
+    METHODS,
+    OPTIMIZERS,
+    PROMPTS,
+    ROBUST_AGGREGATORS,
+    look_up,
+)
+from fedsdr.server.aggregate import AGGREGATE
 from fedsdr.server.optimize import OPTIMIZE
-from fedsdr.server.robust import REDUCE
+from fedsdr.server.robust import ROBUST
 
-TABLES = {"method": METHODS, "combination": COMBINATIONS, "optimizer": OPTIMIZERS, "prompt": PROMPTS,
-          "reduction": REDUCTIONS, "correction": CORRECTIONS}  # fmt: skip
+TABLES = {"method": METHODS, "aggregation": AGGREGATIONS, "optimizer": OPTIMIZERS, "prompt": PROMPTS,
+          "robust": ROBUST_AGGREGATORS, "drift_correction": DRIFT_CORRECTIONS}  # fmt: skip
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
@@ -24,16 +32,16 @@ def test_every_row_says_what_it_is_and_where_it_comes_from(table):
 
 def test_every_name_has_its_function_and_every_function_its_name():
     """Went wrong elsewhere: seven algorithms were advertised, one of them raised when it was chosen."""
-    assert list(COMBINE) == list(COMBINATIONS)
+    assert list(AGGREGATE) == list(AGGREGATIONS)
     assert list(OPTIMIZE) == list(OPTIMIZERS)
-    assert list(REDUCE) == list(REDUCTIONS)
+    assert list(ROBUST) == list(ROBUST_AGGREGATORS)
     for name in PROMPTS:
         assert rewriting_turns(name, Example("Why?", "Because.", "general"))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_only_adapters_that_are_active_and_all_but_one_the_shared_one(name: str):
-    """What a server combines must be trained, and what is trained must be in the forward pass."""
+    """What a server aggregates must be trained, and what is trained must be in the forward pass."""
     stages = METHODS[name].stages
     assert METHODS[name].shares == (name != "local-only")
     assert all(set(stage.train) <= set(stage.active) for stage in stages)

@@ -15,7 +15,7 @@ import torch
 from fedsdr.config import Settings
 from fedsdr.federation import client_context
 from fedsdr.federation.run import run
-from fedsdr.methods import COMBINATIONS, METRICS
+from fedsdr.methods import AGGREGATIONS, METRICS
 from fedsdr.model.adapter_files import load_adapter
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
     """Every test begins as a new process does."""
-    client_context.close_sites()
+    client_context.close_clients()
     client_context.load_model.cache_clear()
 
 
@@ -73,11 +73,11 @@ def test_a_run_leaves_the_random_state_of_its_process_alone(small):
     assert torch.equal(before[2], after[2])
 
 
-@pytest.mark.parametrize("combination", [name for name, row in COMBINATIONS.items() if row.sends(".lora_B.")])
-def test_the_global_model_is_not_the_base_model(small, combination: str):
+@pytest.mark.parametrize("aggregation", [name for name, row in AGGREGATIONS.items() if row.sends(".lora_B.")])
+def test_the_global_model_is_not_the_base_model(small, aggregation: str):
     """FedSA-LoRA#9: the server's B stayed zero, so the "global model" that was scored was the base model."""
-    ranks = {"lora.client_ranks.math": 2} if COMBINATIONS[combination].ranks == "several" else {}
-    folder = run(small(**{"server.combination": combination}, **ranks)).folder
+    ranks = {"lora.client_ranks.math": 2} if AGGREGATIONS[aggregation].ranks == "several" else {}
+    folder = run(small(**{"server.aggregation": aggregation}, **ranks)).folder
     state = load_adapter(folder / "server/round-0001")
     for key_a in (key for key in state if ".lora_A." in key):
         assert (state[key_a.replace(".lora_A.", ".lora_B.")] @ state[key_a]).any()

@@ -79,7 +79,7 @@ def run(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a federation: rewrite, train, combine, evaluate, report."""
+    """Run a federation: rewrite, train, aggregate, evaluate, report."""
     from fedsdr.recipe import load_settings
 
     progress.quiet = quiet
@@ -339,14 +339,14 @@ def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
 
 @app.command()
 def methods(as_json: AsJson = False) -> None:
-    """List methods, corrections, combinations, reductions, server optimizers, prompts."""
+    """List methods, corrections, aggregations, robust aggregators, server optimizers, prompts."""
     from fedsdr import methods as tables
 
     shown: dict[str, Any] = {
         "method": tables.METHODS,
-        "client.correction": tables.CORRECTIONS,
-        "server.combination": tables.COMBINATIONS,
-        "server.reduction": tables.REDUCTIONS,
+        "client.drift_correction": tables.DRIFT_CORRECTIONS,
+        "server.aggregation": tables.AGGREGATIONS,
+        "server.robust": tables.ROBUST_AGGREGATORS,
         "server.optimizer": tables.OPTIMIZERS,
         "distill.prompts": tables.PROMPTS,
     }
@@ -355,10 +355,12 @@ def methods(as_json: AsJson = False) -> None:
         for key, table in shown.items()
     }
     pairs = {
-        "server.combination": {n: tables.allowed_with(row) for n, row in tables.COMBINATIONS.items()},
-        "client.correction": {n: tables.allowed_beside(row) for n, row in tables.CORRECTIONS.items()},
+        "server.aggregation": {n: tables.allowed_with(row) for n, row in tables.AGGREGATIONS.items()},
+        "client.drift_correction": {
+            n: tables.allowed_beside(row) for n, row in tables.DRIFT_CORRECTIONS.items()
+        },
     }
-    ranks = {name: row.ranks for name, row in tables.COMBINATIONS.items()}
+    ranks = {name: row.ranks for name, row in tables.AGGREGATIONS.items()}
     if as_json:
         _print_json({**rows, "pairs": pairs, "ranks": ranks})
         return
@@ -367,7 +369,7 @@ def methods(as_json: AsJson = False) -> None:
         print(f"{key} =")
         for name, row in table.items():
             print(f"  {name:<{width}}{row['summary']}\n  {'':{width}}{row['paper']}")
-    print("Every method goes with every correction, combination, reduction and optimizer, but for:")
+    print("Every method goes with every correction, aggregation, robust aggregator and optimizer, but for:")
     for setting, by_name in pairs.items():
         for name, allowed in by_name.items():
             for key, names in allowed.items():
@@ -378,8 +380,8 @@ def methods(as_json: AsJson = False) -> None:
                     some = f"all but {' and '.join(barred)}" if few else " or ".join(names)
                     print(f"  {setting} = {name}: {key} = {some}")
     able = [name for name, kind in ranks.items() if kind != "one"]
-    print(f"  lora.client_ranks: server.combination = {' or '.join(able)}")
-    print("  methods that send nothing: no correction, combination, reduction or optimizer")
+    print(f"  lora.client_ranks: server.aggregation = {' or '.join(able)}")
+    print("  methods that send nothing: no drift correction, aggregation, robust aggregator or optimizer")
 
 
 @app.command()

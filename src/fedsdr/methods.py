@@ -1,7 +1,7 @@
-"""The tables of methods, combinations, server optimizers and rewriting prompts: names and flags.
+"""The tables of methods, aggregations, server optimizers and rewriting prompts: names and flags.
 
 A row is data. This file imports nothing heavy, so that settings are checked and `fedsdr --help`
-answers at once; the functions behind a row's name live at its station (`client`, `server`,
+answers at once; the functions behind a row's name live at its package (`client`, `server`,
 `distill`).
 """
 
@@ -15,7 +15,7 @@ from fedsdr.errors import UserError
 Adapter = Literal["shared", "private"]
 View = Literal["raw", "distilled", "mixed"]
 """Mixed: the raw and the distilled examples together, twice as many."""
-WireType = Literal["float32", "float16", "int8"]
+MessageDtype = Literal["float32", "float16", "int8"]
 Personal = Literal["sum", "weighed", "fused", "own"]
 """What a client's personalised model is (`PERSONAL`)."""
 LocalOptimizer = Literal["adamw", "sgd"]
@@ -69,9 +69,9 @@ class Method:
         if any(stage.train != ("private",) for stage in self.before_rounds):
             raise ValueError("before the rounds there is no shared adapter yet; train the private one")
 
-    def sends(self, key: str, combination: "Combination") -> bool:
+    def sends(self, key: str, aggregation: "Aggregation") -> bool:
         """Whether the shared adapter's tensor of that PEFT key travels."""
-        return self.shares and combination.sends(key)
+        return self.shares and aggregation.sends(key)
 
     @property
     def shares(self) -> bool:
@@ -123,7 +123,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Named:
-    """A choice whose function or wording is looked up by its name at its station."""
+    """A choice whose function or wording is looked up by its name at its package."""
 
     summary: str
     paper: str
@@ -142,8 +142,8 @@ Factor = Literal["A", "B"]
 
 
 @dataclass(frozen=True)
-class Combination(Named):
-    """How the clients' LoRA factors become one target; its function is in `server.combine`."""
+class Aggregation(Named):
+    """How the clients' LoRA factors become one target; its function is in `server.aggregate`."""
 
     factors: tuple[Factor, ...] = ("A", "B")
     """Which factors of the shared adapter learn; the others stay as they were drawn."""
@@ -151,14 +151,14 @@ class Combination(Named):
     """Which of those stay at the client, so that there is no global model; the rest travels."""
     is_linear: bool = True
     """Whether each number of the target is made from the same number of every client. Else a server
-    optimizer's moments, a robust reduction of single numbers, and what a client's earlier messages lost
+    optimizer's moments, a robust aggregator of single numbers, and what a client's earlier messages lost
     would mean nothing."""
     adds_to_base: bool = False
     """Whether part of the target is kept beside the base, as factors of their own (the residual)."""
     is_fresh: bool = False
     """Whether every round begins with newly drawn factors, which therefore need not travel down."""
     is_turned: bool = False
-    """Whether each client's factors are rotated before they are reduced."""
+    """Whether each client's factors are rotated before they are aggregated."""
     ranks: Literal["one", "any", "several"] = "one"
     """Whether all clients must have one rank, may have several, or must, since with one it is `average`."""
 
@@ -177,8 +177,8 @@ class Combination(Named):
 
 
 @dataclass(frozen=True)
-class Reduction(Named):
-    """How the same factor of several clients becomes one; its function is in `server.reduce`."""
+class RobustAggregator(Named):
+    """How the same factor of several clients becomes one; its function is in `server.robust`."""
 
     least: tuple[int, int] = (0, 1)
     """(a, b): with f bad clients its theory asks for a f + b clients."""
@@ -192,13 +192,13 @@ class Reduction(Named):
 
 
 @dataclass(frozen=True)
-class Correction(Named):
+class DriftCorrection(Named):
     """What changes the local steps of the shared adapter against its drift; `client.update` does it."""
 
     is_proximal: bool = False
     """Whether the shared adapter is pulled to the broadcast one, with the weight `client.mu`."""
-    has_controls: bool = False
-    """Whether control variates steer the steps (`client.controls`): one more array up and down. The server
+    has_control_variates: bool = False
+    """Whether control variates steer the steps (`client.scaffold`): one more array up and down. The server
     keeps their plain mean."""
     optimizer: LocalOptimizer | None = None
     """The only local optimizer that it holds for; None: any. A row of sgd reads gradients off the steps, so
@@ -307,28 +307,28 @@ METHODS: Mapping[str, Method] = {
     ),
 }
 
-COMBINATIONS: Mapping[str, Combination] = {
-    "average": Combination(
+AGGREGATIONS: Mapping[str, Aggregation] = {
+    "average": Aggregation(
         "A and B each for itself",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
     ),
-    "ffa": Combination(
+    "ffa": Aggregation(
         "B alone learns and is sent; A stays as it was drawn from the run's seed",
         "Sun et al., FFA-LoRA, ICLR 2024, arXiv 2403.12313",
         factors=("B",),
     ),
-    "fedsa": Combination(
+    "fedsa": Aggregation(
         "A and B learn, A alone is sent; each client keeps its own B, so there is no global model",
         "Guo et al., FedSA-LoRA, ICLR 2025, arXiv 2410.01463",
         kept=("B",),
     ),
-    "flexlora": Combination(
+    "flexlora": Aggregation(
         "the mean of the products B A, cut to rank r by its singular values",
         "Bai et al., FlexLoRA, NeurIPS 2024, arXiv 2402.11505",
         is_linear=False,
         ranks="any",
     ),
-    "flora": Combination(
+    "flora": Aggregation(
         "the mean of the products B A, stacked and kept whole beside the base; new factors in each round",
         "Wang et al., FLoRA, NeurIPS 2024, arXiv 2409.05976",
         is_linear=False,
@@ -336,67 +336,69 @@ COMBINATIONS: Mapping[str, Combination] = {
         is_fresh=True,
         ranks="any",
     ),
-    "fedex": Combination(
+    "fedex": Aggregation(
         "A and B each for itself; what that leaves out of the mean of B A is kept beside the base",
         "Singhal et al., FedEx-LoRA, ACL 2025, arXiv 2410.09432",
         is_linear=False,
         adds_to_base=True,
     ),
-    "fedrot": Combination(
+    "fedrot": Aggregation(
         "A and B each for itself, after each client's factors are rotated towards the broadcast ones",
         "Zhang et al., FedRot-LoRA, ICML 2026, arXiv 2602.23638",
         is_turned=True,
     ),
-    "zeropad": Combination(
+    "zeropad": Aggregation(
         "clients of different rank: A and B each for itself, with zeros for the ranks that a client lacks",
         "the baseline of Cho et al., HetLoRA, EMNLP 2024, arXiv 2401.06432",
         ranks="several",
     ),
 }
 
-REDUCTIONS: Mapping[str, Reduction] = {
-    "mean": Reduction(
+ROBUST_AGGREGATORS: Mapping[str, RobustAggregator] = {
+    "none": RobustAggregator(
         "mean weighted by the clients' example counts; one bad client can move it anywhere",
         "McMahan et al., AISTATS 2017, arXiv 1602.05629",
         wants_byzantine=False,
     ),
-    "median": Reduction(
+    "median": RobustAggregator(
         "middle value of each number, unweighted",
         "Yin et al., ICML 2018, arXiv 1803.01498",
         (2, 1),
         wants_byzantine=False,
     ),
-    "trimmed-mean": Reduction(
+    "trimmed-mean": RobustAggregator(
         "mean of each number without the f smallest and f largest, unweighted",
         "Yin et al., ICML 2018, arXiv 1803.01498",
         (2, 1),
     ),
-    "krum": Reduction("the one client that is nearest to its n - f - 2 nearest others", KRUM_PAPER, (2, 3)),
-    "multi-krum": Reduction("mean of the n - f - 2 best clients by krum's score", KRUM_PAPER, (2, 3)),
-    "bulyan": Reduction(
+    "krum": RobustAggregator(
+        "the one client that is nearest to its n - f - 2 nearest others", KRUM_PAPER, (2, 3)
+    ),
+    "multi-krum": RobustAggregator("mean of the n - f - 2 best clients by krum's score", KRUM_PAPER, (2, 3)),
+    "bulyan": RobustAggregator(
         "n - 2 f clients chosen by krum, then of each number the mean of the n - 4 f nearest their median",
         "El Mhamdi et al., ICML 2018, arXiv 1802.07927",
         (4, 3),
     ),
 }
 
-CORRECTIONS: Mapping[str, Correction] = {
-    "none": Correction("the stages' own losses", "-"),
-    "proximal": Correction(
+DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
+    "none": DriftCorrection("the stages' own losses", "-"),
+    "fedprox": DriftCorrection(
         "mu / 2 times the squared distance to the broadcast shared adapter is added to the loss",
         "Li et al., FedProx, MLSys 2020, arXiv 1812.06127",
         is_proximal=True,
     ),
-    "scaffold": Correction(
+    "scaffold": DriftCorrection(
         "each step adds what the clients' mean gradient of the round before has over the client's; plain SGD",
         "Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, option II",
-        has_controls=True,
+        has_control_variates=True,
         optimizer="sgd",
     ),
-    "scaffold-adamw": Correction(
+    "scaffold-adamw": DriftCorrection(
         "as scaffold with mean steps of AdamW for gradients, which its derivation does not cover",
         "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
-        has_controls=True,
+        has_control_variates=True,
         optimizer="adamw",
     ),
 }
@@ -423,66 +425,68 @@ PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill
 }
 
 
-def has_global(method: Method, combination: Combination) -> bool:
+def has_global(method: Method, aggregation: Aggregation) -> bool:
     """Whether a run has a global model: something is shared, and all that learns of it."""
-    return method.shares and not combination.kept
+    return method.shares and not aggregation.kept
 
 
-def obstacles(combination: Combination) -> dict[str, str]:
-    """Settings of which only the plain choice makes sense with a combination, and why."""
+def obstacles(aggregation: Aggregation) -> dict[str, str]:
+    """Settings of which only the plain choice makes sense with an aggregation, and why."""
     found: dict[str, str] = {}
-    if combination.kept:
-        found["client.correction"] = "leaves part of the adapter at the client, which no broadcast anchors"
-    if combination.is_turned:
-        found["wire.dtype"] = "rotates what a client sends, but not what its earlier messages lost"
-    if combination.ranks == "several":
-        found["server.reduction"] = "fills up with zeros, which are no client's values to be counted"
-    if not combination.is_linear:
-        why = "combines whole products B A, beside which nothing can work number by number"
-        found |= dict.fromkeys(("server.reduction", "server.optimizer", "wire.dtype"), why)
+    if aggregation.kept:
+        found["client.drift_correction"] = (
+            "leaves part of the adapter at the client, which no broadcast anchors"
+        )
+    if aggregation.is_turned:
+        found["communication.dtype"] = "rotates what a client sends, but not what its earlier messages lost"
+    if aggregation.ranks == "several":
+        found["server.robust"] = "fills up with zeros, which are no client's values to be counted"
+    if not aggregation.is_linear:
+        why = "aggregates whole products B A, beside which nothing can work number by number"
+        found |= dict.fromkeys(("server.robust", "server.optimizer", "communication.dtype"), why)
     return found
 
 
-def clash(method: Method, combination: Combination) -> str:
-    """Say why a method does not go with a combination; "" if it does."""
-    if method.on_receive == "adapt" and combination.kept:
+def clash(method: Method, aggregation: Aggregation) -> str:
+    """Say why a method does not go with an aggregation; "" if it does."""
+    if method.on_receive == "adapt" and aggregation.kept:
         return "leaves part of the adapter at the client, so no broadcast could be moved towards"
-    if method.on_receive == "adapt" and (combination.is_turned or not combination.is_linear):
+    if method.on_receive == "adapt" and (aggregation.is_turned or not aggregation.is_linear):
         return "makes new factors in each round, so a client's last ones are no numbers to move from"
-    if method.personal != "sum" and combination.adds_to_base:
+    if method.personal != "sum" and aggregation.adds_to_base:
         return "adds to the base what a client's own adapter could neither weigh nor hold"
     return ""
 
 
-def allowed_with(combination: Combination) -> dict[str, list[str]]:
-    """Name what goes with a combination, for each of the settings that may not."""
+def allowed_with(aggregation: Aggregation) -> dict[str, list[str]]:
+    """Name what goes with an aggregation, for each of the settings that may not."""
     choices: dict[str, tuple[str, Iterable[str]]] = {
-        "client.correction": ("none", CORRECTIONS),
-        "server.reduction": ("mean", REDUCTIONS),
+        "client.drift_correction": ("none", DRIFT_CORRECTIONS),
+        "server.robust": ("none", ROBUST_AGGREGATORS),
         "server.optimizer": ("fedavg", OPTIMIZERS),
-        "wire.dtype": ("float32", get_args(WireType)),
+        "communication.dtype": ("float32", get_args(MessageDtype)),
     }
-    hindered = obstacles(combination)
-    return {"method": [name for name, row in METHODS.items() if not clash(row, combination)]} | {
+    hindered = obstacles(aggregation)
+    return {"method": [name for name, row in METHODS.items() if not clash(row, aggregation)]} | {
         key: [name for name in names if key not in hindered or name == plain]
         for key, (plain, names) in choices.items()
     }
 
 
-def allowed_beside(correction: Correction) -> dict[str, list[str]]:
-    """Name the local optimizers, combinations, reductions and messages that make sense with a correction.
+def allowed_beside(correction: DriftCorrection) -> dict[str, list[str]]:
+    """Name the local optimizers, aggregations and messages that make sense with a drift correction.
 
     Control variates are plain means of changes of single numbers: one bad client would move what a robust
-    reduction protects, and where a combination does more than average they have no meaning.
+    aggregator protects, and where an aggregation does more than average they have no meaning.
     """
-    free = not correction.has_controls
+    free = not correction.has_control_variates
     return {
         "client.optimizer": [
             name for name in get_args(LocalOptimizer) if correction.optimizer in (None, name)
         ],
-        "server.combination": [name for name, row in COMBINATIONS.items() if free or row.is_plain],
-        "server.reduction": [name for name in REDUCTIONS if free or name == "mean"],
-        "wire.dtype": [name for name in get_args(WireType) if free or name == "float32"],
+        "server.aggregation": [name for name, row in AGGREGATIONS.items() if free or row.is_plain],
+        "server.robust": [name for name in ROBUST_AGGREGATORS if free or name == "none"],
+        "communication.dtype": [name for name in get_args(MessageDtype) if free or name == "float32"],
     }
 
 

@@ -1,4 +1,4 @@
-"""Agreement of the clients' changes, worked out by hand, and what combination leaves of a gain."""
+"""Agreement of the clients' changes, worked out by hand, and what aggregation leaves of a gain."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_a_client_that_changed_nothing_agrees_with_none():
 
 
 def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
-    """Before, with the own update, and combined; here the combination is half of the update."""
+    """Before, with the own update, and aggregated; here the aggregation is half of the update."""
     base = load_base(tiny_settings().model)
     adapters = Adapters(base.model, Lora(rank=2))
     adapters.initialise("shared", 0)
@@ -72,8 +72,8 @@ def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
     state = dict(zip(before, adapters.parameters(("shared",)), strict=True))
     step = {key: 1e-3 * p.grad.numpy() for key, p in state.items() if p.grad is not None}
     own = {key: value - step.get(key, 0) for key, value in before.items()}
-    combined = {key: value - step.get(key, 0) / 2 for key, value in before.items()}
-    rounds = [Round(1, before, {"math": own}, combined), Round(3, before, {"math": own}, own)]
+    aggregated = {key: value - step.get(key, 0) / 2 for key, value in before.items()}
+    rounds = [Round(1, before, {"math": own}, aggregated), Round(3, before, {"math": own}, own)]
     record, whole = gain_survival(base, adapters, rounds, {"math": texts}, 2)
 
     def loss(values: Arrays) -> float:
@@ -81,17 +81,17 @@ def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
         with adapters.inference(("shared",), base.dtype):
             return held_out_loss(base, texts, 2)[0]
 
-    losses = {"before": loss(before), "own": loss(own), "combined": loss(combined)}
-    assert losses["own"] < losses["combined"] < losses["before"]
+    losses = {"before": loss(before), "own": loss(own), "aggregated": loss(aggregated)}
+    assert losses["own"] < losses["aggregated"] < losses["before"]
     for name, value in losses.items():
         assert record[name] == pytest.approx(value, rel=1e-5)
     gain = losses["before"] - losses["own"]
-    assert record["kept"] == pytest.approx((losses["before"] - losses["combined"]) / gain, rel=1e-3)
+    assert record["kept"] == pytest.approx((losses["before"] - losses["aggregated"]) / gain, rel=1e-3)
     assert record["low"] < record["kept"] < record["high"]  # examples do not all keep the same share
     assert whole["low"] == whole["kept"] == whole["high"] == 1  # but where everything is kept they do
 
 
-def test_combinations_that_send_one_factor_are_measured_too():
+def test_aggregations_that_send_one_factor_are_measured_too():
     before = adapter([[1, 0], [0, 1]])
     only_b = {
         name: {KEYS[1]: np.array(b, np.float32)}

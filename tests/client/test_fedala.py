@@ -53,7 +53,7 @@ def test_one_batch_moves_the_weights_as_the_paper_says(model: Model, tiny_settin
     sent, own = vector(adapters, "shared"), vector(adapters, "private")
     before = torch.rand(sent.shape, generator=torch.Generator().manual_seed(1))
     settings = tiny_settings(
-        **{"method": "fedala", "personal.share": 1.0, "personal.rate": 500.0, "client.batch_size": 4}
+        **{"method": "fedala", "fedala.share": 1.0, "fedala.rate": 500.0, "client.batch_size": 4}
     )
     after, metrics = aggregate(model, settings, before)
     assert torch.allclose(vector(adapters, "shared"), own + after * (sent - own), atol=1e-6)
@@ -84,7 +84,7 @@ def test_weights_of_one_begin_with_what_was_sent_and_weights_of_zero_with_the_cl
     """To the last bit: with W at one fedala is fedit."""
     _, adapters, _ = model
     sent, own = vector(adapters, "shared"), vector(adapters, "private")
-    settings = tiny_settings(**{"method": "fedala", "personal.rate": 1e-30})
+    settings = tiny_settings(**{"method": "fedala", "fedala.rate": 1e-30})
     state = adapters.state("shared")
     for weights, begins in ((torch.ones_like(sent), sent), (torch.zeros_like(sent), own), (None, sent)):
         adapters.load("shared", state)
@@ -102,7 +102,7 @@ def test_a_client_that_is_sent_noise_begins_nearer_to_its_own_adapter(model: Mod
 
     as_sent = loss()
     # Whole batches: the losses of different ones cannot be compared.
-    chosen = {"personal.rate": 100.0, "personal.share": 1.0, "client.batch_size": 4}
+    chosen = {"fedala.rate": 100.0, "fedala.share": 1.0, "client.batch_size": 4}
     after, metrics = aggregate(model, tiny_settings(**{"method": "fedala", **chosen}), None)
     assert after.min() == 0 and 0.1 < after.mean() < 0.9
     assert loss() < as_sent - 0.1
@@ -113,7 +113,7 @@ def test_the_first_learning_goes_on_until_the_loss_settles_and_later_ones_take_o
     model: Model, tiny_settings
 ):
     """Of four conversations a share of 0.6 is three, two batches of two and one."""
-    settings = tiny_settings(**{"method": "fedala", "personal.share": 0.6, "personal.rate": 1e-3})
+    settings = tiny_settings(**{"method": "fedala", "fedala.share": 0.6, "fedala.rate": 1e-3})
     first, metrics = aggregate(model, settings, None)
     assert metrics["train/weights/num_steps"] == 2 * (
         NUM_LOSSES + 1
@@ -136,7 +136,7 @@ def test_factors_that_do_not_travel_are_left_as_they_are(model: Model, tiny_sett
     _, adapters, _ = model
     before = adapters.state("shared")
     weights, _ = aggregate(
-        model, tiny_settings(**{"method": "fedala", "personal.rate": 100.0}), None, shared_factors=("B",)
+        model, tiny_settings(**{"method": "fedala", "fedala.rate": 100.0}), None, shared_factors=("B",)
     )
     for key, value in adapters.state("shared").items():
         assert torch.equal(value, before[key]) == (".lora_A." in key)

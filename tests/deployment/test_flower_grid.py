@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
 from fedsdr.deployment import flower_grid as module
-from fedsdr.deployment.flower_grid import PatientGrid
+from fedsdr.deployment.flower_grid import ResilientGrid
 from fedsdr.errors import UserError
 
 
@@ -73,7 +73,7 @@ def ask(flower_task: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     """Ask nodes 1, 2 and 3 in a round; return the replies."""
     monkeypatch.setattr(module, "POLL", 0.001)
 
-    def send(grid: PatientGrid, server_round: int = 1, timeout: float = 0.1) -> list[Message]:
+    def send(grid: ResilientGrid, server_round: int = 1, timeout: float = 0.1) -> list[Message]:
         messages = [Message(RecordDict(), node, "train", group_id=str(server_round)) for node in (1, 2, 3)]
         return list(grid.send_and_receive(messages, timeout=timeout))
 
@@ -86,7 +86,7 @@ def told(replies: list[Message]) -> list[str]:
 
 def test_a_reply_that_does_not_come_in_time_is_not_waited_for_and_not_taken_in_the_next_round(ask):
     inner = Inner(n1=0, n2=0.15, n3=0)
-    grid = PatientGrid(inner)  # type: ignore[arg-type]
+    grid = ResilientGrid(inner)  # type: ignore[arg-type]
     begun = time.monotonic()
     assert told(ask(grid)) == ["1 to 1", "1 to 3"]
     assert 0.1 <= time.monotonic() - begun < 1
@@ -96,7 +96,7 @@ def test_a_reply_that_does_not_come_in_time_is_not_waited_for_and_not_taken_in_t
 
 def test_replies_are_handed_over_as_they_come_and_no_one_is_asked_for_again(ask):
     inner = Inner(n1=0.05, n2=0.0, n3=0.02)
-    assert told(ask(PatientGrid(inner), timeout=5)) == ["1 to 2", "1 to 3", "1 to 1"]  # type: ignore[arg-type]
+    assert told(ask(ResilientGrid(inner), timeout=5)) == ["1 to 2", "1 to 3", "1 to 1"]  # type: ignore[arg-type]
     assert inner.pulled[-1] == "1 to 1" and inner.pulled.count("1 to 2") == 1
 
 
@@ -104,14 +104,14 @@ def test_replies_are_handed_over_as_they_come_and_no_one_is_asked_for_again(ask)
 def test_a_reply_that_was_cut_off_is_waited_for_no_longer_than_others_and_costs_no_other(ask):
     """Flower waits for its rest by a time of its own, and then no one looks whether others have answered."""
     begun = time.monotonic()
-    grid = PatientGrid(Inner(n1=0.5, n2="half", n3=0))  # type: ignore[arg-type]
+    grid = ResilientGrid(Inner(n1=0.5, n2="half", n3=0))  # type: ignore[arg-type]
     assert told(ask(grid, timeout=0.8)) == ["error", "1 to 3", "1 to 1"]
     assert time.monotonic() - begun < 5
 
 
 def test_a_reply_that_cannot_be_read_is_an_error_of_its_sender_alone(ask):
     """Flower raises, and the replies of all others would be lost with it."""
-    replies = ask(PatientGrid(Inner(n1=0, n2=None, n3=0)))  # type: ignore[arg-type]
+    replies = ask(ResilientGrid(Inner(n1=0, n2=None, n3=0)))  # type: ignore[arg-type]
     assert told(replies) == ["1 to 1", "error", "1 to 3"]
     assert replies[1].metadata.reply_to_message_id == "1 to 2"
     assert "cannot be read (ValueError)" in replies[1].error.reason
@@ -129,13 +129,13 @@ def test_a_reply_that_the_superlink_fails_to_hand_over_is_asked_for_again(
         inner.fails = 2
 
     monkeypatch.setattr(inner, "push_messages", push_and_fail)
-    assert sorted(told(ask(PatientGrid(inner), timeout=5))) == ["1 to 1", "1 to 2", "1 to 3"]  # type: ignore[arg-type]
+    assert sorted(told(ask(ResilientGrid(inner), timeout=5))) == ["1 to 1", "1 to 2", "1 to 3"]  # type: ignore[arg-type]
 
 
 def test_a_superlink_that_fails_is_waited_for_a_while_and_then_named(ask, monkeypatch: pytest.MonkeyPatch):
     """An error for users is what `fedsdr run --on` ends with; a traceback would tell nobody what to do."""
     inner = Inner(n1=0, n2=0, n3=0)
-    grid, inner.fails = PatientGrid(inner), 2  # type: ignore[arg-type]
+    grid, inner.fails = ResilientGrid(inner), 2  # type: ignore[arg-type]
     assert list(grid.get_node_ids()) == [1, 2, 3]
     inner.fails = 1
     with pytest.raises(UserError, match="does not take messages: 500 of it; run again to go on"):
@@ -148,13 +148,13 @@ def test_a_superlink_that_fails_is_waited_for_a_while_and_then_named(ask, monkey
 
 def test_nothing_is_kept_of_a_question_that_was_answered_or_given_up(ask):
     """It holds the adapter that was broadcast: with a slow client each round would leave one."""
-    grid = PatientGrid(Inner(n1=0, n2=9, n3=None))  # type: ignore[arg-type]
+    grid = ResilientGrid(Inner(n1=0, n2=9, n3=None))  # type: ignore[arg-type]
     ask(grid)
     assert grid.questions == {}
 
 
 def test_a_message_that_flower_does_not_take_is_left_out(ask):
-    assert told(ask(PatientGrid(Inner(n1=0, n3=0)))) == ["1 to 1", "1 to 3"]  # type: ignore[arg-type]
+    assert told(ask(ResilientGrid(Inner(n1=0, n3=0)))) == ["1 to 1", "1 to 3"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("jump", [-1e9, 1e9])
@@ -163,5 +163,5 @@ def test_waiting_does_not_heed_a_clock_that_jumps(ask, monkeypatch: pytest.Monke
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + (jump if time.monotonic() - begun > 0.02 else 0))
     begun = time.monotonic()
-    assert told(ask(PatientGrid(Inner(n1=0, n2=0.05, n3=9)))) == ["1 to 1", "1 to 2"]  # type: ignore[arg-type]
+    assert told(ask(ResilientGrid(Inner(n1=0, n2=0.05, n3=9)))) == ["1 to 1", "1 to 2"]  # type: ignore[arg-type]
     assert 0.1 <= time.monotonic() - begun < 1

@@ -14,11 +14,11 @@ from fedsdr.federation.client_context import data_of
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, load_base
 
-Site = tuple[Settings, Base, Adapters, dict[str, TestSet]]
+ClientContext = tuple[Settings, Base, Adapters, dict[str, TestSet]]
 
 
 @pytest.fixture
-def site(tiny_settings: Callable[..., Settings]) -> Site:
+def site(tiny_settings: Callable[..., Settings]) -> ClientContext:
     """A model with two adapters away from zero, and the training examples of two domains."""
     settings = tiny_settings(**{"data.domains": ["finance", "math"], "eval.max_new_tokens": 4})
     base = load_base(settings.model)
@@ -36,7 +36,7 @@ def site(tiny_settings: Callable[..., Settings]) -> Site:
     return settings, base, adapters, tests
 
 
-def test_the_weight_is_the_mean_cosine_of_the_prompts_last_states(site: Site):
+def test_the_weight_is_the_mean_cosine_of_the_prompts_last_states(site: ClientContext):
     """Computed anew for each prompt alone; h is the last hidden state with the private adapter alone."""
     settings, base, adapters, tests = site
     known, asked = tests["finance"].raw[:3], [*tests["finance"].raw[3:5], *tests["math"].raw[:2]]
@@ -51,7 +51,7 @@ def test_the_weight_is_the_mean_cosine_of_the_prompts_last_states(site: Site):
         assert weight == pytest.approx(0.4 * max(0, sum(similar) / 3), abs=1e-5)
 
 
-def test_a_prompt_of_the_clients_own_kind_has_a_larger_weight(site: Site):
+def test_a_prompt_of_the_clients_own_kind_has_a_larger_weight(site: ClientContext):
     settings, base, adapters, tests = site
     known = tests["finance"].raw[:3]
     own = private_weights(base, adapters, known, tests["finance"].raw[3:], 0.5, settings.eval)
@@ -61,7 +61,7 @@ def test_a_prompt_of_the_clients_own_kind_has_a_larger_weight(site: Site):
     assert same == pytest.approx(0.5)
 
 
-def test_the_response_does_not_enter_the_weight(site: Site):
+def test_the_response_does_not_enter_the_weight(site: ClientContext):
     """At inference there is none."""
     settings, base, adapters, tests = site
     first, second = tests["math"].examples[:2]
@@ -71,7 +71,7 @@ def test_the_response_does_not_enter_the_weight(site: Site):
     assert weights[0] == pytest.approx(weights[1], abs=1e-6)
 
 
-def test_equal_weights_score_as_one_model_with_that_mix(site: Site):
+def test_equal_weights_score_as_one_model_with_that_mix(site: ClientContext):
     settings, base, adapters, tests = site
     both = TestSet(
         [*tests["math"].examples, *tests["finance"].examples], [*tests["math"].raw, *tests["finance"].raw], []
@@ -86,7 +86,7 @@ def test_equal_weights_score_as_one_model_with_that_mix(site: Site):
     assert records == [{**record, "private_weight": 0.3} for record in plain]
 
 
-def test_each_prompt_is_scored_with_its_own_weight(site: Site):
+def test_each_prompt_is_scored_with_its_own_weight(site: ClientContext):
     settings, base, adapters, tests = site
     two = TestSet(tests["math"].examples[:2], tests["math"].raw[:2], [])
     losses = []

@@ -37,7 +37,7 @@ def measured(tiny_settings) -> tuple[Settings, dict]:
     run(settings)
     made = measure(Path(settings.run.dir), [*ON_TEXTS, "consistency", "survival"], Options())
     yield settings, made
-    client_context.close_sites()
+    client_context.close_clients()
     client_context.load_model.cache_clear()
 
 
@@ -73,8 +73,8 @@ def test_what_clients_sent_is_kept_and_its_mean_is_the_combined_adapter(measured
     for number in (1, 2):
         updates = load_updates(server, number)
         assert list(updates) == ["finance", "math"]
-        combined, _ = load_round(server, number, measured[0].lora.rank)
-        for key, value in combined.items():
+        aggregated, _ = load_round(server, number, measured[0].lora.rank)
+        for key, value in aggregated.items():
             np.testing.assert_allclose(value, (updates["finance"][key] + updates["math"][key]) / 2, atol=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_consistency_is_told_for_every_round_and_layer(measured):
 def test_survival_begins_a_round_where_the_last_one_ended(measured):
     records = {(r["client"], r["round"]): r for r in measured[1]["survival"]["records"]}
     for client in ("finance", "math"):
-        assert records[client, 2]["before"] == pytest.approx(records[client, 1]["combined"])
+        assert records[client, 2]["before"] == pytest.approx(records[client, 1]["aggregated"])
 
 
 def test_a_run_without_rewritings_or_updates_says_what_it_lacks_when_asked_and_goes_on_when_not(

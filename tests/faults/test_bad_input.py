@@ -295,7 +295,7 @@ def test_the_guard_refuses_random_replies_with_a_reason(
     """Arrays of any bytes, keys and values of any kind; what passes is finite, of the shape that was sent."""
     rng, num = random.Random(2), often(300, 3_000)
     good = saved(wire.pack(SENT))
-    names = ["values", "scales", "controls", "shared", "../../x", "", "värde"]
+    names = ["values", "scales", "control_variates", "shared", "../../x", "", "värde"]
     keys = [
         "round",
         "num_examples",

@@ -1,4 +1,4 @@
-"""What the combinations do in a whole run: the global model, what travels, what is kept, what is refused."""
+"""What the aggregations do in a whole run: the global model, what travels, what is kept, what is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from fedsdr.client.state import load_kept
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.federation import client_app
-from fedsdr.federation.client_context import close_sites, load_model
+from fedsdr.federation.client_context import close_clients, load_model
 from fedsdr.federation.export import export_round, open_chat
 from fedsdr.federation.run import evaluate_round, run
 from fedsdr.messages import wire
@@ -29,17 +29,17 @@ Product = dict[str, np.ndarray]
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
     """Every test begins as a new process does."""
-    close_sites()
+    close_clients()
     load_model.cache_clear()
 
 
 @pytest.fixture
 def run_with(tiny_settings: Callable[..., Settings]) -> Callable[..., tuple[Path, list[Event]]]:
-    """Run a combination with three clients; return the folder and the events."""
+    """Run an aggregation with three clients; return the folder and the events."""
 
-    def start(combination: str, **more: Any) -> tuple[Path, list[Event]]:
+    def start(aggregation: str, **more: Any) -> tuple[Path, list[Event]]:
         settings = tiny_settings(**{
-            "method": "fedit", "server.combination": combination, "server.num_rounds": 2,
+            "method": "fedit", "server.aggregation": aggregation, "server.num_rounds": 2,
             "data.domains": ["finance", "general", "math"], "eval.max_new_tokens": 2,
             "client.learning_rate": 0.01, "eval.rewritings": False,
         } | more)  # fmt: skip
@@ -113,9 +113,9 @@ def test_the_global_model_of_fedex_is_what_was_added_and_the_mean_product(run_wi
             np.testing.assert_allclose(first[key], value, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("combination", ["flora", "fedex"])
+@pytest.mark.parametrize("aggregation", ["flora", "fedex"])
 def test_a_client_begins_with_the_whole_global_model_though_it_missed_rounds(
-    run_with, monkeypatch: pytest.MonkeyPatch, combination: str
+    run_with, monkeypatch: pytest.MonkeyPatch, aggregation: str
 ):
     """Its forward pass adds to W0 h what the round's folder holds, in float32."""
     begun: list[tuple[int, Product]] = []
@@ -133,7 +133,7 @@ def test_a_client_begins_with_the_whole_global_model_though_it_missed_rounds(
         return local_update(base, adapters, *rest, **more)
 
     monkeypatch.setattr(client_app, "local_update", spy)
-    folder, _ = run_with(combination, **{"server.num_rounds": 4, "server.clients_per_round": 2})
+    folder, _ = run_with(aggregation, **{"server.num_rounds": 4, "server.clients_per_round": 2})
     assert len(begun) == 8
     for server_round, found in begun:
         wanted = product(saved(folder, server_round - 1))
@@ -230,10 +230,10 @@ def test_the_global_model_of_fedsa_is_refused_with_the_reason_and_a_client_s_is_
         assert np.array_equal(value, own[key] if ".lora_B." in key else shared[key])
 
 
-@pytest.mark.parametrize("combination", ["flora", "fedex"])
-def test_chat_answers_with_what_was_added(run_with, monkeypatch: pytest.MonkeyPatch, combination: str):
-    folder, _ = run_with(combination)
-    close_sites()
+@pytest.mark.parametrize("aggregation", ["flora", "fedex"])
+def test_chat_answers_with_what_was_added(run_with, monkeypatch: pytest.MonkeyPatch, aggregation: str):
+    folder, _ = run_with(aggregation)
+    close_clients()
     load_model.cache_clear()
     ask = open_chat(folder, 4)
     from fedsdr.federation.client_context import model_of
@@ -253,9 +253,9 @@ class Answer:
     text = ""
 
 
-@pytest.mark.parametrize("combination", ["zeropad", "flexlora", "flora"])
+@pytest.mark.parametrize("aggregation", ["zeropad", "flexlora", "flora"])
 def test_a_client_of_smaller_rank_trains_and_sends_its_own_ranks_alone(
-    run_with, updates, monkeypatch: pytest.MonkeyPatch, combination: str
+    run_with, updates, monkeypatch: pytest.MonkeyPatch, aggregation: str
 ):
     """The other ranks are zero in both factors, and stay exactly so: no gradient, and nothing to decay."""
     after: dict[str, list[Any]] = {}
@@ -268,7 +268,7 @@ def test_a_client_of_smaller_rank_trains_and_sends_its_own_ranks_alone(
 
     monkeypatch.setattr(client_app, "local_update", spy)
     chosen = {"lora.client_ranks.math": 1, "lora.client_ranks.general": 3, "client.weight_decay": 0.1}
-    folder, events = run_with(combination, **chosen)
+    folder, events = run_with(aggregation, **chosen)
     ranks = {"finance": 4, "general": 3, "math": 1}
     for client, states in after.items():
         for state in states:
@@ -279,7 +279,7 @@ def test_a_client_of_smaller_rank_trains_and_sends_its_own_ranks_alone(
     assert sizes == {client: rank * sizes["math"] for client, rank in ranks.items()}
     for update in updates[1] + updates[2]:
         assert wire.rank_of(update.arrays) == ranks[update.client]
-    assert wire.rank_of(saved(folder, 2)) == 4 + (16 if combination == "flora" else 0)
+    assert wire.rank_of(saved(folder, 2)) == 4 + (16 if aggregation == "flora" else 0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
@@ -287,7 +287,7 @@ def test_small_messages_of_a_client_of_smaller_rank_are_added_up_as_they_should(
     run_with, updates, dtype: str
 ):
     """Its change is of its own ranks, and so is what the rounding lost."""
-    folder, _ = run_with("zeropad", **{"lora.client_ranks.math": 1, "wire.dtype": dtype})
+    folder, _ = run_with("zeropad", **{"lora.client_ranks.math": 1, "communication.dtype": dtype})
     before = wire.cut({key: value.numpy() for key, value in saved(folder, 1).items()}, 1)
     (update,) = [update for update in updates[2] if update.client == "math"]
     for key, value in update.arrays.items():
@@ -307,25 +307,25 @@ def test_a_client_of_smaller_rank_that_sends_more_is_dropped(run_with, monkeypat
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"server.combination": "fedex", "server.optimizer": "fedavgm"}, "'fedex', which combines whole products"),
-        ({"server.combination": "flora", "wire.dtype": "int8"}, "'flora', which combines whole products"),
-        ({"server.combination": "fedrot", "wire.dtype": "float16"}, "rotates what a client sends, but not what"),
-        ({"server.combination": "fedsa", "client.correction": "proximal"}, "which no broadcast anchors"),
-        ({"server.combination": "average", "lora.client_ranks.math": 2}, "takes factors of one rank: set .*'zeropad'"),
-        ({"server.combination": "fedex", "lora.client_ranks.math": 2}, "takes factors of one rank"),
-        ({"server.combination": "zeropad"}, "is 'average' where all clients have one rank"),
-        ({"server.combination": "zeropad", "lora.client_ranks.math": 2, "server.reduction": "median"}, "with zeros"),
-        ({"server.combination": "zeropad", "lora.client_ranks.maths": 2}, "names maths; the clients are finance, math"),
-        ({"server.combination": "zeropad", "lora.client_ranks.math": 4}, "math = 4 is not below rank = 4"),
+        ({"server.aggregation": "fedex", "server.optimizer": "fedavgm"}, "'fedex', which aggregates whole products"),
+        ({"server.aggregation": "flora", "communication.dtype": "int8"}, "'flora', which aggregates whole products"),
+        ({"server.aggregation": "fedrot", "communication.dtype": "float16"}, "rotates what a client sends, but not what"),
+        ({"server.aggregation": "fedsa", "client.drift_correction": "fedprox"}, "which no broadcast anchors"),
+        ({"server.aggregation": "average", "lora.client_ranks.math": 2}, "takes factors of one rank: set .*'zeropad'"),
+        ({"server.aggregation": "fedex", "lora.client_ranks.math": 2}, "takes factors of one rank"),
+        ({"server.aggregation": "zeropad"}, "is 'average' where all clients have one rank"),
+        ({"server.aggregation": "zeropad", "lora.client_ranks.math": 2, "server.robust": "median"}, "with zeros"),
+        ({"server.aggregation": "zeropad", "lora.client_ranks.maths": 2}, "names maths; the clients are finance, math"),
+        ({"server.aggregation": "zeropad", "lora.client_ranks.math": 4}, "math = 4 is not below rank = 4"),
         (
-            {"server.combination": "flora", "lora.client_ranks.math": 2, "lora.client_ranks.finance": 1},
+            {"server.aggregation": "flora", "lora.client_ranks.math": 2, "lora.client_ranks.finance": 1},
             "above the rank of every client: set lora.rank = 2",
         ),
-        ({"server.combination": "zeropad", "lora.client_ranks.math": 0}, "client_ranks.math = 0"),
-        ({"method": "local-only", "server.combination": "flora"}, "does nothing under method = 'local-only'"),
-        ({"server.rotation": 0.5}, "does nothing under combination = 'average', which rotates nothing"),
+        ({"server.aggregation": "zeropad", "lora.client_ranks.math": 0}, "client_ranks.math = 0"),
+        ({"method": "local-only", "server.aggregation": "flora"}, "does nothing under method = 'local-only'"),
+        ({"server.rotation": 0.5}, "does nothing under aggregation = 'average', which rotates nothing"),
         ({"server.rotation_reference": "B"}, "rotates nothing"),
-        ({"server.combination": "fedrot", "server.rotation": 0.0}, "server.rotation = 0.0: should be greater than 0"),
+        ({"server.aggregation": "fedrot", "server.rotation": 0.0}, "server.rotation = 0.0: should be greater than 0"),
     ],
     ids=str,
 )  # fmt: skip
@@ -337,7 +337,7 @@ def test_choices_that_make_no_sense_are_refused_before_anything_is_paid_for(tiny
 def test_ranks_of_clients_are_written_and_read_again(tiny_settings, tmp_path: Path):
     from fedsdr.recipe import dump_settings
 
-    chosen = {"server.combination": "zeropad", "lora.client_ranks.math": 2}
+    chosen = {"server.aggregation": "zeropad", "lora.client_ranks.math": 2}
     settings = tiny_settings(**chosen)
     (tmp_path / "config.toml").write_text(dump_settings(settings))
     again = load_settings(tmp_path / "config.toml")

@@ -15,7 +15,7 @@ from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.federation.estimate import Client, Part, _training, duration, measure_speed, memory, sizes_of
-from fedsdr.methods import COMBINATIONS, METHODS, allowed_with
+from fedsdr.methods import AGGREGATIONS, METHODS, allowed_with
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base
 from fedsdr.model.meta import load_skeleton
@@ -32,12 +32,12 @@ SMALL_RUN = {
 MESSAGES = [
     *({"method": name} for name in ("fedit", "fedsdr", "local-only")),
     {"method": "centralised", "server.clients_per_round": 0},
-    {"client.correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0},
+    {"client.drift_correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0},
     *(
-        {"method": "fedsdr", "server.combination": name, "wire.dtype": dtype}
-        for name, row in COMBINATIONS.items()
+        {"method": "fedsdr", "server.aggregation": name, "communication.dtype": dtype}
+        for name, row in AGGREGATIONS.items()
         if row.ranks != "several"  # they send as many as they have
-        for dtype in allowed_with(row)["wire.dtype"]
+        for dtype in allowed_with(row)["communication.dtype"]
     ),
 ]
 

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedsdr.errors import UserError
 from fedsdr.federation import membership as module
-from fedsdr.federation.membership import Attendance
+from fedsdr.federation.membership import Membership
 from fedsdr.recipe import check_settings
 from fedsdr.storage import Event, write_json
 
@@ -51,8 +51,8 @@ class Grid:
 
 
 @pytest.fixture
-def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Attendance]:
-    """Make an attendance whose clock is quick: ``attend(grid, num=3, known={...})``."""
+def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Membership]:
+    """Make an membership whose clock is quick: ``attend(grid, num=3, known={...})``."""
     monkeypatch.setattr(module, "POLL", 0.001)
 
     def make(
@@ -61,13 +61,13 @@ def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         known: dict[str, Event] | None = None,
         nodes: dict[str, int] | None = None,
         **more: float,
-    ) -> Attendance:
+    ) -> Membership:
         for client, node in (nodes or {}).items():
             write_json(tmp_path / f"{client}.json", {"key": "", "node-id": node})
         place = str(tmp_path) if nodes else ""
         federation = {"num_clients": num, "wait": 0.05, "nodes": place, **more}
         settings = check_settings({"federation": federation}, "test")
-        return Attendance(grid, ConfigRecord({}), "m", settings, known or {})  # type: ignore[arg-type]
+        return Membership(grid, ConfigRecord({}), "m", settings, known or {})  # type: ignore[arg-type]
 
     return make
 

@@ -13,20 +13,20 @@ from fedsdr import methods
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.federation import client_app
-from fedsdr.federation.client_context import close_sites, load_model
+from fedsdr.federation.client_context import close_clients, load_model
 from fedsdr.federation.export import export_round
 from fedsdr.federation.run import read_result, run
-from fedsdr.methods import CORRECTIONS, METHODS
+from fedsdr.methods import DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.storage import Event, read_json, read_lines
 
-SCAFFOLD = {"client.correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0}
+SCAFFOLD = {"client.drift_correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0}
 
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
     """Every test begins as a new process does."""
-    close_sites()
+    close_clients()
     load_model.cache_clear()
 
 
@@ -114,7 +114,7 @@ def private_of(folder: Path, client: str, number: int) -> bytes:
 
 def test_fdlora_trains_the_private_adapter_once_whenever_a_client_is_drawn(run_method, capsys):
     """Its steps are beside the budget of a round, told at the start, and in the log of the first round."""
-    folder, events = run_method("fdlora", **{"personal.before_steps": 5, "client.budget": "per_round"})
+    folder, events = run_method("fdlora", **{"fdlora.before_steps": 5, "client.budget": "per_round"})
     for event in events:
         assert event["train/shared/num_steps"] == 2
         assert event.get("train/before-private/num_steps") == (5 if event["round"] == 1 else None)
@@ -123,7 +123,7 @@ def test_fdlora_trains_the_private_adapter_once_whenever_a_client_is_drawn(run_m
         assert private_of(folder, client, 1) == private_of(folder, client, 2)
     assert "steps before-private" in (folder / "report.html").read_text()
 
-    drawn = {"server.clients_per_round": 1, "server.num_rounds": 3, "personal.before_steps": 5}
+    drawn = {"server.clients_per_round": 1, "server.num_rounds": 3, "fdlora.before_steps": 5}
     other, events = run_method("fdlora", **drawn)
     assert {event["client"] for event in events} == {"finance", "math"}
     for event in events:
@@ -136,7 +136,7 @@ def test_fdlora_takes_the_steps_of_a_stage_before_the_rounds_unless_told_otherwi
 
 
 def test_feddpa_weighs_each_test_prompt_and_says_how(run_method):
-    folder, _ = run_method("feddpa", **{"personal.max_weight": 0.3})
+    folder, _ = run_method("feddpa", **{"feddpa.max_weight": 0.3})
     records = read_lines(folder / "clients/math/evaluation/round-0002-personalised.jsonl")
     assert len(records) == 2
     assert all(0 < record["private_weight"] <= 0.3 for record in records)
@@ -146,9 +146,9 @@ def test_feddpa_weighs_each_test_prompt_and_says_how(run_method):
 
 def test_fedala_with_weights_that_stay_at_one_is_fedit(run_method):
     """Its personalised model is what the client sends: its own adapter after the round."""
-    still, _ = run_method("fedala", **{"personal.rate": 1e-30})
+    still, _ = run_method("fedala", **{"fedala.rate": 1e-30})
     fedit, _ = run_method("fedit")
-    moved, events = run_method("fedala", **{"personal.rate": 1e6})
+    moved, events = run_method("fedala", **{"fedala.rate": 1e6})
     names = [f"server/round-000{number}/adapter_model.safetensors" for number in range(3)]
     assert [(still / name).read_bytes() for name in names] == [(fedit / name).read_bytes() for name in names]
     # In round 1 there is nothing of its own yet.
@@ -176,7 +176,7 @@ def test_the_personalised_model_of_one_fedala_client_is_the_global_one(run_metho
 @pytest.mark.parametrize("method", ["fedit", "fedsdr"])
 def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str):
     """The private adapter, which is not averaged, learns both factors."""
-    folder, events = run_method(method, **{"server.combination": "ffa"})
+    folder, events = run_method(method, **{"server.aggregation": "ffa"})
     rounds = [load_adapter(folder / "server" / f"round-{number:04d}") for number in range(3)]
     for key, drawn in rounds[0].items():
         for later in rounds[1:]:
@@ -191,33 +191,33 @@ def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"server.combination": "flexlora", "server.optimizer": "fedadam"}, "number by number"),
-        ({"server.combination": "flexlora", "server.reduction": "median"}, "number by number"),
-        ({"server.reduction": "trimmed-mean"}, "withstands num_byzantine bad clients, which is 0"),
-        ({"client.mu": 0.5}, "does nothing under correction = 'none'"),
+        ({"server.aggregation": "flexlora", "server.optimizer": "fedadam"}, "number by number"),
+        ({"server.aggregation": "flexlora", "server.robust": "median"}, "number by number"),
+        ({"server.robust": "trimmed-mean"}, "withstands num_byzantine bad clients, which is 0"),
+        ({"client.mu": 0.5}, "does nothing under drift_correction = 'none'"),
         ({"method": "local-only", "server.optimizer": "fedadam"}, "does nothing under method = 'local-only'"),
-        ({"server.num_byzantine": 1}, "does nothing under reduction = 'mean'"),
+        ({"server.num_byzantine": 1}, "does nothing under robust = 'none'"),
         (
-            {"server.reduction": "krum", "server.num_byzantine": 1},
+            {"server.robust": "krum", "server.num_byzantine": 1},
             "needs 5 clients in each round, and 2 are asked",
         ),
-        ({"personal.rate": 0.5}, "personal.rate = 0.5 does nothing under method = 'fedit'"),
-        ({"method": "fdlora", "personal.max_weight": 0.4}, "personal.max_weight = 0.4 does nothing"),
+        ({"fedala.rate": 0.5}, "fedala.rate = 0.5 does nothing under method = 'fedit'"),
+        ({"method": "fdlora", "feddpa.max_weight": 0.4}, "feddpa.max_weight = 0.4 does nothing"),
         (
-            {"method": "fedala", "client.correction": "proximal"},
+            {"method": "fedala", "client.drift_correction": "fedprox"},
             "from which method = 'fedala' does not begin",
         ),
-        ({"method": "fedala", "server.combination": "flexlora"}, "set method = 'fedit' or"),
-        ({"server.reduction": "medain"}, "nearest first: median"),
-        ({"client.correction": "fedprox"}, "known, nearest first: proximal"),
-        ({"client.correction": "scaffold"}, "max_grad_norm = 1.0: set it to 0"),
+        ({"method": "fedala", "server.aggregation": "flexlora"}, "set method = 'fedit' or"),
+        ({"server.robust": "medain"}, "nearest first: median"),
+        ({"client.drift_correction": "fedprox"}, "known, nearest first: proximal"),
+        ({"client.drift_correction": "scaffold"}, "max_grad_norm = 1.0: set it to 0"),
         (SCAFFOLD | {"client.optimizer": "adamw"}, "set client.optimizer = 'sgd'"),
-        (SCAFFOLD | {"client.correction": "scaffold-adamw"}, "set client.optimizer = 'adamw'"),
+        (SCAFFOLD | {"client.drift_correction": "scaffold-adamw"}, "set client.optimizer = 'adamw'"),
         (SCAFFOLD | {"client.final_rate": 0.0}, "final_rate = 0 makes 0 in the last round"),
-        (SCAFFOLD | {"client.mu": 0.5}, "does nothing under correction = 'scaffold'"),
-        (SCAFFOLD | {"server.combination": "flexlora"}, "set server.combination = 'average' or"),
-        (SCAFFOLD | {"server.reduction": "median"}, "set server.reduction = 'mean'"),
-        (SCAFFOLD | {"wire.dtype": "int8"}, "set wire.dtype = 'float32'"),
+        (SCAFFOLD | {"client.mu": 0.5}, "does nothing under drift_correction = 'scaffold'"),
+        (SCAFFOLD | {"server.aggregation": "flexlora"}, "set server.aggregation = 'average' or"),
+        (SCAFFOLD | {"server.robust": "median"}, "set server.robust = 'none'"),
+        (SCAFFOLD | {"communication.dtype": "int8"}, "set communication.dtype = 'float32'"),
         (SCAFFOLD | {"method": "local-only"}, "does nothing under method = 'local-only'"),
     ],
     ids=str,
@@ -242,22 +242,26 @@ def test_a_method_is_added_by_one_row(run_method, monkeypatch: pytest.MonkeyPatc
     assert load_adapter(folder / "server" / "round-0002")
 
 
-def kept_controls(folder: Path, server_round: int) -> list[np.ndarray]:
+def kept_control_variates(folder: Path, server_round: int) -> list[np.ndarray]:
     paths = sorted(folder.glob(f"clients/*/round-{server_round:04d}/kept.safetensors"))
-    return [load_file(path)["controls"] for path in paths]
+    return [load_file(path)["control_variates"] for path in paths]
 
 
-@pytest.mark.parametrize("correction", [name for name, row in CORRECTIONS.items() if row.has_controls])
-def test_the_servers_control_variate_is_the_mean_of_the_clients(run_method, correction: str):
+@pytest.mark.parametrize(
+    "drift_correction", [name for name, row in DRIFT_CORRECTIONS.items() if row.has_control_variates]
+)
+def test_the_servers_control_variate_is_the_mean_of_the_clients(run_method, drift_correction: str):
     """From zero, with all clients in every round, c is the mean of c_k."""
     settings = SCAFFOLD | {
-        "client.correction": correction,
-        "client.optimizer": CORRECTIONS[correction].optimizer,
+        "client.drift_correction": drift_correction,
+        "client.optimizer": DRIFT_CORRECTIONS[drift_correction].optimizer,
     }
     folder, _ = run_method("fedit", **settings, **{"server.num_rounds": 3})
     for server_round in (2, 3):
-        own = kept_controls(folder, server_round)
-        server = load_file(folder / f"server/round-{server_round:04d}/optimizer.safetensors")["controls"]
+        own = kept_control_variates(folder, server_round)
+        server = load_file(folder / f"server/round-{server_round:04d}/optimizer.safetensors")[
+            "control_variates"
+        ]
         assert len(own) == 2
         np.testing.assert_allclose(server, np.mean(own, axis=0), atol=1e-6 * np.abs(server).max())
         assert not np.allclose(own[0], own[1], atol=0.1 * np.abs(server).max())
@@ -277,14 +281,14 @@ def test_steps_of_all_stages_of_the_shared_adapter_are_counted_and_of_no_other(r
                 for number in (server_round - 1, server_round)
             )
             moved = np.concatenate([(x[key] - y[key]).numpy().ravel() for key in sorted(x)])
-            (own,) = kept_controls(folder, server_round)
+            (own,) = kept_control_variates(folder, server_round)
             np.testing.assert_allclose(own, moved / (num_steps * rate), rtol=1e-4, atol=1e-6)
             assert own.any()
 
 
 def test_with_ffa_only_b_has_control_variates(run_method):
-    folder, events = run_method("fedsdr", **SCAFFOLD, **{"server.combination": "ffa"})
+    folder, events = run_method("fedsdr", **SCAFFOLD, **{"server.aggregation": "ffa"})
     drawn = load_adapter(folder / "server/round-0000")
     num_values = sum(value.numel() for key, value in drawn.items() if ".lora_B." in key)
-    assert [own.size for own in kept_controls(folder, 2)] == [num_values] * 2
+    assert [own.size for own in kept_control_variates(folder, 2)] == [num_values] * 2
     assert {event["num_bytes_up"] for event in events} == {2 * 4 * num_values}

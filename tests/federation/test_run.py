@@ -40,7 +40,7 @@ QUICK = {
 def fresh_process() -> Iterator[None]:
     """Adapters and settings of one test's model must not serve the next."""
     yield
-    client_context.close_sites()
+    client_context.close_clients()
     client_context.load_model.cache_clear()
 
 

@@ -28,7 +28,7 @@ SMALL_RUN = {
     "eval.max_new_tokens": 4,
 }
 SCAFFOLD = {
-    "client.correction": "scaffold",
+    "client.drift_correction": "scaffold",
     "client.optimizer": "sgd",
     "client.max_grad_norm": 0,
     "client.learning_rate": 0.1,
@@ -73,7 +73,7 @@ def fresh_process() -> Iterator[Callable[[], None]]:
     """Every test begins as a new process does; called, it forgets once more."""
 
     def forget() -> None:
-        client_context.close_sites()
+        client_context.close_clients()
         client_context.load_model.cache_clear()
 
     forget()

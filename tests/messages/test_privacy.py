@@ -243,10 +243,10 @@ def test_a_run_beyond_its_budget_stops_before_it_trains_and_says_what_would_do(
     "more",
     [
         {"server": {"keep_updates": True}},
-        {"server": {"combination": "flora"}},
-        {"wire": {"dtype": "int8"}},
-        {"client": {"correction": "scaffold-adamw"}},
-        {"server": {"reduction": "median"}},
+        {"server": {"aggregation": "flora"}},
+        {"communication": {"dtype": "int8"}},
+        {"client": {"drift_correction": "scaffold-adamw"}},
+        {"server": {"robust": "median"}},
         {"method": "local-only"},
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.messages import wire
-from fedsdr.methods import WireType
+from fedsdr.methods import MessageDtype
 
 SHAPES = {"m.lora_B.weight": (5, 2), "m.lora_A.weight": (2, 3), "a.lora_A.weight": (2, 4)}
 
@@ -35,8 +35,8 @@ def test_nothing_to_send_is_an_empty_array():
     assert wire.layout({}, "float32") == {"values": ("<f4", (0,))}
 
 
-@pytest.mark.parametrize("dtype", get_args(WireType))
-def test_a_message_has_the_layout_that_the_guard_expects(dtype: WireType):
+@pytest.mark.parametrize("dtype", get_args(MessageDtype))
+def test_a_message_has_the_layout_that_the_guard_expects(dtype: MessageDtype):
     """10 + 6 + 8 numbers, three tensors."""
     record, _ = wire.encode(draw(1), draw(0), None, dtype)
     found = {name: (array.dtype.str, array.shape) for name, array in opened(record).items()}
@@ -46,12 +46,12 @@ def test_a_message_has_the_layout_that_the_guard_expects(dtype: WireType):
 
 
 def test_control_variates_travel_beside_the_adapter_in_as_many_bytes():
-    sent, controls = draw(0), np.arange(24, dtype=np.float32)
-    found = opened(wire.broadcast(sent, controls=controls))
-    assert found["controls"].tobytes() == controls.tobytes()
+    sent, control_variates = draw(0), np.arange(24, dtype=np.float32)
+    found = opened(wire.broadcast(sent, control_variates=control_variates))
+    assert found["control_variates"].tobytes() == control_variates.tobytes()
     assert found["values"].tobytes() == wire.pack(sent).tobytes()
-    layout = wire.layout(SHAPES, "float32", has_controls=True)
-    assert layout == {"values": ("<f4", (24,)), "controls": ("<f4", (24,))}
+    layout = wire.layout(SHAPES, "float32", has_control_variates=True)
+    assert layout == {"values": ("<f4", (24,)), "control_variates": ("<f4", (24,))}
 
 
 def test_float32_loses_nothing():
@@ -64,7 +64,7 @@ def test_float32_loses_nothing():
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @given(st.integers(0, 50), st.sampled_from([1e-4, 1e-2, 1.0]))
-def test_the_error_is_at_most_half_a_step_and_is_the_residual(dtype: WireType, seed: int, size: float):
+def test_the_error_is_at_most_half_a_step_and_is_the_residual(dtype: MessageDtype, seed: int, size: float):
     """A step of int8 is the tensor's largest change over 127; half precision keeps 11 bits of each number."""
     received, change = draw(seed), draw(seed + 1, size)
     new = {key: received[key] + change[key] for key in SHAPES}
@@ -79,7 +79,7 @@ def test_the_error_is_at_most_half_a_step_and_is_the_residual(dtype: WireType, s
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_over_many_rounds_what_is_lost_does_not_add_up(dtype: WireType):
+def test_over_many_rounds_what_is_lost_does_not_add_up(dtype: MessageDtype):
     """The sum of what arrived is the sum of the changes but for the last residual; without it int8 drifts.
 
     Each round changes one number by 1 and all others by a thousandth, a quarter of a step of int8.

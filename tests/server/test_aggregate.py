@@ -1,4 +1,4 @@
-"""Combination: means worked out by hand, and law 10: each does to B A what its paper says."""
+"""Aggregation: means worked out by hand, and invariant 10: each does to B A what its paper says."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def average(updates: list[Update]) -> Arrays:
 
 
 def flexlora(updates: list[Update]) -> Arrays:
-    return aggregate.flexlora(updates, Server(combination="flexlora"), before(updates)).shared
+    return aggregate.flexlora(updates, Server(aggregation="flexlora"), before(updates)).shared
 
 
 def make(client: str, num_examples: int, a: list[list[float]], b: list[list[float]]) -> Update:
@@ -77,7 +77,7 @@ def test_small_changes_do_not_drown_in_large_ones():
     assert target[A][0, 0] == pytest.approx(1 / 3)
 
 
-def test_combining_changes_no_clients_arrays():
+def test_aggregating_changes_no_clients_arrays():
     update = make("a", 2, [[4.0]], [[1.0]])
     target = average([update, make("b", 2, [[0.0]], [[0.0]])])
     target[A] += 5
@@ -172,7 +172,7 @@ def test_flexlora_of_clients_with_fewer_ranks_together_than_the_server_leaves_th
     """
     (alone,) = of_ranks(1)
     server = Before({A: np.full((3, 7), 2.0, np.float32), B: np.ones((5, 3), np.float32)}, 1)
-    target = aggregate.flexlora([alone], Server(combination="flexlora"), server).shared
+    target = aggregate.flexlora([alone], Server(aggregation="flexlora"), server).shared
     assert (target[A].shape, target[B].shape) == ((3, 7), (5, 3))
     np.testing.assert_allclose(product(target), product(alone.arrays), atol=1e-5)
     assert (target[A][1:] == 2).all() and not target[B][:, 1:].any()
@@ -181,7 +181,7 @@ def test_flexlora_of_clients_with_fewer_ranks_together_than_the_server_leaves_th
 @pytest.mark.parametrize("ranks", [(2, 2, 2), (2, 1, 3), (2,)])
 def test_flora_adds_the_mean_product_exactly_and_leaves_the_shared_factors(ranks: tuple[int, ...]):
     updates = of_ranks(*ranks)
-    target = aggregate.flora(updates, Server(combination="flora"), before(updates))
+    target = aggregate.flora(updates, Server(aggregation="flora"), before(updates))
     np.testing.assert_allclose(product(target.added), mean_product(updates), rtol=1e-6, atol=1e-6)
     assert (target.added[A].shape, target.added[B].shape) == ((sum(ranks), 7), (5, sum(ranks)))
     assert not product(target.shared).any()
@@ -190,7 +190,7 @@ def test_flora_adds_the_mean_product_exactly_and_leaves_the_shared_factors(ranks
 @pytest.mark.parametrize("num_clients", [1, 2, 3, 6])
 def test_fedex_takes_the_means_and_adds_exactly_what_they_leave_out(num_clients: int):
     updates = drawn(num_clients)
-    target = aggregate.fedex(updates, Server(combination="fedex"), before(updates))
+    target = aggregate.fedex(updates, Server(aggregation="fedex"), before(updates))
     means = average(updates)
     assert all(target.shared[key].tobytes() == means[key].tobytes() for key in means)
     if num_clients == 1:
@@ -233,9 +233,9 @@ def rotations(num: int, rank: int) -> list[np.ndarray]:
 
 
 def fedrot(updates: list[Update], server_round: int, **server: Any) -> Arrays:
-    """Combined towards the factors of a client that is not among them."""
+    """Aggregated towards the factors of a client that is not among them."""
     reference = drawn(4, rank=3)[3].arrays
-    settings = Server(combination="fedrot", **server)
+    settings = Server(aggregation="fedrot", **server)
     return aggregate.fedrot(updates, settings, Before(reference, server_round)).shared
 
 
@@ -261,7 +261,7 @@ def test_fedrot_of_clients_that_differ_by_rotations_alone_loses_nothing_of_their
 def test_fedrot_keeps_a_client_s_product_whatever_its_strength(server_round: int, strength: float):
     """One client alone: its factors are rotated, and B A is as it was."""
     reference, update = drawn(2, rank=3)
-    server = Server(combination="fedrot", rotation=strength)
+    server = Server(aggregation="fedrot", rotation=strength)
     target = aggregate.fedrot([update], server, Before(reference.arrays, server_round)).shared
     np.testing.assert_allclose(product(target), product(update.arrays), atol=1e-5)
     factor = "A" if server_round == 2 else "B"
@@ -277,12 +277,12 @@ def test_fedrot_rotates_by_half_at_half_strength_and_never_reflects():
     angle = np.deg2rad(80)
     q = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     reference = make("r", 1, np.eye(2), np.eye(2))  # type: ignore[arg-type]
-    server = Server(combination="fedrot", rotation=0.5)
+    server = Server(aggregation="fedrot", rotation=0.5)
     target = aggregate.fedrot([rotated(reference, q)], server, Before(reference.arrays, 2)).shared
     half = np.array([[np.cos(angle / 2), -np.sin(angle / 2)], [np.sin(angle / 2), np.cos(angle / 2)]])
     np.testing.assert_allclose(target[B], half, atol=1e-6)
     mirrored = rotated(reference, np.diag([1.0, -1.0]))
-    server = Server(combination="fedrot")
+    server = Server(aggregation="fedrot")
     target = aggregate.fedrot([mirrored], server, Before(reference.arrays, 2)).shared
     assert np.linalg.det(target[B]) == pytest.approx(-1)  # as it came; a rotation changes no sign
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedsdr.distill.paradox import COUNTS
 from fedsdr.messages import wire
-from fedsdr.methods import WireType
+from fedsdr.methods import MessageDtype
 from fedsdr.server.validate import (
     MAX_EXAMPLES,
     Rejected,
@@ -67,8 +67,13 @@ def sending(named: dict[str, np.ndarray], **metrics: Any) -> Message:
     return reply(RecordDict({"arrays": record, "metrics": MetricRecord({**METRICS, **metrics})}))
 
 
-def check(message: Message, max_norm: float = 1e4, dtype: WireType = "float32", has_controls: bool = False):
-    return check_reply(message, "finance", 5, SENT, dtype, 7, max_norm, has_controls)
+def check(
+    message: Message,
+    max_norm: float = 1e4,
+    dtype: MessageDtype = "float32",
+    has_control_variates: bool = False,
+):
+    return check_reply(message, "finance", 5, SENT, dtype, 7, max_norm, has_control_variates)
 
 
 def reason(message: Message, **keys: Any) -> str:
@@ -137,7 +142,7 @@ def test_an_array_of_another_shape_or_type_is_refused_and_never_broadcast(value:
         ("float32", {"values": np.zeros(14, np.float32), "private": np.zeros(14, np.float32)}),
     ],
 )
-def test_the_arrays_are_those_of_the_type_that_travels(dtype: WireType, named: dict[str, np.ndarray]):
+def test_the_arrays_are_those_of_the_type_that_travels(dtype: MessageDtype, named: dict[str, np.ndarray]):
     """No fewer, and no more, such as the private adapter sent by mistake."""
     assert re.match("1 keys are (missing|not on the allow-list)", reason(sending(named), dtype=dtype))
 
@@ -157,35 +162,38 @@ def test_small_types_are_read_as_changes_of_what_was_sent():
     assert set(update.arrays[B].ravel()) == {1.75}
 
 
-CONTROLS = {"values": np.zeros(14, np.float32), "controls": np.arange(14, dtype=np.float32)}
+CONTROL_VARIATES = {"values": np.zeros(14, np.float32), "control_variates": np.arange(14, dtype=np.float32)}
 
 
 def test_a_change_of_control_variates_passes_where_it_must_come():
-    update = check(sending(CONTROLS), has_controls=True)
-    assert update.controls.tolist() == list(range(14))
+    update = check(sending(CONTROL_VARIATES), has_control_variates=True)
+    assert update.control_variates.tolist() == list(range(14))
     assert update.num_bytes == 2 * 14 * 4
-    assert check(training()).controls is None
+    assert check(training()).control_variates is None
 
 
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (None, "1 keys are missing, first 'controls'"),
-        (np.zeros(13, np.float32), "controls is not float32 of shape (14,)"),
-        (np.zeros(14, np.float16), "controls is not float32 of shape (14,)"),
-        (np.full(14, np.nan, np.float32), f"controls of {A} holds values that are not finite"),
-        (np.array([0] * 13 + [12], np.float32), f"controls of {B} has norm 12, above server.max_norm = 11"),
+        (None, "1 keys are missing, first 'control_variates'"),
+        (np.zeros(13, np.float32), "control_variates is not float32 of shape (14,)"),
+        (np.zeros(14, np.float16), "control_variates is not float32 of shape (14,)"),
+        (np.full(14, np.nan, np.float32), f"control_variates of {A} holds values that are not finite"),
+        (
+            np.array([0] * 13 + [12], np.float32),
+            f"control_variates of {B} has norm 12, above server.max_norm = 11",
+        ),
     ],
     ids=["missing", "short", "float16", "nan", "huge"],
 )
 def test_control_variates_that_would_spoil_their_mean_are_refused(value: Any, says: str):
     """One NaN would steer every client's next step to NaN."""
-    named = {"values": CONTROLS["values"]} | ({} if value is None else {"controls": value})
-    assert says in reason(sending(named), has_controls=True, max_norm=11)
+    named = {"values": CONTROL_VARIATES["values"]} | ({} if value is None else {"control_variates": value})
+    assert says in reason(sending(named), has_control_variates=True, max_norm=11)
 
 
 def test_control_variates_without_such_a_correction_are_refused():
-    assert reason(sending(CONTROLS)) == "1 keys are not on the allow-list, first 'controls'"
+    assert reason(sending(CONTROL_VARIATES)) == "1 keys are not on the allow-list, first 'control_variates'"
 
 
 @pytest.mark.parametrize("weight", [0, -1, 4, 6, 2**62, 5.0, 0.5, math.nan, math.inf, [5]])

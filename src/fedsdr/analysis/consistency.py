@@ -1,4 +1,4 @@
-"""Whether what clients change in the shared adapter agrees, and how much of a gain combination keeps.
+"""Whether what clients change in the shared adapter agrees, and how much of a gain aggregation keeps.
 
 This is the referee's question to FedSDR: do the corrections of clients that contradict each other dilute when
 they are averaged? What clients sent must have been kept (`server.keep_updates`).
@@ -63,7 +63,7 @@ def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Ev
 
 def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, torch.Tensor]]:
     """Path of each layer, and the changes of all clients in it (clients, d_out, d_in)."""
-    whole = [before | new for new in updates]  # some combinations send one factor alone
+    whole = [before | new for new in updates]  # some aggregations send one factor alone
     for key_a, key_b in pairs(before):
         start = torch.from_numpy(before[key_b]) @ torch.from_numpy(before[key_a])
         changes = [torch.from_numpy(new[key_b]) @ torch.from_numpy(new[key_a]) - start for new in whole]
@@ -97,7 +97,7 @@ class Round(NamedTuple):
     """As it was sent to the clients."""
     updates: Mapping[str, Arrays]
     """Client -> its adapter after training."""
-    combined: Arrays
+    aggregated: Arrays
     """After the round."""
 
 
@@ -108,12 +108,12 @@ def gain_survival(
     tests: Mapping[str, Sequence[Conversation]],
     batch_size: int,
 ) -> list[Event]:
-    """How much of what a client gained in one round on its own test examples is left after combination.
+    """How much of what a client gained in one round on its own test examples is left after aggregation.
 
     Losses, in nats per response token, of base + shared adapter on the client's own held-out true responses:
-    before the round, with the client's own update, and with the combined one.
+    before the round, with the client's own update, and with the aggregated one.
 
-        kept = (before - combined) / (before - own)
+        kept = (before - aggregated) / (before - own)
 
     1: all of the gain; 0: none; below 0: the client is worse off than before the round; above 1: the others
     helped it further. It says nothing where the client gained nothing itself: None unless the interval of
@@ -122,13 +122,13 @@ def gain_survival(
     Args:
         base: The frozen base.
         adapters: Whose shared adapter is overwritten.
-        rounds: In order; where one follows the other, its `before` is the other's `combined`.
+        rounds: In order; where one follows the other, its `before` is the other's `aggregated`.
         tests: Client -> its test conversations; clients without any are left out.
         batch_size: Conversations in one forward pass.
 
     Returns:
-        Records with round, client, before, own, combined, own_low and own_high (ends of the 95 % interval of
-        the own gain), and kept with low and high, the ends of its own.
+        Records with round, client, before, own, aggregated, own_low and own_high (ends of the 95 % interval
+        of the own gain), and kept with low and high, the ends of its own.
     """
     num_tokens = {
         name: np.array([text.num_response_tokens for text in texts], float) for name, texts in tests.items()
@@ -141,9 +141,9 @@ def gain_survival(
 
     records: list[Event] = []
     done, last = -1, dict[str, np.ndarray]()
-    for number, before, updates, combined in rounds:
+    for number, before, updates, aggregated in rounds:
         first = last if done == number - 1 else losses(before, tests)
-        done, last = number, losses(combined, tests)
+        done, last = number, losses(aggregated, tests)
         for name, new in updates.items():
             if name not in tests:
                 continue
@@ -159,7 +159,7 @@ def gain_survival(
                     "client": name,
                     "before": float(first[name].sum() / total),
                     "own": float(own.sum() / total),
-                    "combined": float(last[name].sum() / total),
+                    "aggregated": float(last[name].sum() / total),
                     "own_low": gain["low"],
                     "own_high": gain["high"],
                     "kept": kept["value"],

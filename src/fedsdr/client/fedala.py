@@ -64,7 +64,7 @@ def aggregate_locally(
     parameters, mine = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
     sent, own = (parameters_to_vector(values).detach() for values in (parameters, mine))
     w = torch.ones_like(sent) if weights is None else torch.from_numpy(weights).to(sent)
-    num = ceil(settings.personal.share * len(conversations))
+    num = ceil(settings.fedala.share * len(conversations))
     chosen = random.Random(seed_for(seed, "share")).sample(conversations, num)
     losses: list[float] = []
     of_passes: list[float] = []
@@ -78,7 +78,7 @@ def aggregate_locally(
                 loss, num_read = response_loss(base, chosen[start : start + settings.client.batch_size])
                 gradients = torch.autograd.grad(loss / num_read, parameters)
                 gradient = torch.cat([part.flatten() for part in gradients])
-                w = (w - settings.personal.rate * (sent - own) * gradient).clamp(0, 1)
+                w = (w - settings.fedala.rate * (sent - own) * gradient).clamp(0, 1)
                 _move(parameters, own, sent, w)
                 losses.append(loss.item() / num_read)
                 num_tokens += num_read

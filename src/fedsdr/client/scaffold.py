@@ -26,7 +26,7 @@ from fedsdr.messages.wire import Float32
 
 
 @dataclass(frozen=True)
-class Controls:
+class ControlVariates:
     """c and c_k as a client begins a round with them."""
 
     server: Float32

@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsdr.deployment.flower_grid import PatientGrid
+from fedsdr.deployment.flower_grid import ResilientGrid
 from fedsdr.deployment.submit import ENDED
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
@@ -28,7 +28,7 @@ def main(grid: Grid, context: Context) -> None:
     settings, token = asked_settings(context.run_config), context.run_config.get("token")
     ended = Path(settings.run.dir) / ENDED  # `fedsdr run --on` reads it
     try:
-        run_over(PatientGrid(grid), settings)
+        run_over(ResilientGrid(grid), settings)
     except UserError as reason:
         if token and ended.parent.exists():
             write_file(ended, f"{token}\n{reason}")

@@ -33,7 +33,7 @@ PATIENCE = 60.0
 there as a whole."""
 
 
-class PatientGrid(Grid):
+class ResilientGrid(Grid):
     """A grid around Flower's own."""
 
     def __init__(self, grid: Grid) -> None:

@@ -15,7 +15,7 @@ from fedsdr.errors import UserError
 from fedsdr.experiments.measured_run import Options, Subject
 from fedsdr.experiments.measurements import MEASUREMENTS
 from fedsdr.experiments.results import PLAN, finished, tabulate
-from fedsdr.federation.client_context import close_sites
+from fedsdr.federation.client_context import close_clients
 from fedsdr.federation.run import checked_round, read_settings
 from fedsdr.progress import say
 from fedsdr.report.measurements import FOLDER
@@ -126,7 +126,7 @@ def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict
             made[name]["notes"] = [f"Of the run after round {done}.", *made[name]["notes"]]
             write_json(folder / FOLDER / f"{name}.json", made[name])
     finally:
-        close_sites()
+        close_clients()
     if made:
         write_report(folder, settings)
     return made, missing

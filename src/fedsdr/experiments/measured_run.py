@@ -8,7 +8,7 @@ from pathlib import Path
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import Site, data_of, model_of, open_site
+from fedsdr.federation.client_context import ClientContext, data_of, model_of, open_client
 from fedsdr.federation.export import check_identity
 from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import Adapters
@@ -71,7 +71,7 @@ class Subject:
         return base, adapters
 
     @cached_property
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[ClientContext]:
         """All clients.
 
         Raises:
@@ -83,9 +83,9 @@ class Subject:
                 " all at one place. A client alone can `fedsdr analyze` its own distilled.jsonl"
             )
         num = len(data_of(self.settings)[1])
-        return [open_site(self.settings, number, self.folder / "clients") for number in range(num)]
+        return [open_client(self.settings, number, self.folder / "clients") for number in range(num)]
 
-    def rewritten(self) -> list[Site]:
+    def rewritten(self) -> list[ClientContext]:
         """All clients, with rewritings of their training responses.
 
         Raises:

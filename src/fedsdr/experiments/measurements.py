@@ -21,7 +21,7 @@ from fedsdr.federation.client_context import data_of
 from fedsdr.federation.export import demand_global
 from fedsdr.federation.run import answer_files, checked_round, read_settings
 from fedsdr.messages.wire import Arrays
-from fedsdr.methods import COMBINATIONS, METHODS, Adapter
+from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.report.measurements import FOLDER
 from fedsdr.server.checkpoint import load_round, load_updates
@@ -66,7 +66,7 @@ def _gradients(subject: Subject) -> Event:
 def _transfer(subject: Subject) -> Event:
     base, adapters = subject.model
     settings = subject.settings
-    client = settings.client.model_copy(update={"budget": "per_stage", "correction": "none"})
+    client = settings.client.model_copy(update={"budget": "per_stage", "drift_correction": "none"})
     records = loss_transfer(
         base,
         adapters,
@@ -169,12 +169,12 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
         UserError: It was not kept, or the clients do not begin from what the server has.
     """
     server = subject.folder / "server"
-    combination = COMBINATIONS[subject.settings.server.combination]
+    aggregation = AGGREGATIONS[subject.settings.server.aggregation]
     settings = subject.settings
     adapts = METHODS[settings.method].on_receive == "adapt"
-    if combination.is_fresh or combination.kept or combination.adds_to_base or adapts:
+    if aggregation.is_fresh or aggregation.kept or aggregation.adds_to_base or adapts:
         raise UserError(
-            f"method = {settings.method}, server.combination = {settings.server.combination}: clients do not"
+            f"method = {settings.method}, server.aggregation = {settings.server.aggregation}: clients do not"
             " begin a round from the server's factors alone, so their changes cannot be told"
         )
     if settings.lora.client_ranks:

@@ -24,7 +24,7 @@ from flwr.clientapp import ClientApp
 from fedsdr import __version__
 from fedsdr.client.fdlora import search_fusion
 from fedsdr.client.fedala import aggregate_locally
-from fedsdr.client.scaffold import Controls
+from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.state import fusion_file, load_kept, load_private, save_state
 from fedsdr.client.update import before_rounds, learning_rate, local_update
 from fedsdr.config import Settings
@@ -34,11 +34,11 @@ from fedsdr.distill.rewrite import Rewriting
 from fedsdr.errors import Diverged, UserError
 from fedsdr.evaluate.feddpa import evaluate_weighed, private_weights
 from fedsdr.evaluate.tasks import evaluate, evaluate_base
-from fedsdr.federation.client_context import Site, cache_of, model_of, open_site
+from fedsdr.federation.client_context import ClientContext, cache_of, model_of, open_client
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
 from fedsdr.messages.privacy import noise_seed, noised
-from fedsdr.methods import COMBINATIONS, CORRECTIONS, METHODS, Adapter, has_global
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, Adapter, has_global
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, public_name
 from fedsdr.progress import say
@@ -114,7 +114,7 @@ def train(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, site, server_round, node = _open(message, context)
     base, adapters = model_of(settings)
-    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     rank, what = settings.adapter.rank_of(site.id), f"round {server_round}, {site.id}"
     received, is_known = _load_adapters(message, settings, site, adapters, server_round, rank)
     if not method.keeps_private:
@@ -122,7 +122,7 @@ def train(message: Message, context: Context) -> Message:
             "private", seed_for(settings.run.seed, "client", site.id, "private", server_round)
         )
     metrics, kept = _begin(settings, site, server_round, base, adapters, is_known)
-    controls = _load_controls(message, settings, site, server_round)
+    control_variates = _load_control_variates(message, settings, site, server_round)
     rate = learning_rate(settings.client, server_round, settings.server.num_rounds)
     shapes = {key: value.shape for key, value in received.items()}
     metrics |= local_update(
@@ -134,8 +134,8 @@ def train(message: Message, context: Context) -> Message:
         rate,
         seed_for(settings.run.seed, "client", site.id, "round", server_round),
         what,
-        shared_factors=combination.factors,
-        shift=wire.unpack(controls.shift, shapes) if controls else None,
+        shared_factors=aggregation.factors,
+        shift=wire.unpack(control_variates.shift, shapes) if control_variates else None,
     )
     if (
         settings.privacy.kind != "local"
@@ -143,14 +143,17 @@ def train(message: Message, context: Context) -> Message:
         _demand_sane(adapters, settings, what)
     arrays, more = _pack_reply(settings, site, node, server_round, received, adapters, rank)
     kept |= more
-    if controls:
+    if control_variates:
         num_steps = sum(
             int(metrics[f"train/{name}/num_steps"])
             for name, stage in zip(method.stage_names(), method.stages, strict=True)
             if "shared" in stage.train
         )
-        change = controls.change(wire.pack(received), arrays[wire.VALUES].numpy(), num_steps, rate)
-        arrays[wire.CONTROLS], kept[wire.CONTROLS] = Array(change), controls.own + change
+        change = control_variates.change(wire.pack(received), arrays[wire.VALUES].numpy(), num_steps, rate)
+        arrays[wire.CONTROL_VARIATES], kept[wire.CONTROL_VARIATES] = (
+            Array(change),
+            control_variates.own + change,
+        )
     own = adapters.state("shared" if method.personal == "own" else "private") if method.has_personal else None
     if own is not None or kept:
         name = public_name(settings.model.name)
@@ -173,7 +176,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
     base, adapters = model_of(settings)
     rank = settings.adapter.rank
     _, is_personal = _load_adapters(message, settings, site, adapters, server_round + 1, rank)
-    is_global = has_global(METHODS[settings.method], COMBINATIONS[settings.server.combination])
+    is_global = has_global(METHODS[settings.method], AGGREGATIONS[settings.server.aggregation])
     models = ["global"] if is_global or not server_round else []
     models += ["personalised"] if is_personal else []
     metrics: dict[str, float] = {"round": server_round}
@@ -228,7 +231,7 @@ def _as_record(metrics: dict[str, float]) -> MetricRecord:
     return MetricRecord(dict(metrics))
 
 
-def _open(message: Message, context: Context) -> tuple[Settings, Site, int, Node]:
+def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, int, Node]:
     """Settings, client and round that a message is about, and the client's machine."""
     config = message.content["config"]
     assert isinstance(config, ConfigRecord)
@@ -245,7 +248,7 @@ def _open(message: Message, context: Context) -> tuple[Settings, Site, int, Node
             f" {name!r}: set that, or let the server's operator save the key as {node.who}.pub"
         )
     theirs = str(config.get("model", ""))
-    site = open_site(settings, node.who, node.folder, node.runs_programs, theirs)
+    site = open_client(settings, node.who, node.folder, node.runs_programs, theirs)
     return settings, site, int(config["round"]), node  # type: ignore[arg-type]
 
 
@@ -257,7 +260,7 @@ def _folder(context: Context) -> Path:
 
 
 def _load_adapters(
-    message: Message, settings: Settings, site: Site, adapters: Adapters, before: int, rank: int
+    message: Message, settings: Settings, site: ClientContext, adapters: Adapters, before: int, rank: int
 ) -> tuple[wire.Arrays, bool]:
     """Take the broadcast shared adapter, its first `rank` ranks, the residual, and what is this client's own.
 
@@ -269,14 +272,14 @@ def _load_adapters(
     """
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
-    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     shapes = adapters.shapes("shared")
     going_down = wire.going_down(settings, shapes)
     if len(going_down) < len(shapes):  # what does not come is drawn
-        path = ("round", before) if combination.is_fresh else ()
+        path = ("round", before) if aggregation.is_fresh else ()
         adapters.initialise("shared", seed_for(settings.run.seed, "shared", *path))
     received = wire.receive(arrays, going_down)
-    own = {key: v for key, v in load_kept(site.folder, before).items() if combination.keeps(key)}
+    own = {key: v for key, v in load_kept(site.folder, before).items() if aggregation.keeps(key)}
     drawn = {key: value.numpy() for key, value in adapters.state("shared").items()}
     shared = wire.pad(wire.cut(drawn | received | own, rank), shapes)
     adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
@@ -294,10 +297,10 @@ def _load_adapters(
 
 
 def _begin(
-    settings: Settings, site: Site, server_round: int, base: Base, adapters: Adapters, is_known: bool
+    settings: Settings, site: ClientContext, server_round: int, base: Base, adapters: Adapters, is_known: bool
 ) -> tuple[dict[str, float], wire.Arrays]:
     """Do what a method does before the stages of a round; return metrics, and arrays to keep."""
-    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     if not is_known:
         if not method.before_rounds:
             return {}, {}
@@ -312,28 +315,29 @@ def _begin(
         load_kept(site.folder, server_round).get("weights"),
         settings,
         seed_for(settings.run.seed, "client", site.id, "weights", server_round),
-        combination.factors,
+        aggregation.factors,
     )
     return metrics, {"weights": weights}
 
 
 def _evaluate_personal(
-    settings: Settings, site: Site, server_round: int, base: Base, adapters: Adapters, what: str
+    settings: Settings, site: ClientContext, server_round: int, base: Base, adapters: Adapters, what: str
 ) -> tuple[dict[str, dict[str, float]], list[Event]]:
     """Score the client's personalised model, whatever the method says that it is."""
-    personal, method, raw = settings.personal, METHODS[settings.method], site.views["raw"]
+    method, raw = METHODS[settings.method], site.views["raw"]
     kind = method.personal
     if kind in ("sum", "own"):
         both: tuple[Adapter, ...] = ("shared", "private") if method.has_private else ("shared",)
         active: tuple[Adapter, ...] = both if kind == "sum" else ("private",)
         return evaluate(base, adapters, active, site.tests, settings.eval, what)
     draw = random.Random(seed_for(settings.run.seed, "client", site.id, "examples"))
-    examples = draw.sample(raw, min(personal.num_examples, len(raw)))
+    chosen = settings.feddpa if kind == "weighed" else settings.fdlora
+    examples = draw.sample(raw, min(chosen.num_examples, len(raw)))
     if kind == "weighed":
-        tests, most = site.tests, personal.max_weight
+        tests, most = site.tests, settings.feddpa.max_weight
         weights = private_weights(base, adapters, examples, tests.raw, most, settings.eval)
         return evaluate_weighed(base, adapters, tests, weights, settings.eval, what)
-    fusion = search_fusion(base, adapters, examples, personal.num_evaluations, settings.eval)
+    fusion = search_fusion(base, adapters, examples, settings.fdlora.num_evaluations, settings.eval)
     write_json(fusion_file(site.folder, server_round), asdict(fusion))
     return evaluate(base, adapters, ("private",), site.tests, settings.eval, what)
 
@@ -353,18 +357,20 @@ def _demand_sane(adapters: Adapters, settings: Settings, what: str) -> None:
             )
 
 
-def _load_controls(message: Message, settings: Settings, site: Site, server_round: int) -> Controls | None:
+def _load_control_variates(
+    message: Message, settings: Settings, site: ClientContext, server_round: int
+) -> ControlVariates | None:
     """Take the server's control variates and this client's own, zero at first; None without any."""
-    if not CORRECTIONS[settings.client.correction].has_controls:
+    if not DRIFT_CORRECTIONS[settings.client.drift_correction].has_control_variates:
         return None
-    server = message.content["arrays"][wire.CONTROLS].numpy()  # type: ignore[union-attr]
-    own = load_kept(site.folder, server_round).get(wire.CONTROLS)
-    return Controls(server, np.zeros_like(server) if own is None else own)
+    server = message.content["arrays"][wire.CONTROL_VARIATES].numpy()  # type: ignore[union-attr]
+    own = load_kept(site.folder, server_round).get(wire.CONTROL_VARIATES)
+    return ControlVariates(server, np.zeros_like(server) if own is None else own)
 
 
 def _pack_reply(
     settings: Settings,
-    site: Site,
+    site: ClientContext,
     node: Node,
     server_round: int,
     received: wire.Arrays,
@@ -372,13 +378,13 @@ def _pack_reply(
     rank: int,
 ) -> tuple[ArrayRecord, wire.Arrays]:
     """The trained shared adapter as it travels, and what the client keeps of it and of the sending."""
-    combination = COMBINATIONS[settings.server.combination]
+    aggregation = AGGREGATIONS[settings.server.aggregation]
     trained = {key: value.numpy() for key, value in adapters.state("shared").items()}
     new = wire.cut(wire.travelling(settings, trained), rank)
     if settings.privacy.kind == "local":
         seed = noise_seed(settings.privacy, settings.run.seed, "client", site.id, "round", server_round)
         new = noised(new, received, settings.privacy, seed, site.folder / "noise.key", node.ledger)
-    kept = {key: value for key, value in trained.items() if combination.keeps(key)}
-    lost = load_kept(site.folder, server_round).get("residual")
-    arrays, residual = wire.encode(new, received, lost, settings.wire.dtype)
-    return arrays, kept if residual is None else kept | {"residual": residual}
+    kept = {key: value for key, value in trained.items() if aggregation.keeps(key)}
+    feedback = load_kept(site.folder, server_round).get("error_feedback")
+    arrays, feedback = wire.encode(new, received, feedback, settings.communication.dtype)
+    return arrays, kept if feedback is None else kept | {"error_feedback": feedback}

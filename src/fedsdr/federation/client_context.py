@@ -28,7 +28,7 @@ TRUTH = ("label", "choices", "answer", "facts", "tests")
 
 
 @dataclass(frozen=True)
-class Site:
+class ClientContext:
     """One client: its data as the model sees it, and its folder."""
 
     id: str
@@ -69,12 +69,12 @@ def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
     )
 
 
-_sites: dict[tuple[str, str], Site] = {}
+_clients: dict[tuple[str, str], ClientContext] = {}
 
 
-def open_site(
+def open_client(
     settings: Settings, who: int | str, root: Path, runs_programs: bool = True, identity: str = ""
-) -> Site:
+) -> ClientContext:
     """Open a client: check its data, rewrite what is wanted, encode. Done once per process.
 
     Args:
@@ -100,11 +100,11 @@ def open_site(
         data = clients[who]
     key = (str(root / data.id), settings.model_dump_json())
     is_deployed = isinstance(who, str)
-    if is_deployed or key not in _sites:
+    if is_deployed or key not in _clients:
         check_unchanged(root / data.id, data)
-    if key not in _sites:
+    if key not in _clients:
         if is_deployed:
-            _sites.clear()  # a worker lives long, and serves one run at a time:
+            _clients.clear()  # a worker lives long, and serves one run at a time:
             load_model.cache_clear()  # not two models side by side
         if identity and model_of(settings)[0].identity != identity:
             raise AnotherBaseModel(
@@ -114,17 +114,17 @@ def open_site(
         if not runs_programs:
             train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
             data = ClientData(data.id, train, test)
-        _sites[key] = _open(settings, data, root / data.id)
-    return _sites[key]
+        _clients[key] = _open(settings, data, root / data.id)
+    return _clients[key]
 
 
-def close_sites() -> None:
+def close_clients() -> None:
     """Forget all clients, at the end of a run: the files may be others when the next one begins."""
-    _sites.clear()
+    _clients.clear()
     _load_data.cache_clear()
 
 
-def _open(settings: Settings, data: ClientData, folder: Path) -> Site:
+def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
     rewritings: dict[str, Sequence[Rewriting]] = {}
     views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
     if METHODS[settings.method].needs_rewritings:
@@ -136,7 +136,7 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> Site:
         rewritings["test"] = _distil(settings, data.test, folder, "distilled-test", f"{data.id} test")
         distilled_tests = _encode(settings, data.test, rewritings["test"])
     tests = TestSet(data.test, _encode(settings, data.test), distilled_tests)
-    return Site(data.id, folder, data, rewritings, views, tests)
+    return ClientContext(data.id, folder, data, rewritings, views, tests)
 
 
 def check_unchanged(folder: Path, data: ClientData) -> None:

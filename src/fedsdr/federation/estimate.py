@@ -21,7 +21,7 @@ from fedsdr.data.batching import collate, data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.federation.server_app import is_due
 from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
-from fedsdr.methods import COMBINATIONS, CORRECTIONS, METHODS, WireType
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, MessageDtype
 from fedsdr.model.adapters import Adapters, find_targets
 from fedsdr.model.loss import CHUNK
 
@@ -179,9 +179,9 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
 
 def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
     """Bytes of the arrays that travel."""
-    has_controls = CORRECTIONS[settings.client.correction].has_controls
-    down = _num_bytes(going_down(settings, sizes.shared), "float32", has_controls)
-    up = _num_bytes(travelling(settings, sizes.shared), settings.wire.dtype, has_controls)
+    has_control_variates = DRIFT_CORRECTIONS[settings.client.drift_correction].has_control_variates
+    down = _num_bytes(going_down(settings, sizes.shared), "float32", has_control_variates)
+    up = _num_bytes(travelling(settings, sizes.shared), settings.communication.dtype, has_control_variates)
     most = ", at the largest rank" if settings.adapter.client_ranks else ""
     asked = settings.server.clients_per_round or num_clients
     rounds = settings.server.num_rounds
@@ -189,7 +189,10 @@ def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
     grown = "in the last round; it grows with what is added to the base" if residual[-1] else "each round"
     return [
         Part("messages", "down", down + residual[-1], "bytes", f"to each client, {grown}"),
-        Part("messages", "up", up, "bytes", f"from each client, each round; {settings.wire.dtype}{most}"),
+        Part(
+            "messages", "up", up, "bytes",
+            f"from each client, each round; {settings.communication.dtype}{most}",
+        ),
         Part(
             "messages", "all rounds", asked * (rounds * (down + up) + sum(residual)), "bytes",
             f"{rounds} rounds of {asked} clients, both ways{most}; evaluation is sent down once more",
@@ -201,12 +204,12 @@ def _residual_bytes(settings: Settings, sizes: Sizes, asked: int) -> list[int]:
     """What each round sends to each client of what the rounds before added to the base.
 
     Newly drawn factors in each round leave all that the clients learnt to the base, their ranks stacked;
-    means of factors leave it one client's fewer (`server.combine`).
+    means of factors leave it one client's fewer (`server.aggregate`).
     """
-    combination = COMBINATIONS[settings.server.combination]
-    if not combination.adds_to_base:
+    aggregation = AGGREGATIONS[settings.server.aggregation]
+    if not aggregation.adds_to_base:
         return [0] * settings.server.num_rounds
-    added = settings.adapter.rank * (asked if combination.is_fresh else asked - 1)
+    added = settings.adapter.rank * (asked if aggregation.is_fresh else asked - 1)
     ranks = [added * number for number in range(settings.server.num_rounds)]
     return [
         4 * sum(map(math.prod, residual_shapes(sizes.shared, rank).values())) + 8
@@ -223,8 +226,8 @@ def needs_teacher(settings: Settings) -> bool:
     )
 
 
-def _num_bytes(shapes: dict[str, tuple[int, ...]], wire: WireType, has_controls: bool) -> int:
-    arrays = layout(shapes, wire, has_controls).values()
+def _num_bytes(shapes: dict[str, tuple[int, ...]], wire: MessageDtype, has_control_variates: bool) -> int:
+    arrays = layout(shapes, wire, has_control_variates).values()
     return sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in arrays)
 
 

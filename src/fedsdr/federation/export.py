@@ -15,7 +15,7 @@ from fedsdr.errors import UserError
 from fedsdr.federation.client_context import model_of
 from fedsdr.federation.run import checked_round, read_settings
 from fedsdr.messages.wire import rank_of
-from fedsdr.methods import COMBINATIONS, METHODS, Adapter
+from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base, public_name
@@ -97,10 +97,10 @@ def demand_global(settings: Settings, hint: str) -> None:
         raise UserError(
             f"method = {settings.method} trains no shared adapter, so there is no global model; {hint}"
         )
-    combination = COMBINATIONS[settings.server.combination]
-    if combination.kept:
+    aggregation = AGGREGATIONS[settings.server.aggregation]
+    if aggregation.kept:
         raise UserError(
-            f"server.combination = {settings.server.combination} leaves {' and '.join(combination.kept)} at"
+            f"server.aggregation = {settings.server.aggregation} leaves {' and '.join(aggregation.kept)} at"
             f" the clients, so there is no global model; {hint}"
         )
 
@@ -130,7 +130,7 @@ def _personal_of(
             " adapter can do; export the global model, without --client"
         )
     place, before = folder / check_name(client, "client"), number + 1
-    keeps = COMBINATIONS[settings.server.combination].keeps
+    keeps = AGGREGATIONS[settings.server.aggregation].keeps
     kept = {key: torch.from_numpy(value) for key, value in load_kept(place, before).items() if keeps(key)}
     own = load_private(place, before) if method.has_personal else None
     if own is None and not kept:

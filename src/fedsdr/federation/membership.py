@@ -23,7 +23,7 @@ AGAIN = 60.0
 """Seconds after which a node that could not be let in is asked again: it may have been mended."""
 
 
-class Attendance:
+class Membership:
     """The clients of a federation and their nodes."""
 
     def __init__(

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
-from fedsdr.methods import REDUCTIONS
+from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.progress import say
 
 
@@ -79,7 +79,7 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
 
 
 def check_counts(settings: Settings, clients: Sequence[str]) -> None:
-    """Refuse fewer clients than are drawn or the reduction needs, and ranks of unknown ones.
+    """Refuse fewer clients than are drawn or the robust aggregator needs, and ranks of unknown ones.
 
     Raises:
         UserError: With what was asked for and what there is.
@@ -95,9 +95,9 @@ def check_counts(settings: Settings, clients: Sequence[str]) -> None:
             f"lora.rank = {settings.lora.rank} is above the rank of every client: set lora.rank = {largest},"
             " and leave the clients of that rank out of lora.client_ranks"
         )
-    needed = REDUCTIONS[server.reduction].num_needed(server.num_byzantine)
+    needed = ROBUST_AGGREGATORS[server.robust].num_needed(server.num_byzantine)
     if asked < needed:
         raise UserError(
-            f"server.reduction = {server.reduction!r} with server.num_byzantine = {server.num_byzantine}"
+            f"server.robust = {server.robust!r} with server.num_byzantine = {server.num_byzantine}"
             f" needs {needed} clients in each round, and {asked} are asked"
         )

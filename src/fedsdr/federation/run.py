@@ -281,7 +281,7 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     say(
         f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method.stages, client)}, of"
         f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, correction"
-        f" {client.correction}"
+        f" {client.drift_correction}"
     )
     for domain, num in data["num_duplicates"].items():
         if num:
@@ -312,7 +312,7 @@ def _locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     Raises:
         UserError: Another process does, for so many seconds, or the folder is a file.
     """
-    from fedsdr.federation.client_context import close_sites
+    from fedsdr.federation.client_context import close_clients
 
     if folder.is_file():
         raise UserError(f"run.dir = {folder} is a file; name a folder, or one that does not exist yet")
@@ -337,7 +337,7 @@ def _locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
         try:
             yield
         finally:
-            close_sites()
+            close_clients()
 
 
 def _takes(file: TextIO) -> bool:

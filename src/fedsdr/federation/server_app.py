@@ -1,4 +1,4 @@
-"""The server's side of a run: prepare, then rounds of train, combine, checkpoint, evaluate.
+"""The server's side of a run: prepare, then rounds of train, aggregate, checkpoint, evaluate.
 
 It never knows the engine. A round is finished when its folder is there. Started anew on the same run folder,
 it goes on after the last finished round. Clients that are not connected miss rounds, and are asked again when
@@ -18,7 +18,7 @@ from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.evaluate.scores import table_of_round
 from fedsdr.federation.client_context import model_of
-from fedsdr.federation.membership import Attendance
+from fedsdr.federation.membership import Membership
 from fedsdr.federation.preflight import check_budget, check_counts
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
@@ -63,16 +63,16 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
     # A client that only reads its rewritings again took no time for them: the first record stays.
     told = {str(event["client"]): event for event in past if event["event"] == "prepare"}
-    attendance = Attendance(grid, config, base.identity, settings, told)
-    attendance.wait_for_all()
+    membership = Membership(grid, config, base.identity, settings, told)
+    membership.wait_for_all()
     events = sorted(told.values(), key=lambda event: str(event["client"]))
     rewrite_lines(log, [*events, *(event for event in past if event["event"] != "prepare")])
     check_counts(settings, sorted(told))
     check_budget(settings, sorted(told))
     rank = settings.adapter.rank
     arrays, residual = load_round(server, begun, rank)
-    strategy = FedStrategy(settings, attendance.roster, told, arrays, load_moments(server, begun), residual)
-    work = Work(grid, attendance, strategy, settings, config, log)
+    strategy = FedStrategy(settings, membership.roster, told, arrays, load_moments(server, begun), residual)
+    work = Work(grid, membership, strategy, settings, config, log)
     if only_round is not None:
         strategy.arrays, strategy.residual = load_round(server, only_round, rank)
         work.evaluate(only_round)
@@ -96,14 +96,14 @@ class Work:
     """What a round's two halves need."""
 
     grid: Grid
-    attendance: Attendance
+    membership: Membership
     strategy: FedStrategy
     settings: Settings
     config: ConfigRecord
     log: Path
 
     def train(self, server_round: int) -> None:
-        """Let the drawn clients train, combine what they send, and log it."""
+        """Let the drawn clients train, aggregate what they send, and log it."""
         strategy = self.strategy
         self._gather(draw_clients(self.settings, strategy.prepared, server_round), server_round)
         start = time.monotonic()
@@ -141,8 +141,8 @@ class Work:
         )
 
     def _gather(self, clients: Sequence[str], server_round: int) -> None:
-        self.attendance.wait_for(clients, self.strategy.quorum(len(clients)), server_round)
-        self.strategy.absent = self.attendance.absent()
+        self.membership.wait_for(clients, self.strategy.quorum(len(clients)), server_round)
+        self.strategy.absent = self.membership.absent()
 
     def _exchange(self, messages: Iterable[Message]) -> Iterable[Message]:
         return self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout)

@@ -2,7 +2,7 @@
 
 All tensors that travel lie in one array, in the order of their keys: Flower describes each array in 500
 bytes, and an adapter has hundreds of tensors. What goes to the clients is float32, so all begin a round
-from the same. Where a combination changes the base, the factors of that change go down whole beside it, so
+from the same. Where an aggregation changes the base, the factors of that change go down whole beside it, so
 that a client that missed rounds has them too. What comes back, of a client of smaller rank in its own ranks
 only, is
 
@@ -10,7 +10,7 @@ only, is
 - float16: its change since the broadcast, v~ = half(v + e);
 - int8: the same in 255 steps, v~ = s round((v + e) / s) with s = max |v + e| / 127 for each tensor.
 
-With control variates (`client.controls`) c travels down and dc_k up beside it, in float32 of the same length.
+With control variates (`client.scaffold`) c travels down and dc_k up beside it, in float32 of the same length.
 
 e is what earlier messages lost, e <- v + e - v~ (error feedback). It is kept at the client, which does not
 learn whether the server used its message: what a dropped one held is lost with it, its part of e too.
@@ -27,7 +27,7 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from fedsdr.config import Settings
-from fedsdr.methods import COMBINATIONS, METHODS, WireType
+from fedsdr.methods import AGGREGATIONS, METHODS, MessageDtype
 
 Tensors = TypeVar("Tensors", bound=Any)
 """Arrays of NumPy or tensors of torch."""
@@ -36,48 +36,48 @@ Arrays = dict[str, Float32]
 """Tensors by PEFT key."""
 Shapes = Mapping[str, tuple[int, ...]]
 
-VALUES, SCALES, CONTROLS = "values", "scales", "controls"
+VALUES, SCALES, CONTROL_VARIATES = "values", "scales", "control_variates"
 RESIDUAL, RESIDUAL_RANK = "residual", "residual_rank"
 """Names of the arrays of a message."""
-DTYPES: Mapping[WireType, str] = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
+DTYPES: Mapping[MessageDtype, str] = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 
 
 def layout(
-    shapes: Shapes, wire: WireType, has_controls: bool = False
+    shapes: Shapes, dtype: MessageDtype, has_control_variates: bool = False
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each array of a client's message."""
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
     size = (sum(map(math.prod, shapes.values())),)
-    arrays[VALUES] = DTYPES[wire], size
-    if has_controls:
-        arrays[CONTROLS] = "<f4", size
-    if wire == "int8":
+    arrays[VALUES] = DTYPES[dtype], size
+    if has_control_variates:
+        arrays[CONTROL_VARIATES] = "<f4", size
+    if dtype == "int8":
         arrays[SCALES] = "<f4", (len(shapes),)
     return arrays
 
 
 def travelling(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
-    """The part of the shared adapter, by PEFT key, that method and combination send."""
-    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
-    return {key: value for key, value in shared.items() if method.sends(key, combination)}
+    """The part of the shared adapter, by PEFT key, that method and aggregation send."""
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
+    return {key: value for key, value in shared.items() if method.sends(key, aggregation)}
 
 
 def going_down(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter that the server sends: what comes up, unless it is drawn anew."""
-    is_fresh = COMBINATIONS[settings.server.combination].is_fresh
+    is_fresh = AGGREGATIONS[settings.server.aggregation].is_fresh
     return {} if is_fresh else travelling(settings, shared)
 
 
 def broadcast(
-    tensors: Arrays, residual: Arrays | None = None, controls: Float32 | None = None
+    tensors: Arrays, residual: Arrays | None = None, control_variates: Float32 | None = None
 ) -> ArrayRecord:
     """Put the shared adapter, and where there are any the residual and c, into a message to the clients."""
     record = ArrayRecord({VALUES: Array(pack(tensors))})
     if residual:
         record[RESIDUAL] = Array(pack(residual))
         record[RESIDUAL_RANK] = Array(np.array([rank_of(residual)]))
-    if controls is not None:
-        record[CONTROLS] = Array(controls)
+    if control_variates is not None:
+        record[CONTROL_VARIATES] = Array(control_variates)
     return record
 
 
@@ -95,27 +95,27 @@ def receive_residual(record: ArrayRecord, shapes: Shapes) -> Arrays:
 
 
 def encode(
-    new: Arrays, received: Arrays, residual: Float32 | None, wire: WireType
+    new: Arrays, received: Arrays, error_feedback: Float32 | None, dtype: MessageDtype
 ) -> tuple[ArrayRecord, Float32 | None]:
     """Put a trained adapter into a message to the server.
 
     Args:
         new: The adapter after training.
         received: The adapter as it was broadcast.
-        residual: e, what earlier messages of this client lost (num_values,); None at first.
-        wire: The type that travels.
+        error_feedback: e, what earlier messages of this client lost (num_values,); None at first.
+        dtype: The type that travels.
 
     Returns:
         The arrays, and the new e; None for float32, which loses nothing.
     """
-    if wire == "float32":
+    if dtype == "float32":
         return ArrayRecord({VALUES: Array(pack(new))}), None
     wanted = pack(new) - pack(received)
-    if residual is not None:
-        wanted += residual
+    if error_feedback is not None:
+        wanted += error_feedback
     shapes = {key: value.shape for key, value in new.items()}
     arrays: dict[str, NDArray[Any]]
-    if wire == "float16":
+    if dtype == "float16":
         largest = np.finfo(np.float16).max
         arrays = {VALUES: wanted.clip(-largest, largest).astype(np.float16)}
     else:
@@ -128,10 +128,10 @@ def encode(
     return ArrayRecord({name: Array(value) for name, value in arrays.items()}), lost
 
 
-def decode(arrays: Mapping[str, NDArray[Any]], sent: Arrays, wire: WireType) -> Arrays:
+def decode(arrays: Mapping[str, NDArray[Any]], sent: Arrays, dtype: MessageDtype) -> Arrays:
     """Read a client's arrays, of the types and shapes of `layout`; `sent` is what was broadcast."""
     shapes = {key: value.shape for key, value in sent.items()}
-    if wire == "float32":
+    if dtype == "float32":
         return unpack(arrays[VALUES].astype(np.float32), shapes)
     change = unpack(_change(arrays, shapes), shapes)
     return {key: value + change[key] for key, value in sent.items()}

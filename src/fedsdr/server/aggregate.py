@@ -1,10 +1,10 @@
-"""Combination: the clients' LoRA factors become one target.
+"""Aggregation: the clients' LoRA factors become one target.
 
-The functions behind `tables.COMBINATIONS`. Updates come in the order of client ids, so that the
+The functions behind `methods.AGGREGATIONS`. Updates come in the order of client ids, so that the
 order of arrival changes no byte. Notation: A_k (r_k, d_in) and B_k (d_out, r_k) of client k after its
 local update, w_k = n_k / n its weight.
 
-What a combination adds to the base is never written into it: it is kept as float32 factors beside it, the
+What an aggregation adds to the base is never written into it: it is kept as float32 factors beside it, the
 residual, and travels to the clients whole.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedsdr.config import Server
 from fedsdr.messages.wire import Arrays, cut, pad, pairs, rank_of
-from fedsdr.server.robust import REDUCE
+from fedsdr.server.robust import ROBUST
 from fedsdr.server.validate import Update
 
 Float64 = NDArray[np.float64]
@@ -29,11 +29,11 @@ class Before(NamedTuple):
     shared: Arrays
     """The part of the shared adapter that travels: A (rank, d_in) and B (d_out, rank) by PEFT key."""
     server_round: int
-    """The round that is being combined, from 1 on."""
+    """The round that is being aggregated, from 1 on."""
 
 
 class Target(NamedTuple):
-    """What a combination makes of the updates."""
+    """What an aggregation makes of the updates."""
 
     shared: Arrays
     """The new factors, of the keys and shapes of `Before.shared`, float32."""
@@ -42,10 +42,10 @@ class Target(NamedTuple):
 
 
 def average(updates: Iterable[Update], server: Server, before: Before) -> Target:
-    """Reduce each factor for itself; with the mean R <- sum over k of (n_k / n) R_k.
+    """Aggregator each factor for itself; with the mean R <- sum over k of (n_k / n) R_k.
 
     Equal to R + sum of (n_k / n) dR_k, as the paper writes it, since the weights sum to one. The
-    mean of A and of B is not the mean of B A; combinations that mend this are other rows. With "ffa"
+    mean of A and of B is not the mean of B A; aggregations that mend this are other rows. With "ffa"
     only B comes here, and the mean of B A is the mean of B times the A that all hold. With "fedsa" only A
     comes here; no mean of B A is sought.
 
@@ -54,11 +54,11 @@ def average(updates: Iterable[Update], server: Server, before: Before) -> Target
 
     Args:
         updates: At least one, ordered by client id.
-        server: Says which reduction.
+        server: Says which robust aggregator.
         before: What the server holds.
     """
     del before
-    return Target(REDUCE[server.reduction](updates, server.num_byzantine), {})
+    return Target(ROBUST[server.robust](updates, server.num_byzantine), {})
 
 
 def flexlora(updates: Iterable[Update], server: Server, before: Before) -> Target:
@@ -119,7 +119,7 @@ def fedex(updates: Iterable[Update], server: Server, before: Before) -> Target:
     """
     del server
     updates, weights = _weighted(updates)
-    mean = REDUCE["mean"](updates, 0)
+    mean = ROBUST["none"](updates, 0)
     last = updates[-1]
     added: Arrays = {}
     for key_a, key_b in pairs(before.shared):
@@ -133,7 +133,7 @@ def fedex(updates: Iterable[Update], server: Server, before: Before) -> Target:
 
 
 def fedrot(updates: Iterable[Update], server: Server, before: Before) -> Target:
-    """Rotate each client's factors towards the broadcast ones, then reduce each factor for itself.
+    """Rotate each client's factors towards the broadcast ones, then aggregate each factor for itself.
 
     In round 1 nothing is rotated: the broadcast B is still zero.
 
@@ -145,7 +145,7 @@ def fedrot(updates: Iterable[Update], server: Server, before: Before) -> Target:
         if factor == "alternate":
             factor = "B" if before.server_round % 2 else "A"
         updates = (_rotated(update, before.shared, factor, server.rotation) for update in updates)
-    return Target(REDUCE[server.reduction](updates, server.num_byzantine), {})
+    return Target(ROBUST[server.robust](updates, server.num_byzantine), {})
 
 
 def _rotated(update: Update, reference: Arrays, factor: str, strength: float) -> Update:
@@ -187,7 +187,7 @@ def zeropad(updates: Iterable[Update], server: Server, before: Before) -> Target
             ranks.append(rank_of(update.arrays))
             yield replace(update, arrays=pad(update.arrays, shapes))
 
-    mean = cut(REDUCE["mean"](padded(), 0), max(ranks))
+    mean = cut(ROBUST["none"](padded(), 0), max(ranks))
     target = {key: value.copy() for key, value in before.shared.items()}
     for key, value in mean.items():
         target[key][: len(value), : value.shape[1]] = value
@@ -238,8 +238,8 @@ def _stacked(
     return np.concatenate(b, axis=1), np.concatenate(a, axis=0)
 
 
-Combine = Callable[[Iterable[Update], Server, Before], Target]
-COMBINE: Mapping[str, Combine] = {
+Aggregate = Callable[[Iterable[Update], Server, Before], Target]
+AGGREGATE: Mapping[str, Aggregate] = {
     "average": average,
     "ffa": average,
     "fedsa": average,

@@ -1,6 +1,6 @@
 """A round's folder: the global model's adapter in PEFT's format, written aside and renamed whole.
 
-Its first `lora.rank` ranks are the shared adapter. Where the combination changed the base, the residual's
+Its first `lora.rank` ranks are the shared adapter. Where the aggregation changed the base, the residual's
 ranks follow, filled up with zeros in layers that have fewer, so that the file alone is the global model.
 
 A round is done when `server/round-0003` is there; nothing else decides where a run goes on. Where

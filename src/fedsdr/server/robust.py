@@ -1,7 +1,8 @@
-"""Reduction: the same factor of several clients becomes one. Means stream; robust ones hold all clients.
+"""Robust aggregators: the same factor of several clients becomes one. They hold all clients; the mean streams.
 
-The functions behind `tables.REDUCTIONS`. Notation: n clients, f of them bad (`server.num_byzantine`),
-v_k all factors of client k as one vector (d,). Clients come in the order of their ids; ties go to the
+The functions behind `methods.ROBUST_AGGREGATORS`. Notation: n clients, f of them bad
+(`server.num_byzantine`), v_k all factors of client k as one vector (d,). Clients come in the order of their
+ids; ties go to the
 first. The robust ones take no weights, since a bad client would claim a large one.
 
 Papers: Blanchard et al., NeurIPS 2017, arXiv 1703.02757 (krum, multi-krum); El Mhamdi et al., ICML 2018,
@@ -86,29 +87,29 @@ def _scores(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
     return np.sort(squared, axis=1)[:, 1 : 1 + num_near].sum(axis=1)  # column 0: the distance to itself
 
 
-Reduce = Callable[[Iterable[Update], int], Arrays]
+Aggregator = Callable[[Iterable[Update], int], Arrays]
 
 
-def _of_vectors(reduce: Callable[[Vectors, int], NDArray[np.float64]]) -> Reduce:
+def _of_vectors(aggregate: Callable[[Vectors, int], NDArray[np.float64]]) -> Aggregator:
     """Let a function of vectors work on the clients' factors."""
 
-    def reduced(updates: Iterable[Update], num_byzantine: int) -> Arrays:
+    def aggregated(updates: Iterable[Update], num_byzantine: int) -> Arrays:
         updates = list(updates)
         first = updates[0].arrays
         vectors = np.stack(
             [np.concatenate([update.arrays[key].ravel() for key in first]) for update in updates],
             dtype=np.float64,
         )
-        target = reduce(vectors, num_byzantine).astype(np.float32)
+        target = aggregate(vectors, num_byzantine).astype(np.float32)
         ends = np.cumsum([value.size for value in first.values()])[:-1]
         parts = np.split(target, ends)
         return {key: part.reshape(first[key].shape) for key, part in zip(first, parts, strict=True)}
 
-    return reduced
+    return aggregated
 
 
-REDUCE: Mapping[str, Reduce] = {
-    "mean": mean,
+ROBUST: Mapping[str, Aggregator] = {
+    "none": mean,
     "median": _of_vectors(median),
     "trimmed-mean": _of_vectors(trimmed_mean),
     "krum": _of_vectors(krum),

@@ -1,4 +1,4 @@
-"""Checks every reply before it is combined: what does not pass is dropped, with a reason.
+"""Checks every reply before it is aggregated: what does not pass is dropped, with a reason.
 
 Flower itself averages NaN silently, broadcasts arrays of wrong shape and takes any weight
 (docs/architecture.md), so nothing of a reply is used before it is checked here. Reasons speak of
@@ -19,7 +19,7 @@ from fedsdr.data.sources import RESERVED
 from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
 from fedsdr.messages import wire
-from fedsdr.methods import ALWAYS_SCORED, METRICS, PROMPTS, View, WireType, group_scores
+from fedsdr.methods import ALWAYS_SCORED, METRICS, PROMPTS, MessageDtype, View, group_scores
 
 AWAY = (3, 4, 5)
 """Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
@@ -60,7 +60,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Update:
-    """A reply that passed: what combination works on."""
+    """A reply that passed: what aggregation works on."""
 
     client: str
     arrays: dict[str, NDArray[np.float32]]
@@ -70,7 +70,7 @@ class Update:
     metrics: dict[str, float]
     num_bytes: int
     """Of the arrays, as they came."""
-    controls: wire.Float32 | None = None
+    control_variates: wire.Float32 | None = None
     """Change of the client's control variates (num_values,), where the correction has them."""
 
 
@@ -79,10 +79,10 @@ def check_reply(
     client: str,
     num_train: int,
     sent: wire.Arrays,
-    dtype: WireType,
+    dtype: MessageDtype,
     server_round: int,
     max_norm: float,
-    has_controls: bool = False,
+    has_control_variates: bool = False,
 ) -> Update:
     """Check a training reply.
 
@@ -94,13 +94,13 @@ def check_reply(
         dtype: The type that travels; it says which arrays there must be, no more and no fewer.
         server_round: The round that was asked for.
         max_norm: Largest Euclidean norm of one tensor of the adapter, and of its control variates' change.
-        has_controls: Whether a change of control variates must come with it.
+        has_control_variates: Whether a change of control variates must come with it.
 
     Raises:
         Rejected: With the reason.
     """
     shapes = {key: value.shape for key, value in sent.items()}
-    layout = wire.layout(shapes, dtype, has_controls)
+    layout = wire.layout(shapes, dtype, has_control_variates)
     content = _content(reply, client, {"arrays": ArrayRecord, "metrics": MetricRecord})
     arrays: ArrayRecord = content["arrays"]  # type: ignore[assignment]
     numbers = _numbers(content, "train", server_round)
@@ -115,12 +115,12 @@ def check_reply(
     tensors = wire.decode(checked, sent, dtype)
     for key, value in tensors.items():
         check_tensor(key, value, max_norm)
-    controls = checked.get(wire.CONTROLS)
-    if controls is not None:
-        for key, value in wire.unpack(controls, shapes).items():
-            check_tensor(f"{wire.CONTROLS} of {key}", value, max_norm)
+    control_variates = checked.get(wire.CONTROL_VARIATES)
+    if control_variates is not None:
+        for key, value in wire.unpack(control_variates, shapes).items():
+            check_tensor(f"{wire.CONTROL_VARIATES} of {key}", value, max_norm)
     num_bytes = sum(value.nbytes for value in checked.values())
-    return Update(client, tensors, num_examples, numbers, num_bytes, controls)
+    return Update(client, tensors, num_examples, numbers, num_bytes, control_variates)
 
 
 def check_scores(

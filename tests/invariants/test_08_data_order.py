@@ -1,4 +1,4 @@
-"""Law 8: the order of the data follows from run seed, client, round and stage; so does the draw of clients."""
+"""Invariant 8: the order of the data follows from run seed, client, round and stage; so does the draw of clients."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice

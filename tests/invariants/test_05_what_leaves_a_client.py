@@ -1,4 +1,4 @@
-"""Law 5: a client sends allow-listed arrays and listed numbers; no private tensor, text or error detail."""
+"""Invariant 5: a client sends allow-listed arrays and listed numbers; no private tensor, text or error detail."""
 
 import json
 import re
@@ -87,9 +87,11 @@ def test_beside_the_adapter_control_variates_leave_only_with_such_a_correction(
     assert len(trained) == 2 * len(CLIENTS)
     for message in (message for pair in trained for message in pair):
         shapes = {key: array.numpy().shape for key, array in message.content["arrays"].items()}
-        assert shapes == {"values": (num_values,), "controls": (num_values,)}
+        assert shapes == {"values": (num_values,), "control_variates": (num_values,)}
     for path in folder.rglob("kept.safetensors"):
-        assert {key: value.shape for key, value in load_file(path).items()} == {"controls": (num_values,)}
+        assert {key: value.shape for key, value in load_file(path).items()} == {
+            "control_variates": (num_values,)
+        }
     private = rows_of(folder / "clients", "adapter_model.safetensors")
     assert len(private) > 1000
     assert not private & set().union(*(windows(wire(message)) for pair in exchanges for message in pair))
@@ -122,7 +124,7 @@ def rows_of(folder: Path, name: str = "*.safetensors") -> set[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("method", "combination", "dtype"),
+    ("method", "aggregation", "dtype"),
     [
         *((name, "average", "float32") for name, row in METHODS.items() if row.has_private),
         ("fedsdr", "ffa", "float32"),
@@ -132,15 +134,15 @@ def rows_of(folder: Path, name: str = "*.safetensors") -> set[bytes]:
     ],
 )
 def test_no_byte_of_private_tensors_and_texts_is_in_any_message(
-    recorded: Recorded, wire: Callable[[Message], bytes], method: str, combination: str, dtype: str
+    recorded: Recorded, wire: Callable[[Message], bytes], method: str, aggregation: str, dtype: str
 ) -> None:
     """With int8, what its messages lost is private too; with fedsa its own B is."""
-    chosen = {"method": method, "server.combination": combination, "wire.dtype": dtype}
+    chosen = {"method": method, "server.aggregation": aggregation, "communication.dtype": dtype}
     folder, exchanges = recorded(**RUN | chosen)
-    assert bool(list(folder.rglob("kept.safetensors"))) == (dtype == "int8" or combination == "fedsa")
+    assert bool(list(folder.rglob("kept.safetensors"))) == (dtype == "int8" or aggregation == "fedsa")
     sent = [wire(message) for exchange in exchanges for message in exchange]
     found = set().union(*map(windows, sent))
-    if METHODS[method].shares and combination == "average":
+    if METHODS[method].shares and aggregation == "average":
         sent_rows = rows_of(folder / "server")  # the search finds what is sent
         assert sent_rows <= found or dtype == "int8"
     private = rows_of(folder / "clients")
@@ -158,7 +160,7 @@ def test_no_byte_of_the_weights_of_the_local_aggregation_is_in_any_message(
     recorded: Recorded, wire: Callable[[Message], bytes]
 ) -> None:
     """What this client's loss says of the adapter that it was sent. Its own adapter is what it sends."""
-    folder, exchanges = recorded(method="fedala", **{"client.learning_rate": 0.03, "personal.rate": 1e3})
+    folder, exchanges = recorded(method="fedala", **{"client.learning_rate": 0.03, "fedala.rate": 1e3})
     kept = [load_file(path)["weights"] for path in folder.rglob("kept.safetensors")]
     assert len(kept) == len(CLIENTS)
     rows = {row.tobytes() for weights in kept for row in weights.reshape(-1, 4) if 0 < row.min() < row.max()}

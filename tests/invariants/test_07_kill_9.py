@@ -1,4 +1,4 @@
-"""Law 7 with real processes: each is killed by signal 9, the next goes on."""
+"""Invariant 7 with real processes: each is killed by signal 9, the next goes on."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Law 4: in each stage exactly the adapters in `train` change; loading never makes another trainable."""
+"""Invariant 4: in each stage exactly the adapters in `train` change; loading never makes another trainable."""
 
 from collections.abc import Callable
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""Law 7: a run resumed after a kill at any point leaves the same bytes as an uninterrupted one."""
+"""Invariant 7: a run resumed after a kill at any point leaves the same bytes as an uninterrupted one."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     method: str,
 ) -> None:
     """Killed when two clients had finished round 2, and so had new residuals, and the server had not."""
-    chosen = {"method": method, "wire.dtype": "int8"}
+    chosen = {"method": method, "communication.dtype": "int8"}
     settings = run_settings(**chosen)
     folder = Path(settings.run.dir)
     with kill_at("fedsdr.federation.client_app.save_state", 5, late=True):
@@ -153,7 +153,7 @@ def test_personal_methods_resume_to_the_same_bytes(
     kill: tuple[Any, ...],
 ) -> None:
     """What a client learnt before round 1 is neither lost nor learnt twice; so are weights that it keeps."""
-    chosen = {"method": method, "eval.every": 1, "personal.rate": 1e3} if method == "fedala" else {
+    chosen = {"method": method, "eval.every": 1, "fedala.rate": 1e3} if method == "fedala" else {
         "method": method, "eval.every": 1}  # fmt: skip
     settings = run_settings(**chosen)
     with kill_at(*kill):
@@ -165,12 +165,12 @@ def test_personal_methods_resume_to_the_same_bytes(
 @pytest.mark.parametrize(
     "chosen",
     [
-        *({"server.combination": name} for name in ("fedsa", "flora", "fedex", "fedrot")),
-        {"server.combination": "zeropad", "lora.client_ranks.math": 1},
+        *({"server.aggregation": name} for name in ("fedsa", "flora", "fedex", "fedrot")),
+        {"server.aggregation": "zeropad", "lora.client_ranks.math": 1},
     ],
-    ids=lambda chosen: chosen["server.combination"],
+    ids=lambda chosen: chosen["server.aggregation"],
 )
-def test_what_a_combination_keeps_is_there_after_a_kill(
+def test_what_a_aggregation_keeps_is_there_after_a_kill(
     run_settings: Callable[..., Settings],
     finished: Callable[..., Path],
     results: Results,

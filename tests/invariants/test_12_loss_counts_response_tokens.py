@@ -1,4 +1,4 @@
-"""Law 12: the loss counts response tokens only, end of turn included; a prompt that is no prefix is an error."""
+"""Invariant 12: the loss counts response tokens only, end of turn included; a prompt that is no prefix is an error."""
 
 import copy
 from types import SimpleNamespace

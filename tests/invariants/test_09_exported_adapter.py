@@ -1,4 +1,4 @@
-"""Law 9: an exported adapter loads with PEFT and gives equal logits; a key too many or too few is an error."""
+"""Invariant 9: an exported adapter loads with PEFT and gives equal logits; a key too many or too few is an error."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,14 +107,14 @@ def test_a_fusion_that_was_not_searched_is_not_exported(
 
 
 @pytest.mark.parametrize(
-    ("combination", "client"),
+    ("aggregation", "client"),
     [("flora", ""), ("flora", "math"), ("fedex", ""), ("fedex", "math"), ("fedsa", "math")],
 )
-def test_adapter_of_a_combination_that_adds_or_keeps_something_is_the_whole_model(
-    run_settings: Callable[..., Settings], combination: str, client: str, tmp_path: Path
+def test_adapter_of_a_aggregation_that_adds_or_keeps_something_is_the_whole_model(
+    run_settings: Callable[..., Settings], aggregation: str, client: str, tmp_path: Path
 ) -> None:
     """What the clients score is what the files give in PEFT, private adapter and all that was added included."""
-    settings = run_settings(**{"method": "fedsdr", "server.combination": combination, "lora.alpha": 7.0,
+    settings = run_settings(**{"method": "fedsdr", "server.aggregation": aggregation, "lora.alpha": 7.0,
                                "client.learning_rate": 0.03, "client.schedule": "constant"})  # fmt: skip
     scored: dict[tuple[str, tuple[str, ...]], Tensor] = {}
     evaluate = client_app.evaluate

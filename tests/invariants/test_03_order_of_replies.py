@@ -1,4 +1,4 @@
-"""Law 3: the order in which replies arrive changes no byte; one factor on all weights changes nothing."""
+"""Invariant 3: the order in which replies arrive changes no byte; one factor on all weights changes nothing."""
 
 from collections.abc import Callable, Iterable
 from itertools import permutations
@@ -14,8 +14,8 @@ import fedsdr
 from fedsdr.config import Server, Settings
 from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.messages.wire import Arrays, broadcast, cut
-from fedsdr.methods import COMBINATIONS
-from fedsdr.server.aggregate import COMBINE, Before
+from fedsdr.methods import AGGREGATIONS
+from fedsdr.server.aggregate import AGGREGATE, Before
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.server.validate import Update
 from fedsdr.storage import Event
@@ -58,7 +58,7 @@ def replies_with(settings: Settings, factor: int, folder: Path) -> list[Message]
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        sends = COMBINATIONS[settings.server.combination].sends
+        sends = AGGREGATIONS[settings.server.aggregation].sends
         factors = cut(factors_of(context.node_id), settings.lora.rank_of(ROSTER[context.node_id]))
         arrays = broadcast({k: v for k, v in factors.items() if sends(k)})
         metrics = MetricRecord(
@@ -76,7 +76,7 @@ def told(factor: int) -> dict[str, Event]:
     return {ROSTER[node]: {"num_train": factor * num, "num_test": 0} for node, num in NUM_EXAMPLES.items()}
 
 
-def combined(settings: Settings, replies: Iterable[Message], factor: int = 1) -> Arrays:
+def aggregated(settings: Settings, replies: Iterable[Message], factor: int = 1) -> Arrays:
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
     strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {}, {})
     strategy.num_asked, strategy.asked = 3, set(ROSTER)
@@ -84,18 +84,18 @@ def combined(settings: Settings, replies: Iterable[Message], factor: int = 1) ->
     return strategy.arrays | {f"added/{key}": value for key, value in strategy.residual.items()}
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
-def test_order_and_common_factor_change_no_combination(
-    run_settings: Callable[..., Settings], combination: str, tmp_path: Path
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_order_and_common_factor_change_no_aggregation(
+    run_settings: Callable[..., Settings], aggregation: str, tmp_path: Path
 ) -> None:
-    ranks = {"lora.client_ranks.b": 3} if COMBINATIONS[combination].ranks != "one" else {}
-    settings = run_settings(**{"server.combination": combination, **ranks})
+    ranks = {"lora.client_ranks.b": 3} if AGGREGATIONS[aggregation].ranks != "one" else {}
+    settings = run_settings(**{"server.aggregation": aggregation, **ranks})
     replies = replies_with(settings, 1, tmp_path)
-    expected = combined(settings, replies)
+    expected = aggregated(settings, replies)
     for order in permutations(replies):
-        got = combined(settings, order)
+        got = aggregated(settings, order)
         assert all(got[key].tobytes() == expected[key].tobytes() for key in expected)
-    scaled = combined(settings, replies_with(settings, 7, tmp_path), 7)
+    scaled = aggregated(settings, replies_with(settings, 7, tmp_path), 7)
     for key in expected:
         np.testing.assert_allclose(scaled[key], expected[key], rtol=2**-23)  # one step of float32
 
@@ -106,14 +106,14 @@ def test_order_changes_nothing_where_a_client_does_not_answer(
 ) -> None:
     settings = run_settings()
     replies = [r for r in replies_with(settings, 1, tmp_path) if r.metadata.src_node_id != missing]
-    expected = combined(settings, replies)
-    got = combined(settings, replies[::-1])
+    expected = aggregated(settings, replies)
+    got = aggregated(settings, replies[::-1])
     assert all(got[key].tobytes() == expected[key].tobytes() for key in expected)
 
 
 def test_the_factors_above_would_show_a_wrong_order() -> None:
     updates = [Update(ROSTER[node], factors_of(node), NUM_EXAMPLES[node], {}, 0) for node in ROSTER]
     straight, turned = (
-        COMBINE["average"](order, Server(), Before({}, 1)).shared for order in (updates, updates[::-1])
+        AGGREGATE["average"](order, Server(), Before({}, 1)).shared for order in (updates, updates[::-1])
     )
     assert any(straight[key].tobytes() != turned[key].tobytes() for key in straight)

@@ -1,4 +1,4 @@
-"""Law 6: fedsdr sends as many bytes of arrays as fedit, per client and round; a message has 2 kB beside them."""
+"""Invariant 6: fedsdr sends as many bytes of arrays as fedit, per client and round; a message has 2 kB beside them."""
 
 import json
 from collections.abc import Callable
@@ -63,6 +63,6 @@ def test_small_types_send_a_half_and_a_quarter(
 ) -> None:
     """2 layers of 7 tensors A and B each, and with int8 a scale of 4 bytes for each tensor."""
     num_values, scales = 2 * 4 * 1024, 28 * 4 * (dtype == "int8")
-    for _, reply in recorded(method="fedit", **{"wire.dtype": dtype})[1]:
+    for _, reply in recorded(method="fedit", **{"communication.dtype": dtype})[1]:
         if reply.metadata.message_type == "train":
             assert 0 < len(wire(reply)) - size * num_values - scales < 2000

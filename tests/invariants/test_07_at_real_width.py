@@ -1,4 +1,4 @@
-"""Law 7 at SmolLM2's width and 200 tokens, on two threads: small shapes hide what threads do to sums."""
+"""Invariant 7 at SmolLM2's width and 200 tokens, on two threads: small shapes hide what threads do to sums."""
 
 import json
 from collections.abc import Callable

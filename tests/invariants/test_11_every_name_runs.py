@@ -1,4 +1,4 @@
-"""Law 11: each name in each table runs one round on the tiny model, and resumes to the same bytes."""
+"""Invariant 11: each name in each table runs one round on the tiny model, and resumes to the same bytes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,25 +9,25 @@ import pytest
 import fedsdr
 from fedsdr.config import Settings
 from fedsdr.methods import (
-    COMBINATIONS,
-    CORRECTIONS,
+    AGGREGATIONS,
+    DRIFT_CORRECTIONS,
     METHODS,
     OPTIMIZERS,
     PROMPTS,
-    REDUCTIONS,
+    ROBUST_AGGREGATORS,
     LocalOptimizer,
-    WireType,
+    MessageDtype,
 )
 
 NAMES = [
     *(("method", name) for name in METHODS),
-    *(("server.combination", name) for name in COMBINATIONS),
-    *(("server.reduction", name) for name in REDUCTIONS),
+    *(("server.aggregation", name) for name in AGGREGATIONS),
+    *(("server.robust", name) for name in ROBUST_AGGREGATORS),
     *(("server.optimizer", name) for name in OPTIMIZERS),
-    *(("client.correction", name) for name in CORRECTIONS),
+    *(("client.drift_correction", name) for name in DRIFT_CORRECTIONS),
     *(("client.optimizer", name) for name in get_args(LocalOptimizer)),
     *(("distill.prompts", [name]) for name in PROMPTS),
-    *(("wire.dtype", name) for name in get_args(WireType)),
+    *(("communication.dtype", name) for name in get_args(MessageDtype)),
 ]
 
 
@@ -36,12 +36,15 @@ def test_every_name_runs_a_round_and_changes_the_shared_adapter(
     run_settings: Callable[..., Settings], key: str, name: Any
 ) -> None:
     chosen = {key: name, "server.num_rounds": 1}
-    if key == "server.reduction" and REDUCTIONS[name].wants_byzantine:
-        chosen |= {"server.num_byzantine": 1, "partition.num_clients": REDUCTIONS[name].num_needed(1)}
-    if key == "server.combination" and COMBINATIONS[name].ranks == "several":
+    if key == "server.robust" and ROBUST_AGGREGATORS[name].wants_byzantine:
+        chosen |= {"server.num_byzantine": 1, "partition.num_clients": ROBUST_AGGREGATORS[name].num_needed(1)}
+    if key == "server.aggregation" and AGGREGATIONS[name].ranks == "several":
         chosen |= {"lora.client_ranks.math": 2}
-    if key == "client.correction":
-        chosen |= {"client.optimizer": CORRECTIONS[name].optimizer or "adamw", "client.max_grad_norm": 0}
+    if key == "client.drift_correction":
+        chosen |= {
+            "client.optimizer": DRIFT_CORRECTIONS[name].optimizer or "adamw",
+            "client.max_grad_norm": 0,
+        }
     folder = fedsdr.run(run_settings(**chosen)).folder
     before, after = (
         (folder / f"server/round-000{number}/adapter_model.safetensors").read_bytes() for number in (0, 1)

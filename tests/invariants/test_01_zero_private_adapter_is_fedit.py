@@ -1,4 +1,4 @@
-"""Law 1: fedsdr whose private adapter is held at zero gives fedit's bytes."""
+"""Invariant 1: fedsdr whose private adapter is held at zero gives fedit's bytes."""
 
 import json
 from collections.abc import Callable

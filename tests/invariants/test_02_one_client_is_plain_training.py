@@ -1,4 +1,4 @@
-"""Law 2: one client, fedavg, R rounds is R plain trainings, each with a fresh optimizer, bit for bit."""
+"""Invariant 2: one client, fedavg, R rounds is R plain trainings, each with a fresh optimizer, bit for bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,4 +69,4 @@ def test_one_clients_control_variates_cancel_and_leave_plain_sgd(
 
     plain = rounds()
     assert len(set(plain)) == 5
-    assert rounds(**{"client.correction": "scaffold"}) == plain
+    assert rounds(**{"client.drift_correction": "scaffold"}) == plain
