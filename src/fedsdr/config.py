@@ -275,8 +275,8 @@ class Client(Section):
             )
         if row.has_control_variates and self.schedule != "constant" and not self.final_rate:
             raise ValueError(
-                f"drift_correction = {self.drift_correction!r} divides by the rate, which final_rate = 0 makes"
-                " 0 in the last round: set it above 0, or schedule = 'constant'"
+                f"drift_correction = {self.drift_correction!r} divides by the rate, which final_rate = 0"
+                " makes 0 in the last round: set it above 0, or schedule = 'constant'"
             )
         if (self.local_steps > 0) == (self.local_epochs > 0):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Robust aggregators: the same factor of several clients becomes one. They hold all clients; the mean streams.
+"""Robust aggregators: the same factor of several clients becomes one. They hold all clients at once.
 
 The functions behind `methods.ROBUST_AGGREGATORS`. Notation: n clients, f of them bad
 (`server.num_byzantine`), v_k all factors of client k as one vector (d,). Clients come in the order of their
