@@ -59,6 +59,7 @@ def main_options(
     ] = False,
 ) -> None:
     """Options before any command."""
+    progress.show()
 
 
 @app.command()
@@ -82,7 +83,7 @@ def run(
     """Run a federation: rewrite, train, aggregate, evaluate, report."""
     from fedsdr.recipe import load_settings
 
-    progress.quiet = quiet
+    progress.show(quiet)
     settings = load_settings(recipe, overrides or [])
     if is_dry:
         _show_estimate(settings, as_json)
@@ -165,7 +166,7 @@ def node(
 @app.command()
 def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Go on with a run that was stopped, after its last finished round."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.federation.run import resume as resume_run
 
     with _resumable(f"go on by `fedsdr resume {run_dir}`"):
@@ -182,7 +183,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a round of a run on the clients' test examples."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.federation.run import evaluate_round
 
     base, final = evaluate_round(run_dir, server_round)
@@ -209,7 +210,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Run methods or settings over seeds, and compare them; a stopped grid goes on."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.experiments.compare import compare as compare_grid
 
     with _resumable("give the same command again to go on"):
@@ -272,7 +273,7 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Measure what the paper claims, on a run or on every cell of a grid; the page shows it."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.experiments.measure import PLAN, measure_grid
     from fedsdr.experiments.measure import measure as measure_run
     from fedsdr.experiments.measured_run import Options
@@ -310,7 +311,7 @@ def analyze(
     quiet: Quiet = False,
 ) -> None:
     """Measure rewritings in a file of pairs, without a run: alignment of domains, rewrite paradox."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.experiments.pairs import analyze as analyze_pairs
 
     made = analyze_pairs(pairs, clusters, nli, judge, judge_model)
@@ -404,7 +405,7 @@ def fetch(
     quiet: Quiet = False,
 ) -> None:
     """Fetch and convert a model now, so that later runs need no network."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.config import Model
     from fedsdr.model.base import load_base
 

@@ -16,7 +16,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.federation.estimate import Client, Part, _training, duration, measure_speed, memory, sizes_of
 from fedsdr.methods import AGGREGATIONS, METHODS, allowed_with
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.meta import load_skeleton
 from fedsdr.storage import read_lines
@@ -81,8 +81,8 @@ def test_weights_and_adapters_weigh_what_they_weigh_when_loaded(tiny_settings: M
     estimate = fedsdr.dry_run(settings)
     base = load_base(settings.model)
     assert estimate["base"] == sum(value.nbytes for value in base.model.parameters())
-    adapters = Adapters(base.model, settings.lora)
-    both = adapters.parameters(("shared", "private"))
+    model = LoraModel(base, settings.lora)
+    both = model.parameters(("shared", "private"))
     assert estimate["adapters"] == sum(value.nbytes for value in both)
     # Of fedsdr one adapter learns at a time: its gradient, and AdamW's two moments.
     assert estimate["optimizer"] == 3 * estimate["adapters"] / 2
@@ -104,10 +104,10 @@ def test_operations_of_training_are_those_that_torch_counts(tiny_settings: MakeS
     skeleton, _ = load_skeleton(settings.model)
     counted = _training(settings, sizes_of(skeleton, settings.lora), [Client(texts, texts)])
     base = load_base(settings.model.model_copy(update={"attention": "eager"}))
-    adapters = Adapters(base.model, settings.lora)
-    adapters.initialise("shared", 0)
+    model = LoraModel(base, settings.lora)
+    model.initialise("shared", 0)
     with FlopCounterMode(display=False) as counter:
-        local_update(base, adapters, METHODS["fedit"], {"raw": texts}, settings.client, 1e-3, 0, "test")
+        local_update(model, METHODS["fedit"], {"raw": texts}, settings.client, 1e-3, 0)
     # Two products of 2 T T width in 2 layers, of 2 rows; twice as many backward, and forward again.
     attention = 3 * 2 * 2 * (2 * 2 * 64 * 64 * 64) * (4 if checkpointing == "on" else 3)
     assert counted + attention == pytest.approx(counter.get_total_flops(), rel=0.08)

@@ -12,6 +12,7 @@ from fedsdr.deployment.flower_grid import ResilientGrid
 from fedsdr.deployment.submit import ENDED
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
+from fedsdr.progress import show
 from fedsdr.recipe import asked_settings
 from fedsdr.storage import write_file
 
@@ -25,6 +26,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         UserError: As `asked_settings` and `run_over`.
     """
+    show()
     settings, token = asked_settings(context.run_config), context.run_config.get("token")
     ended = Path(settings.run.dir) / ENDED  # `fedsdr run --on` reads it
     try:

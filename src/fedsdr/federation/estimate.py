@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fedsdr.client.update import before_settings, count_steps
+from fedsdr.client.update import before_training, count_steps
 from fedsdr.config import Lora, Settings
 from fedsdr.data.batching import collate, data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.federation.server_app import is_due
 from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, MessageDtype
-from fedsdr.model.adapters import Adapters, find_targets
+from fedsdr.model.adapters import adapter_shapes, find_targets
 from fedsdr.model.loss import CHUNK
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -111,7 +111,7 @@ def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
         max(max(layer.weight.shape) for layer in linear),
         config.num_attention_heads,
         2 * groups * head_width,
-        Adapters(skeleton, lora).shapes("shared"),
+        adapter_shapes(skeleton, lora),
     )
 
 
@@ -281,7 +281,7 @@ def _training(settings: Settings, sizes: Sizes, clients: Sequence[Client]) -> fl
     for client in clients:
         num_tokens, num_answers = _step(client.train, settings)
         for stages, chosen, weight in (
-            (method.before_rounds, before_settings(settings), 1),
+            (method.before_rounds, before_training(settings.client, settings.fdlora), 1),
             (method.stages, settings.client, times),
         ):
             for number, stage in enumerate(stages):

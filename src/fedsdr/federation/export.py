@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from fedsdr.client.fdlora import fuse
-from fedsdr.client.state import fusion_file, load_kept, load_private
+from fedsdr.client.state import fusion_file, load_state
 from fedsdr.config import Lora, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import model_of
+from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.run import checked_round, read_settings
 from fedsdr.messages.wire import rank_of
 from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base, public_name
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.progress import say
@@ -34,19 +34,19 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
     settings = read_settings(folder)
     demand_global(settings, "export a client's model by --client instead")
     shared, residual = load_round(folder / "server", checked_round(folder, None), settings.adapter.rank)
-    base, adapters = model_of(settings)
-    check_identity(settings, base.identity)
-    adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
-    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    model = model_of(settings)
+    check_identity(settings, model.base.identity)
+    model.load("shared", shared)
+    model.load_residual(residual)
 
     def ask(question: str) -> dict[str, str]:
-        prompt = encode_prompt(base.tokenizer, [{"role": "user", "content": question}])
+        prompt = encode_prompt(model.base.tokenizer, [{"role": "user", "content": question}])
         models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
         answers = {}
-        for model, active in models.items():
-            with adapters.inference(active, base.dtype):
-                (answer,) = generate(base, [prompt], Sampling(max_new_tokens))
-            answers[model] = answer.text
+        for name, active in models.items():
+            with model.inference(active):
+                (answer,) = generate(model.base, [prompt], Sampling(max_new_tokens))
+            answers[name] = answer.text
         return answers
 
     return ask
@@ -129,10 +129,13 @@ def _personal_of(
             f"method = {settings.method} weighs a client's adapters anew for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
-    place, before = folder / check_name(client, "client"), number + 1
-    keeps = AGGREGATIONS[settings.server.aggregation].keeps
-    kept = {key: torch.from_numpy(value) for key, value in load_kept(place, before).items() if keeps(key)}
-    own = load_private(place, before) if method.has_personal else None
+    place = folder / check_name(client, "client")
+    state, keeps = (
+        load_state(place, number + 1, method.has_personal),
+        AGGREGATIONS[settings.server.aggregation].keeps,
+    )
+    kept = {key: torch.from_numpy(value) for key, value in state.arrays.items() if keeps(key)}
+    own = state.adapter
     if own is None and not kept:
         known = sorted(path.name for path in folder.glob("*") if path.is_dir() and list_rounds(path))
         raise UserError(
@@ -143,9 +146,9 @@ def _personal_of(
     if own is None:
         return shared
     if method.personal == "own":
-        return own
+        return dict(own)
     if method.personal == "sum":
-        return join(shared, own)
+        return join(shared, dict(own))
     path = fusion_file(place, number)
     if not path.exists():
         raise UserError(
@@ -161,9 +164,9 @@ def _export_merged(settings: Settings, state: dict[str, Tensor], lora: Lora, to:
         say(f"  the {settings.model.quantization} base of the run is merged as the unquantised one")
     plain = settings.model.model_copy(update={"dtype": "float32", "quantization": "none"})
     base = load_base(plain)  # not the shared one of this process: its weights are written
-    adapters = Adapters(base.model, lora)
-    adapters.load("shared", state)
-    adapters.merge("shared")
+    model = LoraModel(base, lora)
+    model.load("shared", state)
+    model.merge("shared")
 
     def fill(aside: Path) -> None:
         base.model.save_pretrained(aside)

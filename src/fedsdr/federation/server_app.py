@@ -17,8 +17,8 @@ from flwr.serverapp import Grid
 from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.evaluate.scores import table_of_round
-from fedsdr.federation.client_context import model_of
 from fedsdr.federation.membership import Membership
+from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.preflight import check_budget, check_counts
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
@@ -46,11 +46,11 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     folder = Path(settings.run.dir)
     server, log = folder / "server", folder / "metrics.jsonl"
     name = public_name(settings.model.name)
-    base, adapters = model_of(settings)
+    model = model_of(settings)
     begun = last_round(server)
     if begun < 0:
-        adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
-        fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
+        model.initialise("shared", seed_for(settings.run.seed, "shared"))
+        fresh = {key: tensor.numpy() for key, tensor in model.state("shared").items()}
         save_round(server, 0, fresh, {}, {}, settings.adapter, name)
         begun = 0
     past = _events_until(log, begun, folder)
@@ -63,7 +63,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
     # A client that only reads its rewritings again took no time for them: the first record stays.
     told = {str(event["client"]): event for event in past if event["event"] == "prepare"}
-    membership = Membership(grid, config, base.identity, settings, told)
+    membership = Membership(grid, config, model.base.identity, settings, told)
     membership.wait_for_all()
     events = sorted(told.values(), key=lambda event: str(event["client"]))
     rewrite_lines(log, [*events, *(event for event in past if event["event"] != "prepare")])
