@@ -18,9 +18,10 @@ from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.messages import wire
-from fedsdr.methods import BOTH, METHODS, Adapter, LocalOptimizer, Method, Stage
+from fedsdr.methods import BOTH, METHODS
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
+from fedsdr.rows import Adapter, LocalOptimizer, Method, Stage
 from fedsdr.seeds import seed_for
 
 SHARED = (Stage(("shared",), "raw", ("shared",)),)

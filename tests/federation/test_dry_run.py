@@ -11,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fedsdr
 from fedsdr.client.update import local_update
+from fedsdr.compatibility import allowed_with
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.federation.estimate import Client, Part, _training, duration, measure_speed, memory, sizes_of
-from fedsdr.methods import AGGREGATIONS, METHODS, allowed_with
+from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base
 from fedsdr.model.meta import load_skeleton
@@ -37,7 +38,7 @@ MESSAGES = [
         {"method": "fedsdr", "server.aggregation": name, "communication.dtype": dtype}
         for name, row in AGGREGATIONS.items()
         if row.ranks != "several"  # they send as many as they have
-        for dtype in allowed_with(row)["communication.dtype"]
+        for dtype in allowed_with("server.aggregation", name)["communication.dtype"]
     ),
 ]
 

@@ -16,10 +16,10 @@ from fedsdr.config import Settings
 from fedsdr.federation import client_app
 from fedsdr.federation.export import export_round
 from fedsdr.federation.run import evaluate_round
-from fedsdr.methods import Adapter
 from fedsdr.model.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, load_base
+from fedsdr.rows import Adapter
 from fedsdr.storage import read_json, round_folder
 
 IDS = torch.arange(3, 63).reshape(3, 20)

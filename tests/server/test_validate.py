@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedsdr.distill.paradox import COUNTS
 from fedsdr.messages import wire
-from fedsdr.methods import MessageDtype
+from fedsdr.rows import MessageDtype
 from fedsdr.server.validate import (
     MAX_EXAMPLES,
     Rejected,

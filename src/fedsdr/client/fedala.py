@@ -23,10 +23,10 @@ from torch.nn.utils import parameters_to_vector
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import Float32
-from fedsdr.methods import Factor
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
+from fedsdr.rows import Factor
 from fedsdr.seeds import seed_for
 
 SETTLED = 0.1

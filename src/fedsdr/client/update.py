@@ -19,11 +19,12 @@ from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
 from fedsdr.messages.wire import Arrays
-from fedsdr.methods import DRIFT_CORRECTIONS, Factor, Method, View
+from fedsdr.methods import DRIFT_CORRECTIONS
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import track
+from fedsdr.rows import Factor, Method, View
 from fedsdr.seeds import seed_for
 
 Pairs = Sequence[tuple[torch.nn.Parameter, torch.Tensor]]

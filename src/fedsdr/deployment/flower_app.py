@@ -12,7 +12,7 @@ from fedsdr.deployment.flower_grid import ResilientGrid
 from fedsdr.deployment.submit import ENDED
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
-from fedsdr.recipe import asked_settings
+from fedsdr.recipe import requested_settings
 from fedsdr.storage import write_file
 
 app = ServerApp()
@@ -23,9 +23,9 @@ def main(grid: Grid, context: Context) -> None:
     """Begin, or go on with, the run that the run configuration asks for.
 
     Raises:
-        UserError: As `asked_settings` and `run_over`.
+        UserError: As `requested_settings` and `run_over`.
     """
-    settings, token = asked_settings(context.run_config), context.run_config.get("token")
+    settings, token = requested_settings(context.run_config), context.run_config.get("token")
     ended = Path(settings.run.dir) / ENDED  # `fedsdr run --on` reads it
     try:
         run_over(ResilientGrid(grid), settings)

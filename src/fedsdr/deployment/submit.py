@@ -6,6 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tomli_w
+
 from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.deployment.keys import registry
@@ -13,7 +15,6 @@ from fedsdr.deployment.superlink import CONNECTION, demand_server, environment, 
 from fedsdr.errors import UserError
 from fedsdr.federation.preflight import check_deployed
 from fedsdr.progress import say
-from fedsdr.recipe import to_toml
 from fedsdr.storage import write_file
 
 ENDED = "ended"
@@ -69,7 +70,7 @@ def submit(server: Path, settings: Settings) -> Path:
     home = flower_home(server)
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:  # its name is a submission's own
-            config.write("".join(f"{key} = {to_toml(value)}\n" for key, value in words.items()))
+            config.write(tomli_w.dumps(words))
             config.flush()
             command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
             command += ["--run-config", config.name]

@@ -19,10 +19,10 @@ from pathlib import Path
 from fedsdr.data.examples import Example
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.evaluate.benchmark_tasks import FILES, Question, Source, from_examples, from_folder, from_hub
-from fedsdr.methods import Adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.progress import say
+from fedsdr.rows import Adapter
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event
 

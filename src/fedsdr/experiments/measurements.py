@@ -21,9 +21,10 @@ from fedsdr.federation.client_context import data_of
 from fedsdr.federation.export import demand_global
 from fedsdr.federation.run import answer_files, checked_round, read_settings
 from fedsdr.messages.wire import Arrays
-from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
+from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import Adapters
 from fedsdr.report.measurements import FOLDER
+from fedsdr.rows import Adapter
 from fedsdr.server.checkpoint import load_round, load_updates
 from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines
 

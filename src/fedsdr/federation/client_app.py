@@ -38,11 +38,12 @@ from fedsdr.federation.client_context import ClientContext, cache_of, model_of, 
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
 from fedsdr.messages.privacy import noise_seed, noised
-from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, Adapter, has_global
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base, public_name
 from fedsdr.progress import say
-from fedsdr.recipe import asked_settings, check_settings
+from fedsdr.recipe import check_settings, requested_settings
+from fedsdr.rows import Adapter, has_global
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, locked, rewrite_lines, write_file, write_json
 
@@ -256,7 +257,7 @@ def _folder(context: Context) -> Path:
     """The node's folder; in Flower's simulation nodes have none and take that of the run."""
     if "folder" in context.node_config or "client" in context.node_config:
         return Path(str(context.node_config["folder"]))
-    return Path(asked_settings(context.run_config).run.dir) / "clients"
+    return Path(requested_settings(context.run_config).run.dir) / "clients"
 
 
 def _load_adapters(

@@ -16,10 +16,11 @@ from fedsdr.data.sources import Domain, load_domains
 from fedsdr.distill.rewrite import Rewriting, rewrite
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
-from fedsdr.methods import METHODS, View
+from fedsdr.methods import METHODS
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import Base, load_base
+from fedsdr.rows import View
 from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 
 REWRITING = tuple(field.name for field in fields(Rewriting))

@@ -21,9 +21,10 @@ from fedsdr.data.batching import collate, data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.federation.server_app import is_due
 from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
-from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, MessageDtype
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import Adapters, find_targets
 from fedsdr.model.loss import CHUNK
+from fedsdr.rows import MessageDtype
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}

@@ -15,12 +15,13 @@ from fedsdr.errors import UserError
 from fedsdr.federation.client_context import model_of
 from fedsdr.federation.run import checked_round, read_settings
 from fedsdr.messages.wire import rank_of
-from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
+from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base, public_name
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.progress import say
+from fedsdr.rows import Adapter
 from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import list_rounds, read_json, round_folder, write_folder
 

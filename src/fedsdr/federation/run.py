@@ -22,10 +22,11 @@ from fedsdr.federation.environment import (
     told_data,
 )
 from fedsdr.federation.preflight import check_budget, check_deployed, check_fit
-from fedsdr.methods import METHODS, Stage
+from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
 from fedsdr.progress import say
 from fedsdr.recipe import dump_settings, load_settings
+from fedsdr.rows import Stage
 from fedsdr.storage import read_json, read_lines, rewrite_lines, round_folder, write_file, write_json
 
 if TYPE_CHECKING:

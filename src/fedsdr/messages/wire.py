@@ -27,7 +27,8 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from fedsdr.config import Settings
-from fedsdr.methods import AGGREGATIONS, METHODS, MessageDtype
+from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.rows import MessageDtype
 
 Tensors = TypeVar("Tensors", bound=Any)
 """Arrays of NumPy or tensors of torch."""

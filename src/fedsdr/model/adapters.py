@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
-from fedsdr.methods import Adapter, Factor
+from fedsdr.rows import Adapter, Factor
 from fedsdr.seeds import seed_for
 
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Settings
-from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL, has_global
+from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
 from fedsdr.metrics import Scores
 from fedsdr.recipe import dump_settings, flat
 from fedsdr.report.blocks import Block, Examples, Folded, Part, Table, Text, Titled
@@ -30,6 +30,7 @@ from fedsdr.report.events import (
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.measurements import measurement_parts, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.rows import has_global
 from fedsdr.storage import Event, read_json, read_lines, write_file
 
 if TYPE_CHECKING:

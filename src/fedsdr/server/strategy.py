@@ -28,8 +28,9 @@ from fedsdr.messages.wire import (
     pack,
     travelling,
 )
-from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, ROBUST_AGGREGATORS, has_global
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, ROBUST_AGGREGATORS
 from fedsdr.progress import say
+from fedsdr.rows import has_global
 from fedsdr.seeds import seed_for
 from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual
 from fedsdr.server.checkpoint import forget_updates, keep_update
