@@ -24,7 +24,7 @@ from fedsdr.apps.site import model_of
 from fedsdr.client.privacy import epsilon
 from fedsdr.client.wire import Arrays, broadcast
 from fedsdr.config import Privacy, Settings
-from fedsdr.data.demo import demo_data
+from fedsdr.data.sources import BUILT_IN
 from fedsdr.errors import UserError
 from fedsdr.recipe import check_settings
 from fedsdr.storage import read_lines, rewrite_lines
@@ -144,10 +144,9 @@ def ask(tiny_settings: Callable[..., Settings], flower_task: None) -> Callable[.
 
 
 def make_node(tmp_path: Path, model: Path) -> dict[str, Any]:
-    train, test = demo_data(0)["code"]
-    for part, examples in (("train", train[:4]), ("test", test[:2])):
-        rows = [{"instruction": e.instruction, "output": e.response, "tests": e.tests} for e in examples]
-        rewrite_lines(tmp_path / "data/code" / f"{part}.jsonl", rows)
+    for file, num in (("train.jsonl", 4), ("test.jsonl", 2)):
+        rows = read_lines(BUILT_IN / "domains/code" / file)[:num]
+        rewrite_lines(tmp_path / "data/code" / file, rows)
     state = {"data": str(tmp_path / "data"), "folder": str(tmp_path / "state")}
     return {"client": "house", "model": str(model), **state}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedsdr.data.demo.paraphrases import paraphrases
+from fedsdr.apps.analyze import PARAPHRASES, read_pairs
 from fedsdr.data.examples import Example
 from fedsdr.measure.intervals import difference_interval, wilson
 from fedsdr.measure.paradox import (
@@ -90,7 +90,7 @@ def test_a_checker_is_asked_both_ways_and_what_it_cannot_tell_counts_apart():
 
 def test_true_responses_have_no_exact_false_alarm_and_paraphrases_do_not_all_pass():
     """What the exact checks get wrong on texts that are right: measured, not hidden."""
-    pairs = list(paraphrases())
+    pairs = read_pairs(PARAPHRASES)
     true = [(example, example.response) for example, _ in pairs]
     alarms = found(paradox_records(true, TRUE, check(true)), TRUE)
     assert alarms["all", "omission"]["value"] == alarms["all", "unsupported"]["value"] == 0
