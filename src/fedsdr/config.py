@@ -124,8 +124,8 @@ class Data(Section):
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each domain's training examples that is kept out of training, to choose settings by."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the draw, the partition and the built-in data. Apart from run.seed, so that runs with
-    different seeds see the same examples."""
+    """Seed of the draw and the partition. Apart from run.seed, so that runs with different seeds see the
+    same examples."""
 
 
 class Partition(Section):

@@ -2,8 +2,8 @@
 
 import random
 
-from fedsdr.data.demo.code_filters import Function, filters
 from fedsdr.data.examples import Example
+from tools.demo_data.code_filters import Function, filters
 
 _FRAMES = (
     "Write a Python function {call} that {does}.",
