@@ -200,7 +200,6 @@ def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
 ):
     """Each new one would be another look at the same data, which no run's epsilon counts."""
-    pytest.importorskip("opacus")
     node = make_node(tmp_path, tiny_folder)
     one, two = (epsilon(Privacy(kind="local", noise=4.0), num) for num in (1, 2))
     private = {"method": "fedit", "privacy.kind": "local", "privacy.noise": 4.0, "eval.rewritings": False}
