@@ -36,7 +36,7 @@ HOSTILE = {
     "data": {"root": "/home/other", "domains": ["secret"]},
 }
 SETTINGS_THAT_A_NODE_TAKES = {
-    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "personal", "eval",
+    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "feddpa", "fdlora", "fedala", "eval",
 }  # fmt: skip
 SETTINGS_THAT_A_NODE_DECIDES = {"run", "model", "data"}
 

@@ -154,7 +154,7 @@ fizzbuzz(n) | plays the FizzBuzz game for one number | says Fizz for 3, Buzz for
     return word or str(n)
 (9) == 'Fizz'; (10) == 'Buzz'; (30) == 'FizzBuzz'; (7) == '7'
 
-merge(a, b) | merges two sorted lists into one | aggregates ordered lists and keeps them ordered
+merge(a, b) | merges two sorted lists into one | combines ordered lists and keeps them ordered
     # Sorting the joined lists keeps the order right.
     return sorted(a + b)
 ([1, 4], [2, 3]) == [1, 2, 3, 4]; ([], [5]) == [5]
