@@ -83,12 +83,12 @@ def main() -> None:
 def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -> dict[str, Any] | None:
     """Run once; None where the aggregator needs more clients."""
     folder = place / f"{num_clients}-{attack}-{robust}"
-    robust = [] if robust == "none" else [f"server.num_byzantine={num_bad}"]
+    bad = [] if robust == "none" else [f"server.num_byzantine={num_bad}"]
     words = [
         *SETTINGS,
         f"partition.num_clients={num_clients}",
         f"server.robust={robust}",
-        *robust,
+        *bad,
         f'run.dir="{folder}"',
         f'run.cache="{place / f"cache-{num_clients}"}"',
     ]
@@ -201,7 +201,7 @@ def table(records: list[dict[str, Any]]) -> str:
             "",
             f"{num_bad} of {num_clients} clients are bad: held-out loss (loss of the backdoor's target)",
             "",
-            f"| attack | {' | '.join(ROBUST_AGGREGATORS)} |",
+            f"| attack | {' | '.join(ROBUST_AGGREGATORS).replace('none', 'mean')} |",
             f"|---|{'---:|' * len(ROBUST_AGGREGATORS)}",
         ]
         for attack in ATTACKS:
