@@ -32,7 +32,7 @@ Scale = Annotated[float, Field(ge=LEAST_SCALE, le=MOST_SCALE, allow_inf_nan=Fals
 
 
 class Run(Section):
-    """[run]: where the run is kept and what it may use."""
+    """[run]: folder, seed and resources of a run."""
 
     dir: str = ""
     """The run's folder; empty: runs/<recipe>-<method>-seed<seed>."""
@@ -58,10 +58,10 @@ class Model(Section):
     """Load the base through bitsandbytes."""
     attention: Literal["auto", "grouped", "eager", "sdpa"] = "auto"
     """auto: grouped on processors, sdpa on GPUs. grouped is ours: examples of a batch lie one after the
-    other without padding, and less is kept for the backward pass; eager and sdpa are transformers' own,
+    other without padding, and the backward pass needs less memory; eager and sdpa are transformers' own,
     with padded batches."""
     checkpointing: Literal["auto", "off", "on"] = "auto"
-    """on: a layer's inner states are computed again in the backward pass instead of kept: a third more work,
+    """on: activations are recomputed in the backward pass instead of stored: a third more work,
     a fraction of the memory. auto: on for a quantised base on a GPU, else off."""
     max_length: Annotated[int, Field(ge=16)] = 512
     """Longest conversation in tokens; what is longer loses the end of its response, never the prompt."""
@@ -118,7 +118,7 @@ class Data(Section):
 
 
 class Partition(Section):
-    """[partition]: who holds which examples."""
+    """[partition]: which client holds which examples."""
 
     kind: Literal["domain", "iid", "dirichlet", "quantity", "pathological", "natural"] = "domain"
     """domain: each domain at its own client(s); the others are in docs/data.md."""
@@ -138,15 +138,15 @@ class Partition(Section):
 
 
 class Federation(Section):
-    """[federation]: waiting for clients on other machines. The local engine has all of its own at hand."""
+    """[federation]: waiting for clients on other machines. The local engine needs none of it."""
 
     num_clients: Annotated[int, Field(ge=0)] = 0
     """Clients that must have connected before the run begins. Flower's engines need it; 0: all there are."""
     wait: Positive = 600.0
-    """Seconds to wait for them, and later for a quorum of those that a round asks, before the run stops."""
+    """Seconds to wait for them, and later for a quorum of the sampled clients, before the run stops."""
     timeout: Positive = 3600.0
-    """Seconds that a client has to train or to be evaluated; what comes later is not used. A client that is
-    killed and back within seconds costs the round as much, since its message is lost."""
+    """Seconds that a client has to train or to evaluate; later replies are dropped. A client that restarts
+    within a round costs the same time, since its message is lost."""
     prepare: Positive = 43_200.0
     """Seconds beyond `wait` for clients to rewrite their responses; Flower keeps messages so long."""
     nodes: str = ""
@@ -159,22 +159,22 @@ class Communication(Section):
 
     dtype: MessageDtype = "float32"
     """float32: values as they are. float16 and int8: changes, in half and a quarter of the bytes; what is
-    lost in rounding is kept at the client and added to its next change."""
+    lost in rounding stays at the client and is added to its next change (error feedback)."""
 
 
 class Privacy(Section):
     """[privacy]: differential privacy of the shared adapter; the unit is a client (docs/threat_model.md)."""
 
     kind: PrivacyKind = "none"
-    """central: the server clips what comes and adds noise, and is trusted to. local: each client does."""
+    """central: a trusted server clips and adds noise. local: each client does."""
     clip: Scale = 1.0
     """C: Euclidean norm to which a client's change of the shared adapter in one round is scaled down."""
     noise: Scale = 1.0
     """sigma: standard deviation of the noise over C."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """Chance that the promise of epsilon fails; well below one over the number of clients."""
+    """Probability that epsilon does not hold; well below one over the number of clients."""
     budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Largest epsilon; a run that would spend more stops before it trains, and says what would do; 0: any."""
+    """Largest epsilon; a run that would spend more is refused before it trains; 0: any."""
     source: Literal["secure", "seeded"] = "secure"
     """Of the noise: the system's cryptographic source, or run.seed, which repeats it and protects nothing."""
 

@@ -78,10 +78,10 @@ class Distill(Section):
     url: str = ""
     """Base address of an OpenAI-compatible server that rewrites, such as http://localhost:8000/v1; empty:
     the model of this process. It sees the client's prompts and responses, so it must be the client's own.
-    A key, where it wants one, is read from the environment variable FEDSDR_API_KEY."""
+    An API key, if needed, is read from the environment variable FEDSDR_API_KEY."""
     served_name: str = ""
-    """Name of the model there. Self-distillation wants the run's own model; another one is a teacher, and
-    the run no longer FedSD or FedSDR as the paper has them."""
+    """Name of the model there. Self-distillation means the run's own model. With another one as teacher, the
+    run is not the FedSD or FedSDR of the paper."""
 
     @model_validator(mode="after")
     def _server_is_named(self) -> Self:
@@ -102,7 +102,7 @@ class Client(Section):
     """[client]: the local update."""
 
     local_steps: Annotated[int, Field(ge=0)] = 8
-    """Optimizer steps; 0: use local_epochs. See `budget` for of what."""
+    """Optimizer steps of a stage or of a round (`budget`); 0: use local_epochs."""
     local_epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the client's data in each stage, instead of local_steps."""
     budget: Literal["per_stage", "per_round"] = "per_stage"
@@ -113,7 +113,7 @@ class Client(Section):
     accumulation: Count = 1
     """Forward passes in one optimizer step."""
     optimizer: LocalOptimizer = "adamw"
-    """adamw, or sgd: plain, without momentum. Sgd wants a larger learning_rate."""
+    """adamw, or sgd: plain, without momentum. Sgd needs a larger learning_rate."""
     learning_rate: Positive = 2e-4
     """The optimizer's rate in round 1."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -121,12 +121,12 @@ class Client(Section):
     final_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Rate of the last round as a share of the first's (cosine and linear)."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Decoupled weight decay, alike in both optimizers: each step takes rate * weight_decay of w off."""
+    """Decoupled weight decay in both optimizers: each step subtracts rate * weight_decay * w."""
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Gradients are clipped to this global norm; 0: not at all."""
     drift_correction: str = "none"
-    """Against drift, in stages that train the shared adapter: none, fedprox, scaffold or scaffold-adamw
-    (`fedsdr methods`)."""
+    """Correction of client drift in stages that train the shared adapter: none, fedprox, scaffold or
+    scaffold-adamw (`fedsdr methods`)."""
     mu: Positive = 0.01
     """Weight of the proximal term."""
 
@@ -148,8 +148,8 @@ class Server(Section):
     aggregation: str = "average"
     """How the clients' factors become one target (`fedsdr methods`)."""
     robust: str = "none"
-    """How one number of several clients becomes one (`fedsdr methods`). Robust aggregators take no weights,
-    and hold every client's factors in memory."""
+    """Robust aggregator (`fedsdr methods`); none: the mean weighted by example counts. The others use no
+    weights and hold the factors of all clients in memory."""
     num_byzantine: Annotated[int, Field(ge=0)] = 0
     """f: how many bad clients a robust aggregator must withstand in a round."""
     optimizer: str = "fedavg"
@@ -166,16 +166,16 @@ class Server(Section):
     clients_per_round: Annotated[int, Field(ge=0)] = 0
     """Clients drawn for each round; 0: all."""
     quorum: Share = 0.5
-    """Share of the asked clients whose replies must pass the guard, or the run stops."""
+    """Share of the sampled clients whose replies must pass validation, or the run stops."""
     rotation: Share = 1.0
     """lambda of fedrot: 1 rotates the clients' factors fully towards the reference, less only partly."""
     rotation_reference: Literal["alternate", "A", "B"] = "alternate"
     """Which broadcast factor fedrot rotates towards; alternate: A in even rounds, B in odd ones."""
     max_norm: Positive = 1e4
-    """A reply whose tensor has a larger Euclidean norm is dropped as absurd."""
+    """A reply with a tensor of larger Euclidean norm is dropped."""
     keep_updates: bool = False
-    """Keep what each client sent in each round, to measure how alike the clients' changes are
-    (`fedsdr measure`): one adapter a client and round on the server's disk, for good. A single client's
+    """Save what each client sent in each round, to measure how similar the clients' updates are
+    (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's
     update says more of its data than the mean does: in a deployment each client must consent."""
 
     @property

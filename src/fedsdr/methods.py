@@ -47,7 +47,7 @@ METHODS: Mapping[str, Method] = {
         (Stage(("shared",), "raw", ("shared",)),),
     ),
     "fedit-wide": Method(
-        "fedit at twice the rank: as many numbers to learn as fedsdr has, and twice its bytes",
+        "fedit at twice the rank: as many trainable parameters as fedsdr, twice the bytes",
         CONTROL,
         (Stage(("shared",), "raw", ("shared",)),),
         times_rank=2,
@@ -63,7 +63,7 @@ METHODS: Mapping[str, Method] = {
         (Stage(("private",), "distilled", BOTH), Stage(("shared",), "raw", BOTH)),
     ),
     "dual-raw": Method(
-        "as fedsdr with the raw data in both stages: what two adapters give without distillation",
+        "fedsdr with raw data in both stages: isolates the effect of distillation",
         CONTROL,
         (Stage(("private",), "raw", BOTH), Stage(("shared",), "raw", BOTH)),
     ),
@@ -79,7 +79,7 @@ METHODS: Mapping[str, Method] = {
         (Stage(BOTH, "mixed", BOTH),),
     ),
     "fedsdr-swapped": Method(
-        "the wrong adapter is shared: private on the raw data, then shared on the rewritten data",
+        "swapped views: private on the raw data, then shared on the rewritten data",
         ABLATION,
         (Stage(("private",), "raw", BOTH), Stage(("shared",), "distilled", BOTH)),
     ),
@@ -99,13 +99,13 @@ METHODS: Mapping[str, Method] = {
         (Stage(("private",), "raw", ("private",)),),
     ),
     "centralised": Method(
-        "no federation: one client holds the raw data of all; what pooling would give",
+        "no federation: one client holds the raw data of all, as an upper reference",
         CONTROL,
         (Stage(("shared",), "raw", ("shared",)),),
         is_pooled=True,
     ),
     "feddpa": Method(
-        "a private adapter beside half of the shared one, then the shared one alone; each test prompt gets"
+        "a private adapter with half of the shared one, then the shared one alone; each test prompt gets"
         " its own weights of both",
         "Yang et al., FedDPA-T, NeurIPS 2024, arXiv 2403.19211",
         (Stage(("private",), "raw", BOTH, mix=(0.5, 0.5)), Stage(("shared",), "raw", ("shared",))),
@@ -119,7 +119,7 @@ METHODS: Mapping[str, Method] = {
         personal="fused",
     ),
     "fedala": Method(
-        "the shared adapter begins a round between the client's last one and the one sent, as learnt",
+        "a round starts between the client's last shared adapter and the broadcast one, by learned weights",
         "Zhang et al., FedALA, AAAI 2023, arXiv 2212.01197",
         (Stage(("shared",), "raw", ("shared",)),),
         on_receive="adapt",
@@ -129,16 +129,16 @@ METHODS: Mapping[str, Method] = {
 
 AGGREGATIONS: Mapping[str, Aggregation] = {
     "average": Aggregation(
-        "A and B each for itself",
+        "separate means of A and B",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
     ),
     "ffa": Aggregation(
-        "B alone learns and is sent; A stays as it was drawn from the run's seed",
+        "only B learns and is sent; A keeps its initial values from the run's seed",
         "Sun et al., FFA-LoRA, ICLR 2024, arXiv 2403.12313",
         factors=("B",),
     ),
     "fedsa": Aggregation(
-        "A and B learn, A alone is sent; each client keeps its own B, so there is no global model",
+        "A and B learn, only A is sent; each client keeps its own B, so there is no global model",
         "Guo et al., FedSA-LoRA, ICLR 2025, arXiv 2410.01463",
         kept=("B",),
     ),
@@ -149,7 +149,7 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
         ranks="any",
     ),
     "flora": Aggregation(
-        "the mean of the products B A, stacked and kept whole beside the base; new factors in each round",
+        "the mean of the products B A is added to the base without truncation; new factors in each round",
         "Wang et al., FLoRA, NeurIPS 2024, arXiv 2409.05976",
         is_linear=False,
         adds_to_base=True,
@@ -157,18 +157,18 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
         ranks="any",
     ),
     "fedex": Aggregation(
-        "A and B each for itself; what that leaves out of the mean of B A is kept beside the base",
+        "separate means of A and B; the rest of the mean of B A is added to the base",
         "Singhal et al., FedEx-LoRA, ACL 2025, arXiv 2410.09432",
         is_linear=False,
         adds_to_base=True,
     ),
     "fedrot": Aggregation(
-        "A and B each for itself, after each client's factors are rotated towards the broadcast ones",
+        "separate means of A and B, after each client's factors are rotated towards the broadcast ones",
         "Zhang et al., FedRot-LoRA, ICML 2026, arXiv 2602.23638",
         is_turned=True,
     ),
     "zeropad": Aggregation(
-        "clients of different rank: A and B each for itself, with zeros for the ranks that a client lacks",
+        "clients of different rank: separate means of A and B, padded with zeros",
         "the baseline of Cho et al., HetLoRA, EMNLP 2024, arXiv 2401.06432",
         ranks="several",
     ),
@@ -176,25 +176,27 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
 
 ROBUST_AGGREGATORS: Mapping[str, RobustAggregator] = {
     "none": RobustAggregator(
-        "mean weighted by the clients' example counts; one bad client can move it anywhere",
+        "weighted mean by the clients' example counts; one bad client can move it anywhere",
         "McMahan et al., AISTATS 2017, arXiv 1602.05629",
         wants_byzantine=False,
     ),
     "median": RobustAggregator(
-        "middle value of each number, unweighted",
+        "unweighted median of each number",
         "Yin et al., ICML 2018, arXiv 1803.01498",
         (2, 1),
         wants_byzantine=False,
     ),
     "trimmed-mean": RobustAggregator(
-        "mean of each number without the f smallest and f largest, unweighted",
+        "unweighted mean of each number without the f smallest and f largest",
         "Yin et al., ICML 2018, arXiv 1803.01498",
         (2, 1),
     ),
     "krum": RobustAggregator(
-        "the one client that is nearest to its n - f - 2 nearest others", KRUM_PAPER, (2, 3)
+        "the client with the smallest distance to its n - f - 2 nearest others", KRUM_PAPER, (2, 3)
     ),
-    "multi-krum": RobustAggregator("mean of the n - f - 2 best clients by krum's score", KRUM_PAPER, (2, 3)),
+    "multi-krum": RobustAggregator(
+        "mean of the n - f - 2 clients with the best score of krum", KRUM_PAPER, (2, 3)
+    ),
     "bulyan": RobustAggregator(
         "n - 2 f clients chosen by krum, then of each number the mean of the n - 4 f nearest their median",
         "El Mhamdi et al., ICML 2018, arXiv 1802.07927",
@@ -203,20 +205,20 @@ ROBUST_AGGREGATORS: Mapping[str, RobustAggregator] = {
 }
 
 DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
-    "none": DriftCorrection("the stages' own losses", "-"),
+    "none": DriftCorrection("no correction", "-"),
     "fedprox": DriftCorrection(
-        "mu / 2 times the squared distance to the broadcast shared adapter is added to the loss",
+        "adds mu / 2 times the squared distance to the broadcast shared adapter to the loss",
         "Li et al., FedProx, MLSys 2020, arXiv 1812.06127",
         is_proximal=True,
     ),
     "scaffold": DriftCorrection(
-        "each step adds what the clients' mean gradient of the round before has over the client's; plain SGD",
+        "control variates correct each step towards the clients' mean gradient; plain SGD",
         "Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, option II",
         has_control_variates=True,
         optimizer="sgd",
     ),
     "scaffold-adamw": DriftCorrection(
-        "as scaffold with mean steps of AdamW for gradients, which its derivation does not cover",
+        "scaffold with mean AdamW steps in place of gradients, which its derivation does not cover",
         "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
         has_control_variates=True,
         optimizer="adamw",
@@ -226,11 +228,11 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
 OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the target: server.optimize
     "fedavg": Optimizer("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629", reads=()),
     "fedavgm": Optimizer(
-        "momentum, undamped: in steady state it moves 1 / (1 - beta1) times as far as fedavg",
+        "momentum, undamped: in steady state its steps are 1 / (1 - beta1) times those of fedavg",
         "Hsu et al. 2019, arXiv 1909.06335",
     ),
     "fedavgm-damped": Optimizer(
-        "momentum, damped: the mean change enters with the factor 1 - beta1",
+        "momentum, damped: the mean change has the factor 1 - beta1",
         "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
     ),
     "fedadagrad": Optimizer(
@@ -244,9 +246,9 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
     ),
 }
 
-PROMPTS: Mapping[str, Named] = {  # how the teacher is asked to rewrite: distill.prompts
+PROMPTS: Mapping[str, Named] = {  # for the teacher: distill.prompts
     "reference": Named("instruction and reference answer; write your own response", SDFT_PAPER),
-    "paraphrase": Named("only the answer is shown; rewrite it and keep every fact, number and name", "ours"),
+    "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "ours"),
     "turn": Named("question, answer, then: say that again in your own words", "ours"),
 }
 

@@ -23,6 +23,7 @@ RENAMED = {
     "server.combination": "server.aggregation",
     "server.reduction": "server.robust",
     "client.correction": "client.drift_correction",
+    "distill.cache": "run.cache",
     "wire": "communication",
     "wire.dtype": "communication.dtype",
     "personal": "feddpa, fdlora or fedala, the section of the method",

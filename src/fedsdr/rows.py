@@ -1,11 +1,11 @@
-"""What a row of the tables in `methods` holds: types alone."""
+"""The types of the rows in `methods`."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 Adapter = Literal["shared", "private"]
 View = Literal["raw", "distilled", "mixed"]
-"""Mixed: the raw and the distilled examples together, twice as many."""
+"""mixed: raw and distilled examples together, twice as many."""
 MessageDtype = Literal["float32", "float16", "int8"]
 Personal = Literal["sum", "weighed", "fused", "own"]
 """What a client's personalised model is (`PERSONAL`)."""
@@ -41,21 +41,21 @@ class Method:
     paper: str
     stages: tuple[Stage, ...]
     keeps_private: bool = True
-    """Whether a client goes on with its private adapter in the next round, or begins a new one."""
+    """Whether a client continues with its private adapter in the next round, or starts a new one."""
     is_pooled: bool = False
     """Whether one client holds the data of all."""
     before_rounds: tuple[Stage, ...] = ()
-    """Stages that a client goes through once, before its first round. They train the private adapter."""
+    """Stages that a client runs once, before its first round. They train the private adapter."""
     on_receive: Literal["take", "adapt"] = "take"
-    """Whether the shared adapter begins a round as it was sent, or as the client's own last one moved
-    towards that by weights which it learns."""
+    """take: a round starts from the broadcast shared adapter. adapt: from the client's last one, moved
+    towards the broadcast one by learned weights."""
     times_rank: int = 1
-    """How many times lora.rank its adapters have, at the same scale."""
+    """The rank of its adapters as a multiple of lora.rank, at the same scale."""
     personal: Personal = "sum"
     """What a client's personalised model is, where it has one (`PERSONAL`)."""
 
     def __post_init__(self) -> None:
-        """Refuse a row whose stages could not be told apart, in seeds and in the log."""
+        """Refuse a row with two stages of the same name in seeds and log."""
         if len({(stage.train, stage.on) for stage in self.stages}) < len(self.stages):
             raise ValueError("two stages train the same adapters on the same view; make them one")
         if any(stage.train != ("private",) for stage in self.before_rounds):
@@ -72,7 +72,7 @@ class Method:
 
     @property
     def learns_last(self) -> View:
-        """The view that the model which is judged learns last: the shared adapter's, if it learns."""
+        """The view that the evaluated model learns last: the shared adapter's, if it learns."""
         return [stage.on for stage in self.stages if "shared" in stage.train or not self.shares][-1]
 
     @property
@@ -99,7 +99,7 @@ class Method:
         )
 
     def logged(self) -> dict[str, str]:
-        """Name all training that the log tells of, train/<name>/..., and say it in words."""
+        """All training that is logged as train/<name>/...: name -> description."""
         before = {
             f"before-{name}": f"{stage.description}, before round 1"
             for name, stage in zip(self.before().stage_names(), self.before_rounds, strict=True)
@@ -115,7 +115,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Named:
-    """A choice whose function or wording is looked up by its name at its package."""
+    """A choice whose function or wording is looked up by its name in its package."""
 
     summary: str
     paper: str
@@ -126,25 +126,24 @@ class Aggregation(Named):
     """How the clients' LoRA factors become one target; its function is in `server.aggregate`."""
 
     factors: tuple[Factor, ...] = ("A", "B")
-    """Which factors of the shared adapter learn; the others stay as they were drawn."""
+    """The factors of the shared adapter that learn; the others keep their initial values."""
     kept: tuple[Factor, ...] = ()
-    """Which of those stay at the client, so that there is no global model; the rest travels."""
+    """Those of them that stay at the client, so that there is no global model; the others travel."""
     is_linear: bool = True
-    """Whether each number of the target is made from the same number of every client. Else a server
-    optimizer's moments, a robust aggregator of single numbers, and what a client's earlier messages lost
-    would mean nothing."""
+    """Whether each number of the target depends only on the same number of every client. Server optimizers
+    with moments, robust aggregators and error feedback need this."""
     adds_to_base: bool = False
-    """Whether part of the target is kept beside the base, as factors of their own (the residual)."""
+    """Whether part of the target is added to the base, as a third pair of factors (the residual)."""
     is_fresh: bool = False
-    """Whether every round begins with newly drawn factors, which therefore need not travel down."""
+    """Whether every round starts with new random factors, which need no broadcast."""
     is_turned: bool = False
     """Whether each client's factors are rotated before they are aggregated."""
     ranks: Literal["one", "any", "several"] = "one"
-    """Whether all clients must have one rank, may have several, or must, since with one it is `average`."""
+    """Whether clients must have the same rank (one), may differ (any) or must differ (several)."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether what a client sends is, number by number, what the server takes the mean of."""
+        """Whether the server takes the plain mean of every number that a client sends."""
         return self.is_linear and not self.is_turned and not self.kept and self.ranks == "one"
 
     def keeps(self, key: str) -> bool:
@@ -161,9 +160,9 @@ class RobustAggregator(Named):
     """How the same factor of several clients becomes one; its function is in `server.robust`."""
 
     least: tuple[int, int] = (0, 1)
-    """(a, b): with f bad clients its theory asks for a f + b clients."""
+    """(a, b): for f bad clients its theory requires a f + b clients."""
     wants_byzantine: bool = True
-    """Whether f enters the computing, so that f = 0 would be no protection at all."""
+    """Whether f is part of the computation, so that f = 0 gives no protection."""
 
     def num_needed(self, num_byzantine: int) -> int:
         """Fewest clients for that many bad ones among them."""
@@ -173,7 +172,7 @@ class RobustAggregator(Named):
 
 @dataclass(frozen=True)
 class DriftCorrection(Named):
-    """What changes the local steps of the shared adapter against its drift; `client.update` does it."""
+    """How client drift of the shared adapter is corrected in local steps; see `client.update`."""
 
     is_proximal: bool = False
     """Whether the shared adapter is pulled to the broadcast one, with the weight `client.mu`."""
@@ -181,8 +180,8 @@ class DriftCorrection(Named):
     """Whether control variates steer the steps (`client.scaffold`): one more array up and down. The server
     keeps their plain mean."""
     optimizer: LocalOptimizer | None = None
-    """The only local optimizer that it holds for; None: any. A row of sgd reads gradients off the steps, so
-    these may not be clipped."""
+    """The only local optimizer that it is defined for; None: any. With sgd, gradients are computed from the
+    steps, so these may not be clipped."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +189,11 @@ class Optimizer(Named):
     """A server optimizer; its step is in `server.optimize`."""
 
     rate: float = 1.0
-    """Learning rate that is used where the user sets none."""
+    """Default learning rate."""
     reads: tuple[str, ...] = ("learning_rate", "beta1")
-    """The settings of [server] that its step depends on."""
+    """The keys of [server] that its step depends on."""
 
 
 def has_global(method: Method, aggregation: Aggregation) -> bool:
-    """Whether a run has a global model: something is shared, and all that learns of it."""
+    """Whether a run has a global model: all factors of the shared adapter that learn are shared."""
     return method.shares and not aggregation.kept

@@ -211,6 +211,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
     )
     step = client.batch_size * client.accumulation
     quantised = f", loaded in {model.quantization}" if model.quantization != "none" else ""
+    steps = [name for name in (server.aggregation, server.robust, server.optimizer) if name != "none"]
     return [
         ("Method", f"{settings.method}: {method.summary} ({method.paper})"),
         ("Model", f"{model.name}, computed in {model.dtype}{quantised}; {environment['model']['origin']}"),
@@ -218,7 +219,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
         (
             "Rounds",
             f"{settings.server.num_rounds}; {work} {client.budget.replace('_', ' ')} at each client,"
-            f" {step} examples a step; {server.aggregation}, {server.robust}, {server.optimizer}",
+            f" {step} examples a step; {', '.join(steps)}",
         ),
         ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
         (
