@@ -89,7 +89,7 @@ def run(
         return
     if on is not None:
         from fedsdr.deployment.submit import submit
-        from fedsdr.federation.run import read_result
+        from fedsdr.run_folder import read_result
 
         _show(read_result(submit(on, settings)), as_json)
         return
@@ -224,8 +224,8 @@ def report(
 ) -> None:
     """Write the page of a run or a grid, finished or not, and say where it is."""
     from fedsdr.experiments.results import PLAN, tabulate
-    from fedsdr.federation.run import read_settings
     from fedsdr.report.page import write_report
+    from fedsdr.run_folder import read_settings
 
     if (folder / PLAN).exists():
         _, path = tabulate(folder)
@@ -276,6 +276,7 @@ def measure(
     from fedsdr.experiments.measure import PLAN, measure_grid
     from fedsdr.experiments.measure import measure as measure_run
     from fedsdr.experiments.measured_run import Options
+    from fedsdr.run_folder import RunFolder
 
     options = Options(nli, judge, judge_model, against, data, _names(tasks), limit)
     if (folder / PLAN).exists():
@@ -284,7 +285,7 @@ def measure(
         _print_json(measure_run(folder, _names(only), options))
     else:
         _print_measurements(measure_run(folder, _names(only), options))
-        print(f"\nreport:  {folder / 'report.html'}")
+        print(f"\nreport:  {RunFolder(folder).report}")
 
 
 @app.command()

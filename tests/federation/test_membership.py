@@ -98,7 +98,7 @@ def test_waiting_for_a_quorum_ends_and_says_that_nothing_is_lost(attend):
     del grid.clients[1]
     one.wait_for(["a", "b"], 1, 3)
     assert one.absent() == {"a"}
-    with pytest.raises(UserError, match=r"round 3: 1 of 2 asked clients .* Finished rounds are kept"):
+    with pytest.raises(UserError, match=r"round 3: 1 of 2 sampled clients .* Finished rounds are saved"):
         one.wait_for(["a", "b"], 2, 3)
 
 

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from fedsdr.client.fdlora import fuse
-from fedsdr.client.state import fusion_file, load_kept, load_private
+from fedsdr.client.state import load_kept, load_private
 from fedsdr.config import Lora, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.federation.client_context import model_of
-from fedsdr.federation.run import checked_round, read_settings
 from fedsdr.messages.wire import rank_of
 from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
@@ -21,8 +20,9 @@ from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import load_base, public_name
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.progress import say
+from fedsdr.run_folder import RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round
-from fedsdr.storage import list_rounds, read_json, round_folder, write_folder
+from fedsdr.storage import read_json, write_folder
 
 
 def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, str]]:
@@ -32,8 +32,8 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
         UserError: The folder holds no run or no finished round, or the run has no global model.
     """
     settings = read_settings(folder)
-    demand_global(settings, "export a client's model by --client instead")
-    shared, residual = load_round(folder / "server", checked_round(folder, None), settings.adapter.rank)
+    require_global(settings, "export a client's model by --client instead")
+    shared, residual = load_round(RunFolder(folder), checked_round(folder, None), settings.adapter.rank)
     base, adapters = model_of(settings)
     check_identity(settings, base.identity)
     adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
@@ -68,9 +68,9 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
     if to.exists():
         raise UserError(f"{to} exists already; name a folder that does not")
     if not client:
-        demand_global(settings, "name a client by --client")
+        require_global(settings, "name a client by --client")
     number = checked_round(folder, server_round)
-    state = load_adapter(round_folder(folder / "server", number))
+    state = load_adapter(RunFolder(folder).round(number))
     if client:
         state = _personal_of(settings, client, number, state)
     lora = settings.adapter.widened(rank_of(state))
@@ -80,14 +80,14 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
     write_folder(to, lambda aside: save_adapter(aside, state, lora, public_name(settings.model.name)))
     named = public_name(settings.model.name)
     if named != settings.model.name:
-        origin = read_json(folder / "environment.json")["model"]["origin"]
+        origin = read_json(RunFolder(folder).environment)["model"]["origin"]
         say(
             f"  the adapter names {named} as its base; it was trained on {origin} (`fedsdr models` names the"
             " folder), so on the hub's own weights its answers differ a little"
         )
 
 
-def demand_global(settings: Settings, hint: str) -> None:
+def require_global(settings: Settings, hint: str) -> None:
     """Refuse a run that has no global model.
 
     Raises:
@@ -111,7 +111,7 @@ def check_identity(settings: Settings, identity: str) -> None:
     Raises:
         UserError: Weights or chat template differ.
     """
-    before = read_json(Path(settings.run.dir) / "environment.json")["model"]["identity"]
+    before = read_json(RunFolder(settings.run.dir).environment)["model"]["identity"]
     if before != identity:
         raise UserError(
             f"model.name = {settings.model.name} is not the model that the run was made with (identity"
@@ -123,18 +123,20 @@ def _personal_of(
     settings: Settings, client: str, number: int, shared: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """A client's personalised model of a round as one adapter."""
-    folder, method = Path(settings.run.dir) / "clients", METHODS[settings.method]
+    run, method = RunFolder(settings.run.dir), METHODS[settings.method]
     if method.personal == "weighed":
         raise UserError(
             f"method = {settings.method} weighs a client's adapters anew for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
-    place, before = folder / check_name(client, "client"), number + 1
+    folder, before = run.client(check_name(client, "client")), number + 1
     keeps = AGGREGATIONS[settings.server.aggregation].keeps
-    kept = {key: torch.from_numpy(value) for key, value in load_kept(place, before).items() if keeps(key)}
-    own = load_private(place, before) if method.has_personal else None
+    kept = {
+        key: torch.from_numpy(value) for key, value in load_kept(folder.path, before).items() if keeps(key)
+    }
+    own = load_private(folder.path, before) if method.has_personal else None
     if own is None and not kept:
-        known = sorted(path.name for path in folder.glob("*") if path.is_dir() and list_rounds(path))
+        known = [other.path.name for other in run.client_folders() if list_rounds(other.path)]
         raise UserError(
             f"client {client!r} has no adapter of its own of round {number};"
             f" clients that have any: {', '.join(known) or 'none'}"
@@ -146,7 +148,7 @@ def _personal_of(
         return own
     if method.personal == "sum":
         return join(shared, own)
-    path = fusion_file(place, number)
+    path = folder.fusion(number)
     if not path.exists():
         raise UserError(
             f"client {client!r} has not fused its adapters of round {number}, which it does when it is"

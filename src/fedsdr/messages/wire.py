@@ -1,4 +1,4 @@
-"""The shared adapter on its way: one vector, and what a smaller type makes of it.
+"""The shared adapter in messages: one vector, and what a smaller type makes of it.
 
 All tensors that travel lie in one array, in the order of their keys: Flower describes each array in 500
 bytes, and an adapter has hundreds of tensors. What goes to the clients is float32, so all begin a round
@@ -26,8 +26,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
-from fedsdr.config import Settings
-from fedsdr.methods import AGGREGATIONS, METHODS, MessageDtype
+from fedsdr.methods import Aggregation, MessageDtype, Method
 
 Tensors = TypeVar("Tensors", bound=Any)
 """Arrays of NumPy or tensors of torch."""
@@ -56,16 +55,14 @@ def layout(
     return arrays
 
 
-def travelling(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def travelling(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter, by PEFT key, that method and aggregation send."""
-    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     return {key: value for key, value in shared.items() if method.sends(key, aggregation)}
 
 
-def going_down(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def going_down(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter that the server sends: what comes up, unless it is drawn anew."""
-    is_fresh = AGGREGATIONS[settings.server.aggregation].is_fresh
-    return {} if is_fresh else travelling(settings, shared)
+    return {} if aggregation.is_fresh else travelling(method, aggregation, shared)
 
 
 def broadcast(
@@ -160,7 +157,7 @@ def pairs(keys: Iterable[str]) -> list[tuple[str, str]]:
 
 def rank_of(tensors: Mapping[str, Tensors]) -> int:
     """Rank of an adapter, the largest where layers differ."""
-    return max(value.shape[0] for key, value in tensors.items() if ".lora_A." in key)
+    return max(int(value.shape[0]) for key, value in tensors.items() if ".lora_A." in key)
 
 
 def cut(tensors: Mapping[str, Tensors], rank: int) -> dict[str, Tensors]:

@@ -30,6 +30,7 @@ from fedsdr.report.events import (
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.measurements import measurement_parts, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines, write_file
 
 if TYPE_CHECKING:
@@ -49,12 +50,10 @@ def write_report(folder: Path, settings: Settings) -> Path:
     Returns:
         Path of the page.
     """
-    environment = read_json(folder / "environment.json")
-    tables = {
-        int(path.stem.removeprefix("round-")): read_json(path)
-        for path in sorted((folder / "evaluation").glob("round-*.json"))
-    }
-    events = read_lines(folder / "metrics.jsonl")
+    run = RunFolder(folder)
+    environment = read_json(run.environment)
+    tables = run.evaluations()
+    events = read_lines(run.log)
     base, after = tables.get(0, {}), max(tables, default=0)
     final = tables[after] if after else {}
     measurements = read_measurements(folder)
@@ -90,9 +89,8 @@ def write_report(folder: Path, settings: Settings) -> Path:
         aggregation=aggregation,
         has_global=has_global(method, aggregation),
     )
-    path = folder / "report.html"
-    write_file(path, page)
-    return path
+    write_file(run.report, page)
+    return run.report
 
 
 def score_blocks(base: Pooled, final: Pooled, tables: Mapping[int, Pooled]) -> list[Block]:

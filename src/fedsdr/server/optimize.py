@@ -26,12 +26,6 @@ Moments = dict[str, Float64]
 strategy keeps the clients' mean control variates beside them, as "control_variates"."""
 
 
-def fedavg(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
-    """Take the target: x <- x + D."""
-    del current, moments, server
-    return target, {}
-
-
 def _momentum(share: Callable[[Server], float]) -> "Optimize":
     """Step with momentum: m <- b1 m + share D; x <- x + eta m."""
 
@@ -73,7 +67,7 @@ def _moved(value: NDArray[np.float32], step: Float64) -> NDArray[np.float32]:
 
 Optimize = Callable[[Arrays, Arrays, Moments, Server], tuple[Arrays, Moments]]
 OPTIMIZE: Mapping[str, Optimize] = {
-    "fedavg": fedavg,
+    "fedavg": lambda current, target, moments, server: (target, {}),  # x <- x + D
     "fedavgm": _momentum(lambda server: 1.0),
     "fedavgm-damped": _momentum(lambda server: 1 - server.beta1),
     "fedadagrad": _adaptive(lambda v, square, beta2: v + square),
