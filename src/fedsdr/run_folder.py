@@ -68,6 +68,8 @@ class RunFolder:
         self.report = path / "report.html"
         self.nonce = path / "nonce"
         """Only of a run over Flower: distinguishes it from others of the same name."""
+        self.ended = path / "ended"
+        """Token of the last submission by `fedsdr run --on`, and on the next lines why it stopped early."""
         self.benchmark_answers = path / "measurements" / "benchmark-answers.jsonl"
         self.server = path / "server"
         self.clients = path / "clients"

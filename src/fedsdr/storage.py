@@ -1,4 +1,4 @@
-"""Files that are never half-written: atomic files and folders, event logs, content hashes.
+"""Files that are never half-written: atomic files and folders, event logs, locks, content hashes.
 
 A run is a folder (docs/architecture.md). Whatever is needed to go on after a kill is written
 aside, flushed and renamed; logs are appended by whole lines and a torn last line is cut when read.

@@ -16,7 +16,7 @@ from fedsdr.experiments.measurements import MEASUREMENTS
 from fedsdr.federation import client_context
 from fedsdr.federation.run import run
 from fedsdr.run_folder import RunFolder
-from fedsdr.server.checkpoint import forget_updates, keep_update, load_round, load_updates
+from fedsdr.server.checkpoint import load_round, load_updates, remove_updates, save_update
 from fedsdr.storage import read_json
 
 QUICK = {
@@ -229,7 +229,7 @@ def test_a_client_without_test_examples_is_trained_on_and_not_tested(tiny_settin
 
 def test_updates_of_a_round_that_is_made_again_are_not_mixed_with_those_of_the_first_try(tmp_path: Path):
     folder = RunFolder(tmp_path)
-    keep_update(folder, 1, "finance", {"a": np.zeros(1, np.float32)})
-    forget_updates(folder, 1)
-    keep_update(folder, 1, "math", {"a": np.zeros(1, np.float32)})
+    save_update(folder, 1, "finance", {"a": np.zeros(1, np.float32)})
+    remove_updates(folder, 1)
+    save_update(folder, 1, "math", {"a": np.zeros(1, np.float32)})
     assert list(load_updates(folder, 1)) == ["math"]

@@ -51,7 +51,7 @@ def run_with(tiny_settings: Callable[..., Settings]) -> Callable[..., tuple[Path
 
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Update]]:
-    """What passes the guard, by round."""
+    """What passes validation, by round."""
     found: dict[int, list[Update]] = {}
     check_reply = strategy.check_reply
 

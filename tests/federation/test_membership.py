@@ -52,7 +52,7 @@ class Grid:
 
 @pytest.fixture
 def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Membership]:
-    """Make an membership whose clock is quick: ``attend(grid, num=3, known={...})``."""
+    """Make a membership whose clock is quick: ``attend(grid, num=3, known={...})``."""
     monkeypatch.setattr(module, "POLL", 0.001)
 
     def make(
@@ -66,8 +66,8 @@ def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
             write_json(tmp_path / f"{client}.json", {"key": "", "node-id": node})
         place = str(tmp_path) if nodes else ""
         federation = {"num_clients": num, "wait": 0.05, "nodes": place, **more}
-        settings = check_settings({"federation": federation}, "test")
-        return Membership(grid, ConfigRecord({}), "m", settings, known or {})  # type: ignore[arg-type]
+        settings = check_settings({"federation": federation}, "test").federation
+        return Membership(grid, ConfigRecord({}), "m", settings, 0.5, known or {})  # type: ignore[arg-type]
 
     return make
 

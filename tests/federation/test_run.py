@@ -200,7 +200,7 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
 def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
     folder = run(quick()).folder
     (folder / "nonce").write_text("1")
-    with pytest.raises(UserError, match=r"data is at the clients.*The command that began it.*--on SERVER"):
+    with pytest.raises(UserError, match=r"data is at the clients.*by the command that began it.*--on SERVER"):
         resume(folder)
 
 
@@ -354,7 +354,7 @@ def test_below_the_quorum_the_run_stops_with_the_reasons_and_can_be_resumed(
     with monkeypatch.context() as patch:
         fail_training_of(("math",), patch)
         with pytest.raises(
-            UserError, match=r"1 of 2 asked.*quorum = 1.0.*math: the client failed: ZeroDivisionError"
+            UserError, match=r"1 of 2 sampled.*quorum = 1.0.*math: the client failed: ZeroDivisionError"
         ):
             run(settings)
     undisturbed = run(quick(**{"server.quorum": 1.0}))

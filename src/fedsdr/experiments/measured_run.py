@@ -67,7 +67,7 @@ class Subject:
     def model(self) -> tuple[Base, Adapters]:
         """The base and its adapters, without what another measurement left added to the base."""
         base, adapters = model_of(self.settings)
-        check_identity(self.settings, base.identity)
+        check_identity(self.folder, base.identity)
         adapters.load_residual({})
         return base, adapters
 

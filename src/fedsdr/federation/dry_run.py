@@ -96,7 +96,7 @@ def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> list
     if unknown:
         return None
     clients = partition(domains, settings)
-    check_counts(settings, [client.id for client in clients])
+    check_counts(settings.server, settings.lora, [client.id for client in clients])
     num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)
     known.append(f"{len(clients)} clients: {num_train} training and {num_test} test examples")
     return clients

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Settings
+from fedsdr.config import Model, Settings
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.progress import say
 from fedsdr.run_folder import RunFolder
@@ -37,13 +37,13 @@ def resolve(settings: Settings) -> Settings:
     return settings.model_copy(update={"run": run, "model": model})
 
 
-def describe_performance(settings: Settings) -> list[str]:
+def describe_performance(model: Model, threads: int) -> list[str]:
     """Say how this machine will compute, and why so; a line for each choice."""
     import torch
 
     from fedsdr.model.base import choose_dtype
 
-    model, is_gpu = settings.model, torch.cuda.is_available()
+    is_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if is_gpu else "cpu")
     machine = torch.cuda.get_device_name() if is_gpu else "this processor"
     fast = str(choose_dtype(device)).removeprefix("torch.")
@@ -55,7 +55,7 @@ def describe_performance(settings: Settings) -> list[str]:
     }[model.attention]
     recompute = {"off": "states are kept for the backward pass", "on": "states are computed twice"}
     return [
-        f"computing: {model.dtype} ({dtype}), {settings.run.threads} threads of {os.cpu_count()} cores",
+        f"computing: {model.dtype} ({dtype}), {threads} threads of {os.cpu_count()} cores",
         f"  attention {model.attention} ({attention}), checkpointing {model.checkpointing}"
         f" ({recompute[model.checkpointing]})",
     ]

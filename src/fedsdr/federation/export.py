@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsdr.client.fdlora import fuse
 from fedsdr.client.state import load_kept, load_private
-from fedsdr.config import Lora, Settings
+from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
@@ -35,7 +35,7 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
     require_global(settings, "export a client's model by --client instead")
     shared, residual = load_round(RunFolder(folder), checked_round(folder, None), settings.adapter.rank)
     base, adapters = model_of(settings)
-    check_identity(settings, base.identity)
+    check_identity(folder, base.identity)
     adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
     adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
 
@@ -75,7 +75,7 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
         state = _personal_of(settings, client, number, state)
     lora = settings.adapter.widened(rank_of(state))
     if merged:
-        _export_merged(settings, state, lora, to)
+        _export_merged(settings.model, state, lora, to)
         return
     write_folder(to, lambda aside: save_adapter(aside, state, lora, public_name(settings.model.name)))
     named = public_name(settings.model.name)
@@ -105,17 +105,17 @@ def require_global(settings: Settings, hint: str) -> None:
         )
 
 
-def check_identity(settings: Settings, identity: str) -> None:
+def check_identity(folder: Path, identity: str) -> None:
     """Refuse a base model that is not the one the run was made with.
 
     Raises:
         UserError: Weights or chat template differ.
     """
-    before = read_json(RunFolder(settings.run.dir).environment)["model"]["identity"]
-    if before != identity:
+    before = read_json(RunFolder(folder).environment)["model"]
+    if before["identity"] != identity:
         raise UserError(
-            f"model.name = {settings.model.name} is not the model that the run was made with (identity"
-            f" {identity[:16]}, then {before[:16]}); restore it"
+            f"model.name = {before['name']} is not the model that the run was made with (identity"
+            f" {identity[:16]}, then {before['identity'][:16]}); restore it"
         )
 
 
@@ -158,10 +158,10 @@ def _personal_of(
     return fuse(shared, own, fusion["shared"], fusion["private"])
 
 
-def _export_merged(settings: Settings, state: dict[str, Tensor], lora: Lora, to: Path) -> None:
-    if settings.model.quantization != "none":
-        say(f"  the {settings.model.quantization} base of the run is merged as the unquantised one")
-    plain = settings.model.model_copy(update={"dtype": "float32", "quantization": "none"})
+def _export_merged(model: Model, state: dict[str, Tensor], lora: Lora, to: Path) -> None:
+    if model.quantization != "none":
+        say(f"  the {model.quantization} base of the run is merged as the unquantised one")
+    plain = model.model_copy(update={"dtype": "float32", "quantization": "none"})
     base = load_base(plain)  # not the shared one of this process: its weights are written
     adapters = Adapters(base.model, lora)
     adapters.load("shared", state)

@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsdr.config import Settings
+from fedsdr.config import Federation
 from fedsdr.errors import UserError
 from fedsdr.progress import say
 from fedsdr.server.validate import AWAY, Rejected, check_prepared
@@ -27,7 +27,13 @@ class Membership:
     """The clients of a federation and their nodes."""
 
     def __init__(
-        self, grid: Grid, config: ConfigRecord, identity: str, settings: Settings, known: dict[str, Event]
+        self,
+        grid: Grid,
+        config: ConfigRecord,
+        identity: str,
+        federation: Federation,
+        quorum: float,
+        known: dict[str, Event],
     ) -> None:
         """Begin with no one connected.
 
@@ -35,14 +41,16 @@ class Membership:
             grid: The way to the nodes.
             config: What goes with each message.
             identity: Of the server's base model.
-            settings: Of the run.
+            federation: How many clients there are, and how long to wait for them.
+            quorum: Share of them that is enough to resume a run.
             known: Client id -> what it reported when it prepared; {} at first. A run that is resumed has
                 these clients, and no others.
         """
         self.grid = grid
         self.config = ConfigRecord({**config, "round": 0, "model": identity})
         self.identity = identity
-        self.settings = settings
+        self.federation = federation
+        self.quorum = quorum
         self.known = known
         self.is_open = not known
         """Whether clients may still join: until all are there for the first time."""
@@ -70,17 +78,17 @@ class Membership:
         Raises:
             UserError: Too few connect in `federation.wait` seconds; or a simulated one cannot prepare.
         """
-        federation, wanted = self.settings.federation, self.settings.federation.num_clients or 1
+        federation, wanted = self.federation, self.federation.num_clients or 1
         wait, begun, said = federation.wait, time.monotonic(), -1
         until = begun + wait
         # Simulated clients are all there at once: one that cannot prepare now never will.
-        is_local = not self.settings.federation.num_clients
+        is_local = not federation.num_clients
         while True:
             self.look(is_strict=is_local)
             num = len(self.known.keys() - self.absent())
             if num >= wanted and not self.pending:
                 break
-            is_enough = num >= (wanted if self.is_open else self.settings.server.quorum * wanted)
+            is_enough = num >= (wanted if self.is_open else self.quorum * wanted)
             if self.pending and not is_enough:
                 until = max(until, min(time.monotonic() + POLL, begun + wait + federation.prepare))
             if time.monotonic() > until:
@@ -111,7 +119,7 @@ class Membership:
         Raises:
             UserError: They are not in `federation.wait` seconds.
         """
-        wait = self.settings.federation.wait
+        wait = self.federation.wait
         until = time.monotonic() + wait
         while True:
             self.look()
@@ -121,7 +129,7 @@ class Membership:
             if time.monotonic() > until:
                 raise UserError(
                     f"round {server_round}: {len(there)} of {len(clients)} sampled clients were connected"
-                    f" after {wait:g} s (federation.wait), server.quorum = {self.settings.server.quorum}"
+                    f" after {wait:g} s (federation.wait), server.quorum = {self.quorum}"
                     f" needs {num}. Finished rounds are saved: run again when they are back"
                 )
             time.sleep(POLL)
@@ -134,7 +142,7 @@ class Membership:
         """
         now = time.monotonic()
         self.connected = set(self.grid.get_node_ids())
-        if folder := self.settings.federation.nodes:  # read again: a key may have been replaced
+        if folder := self.federation.nodes:  # read again: a key may have been replaced
             self.names = {node: client for client, (node, _) in registered(folder).items()}
             self.connected &= self.names.keys()
         self.refused = {node: until for node, until in self.refused.items() if until > now}
@@ -172,7 +180,7 @@ class Membership:
         """
         client, metrics = check_prepared(reply, self.identity)
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
-        if self.settings.federation.nodes and self.names.get(node) != client:
+        if self.federation.nodes and self.names.get(node) != client:
             raise Rejected(f"it says that it is client {client}, whose registered key is not its own")
         before = [other for other, name in self.roster.items() if name == client]
         if self.connected & set(before):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsdr.config import Settings
+from fedsdr.config import Lora, Server, Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.methods import ROBUST_AGGREGATORS
@@ -21,7 +21,7 @@ def check_fit(settings: Settings) -> None:
     from fedsdr.federation.client_context import data_of, model_of
 
     _, clients = data_of(settings)
-    check_counts(settings, [client.id for client in clients])
+    check_counts(settings.server, settings.lora, [client.id for client in clients])
     base, _ = model_of(settings)
     for client in clients:
         for example in (*client.train, *client.test):
@@ -82,21 +82,21 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
         )
 
 
-def check_counts(settings: Settings, clients: Sequence[str]) -> None:
+def check_counts(server: Server, lora: Lora, clients: Sequence[str]) -> None:
     """Refuse fewer clients than are drawn or the robust aggregator needs, and ranks of unknown ones.
 
     Raises:
         UserError: With what was set and what there is.
     """
-    server, sampled = settings.server, settings.server.clients_per_round or len(clients)
+    sampled = server.clients_per_round or len(clients)
     if sampled > len(clients):
         raise UserError(f"server.clients_per_round = {sampled}, but there are {len(clients)} clients")
-    if unknown := sorted(set(settings.lora.client_ranks) - set(clients)):
+    if unknown := sorted(set(lora.client_ranks) - set(clients)):
         raise UserError(f"lora.client_ranks names {', '.join(unknown)}; the clients are {', '.join(clients)}")
-    if len(settings.lora.client_ranks) == len(clients):
-        largest = max(settings.lora.client_ranks.values())
+    if len(lora.client_ranks) == len(clients):
+        largest = max(lora.client_ranks.values())
         raise UserError(
-            f"lora.rank = {settings.lora.rank} is above the rank of every client: set lora.rank = {largest},"
+            f"lora.rank = {lora.rank} is above the rank of every client: set lora.rank = {largest},"
             " and leave the clients of that rank out of lora.client_ranks"
         )
     needed = ROBUST_AGGREGATORS[server.robust].num_needed(server.num_byzantine)

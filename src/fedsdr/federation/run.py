@@ -72,7 +72,7 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
         if not folder.nonce.exists():
             write_file(folder.nonce, secrets.token_hex(4))
         _begin(settings, environment)
-        for choice in describe_performance(settings):
+        for choice in describe_performance(settings.model, settings.run.threads):
             say(f"  {choice}")
         return _drive(settings, grid, has_data=False)
 
@@ -181,7 +181,7 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
         f" {sum(data['num_test'].values())} test examples ({data['origin']}), folder {settings.run.dir}"
     )
     say(f"  model: {environment['model']['origin']}, seed {settings.run.seed}")
-    for choice in describe_performance(settings):
+    for choice in describe_performance(settings.model, settings.run.threads):
         say(f"  {choice}")
     if method.before_rounds:
         say(f"  before round 1, at each client: {steps(method.before_rounds, before_settings(settings))}")

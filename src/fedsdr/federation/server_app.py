@@ -60,11 +60,13 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
     # A client that only reads its rewritings again took no time for them: the first record stays.
     prepared = {str(event["client"]): event for event in past if event["event"] == "prepare"}
-    membership = Membership(grid, config, base.identity, settings, prepared)
+    membership = Membership(
+        grid, config, base.identity, settings.federation, settings.server.quorum, prepared
+    )
     membership.wait_for_all()
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))
     rewrite_lines(folder.log, [*events, *(event for event in past if event["event"] != "prepare")])
-    check_counts(settings, sorted(prepared))
+    check_counts(settings.server, settings.lora, sorted(prepared))
     check_budget(settings, sorted(prepared))
     number = begun if only_round is None else only_round
     arrays, residual = load_round(folder, number, lora.rank)

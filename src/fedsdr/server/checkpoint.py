@@ -72,12 +72,12 @@ def load_round(folder: RunFolder, server_round: int, rank: int) -> tuple[Arrays,
     return shared, residual if more else {}
 
 
-def forget_updates(folder: RunFolder, server_round: int) -> None:
+def remove_updates(folder: RunFolder, server_round: int) -> None:
     """Remove what clients sent in a round that was cut short, before it is made again."""
     shutil.rmtree(folder.updates(server_round), ignore_errors=True)
 
 
-def keep_update(folder: RunFolder, server_round: int, client: str, arrays: Arrays) -> None:
+def save_update(folder: RunFolder, server_round: int, client: str, arrays: Arrays) -> None:
     """Keep a client's shared adapter as it came up, in the server's folder."""
     write_file(folder.updates(server_round) / f"{client}.safetensors", save(arrays))
 

@@ -28,7 +28,7 @@ from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, ROBUST_AGGR
 from fedsdr.progress import say
 from fedsdr.run_folder import RunFolder
 from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual
-from fedsdr.server.checkpoint import forget_updates, keep_update
+from fedsdr.server.checkpoint import remove_updates, save_update
 from fedsdr.server.exchange import Exchange
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
 from fedsdr.server.sampling import draw_clients
@@ -78,7 +78,7 @@ class FedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the sampled clients to train from the shared adapter."""
-        forget_updates(self.folder, server_round)
+        remove_updates(self.folder, server_round)
         clients, server = self.sampled(server_round), self.settings.server
         rule = f"server.robust = {server.robust!r} with server.num_byzantine = {server.num_byzantine}"
         needed = ROBUST_AGGREGATORS[server.robust].num_needed(server.num_byzantine)
@@ -193,7 +193,7 @@ class FedStrategy(Strategy):
         )
         self._log("train", client, {"num_bytes_up": update.num_bytes} | update.metrics)
         if server.keep_updates:
-            keep_update(self.folder, server_round, client, update.arrays)
+            save_update(self.folder, server_round, client, update.arrays)
         return update
 
     def _check_scores(self, client: str, reply: Message) -> None:
