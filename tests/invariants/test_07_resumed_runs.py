@@ -188,7 +188,7 @@ def test_what_a_aggregation_keeps_is_there_after_a_kill(
 
 
 @pytest.mark.parametrize(
-    ("place", "call"), [("apps.client_app.save_state", 8), ("apps.server_app.save_round", 4)]
+    ("place", "call"), [("federation.client_app.save_state", 8), ("federation.server_app.save_round", 4)]
 )
 def test_control_variates_go_on_after_a_kill(
     run_settings: Callable[..., Settings],

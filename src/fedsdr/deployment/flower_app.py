@@ -3,7 +3,6 @@
 The local engine calls `server_app.serve` directly. What a run's folder needs before and after is in `run`.
 """
 
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
