@@ -4,8 +4,8 @@ The functions behind `methods.AGGREGATIONS`. Updates come in the order of client
 order of arrival changes no byte. Notation: A_k (r_k, d_in) and B_k (d_out, r_k) of client k after its
 local update, w_k = n_k / n its weight.
 
-What an aggregation adds to the base is never written into it: it is kept as float32 factors beside it, the
-residual, and travels to the clients whole.
+What an aggregation adds to the base is never written into it: it stays a pair of float32 factors, the
+residual, and all of it is sent to the clients.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -191,9 +191,8 @@ def zeropad(updates: Iterable[Update], shared: Arrays) -> Target:
 def add_residual(residual: Arrays, added: Arrays) -> Arrays:
     """Stack what is added to the base onto what was added before: [B B'] [A; A'].
 
-    Where that would take more ranks than the layer (d_out, d_in) can have, its product takes their place,
-    beside an identity: exact to the rounding of float32, and of min(d_out, d_in) ranks however many rounds
-    follow.
+    Where that would take more ranks than the layer (d_out, d_in) can have, its product and an identity take
+    their place: exact to the rounding of float32, and of min(d_out, d_in) ranks however many rounds follow.
 
     Args:
         residual: Factors by PEFT key; {} for nothing.

@@ -78,12 +78,12 @@ def remove_updates(folder: RunFolder, server_round: int) -> None:
 
 
 def save_update(folder: RunFolder, server_round: int, client: str, arrays: Arrays) -> None:
-    """Keep a client's shared adapter as it came up, in the server's folder."""
+    """Save a client's shared adapter as it came, in the server's folder."""
     write_file(folder.updates(server_round) / f"{client}.safetensors", save(arrays))
 
 
 def load_updates(folder: RunFolder, server_round: int) -> dict[str, Arrays]:
-    """Read what the clients of a round sent, by client id; {} if it was not kept.
+    """Read what the clients of a round sent, by client id; {} if it was not saved.
 
     Raises:
         UserError: A file is damaged.

@@ -92,7 +92,7 @@ def check_reply(
         num_train: Its training examples as it reported when it prepared; its weight must still be that.
         sent: The shared adapter as it was broadcast.
         dtype: The type that travels; it says which arrays there must be, no more and no fewer.
-        server_round: The round that was asked for.
+        server_round: The round of the exchange.
         max_norm: Largest Euclidean norm of one tensor of the adapter, and of its control variates' change.
         has_control_variates: Whether a change of control variates must come with it.
 
@@ -129,7 +129,7 @@ def check_scores(reply: Message, num_test: int, server_round: int, has_global: b
     Args:
         reply: What the client sent.
         num_test: Its test examples as it reported when it prepared; every model was scored on all of them.
-        server_round: The round that was asked for.
+        server_round: The round of the exchange.
         has_global: Whether there is a global model, which must then be scored.
 
     Raises:
@@ -212,7 +212,7 @@ def _content(reply: Message, expected: Mapping[str, type]) -> RecordDict:
 
 
 def _numbers(content: RecordDict, kind: str, server_round: int) -> dict[str, float]:
-    """Return the metrics of a reply if they are listed and of the round that was asked for."""
+    """Return the metrics of a reply if they are listed and of that round."""
     numbers = check_metrics(content["metrics"], kind)  # type: ignore[arg-type]
     if numbers.get("round") != server_round:
         raise Rejected(f"answers round {numbers.get('round')}, expected {server_round}")
