@@ -28,6 +28,9 @@ from fedsdr.methods import (
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
+Scale = Annotated[float, Field(ge=LEAST_SCALE, le=MOST_SCALE, allow_inf_nan=False)]
+"""Beyond these, noise would be infinite in float32, or epsilon beyond 10^12."""
 
 
 MU = 0.01
@@ -124,8 +127,8 @@ class Data(Section):
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each domain's training examples that is kept out of training, to choose settings by."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the draw, the partition and the built-in data. Apart from run.seed, so that runs with
-    different seeds see the same examples."""
+    """Seed of the draw and the partition. Apart from run.seed, so that runs with different seeds see the
+    same examples."""
 
 
 class Partition(Section):
@@ -390,9 +393,9 @@ class Privacy(Section):
 
     kind: Literal["none", "central", "local"] = "none"
     """central: the server clips what comes and adds noise, and is trusted to. local: each client does."""
-    clip: Positive = 1.0
+    clip: Scale = 1.0
     """C: Euclidean norm to which a client's change of the shared adapter in one round is scaled down."""
-    noise: Positive = 1.0
+    noise: Scale = 1.0
     """sigma: standard deviation of the noise over C."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """Chance that the promise of epsilon fails; well below one over the number of clients."""

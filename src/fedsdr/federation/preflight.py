@@ -56,7 +56,7 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
         clients: All of them; [] where they are not known yet, and then only a run without draws is judged.
 
     Raises:
-        UserError: With the number of rounds that the budget pays for; or opacus is missing.
+        UserError: With the number of rounds that the budget pays for.
     """
     from fedsdr.messages.privacy import affordable, epsilon
     from fedsdr.server.sampling import num_trainings
