@@ -85,7 +85,7 @@ def run(
         return
     if on is not None:
         from fedsdr.deployment.submit import submit
-        from fedsdr.federation.run import read_result
+        from fedsdr.run_folder import read_result
 
         print_result(read_result(submit(on, settings)), as_json)
         return
@@ -155,8 +155,8 @@ def report(
 ) -> None:
     """Write the page of a run or a grid, finished or not, and print its path."""
     from fedsdr.experiments.results import PLAN, tabulate
-    from fedsdr.federation.run import read_settings
     from fedsdr.report.page import write_report
+    from fedsdr.run_folder import read_settings
 
     if (folder / PLAN).exists():
         _, path = tabulate(folder)

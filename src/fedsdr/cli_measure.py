@@ -50,6 +50,7 @@ def measure(
     from fedsdr.experiments.measure import PLAN, measure_grid
     from fedsdr.experiments.measure import measure as measure_run
     from fedsdr.experiments.measured_run import Options
+    from fedsdr.run_folder import RunFolder
 
     options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit)
     if (folder / PLAN).exists():
@@ -58,7 +59,7 @@ def measure(
         print_json(measure_run(folder, split_names(only), options))
     else:
         print_measurements(measure_run(folder, split_names(only), options))
-        print(f"\nreport:  {folder / 'report.html'}")
+        print(f"\nreport:  {RunFolder(folder).report}")
 
 
 def analyze(

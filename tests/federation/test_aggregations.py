@@ -51,7 +51,7 @@ def run_with(tiny_settings: Callable[..., Settings]) -> Callable[..., tuple[Path
 
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Update]]:
-    """What passes the guard, by round."""
+    """What passes validation, by round."""
     found: dict[int, list[Update]] = {}
     check_reply = strategy.check_reply
 
@@ -237,7 +237,7 @@ def test_chat_answers_with_what_was_added(run_with, monkeypatch: pytest.MonkeyPa
     load_model.cache_clear()
     ask = open_chat(folder, 4)
     from fedsdr.federation.client_context import model_of
-    from fedsdr.federation.run import read_settings
+    from fedsdr.run_folder import read_settings
 
     _, adapters = model_of(read_settings(folder))
     uses = []

@@ -15,9 +15,10 @@ from fedsdr.errors import UserError
 from fedsdr.federation import client_app
 from fedsdr.federation.client_context import close_clients, load_model
 from fedsdr.federation.export import export_round
-from fedsdr.federation.run import read_result, run
+from fedsdr.federation.run import run
 from fedsdr.methods import DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.run_folder import read_result
 from fedsdr.storage import Event, read_json, read_lines
 
 SCAFFOLD = {"client.drift_correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0}

@@ -20,7 +20,8 @@ from torch import Tensor
 from fedsdr.config import Lora
 from fedsdr.messages.wire import Float32
 from fedsdr.model.adapter_files import load_adapter, read_whole, save_adapter
-from fedsdr.storage import list_rounds, round_folder, write_folder
+from fedsdr.run_folder import list_rounds, round_folder
+from fedsdr.storage import write_folder
 
 KEEP = 2
 KEPT = "kept.safetensors"
@@ -61,11 +62,6 @@ def load_kept(folder: Path, before: int) -> dict[str, Float32]:
     """
     newest = _newest(folder, before)
     return read_whole(newest / KEPT, load_file) if newest and (newest / KEPT).exists() else {}
-
-
-def fusion_file(folder: Path, server_round: int) -> Path:
-    """Where a client keeps the weights that fuse its adapters after a round, once it was evaluated."""
-    return folder / "evaluation" / f"round-{server_round:04d}-fusion.json"
 
 
 def _newest(folder: Path, before: int) -> Path | None:

@@ -3,16 +3,14 @@
 The local engine calls `server_app.serve` directly. What a run's folder needs before and after is in `run`.
 """
 
-from pathlib import Path
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.deployment.flower_grid import ResilientGrid
-from fedsdr.deployment.submit import ENDED
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
 from fedsdr.recipe import requested_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import write_file
 
 app = ServerApp()
@@ -26,7 +24,7 @@ def main(grid: Grid, context: Context) -> None:
         UserError: As `requested_settings` and `run_over`.
     """
     settings, token = requested_settings(context.run_config), context.run_config.get("token")
-    ended = Path(settings.run.dir) / ENDED  # `fedsdr run --on` reads it
+    ended = RunFolder(settings.run.dir).ended
     try:
         run_over(ResilientGrid(grid), settings)
     except UserError as reason:

@@ -15,10 +15,8 @@ from fedsdr.deployment.superlink import CONNECTION, demand_server, environment, 
 from fedsdr.errors import UserError
 from fedsdr.federation.preflight import check_deployed
 from fedsdr.progress import say
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import write_file
-
-ENDED = "ended"
-"""File in a run's folder: the token of the last submission, and on the next lines why it stopped early."""
 
 APP = f"""\
 # What `flwr run` sends: no code, only the names of the apps that server and clients have installed.
@@ -80,7 +78,7 @@ def submit(server: Path, settings: Settings) -> Path:
     except KeyboardInterrupt:
         say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
         raise
-    ended = place / ENDED
+    ended = RunFolder(place).ended
     whose, _, reason = (ended.read_text() if ended.exists() else "").partition("\n")
     if whose != token:
         raise UserError(

@@ -25,7 +25,7 @@ from fedsdr import __version__
 from fedsdr.client.fdlora import search_fusion
 from fedsdr.client.fedala import aggregate_locally
 from fedsdr.client.scaffold import ControlVariates
-from fedsdr.client.state import fusion_file, load_kept, load_private, save_state
+from fedsdr.client.state import load_kept, load_private, save_state
 from fedsdr.client.update import before_rounds, learning_rate, local_update
 from fedsdr.config import Settings
 from fedsdr.data.examples import Example
@@ -44,6 +44,7 @@ from fedsdr.model.base import Base, public_name
 from fedsdr.progress import say
 from fedsdr.recipe import check_settings, requested_settings
 from fedsdr.rows import Adapter, has_global
+from fedsdr.run_folder import ClientFolder, RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, locked, rewrite_lines, write_file, write_json
 
@@ -192,7 +193,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
             by_domain, records = evaluate_base(base, adapters, site.tests, settings.eval, kept, what)
         for domain, numbers in by_domain.items():
             metrics |= {f"eval/{domain}/{name}@{model}": value for name, value in numbers.items()}
-        rewrite_lines(site.folder / "evaluation" / f"round-{server_round:04d}-{model}.jsonl", records)
+        rewrite_lines(ClientFolder(site.folder).answers(server_round, model), records)
     metrics["seconds"] = time.monotonic() - start
     return Message(RecordDict({"metrics": _as_record(metrics)}), reply_to=message)
 
@@ -257,7 +258,7 @@ def _folder(context: Context) -> Path:
     """The node's folder; in Flower's simulation nodes have none and take that of the run."""
     if "folder" in context.node_config or "client" in context.node_config:
         return Path(str(context.node_config["folder"]))
-    return Path(requested_settings(context.run_config).run.dir) / "clients"
+    return RunFolder(requested_settings(context.run_config).run.dir).clients
 
 
 def _load_adapters(
@@ -275,7 +276,7 @@ def _load_adapters(
     assert isinstance(arrays, ArrayRecord)
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     shapes = adapters.shapes("shared")
-    going_down = wire.going_down(settings, shapes)
+    going_down = wire.going_down(method, aggregation, shapes)
     if len(going_down) < len(shapes):  # what does not come is drawn
         path = ("round", before) if aggregation.is_fresh else ()
         adapters.initialise("shared", seed_for(settings.run.seed, "shared", *path))
@@ -339,7 +340,7 @@ def _evaluate_personal(
         weights = private_weights(base, adapters, examples, tests.raw, most, settings.eval)
         return evaluate_weighed(base, adapters, tests, weights, settings.eval, what)
     fusion = search_fusion(base, adapters, examples, settings.fdlora.num_evaluations, settings.eval)
-    write_json(fusion_file(site.folder, server_round), asdict(fusion))
+    write_json(ClientFolder(site.folder).fusion(server_round), asdict(fusion))
     return evaluate(base, adapters, ("private",), site.tests, settings.eval, what)
 
 
@@ -381,10 +382,10 @@ def _pack_reply(
     """The trained shared adapter as it travels, and what the client keeps of it and of the sending."""
     aggregation = AGGREGATIONS[settings.server.aggregation]
     trained = {key: value.numpy() for key, value in adapters.state("shared").items()}
-    new = wire.cut(wire.travelling(settings, trained), rank)
+    new = wire.cut(wire.travelling(METHODS[settings.method], aggregation, trained), rank)
     if settings.privacy.kind == "local":
         seed = noise_seed(settings.privacy, settings.run.seed, "client", site.id, "round", server_round)
-        new = noised(new, received, settings.privacy, seed, site.folder / "noise.key", node.ledger)
+        new = noised(new, received, settings.privacy, seed, ClientFolder(site.folder).noise_key, node.ledger)
     kept = {key: value for key, value in trained.items() if aggregation.keeps(key)}
     feedback = load_kept(site.folder, server_round).get("error_feedback")
     arrays, feedback = wire.encode(new, received, feedback, settings.communication.dtype)

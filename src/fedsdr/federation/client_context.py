@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -21,6 +22,7 @@ from fedsdr.model.adapters import Adapters
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import Base, load_base
 from fedsdr.rows import View
+from fedsdr.run_folder import ClientFolder
 from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 
 REWRITING = tuple(field.name for field in fields(Rewriting))
@@ -129,12 +131,12 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
     rewritings: dict[str, Sequence[Rewriting]] = {}
     views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
     if METHODS[settings.method].needs_rewritings:
-        rewritings["train"] = _distil(settings, data.train, folder, "distilled", data.id)
+        rewritings["train"] = _distil(settings, data.train, folder, "train", data.id)
         views["distilled"] = _encode(settings, data.train, rewritings["train"])
         views["mixed"] = [*views["raw"], *views["distilled"]]
     distilled_tests = []
     if settings.eval.rewritings and data.test:
-        rewritings["test"] = _distil(settings, data.test, folder, "distilled-test", f"{data.id} test")
+        rewritings["test"] = _distil(settings, data.test, folder, "test", f"{data.id} test")
         distilled_tests = _encode(settings, data.test, rewritings["test"])
     tests = TestSet(data.test, _encode(settings, data.test), distilled_tests)
     return ClientContext(data.id, folder, data, rewritings, views, tests)
@@ -146,7 +148,7 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
     Raises:
         UserError: The data changed since the folder was begun.
     """
-    path, found = folder / "data.hash", _hashes(data)
+    path, found = ClientFolder(folder).data_hash, _hashes(data)
     if not path.exists():
         write_file(path, "".join(f"{value} {what}\n" for what, value in found.items()))
         return
@@ -173,14 +175,14 @@ def data_hash(data: ClientData) -> str:
 
 
 def _distil(
-    settings: Settings, examples: Sequence[Example], folder: Path, name: str, what: str
+    settings: Settings, examples: Sequence[Example], folder: Path, part: Literal["train", "test"], what: str
 ) -> list[Rewriting]:
     """Rewrite once; keep the pairs for people to read, and to take up again after a stop.
 
     The verdict of the checks is kept with the text: a program that passed its tests when the run began
     might exceed its time on a busier machine.
     """
-    path = folder / f"{name}.jsonl"
+    path = ClientFolder(folder).rewritings(part)
     if path.exists():
         try:
             return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]

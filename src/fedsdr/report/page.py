@@ -31,6 +31,7 @@ from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score
 from fedsdr.report.measurements import measurement_parts, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
 from fedsdr.rows import has_global
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines, write_file
 
 if TYPE_CHECKING:
@@ -50,12 +51,10 @@ def write_report(folder: Path, settings: Settings) -> Path:
     Returns:
         Path of the page.
     """
-    environment = read_json(folder / "environment.json")
-    tables = {
-        int(path.stem.removeprefix("round-")): read_json(path)
-        for path in sorted((folder / "evaluation").glob("round-*.json"))
-    }
-    events = read_lines(folder / "metrics.jsonl")
+    run = RunFolder(folder)
+    environment = read_json(run.environment)
+    tables = run.evaluations()
+    events = read_lines(run.log)
     base, after = tables.get(0, {}), max(tables, default=0)
     final = tables[after] if after else {}
     measurements = read_measurements(folder)
@@ -91,9 +90,8 @@ def write_report(folder: Path, settings: Settings) -> Path:
         aggregation=aggregation,
         has_global=has_global(method, aggregation),
     )
-    path = folder / "report.html"
-    write_file(path, page)
-    return path
+    write_file(run.report, page)
+    return run.report
 
 
 def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> list[Block]:
