@@ -46,7 +46,7 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Test the paper's claims on a run, or on every run of a grid, and add the results to its page."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.experiments.measure import PLAN, measure_grid
     from fedsdr.experiments.measure import measure as measure_run
     from fedsdr.experiments.measured_run import Options
@@ -82,7 +82,7 @@ def analyze(
     quiet: Quiet = False,
 ) -> None:
     """Measure rewritings in a file of pairs, without a run: alignment of domains and rewrite paradox."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.experiments.pairs import analyze as analyze_pairs
 
     made = analyze_pairs(pairs, clusters, nli, judge, judge_model)

@@ -14,6 +14,7 @@ from fedsdr.experiments.measure import measure
 from fedsdr.experiments.measured_run import Options
 from fedsdr.experiments.measurements import MEASUREMENTS
 from fedsdr.federation import client_context
+from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run
 from fedsdr.run_folder import RunFolder
 from fedsdr.server.checkpoint import load_round, load_updates, remove_updates, save_update
@@ -39,7 +40,7 @@ def measured(tiny_settings) -> tuple[Settings, dict]:
     made = measure(Path(settings.run.dir), [*ON_TEXTS, "consistency", "survival"], Options())
     yield settings, made
     client_context.close_clients()
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 def test_each_measurement_is_a_file_with_its_records_and_how_it_was_made(measured):
@@ -58,14 +59,14 @@ def test_a_run_that_took_one_core_beside_others_is_measured_with_all_or_as_asked
     """Once a second core idled while cells of `fedsdr compare --jobs 2` were measured."""
     settings = tiny_settings(method="fedsdr", **(QUICK | {"run.threads": 1}))
     run(settings)
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)  # OpenMP's way to say it for nested threads too
     measure(Path(settings.run.dir), ["map"], Options())
     assert torch.get_num_threads() == num
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 def test_what_clients_sent_is_kept_and_its_mean_is_the_combined_adapter(measured):

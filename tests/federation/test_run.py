@@ -18,9 +18,10 @@ from fedsdr.errors import Diverged, UserError
 from fedsdr.federation import client_context
 from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import read_result, read_settings
@@ -41,7 +42,7 @@ def fresh_process() -> Iterator[None]:
     """Adapters and settings of one test's model must not serve the next."""
     yield
     client_context.close_clients()
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 @pytest.fixture
@@ -459,7 +460,7 @@ def test_a_model_that_our_attention_does_not_fit_runs_with_its_own(quick, monkey
     settings = quick(**{"model.attention": "auto"})
     run(settings)
     assert read_settings(Path(settings.run.dir)).model.attention == "eager"
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
     with pytest.raises(UserError, match="'grouped' does not give this model's results"):
         run(quick(**{"model.attention": "grouped"}))
 
@@ -495,9 +496,9 @@ def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_sett
 def test_one_tensor_that_is_no_number_is_told_as_divergence_wherever_it_lies(tiny_settings):
     """The largest of several norms is not NaN if one that is a number comes first."""
     settings = tiny_settings()
-    adapters = Adapters(load_base(settings.model).model, settings.lora)
-    adapters.initialise("shared", 0)
-    client_app._demand_sane(adapters, settings, "round 1, math")
-    adapters.parameters(("shared",))[-1].data.fill_(float("nan"))
+    model = LoraModel(load_base(settings.model), settings.lora)
+    model.initialise("shared", 0)
+    client_app._demand_sane(model, settings, "round 1, math")
+    model.parameters(("shared",))[-1].data.fill_(float("nan"))
     with pytest.raises(Diverged, match=r"round 1, math: training diverged: a tensor .* has the norm nan"):
-        client_app._demand_sane(adapters, settings, "round 1, math")
+        client_app._demand_sane(model, settings, "round 1, math")

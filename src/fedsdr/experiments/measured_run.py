@@ -8,11 +8,11 @@ from pathlib import Path
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import ClientContext, data_of, model_of, open_client
+from fedsdr.federation.client_context import ClientContext, data_of, open_client
 from fedsdr.federation.export import check_identity
+from fedsdr.federation.model_cache import model_of
 from fedsdr.messages.wire import Arrays
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import LoraModel
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
@@ -64,12 +64,12 @@ class Subject:
     options: Options
 
     @property
-    def model(self) -> tuple[Base, Adapters]:
+    def model(self) -> LoraModel:
         """The base and its adapters, without what another measurement left added to the base."""
-        base, adapters = model_of(self.settings)
-        check_identity(self.folder, base.identity)
-        adapters.load_residual({})
-        return base, adapters
+        model = model_of(self.settings)
+        check_identity(self.folder, model.base.identity)
+        model.load_residual({})
+        return model
 
     @cached_property
     def sites(self) -> list[ClientContext]:

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from fedsdr.analysis.claims import claim, only
 from fedsdr.analysis.consistency import Round, gain_survival, update_consistency
 from fedsdr.analysis.gradients import gradient_alignment
@@ -21,7 +19,6 @@ from fedsdr.federation.client_context import data_of
 from fedsdr.federation.export import require_global
 from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
-from fedsdr.model.adapters import Adapters
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round, load_updates
@@ -48,11 +45,11 @@ def _texts(subject: Subject) -> dict[str, list[tuple[str, str]]]:
 
 
 def _gradients(subject: Subject) -> Event:
-    base, adapters = subject.model
+    model = subject.model
     views = subject.training(MOST_GRADIENTS)
-    _load(adapters, subject.shared(0))
+    model.load("shared", subject.shared(0))
     settings = subject.settings
-    records = gradient_alignment(base, adapters, views, settings.client.batch_size, settings.run.seed)
+    records = gradient_alignment(model, views, settings.client.batch_size, settings.run.seed)
     note = f"At the shared adapter of round 0; at most {MOST_GRADIENTS} training examples of each client."
     verdict = claim(
         "Rewriting makes the clients pull the shared adapter one way",
@@ -64,12 +61,10 @@ def _gradients(subject: Subject) -> Event:
 
 
 def _transfer(subject: Subject) -> Event:
-    base, adapters = subject.model
     settings = subject.settings
     client = settings.client.model_copy(update={"budget": "per_stage", "drift_correction": "none"})
     records = loss_transfer(
-        base,
-        adapters,
+        subject.model,
         subject.training(),
         subject.tests(),
         client,
@@ -95,10 +90,9 @@ def _transfer(subject: Subject) -> Event:
 
 
 def _map(subject: Subject) -> Event:
-    base, adapters = subject.model
     settings = subject.settings
     records = response_map(
-        base, adapters, subject.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed
+        subject.model, subject.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed
     )
     return {"records": records, "notes": ["A picture, no evidence: other seeds give others."]}
 
@@ -112,7 +106,6 @@ def _consistency(subject: Subject) -> Event:
 
 
 def _survival(subject: Subject) -> Event:
-    base, adapters = subject.model
     tests = {name: texts for name, texts in subject.tests()["raw"].items() if texts}
     if not tests:
         raise UserError("gains are measured on test examples, and no client has any")
@@ -120,12 +113,12 @@ def _survival(subject: Subject) -> Event:
         Round(number, subject.shared(number - 1), updates, subject.shared(number))
         for number, updates in _updates(subject)
     )
-    records = gain_survival(base, adapters, rounds, tests, subject.settings.eval.batch_size)
+    records = gain_survival(subject.model, rounds, tests, subject.settings.eval.batch_size)
     return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
 
 
 def _benchmarks(subject: Subject) -> Event:
-    base, adapters = subject.model
+    model = subject.model
     options, settings = subject.options, subject.settings
     require_global(settings, "benchmarks are of the base and the global model")
     if options.data not in ("", "hub") and not Path(options.data).is_dir():
@@ -135,16 +128,15 @@ def _benchmarks(subject: Subject) -> Event:
     own = [example for site in subject.sites for example in site.tests.examples]
     last = checked_round(subject.folder, None)
     shared, residual = load_round(RunFolder(subject.folder), last, settings.adapter.rank)
-    _load(adapters, shared)
-    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    model.load("shared", shared)
+    model.load_residual(residual)
     models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
     records: list[Event] = []
     answers: list[Event] = []
-    for model, active in models.items():
+    for name, active in models.items():
         said: list[Event] = []
         found = run_benchmarks(
-            base,
-            adapters,
+            model,
             active,
             options.tasks,
             data={"": own, "hub": None}.get(options.data, Path(options.data)),
@@ -154,8 +146,8 @@ def _benchmarks(subject: Subject) -> Event:
             code_timeout=settings.eval.code_timeout,
             answers=said,
         )
-        records += [{"model": model, **record} for record in found]
-        answers += [{"model": model, **answer} for answer in said]
+        records += [{"model": name, **record} for record in found]
+        answers += [{"model": name, **answer} for answer in said]
     if not records:
         raise UserError(f"--data = {options.data or 'the run'}: found no question that benchmarks could ask")
     rewrite_lines(RunFolder(subject.folder).benchmark_answers, answers)
@@ -274,10 +266,6 @@ def _win_rate(subject: Subject) -> Event:
             against,
         )
     return {"records": records, "notes": [f"Judged by {options.judge_model}."]}
-
-
-def _load(adapters: Adapters, values: Arrays) -> None:
-    adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
 
 
 MEASUREMENTS: Mapping[str, Callable[[Subject], Event]] = {
