@@ -16,7 +16,8 @@ from fedsdr.config import Settings
 from fedsdr.federation import client_context, model_cache
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run
-from fedsdr.methods import AGGREGATIONS, METRICS
+from fedsdr.methods import AGGREGATIONS
+from fedsdr.metrics import METRICS
 from fedsdr.model.adapter_files import load_adapter
 
 ROOT = Path(__file__).parents[1]

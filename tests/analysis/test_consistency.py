@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from tests.built_in import demo_data
 
 from fedsdr.analysis.consistency import Round, gain_survival, update_consistency
 from fedsdr.config import Lora
 from fedsdr.data.conversation import encode
-from fedsdr.data.demo import demo_data
 from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import PREFIX, LoraModel
 from fedsdr.model.base import load_base
@@ -64,7 +64,7 @@ def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
     model = LoraModel(base, Lora(rank=2))
     model.initialise("shared", 0)
     before = {key: value.numpy() for key, value in model.state("shared").items()}
-    examples = demo_data(0)["math"][1][:4]
+    examples = demo_data()["math"][1][:4]
     texts = [encode(base.tokenizer, example, example.response, 384) for example in examples]
     # One step of gradient descent on these very texts is a gain.
     model.set(("shared",), ("shared",))
@@ -105,7 +105,7 @@ def test_a_gain_that_may_be_chance_is_not_divided_by(tiny_settings):
     model = LoraModel(base, Lora(rank=2))
     model.initialise("shared", 0)
     before = {key: value.numpy() for key, value in model.state("shared").items()}
-    example = demo_data(0)["math"][1][0]
+    example = demo_data()["math"][1][0]
     texts = [encode(base.tokenizer, example, example.response, 384)] * 2
     (record,) = gain_survival(model, [Round(1, before, {"math": before}, before)], {"math": texts}, 2)
     assert record["own_low"] == record["own_high"] == 0

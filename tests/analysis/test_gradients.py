@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.built_in import demo_data
 
 from fedsdr.analysis.gradients import NUM_GROUPS, gradient_alignment
 from fedsdr.config import Lora
 from fedsdr.data.conversation import encode
-from fedsdr.data.demo import demo_data
 from fedsdr.errors import UserError
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
@@ -24,7 +24,7 @@ def model(tiny_settings):
 
 
 def texts(base, domain: str, num: int = 10):
-    return [encode(base.tokenizer, e, e.response, 384) for e in demo_data(0)[domain][0][:num]]
+    return [encode(base.tokenizer, e, e.response, 384) for e in demo_data()[domain][0][:num]]
 
 
 def gradient(model, some) -> torch.Tensor:

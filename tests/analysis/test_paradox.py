@@ -14,9 +14,9 @@ from fedsdr.analysis.paradox import (
     style_differences,
     worst,
 )
-from fedsdr.data.demo.paraphrases import paraphrases
 from fedsdr.data.examples import Example
-from fedsdr.intervals import difference_interval, wilson
+from fedsdr.experiments.pairs import PARAPHRASES, read_pairs
+from fedsdr.stats import difference_interval, wilson
 
 LABELLED = Example("Label?", "POSITIVE", "finance", label="POSITIVE", choices=("POSITIVE", "NEGATIVE"))
 SUM = Example("2 plus 3?", "2 plus 3 is 5. The answer is 5.", "math", answer="5")
@@ -90,7 +90,7 @@ def test_a_checker_is_asked_both_ways_and_what_it_cannot_tell_counts_apart():
 
 def test_true_responses_have_no_exact_false_alarm_and_paraphrases_do_not_all_pass():
     """What the exact checks get wrong on texts that are right: measured, not hidden."""
-    pairs = list(paraphrases())
+    pairs = read_pairs(PARAPHRASES)
     true = [(example, example.response) for example, _ in pairs]
     alarms = found(paradox_records(true, TRUE, check(true)), TRUE)
     assert alarms["all", "omission"]["value"] == alarms["all", "unsupported"]["value"] == 0

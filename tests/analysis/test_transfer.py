@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from tests.built_in import demo_data
 
 from fedsdr.analysis.response_map import response_map
 from fedsdr.analysis.transfer import example_losses, loss_transfer, ratio
 from fedsdr.config import Client, Lora
 from fedsdr.data.conversation import encode
-from fedsdr.data.demo import demo_data
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.loss import held_out_loss
@@ -23,7 +23,7 @@ def views(base, part: int, num: int):
     """Raw texts of two domains, and "rewritings" that are the same words backwards."""
     found = {"raw": {}, "distilled": {}}
     for domain in ("finance", "math"):
-        examples = demo_data(0)[domain][part][:num]
+        examples = demo_data()[domain][part][:num]
         for view, turn in (("raw", 1), ("distilled", -1)):
             found[view][domain] = [
                 encode(base.tokenizer, e, " ".join(e.response.split()[::turn]), 384) for e in examples

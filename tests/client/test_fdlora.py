@@ -9,10 +9,11 @@ from fedsdr.client.fdlora import PENALTY, Fusion, fuse, search_fusion
 from fedsdr.client.update import local_update
 from fedsdr.config import Client, Lora, Settings
 from fedsdr.data.conversation import Conversation
-from fedsdr.methods import METHODS, Adapter
+from fedsdr.methods import METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.loss import held_out_loss
+from fedsdr.rows import Adapter
 
 
 def test_factors_are_summed_and_so_their_product_has_the_mixed_terms():

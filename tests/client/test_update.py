@@ -19,10 +19,11 @@ from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.messages import wire
-from fedsdr.methods import BOTH, METHODS, Adapter, LocalOptimizer, Method, Stage
+from fedsdr.methods import BOTH, METHODS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.progress import within
+from fedsdr.rows import Adapter, LocalOptimizer, Method, Stage
 from fedsdr.seeds import seed_for
 
 SHARED = (Stage(("shared",), "raw", ("shared",)),)

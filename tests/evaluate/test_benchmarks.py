@@ -17,10 +17,10 @@ pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 import lm_eval
 import yaml
 from lm_eval.api.instance import Instance
+from tests.built_in import demo_data
 
 from fedsdr.config import Lora, Settings
 from fedsdr.data.conversation import encode, encode_prompt, prompt_turns
-from fedsdr.data.demo import demo_data
 from fedsdr.data.examples import Example
 from fedsdr.data.sandbox import run_python
 from fedsdr.errors import Unreachable, UserError
@@ -237,7 +237,7 @@ def test_the_adapters_that_are_active_are_asked(tiny_settings: Callable[..., Set
 
 def test_built_in_data_need_neither_files_nor_network(model, no_network, capsys: pytest.CaptureFixture[str]):
     """Domains without label, final answer or tests are told and left out."""
-    examples = [e for _, test in demo_data(0).values() for e in test[:3]]
+    examples = [e for _, test in demo_data().values() for e in test[:3]]
     records = run_benchmarks(model, (), data=examples, max_new_tokens=4, code_timeout=1.0)
     by_domain: dict[str, set[str]] = {}
     for record in records:

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsdr import __version__
 from fedsdr.config import Privacy, Settings
-from fedsdr.data.demo import demo_data
+from fedsdr.data.sources import BUILT_IN
 from fedsdr.deployment import node
 from fedsdr.deployment.init import init
 from fedsdr.deployment.node import read_node_file, run_node
@@ -36,7 +36,7 @@ HOSTILE = {
     "data": {"root": "/home/other", "domains": ["secret"]},
 }
 SETTINGS_THAT_A_NODE_TAKES = {
-    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "personal", "eval",
+    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "feddpa", "fdlora", "fedala", "eval",
 }  # fmt: skip
 SETTINGS_THAT_A_NODE_DECIDES = {"run", "model", "data"}
 
@@ -144,10 +144,9 @@ def ask(tiny_settings: Callable[..., Settings], flower_task: None) -> Callable[.
 
 
 def make_node(tmp_path: Path, model: Path) -> dict[str, Any]:
-    train, test = demo_data(0)["code"]
-    for part, examples in (("train", train[:4]), ("test", test[:2])):
-        rows = [{"instruction": e.instruction, "output": e.response, "tests": e.tests} for e in examples]
-        rewrite_lines(tmp_path / "data/code" / f"{part}.jsonl", rows)
+    for file, num in (("train.jsonl", 4), ("test.jsonl", 2)):
+        rows = read_lines(BUILT_IN / "domains/code" / file)[:num]
+        rewrite_lines(tmp_path / "data/code" / file, rows)
     state = {"data": str(tmp_path / "data"), "folder": str(tmp_path / "state")}
     return {"client": "house", "model": str(model), **state}
 
@@ -201,7 +200,6 @@ def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
 ):
     """Each new one would be another look at the same data, which no run's epsilon counts."""
-    pytest.importorskip("opacus")
     node = make_node(tmp_path, tiny_folder)
     one, two = (epsilon(Privacy(kind="local", noise=4.0), num) for num in (1, 2))
     private = {"method": "fedit", "privacy.kind": "local", "privacy.noise": 4.0, "eval.rewritings": False}

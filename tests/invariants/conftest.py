@@ -143,7 +143,7 @@ def results() -> Callable[[Path], dict[str, Any]]:
         found: dict[str, Any] = {}
         for path in sorted(folder.rglob("*")):
             name = str(path.relative_to(folder))
-            if path.is_dir() or name in ("config.toml", "environment.json", "report.html", ".lock"):
+            if path.is_dir() or name in ("config.toml", "environment.json", "report.html"):
                 continue
             found[name] = path.read_bytes()
             if name == "metrics.jsonl":

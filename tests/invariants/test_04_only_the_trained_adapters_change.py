@@ -10,9 +10,10 @@ from fedsdr.client.update import local_update
 from fedsdr.config import Settings
 from fedsdr.data.conversation import encode
 from fedsdr.federation.client_context import data_of
-from fedsdr.methods import METHODS, Method
+from fedsdr.methods import METHODS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import load_base
+from fedsdr.rows import Method
 
 STAGES = [
     pytest.param(stage, id=f"{name}-{number}")

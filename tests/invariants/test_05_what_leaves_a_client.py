@@ -32,7 +32,7 @@ METRICS = {
         "round|num_examples|seconds|train/(shared|private|before-private|weights)/(loss|first_loss|last_loss|num_steps|num_tokens)"
     ),
     "evaluate": rf"round|seconds|eval/(finance|general|math)/({SCORES}|{COUNTS})@(global|personalised)",
-}  # written out anew: the guard's own list must not widen unseen
+}  # written out anew: the allow-list of validation must not widen unseen
 RECORDS = {
     "query.prepare": {"client", "metrics"},
     "train": {"arrays", "metrics"},

@@ -14,8 +14,8 @@ import torch
 
 import fedsdr
 from fedsdr.config import Settings
-from fedsdr.federation.run import read_settings
 from fedsdr.model.adapter_files import WEIGHTS
+from fedsdr.run_folder import read_settings
 
 RUN = {"method": "fedsdr", "eval.every": 1}
 Results = Callable[[Path], dict[str, Any]]
@@ -188,7 +188,7 @@ def test_what_a_aggregation_keeps_is_there_after_a_kill(
 
 
 @pytest.mark.parametrize(
-    ("place", "call"), [("client.round.save_state", 8), ("apps.server_app.save_round", 4)]
+    ("place", "call"), [("client.round.save_state", 8), ("federation.server_app.save_round", 4)]
 )
 def test_control_variates_go_on_after_a_kill(
     run_settings: Callable[..., Settings],
@@ -263,7 +263,7 @@ def test_resume_on_a_changed_machine_is_refused(
     environment[section][key] = "of old"
     path.write_text(json.dumps(environment))
     fresh_process()
-    with pytest.raises(fedsdr.UserError, match=f"cannot go on: {section} {key} was of old"):
+    with pytest.raises(fedsdr.UserError, match=f"cannot continue: {section} {key} was of old"):
         fedsdr.resume(folder)
 
 
@@ -284,7 +284,7 @@ def test_resume_with_changed_settings_is_refused(
     assert num == 1
     path.write_text(text)
     fresh_process()
-    with pytest.raises(fedsdr.UserError, match=r"cannot go on: config\.toml"):
+    with pytest.raises(fedsdr.UserError, match=r"cannot continue: config\.toml"):
         fedsdr.resume(folder)
 
 

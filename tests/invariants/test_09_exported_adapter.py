@@ -17,12 +17,13 @@ from fedsdr.evaluate import personal
 from fedsdr.federation import client_app
 from fedsdr.federation.export import export_round
 from fedsdr.federation.run import evaluate_round
-from fedsdr.methods import Adapter
 from fedsdr.model.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.progress import here
-from fedsdr.storage import read_json, round_folder
+from fedsdr.rows import Adapter
+from fedsdr.run_folder import RunFolder
+from fedsdr.storage import read_json
 
 IDS = torch.arange(3, 63).reshape(3, 20)
 
@@ -140,7 +141,7 @@ def test_adapter_of_a_aggregation_that_adds_or_keeps_something_is_the_whole_mode
         same(ours, PeftModel.from_pretrained(plain, tmp_path / "adapter")(IDS).logits)
         same(ours, plain_model(settings, tmp_path / "merged")(IDS).logits)
         if not client:  # the round's own folder is the global model
-            folder = round_folder(Path(settings.run.dir) / "server", 2)
+            folder = RunFolder(settings.run.dir).round(2)
             same(ours, PeftModel.from_pretrained(plain_model(settings), folder)(IDS).logits)
 
 

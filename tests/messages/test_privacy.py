@@ -1,11 +1,13 @@
 """Differential privacy: clipping by hand, noise of the right size, epsilon against its formula, and no leak by failure."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 import fedsdr
 from fedsdr.config import Privacy, Settings
@@ -53,6 +55,66 @@ def test_noise_is_standard_normal(seed: int | bytes | None):
     assert abs(drawn.mean()) < 6 * error
     assert abs(drawn.std() - 1) < 6 * error / math.sqrt(2)
     assert abs((drawn**4).mean() - 3) < 6 * error * math.sqrt(96)
+
+
+def gaussian_near(wanted: np.ndarray, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch):
+    """What `gaussian` computes when the system's source happens to bring each number near the wanted one.
+
+    Each is half a sum of four: normal numbers given their sum, and the words that stand for them.
+    """
+    four = rng.standard_normal((4, wanted.size))
+    four += wanted / 2 - four.mean(axis=0)
+    words = (ndtr(four) * 2.0**52).astype(np.uint64) << np.uint64(12)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.urandom", lambda size: words.tobytes())
+        return gaussian(wanted.size, None)
+
+
+@pytest.mark.parametrize("kind", ["central", "local"])
+def test_the_low_bits_of_what_leaves_do_not_betray_a_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+):
+    """The attack: is a number near zero a multiple of 2^-54?
+
+    The broadcast is zero, as LoRA's B is at first, so float32 has room for the last bits of what is below
+    2^-32. Noise there is half a sum of numbers around 1, whose own bits end at 2^-53. A clipped change of 2^-7
+    has bits to 2^-60, and so has its sum with noise that brings it near zero. Before noise was rounded, 72 in
+    100 such numbers were multiples without a change, and 18 with one. Of 2.4 million numbers one is that near
+    with probability 2.4e6 * 2^-31 * 0.4 = 4e-4, in every release.
+    """
+    rng, size, privacy = np.random.default_rng(1), 20_000, Privacy(kind=kind)
+    zero = {KEYS[0]: np.zeros((1, size), np.float32)}
+
+    def share_of_multiples(change: np.ndarray) -> float:
+        clipped = clip(change.ravel(), privacy.clip)
+        noise = gaussian_near(rng.uniform(-(2.0**-32), 2.0**-32, size) - clipped, rng, monkeypatch)
+        monkeypatch.setattr(module, "gaussian", lambda size, seed: noise)
+        changed = {KEYS[0]: change}
+        if kind == "central":
+            left = private_mean([changed], zero, 1, privacy, None)
+        else:
+            left = noised(changed, zero, privacy, None, tmp_path / "key")
+        return float((left[KEYS[0]].astype(np.float64) * 2.0**54 % 1 == 0).mean())
+
+    with_none = share_of_multiples(zero[KEYS[0]])
+    with_one = share_of_multiples(rng.standard_normal((1, size)).astype(np.float32))
+    assert abs(with_none - with_one) < 0.01
+
+
+@pytest.mark.parametrize("largest", [0.0, 1e-3, 1.0])
+def test_what_leaves_is_the_broadcast_and_whole_steps_of_the_noise(tmp_path: Path, largest: float):
+    """Steps of sigma C 2^-20, whatever the change: here 2^-19, whose multiples up to 32 float32 holds."""
+    rng = np.random.default_rng(2)
+    zero = {KEYS[0]: np.zeros((1, 1000), np.float32)}
+    change = {KEYS[0]: rng.uniform(-largest, largest, (1, 1000)).astype(np.float32)}
+    central = Privacy(kind="central", noise=4.0, clip=0.5)
+    for left in (
+        private_mean([change], zero, 1, central, None),
+        noised(change, zero, Privacy(kind="local", noise=4.0, clip=0.5), None, tmp_path / "key"),
+    ):
+        steps = left[KEYS[0]] * 2.0**19
+        assert (steps == np.rint(steps)).all()
+        assert steps.std() > 2.0**19
 
 
 def test_secure_noise_never_repeats_and_seeded_noise_does():
@@ -131,7 +193,6 @@ def test_a_client_counts_every_new_update_that_leaves_it_and_stops_at_its_limit(
 
     An update sent again costs nothing, also beyond the limit. What is refused is not entered.
     """
-    pytest.importorskip("opacus")
     one, both = (epsilon(Privacy(kind="local", noise=4.0), n) for n in (1, 2))
     ledger = Ledger(tmp_path / "releases.json", both, 1e-5)
 
@@ -170,25 +231,84 @@ def test_a_client_under_local_privacy_sends_its_clipped_change_with_noise(
     assert numbers(sent) == pytest.approx([1 + 0.6 + 0.5, 1 + 0.8 + 0.5, 1.5, 1.5])
 
 
+def delta_of(mu: float, eps: float) -> float:
+    """Balle and Wang 2018, equation 6, as it stands there: good for small numbers."""
+    return float(ndtr(mu / 2 - eps / mu) - math.exp(eps) * ndtr(-mu / 2 - eps / mu))
+
+
 @pytest.mark.parametrize(("kind", "multiplier"), [("central", 4.0), ("local", 2.0)])
 def test_epsilon_is_that_of_composed_gaussian_mechanisms(kind: str, multiplier: float):
-    """T Gaussian mechanisms have the Renyi divergence a T / (2 s^2) of order a. The bound that the accountant
-    uses (Balle et al. 2020): min over a of  a T / (2 s^2) + log((a - 1) / a) - (log delta + log a) / (a - 1).
-    """
-    num_rounds, delta = 10, 1e-5
-    orders = np.arange(1.01, 64, 0.01)
-    bound = (
-        orders * num_rounds / (2 * multiplier**2)
-        + np.log((orders - 1) / orders)
-        - (np.log(delta) + np.log(orders)) / (orders - 1)
-    )
-    pytest.importorskip("opacus")
-    found = epsilon(Privacy(kind=kind, noise=4.0, delta=delta), num_rounds)
-    assert found == pytest.approx(bound.min(), rel=0.01)
+    """T releases, each of noise s times what one client can change: mu = sqrt(T) / s."""
+    for num_rounds in (1, 10):
+        for delta in (1e-5, 1e-9):
+            found = epsilon(Privacy(kind=kind, noise=4.0, delta=delta), num_rounds)
+            assert delta_of(math.sqrt(num_rounds) / multiplier, found) == pytest.approx(delta, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "delta", "published"),
+    [
+        (1, 0.12693674, 1),
+        (1, 0.02092364, 2),
+        (1 / 3, 0.78760074, 1),
+        (1 / 0.35, 1e-5, 1.34),
+        (1 / 1.78, 1e-5, 8.68),
+    ],
+)
+def test_epsilon_is_what_others_published(sigma: float, delta: float, published: float):
+    """Three of the tests of Google's dp-accounting, and mu = 0.35 and 1.78 of figure 4 of Bu, Dong, Long and Su,
+    "Deep learning with Gaussian differential privacy", HDSR 2020, whose mu is given to 0.005."""
+    found = epsilon(Privacy(kind="central", noise=sigma, delta=delta), 1)
+    assert found == pytest.approx(published, abs=1e-6 if delta > 1e-5 else 0.04)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.1, 1.0, 4.0, 50.0, 1e3])
+@pytest.mark.parametrize("num_rounds", [1, 10, 1000])
+@pytest.mark.parametrize("delta", [1e-5, 1e-12])
+def test_epsilon_is_below_the_bound_by_renyi_divergences(sigma: float, num_rounds: int, delta: float):
+    """opacus' accountant is sound and not exact, so it is above; by less than a tenth where its orders suffice."""
+    accountant = pytest.importorskip("opacus.accountants").RDPAccountant()
+    accountant.history = [(sigma, 1.0, num_rounds)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of orders that do not suffice
+        bound = accountant.get_epsilon(delta)
+    found = epsilon(Privacy(kind="central", noise=sigma, delta=delta), num_rounds)
+    assert 0 < found < bound
+    if 0.5 < found < 1000:
+        assert found > 0.9 * bound
+
+
+def test_epsilon_is_finite_and_grows_over_all_that_may_be_set():
+    """To 10^18, where e^epsilon has no floating-point number; its leading term is mu^2 / 2."""
+    noises = (1e6, 1e3, 1.0, 1e-3, 1e-6)
+    for delta in (1e-300, 1e-5, 0.9):
+        found = [
+            epsilon(Privacy(kind="local", noise=noise, delta=delta), num_rounds)
+            for noise in noises
+            for num_rounds in (1, 1000, 1_000_000)
+        ]
+        assert found == sorted(found)
+        assert found[-1] == pytest.approx((2 / 1e-6) ** 2 / 2 * 1e6, rel=1e-4)
+
+
+def test_releases_of_different_noise_cost_as_one_of_the_harmonic_sum(tmp_path: Path):
+    """1 / sigma^2 adds up: sigma 3 and 4 cost as one of 2.4, since 1/9 + 1/16 = (5/12)^2."""
+    ledger = Ledger(tmp_path / "releases.json", 100.0, 1e-5)
+    assert ledger.spent() == 0
+    ledger.enter(b"one", 3.0)
+    ledger.enter(b"another", 4.0)
+    assert ledger.spent() == pytest.approx(epsilon(Privacy(kind="local", noise=2.4), 1), rel=1e-9)
+
+
+@pytest.mark.parametrize("key", ["noise", "clip"])
+@pytest.mark.parametrize("value", [1e300, 1e-300, 1e7, 1e-7, math.nan, math.inf])
+def test_noise_that_no_adapter_can_hold_is_refused_by_name(key: str, value: float):
+    """1e300 is infinite in float32; the epsilon of 1e-300 is infinite."""
+    with pytest.raises(UserError, match=rf"privacy\.{key} = .*should be"):
+        check_settings({"privacy": {"kind": "central", key: value}}, "test")
 
 
 def test_the_budget_pays_for_the_rounds_whose_epsilon_is_within_it():
-    pytest.importorskip("opacus")
     privacy = Privacy(kind="central", noise=4.0, budget=3.0)
     paid = affordable(privacy, 100)
     assert 0 < paid < 100
@@ -210,7 +330,6 @@ PRIVATE = {
 def test_a_run_records_what_each_round_has_cost_and_shows_it(
     tiny_settings: Callable[..., Settings], kind: str
 ):
-    pytest.importorskip("opacus")
     settings = tiny_settings(**PRIVATE, **{"privacy.kind": kind, "privacy.noise": 2.0})
     folder = fedsdr.run(settings).folder
     rounds = [event for event in read_lines(folder / "metrics.jsonl") if event["event"] == "round"]
@@ -229,7 +348,6 @@ def test_a_run_records_what_each_round_has_cost_and_shows_it(
 def test_a_run_beyond_its_budget_stops_before_it_trains_and_says_what_would_do(
     tiny_settings: Callable[..., Settings],
 ):
-    pytest.importorskip("opacus")
     one = epsilon(Privacy(kind="central", noise=2.0), 1)
     settings = tiny_settings(
         **PRIVATE, **{"privacy.kind": "central", "privacy.noise": 2.0, "privacy.budget": one + 0.01}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.messages import wire
-from fedsdr.methods import MessageDtype
+from fedsdr.rows import MessageDtype
 
 SHAPES = {"m.lora_B.weight": (5, 2), "m.lora_A.weight": (2, 3), "a.lora_A.weight": (2, 4)}
 

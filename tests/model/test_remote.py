@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.built_in import demo_data
 
 from fedsdr.config import Distill, Lora, Model, Settings
 from fedsdr.data.conversation import encode_prompt
-from fedsdr.data.demo import demo_data
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
 from fedsdr.distill.prompts import rewriting_turns
@@ -391,7 +391,7 @@ def test_llama_cpp_rewrites_as_the_model_of_this_process_does(llama_cpp: str, re
     Not all of them, and not to the end: llama.cpp computes with the weights' 4-bit codes and 8-bit
     activations.
     """
-    examples = [example for train, _ in demo_data(0).values() for example in train[:2]]
+    examples = [example for train, _ in demo_data().values() for example in train[:2]]
     base = load_base(real_model)
     model = LoraModel(base, Lora())
     settings = Distill(url=llama_cpp, served_name="smollm2", prompts=("turn",), max_new_tokens=96)

@@ -13,9 +13,9 @@ import torch
 
 from fedsdr.analysis.transfer import example_losses, ratio
 from fedsdr.data.conversation import Conversation
-from fedsdr.intervals import with_error
 from fedsdr.messages.wire import Arrays, pairs
 from fedsdr.model.adapters import PREFIX, LoraModel
+from fedsdr.stats import with_error
 from fedsdr.storage import Event
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from fedsdr.analysis.alignment import VIEWS, pair_records
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.intervals import half_samples
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
+from fedsdr.stats import half_samples
 from fedsdr.storage import Event
 
 NUM_GROUPS = 8

@@ -24,9 +24,9 @@ from fedsdr.client.update import Step, summarise
 from fedsdr.config import FedALA
 from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import Float32
-from fedsdr.methods import Factor
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
+from fedsdr.rows import Factor
 from fedsdr.seeds import seed_for
 
 SETTLED = 0.1

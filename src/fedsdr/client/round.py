@@ -32,9 +32,11 @@ from fedsdr.errors import Diverged
 from fedsdr.messages import wire
 from fedsdr.messages.privacy import Ledger, noise_seed, noised
 from fedsdr.messages.wire import Arrays, Float32
-from fedsdr.methods import DRIFT_CORRECTIONS, Adapter, Aggregation, MessageDtype, Method
+from fedsdr.methods import DRIFT_CORRECTIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.progress import here, within
+from fedsdr.rows import Adapter, Aggregation, MessageDtype, Method
+from fedsdr.run_folder import ClientFolder
 from fedsdr.seeds import seed_for
 
 ERROR_FEEDBACK, WEIGHTS = "error_feedback", "weights"
@@ -223,7 +225,7 @@ def _pack(
     new = {key: value for key, value in trained.items() if plan.method.sends(key, plan.aggregation)}
     if plan.privacy.kind == "local":
         seed = noise_seed(plan.privacy, plan.seed, "client", client.id, "round", server_round)
-        new = noised(new, received, plan.privacy, seed, client.folder / "noise.key", client.ledger)
+        new = noised(new, received, plan.privacy, seed, ClientFolder(client.folder).noise_key, client.ledger)
     else:
         require_acceptable(trained, plan)
     arrays, lost = wire.encode(new, received, state.arrays.get(ERROR_FEEDBACK), plan.dtype)

@@ -21,7 +21,8 @@ from torch import Tensor
 from fedsdr.config import Lora
 from fedsdr.messages.wire import Float32
 from fedsdr.model.adapter_files import load_adapter, read_whole, save_adapter
-from fedsdr.storage import list_rounds, round_folder, write_folder
+from fedsdr.run_folder import list_rounds, round_folder
+from fedsdr.storage import write_folder
 
 NUM_VERSIONS = 2
 ARRAYS = "kept.safetensors"
@@ -78,8 +79,3 @@ def load_state(folder: Path, before: int, has_adapter: bool) -> State:
     newest = round_folder(folder, older[-1])
     arrays = read_whole(newest / ARRAYS, load_file) if (newest / ARRAYS).exists() else {}
     return State(load_adapter(newest) if has_adapter else None, arrays)
-
-
-def fusion_file(folder: Path, server_round: int) -> Path:
-    """Where a client keeps the weights that fuse its adapters after a round, once it was evaluated."""
-    return folder / "evaluation" / f"round-{server_round:04d}-fusion.json"

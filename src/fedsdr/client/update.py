@@ -21,10 +21,10 @@ from fedsdr.config import Client, FDLoRA
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
-from fedsdr.methods import Factor, Method, View
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import here, track, within
+from fedsdr.rows import Factor, Method, View
 from fedsdr.seeds import seed_for
 
 Views = Mapping[View, Sequence[Conversation]]

@@ -19,9 +19,9 @@ from pathlib import Path
 from fedsdr.data.examples import Example
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.evaluate.benchmark_tasks import FILES, Question, Source, from_examples, from_folder, from_hub
-from fedsdr.methods import Adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.progress import say, within
+from fedsdr.rows import Adapter
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event
 

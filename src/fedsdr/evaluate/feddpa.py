@@ -19,10 +19,10 @@ from fedsdr.data.batching import by_length, collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.evaluate.scores import pool
 from fedsdr.evaluate.tasks import Evaluation, TestSet, evaluate
-from fedsdr.methods import Adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.loss import last_states
+from fedsdr.rows import Adapter
 from fedsdr.storage import Event
 
 

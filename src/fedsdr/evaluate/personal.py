@@ -8,8 +8,8 @@ from fedsdr.config import Eval, FDLoRA, FedDPA
 from fedsdr.data.conversation import Conversation
 from fedsdr.evaluate.feddpa import evaluate_weighed, private_weights
 from fedsdr.evaluate.tasks import Evaluation, TestSet, evaluate
-from fedsdr.methods import Adapter, Method
 from fedsdr.model.adapters import LoraModel
+from fedsdr.rows import Adapter, Method
 
 
 def evaluate_personal(

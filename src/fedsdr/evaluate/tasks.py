@@ -17,13 +17,13 @@ from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
-from fedsdr.methods import Adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import Question, log_likelihoods
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import track
+from fedsdr.rows import Adapter
 from fedsdr.storage import Event, content_hash, locked, read_json, write_json
 
 Evaluation = tuple[dict[str, dict[str, float]], list[Event]]

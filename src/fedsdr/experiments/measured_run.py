@@ -13,6 +13,7 @@ from fedsdr.federation.export import check_identity
 from fedsdr.federation.model_cache import model_of
 from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import LoraModel
+from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
 
@@ -66,7 +67,7 @@ class Subject:
     def model(self) -> LoraModel:
         """The base and its adapters, without what another measurement left added to the base."""
         model = model_of(self.settings)
-        check_identity(self.settings, model.base.identity)
+        check_identity(self.folder, model.base.identity)
         model.load_residual({})
         return model
 
@@ -77,13 +78,14 @@ class Subject:
         Raises:
             UserError: They are on other machines.
         """
-        if not (self.folder / "clients").is_dir():
+        clients = RunFolder(self.folder).clients
+        if not clients.is_dir():
             raise UserError(
                 f"{self.folder} has no folder clients: they are on other machines, and this needs the data of"
                 " all at one place. A client alone can `fedsdr analyze` its own distilled.jsonl"
             )
         num = len(data_of(self.settings)[1])
-        return [open_client(self.settings, number, self.folder / "clients") for number in range(num)]
+        return [open_client(self.settings, number, clients) for number in range(num)]
 
     def rewritten(self) -> list[ClientContext]:
         """All clients, with rewritings of their training responses.
@@ -123,5 +125,5 @@ class Subject:
 
     def shared(self, server_round: int) -> Arrays:
         """The shared adapter of a round."""
-        arrays, _ = load_round(self.folder / "server", server_round, self.settings.adapter.rank)
+        arrays, _ = load_round(RunFolder(self.folder), server_round, self.settings.adapter.rank)
         return arrays

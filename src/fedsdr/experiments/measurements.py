@@ -16,13 +16,13 @@ from fedsdr.evaluate.judge import win_rate
 from fedsdr.experiments.measured_run import Subject
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
-from fedsdr.federation.export import demand_global
-from fedsdr.federation.run import answer_files, checked_round, read_settings
+from fedsdr.federation.export import require_global
 from fedsdr.messages.wire import Arrays
-from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
-from fedsdr.report.measurements import FOLDER
+from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.rows import Adapter
+from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round, load_updates
-from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines
+from fedsdr.storage import Event, read_lines, rewrite_lines
 
 MOST_GRADIENTS, MOST_MAPPED = 32, 60
 """Training examples of a client, drawn by seed, of which gradients are taken, and which are mapped."""
@@ -120,14 +120,14 @@ def _survival(subject: Subject) -> Event:
 def _benchmarks(subject: Subject) -> Event:
     model = subject.model
     options, settings = subject.options, subject.settings
-    demand_global(settings, "benchmarks are of the base and the global model")
+    require_global(settings, "benchmarks are of the base and the global model")
     if options.data not in ("", "hub") and not Path(options.data).is_dir():
         raise UserError(
             f"--data = {options.data} is no folder; give one laid out as docs/data.md says, or hub"
         )
     own = [example for site in subject.sites for example in site.tests.examples]
     last = checked_round(subject.folder, None)
-    shared, residual = load_round(subject.folder / "server", last, settings.adapter.rank)
+    shared, residual = load_round(RunFolder(subject.folder), last, settings.adapter.rank)
     model.load("shared", shared)
     model.load_residual(residual)
     models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
@@ -150,7 +150,7 @@ def _benchmarks(subject: Subject) -> Event:
         answers += [{"model": name, **answer} for answer in said]
     if not records:
         raise UserError(f"--data = {options.data or 'the run'}: found no question that benchmarks could ask")
-    rewrite_lines(subject.folder / FOLDER / "benchmark-answers.jsonl", answers)
+    rewrite_lines(RunFolder(subject.folder).benchmark_answers, answers)
     return {"records": records, "notes": ["Every answer is in benchmark-answers.jsonl."]}
 
 
@@ -160,7 +160,7 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
     Raises:
         UserError: It was not kept, or the clients do not begin from what the server has.
     """
-    server = subject.folder / "server"
+    folder = RunFolder(subject.folder)
     aggregation = AGGREGATIONS[subject.settings.server.aggregation]
     settings = subject.settings
     adapts = METHODS[settings.method].on_receive == "adapt"
@@ -173,7 +173,7 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
         raise UserError("lora.client_ranks: changes of clients of different rank are not comparable")
     if len(data_of(settings)[1]) < 2:
         raise UserError("there is one client, and changes of several are compared")
-    kept = [(number, load_updates(server, number)) for number in list_rounds(server) if number]
+    kept = [(number, load_updates(folder, number)) for number in list_rounds(folder.server) if number]
     found = [(number, updates) for number, updates in kept if len(updates) > 1]
     if not found:
         raise UserError("what the clients sent was not kept; run with server.keep_updates=true")
@@ -210,15 +210,16 @@ def _paradox(subject: Subject) -> Event:
 def _answers(subject: Subject) -> dict[str, dict[tuple[str, int], Pair]]:
     """Model -> client and place -> test example and what the model answered, as evaluations recorded it."""
     found: dict[str, dict[tuple[str, int], Pair]] = {}
-    for model, file in answer_files(subject.settings).items():
-        for site in subject.sites:
-            records = read_lines(site.folder / "evaluation" / file)
+    num_rounds = subject.settings.server.num_rounds
+    for site in subject.sites:
+        for model, file in ClientFolder(site.folder).final_answers(num_rounds).items():
+            records = read_lines(file)
             # Records stand by domain, in the order of the examples.
             examples = sorted(site.tests.examples, key=lambda example: example.domain)
             if records:
                 if len(records) != len(examples) or not all("answer" in record for record in records):
                     raise UserError(
-                        f"{site.folder / 'evaluation' / file}: expected {len(examples)} answers, as fedsdr"
+                        f"{file}: expected {len(examples)} answers, as fedsdr"
                         " wrote them; remove evaluation/ in the run's folder and `fedsdr evaluate` it anew"
                     )
                 said = zip(examples, (record["answer"] for record in records), strict=True)

@@ -20,7 +20,6 @@ from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
 from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, load_adapters, run_round
-from fedsdr.client.state import fusion_file
 from fedsdr.client.update import before_training
 from fedsdr.config import Settings
 from fedsdr.distill.paradox import distill_metrics
@@ -31,11 +30,13 @@ from fedsdr.federation.client_context import ClientContext, cache_of, open_clien
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
-from fedsdr.methods import AGGREGATIONS, METHODS, has_global
+from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import public_name
 from fedsdr.progress import say, show, within
-from fedsdr.recipe import asked_settings, check_settings
+from fedsdr.recipe import check_settings, requested_settings
+from fedsdr.rows import has_global
+from fedsdr.run_folder import ClientFolder, RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.storage import locked, rewrite_lines, write_file, write_json
 
@@ -142,7 +143,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
             by_domain, records = _evaluate(settings, client, model, name, server_round)
         for domain, numbers in by_domain.items():
             metrics |= {f"eval/{domain}/{metric}@{name}": value for metric, value in numbers.items()}
-        rewrite_lines(client.folder / "evaluation" / f"round-{server_round:04d}-{name}.jsonl", records)
+        rewrite_lines(ClientFolder(client.folder).answers(server_round, name), records)
     metrics["seconds"] = time.monotonic() - start
     return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
 
@@ -166,7 +167,7 @@ def _evaluate(
         settings.fdlora,
     )
     if fusion:
-        write_json(fusion_file(client.folder, server_round), asdict(fusion))
+        write_json(ClientFolder(client.folder).fusion(server_round), asdict(fusion))
     return found
 
 
@@ -196,7 +197,10 @@ def _broadcast(message: Message, settings: Settings, model: LoraModel) -> Broadc
     arrays, shapes = message.content["arrays"], model.shapes("shared")
     assert isinstance(arrays, ArrayRecord)
     return Broadcast(
-        wire.receive(arrays, wire.going_down(settings, shapes)),
+        wire.receive(
+            arrays,
+            wire.going_down(METHODS[settings.method], AGGREGATIONS[settings.server.aggregation], shapes),
+        ),
         wire.receive_residual(arrays, shapes),
         arrays[wire.CONTROL_VARIATES].numpy() if wire.CONTROL_VARIATES in arrays else None,
     )
@@ -239,4 +243,4 @@ def _folder(context: Context) -> Path:
     """The node's folder; in Flower's simulation nodes have none and take that of the run."""
     if "folder" in context.node_config or "client" in context.node_config:
         return Path(str(context.node_config["folder"]))
-    return Path(asked_settings(context.run_config).run.dir) / "clients"
+    return RunFolder(requested_settings(context.run_config).run.dir).clients

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, encode
@@ -14,8 +15,10 @@ from fedsdr.distill.rewrite import Rewriting, rewrite
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
 from fedsdr.federation.model_cache import load_model, model_of
-from fedsdr.methods import METHODS, View
+from fedsdr.methods import METHODS
 from fedsdr.progress import within
+from fedsdr.rows import View
+from fedsdr.run_folder import ClientFolder
 from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 
 REWRITING = tuple(field.name for field in fields(Rewriting))
@@ -111,13 +114,13 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
     views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
     if METHODS[settings.method].needs_rewritings:
         with within(data.id):
-            rewritings["train"] = _distil(settings, data.train, folder, "distilled")
+            rewritings["train"] = _distil(settings, data.train, folder, "train")
         views["distilled"] = _encode(settings, data.train, rewritings["train"])
         views["mixed"] = [*views["raw"], *views["distilled"]]
     distilled_tests = []
     if settings.eval.rewritings and data.test:
         with within(f"{data.id} test"):
-            rewritings["test"] = _distil(settings, data.test, folder, "distilled-test")
+            rewritings["test"] = _distil(settings, data.test, folder, "test")
         distilled_tests = _encode(settings, data.test, rewritings["test"])
     tests = TestSet(data.test, _encode(settings, data.test), distilled_tests)
     return ClientContext(data.id, folder, data, rewritings, views, tests)
@@ -129,7 +132,7 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
     Raises:
         UserError: The data changed since the folder was begun.
     """
-    path, found = folder / "data.hash", _hashes(data)
+    path, found = ClientFolder(folder).data_hash, _hashes(data)
     if not path.exists():
         write_file(path, "".join(f"{value} {name}\n" for name, value in found.items()))
         return
@@ -155,13 +158,15 @@ def data_hash(data: ClientData) -> str:
     return content_hash([[asdict(example) for example in part] for part in (data.train, data.test)])
 
 
-def _distil(settings: Settings, examples: Sequence[Example], folder: Path, name: str) -> list[Rewriting]:
+def _distil(
+    settings: Settings, examples: Sequence[Example], folder: Path, part: Literal["train", "test"]
+) -> list[Rewriting]:
     """Rewrite once; save the pairs for people to read, and to go on with after a stop.
 
     The verdict of the checks is saved with the text: a program that passed its tests when the run began
     might exceed its time on a busier machine.
     """
-    path = folder / f"{name}.jsonl"
+    path = ClientFolder(folder).rewritings(part)
     if path.exists():
         try:
             return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]

@@ -15,15 +15,16 @@ most 2 C. So sigma is the noise multiplier of the first, and sigma / 2 that of t
 that of one whose server follows the protocol. What a server learns by asking more often, or in other runs, is
 counted by the `Ledger` of a client that keeps one.
 
-Papers: McMahan et al., ICLR 2018, arXiv 1710.06963 (client level); Mironov, CSF 2017, arXiv 1702.07476
-(accounting). Differs: every client is taken to be asked in every round in which the public draw names it, and
-nothing is gained by sampling; weights are equal, since n_k is a client's own.
+Papers: McMahan et al., ICLR 2018, arXiv 1710.06963 (client level); Dong, Roth and Su, JRSS B 2022, arXiv
+1905.02383 (Gaussian differential privacy, and how it composes). Differs: every client is taken to be asked in
+every round in which the public draw names it, and nothing is gained by sampling; weights are equal, since n_k
+is a client's own.
 """
 
 import hashlib
+import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsdr.config import Privacy
+from fedsdr.config import LEAST_SCALE, MOST_SCALE, Privacy
 from fedsdr.errors import UserError
 from fedsdr.messages.wire import Arrays, Float32, pack, unpack
 from fedsdr.seeds import seed_for
@@ -39,6 +40,8 @@ from fedsdr.storage import SECRET, read_json, write_file, write_json
 
 Float64 = NDArray[np.float64]
 SECRET_BYTES = 32
+STEP = 2.0**-20
+"""What leaves is the broadcast plus a whole number of these, in standard deviations of the noise."""
 
 
 def clip(change: NDArray[np.floating], most: float) -> Float64:
@@ -78,6 +81,25 @@ def gaussian(size: int, seed: int | bytes | None) -> Float64:
     return np.asarray(ndtri(((words >> np.uint64(12)) + 0.5) * 2.0**-52).sum(axis=0) / 2)
 
 
+def release(total: Float64, privacy: Privacy, seed: int | bytes | None) -> Float64:
+    """Clipped changes with noise, in whole steps of sigma C 2^-20 (num_values,).
+
+    Without the steps, low bits betray a change: noise near zero is a sum of numbers around 1 and has no bits
+    below theirs, while noise that a change brings near zero has the low bits of the change. Rounding what has
+    its noise costs no privacy. It comes before the broadcast is added, which may be zero and hide no bits.
+
+    Paper: Mironov, "On significance of the least significant bits for differential privacy", CCS 2012.
+
+    Args:
+        total: Clipped changes, summed (num_values,).
+        privacy: Clipping norm and noise.
+        seed: As `gaussian` takes it.
+    """
+    scale = privacy.noise * privacy.clip
+    noisy = total + scale * gaussian(total.size, seed)
+    return np.rint(noisy / (scale * STEP)) * (scale * STEP)
+
+
 def noise_seed(privacy: Privacy, run_seed: int, *path: str | int) -> int | None:
     """Seed of the noise of a round; None for the cryptographic source."""
     return seed_for(run_seed, "privacy", *path) if privacy.source == "seeded" else None
@@ -87,9 +109,11 @@ def noise_seed(privacy: Privacy, run_seed: int, *path: str | int) -> int | None:
 class Ledger:
     """A client's account of every noised update that left it, whatever server and run asked for it.
 
-    The server chooses sigma and when to ask, and may do so after it saw earlier updates. Stopping at a sum of
-    Renyi divergences is sound then too (Feldman and Zrnic, "Individual privacy accounting via a Renyi
-    filter", NeurIPS 2021, arXiv 2008.11193). What is no shared adapter is not on it: losses, scores, counts.
+    The server chooses sigma and when to ask, and may do so after it saw earlier updates. For Gaussian
+    releases, stopping at a sum of mu_i^2 is sound then too, at no extra cost (Smith and Thakurta, "Fully
+    adaptive composition for Gaussian differential privacy", 2022, arXiv 2210.17520; Koskela, Tobaben and
+    Honkela, ICLR 2023, arXiv 2209.15596). It is a filter: what it promises is `most`, not `spent`. What is no
+    shared adapter is not on it: losses, scores, counts.
     """
 
     path: Path
@@ -102,7 +126,7 @@ class Ledger:
         """Epsilon of all updates so far.
 
         Raises:
-            UserError: The account is damaged, or opacus is not installed.
+            UserError: The account is damaged.
         """
         return self._cost(self._entries().values())
 
@@ -123,12 +147,12 @@ class Ledger:
 
     def _cost(self, sigmas: Iterable[float]) -> float:
         """Epsilon of updates with these sigmas."""
-        return _epsilon([_multiplier("local", sigma) for sigma in sigmas], self.delta)
+        return _epsilon(math.hypot(*(_mu("local", sigma) for sigma in sigmas)), self.delta)
 
     def _entries(self) -> dict[str, float]:
         entries: Any = read_json(self.path) if self.path.exists() else {}
         if not isinstance(entries, dict) or not all(
-            type(sigma) is float and 0 < sigma < np.inf for sigma in entries.values()
+            type(sigma) is float and LEAST_SCALE <= sigma <= MOST_SCALE for sigma in entries.values()
         ):
             raise UserError(f"{self.path} is damaged; expected the account as fedsdr wrote it")
         return entries
@@ -181,7 +205,7 @@ def noised(
         noise = _key(secret) + _digest(before, change, np.array([privacy.noise, privacy.clip]))
         if ledger:
             ledger.enter(noise, privacy.noise)
-    sent = before + (change + privacy.noise * privacy.clip * gaussian(change.size, noise))
+    sent = before + release(change, privacy, noise)
     return unpack(sent.astype(np.float32), {key: value.shape for key, value in trained.items()})
 
 
@@ -218,42 +242,44 @@ def private_mean(
     total = np.zeros(before.size)
     for update in updates:
         total += clip(pack(update) - before, privacy.clip)
-    total += privacy.noise * privacy.clip * gaussian(before.size, seed)
-    new = (before + total / num_asked).astype(np.float32)
+    new = (before + release(total, privacy, seed) / num_asked).astype(np.float32)
     return unpack(new, {key: value.shape for key, value in sent.items()})
 
 
 def epsilon(privacy: Privacy, num_rounds: int) -> float:
-    """What so many rounds with a client cost it, at `privacy.delta`: epsilon by opacus' Renyi accountant.
+    """What so many rounds with a client cost it, at `privacy.delta`: the exact epsilon of their releases."""
+    return _epsilon(math.sqrt(num_rounds) * _mu(privacy.kind, privacy.noise), privacy.delta)
 
-    Raises:
-        UserError: opacus is not installed.
+
+def _mu(kind: str, sigma: float) -> float:
+    """How far one client can move what is released, in standard deviations of the noise."""
+    return 1 / sigma if kind == "central" else 2 / sigma
+
+
+def _epsilon(mu: float, delta: float) -> float:
+    """Of Gaussian releases one after the other, mu^2 = sum of mu_i^2; 0 of none.
+
+        delta = Phi(-eps / mu + mu / 2) - e^eps Phi(-eps / mu - mu / 2)
+
+    Solved for x = eps / mu - mu / 2, in logarithms: the second term is exp(-x^2 / 2) erfcx((x + mu) / sqrt 2)
+    / 2, so that an epsilon of millions overflows nothing.
+
+    Papers: Balle and Wang, ICML 2018, arXiv 1805.06530 (equation 6); Dong, Roth and Su, JRSS B 2022, arXiv
+    1905.02383 (composition).
     """
-    return _epsilon([_multiplier(privacy.kind, privacy.noise)] * num_rounds, privacy.delta)
+    from scipy.optimize import brentq
+    from scipy.special import erfcx, log_ndtr
 
+    def excess(x: float) -> float:
+        first = log_ndtr(-x)
+        second = np.log(erfcx((x + mu) / math.sqrt(2)) / 2) - x * x / 2
+        return float(first + np.log1p(-np.exp(second - first)) - math.log(delta))
 
-def _multiplier(kind: str, sigma: float) -> float:
-    """Standard deviation of the noise over what one client can change, both in units of C."""
-    return sigma if kind == "central" else sigma / 2
-
-
-def _epsilon(multipliers: Sequence[float], delta: float) -> float:
-    """Of Gaussian mechanisms one after the other; 0 of none.
-
-    Raises:
-        UserError: opacus is not installed.
-    """
-    if not multipliers:
+    if not mu or excess(-mu / 2) <= 0:
         return 0.0
-    try:
-        from opacus.accountants import RDPAccountant
-    except ImportError:
-        raise UserError(
-            "differential privacy needs opacus' accountant: pip install 'fedsdr[privacy]'"
-        ) from None
-    accountant = RDPAccountant()
-    accountant.history = [(multiplier, 1.0, num) for multiplier, num in Counter(multipliers).items()]
-    return float(accountant.get_epsilon(delta))
+    most = math.sqrt(-2 * math.log(delta))  # where the first term alone is at most delta / 2
+    root = float(brentq(excess, -mu / 2, most, xtol=1e-300, rtol=1e-14, maxiter=1000))
+    return mu * (mu / 2 + root)
 
 
 def affordable(privacy: Privacy, most: int) -> int:

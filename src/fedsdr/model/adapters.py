@@ -25,8 +25,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
-from fedsdr.methods import Adapter, Factor
 from fedsdr.model.base import Base
+from fedsdr.rows import Adapter, Factor
 from fedsdr.seeds import seed_for
 
 Values = Tensor | NDArray[np.float32]

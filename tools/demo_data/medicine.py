@@ -3,9 +3,9 @@
 import random
 from collections.abc import Iterator
 
-from fedsdr.data.demo.blocks import Block
-from fedsdr.data.demo.medicine_facts import ADVICE, NUTRIENTS
 from fedsdr.data.examples import Example
+from tools.demo_data.blocks import Block
+from tools.demo_data.medicine_facts import ADVICE, NUTRIENTS
 
 _FRAMES = (
     "What should I know about {subject}?",

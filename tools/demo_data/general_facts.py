@@ -4,7 +4,7 @@ Symbols of elements that are also a word or the end of one (He, I, S) are left o
 holds such a word would seem to hold the fact.
 """
 
-from fedsdr.data.demo.blocks import read_blocks
+from tools.demo_data.blocks import read_blocks
 
 _EU, _AS, _AF, _SA, _NA = "Europe", "Asia", "Africa", "South America", "North America"
 COUNTRIES = (

@@ -2,8 +2,8 @@
 
 import random
 
-from fedsdr.data.demo.code_filters import Function, filters
 from fedsdr.data.examples import Example
+from tools.demo_data.code_filters import Function, filters
 
 _FRAMES = (
     "Write a Python function {call} that {does}.",
@@ -154,7 +154,7 @@ fizzbuzz(n) | plays the FizzBuzz game for one number | says Fizz for 3, Buzz for
     return word or str(n)
 (9) == 'Fizz'; (10) == 'Buzz'; (30) == 'FizzBuzz'; (7) == '7'
 
-merge(a, b) | merges two sorted lists into one | aggregates ordered lists and keeps them ordered
+merge(a, b) | merges two sorted lists into one | combines ordered lists and keeps them ordered
     # Sorting the joined lists keeps the order right.
     return sorted(a + b)
 ([1, 4], [2, 3]) == [1, 2, 3, 4]; ([], [5]) == [5]

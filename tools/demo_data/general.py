@@ -3,8 +3,8 @@
 import random
 from collections.abc import Iterator
 
-from fedsdr.data.demo.general_facts import ANIMALS, BOOKS, COUNTRIES, ELEMENTS, EVENTS, SINGLE
 from fedsdr.data.examples import Example
+from tools.demo_data.general_facts import ANIMALS, BOOKS, COUNTRIES, ELEMENTS, EVENTS, SINGLE
 
 
 def examples(rng: random.Random) -> list[Example]:

@@ -1,18 +1,18 @@
-"""The built-in data: five small domains, made by code from tables of facts, all of our own wording.
+"""Five small domains.
 
-Nothing is downloaded, and every example carries the ground truth for `data.checks`. The companies and
-people are made up; the facts are true. The medical texts show a voice and are no medical advice. As in
-real data, a fact may occur in training and in test under different questions, but no test prompt is a
-near copy of a training prompt.
+Every example carries the ground truth for `data.checks`. The companies and people are made up; the facts are
+true. The medical texts show a voice and are no medical advice. As in real data, a fact may occur in training
+and in test under different questions, but no test prompt is a near copy of a training prompt.
 """
 
 import random
 import re
 from collections import Counter
 
-from fedsdr.data.demo import code, finance, general, math, medicine
 from fedsdr.data.examples import Example
+from fedsdr.data.readers import Record
 from fedsdr.seeds import seed_for
+from tools.demo_data import code, finance, general, math, medicine
 
 NUM_TRAIN = 240
 NUM_TEST = 60
@@ -28,7 +28,7 @@ _DOMAINS = {
 }
 
 
-def demo_data(seed: int) -> dict[str, tuple[list[Example], list[Example]]]:
+def demo_data(seed: int) -> dict[str, tuple[list[Record], list[Record]]]:
     """Make the training and test examples of every domain, sorted by its name.
 
     Args:
@@ -43,13 +43,13 @@ def demo_data(seed: int) -> dict[str, tuple[list[Example], list[Example]]]:
     }
 
 
-def _split(candidates: list[Example], num_train: int, num_test: int) -> tuple[list[Example], list[Example]]:
+def _split(candidates: list[Example], num_train: int, num_test: int) -> tuple[list[Record], list[Record]]:
     """Take the first candidates for test, then for training those that are near none of them."""
     unique = list({(example.instruction, example.context): example for example in candidates}.values())
     test = _take(unique, num_test)
     test_words = [_words(example) for example in test]
     rest = [example for example in unique if not _is_near(_words(example), test_words)]
-    return _take(rest, num_train), test
+    return [Record(example) for example in _take(rest, num_train)], [Record(example) for example in test]
 
 
 def _take(examples: list[Example], num: int) -> list[Example]:

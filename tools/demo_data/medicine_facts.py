@@ -1,6 +1,6 @@
 """Medicine: the tables behind `medicine`. Widely taught first aid and nutrition; no medical advice."""
 
-from fedsdr.data.demo.blocks import read_blocks
+from tools.demo_data.blocks import read_blocks
 
 # Nutrient, what it does, sources, and what a long lack brings, each with its key word. Key words avoid terms
 # that British and American texts spell apart.
