@@ -1,6 +1,6 @@
 """The frozen base model: from the name in the settings to a checked model and its tokenizer.
 
-Nothing here knows of adapters or training. Heavy libraries are imported inside the functions that need them.
+Independent of adapters and training. Heavy libraries are imported inside the functions that need them.
 """
 
 import difflib
@@ -54,7 +54,7 @@ class Base:
     """SHA-256 over weights, configuration, tokenizer and chat template, with the quantization appended
     where there is one."""
     origin: str
-    """What the model is, shown beside every score."""
+    """What the model is, shown with every score."""
     dtype: "torch.dtype"
     device: "torch.device"
     keeps_apart: bool
@@ -92,7 +92,7 @@ def public_name(name: str) -> str:
 
 
 def built_in_folder(name: str) -> Path:
-    """Where a built-in model is kept once it was fetched or made."""
+    """Where a built-in model is stored once it was fetched or made."""
     return cache_folder() / FORMAT / "tiny" if name == "tiny" else gguf_folder(SMOLLM2.member_sha256)
 
 
@@ -177,7 +177,7 @@ def choose_dtype(device: "torch.device") -> "torch.dtype":
 
 
 def describe_machine(device: "torch.device") -> dict[str, str]:
-    """Say what decides the last bits of results beside the settings: releases, and the kind of processor."""
+    """Name what decides the last bits of results apart from the settings: releases, and the kind of processor."""
     import torch
     import transformers
 

@@ -23,7 +23,7 @@ def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
     if not ends:
         raise UserError(
             f"model.name = {name}: the chat template ends an answer with {tail!r}, in which no special token"
-            " tells the model to stop: use an instruct model"
+            " makes the model stop: use an instruct model"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
