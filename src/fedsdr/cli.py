@@ -69,7 +69,7 @@ def run(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the recipe and estimate memory, bytes and time; run nothing, write nothing.",
+            help="Check the recipe and estimate memory and bytes of messages; run nothing, write nothing.",
         ),
     ] = False,
     on: Annotated[
