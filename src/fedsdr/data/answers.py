@@ -58,6 +58,17 @@ _PAIRS = (("yes", "no"), ("true", "false"))
 _SENTENCE = re.compile(r"(?<=[.!?。])\s+(?=\S)|\n+|(?<=。)")
 
 
+# What a root or pi makes of a number.
+_EXPRESSION = re.compile(
+    r"-?(?:[\d./()]+\s?\*?\s?)?(?:(?:sqrt|root)\s?\([^()]*\)|\bpi\b|(?<=\d)pi\b)(?:\s?[*/]\s?[\d.]+|\s?\*?\s?pi\b|/\([^()]*\))?"
+)
+# Not results, but remarks on the working.
+_REMARK = re.compile(r"\W*(?:note\b|i (?:used|took|needed|checked|did|hope)\b|this (?:took|needs)\b|step \d)", re.IGNORECASE)
+
+
+_ALTERNATIVE = re.compile(r"\s*(?:or|and/or)\s*(?:[a-zA-Z]\s*=\s*)?|\s+\w+\s+or\s+")
+
+
 def final_answer(text: str) -> str:
     r"""Return what the text gives as its answer.
 
@@ -160,6 +171,7 @@ def _braced(text: str, start: int) -> str:
 
 def _simple(words: str) -> str:
     """Read the words of a statement: a number, a result, or the words themselves."""
+    words = words.replace("n't ", " not ", 1) if words.startswith("n't ") else words
     words = re.sub(
         r"^(\W*)not [^,.;]{1,30}?[,;]?\s+(?:but|rather|it's|it is)\s+",
         r"\1",
@@ -200,6 +212,7 @@ def _last_number(text: str, marked: str) -> str:
         return bold[-1][1].strip()
     sentences = [one for one in _SENTENCE.split(unmarked(text)) if one and not one.rstrip().endswith("?")]
     holding = [one for one in sentences if QUANTITY.search(one) or _alone(one)]
+    holding = [one for one in holding if not _REMARK.match(one)] or holding
     if not holding:
         words = [
             found[0]
@@ -214,12 +227,17 @@ def _last_number(text: str, marked: str) -> str:
         return word
     main = _REASON.sub("", sentence)
     sentence = main if QUANTITY.search(main) else sentence
+    if expressions := list(_EXPRESSION.finditer(sentence)):
+        last = expressions[-1]
+        if not QUANTITY.search(sentence, last.end()):
+            return last[0].strip()
     found = list(QUANTITY.finditer(sentence))
     last = found[-1]
-    if len(found) > 1 and re.fullmatch(
-        r"\s*(?:or|and/or)\s*(?:[a-zA-Z]\s*=\s*)?|\s+\w+\s+or\s+", sentence[found[-2].end() : last.start()]
-    ):
-        return sentence[found[-2].start() : last.end()].strip()
+    if len(found) > 1:
+        between = sentence[found[-2].end() : last.start()]
+        is_range = between.strip() == "and" and re.search(r"\bbetween\s*$", sentence[: found[-2].start()])
+        if is_range or _ALTERNATIVE.fullmatch(between):
+            return sentence[found[-2].start() : last.end()].strip()
     if (beyond := _NO_ANSWER.match(sentence, last.end())) and re.search(r"\w", beyond[0]):
         return sentence[last.start() :].strip(" .")
     return last[0].strip()

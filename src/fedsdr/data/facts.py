@@ -49,6 +49,9 @@ _TURNED = re.compile(
 )
 
 
+_NO_NAMES = ("and", "or", "the", "of", "in", "wa", "is", "not", "to", "by", "with", "from", "on", "at", "for")
+
+
 @dataclass(frozen=True)
 class Token:
     """A word, number or sign in the form that is compared, and where it stands in the folded text."""
@@ -69,8 +72,8 @@ def says(text: str, fact: str, response: str) -> bool:
     """
     wanted = _tokens(_form(fact))
     form = _form(text)
-    turned = _is_turned(_form(response), wanted)
-    found = _spans(_tokens(form), wanted)
+    turned = _is_turned(_form(response), wanted, fact)
+    found = _spans(_tokens(form), wanted, fact)
     if not wanted:
         return fold(fact) in fold(text)
     return any(_is_said(form, start, end, turned) for start, end in found)
@@ -84,9 +87,9 @@ def _is_said(form: str, start: int, end: int, turned: bool | None) -> bool:
     return not (adjacent_denied(form, start, end) if turned else denied(form, start, end))
 
 
-def _is_turned(form: str, wanted: list[Token]) -> bool | None:
+def _is_turned(form: str, wanted: list[Token], fact: str) -> bool | None:
     """Whether the response has a negation where it says the fact; None where it denies the fact itself."""
-    spans = _spans(_tokens(form), wanted)
+    spans = _spans(_tokens(form), wanted, fact)
     if spans and all(denied(form, start, end) for start, end in spans):
         return None
     sentences = [
@@ -140,20 +143,32 @@ def _singular(word: str) -> str:
     return word
 
 
-def _spans(tokens: list[Token], wanted: list[Token]) -> list[tuple[int, int]]:
+def _spans(tokens: list[Token], wanted: list[Token], fact: str) -> list[tuple[int, int]]:
     """Places of the fact: its words in order; turned around by a comma, or with middle names, if it is a name."""
     forms = [token.form for token in wanted if token.form != ","]
     if not forms:
         return []
     is_count = forms[0].lstrip("-").replace(".", "").isdigit() and len(forms) > 1
-    is_name = len(forms) == 2 and all(form.isalpha() and len(form) > 2 for form in forms)
+    is_name = len(forms) == 2 and fact.istitle() and fact.replace(" ", "").isalpha()
     found = []
     for place, token in enumerate(tokens):
         if token.form == forms[0] and (end := _matches(tokens, place, forms, is_count)) is not None:
             found.append((token.start, tokens[end].end))
+        elif is_name and token.form == forms[0] and (end := _surname(tokens, place, forms[1])) is not None:
+            found.append((token.start, tokens[end].end))
         elif is_name and [one.form for one in tokens[place : place + 3]] == [forms[1], ",", forms[0]]:
             found.append((token.start, tokens[place + 2].end))
     return found
+
+
+def _surname(tokens: list[Token], place: int, surname: str) -> int | None:
+    """Place of the second name, if only other names or initials stand between: Neil A. Armstrong."""
+    for at in range(place + 1, min(place + 4, len(tokens))):
+        if tokens[at].form == surname:
+            return at
+        if not tokens[at].form.isalpha() or tokens[at].form in _NO_NAMES:
+            return None
+    return None
 
 
 def _matches(tokens: list[Token], place: int, forms: list[str], is_count: bool) -> int | None:

@@ -146,8 +146,8 @@ def _read(text: str, choices: tuple[str, ...]) -> tuple[list[Mention], str]:
         rated = Mention(key, start, end, weight, denied(lower, start, end))
         if letters and weight and _RIGHT.match(lower, end) and not rated.denied:
             rated = replace(rated, weight=Weight.STATED)
-        mentions.append(_joined(lower, mentions, rated))
-    return _unlisted(lower, mentions, keys), lower
+        mentions.append(rated)
+    return _unlisted(lower, _join(lower, mentions), keys), lower
 
 
 @lru_cache(maxsize=256)
@@ -165,7 +165,7 @@ def _pattern(keys: tuple[str, ...]) -> re.Pattern[str]:
         body = alternatives((form,)).replace(r"\s+", r"[\s_-]+")
         body = re.sub(r"^non\[\\s_-\]\+", r"non[\\s_-]*", body)
         before = r"(?<![\w.,/^-])" if form[0].isdigit() else BEFORE
-        after = r"(?![.,]?\d|/\d|\w|\^|%)" if form[-1].isdigit() else AFTER if form[-1].isalnum() else ""
+        after = r"(?![.,]?\d|\w|\^|%)" if form[-1].isdigit() else AFTER if form[-1].isalnum() else ""
         parts.append(f"{before if form[0].isalnum() else ''}{body}{after}")
     return re.compile(
         "|".join(
@@ -221,17 +221,17 @@ def _letter_places(text: str, keys: tuple[str, ...]) -> list[tuple[int, int, str
         enclosed = bool(re.search(r"[(\[]$", text[:start]) and re.match(r"[)\]]", text[end:]))
         is_capital = match[0].isupper()
         if _ANSWER.search(lower, max(0, start - 120), start):
-            article = key == "a" and re.match(r"\s+[a-z]", text[end:]) or key == "i" and not closed
-            weight = Weight.STATED if (is_capital or closed or enclosed) and not article else None
+            is_letter = is_capital and not _is_word(text, start, end) or closed or enclosed
+            weight = Weight.STATED if is_letter else None
         elif (
             not re.sub(r"[\W_]+", "", line)
             and (closed or enclosed)
-            and (is_capital or enclosed or not text[end:].strip(" .)]\n"))
+            and (is_capital or enclosed or re.match(r"\)|[\s.\]]*$", text[end:]))
         ):
             weight = Weight.STATED
             heads.append(len(found))
         elif enclosed:
-            weight = Weight.CONCLUDED
+            weight = Weight.NAMED
         elif is_capital and not _is_word(text, start, end):
             weight = (
                 Weight.NAMED if re.match(r"\W{0,2}\s*(?:is|are|was)\b|[,.)]", text[end:]) else Weight.WEAK
@@ -243,22 +243,21 @@ def _letter_places(text: str, keys: tuple[str, ...]) -> list[tuple[int, int, str
     return _without_options(text, found, heads, keys)
 
 
+_NO_NOUN = re.compile(r"\s+(?:is|are|was|were|and|or|because|since|as|would|seems|but|not|which|here|though|fits)\b")
+_NAMED_BY_LETTER = re.compile(
+    r"\b(?:vitamins?|hepatitis|types?|groups?|class|grade|plan|figure|part|section|point|appendix|phase|dr|mr)\.?\s+$",
+    re.IGNORECASE,
+)
+
+
 def _is_word(text: str, start: int, end: int) -> bool:
     """Whether a capital is the article, the pronoun, an initial or part of a name such as "vitamin C"."""
-    before, after = text[:start], text[end:]
-    if text[start] == "I" or (
-        text[start] == "A"
-        and re.match(r"\s+[a-z]", after)
-        and not re.match(r"\s+(?:is|was|because|since|as|would|seems)\b", after)
-    ):
+    after = text[end:]
+    if text[start] == "I" and not re.match(r"\s*[.)\]:,]", after):
         return True
-    return bool(
-        re.search(
-            r"(?i:\b(?:vitamins?|hepatitis|types?|groups?|class|grade|plan|figure|part|section|point|appendix|phase|dr|mr|school|vitamin)\.?)\s+$",
-            before,
-        )
-        or re.match(r"\.\s?(?:[A-Z]\.|[a-z])", after)
-    )
+    if text[start] == "A" and re.match(r"\s+[a-z]", after) and not _NO_NOUN.match(after):
+        return True
+    return bool(_NAMED_BY_LETTER.search(text[:start]) or re.match(r"\.\s?(?:[A-Z]\.|[a-z])", after))
 
 
 def _without_options(
@@ -318,16 +317,24 @@ def _weigh(text: str, start: int, end: int, key: str) -> Weight:
     return Weight.NAMED
 
 
-def _joined(text: str, mentions: list[Mention], new: Mention) -> Mention:
-    """Let a mention that another is joined to, as by "or", weigh as much as that one."""
-    if not mentions or not (joint := _JOINT.fullmatch(text, mentions[-1].end, new.start)):
-        return new
-    before, by = mentions[-1], joint["by"].strip(", ")
-    is_denied = before.denied if by in ("or", "and", "nor", "/", "|", "and/or") else new.denied
-    if by.startswith(("but", "rather", "or rather")) or (by == "" and before.denied):
-        is_denied = False
-    weight = max(before.weight, new.weight) if before.weight > Weight.LISTED else new.weight
-    return replace(new, weight=weight, denied=is_denied)
+def _join(text: str, mentions: list[Mention]) -> list[Mention]:
+    """Let mentions that are joined, as by "or", weigh the same, and be denied together."""
+    new = list(mentions)
+    for place in range(1, len(new)):
+        before, after = new[place - 1], new[place]
+        joint = _JOINT.fullmatch(text, before.end, after.start)
+        if not joint or Weight.LISTED in (before.weight, after.weight):
+            continue
+        by = joint["by"].strip(", ")
+        weight = max(before.weight, after.weight)
+        if by in ("or", "and", "nor", "/", "|", "and/or"):
+            new[place - 1] = replace(before, weight=weight)
+            new[place] = replace(after, weight=weight, denied=before.denied)
+        elif by.startswith(("but", "rather", "or rather")) or before.denied:
+            new[place] = replace(after, weight=weight, denied=False)
+        else:
+            new[place] = replace(after, weight=weight)
+    return new
 
 
 def _unlisted(text: str, mentions: list[Mention], keys: tuple[str, ...]) -> list[Mention]:

@@ -5,9 +5,6 @@ the phrase, in English and by the commonest negations of some other languages; i
 """
 
 import re
-
-from fedsdr.data.text import UNSPACED
-
 # A clause ends here. A comma that parts "not, however, X" is taken out before.
 _ENDS = re.compile(
     r"[;:!?,()\[\]{}\n—]|\.(?![\w])|\s-\s|(?<!anything )(?<!nothing )\bbut\b|\b(?:so|which|because|since|therefore|thus|hence|although|though"
@@ -54,7 +51,6 @@ _DENIED_AFTER_UNSPACED = re.compile(
 _DENIED_BEFORE_UNSPACED = re.compile(
     r"(?:不(?!仅|僅|只|但|过|過)|没有?|沒有?|非(?!常)|未|别|絕非|ไม่|มิ)[^,.;!?\n而但]{0,8}$"
 )
-_UNSPACED_AT = re.compile(f"[{UNSPACED}]")
 
 
 def clause_before(text: str, start: int) -> str:
@@ -83,9 +79,7 @@ def denied(text: str, start: int, end: int) -> bool:
     before, after = clause_before(text, start), text[end : end + 80]
     if re.search(r"(?:\bnon|\bun|\banti)-$", before):
         return True
-    if _UNSPACED_AT.search(text[start:end]) and (
-        _DENIED_BEFORE_UNSPACED.search(before) or _DENIED_AFTER_UNSPACED.match(after)
-    ):
+    if _DENIED_BEFORE_UNSPACED.search(before) or _DENIED_AFTER_UNSPACED.match(after):
         return True
     return _denied_before(before) != bool(_DENIED_AFTER.match(after.split("\n")[0]))
 
