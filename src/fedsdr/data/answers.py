@@ -5,6 +5,7 @@ compared by value, words as text; a number that only begins a longer expression 
 """
 
 import re
+from typing import NamedTuple
 
 from fedsdr.data.labels import find_label, same_label
 from fedsdr.data.negation import denied
@@ -18,55 +19,98 @@ from fedsdr.data.numbers import (
     unlatex,
     value,
 )
-from fedsdr.data.text import AFTER, ANSWER_IS, BEFORE, fold, plain, unmarked
+from fedsdr.data.text import AFTER, ANSWER_IS, BEFORE, fold, plain, unmarked, words
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-_STATED = re.compile(rf"{ANSWER_IS}(?!\s*\?)", re.IGNORECASE)
-_STATED_BEFORE = re.compile(
-    rf"({QUANTITY.pattern})(?:\s\w+)?\s(?:is|was|as|isn't)(?: not)? (?:the|my|our) (?:final |correct |right )*answer\b",
+_STATED = re.compile(rf"(?:{ANSWER_IS})(?!\s*\?)", re.IGNORECASE)
+_STATED_BEFORE = re.compile(  # "42 is the answer"
+    rf"({QUANTITY.pattern})(?:\s\w+)?\s(?:is|was|as|isn't)(?: not)? (?:the|my|our) (?:(?:final|correct|right) )*answer\b",
     re.IGNORECASE,
 )
-_OPERATION = (
-    rf"(?:\s?(?:[-+*/×÷^]|\bx\b|\btimes\b|\bplus\b|\bminus\b)\s?(?:sqrt)?[(\s]*(?:{PLAIN_NUMBER}|\d))"
+_OPENING = re.compile(
+    r"[\s:*$£€(\[{`\"'=]*(?:(?:clearly|therefore|thus|simply|indeed|approximately|about|roughly|exactly|just|actually"
+    r"|equal to|still|only|[xyn] =)\s+)*[\s*$£€(`\"']*",
+    re.IGNORECASE,
 )
-_NO_ANSWER = re.compile(  # what may follow a number that is an answer does not begin like this
-    rf"\.\d|\s?[-+*/×÷^=:](?=\s?[$£€(]?[\d(])|\s?\.?\.\.\d|:\d|\s+(?:x|times|plus|minus|to|or|and|through)\s+(?:[a-z] = )?[$£€]?[-\d(]|\s+or\s+(?:{NUMBER_WORDS.pattern})"
-    r"|,\s?-?\d|\s+(?:\w+\s+)?(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s+than\b|\s+or\s+(?:more|less|fewer|so|maybe|perhaps)\b|\s?(?:sqrt|pi\b|root)"
-    r"|\s?(?!(?:[kcdm]?m|ft|in)\^[23])[a-z]\s?(?:[-+=^*]|/\d)|\s?[a-z](?!\w)(?=\s?[-+])"
-    r"|\s+(?:dollars?|euros?|pounds?|hours?|hrs?|h|minutes?|mins?|feet|foot|ft|years?|weeks?|days?|months?|kg|km|m|meters?|metres?)\b,?(?: and)?\s+\d+\s*(?:cents?|minutes?|mins?|seconds?|secs?|inches?|in|ounces?|oz|months?|days?|weeks?|hours?|grams?|g|m|cm|pence)\b",
+_INSTEAD = re.compile(r"(\W*)not [^,.;]{1,30}?[,;]?\s+(?:but|rather|it's|it is)\s+", re.IGNORECASE)
+_CORRECTION = re.compile(
+    rf"\b(?:no|wait|sorry|correction|scratch that|i mean|i meant|make that|actually)\b[^\n]{{0,40}}?({QUANTITY.pattern})",
+    re.IGNORECASE,
+)
+_LARGE = r"dollars?|euros?|pounds?|hours?|hrs?|h|minutes?|mins?|feet|foot|ft|years?|weeks?|days?|months?|kg|km|m|met(?:er|re)s?"
+_SMALL = r"cents?|pence|minutes?|mins?|seconds?|secs?|inches?|in|ounces?|oz|months?|days?|weeks?|hours?|grams?|g|m|cm"
+# What follows a number that only begins a longer expression.
+_GOES_ON = re.compile(
+    "|".join(
+        (
+            r"\.\d|:\d|\s?\.?\.\.\d|,\s?-?\d",
+            r"\s?[-+*/×÷^=:](?=\s?[$£€(]?[\d(])|\s?[-+*/^]\s?(?=\d?[a-z]\b(?!'))",
+            rf"\s+(?:x|times|plus|minus|to|or|and|through)\s+(?:[a-z] = )?[$£€]?[-\d(]|\s+or\s+(?:{NUMBER_WORDS.pattern})",
+            r"\s+(?:\w+\s+)?(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s+than\b",
+            r"\s+or\s+(?:more|less|fewer|so|maybe|perhaps)\b|\s?(?:sqrt|pi\b|root)|[xyzn]\b",
+            r"\s?(?!(?:[kcdm]?m|ft|in)\^[23])[a-z]\s?(?:[-+=^*]|/\d)",
+            rf"\s+(?:{_LARGE})\b,?(?: and)?\s+\d+\s*(?:{_SMALL})\b",
+        )
+    ),
     re.IGNORECASE,
 )
 _MONEY = re.compile(r"(\d+)\s+(?:dollars?|euros?|pounds?) and (\d\d?)\s+(?:cents?|pence)\b", re.IGNORECASE)
+_BOUND = words(
+    "not, never, less than, more than, fewer than, over, under, at least, at most, up to, below, above"
+)
 # Near a number these say that it is not the answer, or not yet: "not 5", "5 ** 2", "less than 5".
 _NO_STATEMENT = re.compile(
-    r"[-+*/×=\\^<>](?!\w)|[<>≤≥]|\\|\b(?:not|never|no|than|between|over|under|times|minus|plus|x|or|either|neither|at least|at most|up to|isn't|wrong|incorrect)\b|n't",
+    r"[-+*/×=\\^<>](?!\w)|[<>≤≥]|\\|n't|"
+    + words(
+        "not, never, no, than, between, over, under, times, minus, plus, x, or, either, neither, at least"
+    )
+    + "|"
+    + words("at most, up to, below, above, wrong, incorrect"),
     re.IGNORECASE,
 )
-_OPEN = r"^[\s:*$£€(\[{`\"'=]*(?:(?:clearly|therefore|thus|simply|indeed|approximately|about|roughly|exactly|just|actually|equal to|still|only|indeed|x =|y =|n =)\s+)*[\s*$£€(`\"']*"
 _REASON = re.compile(
-    r",?\s(?:since|because|as|given that|after|for|considering)\s.*$", re.IGNORECASE | re.DOTALL
+    r",?\s(?:since|because|given that|considering|if)\s.*$|,\s(?:as|for)\s.*$", re.IGNORECASE | re.DOTALL
 )
 _CONCLUDES = re.compile(
-    r"\b(?:so|therefore|thus|hence|in total|altogether|consequently|finally|in all|overall)\b|所以|因此|一共|よって|따라서",
+    words("so, therefore, thus, hence, in total, altogether, consequently, finally, in all, overall")
+    + "|所以|因此|一共|よって|따라서",
+    re.IGNORECASE,
+)
+_RESULT = re.compile(
+    "=|"
+    + words(
+        "has, have, is left, are left, leav(?:e|es|ing), ends? up, remains?, gets?, makes?, needs?, pays?"
+    )
+    + "|"
+    + words("costs?, earns?, becomes?, results?, total, answer, gives?"),
+    re.IGNORECASE,
+)
+# No results, but remarks on the working.
+_REMARK = re.compile(
+    r"\W*(?:note|i (?:used|took|needed|checked|did|hope)|this (?:took|needs)|step \d+|(?:to )?check|to verify)\b",
     re.IGNORECASE,
 )
 _ALONE = r"\b(?:only|just|exactly|leaves|leaving|leave)\s+{word}\b|\b{word}\s+(?:\w+\s+)?(?:remains?|is left|are left|left|in all|in total|altogether)\b"
 _BOLD = re.compile(
     rf"\*\*\s*(?:[a-zA-Z]\s*=\s*)?([$£€]?{QUANTITY.pattern})\s*(?:[a-zA-Z°%²]+\s*){{0,3}}[.!]?\s*\*\*"
 )
+_EXPRESSION = re.compile(  # what a root or pi makes of a number
+    r"-?(?:[\d./()]+\s?\*?\s?)?(?:(?:sqrt|root)\s?\([^()]*\)|\bpi\b|(?<=\d)pi\b)"
+    r"(?:\s?[*/]\s?[\d.]+|\s?\*?\s?pi\b|/\([^()]*\))?"
+)
+_ALTERNATIVE = re.compile(r"\s*(?:or|and/or)\s*(?:[a-zA-Z]\s*=\s*)?|\s+\w+\s+or\s+")
 _PAIRS = (("yes", "no"), ("true", "false"))
 _SENTENCE = re.compile(r"(?<=[.!?。])\s+(?=\S)|\n+|(?<=。)")
 
 
-# What a root or pi makes of a number.
-_EXPRESSION = re.compile(
-    r"-?(?:[\d./()]+\s?\*?\s?)?(?:(?:sqrt|root)\s?\([^()]*\)|\bpi\b|(?<=\d)pi\b)(?:\s?[*/]\s?[\d.]+|\s?\*?\s?pi\b|/\([^()]*\))?"
-)
-# Not results, but remarks on the working.
-_REMARK = re.compile(r"\W*(?:note\b|i (?:used|took|needed|checked|did|hope)\b|this (?:took|needs)\b|step \d)", re.IGNORECASE)
+class Found(NamedTuple):
+    """The answer of a text."""
 
-
-_ALTERNATIVE = re.compile(r"\s*(?:or|and/or)\s*(?:[a-zA-Z]\s*=\s*)?|\s+\w+\s+or\s+")
+    answer: str
+    unit: str = ""
+    """What follows its number."""
+    stated: bool = False
+    """Whether the text says that it is the answer."""
 
 
 def final_answer(text: str) -> str:
@@ -78,7 +122,7 @@ def final_answer(text: str) -> str:
     the last sentence that concludes ("so", "in total") or else of the text, reasons ("since 8 are taken off")
     left out; and "" if there is none. LaTeX is taken off.
     """
-    return _find(text)[0]
+    return _find(text).answer
 
 
 def same_answer(a: str, b: str) -> bool:
@@ -115,45 +159,48 @@ def gives(text: str, answer: str) -> bool:
             return same_label(find_label(text, pair), answer)
     if re.fullmatch(r"\(?[A-J]\)?", answer):
         return same_label(find_label(text, tuple("ABCDEFGHIJ")), answer.strip("()"))
-    given, stated = _find(text)
-    if same_answer(given, answer):
-        return True
+    found = _find(text)
     wanted = _amount(answer)
+    if wanted is not None and not _units_agree(found, answer):
+        return False
+    if same_answer(found.answer, answer):
+        return True
     if wanted is not None:
-        if value(given) is not None:
-            return same_answer(given, wanted)
-        given = given if quantities(given) else in_digits(given)
-        found = quantities(given)
-        return (
-            len(found) == 1
-            and same_answer(found[0], wanted)
-            and _units_agree(given, answer)
-            and not _NO_STATEMENT.search(given)
-        )
+        if value(found.answer) is not None:
+            return same_answer(found.answer, wanted)
+        given = found.answer if quantities(found.answer) else in_digits(found.answer)
+        inside = quantities(given)
+        return len(inside) == 1 and same_answer(inside[0], wanted) and not _NO_STATEMENT.search(given)
     if value(answer) is not None or len(_parts(fold(unlatex(answer)))) > 1:
         return False
-    return _names(given if stated else text, answer)
+    return _names(found.answer if found.stated else text, answer)
 
 
-def _find(text: str) -> tuple[str, bool]:
-    """Return the answer, and whether it was stated as such."""
+def _find(text: str) -> Found:
     if boxes := list(_BOX.finditer(text)):
-        return _simple(unlatex(_braced(text, boxes[-1].end()))).strip(" .$"), True
-    stripped = unlatex(text)
-    stripped = _MONEY.sub(lambda found: f"{found[1]}.{found[2]:0>2} dollars", stripped)
-    stated = [one for one in _STATED.finditer(stripped) if not _is_question(stripped, one.end())]
-    if reverse := list(_STATED_BEFORE.finditer(stripped)):
+        inside = unlatex(_braced(text, boxes[-1].end())).strip(" .$")
+        return Found(inside, stated=True) if value(inside) is not None else _read(inside)
+    readable = _MONEY.sub(lambda found: f"{found[1]}.{found[2]:0>2} dollars", unlatex(text))
+    whole = readable.strip(" \n.$")
+    if value(whole) is not None or re.fullmatch(r"[\[(][^\[\]()\n]*,[^\[\]()\n]*[\])]", whole):
+        return Found(whole)
+    stated = [one for one in _STATED.finditer(readable) if not _is_question(readable, one.end())]
+    if reverse := list(_STATED_BEFORE.finditer(readable)):
         last = reverse[-1]
         if not stated or last.start() > stated[-1].start():
-            is_denied = re.search(r"\bnot\b|n't", last[0]) or denied(
-                stripped.casefold(), last.start(1), last.end(1)
-            )
-            return ("" if is_denied else last[1].strip()), True
+            is_denied = re.search(r"\bnot\b|n't", last[0]) or denied(readable.casefold(), *last.span(1))
+            return Found("" if is_denied else last[1].strip(), stated=True)
     if stated:
-        rest = stripped[stated[-1].end() :]
+        rest = readable[stated[-1].end() :]
         lines = [line for line in rest.split("\n") if re.search(r"\w", line)]
-        return _simple(lines[0] if lines else ""), True
-    return _last_number(stripped, text), False
+        found = _read(lines[0] if lines else "")
+        corrected = (
+            _CORRECTION.search(lines[0][len(found.answer) :])
+            if lines and QUANTITY.match(found.answer)
+            else None
+        )
+        return Found(corrected[1].strip(), stated=True) if corrected else found
+    return _last_number(readable, text)
 
 
 def _is_question(text: str, end: int) -> bool:
@@ -169,85 +216,78 @@ def _braced(text: str, start: int) -> str:
     return text[start + 1 :]
 
 
-def _simple(words: str) -> str:
-    """Read the words of a statement: a number, a result, or the words themselves."""
-    words = words.replace("n't ", " not ", 1) if words.startswith("n't ") else words
-    words = re.sub(
-        r"^(\W*)not [^,.;]{1,30}?[,;]?\s+(?:but|rather|it's|it is)\s+",
-        r"\1",
-        words.strip(),
-        flags=re.IGNORECASE,
-    )
-    inside = re.sub(_OPEN, "", words)
-    results = list(re.finditer(r"=[\s$£€]*", words))
-    several = re.search(rf"\b(?:or|and)\s+(?:[a-z]\s*=\s*)?[$£€(]?(?:{PLAIN_NUMBER})|\bor\b", words)
-    if results and not several:
-        after = words[results[-1].end() :]
-        if number := QUANTITY.match(after):
-            return _closed(after) if _NO_ANSWER.match(after, number.end()) else number[0].strip()
-        if value(_closed(after)) is not None:
-            return _closed(after)
-    number = QUANTITY.match(inside)
-    if (
-        number
-        and not _NO_ANSWER.match(inside, number.end())
-        and not re.match(r"[(\[{]\s*-?\d[^)\]}]*,", words)
-    ):
-        return number[0].strip()
-    return _closed(words)
+def _read(statement: str) -> Found:
+    """Read what follows "the answer is": a number, a result, or the words themselves."""
+    statement = re.sub(r"^n't ", " not ", statement)
+    statement = _INSTEAD.sub(r"\1", statement.strip(), count=1)
+    several = re.search(rf"\b(?:or|and)\s+(?:[a-z]\s*=\s*)?[$£€(]?(?:{PLAIN_NUMBER})|\bor\b", statement)
+    results = list(re.finditer(r"=[\s$£€]*", statement))
+    starts = [results[-1].end()] if results and not several else []
+    if not re.match(r"[(\[{]\s*-?\d[^)\]}]*,", statement):
+        starts.append(_OPENING.match(statement).end())  # type: ignore[union-attr]  # it may be empty
+    for start in starts:
+        after = statement[start:]
+        if expression := _EXPRESSION.match(after):
+            return Found(expression[0].strip(), after[expression.end() :], True)
+        number = QUANTITY.match(after)
+        if number and not _GOES_ON.match(after, number.end()):
+            return Found(number[0].strip(), after[number.end() :], True)
+        if start and value(_closed(after)) is not None:
+            return Found(_closed(after), stated=True)
+    return Found(_closed(statement), stated=True)
 
 
-def _closed(words: str) -> str:
+def _closed(statement: str) -> str:
     """Take marks off the ends, and what follows the first sentence; brackets that belong together stay."""
-    words = re.split(r"(?<=[^\d\s])[.!](?=\s|$)|(?<=\d)[.!](?=\s|$)", words.strip())[0]
-    words = re.sub(r"^[\s:*`\"'$]+|[\s.!*`\"'$]+$", "", words)
-    for opening, closing in ("()", "[]", "{}"):
-        if words.count(closing) > words.count(opening):
-            words = words.rstrip(closing)
-    return words.strip(" .!")
+    statement = re.split(r"(?<=\S)[.!](?=\s|$)", statement.strip())[0]
+    statement = re.sub(r"^[\s:*`\"'$]+|[\s.!*`\"'$]+$", "", statement)
+    if sum(map(statement.count, ")]}")) > sum(map(statement.count, "([{")):
+        statement = statement.rstrip(")]}")
+    return statement.strip(" .!")
 
 
-def _last_number(text: str, marked: str) -> str:
+def _last_number(text: str, marked: str) -> Found:
+    """Find the result of a text that does not say what its answer is."""
     if bold := list(_BOLD.finditer(plain(marked))):
-        return bold[-1][1].strip()
+        return Found(bold[-1][1].strip(), plain(marked)[bold[-1].end(1) :])
     sentences = [one for one in _SENTENCE.split(unmarked(text)) if one and not one.rstrip().endswith("?")]
     holding = [one for one in sentences if QUANTITY.search(one) or _alone(one)]
     holding = [one for one in holding if not _REMARK.match(one)] or holding
     if not holding:
-        words = [
-            found[0]
-            for one in sentences
-            for found in NUMBER_WORDS.finditer(one)
-            if found[0].casefold() != "one"
-        ]
-        return words[-1] if words else ""
-    concluding = [one for one in holding if _CONCLUDES.search(one)]
-    sentence = concluding[-1] if concluding and "=" not in holding[-1] else holding[-1]
+        spelled = [one[0] for sentence in sentences for one in NUMBER_WORDS.finditer(sentence)]
+        return Found(next((one for one in reversed(spelled) if one.casefold() != "one"), ""))
+    sentence = holding[-1]
+    for one in reversed(holding):
+        if _CONCLUDES.search(one) or _RESULT.search(one):
+            sentence = one
+            break
     if word := _alone(sentence):
-        return word
+        return Found(word)
     main = _REASON.sub("", sentence)
     sentence = main if QUANTITY.search(main) else sentence
-    if expressions := list(_EXPRESSION.finditer(sentence)):
-        last = expressions[-1]
-        if not QUANTITY.search(sentence, last.end()):
-            return last[0].strip()
-    found = list(QUANTITY.finditer(sentence))
-    last = found[-1]
-    if len(found) > 1:
-        between = sentence[found[-2].end() : last.start()]
-        is_range = between.strip() == "and" and re.search(r"\bbetween\s*$", sentence[: found[-2].start()])
+    expressions = list(_EXPRESSION.finditer(sentence))
+    if expressions and not QUANTITY.search(sentence, expressions[-1].end()):
+        return Found(expressions[-1][0].strip())
+    numbers = list(QUANTITY.finditer(sentence))
+    last, start = numbers[-1], numbers[-1].start()
+    if len(numbers) > 1:
+        between = sentence[numbers[-2].end() : start]
+        is_range = between.strip() == "and" and re.search(r"\bbetween\s*$", sentence[: numbers[-2].start()])
         if is_range or _ALTERNATIVE.fullmatch(between):
-            return sentence[found[-2].start() : last.end()].strip()
-    if (beyond := _NO_ANSWER.match(sentence, last.end())) and re.search(r"\w", beyond[0]):
-        return sentence[last.start() :].strip(" .")
-    return last[0].strip()
+            return Found(sentence[numbers[-2].start() : last.end()].strip())
+    if bound := re.search(rf"{_BOUND}\s*$", sentence[:start], re.IGNORECASE):
+        return Found(sentence[bound.start() : last.end()].strip())
+    if (beyond := _GOES_ON.match(sentence, last.end())) and re.search(r"\w", beyond[0]):
+        return Found(sentence[start:].strip(" ."))
+    return Found(last[0].strip(), sentence[last.end() :])
 
 
 def _alone(sentence: str) -> str:
     """Return a number in words that is stated as what remains: "so that only one remains"."""
     for found in NUMBER_WORDS.finditer(sentence):
         for around in re.finditer(_ALONE.format(word=re.escape(found[0])), sentence, re.IGNORECASE):
-            if around.start() <= found.start() < around.end() and not QUANTITY.search(sentence, found.end()):
+            covered = around.start() <= found.start() < around.end()
+            if covered and not QUANTITY.search(sentence, found.end()):
                 return found[0]
     return ""
 
@@ -269,18 +309,20 @@ _UNIT_NAMES = {
 }  # fmt: skip
 
 
-def _unit(text: str) -> str:
-    """The known unit that follows the first number, or ""."""
-    found = QUANTITY.search(text)
-    word = re.match(r"\s?([a-zA-Z]+)", text[found.end() :]) if found else None
+def _units_agree(found: Found, answer: str) -> bool:
+    """Whether the known units of both, if they have any, are the same."""
+    text = unlatex(answer)
+    number = QUANTITY.search(text)
+    units = {_unit(found.answer, found.unit), _unit(text, text[number.end() :] if number else "")}
+    return len(units - {""}) < 2
+
+
+def _unit(number: str, after: str) -> str:
+    word = re.match(r"[\s-]?([a-zA-Z%€$]+)", after)
     name = word[1].casefold() if word else ""
     name = _UNIT_NAMES.get(name, _UNIT_NAMES.get(name.removesuffix("s"), name))
-    return name if name in _UNIT_NAMES.values() else ""
-
-
-def _units_agree(given: str, answer: str) -> bool:
-    units = {_unit(unlatex(given)), _unit(unlatex(answer))} - {""}
-    return len(units) < 2
+    sign = re.search("[$€%]", number)
+    return name if name in _UNIT_NAMES.values() else sign[0] if sign else ""
 
 
 def _parts(text: str) -> list[str]:
@@ -293,10 +335,9 @@ def _parts(text: str) -> list[str]:
 def _names(text: str, answer: str) -> bool:
     """Whether the text says these words, and does not deny them or leave them open."""
     text = fold(unmarked(unlatex(text)))
-    words = re.escape(fold(unlatex(answer)).strip(" ."))
-    for found in re.finditer(
-        f"{BEFORE if words[:1].isalnum() else ''}{words}{AFTER if words[-1:].isalnum() else ''}", text
-    ):
+    phrase = re.escape(fold(unlatex(answer)).strip(" ."))
+    begin, end = BEFORE if phrase[:1].isalnum() else "", AFTER if phrase[-1:].isalnum() else ""
+    for found in re.finditer(f"{begin}{phrase}{end}", text):
         near = text[max(0, found.start() - 20) : found.start()], text[found.end() : found.end() + 6]
         is_open = re.search(r"\b(?:either|or|between)\s(?:\w+\s)?$", near[0]) or re.match(r",? or\b", near[1])
         if not denied(text, found.start(), found.end()) and not is_open:

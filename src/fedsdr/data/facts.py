@@ -9,7 +9,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from fedsdr.data.negation import adjacent_denied, asked, denied
+from fedsdr.data.negation import denied_directly, asked, denied
 from fedsdr.data.numbers import ORDINALS, in_digits
 from fedsdr.data.text import UNSPACED, fold, plain, unmarked
 
@@ -84,7 +84,7 @@ def _is_said(form: str, start: int, end: int, turned: bool | None) -> bool:
         return False
     if turned is None:
         return True
-    return not (adjacent_denied(form, start, end) if turned else denied(form, start, end))
+    return not (denied_directly(form, start, end) if turned else denied(form, start, end))
 
 
 def _is_turned(form: str, wanted: list[Token], fact: str) -> bool | None:

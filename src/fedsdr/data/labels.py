@@ -47,7 +47,7 @@ _LEAD_IN = re.compile(
 )
 _OPENERS = r"[\s\"'(\[{*=:$]*(?:(?:not|indeed|clearly|definitely|probably|most likely|likely|thus|therefore|simply|actually|still|rather|more|a|an|the|that|as|option|choice|letter|class|label|very|overall|of|is|to be|it is|it's|in fact|best|perhaps|quite|mostly|slightly|somewhat|strongly|mainly|predominantly)\b[\s\"'(\[{*:]*){0,5}"
 _ANSWER = re.compile(
-    rf"(?:{ANSWER_IS}|\b(?:answer|label|class|classification|category|verdict|prediction|choice|option|judg?ment)\b(?! (?:that|which))"
+    rf"(?:(?:{ANSWER_IS})|\b(?:answer|label|class|classification|category|verdict|prediction|choice|option|judg?ment)\b(?! (?:that|which))"
     r"[^.;!?\n,]{0,40}?(?:\bis\b|\bwould be\b|\bshould be\b|\bmust be\b|\bremains\b|\bis:|[\"']?\s*[:=]|->|→)"
     r"|\b(?:i choose|i pick|i select|i'd choose|i would choose|i'd go with|i would go with|i'll go with|go with|labell?ed(?: as)?|classif(?:y|ied)(?: \w+){0,3} as|categori[sz]ed? as|option|choice"
     r"|i (?:would|'d) (?:label|call|classify|rate)(?: \w+){1,3}(?: as)?|選択肢|선택|选|選)"
@@ -243,7 +243,9 @@ def _letter_places(text: str, keys: tuple[str, ...]) -> list[tuple[int, int, str
     return _without_options(text, found, heads, keys)
 
 
-_NO_NOUN = re.compile(r"\s+(?:is|are|was|were|and|or|because|since|as|would|seems|but|not|which|here|though|fits)\b")
+_NO_NOUN = re.compile(
+    r"\s+(?:is|are|was|were|and|or|because|since|as|would|seems|but|not|which|here|though|fits)\b"
+)
 _NAMED_BY_LETTER = re.compile(
     r"\b(?:vitamins?|hepatitis|types?|groups?|class|grade|plan|figure|part|section|point|appendix|phase|dr|mr)\.?\s+$",
     re.IGNORECASE,

@@ -21,13 +21,24 @@ BEFORE = rf"(?<![^\W{UNSPACED}])(?<![{_MARKS}])"
 AFTER = rf"(?!(?![{UNSPACED}])\w|[{_MARKS}])"
 
 # "The answer is", "Answer:", "#### " and the same in other languages.
-ANSWER_IS = (
-    r"(?:\banswer\s*(?:\([^()\n]{1,30}\)\s*)?(?:\bis\b|\bwould be\b|\bshould be\b|\bmust be\b|\bequals\b|:|=|->|→)"
-    r"|\banswer is(?=n't\b)|####"
-    r"|答案(?:应该|應該)?\s*(?:是|为|為|:|选|選)|(?:答え|正解|解答)\s*(?:は|:)|(?:정답|답)\s*(?:은|:)|คำตอบ(?:ที่ถูกต้อง)?\s*(?:คือ|:)"
-    r"|\brespuesta(?: correcta| final)?\s*(?:es\b|:)|\bréponse(?: correcte| finale)?\s*(?:est\b|:)"
-    r"|\bantwort\s*(?:ist\b|lautet\b|:)|\bresposta(?: correta| final)?\s*(?:é\b|:)|\brisposta(?: corretta| finale)?\s*(?:è\b|:)"
-    r"|\bantwoord\s*(?:is\b|:)|\bответ\s*(?::|-|—))"
+_IS = r"(?:\bis\b|\bwould be\b|\bshould be\b|\bmust be\b|\bequals\b|:|=|->|→)"
+ANSWER_IS = "|".join(
+    (
+        rf"\banswer\s*(?:\([^()\n]{{1,30}}\)\s*)?{_IS}",
+        r"\banswer is(?=n't\b)",
+        "####",
+        r"答案(?:应该|應該)?\s*(?:是|为|為|:|选|選)",
+        r"(?:答え|正解|解答)\s*(?:は|:)",
+        r"(?:정답|답)\s*(?:은|:)",
+        r"คำตอบ(?:ที่ถูกต้อง)?\s*(?:คือ|:)",
+        r"\brespuesta(?: correcta| final)?\s*(?:es\b|:)",
+        r"\bréponse(?: correcte| finale)?\s*(?:est\b|:)",
+        r"\bantwort\s*(?:ist\b|lautet\b|:)",
+        r"\bresposta(?: correta| final)?\s*(?:é\b|:)",
+        r"\brisposta(?: corretta| finale)?\s*(?:è\b|:)",
+        r"\bantwoord\s*(?:is\b|:)",
+        r"\bответ\s*[:—-]",
+    )
 )
 
 _QUOTES = str.maketrans("’‘ʼ“”„«»「」『』−‐‑‒–⁄、。", '\'\'\'"""""""""-----/,.')
@@ -72,6 +83,11 @@ def alternatives(phrases: Iterable[str]) -> str:
     """Write the phrases, folded, as one pattern, the longest first; any white space for a blank."""
     ranked = sorted(map(fold, phrases), key=len, reverse=True)
     return "|".join(re.escape(phrase).replace("\\ ", r"\s+") for phrase in ranked)
+
+
+def words(listed: str) -> str:
+    """Write a list with commas as a pattern of whole words, white space being any; the entries are patterns."""
+    return rf"\b(?:{'|'.join(' '.join(one.split()) for one in listed.split(','))})\b"
 
 
 def _power(found: re.Match[str]) -> str:
