@@ -7,7 +7,7 @@ compared by value, words as text; a number that only begins a longer expression 
 import re
 from typing import NamedTuple
 
-from fedsdr.data.labels import find_label, same_label
+from fedsdr.data.labels import find_label
 from fedsdr.data.negation import denied
 from fedsdr.data.numbers import (
     NUMBER_WORDS,
@@ -156,9 +156,9 @@ def gives(text: str, answer: str) -> bool:
     """Whether this is the answer that the text gives, be it in plain words: "that she has 12 pens"."""
     for pair in _PAIRS:
         if answer.casefold() in pair:
-            return same_label(find_label(text, pair), answer)
+            return find_label(text, pair) == answer.casefold()
     if re.fullmatch(r"\(?[A-J]\)?", answer):
-        return same_label(find_label(text, tuple("ABCDEFGHIJ")), answer.strip("()"))
+        return find_label(text, tuple("ABCDEFGHIJ")) == answer.strip("()")
     found = _find(text)
     wanted = _amount(answer)
     if wanted is not None and not _units_agree(found, answer):

@@ -13,7 +13,7 @@ from itertools import pairwise
 from fedsdr.data.answers import final_answer, gives, same_answer
 from fedsdr.data.examples import Example
 from fedsdr.data.facts import says
-from fedsdr.data.labels import find_label, fold_label, named_labels, same_label
+from fedsdr.data.labels import find_label, fold_label, named_labels
 from fedsdr.data.numbers import plain_values, word_values
 from fedsdr.data.programs import extract_code, programs
 from fedsdr.data.sandbox import run_python
@@ -52,7 +52,7 @@ def lost(example: Example, text: str, code_timeout: float = 5.0) -> tuple[str, .
         Those of "label", "answer", "facts" and "tests" that are lost; empty if all are kept.
     """
     kinds = []
-    if example.label and not same_label(find_label(text, example.choices), example.label):
+    if example.label and fold_label(find_label(text, example.choices)) != fold_label(example.label):
         kinds.append("label")
     if example.answer and not gives(text, example.answer):
         kinds.append("answer")
