@@ -69,7 +69,8 @@ _NO_STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(
-    r",?\s(?:since|because|given that|considering|if)\s.*$|,\s(?:as|for)\s.*$", re.IGNORECASE | re.DOTALL
+    r",?\s(?:since|because|given that|considering|if)\s.*$|,\s(?:as|for|which|where)\s.*$"
+    r"|\s(?:after|in|within|during|over)\s(?:the\s)?(?:\d+|\w+)\s(?:days?|weeks?|months?|years?|hours?|minutes?|seconds?)\b[^\d=]*$", re.IGNORECASE | re.DOTALL
 )
 _CONCLUDES = re.compile(
     words("so, therefore, thus, hence, in total, altogether, consequently, finally, in all, overall")
@@ -263,7 +264,7 @@ def _last_number(text: str, marked: str) -> Found:
             break
     if word := _alone(sentence):
         return Found(word)
-    main = _REASON.sub("", sentence)
+    main = _REASON.sub("", re.sub(r"\([^()]*[a-z]{3}[^()]*\)", "", sentence))
     sentence = main if QUANTITY.search(main) else sentence
     expressions = list(_EXPRESSION.finditer(sentence))
     if expressions and not QUANTITY.search(sentence, expressions[-1].end()):

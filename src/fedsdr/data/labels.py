@@ -144,6 +144,8 @@ def _find_choices(text: str, keys: tuple[str, ...]) -> list[Place]:
 def _is_answer(text: str, start: int, end: int) -> bool:
     """Whether "no" is an answer here."""
     begins = re.search(r"(?:^|[.!?:;\n,]|\b(?:so|is|answer|say|a))[\s\"'(*]*$", text[:start])
+    if re.search(r"\ba clear $|\ba $", text[:start]):
+        return True
     return bool(_NO_ANSWER.match(text, end) and (begins or not text[end:].startswith(" ")))
 
 

@@ -101,6 +101,7 @@ _CONCEDES = re.compile(
     words("although, though, while, whereas, even (?:if|though), if, unless, despite, in spite of, unlike")
     + r"[^,.;!?\n]*$"
 )
+_WOULD = re.compile(r"\b(?:would|could|might) (?:have been|be)(?: called| seen as| an?)? ['\"]?$")
 _PART = re.compile(
     r"['\"]?\s+"
     + words(
@@ -110,7 +111,8 @@ _PART = re.compile(
 )
 _RIGHT = re.compile(
     r"['\")\]*:.-]*\s*(?:[^.;!?\n]{0,60}?\b(?:is|are|as|seems|would be)\b[^.;!?\n]{0,15}?"
-    r"\b(?:correct|right|best|the answer|the (?:most )?\w+ (?:answer|choice|option|label))\b"
+    r"\b(?:correct|right|best|the answer|the (?:most )?\w+ (?:answer|choice|option|label)"
+    r"|the only (?!wrong|incorrect|false))\b"
     r"|[-:—]?\s*(?:correct|right|true|✓|✔|✅)(?!\w)|remains\b|fits best\b)"
 )
 _RIGHT_LABEL = re.compile(r"['\")*]*\s*(?:is|would be|seems)\b")
@@ -146,7 +148,7 @@ def weigh(text: str, start: int, end: int, choice: str) -> Weight:
         return Weight.STATED
     if is_called_right(text, end) and _RIGHT_LABEL.match(after):
         return Weight.STATED
-    is_conceded = _WEAK.search(clause_before(text, start)) or _CONCEDES.search(before)
+    is_conceded = (_WOULD.search(before) and re.match(r"['\"]?,? (?:if|unless|had|but|were)\b", after)) or _WEAK.search(clause_before(text, start)) or _CONCEDES.search(before)
     if _PART.match(after) or is_conceded or (choice == "true" and after.startswith(" that ")):
         return Weight.WEAK
     sentence = re.split(r"[.!?\n](?=\s|$)", before)[-1]

@@ -63,7 +63,7 @@ _NOT_ONLY = "|".join(
     (
         r"\b(?:not|n't) (?:only|just|merely|simply|solely|un\w+|in\w+|without|dis\w+)\b",
         r"\b(?:no|without(?: a| any)?|little|beyond|not) (?:doubt|question)\w*",
-        r"\b(?:don't|not|never) (?:forget|hesitate|fail|miss|neglect|hurt)\b",
+        r"\b(?:don't|not|never) (?:forget|hesitate|fail|miss|neglect|hurt|skip|omit|ignore|overlook|\w+ \w+ without)\b",
         r"\b(?:can|could|do|does)(?:not|n't| not) (?:deny|doubt|dispute|help|disagree)\b",
         r"\b(?:can|could)(?:not|n't| not) be (?:denied|anything)\b|\bnothing (?:but|if not)\b",
         words("non seulement, nicht nur, no solo, no sólo, undeniabl[ey], undoubtedly"),
@@ -80,8 +80,8 @@ _BELIEF = re.compile(
     r"\s*(?:(?:really|actually|necessarily|quite|be|the) )?"
     + words(
         "think, believe, agree, say, says, said, claim, call, consider\\w*, mean, see, feel, find, sure, certain,"
-        "true, case, correct, right, accurate, fair, appropriate, possible, convinced, suggest, imply, implies,"
-        "follow, conclude, describe\\w*, classif\\w+, label\\w*"
+        "true, case, correct, right, accurate, fair, appropriate, possible, convinced, suggest\\w*, impl(?:y|ies),"
+        "indicat\\w+, shows?, means?, points? to, supports?, follow, conclude, describe\\w*, classif\\w+, label\\w*"
     )
 )
 # After the phrase: "X is wrong", "X does not apply".
@@ -90,11 +90,11 @@ _WRONG = words(
     "eliminated, rejected, absent, out of the question"
 )
 _AFTER = re.compile(
-    r"['\")\]*]*\s*(?:\w+\s+){0,3}?(?:"
+    r"['\")\]*]*\s*(?:(?!(?:because|since|as|which|that|so|but|and|if|when|or)\b)\w+\s+){0,3}?(?:"
     + "|".join(
         (
             r"(?:is|was|are|were|would be|seems?|can be|must be|to be)\s+"
-            rf"(?:(?:clearly|simply|also|definitely|therefore|thus) )?{_WRONG}",
+            rf"(?:(?:clearly|simply|also|definitely|therefore|thus|the|a) )?{_WRONG}",
             r"(?:is|was|are|were|does|do|did|can|could|would|should|has)(?:\s+not|n't)\b"
             r"(?!\s+(?:only|just|merely|surprising|unusual))",
             r"cannot\b|(?:is|was|are) (?:never|hardly|by no means|no longer|anything but|far from)\b",

@@ -92,11 +92,11 @@ def unlatex(text: str) -> str:
     if "\\" in text:
         text = _COMMANDS.sub(" ", re.sub(r"\\([%$&#_])", r"\1", text))
         text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))", "°", text)
+        text = _SYMBOL.sub(lambda found: _SYMBOLS[found[1]], text)
         before = ""
         while before != text:
             before = text
             text = _ROOT.sub(_root, _FRACTION.sub(_ratio, _WRAPPERS.sub(r"\1", text)))
-        text = _SYMBOL.sub(lambda found: _SYMBOLS[found[1]], text)
         text = (
             re.sub(r"\\[()\[\]]|\\begin\{\w+\*?\}|\\end\{\w+\*?\}", " ", text)
             .replace("\\{", "{")
