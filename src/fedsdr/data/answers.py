@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 from fedsdr.data.labels import find_label
-from fedsdr.data.negation import denied
+from fedsdr.data.negation import denied, denied_before
 from fedsdr.data.numbers import (
     NUMBER_WORDS,
     PLAIN_NUMBER,
@@ -70,7 +70,9 @@ _NO_STATEMENT = re.compile(
 )
 _REASON = re.compile(
     r",?\s(?:since|because|given that|considering|if)\s.*$|,\s(?:as|for|which|where)\s.*$"
-    r"|\s(?:after|in|within|during|over)\s(?:the\s)?(?:\d+|\w+)\s(?:days?|weeks?|months?|years?|hours?|minutes?|seconds?)\b[^\d=]*$", re.IGNORECASE | re.DOTALL
+    r"|,\s\d+\s(?:\w+\s)?(?:more|less|fewer)\sthan\b.*$"
+    r"|\s(?:after|in|within|during|over)\s(?:the\s)?(?:\d+|\w+)\s(?:days?|weeks?|months?|years?|hours?|minutes?|seconds?)\b[^\d=]*$",
+    re.IGNORECASE | re.DOTALL,
 )
 _CONCLUDES = re.compile(
     words("so, therefore, thus, hence, in total, altogether, consequently, finally, in all, overall")
@@ -96,10 +98,13 @@ _BOLD = re.compile(
     rf"\*\*\s*(?:[a-zA-Z]\s*=\s*)?([$£€]?{QUANTITY.pattern})\s*(?:[a-zA-Z°%²]+\s*){{0,3}}[.!]?\s*\*\*"
 )
 _EXPRESSION = re.compile(  # what a root or pi makes of a number
-    r"-?(?:[\d./()]+\s?\*?\s?)?(?:(?:sqrt|root)\s?\([^()]*\)|\bpi\b|(?<=\d)pi\b)"
+    r"-?(?:[\d./()]{1,20}\s?\*?\s?)?(?:(?:sqrt|root)\s?\([^()]*\)|\bpi\b|(?<=\d)pi\b)"
     r"(?:\s?[*/]\s?[\d.]+|\s?\*?\s?pi\b|/\([^()]*\))?"
 )
 _ALTERNATIVE = re.compile(r"\s*(?:or|and/or)\s*(?:[a-zA-Z]\s*=\s*)?|\s+\w+\s+or\s+")
+_SEVERAL = re.compile(  # an interval, a pair, or a list of numbers
+    rf"[\[(][^\[\]()\n]*,[^\[\]()\n]*[\])]|(?:{QUANTITY.pattern})(?:, ?(?:and )?(?:{QUANTITY.pattern}))+"
+)
 _PAIRS = (("yes", "no"), ("true", "false"))
 _SENTENCE = re.compile(r"(?<=[.!?。])\s+(?=\S)|\n+|(?<=。)")
 
@@ -108,8 +113,8 @@ class Found(NamedTuple):
     """The answer of a text."""
 
     answer: str
-    unit: str = ""
-    """What follows its number."""
+    after: str = ""
+    """What follows its number; of an answer in words, all that is stated."""
     stated: bool = False
     """Whether the text says that it is the answer."""
 
@@ -174,7 +179,7 @@ def gives(text: str, answer: str) -> bool:
         return len(inside) == 1 and same_answer(inside[0], wanted) and not _NO_STATEMENT.search(given)
     if value(answer) is not None or len(_parts(fold(unlatex(answer)))) > 1:
         return False
-    return _names(found.answer if found.stated else text, answer)
+    return _names(found.after if found.stated else text, answer)
 
 
 def _find(text: str) -> Found:
@@ -183,7 +188,7 @@ def _find(text: str) -> Found:
         return Found(inside, stated=True) if value(inside) is not None else _read(inside)
     readable = _MONEY.sub(lambda found: f"{found[1]}.{found[2]:0>2} dollars", unlatex(text))
     whole = readable.strip(" \n.$")
-    if value(whole) is not None or re.fullmatch(r"[\[(][^\[\]()\n]*,[^\[\]()\n]*[\])]", whole):
+    if value(whole) is not None or _SEVERAL.fullmatch(whole):
         return Found(whole)
     stated = [one for one in _STATED.finditer(readable) if not _is_question(readable, one.end())]
     if reverse := list(_STATED_BEFORE.finditer(readable)):
@@ -193,7 +198,7 @@ def _find(text: str) -> Found:
             return Found("" if is_denied else last[1].strip(), stated=True)
     if stated:
         rest = readable[stated[-1].end() :]
-        lines = [line for line in rest.split("\n") if re.search(r"\w", line)]
+        lines = [line for line in rest.split("\n") if line.strip(" *_`$\t")]
         found = _read(lines[0] if lines else "")
         corrected = (
             _CORRECTION.search(lines[0][len(found.answer) :])
@@ -235,7 +240,7 @@ def _read(statement: str) -> Found:
             return Found(number[0].strip(), after[number.end() :], True)
         if start and value(_closed(after)) is not None:
             return Found(_closed(after), stated=True)
-    return Found(_closed(statement), stated=True)
+    return Found(_closed(statement), statement, True)
 
 
 def _closed(statement: str) -> str:
@@ -276,6 +281,8 @@ def _last_number(text: str, marked: str) -> Found:
         is_range = between.strip() == "and" and re.search(r"\bbetween\s*$", sentence[: numbers[-2].start()])
         if is_range or _ALTERNATIVE.fullmatch(between):
             return Found(sentence[numbers[-2].start() : last.end()].strip())
+    if denied_before(sentence.casefold(), start):
+        return Found(f"not {last[0].strip()}")
     if bound := re.search(rf"{_BOUND}\s*$", sentence[:start], re.IGNORECASE):
         return Found(sentence[bound.start() : last.end()].strip())
     if (beyond := _GOES_ON.match(sentence, last.end())) and re.search(r"\w", beyond[0]):
@@ -314,7 +321,7 @@ def _units_agree(found: Found, answer: str) -> bool:
     """Whether the known units of both, if they have any, are the same."""
     text = unlatex(answer)
     number = QUANTITY.search(text)
-    units = {_unit(found.answer, found.unit), _unit(text, text[number.end() :] if number else "")}
+    units = {_unit(found.answer, found.after), _unit(text, text[number.end() :] if number else "")}
     return len(units - {""}) < 2
 
 

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from fedsdr.data.negation import denied_directly, asked, denied
+from fedsdr.data.negation import asked, denied, denied_directly
 from fedsdr.data.numbers import ORDINALS, in_digits
 from fedsdr.data.text import UNSPACED, fold, plain, unmarked
 
@@ -152,9 +152,7 @@ def _spans(tokens: list[Token], wanted: list[Token], fact: str) -> list[tuple[in
     is_name = len(forms) == 2 and fact.istitle() and fact.replace(" ", "").isalpha()
     found = []
     for place, token in enumerate(tokens):
-        if token.form == forms[0] and (end := _matches(tokens, place, forms, is_count)) is not None:
-            found.append((token.start, tokens[end].end))
-        elif is_name and token.form == forms[0] and (end := _surname(tokens, place, forms[1])) is not None:
+        if token.form == forms[0] and (end := _matches(tokens, place, forms, is_count)) is not None or is_name and token.form == forms[0] and (end := _surname(tokens, place, forms[1])) is not None:
             found.append((token.start, tokens[end].end))
         elif is_name and [one.form for one in tokens[place : place + 3]] == [forms[1], ",", forms[0]]:
             found.append((token.start, tokens[place + 2].end))

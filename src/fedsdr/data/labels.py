@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from fedsdr.data.mentions import INTERJECTIONS, Mention, Weight, weigh
-from fedsdr.data.negation import denied
+from fedsdr.data.negation import denied, denied_after
 from fedsdr.data.options import Place, find_letters
 from fedsdr.data.text import AFTER, BEFORE, alternatives, fold, plain, unmarked, words
 
@@ -43,7 +43,7 @@ _OPEN_CHOICES = ("unknown", "uncertain", "unclear", "undetermined", "ambiguous",
 _NO_ANSWER = re.compile(  # "no" as an answer, not as in "no evidence" or "no longer"
     r"['\"]|\W*$|\s*[.,;:!?)\n—]|\s+-|\s*(?:"
     + words(
-        "it, the, this, that, there, they, he, she, i, we, you, because, since, as, and, but, is, was, are, would"
+        "it, the, this, that, there, they, he, she, i, we, you, because, since, as, and, but, is, was, are, would, rather, or, nor"
     )
     + ")"
 )
@@ -161,11 +161,19 @@ def _join(text: str, mentions: list[Mention]) -> list[Mention]:
         weight = max(before.weight, after.weight)
         if by in ("or", "and", "nor", "/", "|", "and/or"):
             new[place] = replace(before, weight=weight)
-            new[place + 1] = replace(after, weight=weight, denied=before.denied)
+            is_denied = before.denied or denied_after(text, after.end)
+            new[place + 1] = replace(after, weight=weight, denied=is_denied)
         elif by.startswith(("but", "rather", "or rather")) or before.denied:
             new[place + 1] = replace(after, weight=weight, denied=False)
         else:
             new[place + 1] = replace(after, weight=weight)
+        if by in ("or", "and", "nor", "/", "|", "and/or", "") and denied_after(
+            text, after.end
+        ):  # "A and B are wrong"
+            for at in range(place, -1, -1):
+                new[at] = replace(new[at], denied=True)
+                if at == 0 or not _JOINT.fullmatch(text, new[at - 1].end, new[at].start):
+                    break
     return new
 
 

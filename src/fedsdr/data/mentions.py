@@ -148,7 +148,11 @@ def weigh(text: str, start: int, end: int, choice: str) -> Weight:
         return Weight.STATED
     if is_called_right(text, end) and _RIGHT_LABEL.match(after):
         return Weight.STATED
-    is_conceded = (_WOULD.search(before) and re.match(r"['\"]?,? (?:if|unless|had|but|were)\b", after)) or _WEAK.search(clause_before(text, start)) or _CONCEDES.search(before)
+    is_conceded = (
+        (_WOULD.search(before) and re.match(r"['\"]?,? (?:if|unless|had|but|were)\b", after))
+        or _WEAK.search(clause_before(text, start))
+        or _CONCEDES.search(before)
+    )
     if _PART.match(after) or is_conceded or (choice == "true" and after.startswith(" that ")):
         return Weight.WEAK
     sentence = re.split(r"[.!?\n](?=\s|$)", before)[-1]

@@ -14,7 +14,7 @@ _ENDS = re.compile(
     "|".join(
         (
             r"[;:!?,()\[\]{}\n—]|\.(?!\w)|\s-\s",
-            r"(?<!anything )(?<!nothing )\bbut\b",
+            r"(?<!anything )(?<!everything )(?<!nothing )\bbut\b",
             words("so, which, because, since, therefore, thus, hence, although, though, while, whereas, yet"),
             words(
                 "however, rather(?! than), instead(?! of), if, sondern, aber, pero, sino, mais, ma, mas, но"
@@ -66,7 +66,9 @@ _NOT_ONLY = "|".join(
         r"\b(?:don't|not|never) (?:forget|hesitate|fail|miss|neglect|hurt|skip|omit|ignore|overlook|\w+ \w+ without)\b",
         r"\b(?:can|could|do|does)(?:not|n't| not) (?:deny|doubt|dispute|help|disagree)\b",
         r"\b(?:can|could)(?:not|n't| not) be (?:denied|anything)\b|\bnothing (?:but|if not)\b",
-        words("non seulement, nicht nur, no solo, no sólo, undeniabl[ey], undoubtedly"),
+        words(
+            "more or less, no less, non seulement, nicht nur, no solo, no sólo, undeniabl[ey], undoubtedly"
+        ),
     )
 )
 _NEGATION = re.compile(f"(?P<only>{_NOT_ONLY})|(?P<deep>{_DEEP})|(?P<far>{_FAR})|(?P<near>{_NEAR})")
@@ -87,7 +89,7 @@ _BELIEF = re.compile(
 # After the phrase: "X is wrong", "X does not apply".
 _WRONG = words(
     "wrong, incorrect, false, inaccurate, untrue, mistaken, unsuitable, inappropriate, ruled out, excluded,"
-    "eliminated, rejected, absent, out of the question"
+    "eliminated, rejected, absent, out"
 )
 _AFTER = re.compile(
     r"['\")\]*]*\s*(?:(?!(?:because|since|as|which|that|so|but|and|if|when|or)\b)\w+\s+){0,3}?(?:"
@@ -109,6 +111,11 @@ _AFTER_UNSPACED = re.compile(
 )
 _BEFORE_UNSPACED = re.compile(
     r"(?:不(?!仅|僅|只|但|过|過)|没有?|沒有?|非(?!常)|未|别|絕非|ไม่|มิ)[^,.;!?\n而但]{0,8}$"
+)
+# "Anything but X", "I prefer Y over X".
+_BUT = re.compile(
+    r"(?:\b(?:everything|anything|all|any)(?: \w+)? (?:but|except|other than)"
+    r"|\b(?:choose|pick|prefer|favou?r|select|go with)\b[^.;\n]{0,40} over)\s+['\"(]*$"
 )
 _FUNCTION_WORDS = r"(?:(?:a|an|the|in|by|at|of|from|on|called|to|until|before|actually)\s+)*"
 _DIRECTLY = re.compile(rf"(?:{_FAR}|\bno)\s+{_FUNCTION_WORDS}['\"]?$")
@@ -139,16 +146,28 @@ def denied(text: str, start: int, end: int) -> bool:
         return True
     if _BEFORE_UNSPACED.search(before) or _AFTER_UNSPACED.match(after):
         return True
-    return _denied_before(before) != bool(_AFTER.match(after))
+    if _BUT.search(text[max(0, start - 80) : start]):
+        return True
+    return _covers(before) != denied_after(text, end)
+
+
+def denied_before(text: str, start: int) -> bool:
+    """Whether a negation before the place covers what begins there."""
+    return _covers(clause_before(text, start))
+
+
+def denied_after(text: str, end: int) -> bool:
+    """Whether the text says of what ends at the place that it is wrong, or does not apply."""
+    return bool(_AFTER.match(text[end : end + 80].split("\n")[0]))
 
 
 def denied_directly(text: str, start: int, end: int) -> bool:
     """Whether a negation stands directly at the phrase, or says after it that it is wrong."""
-    before, after = clause_before(text, start), text[end : end + 80].split("\n")[0]
-    return bool((_DIRECTLY.search(before) and _denied_before(before)) or _AFTER.match(after))
+    before = clause_before(text, start)
+    return bool(_DIRECTLY.search(before) and _covers(before)) or denied_after(text, end)
 
 
-def _denied_before(before: str) -> bool:
+def _covers(before: str) -> bool:
     """Whether an odd number of negations in the words before covers what follows."""
     num, last = 0, ""
     for found in _NEGATION.finditer(before):
