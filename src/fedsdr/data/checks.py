@@ -3,14 +3,15 @@
 Goes in: an `Example` and a text, which is a rewriting of its response or a model's answer. Comes out:
 counts and yes or no. No model is asked, so every number can be recomputed by hand; where a check is a
 stand-in for entailment its docstring says how it errs. How the text is read stands in files of one subject
-each: `labels`, `answers` with `numbers`, `facts`, `programs`, `negation`, `wording`.
+each: `labels`, `answers`, `equality` and `numbers`, `facts`, `programs`, `negation`, `wording`.
 """
 
 import re
 from dataclasses import replace
 from itertools import pairwise
 
-from fedsdr.data.answers import final_answer, gives, same_answer
+from fedsdr.data.answers import final_answer
+from fedsdr.data.equality import gives_answer, same_answer
 from fedsdr.data.examples import Example
 from fedsdr.data.facts import says
 from fedsdr.data.labels import find_label, fold_label, named_labels
@@ -45,8 +46,8 @@ def lost(example: Example, text: str, code_timeout: float = 5.0) -> tuple[str, .
     Args:
         example: Only the kinds of ground truth that it carries are checked.
         text: A rewriting of its response, or an answer to its instruction.
-        code_timeout: Seconds that the code in the text may run; of several fenced blocks the first alone, then
-            all together.
+        code_timeout: Seconds that the code in the text may run. Of several fenced blocks the first is run
+            alone, then all together.
 
     Returns:
         Those of "label", "answer", "facts" and "tests" that are lost; empty if all are kept.
@@ -54,7 +55,7 @@ def lost(example: Example, text: str, code_timeout: float = 5.0) -> tuple[str, .
     kinds = []
     if example.label and fold_label(find_label(text, example.choices)) != fold_label(example.label):
         kinds.append("label")
-    if example.answer and not gives(text, example.answer):
+    if example.answer and not gives_answer(text, example.answer):
         kinds.append("answer")
     if example.facts and not all(says(_unnumbered(text), fact, example.response) for fact in example.facts):
         kinds.append("facts")
@@ -81,11 +82,11 @@ def unsupported(example: Example, text: str) -> bool:
     """Whether the text states what context, instruction and response do not: an exact stand-in.
 
     True if it states a wrong label that the response does not name (that the instruction lists it is no
-    excuse; that the text denies it is one), or a number that is nowhere in the example, in digits or words. It
-    misses wrong statements without label or number, and takes a correct number that the response left out,
-    such as a further step of a calculation, for unsupported. Numbers in words, and numbers that count the items
-    of a list, are passed over; so are all numbers where the example carries tests, since a constant in a program
-    is no statement. Never true of the response itself.
+    excuse; that the text denies it is one), or a number that is nowhere in the example, in digits or
+    words. It misses wrong statements without label or number, and takes a correct number that the response
+    left out, such as a further step of a calculation, for unsupported. Numbers in words, and numbers that
+    count the items of a list, are passed over; so are all numbers where the example carries tests, since a
+    constant in a program is no statement. Never true of the response itself.
     """
     choices = example.choices if example.label else ()
     wrong = (

@@ -1,13 +1,14 @@
 """Whether a text says a required fact: the same words and numbers, in the forms that paraphrases take.
 
-Goes in: a text, a fact and the true response. Comes out: yes or no. Forms that are the same here: the number of a
-noun, numbers in words, hyphens, accents of Latin letters, units and dates, "twice a day" and "two times daily",
-"Dickens, Charles", middle names. A synonym ("sit up straight" for "upright") is lost.
+Goes in: a text, a fact and the true response. Comes out: yes or no. Forms that are the same here: singular
+and plural, numbers in words and digits, hyphens, accents of Latin letters, units and dates, "twice a day" and
+"two times daily", "Dickens, Charles", middle names. A synonym ("sit up straight" for "upright") is lost.
 """
 
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fedsdr.data.negation import asked, denied, denied_directly
 from fedsdr.data.numbers import ORDINALS, in_digits
@@ -40,12 +41,15 @@ _MONTHS = "january|february|march|april|may|june|july|august|september|october|n
 _DAY_FIRST = re.compile(rf"\b(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?({_MONTHS})\b")
 _DAY_LAST = re.compile(rf"\b({_MONTHS}) (\d{{1,2}})(?:st|nd|rd|th)?\b")
 _TOKEN = re.compile(
-    rf"(?P<number>(?<![\w)\]])-\d[\d.]*\d|(?<![\w)\]])-\d|\d+(?:\.\d+)+|\.\d+)|(?P<sign>(?<!\w)[a-z]{{1,2}}[+-](?!\w))|(?P<own>[{UNSPACED}])"
-    rf"|(?P<word>(?:(?![{UNSPACED}])[^\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u0655\u0900-\u0dff])+(?:\+\+|\#(?!\w))?)|(?P<other>[%°€$£,&/])"
+    rf"(?P<number>(?<![\w)\]])-\d[\d.]*\d|(?<![\w)\]])-\d|\d+(?:\.\d+)+|\.\d+)|"
+    rf"(?P<sign>(?<!\w)[a-z]{{1,2}}[+-](?!\w))|(?P<own>[{UNSPACED}])"
+    rf"|(?P<word>(?:(?![{UNSPACED}])[^\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u0655\u0900-\u0dff])+(?:\+\+|"
+    rf"\#(?!\w))?)|(?P<other>[%°€$£,&/])"
 )
 _MARKED = re.compile(r"([a-z])[\u0300-\u036f]+")
 _TURNED = re.compile(
-    r"\b(?:not?|never|avoid\w*|without|neither|nor|don't|isn't|cannot|can't|keep away|stop\w*|less|hardly|no longer|useless|unless|\w+n't)\b"
+    r"\b(?:not?|never|avoid\w*|without|neither|nor|don't|isn't|cannot|can't|keep away|stop\w*|less|hardly|"
+    r"no longer|useless|unless|\w+n't)\b"
 )
 
 
@@ -67,16 +71,15 @@ def says(text: str, fact: str, response: str) -> bool:
     Args:
         text: A rewriting or an answer.
         fact: A phrase; its words count in their order.
-        response: The true response. Where it has a negation of its own in the fact's sentence ("use no ice"), only
-            a negation directly at the fact counts in the text.
+        response: The true response. Where it has a negation of its own in the fact's sentence ("use no
+            ice"), only a negation directly at the fact counts in the text.
     """
     wanted = _tokens(_form(fact))
-    form = _form(text)
-    turned = _is_turned(_form(response), wanted, fact)
-    found = _spans(_tokens(form), wanted, fact)
     if not wanted:
         return fold(fact) in fold(text)
-    return any(_is_said(form, start, end, turned) for start, end in found)
+    form = _form(text)
+    turned = _is_turned(_form(response), wanted, fact)
+    return any(_is_said(form, start, end, turned) for start, end in _spans(_tokens(form), wanted, fact))
 
 
 def _is_said(form: str, start: int, end: int, turned: bool | None) -> bool:
@@ -144,18 +147,20 @@ def _singular(word: str) -> str:
 
 
 def _spans(tokens: list[Token], wanted: list[Token], fact: str) -> list[tuple[int, int]]:
-    """Places of the fact: its words in order; turned around by a comma, or with middle names, if it is a name."""
+    """Places of the fact: its words in order; a name also turned around by a comma, or with middle names."""
     forms = [token.form for token in wanted if token.form != ","]
-    if not forms:
-        return []
-    is_count = forms[0].lstrip("-").replace(".", "").isdigit() and len(forms) > 1
     is_name = len(forms) == 2 and fact.istitle() and fact.replace(" ", "").isalpha()
     found = []
     for place, token in enumerate(tokens):
-        if token.form == forms[0] and (end := _matches(tokens, place, forms, is_count)) is not None or is_name and token.form == forms[0] and (end := _surname(tokens, place, forms[1])) is not None:
-            found.append((token.start, tokens[end].end))
+        end = None
+        if token.form == forms[0]:
+            end = _match(tokens, place, forms)
+            if end is None and is_name:
+                end = _surname(tokens, place, forms[1])
         elif is_name and [one.form for one in tokens[place : place + 3]] == [forms[1], ",", forms[0]]:
-            found.append((token.start, tokens[place + 2].end))
+            end = place + 2
+        if end is not None:
+            found.append((token.start, tokens[end].end))
     return found
 
 
@@ -169,17 +174,18 @@ def _surname(tokens: list[Token], place: int, surname: str) -> int | None:
     return None
 
 
-def _matches(tokens: list[Token], place: int, forms: list[str], is_count: bool) -> int | None:
-    """Place of the last token of the fact, if it begins at `place`; "or more" and the like may follow a number."""
+def _match(tokens: list[Token], place: int, forms: list[str]) -> int | None:
+    """Place of the last token of the fact, if it begins at `place`; "or more" may follow its number."""
     at = place
-    for position, form in enumerate(forms[1:], start=1):
+    for before, form in pairwise(forms):
         at += 1
-        while at < len(tokens) and tokens[at].form == "," and form != ",":
-            at += 1
-        if position == 1 and is_count and at + 2 < len(tokens) and [one.form for one in tokens[at : at + 2]] in (
-            ["or", "more"], ["or", "so"],
-        ):  # fmt: skip
+        if before[0].isdigit() and [one.form for one in tokens[at : at + 2]] in (
+            ["or", "more"],
+            ["or", "so"],
+        ):
             at += 2
+        while at < len(tokens) and tokens[at].form == ",":
+            at += 1
         if at >= len(tokens) or tokens[at].form != form:
             return None
     return at

@@ -18,8 +18,10 @@ from fedsdr.data.text import AFTER, BEFORE, alternatives, fold, plain, unmarked,
 
 _CORRECTS = re.compile(
     words(
-        "wait, actually, correction, sorry, no(?=,), on second thought, instead, but, however, so, therefore, thus, hence,"
-        "final(?:ly)?, overall, in conclusion, rather, ultimately, revised?, re-?read\\w*, looking (?:again|closer)"
+        "wait, actually, correction, sorry, no(?=,), on second thought, instead, but, however, so, "
+        "therefore, thus, hence,"
+        "final(?:ly)?, overall, in conclusion, rather, ultimately, revised?, re-?read\\w*, "
+        "looking (?:again|closer)"
     )
     + "|所以|因此|但"
 )
@@ -28,9 +30,12 @@ _UNDECIDED = re.compile(
         (
             r"\b(?:not|n't|im|un|in)[ -]?(?:sure|certain|clear|decided)\b"
             r"(?= (?:whether|if|which|what|about the (?:label|sentiment|answer))|\W*$)",
-            r"\b(?:cannot|can't|could not|couldn't|(?:unable|hard|difficult|impossible|tough|not possible|no way) to)"
-            r"(?: \w+ly)? (?:tell|say|determine|decide|judge|know|classify|conclude|assign|infer)\b(?! (?:how|when|that))",
-            r"\b(?:cannot|can't|could not|couldn't) be (?:determined|known|decided|inferred|classified|told|judged)\b",
+            r"\b(?:cannot|can't|could not|couldn't|(?:unable|hard|difficult|impossible|tough|not possible|"
+            r"no way) to)"
+            r"(?: \w+ly)? (?:tell|say|determine|decide|judge|know|classify|conclude|assign|"
+            r"infer)\b(?! (?:how|when|that))",
+            r"\b(?:cannot|can't|could not|couldn't) be (?:determined|known|decided|inferred|classified|"
+            r"told|judged)\b",
             r"\b(?:not enough|insufficient|too little) (?:information|context|evidence|detail)\b",
             words(
                 "(?:it|that) depends, i (?:do not|don't) know, no idea, either way, undecidable, undetermined"
@@ -43,7 +48,8 @@ _OPEN_CHOICES = ("unknown", "uncertain", "unclear", "undetermined", "ambiguous",
 _NO_ANSWER = re.compile(  # "no" as an answer, not as in "no evidence" or "no longer"
     r"['\"]|\W*$|\s*[.,;:!?)\n—]|\s+-|\s*(?:"
     + words(
-        "it, the, this, that, there, they, he, she, i, we, you, because, since, as, and, but, is, was, are, would, rather, or, nor"
+        "it, the, this, that, there, they, he, she, i, we, you, because, since, as, and, but, is, was, are,"
+        " would, rather, or, nor"
     )
     + ")"
 )
@@ -105,7 +111,7 @@ def _read(text: str, choices: tuple[str, ...]) -> tuple[list[Mention], str]:
 
 @lru_cache(maxsize=256)
 def _pattern(keys: tuple[str, ...]) -> re.Pattern[str]:
-    """Match a choice; - or _ may stand for a blank, "not possible to tell" for "it is not possible to tell"."""
+    """Match a choice: - or _ may stand for blanks, "not possible" for "it is not possible"."""
     forms = {key: number for number, key in enumerate(keys)}
     for number, key in enumerate(keys):
         core = re.sub(r"^(?:it is|it's|there is|this is|the|a|an) ", "", key)

@@ -43,9 +43,12 @@ _IS = words("is, are, was, would be, should be, must be, remains, seems?(?: to b
 _BETWEEN = (
     r"[\s\"'(\[{*=:$]*(?:"
     + words(
-        "not, indeed, clearly, definitely, probably, most likely, likely, thus, therefore, simply, actually, still,"
-        "rather, more, a, an, the, that, as, option, choice, letter, class, label, very, overall, of, is, to be, it is,"
-        "it's, in fact, best, perhaps, quite, mostly, slightly, somewhat, strongly, mainly, predominantly, one of"
+        "not, indeed, clearly, definitely, probably, most likely, likely, thus, therefore, simply, "
+        "actually, still,"
+        "rather, more, a, an, the, that, as, option, choice, letter, class, label, very, overall, of, is, "
+        "to be, it is,"
+        "it's, in fact, best, perhaps, quite, mostly, slightly, somewhat, strongly, mainly, predominantly, "
+        "one of"
     )
     + r"[\s\"'(\[{*:]*){0,5}"
 )
@@ -55,7 +58,8 @@ _ANSWER = re.compile(
     + r"(?! (?:that|which))[^.;!?\n,]{0,40}?"
     + rf"(?:{words('is, would be, should be, must be, remains')}|[\"']?\s*[:=]|->|→)|"
     + words(
-        "(?:i|i'd|i'll|i would|i will) (?:choose|pick|select|go with|opt for), go with, labell?ed(?: as)?, option, choice,"
+        "(?:i|i'd|i'll|i would|i will) (?:choose|pick|select|go with|opt for), go with, labell?ed(?: as)?, "
+        "option, choice,"
         "classif(?:y|ied)(?: \\w+){0,3} as, categori[sz]ed? as, i(?:'d| would)? (?:label|call|classify|rate)"
         "(?: \\w+){1,3}?(?: as)?"
     )
@@ -64,8 +68,10 @@ _ANSWER = re.compile(
 _TOPIC = re.compile(
     "(?:"
     + words(
-        "sentiment, tone, sentence, statement, news, headline, text, review, tweet, message, claim, hypothesis,"
-        "relation(?:ship)?, stance, polarity, rating, mood, outlook, article, passage, it, this, comment, conclusion,"
+        "sentiment, tone, sentence, statement, news, headline, text, review, tweet, message, claim, "
+        "hypothesis,"
+        "relation(?:ship)?, stance, polarity, rating, mood, outlook, article, passage, it, this, comment, "
+        "conclusion,"
         "email, post, emotion"
     )
     + rf"[^.;!?\n,]{{0,40}}?(?:{_IS}|\bas\b|[:=])|(?:情绪|情感|感情|감정)[^.;!?\n,]{{0,20}}?[是は은])"
@@ -83,7 +89,8 @@ _CLOSES = re.compile(r"[\"')\]}*]*\s*(?:[.,:;!)\n—}]|-\s|\(|$)")
 _ENDS_LINE = re.compile(r"[\"')\]}.*!]*\s*(?:\n|$)")
 _CONCLUDES = re.compile(
     words(
-        "overall, in (?:conclusion|sum|summary|short|the end|total), on (?:the whole|balance), all in all, to sum up, so,"
+        "overall, in (?:conclusion|sum|summary|short|the end|total), on (?:the whole|balance), all in all, "
+        "to sum up, so,"
         "therefore, thus, hence, consequently, ultimately, final(?:ly)?"
     )
     + "|所以|因此|总之|よって|따라서"
@@ -105,7 +112,8 @@ _WOULD = re.compile(r"\b(?:would|could|might) (?:have been|be)(?: called| seen a
 _PART = re.compile(
     r"['\"]?\s+"
     + words(
-        "elements?, aspects?, signs?, words?, parts?, notes?, undertones?, connotations?, points?, details?, phrases?,"
+        "elements?, aspects?, signs?, words?, parts?, notes?, undertones?, connotations?, points?, "
+        "details?, phrases?,"
         "terms?, language, at first, in parts?, territory, numbers?, charge"
     )
 )

@@ -1,8 +1,8 @@
 """Whether a text says or denies what it names at some place, by the words of the clause around it.
 
-Goes in: a text in lower case, and the place of a phrase in it. Comes out: yes or no. English, and the commonest
-negations of some other languages. It does not parse: a negation whose clause is longer, or that is made
-by other words ("I would be surprised if it were X"), is missed.
+Goes in: a text in lower case, and the place of a phrase in it. Comes out: yes or no. It knows English, and
+the commonest negations of some other languages. It does not parse: a negation whose clause is longer, or
+that is made by other words ("I would be surprised if it were X"), is missed.
 """
 
 import re
@@ -38,9 +38,11 @@ _FAR = "|".join(
         words("rul(?:e|es|ed|ing) out, exclud(?:e|es|ed|ing), eliminat(?:e|es|ed|ing), reject(?:s|ed|ing)?"),
         words("dismiss(?:es|ed|ing)?, discard(?:s|ed|ing)?, den(?:y|ies|ied|ying), refut(?:e|es|ed|ing)"),
         # "No reader would call this X" goes further than "no X".
-        r"\bno (?:\w+ ){1,3}(?:would|could|can|will|should|might|suggests?|indicates?|points?|shows?|finds?)\b",
+        r"\bno (?:\w+ ){1,3}(?:would|could|can|will|should|might|suggests?|indicates?|points?|shows?|"
+        r"finds?)\b",
         words(
-            "nicht, kein(?:e|en|er|es)?, niemals, weder, pas, jamais, non, não, nunca, не, нет, ни, niet, geen"
+            "nicht, kein(?:e|en|er|es)?, niemals, weder, pas, jamais, non, não, nunca, не, нет, ни, niet, "
+            "geen"
         ),
         words("inte, ikke, nie, nem, không, tidak, bukan, ليس, ليست, لا, غير, by no means, in no way"),
     )
@@ -63,7 +65,8 @@ _NOT_ONLY = "|".join(
     (
         r"\b(?:not|n't) (?:only|just|merely|simply|solely|un\w+|in\w+|without|dis\w+)\b",
         r"\b(?:no|without(?: a| any)?|little|beyond|not) (?:doubt|question)\w*",
-        r"\b(?:don't|not|never) (?:forget|hesitate|fail|miss|neglect|hurt|skip|omit|ignore|overlook|\w+ \w+ without)\b",
+        r"\b(?:don't|not|never) (?:forget|hesitate|fail|miss|neglect|hurt|skip|omit|ignore|overlook|"
+        r"\w+ \w+ without)\b",
         r"\b(?:can|could|do|does)(?:not|n't| not) (?:deny|doubt|dispute|help|disagree)\b",
         r"\b(?:can|could)(?:not|n't| not) be (?:denied|anything)\b|\bnothing (?:but|if not)\b",
         words(
@@ -75,15 +78,19 @@ _NEGATION = re.compile(f"(?P<only>{_NOT_ONLY})|(?P<deep>{_DEEP})|(?P<far>{_FAR})
 _FIRST_OF_PAIR = ("neither", "nor", "no", "non", "ni", "не", "нет", "not", "n't")
 # A new subject with its verb begins another statement, unless what is denied is believing or saying it.
 _SUBJECT = re.compile(
-    r"\b(?:the|this|that|it|its|their|overall)\b(?:\s+\w+){0,4}?\s+(?:is|are|was|were|seems?|remains?|should|would|must)\b"
+    r"\b(?:the|this|that|it|its|their|overall)\b(?:\s+\w+){0,4}?\s+(?:is|are|was|were|seems?|remains?|"
+    r"should|would|must)\b"
     r"|\bit's\b"
 )
 _BELIEF = re.compile(
     r"\s*(?:(?:really|actually|necessarily|quite|be|the) )?"
     + words(
-        "think, believe, agree, say, says, said, claim, call, consider\\w*, mean, see, feel, find, sure, certain,"
-        "true, case, correct, right, accurate, fair, appropriate, possible, convinced, suggest\\w*, impl(?:y|ies),"
-        "indicat\\w+, shows?, means?, points? to, supports?, follow, conclude, describe\\w*, classif\\w+, label\\w*"
+        "think, believe, agree, say, says, said, claim, call, consider\\w*, mean, see, feel, find, sure, "
+        "certain,"
+        "true, case, correct, right, accurate, fair, appropriate, possible, convinced, suggest\\w*, "
+        "impl(?:y|ies),"
+        "indicat\\w+, shows?, means?, points? to, supports?, follow, conclude, describe\\w*, classif\\w+, "
+        "label\\w*"
     )
 )
 # After the phrase: "X is wrong", "X does not apply".

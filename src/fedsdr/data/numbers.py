@@ -16,20 +16,23 @@ from fedsdr.data.text import UNSPACED, plain
 Value = Fraction | float
 
 _SCALES = {
-    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "lakh": 10**5,
-    "crore": 10**7, "dozen": 12, "mn": 10**6, "bn": 10**9, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9,
+    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "lakh": 10**5, "crore": 10**7, "dozen": 12, "mn": 10**6, "bn": 10**9, "k": 10**3, "K": 10**3, "M": 10**6,
+    "B": 10**9,
     "百": 10**2, "千": 10**3, "万": 10**4, "萬": 10**4, "만": 10**4, "亿": 10**8, "億": 10**8, "억": 10**8,
-    "millionen": 10**6, "millones": 10**6, "millions": 10**6, "thousands": 10**3, "billions": 10**9, "dozens": 12,
+    "millionen": 10**6, "millones": 10**6, "millions": 10**6, "thousands": 10**3, "billions": 10**9,
+    "dozens": 12,
 }  # fmt: skip
 _UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    " seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _ORDINALS = (
-    "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth"
-    " fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth"
-).split()
+    "zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+    "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth",
+    "nineteenth",
+)  # fmt: skip
 WORDS = {word: value for value, word in enumerate(_UNITS)} | {
     word: 10 * place for place, word in enumerate(_TENS, start=2)
 }
@@ -40,7 +43,8 @@ _TEN = "|".join(_TENS)
 _UNIT = "|".join(_UNITS[1:10])
 _COUNT = rf"(?:(?:{_TEN})[- ](?:{_UNIT})|{'|'.join(sorted(WORDS, key=len, reverse=True))})"
 NUMBER_WORDS = re.compile(
-    rf"\b(?:{_COUNT}|a(?= (?:hundred|thousand|million|billion|dozen)\b))(?:[- ](?:hundred|thousand|million|billion|dozen)"
+    rf"\b(?:{_COUNT}|a(?= (?:hundred|thousand|million|billion|dozen)\b))(?:[- ](?:hundred|thousand|million|"
+    rf"billion|dozen)"
     rf"(?:(?:,| and)? {_COUNT}(?! (?:hundred|thousand|million|billion)))?)*\b(?!-\w)",
     re.IGNORECASE,
 )
@@ -50,7 +54,7 @@ _BEGIN = rf"(?<![^\W{UNSPACED}])(?<![.^])"
 _SIGN = r"(?:(?<![\w)\]}])-\s?(?=[$£€\d.]))?[$£€]?"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?![.,]?\d)|\d++)(?:\.\d++)?+(?!\.\d)|(?<!\d)\.\d++"
 PLAIN_NUMBER = rf"{_SIGN}{_BEGIN}(?:{_DIGITS})"
-"""A number by itself: a sign counts where no letter, digit or bracket stands before it (5-3 holds 5 and 3)."""
+"""A number by itself. A sign counts where no letter, digit or bracket is before it: 5-3 holds 5 and 3."""
 _LONG_SCALE, _SHORT_SCALE, _SCALE_SIGN = (
     "|".join(sorted(names, key=len, reverse=True))
     for names in (
@@ -62,9 +66,10 @@ _LONG_SCALE, _SHORT_SCALE, _SCALE_SIGN = (
 # "5 m" are metres, "5M" is a scale.
 _SCALE = rf"(?:\s?(?:{_SCALE_SIGN})|[\s-]?(?i:{_LONG_SCALE})(?![\w'])|(?:{_SHORT_SCALE})(?![\w']))"
 QUANTITY = re.compile(
-    rf"{PLAIN_NUMBER}(?:(?:\s+|-)(?:and )?\d+\s?/\s?\d+(?![\d/])|\s?/\s?\d+(?:\.\d+)?(?![\d/])|[eE][+-]?\d+(?!\w)|\s?[x×*]\s?10\s?\^\s?[({{]?-?\d+[)}}]?|\^\(?-?\d+\)?)?(?:{_SCALE})?(?:\s?%)?",
+    rf"{PLAIN_NUMBER}(?:(?:\s+|-)(?:and )?\d+\s?/\s?\d+(?![\d/])|\s?/\s?\d+(?:\.\d+)?(?![\d/])|"
+    rf"[eE][+-]?\d+(?!\w)|\s?[x×*]\s?10\s?\^\s?[({{]?-?\d+[)}}]?|\^\(?-?\d+\)?)?(?:{_SCALE})?(?:\s?%)?",
 )
-r"""A number with all that belongs to it: a fraction, a power of ten, a scale such as million, a percent sign."""
+"""A number with all that belongs to it: a fraction, a power, a scale such as million, a percent sign."""
 
 _COMMANDS = re.compile(
     r"\\(?:left|right|displaystyle|[,;:! ]|quad|qquad|big+[lr]?|Big+[lr]?|ldots|dots)(?![A-Za-z])"
@@ -75,9 +80,10 @@ _WRAPPERS = re.compile(
 _FRACTION = re.compile(r"(?:(\d)\s*)?\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _ROOT = re.compile(r"\\sqrt\s*(?:\[(\d+)\])?\s*(?:\{([^{}]*)\}|(\d+|[a-z]))")
 _SYMBOLS = {
-    r"\cdot": "*", r"\times": "*", r"\div": "/", r"\pi": "pi", r"\pm": "±", r"\le": "<=", r"\leq": "<=", r"\ge": ">=",
-    r"\geq": ">=", r"\ne": "!=", r"\neq": "!=", r"\infty": "∞", r"\approx": "≈", r"\cup": "∪", r"\degree": "°",
-    r"\circ": "°", r"\rightarrow": "->", r"\to": "->", r"\implies": "=>", r"\Rightarrow": "=>",
+    r"\cdot": "*", r"\times": "*", r"\div": "/", r"\pi": "pi", r"\pm": "±", r"\le": "<=", r"\leq": "<=",
+    r"\ge": ">=", r"\geq": ">=", r"\ne": "!=", r"\neq": "!=", r"\infty": "∞", r"\approx": "≈",
+    r"\cup": "∪", r"\degree": "°", r"\circ": "°", r"\rightarrow": "->", r"\to": "->", r"\implies": "=>",
+    r"\Rightarrow": "=>",
 }  # fmt: skip
 _SYMBOL = re.compile(
     rf"({'|'.join(re.escape(one) for one in sorted(_SYMBOLS, key=len, reverse=True))})(?![A-Za-z])"

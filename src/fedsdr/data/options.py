@@ -1,7 +1,7 @@
 """Where a text names the letter of an option: A, (B), C., "the answer is d".
 
-Goes in: a text with its case, and the letters. Comes out: places with their weights. "A" is mostly an article and
-"I" a pronoun, letters name vitamins and people, and models repeat the options before they choose one.
+Goes in: a text with its case, and the letters. Comes out: places with their weights. "A" is mostly an
+article and "I" a pronoun, letters name vitamins and people, and models repeat the options before they choose.
 """
 
 import re
@@ -24,13 +24,15 @@ _NO_NOUN = re.compile(
 )
 _NAMED_BY_LETTER = re.compile(
     words(
-        "vitamins?, hepatitis, types?, groups?, class, grade, plan, figure, part, section, point, appendix, phase, dr, mr"
+        "vitamins?, hepatitis, types?, groups?, class, grade, plan, figure, part, section, point, appendix,"
+        " phase, dr, mr"
     )
     + r"\.?\s+$",
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
-    r"[\s).:\]\"'-]*(?:[^.\n]{0,80}(?:[-:—(]|\bis|->)\s*)?(?:correct|right|yes|✓|✔|✅|this is (?:the )?(?:correct|right))(?!\w)"
+    r"[\s).:\]\"'-]*(?:[^.\n]{0,80}(?:[-:—(]|\bis|->)\s*)?(?:correct|right|yes|✓|✔|✅|"
+    r"this is (?:the )?(?:correct|right))(?!\w)"
 )
 
 

@@ -66,7 +66,7 @@ def _language(info: str) -> str:
 
 
 def _dedent(code: str) -> str:
-    """Take the fence's own indentation off where its block has more of it; a function's body keeps its own."""
+    """Take off what indentation the whole of a definition has; a function's body keeps its own."""
     return textwrap.dedent(code) if _BEGINS.match(code.lstrip()) else code
 
 

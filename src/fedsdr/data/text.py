@@ -86,7 +86,7 @@ def alternatives(phrases: Iterable[str]) -> str:
 
 
 def words(listed: str) -> str:
-    """Write a list with commas as a pattern of whole words, white space being any; the entries are patterns."""
+    """Write a list of patterns with commas between them as one pattern of whole words."""
     return rf"\b(?:{'|'.join(' '.join(one.split()) for one in listed.split(','))})\b"
 
 
