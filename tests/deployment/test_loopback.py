@@ -70,7 +70,7 @@ def demand_no_text(seen: bytes, *folders: Path) -> None:
 def test_a_deployment_leaves_the_bytes_of_the_local_engine_and_no_plain_text_on_the_wire(
     deployment: Deploy, small: Small, data_root: Path, tmp_path: Path
 ):
-    """Law 7 among engines, and law 5 on the wire with TLS."""
+    """Invariant 7 among engines, and invariant 5 on the wire with TLS."""
     local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
     one = deployment(recording=CLIENTS)
     one.start_all()
@@ -194,7 +194,7 @@ def test_a_kill_in_the_middle_of_sending_an_update_costs_nothing(
     wait_until(lambda: killed not in one.programs)
     if killed == "math":
         told, _ = program.communicate(timeout=200)
-        assert program.returncode == 2 and "2 of 3 asked clients gave a usable reply" in told
+        assert program.returncode == 2 and "2 of 3 sampled clients gave a usable reply" in told
         one.start_node("math")
     else:
         program.kill()
@@ -242,7 +242,7 @@ def test_a_run_with_other_settings_in_a_finished_runs_folder_is_not_told_as_done
     program = one.begin(small(**{"run.dir": "runs/first", "server.num_rounds": 1, "run.seed": 5}))
     told, _ = program.communicate(timeout=120)
     assert program.returncode == 2
-    assert "cannot go on: config.toml was" in told and "did not come to its end" in told
+    assert "cannot continue: config.toml was" in told and "did not come to its end" in told
 
 
 @long

@@ -1,9 +1,9 @@
 """What a client keeps between rounds, versioned by round: an adapter of its own, and other arrays by name.
 
 `<folder>/round-0003/` holds the adapter after round 3, in PEFT's format: the private one, or with fedala the
-shared one as this client trained it. In kept.safetensors is whatever else the method, the combination, the
-correction or `wire.dtype` must remember at the client (such as "residual", what its messages lost). It is
-written whole. Two versions are kept: a client asked for round k starts
+shared one as this client trained it. In kept.safetensors is whatever else the method, the aggregation, the
+drift correction or `communication.dtype` must remember at the client (such as "error_feedback", what its
+messages lost). It is written whole. Two versions are kept: a client asked for round k starts
 from its newest state before k, even if it had already finished k when the server was killed.
 
 Paper: LoRA-S never leaves the client (FedSDR, section 4). Differs: whether it is kept or reset
@@ -17,10 +17,11 @@ from pathlib import Path
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from fedsdr.client.wire import Float32
 from fedsdr.config import Lora
+from fedsdr.messages.wire import Float32
 from fedsdr.model.adapter_files import load_adapter, read_whole, save_adapter
-from fedsdr.storage import list_rounds, round_folder, write_folder
+from fedsdr.run_folder import list_rounds, round_folder
+from fedsdr.storage import write_folder
 
 KEEP = 2
 KEPT = "kept.safetensors"
@@ -61,11 +62,6 @@ def load_kept(folder: Path, before: int) -> dict[str, Float32]:
     """
     newest = _newest(folder, before)
     return read_whole(newest / KEPT, load_file) if newest and (newest / KEPT).exists() else {}
-
-
-def fusion_file(folder: Path, server_round: int) -> Path:
-    """Where a client keeps the weights that fuse its adapters after a round, once it was evaluated."""
-    return folder / "evaluation" / f"round-{server_round:04d}-fusion.json"
 
 
 def _newest(folder: Path, before: int) -> Path | None:

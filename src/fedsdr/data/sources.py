@@ -14,12 +14,14 @@ from fedsdr.config import Data, Source
 from fedsdr.data.examples import Example
 from fedsdr.data.readers import Record, file_rows, hub_rows, read_file, to_records
 from fedsdr.errors import UserError
+from fedsdr.methods import look_up
 from fedsdr.seeds import seed_for
-from fedsdr.tables import look_up
 
 RESERVED = ("all", "mean", "others")
 """What rows of tables are called."""
 FILES = ("train.jsonl", "test.jsonl")
+BUILT_IN = Path(__file__).parent / "demo"
+"""Folder of the built-in data, one folder for each value of `data.built_in`; made by `tools/demo_data`."""
 LAYOUT = "expected <root>/<domain>/train.jsonl and <root>/<domain>/test.jsonl, one folder for each domain"
 
 
@@ -67,11 +69,7 @@ def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
     """
     # The default key is looked for anyway, and need not be there.
     columns = {} if id_column == "client" else {"client": id_column}
-    if data.root:
-        folders = _folders(Path(data.root))
-        names = _choose(data, list(folders))
-        domains = {name: _from_folder(folders[name], name, columns) for name in names}
-    elif data.sources:
+    if data.sources and not data.root:
         sources = {source.domain: source for source in data.sources}
         if len(sources) < len(data.sources):
             raise UserError(
@@ -80,8 +78,10 @@ def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
         names = _choose(data, list(sources))
         domains = {name: _from_source(sources[name], columns, data.seed) for name in names}
     else:
-        built_in = _built_in(data)
-        domains = {name: built_in[name] for name in _choose(data, list(built_in))}
+        folders = _folders(Path(data.root) if data.root else BUILT_IN / data.built_in)
+        names = _choose(data, list(folders))
+        # The built-in data have keys of their own.
+        domains = {name: _from_folder(folders[name], name, columns if data.root else {}) for name in names}
     return {name: _draw(_fill_choices(domain), data, name) for name, domain in domains.items()}
 
 
@@ -152,19 +152,6 @@ def _choose(data: Data, names: list[str]) -> list[str]:
 def _from_folder(folder: Path, name: str, columns: Mapping[str, str]) -> Domain:
     train, test = (read_file(folder / file, name, columns) for file in FILES)
     return Domain(train, test)
-
-
-def _built_in(data: Data) -> dict[str, Domain]:
-    if data.built_in == "disputed":
-        from fedsdr.data.demo.disputed import disputed_data
-
-        return {name: Domain(*parts) for name, parts in disputed_data(data.seed).items()}
-    from fedsdr.data.demo import demo_data
-
-    return {
-        name: Domain([Record(example) for example in train], [Record(example) for example in test])
-        for name, (train, test) in demo_data(data.seed).items()
-    }
 
 
 def _from_source(source: Source, columns: Mapping[str, str], seed: int) -> Domain:

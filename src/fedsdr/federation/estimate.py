@@ -1,0 +1,217 @@
+"""What a run would take: memory and bytes of messages, from the model's shapes and the data's lengths.
+
+Bytes of messages are exact, since the code that sends them counts them. Memory is rough: only what grows with
+the model is counted, and docs/paper_scale.md says how far off it was.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from fedsdr.config import Lora, Settings
+from fedsdr.data.batching import collate
+from fedsdr.data.conversation import Conversation
+from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
+from fedsdr.model.adapters import Adapters, find_targets
+from fedsdr.model.loss import CHUNK
+from fedsdr.rows import Aggregation, MessageDtype
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTISED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
+"""Bytes of a weight in bitsandbytes' linear layers. 4bit: half a byte, one for the scale of each 64
+weights, and four for each 256 of these scales."""
+LIBRARIES = 0.46e9
+"""Bytes of a process that has next to no model (docs/performance.md)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of an estimate."""
+
+    section: Literal["memory", "messages"]
+    name: str
+    num_bytes: float
+    how: str
+    """What was counted."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """What a client holds, in tokens."""
+
+    train: Sequence[Conversation]
+    test: Sequence[Conversation]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Shapes of a model and of its adapters."""
+
+    num_linear: int
+    """Weights of all linear layers but the head."""
+    num_other: int
+    """All other parameters: embeddings, norms, biases, and the head where it is not the embedding."""
+    num_head: int
+    """Weights of the output head, which every response token passes."""
+    num_largest: int
+    """Weights of the largest linear layer."""
+    num_layers: int
+    width: int
+    """Of the hidden state."""
+    inner: int
+    """Of the widest linear layer's input or output."""
+    num_heads: int
+    cached: int
+    """Numbers of keys and values together, for each token and layer."""
+    shared: dict[str, tuple[int, ...]]
+    """Shapes of the shared adapter's tensors by PEFT key; the private one has the same."""
+
+    @property
+    def num_adapter(self) -> int:
+        """Numbers of one adapter."""
+        return sum(map(math.prod, self.shared.values()))
+
+    @property
+    def num_state(self) -> int:
+        """Numbers kept for the backward pass, for each token and layer: docs/performance.md."""
+        return 12 * self.width + 3 * self.inner
+
+
+def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
+    """Measure a model without values (`model.meta`), and put adapters on it."""
+    config = skeleton.config.get_text_config()
+    linear = find_targets(skeleton, "all-linear").values()
+    num_linear = sum(layer.weight.numel() for layer in linear)
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Sizes(
+        num_linear,
+        sum(value.numel() for value in skeleton.parameters()) - num_linear,
+        skeleton.get_output_embeddings().weight.numel(),
+        max(layer.weight.numel() for layer in linear),
+        config.num_hidden_layers,
+        config.hidden_size,
+        max(max(layer.weight.shape) for layer in linear),
+        config.num_attention_heads,
+        2 * groups * head_width,
+        Adapters(skeleton, lora).shapes("shared"),
+    )
+
+
+def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: bool) -> list[Part]:
+    """Memory of the machine that trains, in bytes: what stays, and the larger of training and generation."""
+    model, distill, scoring = settings.model, settings.distill, settings.eval
+    each = BYTES[model.dtype]
+    of_linear = QUANTISED.get(model.quantization, each)
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
+    num_learning = {
+        "shared": sum(map(math.prod, travelling(method, aggregation, sizes.shared).values())),
+        "private": sizes.num_adapter,
+    }
+    most = max(
+        sum(num_learning[name] for name in stage.train) for stage in (*method.before_rounds, *method.stages)
+    )
+
+    is_flat = model.attention == "grouped"
+    longest = [sorted(client.train, key=_length)[-settings.client.batch_size :] for client in clients]
+    num_tokens = max(collate(batch, is_flat).ids.size for batch in longest)
+    num_states = sizes.num_layers * sizes.num_state
+    if model.checkpointing == "on":
+        num_states = sizes.num_layers * sizes.width + sizes.num_state
+    if model.attention == "eager":  # keeps the softmax, twice
+        num_states += 2 * sizes.num_heads * max(_length(batch[-1]) for batch in longest) * sizes.num_layers
+    states = each * (num_tokens * num_states + CHUNK * sizes.num_head // sizes.width)
+    if model.quantization != "none":
+        states += each * sizes.num_largest
+
+    longest_text = max(_length(text) for client in clients for text in (*client.train, *client.test))
+    rows = {"eval": (scoring.batch_size, longest_text + scoring.max_new_tokens)}
+    if not distill.url and (
+        method.needs_rewritings or scoring.rewritings
+    ):  # the model of this process rewrites
+        rows["distill"] = distill.batch_size, longest_text + distill.max_new_tokens
+    num_rows, length = max(rows.values(), key=math.prod)
+    cache = each * num_rows * length * sizes.cached * sizes.num_layers
+    reading = each * num_rows * longest_text * sizes.num_state + 8 * num_rows * sizes.num_head // sizes.width
+
+    kind = f"{model.quantization} linear layers, the rest " if model.quantization != "none" else ""
+    checkpoints = "the layers' inputs and one layer inside" if model.checkpointing == "on" else "all layers"
+    parts = [
+        Part(
+            "memory", "base", of_linear * sizes.num_linear + each * sizes.num_other,
+            f"{(sizes.num_linear + sizes.num_other) / 1e6:,.0f} M parameters, {kind}{model.dtype}",
+        ),
+        Part(
+            "memory", "adapters", 2 * 4 * sizes.num_adapter,
+            f"two of {sizes.num_adapter / 1e6:,.1f} M numbers, float32",
+        ),
+        Part(
+            "memory", "optimizer", 3 * 4 * most,
+            f"gradient and two moments of the {most / 1e6:,.1f} M numbers that learn at once",
+        ),
+        Part("memory", "states of a step", states, f"{num_tokens} tokens in a pass, {checkpoints}"),
+        Part(
+            "memory", "generation", cache + reading,
+            f"{num_rows} rows of {length} tokens: keys and values, one layer inside, logits",
+        ),
+    ]  # fmt: skip
+    if not is_gpu:
+        parts.append(Part("memory", "libraries", LIBRARIES, "measured with next to no model"))
+    amount = {part.name: part.num_bytes for part in parts}
+    peak = sum(amount.values()) - min(amount["optimizer"] + amount["states of a step"], amount["generation"])
+    return [*parts, Part("memory", "peak", peak, "all of it, but training and generation in turn")]
+
+
+def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
+    """Bytes of the arrays that travel."""
+    has_control_variates = DRIFT_CORRECTIONS[settings.client.drift_correction].has_control_variates
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
+    dtype, lora, rounds = settings.communication.dtype, settings.adapter, settings.server.num_rounds
+    down = _num_bytes(going_down(method, aggregation, sizes.shared), "float32", has_control_variates)
+    up = _num_bytes(travelling(method, aggregation, sizes.shared), dtype, has_control_variates)
+    most = ", at the largest rank" if lora.client_ranks else ""
+    sampled = settings.server.clients_per_round or num_clients
+    residual = [
+        _residual_bytes(sizes, ranks) for ranks in _residual_ranks(aggregation, lora.rank, sampled, rounds)
+    ]
+    grown = "in the last round; it grows with what is added to the base" if residual[-1] else "each round"
+    return [
+        Part("messages", "down", down + residual[-1], f"to each client, {grown}"),
+        Part(
+            "messages", "up", up,
+            f"from each client, each round; {dtype}{most}",
+        ),
+        Part(
+            "messages", "all rounds", sampled * (rounds * (down + up) + sum(residual)),
+            f"{rounds} rounds of {sampled} clients, both ways{most}; evaluation is sent down once more",
+        ),
+    ]  # fmt: skip
+
+
+def _residual_ranks(aggregation: Aggregation, rank: int, sampled: int, num_rounds: int) -> list[int]:
+    """Ranks that the rounds before each round added to the base.
+
+    New factors in each round leave all that the clients learnt to the base, their ranks stacked; means of
+    factors leave it one client's fewer (`server.aggregate`).
+    """
+    added = rank * (sampled if aggregation.is_fresh else sampled - 1) if aggregation.adds_to_base else 0
+    return [added * number for number in range(num_rounds)]
+
+
+def _residual_bytes(sizes: Sizes, rank: int) -> int:
+    """Bytes of the residual of that rank, with the rank itself; none of rank 0."""
+    return 4 * sum(map(math.prod, residual_shapes(sizes.shared, rank).values())) + 8 if rank else 0
+
+
+def _num_bytes(shapes: dict[str, tuple[int, ...]], wire: MessageDtype, has_control_variates: bool) -> int:
+    arrays = layout(shapes, wire, has_control_variates).values()
+    return sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in arrays)
+
+
+def _length(text: Conversation) -> int:
+    return len(text.ids)

@@ -1,0 +1,237 @@
+"""`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, with the local engine."""
+
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsdr.config import Client, Settings
+from fedsdr.errors import UserError
+from fedsdr.federation.environment import (
+    describe_environment,
+    describe_performance,
+    reported_data,
+    require_same,
+    resolve,
+)
+from fedsdr.federation.preflight import check_budget, check_deployed, check_fit
+from fedsdr.methods import METHODS
+from fedsdr.metrics import Scores
+from fedsdr.progress import say
+from fedsdr.recipe import dump_settings
+from fedsdr.rows import Stage
+from fedsdr.run_folder import Result, RunFolder, checked_round, read_result, read_settings
+from fedsdr.storage import locked, read_json, read_lines, rewrite_lines, write_file, write_json
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+
+def run(settings: Settings) -> Result:
+    """Run a federation from the beginning.
+
+    Raises:
+        UserError: The folder already holds a run, or settings and data do not fit.
+    """
+    if not settings.run.dir:
+        raise UserError("run.dir is empty; name a folder, or take settings from load_settings, which does")
+    folder = RunFolder(settings.run.dir)
+    with _working_in(folder):
+        if any(path.exists() for path in (folder.config, folder.server, folder.clients)):
+            raise UserError(
+                f"{folder.path} already holds a run; continue it by `fedsdr resume {folder.path}`, or choose"
+                " another folder by run.dir=..."
+            )
+        check_budget(settings, [])
+        settings = resolve(settings)
+        check_fit(settings)
+        environment = describe_environment(settings)
+        _begin(settings, environment)
+        _introduce(settings, environment)
+        return _drive(settings, _local_grid(settings))
+
+
+def run_over(grid: "Grid", settings: Settings) -> Result:
+    """Begin a run on clients of other processes, or continue the one in its folder.
+
+    Raises:
+        UserError: As `run` and `resume`; `federation` may be set anew.
+    """
+    folder = RunFolder(settings.run.dir)
+    check_deployed(settings)
+    # When a SuperLink is killed, the program of a run may survive, and continue with the next SuperLink.
+    with _working_in(folder, settings.federation.wait):
+        settings = resolve(settings)
+        if folder.config.exists():
+            environment = require_same(settings, has_data=False)
+        else:
+            environment = describe_environment(settings, has_data=False)
+        if not folder.nonce.exists():
+            write_file(folder.nonce, secrets.token_hex(4))
+        _begin(settings, environment)
+        for choice in describe_performance(settings.model, settings.run.threads):
+            say(f"  {choice}")
+        return _drive(settings, grid, has_data=False)
+
+
+def _begin(settings: Settings, environment: dict[str, Any]) -> None:
+    folder = RunFolder(settings.run.dir)
+    write_json(folder.environment, environment)
+    write_file(folder.config, dump_settings(settings))
+
+
+def resume(folder: str | Path) -> Result:
+    """Continue a run after its last finished round; of a finished run only the report is made again.
+
+    Raises:
+        UserError: No run is there, its settings or data changed, or this machine would compute other
+            bits than the one it began on.
+    """
+    settings = read_settings(Path(folder))
+    run = RunFolder(folder)
+    _require_local(run)
+    with _working_in(run):
+        environment = require_same(settings)
+        _introduce(settings, environment)
+        return _drive(settings, _local_grid(settings))
+
+
+def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
+    """Scores of the base model and of a round, computed where the run has no record of them.
+
+    The personalised model is scored if the clients still hold their private adapters of that round.
+
+    Raises:
+        UserError: The folder holds no run, or the round is not finished.
+    """
+    settings, run = read_settings(folder), RunFolder(folder)
+    number = checked_round(folder, server_round)
+    missing = [one for one in sorted({0, number}) if not run.evaluation(one).exists()]
+    if missing:
+        _require_local(run)
+        with _working_in(run):
+            require_same(settings)
+            from fedsdr.federation.server_app import serve
+
+            for one in missing:
+                serve(_local_grid(settings), settings, only_round=one)
+    return read_json(run.evaluation(0)), read_json(run.evaluation(number))
+
+
+def _require_local(run: RunFolder) -> None:
+    """Raise UserError if the run's data is not on this machine, but at the clients of a deployment."""
+    if run.nonce.exists():
+        raise UserError(
+            f"{run.path}: this run went over Flower, and its data is at the clients: only rounds that it"
+            " scored itself can be shown (eval.every). Continue it by the command that began it"
+            " (`fedsdr run RECIPE ... --on SERVER`, or `flwr run`)"
+        )
+
+
+def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
+    """Run all rounds that are left."""
+    from fedsdr.federation.server_app import serve
+    from fedsdr.report.page import write_report
+
+    folder, begun = RunFolder(settings.run.dir), time.monotonic()
+    is_whole = not folder.server.exists()
+    if is_old := folder.is_finished():
+        say(f"{folder.path}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
+    if has_data or not is_old:  # clients elsewhere are not needed for a run that is finished
+        serve(grid, settings)
+    if not has_data:  # the clients have reported their numbers by now
+        described = read_json(folder.environment) | {"data": reported_data(folder)}
+        write_json(folder.environment, described)
+    # A kill may have come after the last scores and before the end of the log.
+    events = read_lines(folder.log)
+    if all(event["event"] != "end" for event in events):
+        # This process knows the costs of its own part alone.
+        costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()} if is_whole else {}
+        end = {"event": "end", "round": settings.server.num_rounds, **costs}
+        rewrite_lines(folder.log, [*events, end])
+    write_report(folder.path, settings)
+    return read_result(folder.path)
+
+
+def _peak_memory() -> int:
+    """Most memory of the host that this process has had, in bytes; a GPU's is not counted."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
+    """Print what will be done, and the training budget."""
+    from fedsdr.client.update import before_settings, count_steps
+
+    data, client = environment["data"], settings.client
+    method, largest = METHODS[settings.method], max(data["num_train"].values())
+
+    def steps(stages: tuple[Stage, ...], client: Client) -> str:
+        return ", then ".join(
+            f"{'+'.join(stage.train)} on {stage.on}"
+            f" {count_steps(client, len(stages), number, largest * (1 + (stage.on == 'mixed')))} steps"
+            for number, stage in enumerate(stages)
+        )
+
+    say(
+        f"{settings.method}: {len(data['num_train'])} clients, {sum(data['num_train'].values())} training and"
+        f" {sum(data['num_test'].values())} test examples ({data['origin']}), folder {settings.run.dir}"
+    )
+    say(f"  model: {environment['model']['origin']}, seed {settings.run.seed}")
+    for choice in describe_performance(settings.model, settings.run.threads):
+        say(f"  {choice}")
+    if method.before_rounds:
+        say(f"  before round 1, at each client: {steps(method.before_rounds, before_settings(settings))}")
+    say(
+        f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method.stages, client)}, of"
+        f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, drift correction"
+        f" {client.drift_correction}"
+    )
+    for domain, num in data["num_duplicates"].items():
+        if num:
+            say(f"  {domain}: {num} test prompts are training prompts too (see `fedsdr data`)")
+    for domain, num in data["num_known_responses"].items():
+        if num:
+            say(f"  {domain}: {num} test responses are training responses too, to other prompts")
+    for name, num in data["num_inconsistent"].items():
+        if num:
+            say(f"  {name}: {num} responses lack their own label, answer or facts (see `fedsdr data`)")
+
+
+def _local_grid(settings: Settings) -> "Grid":
+    """The in-process grid, with all clients of the run."""
+    from fedsdr.federation.client_app import app as client_app
+    from fedsdr.federation.client_context import data_of
+    from fedsdr.federation.local_engine import LocalGrid
+
+    clients = RunFolder(settings.run.dir).clients
+    node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
+    return LocalGrid(client_app, len(data_of(settings)[1]), clients, **node)
+
+
+@contextmanager
+def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
+    """Let one process at a time work in a run's folder; at the end it forgets the data that it read.
+
+    Raises:
+        UserError: Another process works there for `patience` seconds, or the folder is a file.
+    """
+    from fedsdr.federation.client_context import close_clients
+
+    if folder.path.is_file():
+        raise UserError(f"run.dir = {folder.path} is a file; name a folder, or one that does not exist yet")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with locked(folder.path, patience):
+        for left in folder.path.rglob(
+            ".*.aside"
+        ):  # of files that were being written when a process was killed
+            if left.is_file():
+                left.unlink()
+        try:
+            yield
+        finally:
+            close_clients()

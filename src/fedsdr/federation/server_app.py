@@ -1,0 +1,176 @@
+"""The server's side of a run: prepare, then rounds of train, aggregate, checkpoint, evaluate.
+
+It does not know the engine. A round is finished when its folder is there. Started again on the same folder, a
+run continues after its last finished round. Clients that are not connected miss rounds, and take part again
+when they are back; the run stops only where fewer than a quorum are connected.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from fedsdr import __version__
+from fedsdr.config import Settings
+from fedsdr.evaluate.scores import table_of_round
+from fedsdr.federation.client_context import model_of
+from fedsdr.federation.membership import Membership
+from fedsdr.federation.preflight import check_budget, check_counts
+from fedsdr.messages.privacy import epsilon
+from fedsdr.model.base import public_name
+from fedsdr.progress import say
+from fedsdr.run_folder import RunFolder
+from fedsdr.seeds import seed_for
+from fedsdr.server.checkpoint import load_moments, load_round, save_round
+from fedsdr.server.sampling import num_trainings
+from fedsdr.server.strategy import FedStrategy
+from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines, write_json
+
+
+def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None:
+    """Run or continue a federation.
+
+    Args:
+        grid: The way to the clients.
+        settings: Of the run in `run.dir`.
+        only_round: Evaluate that round, if it was not yet, and nothing else.
+
+    Raises:
+        UserError: A client cannot prepare, or fewer than a quorum are connected or usable.
+    """
+    folder, lora = RunFolder(settings.run.dir), settings.adapter
+    name = public_name(settings.model.name)
+    base, adapters = model_of(settings)
+    begun = folder.last_round()
+    if begun < 0:
+        adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
+        fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
+        save_round(folder, 0, fresh, {}, {}, lora, name)
+        begun = 0
+    past = _events_until(begun, folder)
+    # Only what differs from the defaults is sent; clients of another version refuse.
+    apart: Any = {"run": {"dir", "cache"}, "federation": True}
+    sent = settings.model_dump_json(exclude_defaults=True, exclude=apart)
+    # A node may take part in several runs; one that was begun anew is another.
+    nonce = folder.nonce.read_text() if folder.nonce.exists() else ""
+    run = f"{folder.path.name[:40]}-{content_hash(sent, nonce)[:8]}"
+    config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
+    # A client that only reads its rewritings again took no time for them: the first record stays.
+    prepared = {str(event["client"]): event for event in past if event["event"] == "prepare"}
+    membership = Membership(
+        grid, config, base.identity, settings.federation, settings.server.quorum, prepared
+    )
+    membership.wait_for_all()
+    events = sorted(prepared.values(), key=lambda event: str(event["client"]))
+    rewrite_lines(folder.log, [*events, *(event for event in past if event["event"] != "prepare")])
+    check_counts(settings.server, settings.lora, sorted(prepared))
+    check_budget(settings, sorted(prepared))
+    number = begun if only_round is None else only_round
+    arrays, residual = load_round(folder, number, lora.rank)
+    moments = load_moments(folder, begun)
+    strategy = FedStrategy(settings, membership.roster, prepared, arrays, moments, residual)
+    rounds = Rounds(grid, membership, strategy, settings, config, folder)
+    if only_round is not None:
+        rounds.evaluate(only_round)
+        return
+    strategy.summary()
+    if begun:
+        say(f"  continuing after round {begun}")
+    if rounds.is_due(begun):
+        rounds.evaluate(begun)
+    for server_round in range(begun + 1, settings.server.num_rounds + 1):
+        rounds.train(server_round)
+        # After the log: once the folder is there the round counts as finished and is not logged again.
+        arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
+        save_round(folder, server_round, arrays, residual, moments, lora, name)
+        if rounds.is_due(server_round):
+            rounds.evaluate(server_round)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The two halves of a round, and what they need."""
+
+    grid: Grid
+    membership: Membership
+    strategy: FedStrategy
+    settings: Settings
+    config: ConfigRecord
+    folder: RunFolder
+
+    def train(self, server_round: int) -> None:
+        """Let the sampled clients train, aggregate what they send, and log it."""
+        strategy = self.strategy
+        self._gather(strategy.sampled(server_round), server_round)
+        start = time.monotonic()
+        record = strategy.record()
+        num_bytes = sum(array.numpy().nbytes for array in record.values())
+        replies = self._exchange(strategy.configure_train(server_round, record, self.config, self.grid))
+        try:
+            strategy.aggregate_train(server_round, replies)
+        finally:  # the reasons of dropped replies are logged even if too few are left
+            append_lines(self.folder.log, strategy.events())
+        seconds = time.monotonic() - start
+        done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
+        append_lines(self.folder.log, [done | self._spent(server_round)])
+        num_rounds = self.settings.server.num_rounds
+        say(f"round {server_round} of {num_rounds}: {_losses(strategy.events())}, {seconds:.0f} s")
+
+    def is_due(self, server_round: int) -> bool:
+        """Whether a round is evaluated; 0 stands for the base model."""
+        every, last = self.settings.eval.every, self.settings.server.num_rounds
+        return server_round in (0, last) or (every > 0 and server_round % every == 0)
+
+    def evaluate(self, server_round: int) -> None:
+        """Evaluate a round if that is not done yet; write the pooled numbers."""
+        path, strategy = self.folder.evaluation(server_round), self.strategy
+        if path.exists():
+            return
+        self._gather(sorted(strategy.prepared), server_round)
+        record = strategy.record(trains=False)
+        replies = self._exchange(strategy.configure_evaluate(server_round, record, self.config, self.grid))
+        try:
+            strategy.aggregate_evaluate(server_round, replies)
+        finally:
+            append_lines(self.folder.log, strategy.events())
+        scored = [event for event in strategy.events() if event["event"] == "evaluate"]
+        num_test = sum(event["num_test"] for event in strategy.prepared.values())
+        write_json(path, table_of_round(scored, num_test))
+
+    def _gather(self, clients: Sequence[str], server_round: int) -> None:
+        self.membership.wait_for(clients, self.strategy.quorum(len(clients)), server_round)
+        self.strategy.absent = self.membership.absent()
+
+    def _exchange(self, messages: Iterable[Message]) -> Iterable[Message]:
+        return self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout)
+
+    def _spent(self, server_round: int) -> Event:
+        """Epsilon and delta of the most drawn client after a round; {} without differential privacy."""
+        privacy, num = self.settings.privacy, self.settings.server.clients_per_round
+        if privacy.kind == "none":
+            return {}
+        times = num_trainings(self.strategy.prepared, num, self.settings.run.seed, server_round)
+        return {"epsilon": epsilon(privacy, times), "delta": privacy.delta}
+
+
+def _events_until(begun: int, folder: RunFolder) -> list[Event]:
+    """Events of finished work: those of a round that was cut short will be written anew."""
+    return [
+        event
+        for event in read_lines(folder.log)
+        if event["round"] <= begun
+        and (event.get("work", event["event"]) != "evaluate" or folder.evaluation(event["round"]).exists())
+    ]
+
+
+def _losses(events: Iterable[Event]) -> str:
+    """Mean training losses of a round over its clients, for the user to watch."""
+    found: dict[str, list[float]] = {}
+    for event in events:
+        for key, value in event.items():
+            if key.startswith("train/") and key.endswith("/loss"):
+                found.setdefault(key.split("/")[1], []).append(value)
+    return ", ".join(f"{name} loss {sum(values) / len(values):.3f}" for name, values in sorted(found.items()))

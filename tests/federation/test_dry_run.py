@@ -1,0 +1,144 @@
+"""A dry run estimates what a run would take, its messages exactly, and runs nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedsdr
+from fedsdr.compatibility import allowed_with
+from fedsdr.config import Settings
+from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
+from fedsdr.federation.estimate import Client, memory, sizes_of
+from fedsdr.methods import AGGREGATIONS
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import load_base
+from fedsdr.model.meta import load_skeleton
+from fedsdr.storage import read_lines
+
+MakeSettings = Callable[..., Settings]
+SMALL_RUN = {
+    "data.domains": ["finance", "general", "math"],
+    "server.num_rounds": 2,
+    "server.clients_per_round": 2,
+    "eval.max_new_tokens": 2,
+    "distill.max_new_tokens": 2,
+}
+MESSAGES = [
+    *({"method": name} for name in ("fedit", "fedsdr", "local-only")),
+    {"method": "centralised", "server.clients_per_round": 0},
+    {"client.drift_correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0},
+    *(
+        {"method": "fedsdr", "server.aggregation": name, "communication.dtype": dtype}
+        for name, row in AGGREGATIONS.items()
+        if row.ranks != "several"  # they send as many as they have
+        for dtype in allowed_with("server.aggregation", name)["communication.dtype"]
+    ),
+]
+
+
+@pytest.mark.parametrize("chosen", MESSAGES, ids=lambda chosen: "-".join(map(str, chosen.values())))
+def test_the_bytes_are_those_of_the_run(tiny_settings: MakeSettings, chosen: dict[str, Any]):
+    settings = tiny_settings(**{**SMALL_RUN, "eval.rewritings": False, **chosen})
+    estimate = fedsdr.dry_run(settings)
+    events = read_lines(fedsdr.run(settings).folder / "metrics.jsonl")
+    assert {event["num_bytes_up"] for event in events if event["event"] == "train"} == {estimate["up"]}
+    down = {event["round"]: event["num_bytes_down"] for event in events if event["event"] == "round"}
+    assert down[2] == estimate["down"]
+    both_ways = sum(e["num_bytes_up"] + down[e["round"]] for e in events if e["event"] == "train")
+    assert estimate["all rounds"] == both_ways
+
+
+def test_nothing_is_loaded_and_nothing_written(tiny_settings: MakeSettings, tmp_path: Path, monkeypatch):
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a dry run loads no weights")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.chdir(tmp_path)
+    settings = tiny_settings(**{**SMALL_RUN, "run.dir": "runs/new"})
+    estimate = fedsdr.dry_run(settings)
+    assert (estimate["peak"] > 0, estimate["all rounds"] > 0, estimate.unknown) == (True, True, ())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_adapters_weigh_what_they_weigh_when_loaded(tiny_settings: MakeSettings):
+    settings = tiny_settings(method="fedsdr")
+    estimate = fedsdr.dry_run(settings)
+    base = load_base(settings.model)
+    assert estimate["base"] == sum(value.nbytes for value in base.model.parameters())
+    adapters = Adapters(base.model, settings.lora)
+    both = adapters.parameters(("shared", "private"))
+    assert estimate["adapters"] == sum(value.nbytes for value in both)
+    # Of fedsdr one adapter learns at a time: its gradient, and AdamW's two moments.
+    assert estimate["optimizer"] == 3 * estimate["adapters"] / 2
+    assert fedsdr.dry_run(tiny_settings(method="fedsdr-joint"))["optimizer"] == 3 * estimate["adapters"]
+
+
+def test_four_bits_checkpointing_and_small_batches_need_less(tiny_settings: MakeSettings):
+    texts = [Conversation((0,) * 256, 128)] * 8
+
+    def parts(**chosen: Any) -> dict[str, float]:
+        settings = tiny_settings(**{"model.attention": "sdpa", "model.checkpointing": "off", **chosen})
+        sizes = sizes_of(load_skeleton(settings.model)[0], settings.lora)
+        return {p.name: p.num_bytes for p in memory(settings, sizes, [Client(texts, texts)], is_gpu=False)}
+
+    plain = parts()
+    # The tiny model has 2 layers of 2 (64 64 + 64 32 + 64 * 128) + 64 * 128 weights, in float32 four bytes each.
+    num_linear = 2 * (2 * (64 * 64 + 64 * 32 + 64 * 128) + 64 * 128)
+    saved = plain["base"] - parts(**{"model.quantization": "4bit"})["base"]
+    assert saved == pytest.approx(num_linear * (4 - 0.516), rel=1e-3)
+    assert parts(**{"model.checkpointing": "on"})["states of a step"] < plain["states of a step"]
+    assert parts(**{"client.batch_size": 1})["states of a step"] < plain["states of a step"]
+    assert parts(**{"eval.batch_size": 1, "distill.batch_size": 1})["generation"] < plain["generation"]
+    assert plain["peak"] == sum(plain.values()) - plain["peak"] - min(
+        plain["optimizer"] + plain["states of a step"], plain["generation"]
+    )
+
+
+def test_what_is_on_the_hub_and_out_of_reach_is_named_and_the_rest_is_checked(
+    tiny_folder: Path, tmp_path: Path
+):
+    pytest.importorskip("datasets")  # offline in tests
+    law = tmp_path / "law.jsonl"
+    law.write_text("".join(json.dumps({"instruction": f"{n}?", "output": "Yes."}) + "\n" for n in range(20)))
+    recipe = tmp_path / "hub.toml"
+    recipe.write_text(
+        '[data]\nnum_train = 10\nnum_test = 2\n[[data.sources]]\ndomain = "far"\npreset = "alpaca"\n'
+        f'[[data.sources]]\ndomain = "law"\ntrain = "{law}"\n'
+    )
+    here = [f"model.name={tiny_folder}", "run.threads=1"]
+    estimate = fedsdr.dry_run(fedsdr.load_settings(recipe, here))
+    assert estimate.known[0] == "domain law: 10 training examples"
+    assert "domain far: its columns could not be checked" in estimate.unknown[0]
+    assert "tatsu-lab/alpaca" in estimate.unknown[0]
+    assert "lengths" in estimate.unknown[1]
+    # Two clients, one for each domain: 10 steps or not, the bytes are known.
+    assert estimate["all rounds"] == 3 * 2 * (estimate["up"] + estimate["down"])
+    nothing = fedsdr.dry_run(fedsdr.load_settings(recipe, ["model.name=nobody/nothing"]))
+    assert nothing.parts == ()
+    assert "nobody/nothing: its configuration cannot be had" in nothing.unknown[-1]
+
+    law.write_text('{"question": "1?", "output": "Yes."}\n')
+    with pytest.raises(UserError, match=r"law.jsonl:1: instruction is missing"):
+        fedsdr.dry_run(fedsdr.load_settings(recipe, here))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"server.clients_per_round": 9}, "there are 3 clients"),
+        ({"model.max_length": 4096}, "at most 2048 tokens"),
+        ({"model.max_length": 16}, "leaves no room for a response"),
+        ({"lora.targets": ["nose"]}, "q_proj"),
+        ({"model.name": "/no/such/folder"}, "no such folder"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_the_run_would_be_refused_for_is_refused(
+    tiny_settings: MakeSettings, chosen: dict[str, Any], says: str
+):
+    with pytest.raises(UserError, match=says):
+        fedsdr.dry_run(tiny_settings(**{**SMALL_RUN, **chosen}))
