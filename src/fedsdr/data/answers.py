@@ -62,7 +62,8 @@ _GOES_ON = re.compile(
 )
 _MONEY = re.compile(r"(\d+)\s+(?:dollars?|euros?|pounds?) and (\d\d?)\s+(?:cents?|pence)\b", re.IGNORECASE)
 _BOUND = words(
-    "not, never, less than, more than, fewer than, over, under, at least, at most, up to, below, above"
+    "not, never, less than, more than, fewer than, over, under, at least, at most, up to, below, above,"
+    "twice, double, triple, half of, half"
 )
 _REASON = re.compile(
     r",?\s(?:since|because|given that|considering|if)\s.*$|,\s(?:as|for|which|where)\s.*$"

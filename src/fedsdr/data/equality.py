@@ -19,9 +19,10 @@ _NO_STATEMENT = re.compile(
         "not, never, no, than, between, over, under, times, minus, plus, x, or, either, neither, at least"
     )
     + "|"
-    + words("at most, up to, below, above, wrong, incorrect"),
+    + words("at most, up to, below, above, wrong, incorrect, twice, half, double, triple"),
     re.IGNORECASE,
 )
+_BRACKETED = re.compile(r"[\[(][^\[\]()\n]*,[^\[\]()\n]*[\])]")  # a pair, a vector or an interval
 _PAIRS = (("yes", "no"), ("true", "false"))
 _UNIT_NAMES = {
     "kilometer": "km", "kilometre": "km", "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm",
@@ -67,6 +68,9 @@ def gives_answer(text: str, answer: str) -> bool:
             return find_label(text, pair) == answer.casefold()
     if re.fullmatch(r"\(?[A-J]\)?", answer):
         return find_label(text, tuple("ABCDEFGHIJ")) == answer.strip("()")
+    if _BRACKETED.fullmatch(unlatex(answer).strip()):
+        given = _BRACKETED.findall(unlatex(text))
+        return bool(given) and same_answer(given[-1], answer)
     found = find_answer(text)
     wanted = _amount(answer)
     if wanted is not None and not _units_agree(found, answer):

@@ -29,18 +29,21 @@ _UNDECIDED = re.compile(
     "|".join(
         (
             r"\b(?:not|n't|im|un|in)[ -]?(?:sure|certain|clear|decided)\b"
-            r"(?= (?:whether|if|which|what|about the (?:label|sentiment|answer))|\W*$)",
+            r"(?= (?:whether|if|which|what|about the (?:label|sentiment|answer)))",
+            r"\b(?:(?:i am|i'm) (?:unsure|uncertain|undecided|not sure)|not sure)\b",
+            r"\b(?:sentiment|label|answer|tone|it|relation|stance) (?:is|remains) (?:rather |quite |too )?"
+            r"(?:unclear|uncertain|ambiguous|inconclusive|undetermined|open)\b",
             r"\b(?:cannot|can't|could not|couldn't|(?:unable|hard|difficult|impossible|tough|not possible|"
             r"no way) to)"
             r"(?: \w+ly)? (?:tell|say|determine|decide|judge|know|classify|conclude|assign|"
             r"infer)\b(?! (?:how|when|that))",
             r"\b(?:cannot|can't|could not|couldn't) be (?:determined|known|decided|inferred|classified|"
             r"told|judged)\b",
-            r"\b(?:not enough|insufficient|too little) (?:information|context|evidence|detail)\b",
+            r"\b(?:not enough|insufficient|too little) (?:info(?:rmation)?|context|evidence|detail)\b",
             words(
                 "(?:it|that) depends, i (?:do not|don't) know, no idea, either way, undecidable, undetermined"
             ),
-            words("inconclusive, ambiguous, torn between"),
+            words("torn between"),
         )
     )
 )

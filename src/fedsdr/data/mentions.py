@@ -109,6 +109,7 @@ _CONCEDES = re.compile(
     + r"[^,.;!?\n]*$"
 )
 _WOULD = re.compile(r"\b(?:would|could|might) (?:have been|be)(?: called| seen as| an?)? ['\"]?$")
+_SCORE = re.compile(r"['\"]?\s*[:=]\s*[01]?\.\d")  # one of several, as in "positive: 0.1, negative: 0.9"
 _PART = re.compile(
     r"['\"]?\s+"
     + words(
@@ -142,7 +143,7 @@ def weigh(text: str, start: int, end: int, choice: str) -> Weight:
     before, after = text[max(0, start - 120) : start], text[end:]
     line = text[text.rfind("\n", 0, start) + 1 : start]
     at_start = _LEAD_IN.fullmatch(text[:start])
-    if asked(text, end):
+    if asked(text, end) or _SCORE.match(after):
         return Weight.LISTED
     if is_stated(text, start):
         return Weight.STATED

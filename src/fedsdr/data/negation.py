@@ -16,6 +16,7 @@ _ENDS = re.compile(
             r"[;:!?,()\[\]{}\n—]|\.(?!\w)|\s-\s",
             r"(?<!anything )(?<!everything )(?<!nothing )\bbut\b",
             words("so, which, because, since, therefore, thus, hence, although, though, while, whereas, yet"),
+            words("before, until, unless"),
             words(
                 "however, rather(?! than), instead(?! of), if, sondern, aber, pero, sino, mais, ma, mas, но"
             ),
@@ -60,6 +61,7 @@ _DEEP = "|".join(
 _NEAR = words(
     "no, non, without, lacks?, lacking, less, zero, absence of, absent, devoid of, free (?:of|from)"
 )
+_NO = r"(?:\b(?:not|cannot|never|hardly)|n't)"
 # These deny nothing: "not only X", "no doubt that it is X", "do not forget X".
 _NOT_ONLY = "|".join(
     (
@@ -68,6 +70,7 @@ _NOT_ONLY = "|".join(
         r"\b(?:don't|not|never) (?:forget|hesitate|fail|miss|neglect|hurt|skip|omit|ignore|overlook|"
         r"\w+ \w+ without)\b",
         r"\b(?:can|could|do|does)(?:not|n't| not) (?:deny|doubt|dispute|help|disagree)\b",
+        rf"{_NO} [^.;,]{{0,40}}\banything (?:but|other than)\b",
         r"\b(?:can|could)(?:not|n't| not) be (?:denied|anything)\b|\bnothing (?:but|if not)\b",
         words(
             "more or less, no less, non seulement, nicht nur, no solo, no sólo, undeniabl[ey], undoubtedly"
@@ -153,7 +156,8 @@ def denied(text: str, start: int, end: int) -> bool:
         return True
     if _BEFORE_UNSPACED.search(before) or _AFTER_UNSPACED.match(after):
         return True
-    if _BUT.search(text[max(0, start - 80) : start]):
+    excepted = _BUT.search(text, max(0, start - 80), start)
+    if excepted and not re.search(rf"{_NO} [^.;,]{{0,40}}$", text[: excepted.start()]):
         return True
     return _covers(before) != denied_after(text, end)
 

@@ -87,7 +87,8 @@ def alternatives(phrases: Iterable[str]) -> str:
 
 def words(listed: str) -> str:
     """Write a list of patterns with commas between them as one pattern of whole words."""
-    return rf"\b(?:{'|'.join(' '.join(one.split()) for one in listed.split(','))})\b"
+    patterns = (" ".join(one.split()) for one in re.split(r",(?![^{}]*\})", listed))
+    return rf"\b(?:{'|'.join(patterns)})\b"
 
 
 def _power(found: re.Match[str]) -> str:
