@@ -7,7 +7,7 @@ a text that does not say what its answer is, the last number may be another.
 import re
 from typing import NamedTuple
 
-from fedsdr.data.negation import denied, denied_before
+from fedsdr.data.negation import called_wrong, denied, denied_before
 from fedsdr.data.numbers import (
     NUMBER_WORDS,
     PLAIN_NUMBER,
@@ -53,6 +53,7 @@ _GOES_ON = re.compile(
             rf"\s+(?:x|times|plus|minus|to|or|and|through)\s+(?:[a-z] = )?[$£€]?[-\d(]|"
             rf"\s+or\s+(?:{NUMBER_WORDS.pattern})",
             r"\s+(?:\w+\s+)?(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s+than\b",
+            r"\s+(?:squared|cubed|factorial|divided by|multiplied by|to the power)\b",
             r"\s+or\s+(?:more|less|fewer|so|maybe|perhaps)\b|\s?(?:sqrt|pi\b|root)|[xyzn]\b",
             r"\s?(?!(?:[kcdm]?m|ft|in)\^[23])[a-z]\s?(?:[-+=^*]|/\d)",
             rf"\s+{_LARGE},?(?: and)?\s+\d+\s*{_SMALL}",
@@ -232,7 +233,7 @@ def _last_number(text: str, marked: str) -> Found:
         is_range = between.strip() == "and" and re.search(r"\bbetween\s*$", sentence[: numbers[-2].start()])
         if is_range or _ALTERNATIVE.fullmatch(between):
             return Found(sentence[numbers[-2].start() : last.end()].strip())
-    if denied_before(sentence.casefold(), start):
+    if denied_before(sentence.casefold(), start) or called_wrong(sentence, last.end()):
         return Found(f"not {last[0].strip()}")
     if bound := re.search(rf"{_BOUND}\s*$", sentence[:start], re.IGNORECASE):
         return Found(sentence[bound.start() : last.end()].strip())

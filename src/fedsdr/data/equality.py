@@ -8,7 +8,7 @@ import re
 
 from fedsdr.data.answers import Found, find_answer
 from fedsdr.data.labels import find_label
-from fedsdr.data.negation import denied
+from fedsdr.data.negation import asked, denied
 from fedsdr.data.numbers import QUANTITY, in_digits, quantities, same_value, unlatex, value
 from fedsdr.data.text import AFTER, BEFORE, fold, unmarked, words
 
@@ -19,7 +19,10 @@ _NO_STATEMENT = re.compile(
         "not, never, no, than, between, over, under, times, minus, plus, x, or, either, neither, at least"
     )
     + "|"
-    + words("at most, up to, below, above, wrong, incorrect, twice, half, double, triple"),
+    + words(
+        "at most, up to, below, above, wrong, incorrect, twice, half, double, triple, squared, cubed,"
+        "divided by, multiplied by, (?:multiple|factor|divisor|power|root) of"
+    ),
     re.IGNORECASE,
 )
 _BRACKETED = re.compile(r"[\[(][^\[\]()\n]*,[^\[\]()\n]*[\])]")  # a pair, a vector or an interval
@@ -128,6 +131,6 @@ def _names(text: str, answer: str) -> bool:
     for found in re.finditer(f"{begin}{phrase}{end}", text):
         near = text[max(0, found.start() - 20) : found.start()], text[found.end() : found.end() + 6]
         is_open = re.search(r"\b(?:either|or|between)\s(?:\w+\s)?$", near[0]) or re.match(r",? or\b", near[1])
-        if not denied(text, found.start(), found.end()) and not is_open:
+        if not (is_open or asked(text, found.end()) or denied(text, *found.span())):
             return True
     return False

@@ -119,7 +119,8 @@ _PART = re.compile(
     )
 )
 _RIGHT = re.compile(
-    r"['\")\]*:.-]*\s*(?:[^.;!?\n]{0,60}?\b(?:is|are|as|seems|would be)\b[^.;!?\n]{0,15}?"
+    r"['\")\]*:.-]*\s*(?:[^.;!?\n]{0,60}?\b(?:is|are|as|seems|would be(?![^.;\n]{0,25}\bif\b))\b"
+    r"[^.;!?\n]{0,15}?"
     r"\b(?:correct|right|best|the answer|the (?:most )?\w+ (?:answer|choice|option|label)"
     r"|the only (?!wrong|incorrect|false))\b"
     r"|[-:—]?\s*(?:correct|right|true|✓|✔|✅)(?!\w)|remains\b|fits best\b)"

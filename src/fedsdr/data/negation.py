@@ -31,10 +31,9 @@ _ASIDE = re.compile(r"(\b(?:not|never|cannot)\b|n't\b),[^,.;\n]{1,40},")  # "not
 _FAR = "|".join(
     (
         r"n't\b",
-        words(
-            "not, never, cannot, hardly, barely, scarcely, nothing, none, nobody, nowhere, neither, nor, few"
-        ),
+        words("not, never, cannot, hardly, barely, scarcely, nothing, none, nobody, nowhere, few"),
         words("dont, doesnt, isnt, wasnt, cant, wont, fails? to be, failed to be, stops? short of"),
+        words("unlike, except(?: for)?, as opposed to, in contrast (?:to|with), to be confused with"),
         words("far from, anything but, rather than, instead of, opposite of, contrary of, other than"),
         words("rul(?:e|es|ed|ing) out, exclud(?:e|es|ed|ing), eliminat(?:e|es|ed|ing), reject(?:s|ed|ing)?"),
         words("dismiss(?:es|ed|ing)?, discard(?:s|ed|ing)?, den(?:y|ies|ied|ying), refut(?:e|es|ed|ing)"),
@@ -51,7 +50,7 @@ _FAR = "|".join(
 # And these whatever follows, be it "that the sentence is X".
 _DEEP = "|".join(
     (
-        words("no way, no chance, doubt(?:s|ed|ful|ing)?, disagrees? (?:that|with)"),
+        words("neither, nor, none of, no way, no chance, doubt(?:s|ed|ful|ing)?, disagrees? (?:that|with)"),
         words("(?:wrong|incorrect|inaccurate|mistaken|mistake|misleading|false|untrue|error) (?:to|that|if)"),
         words("(?:a stretch|hard|difficult|premature|odd|impossible|unfair|unreasonable|too much|too strong)")
         + r" to (?:call|label|say|see|describe|consider|classify|regard|view|think)\b",
@@ -133,7 +132,7 @@ _DIRECTLY = re.compile(rf"(?:{_FAR}|\bno)\s+{_FUNCTION_WORDS}['\"]?$")
 
 def clause_before(text: str, start: int) -> str:
     """Return the words of the clause that stand before the place."""
-    before = _ASIDE.sub(r"\1", text[max(0, start - 200) : start])
+    before = _ASIDE.sub(r"\1", text[max(0, start - 200) : start].rstrip("'\"(["))
     ends = [found.end() for found in _ENDS.finditer(before)]
     return before[ends[-1] :] if ends else before
 
@@ -170,6 +169,11 @@ def denied_before(text: str, start: int) -> bool:
 def denied_after(text: str, end: int) -> bool:
     """Whether the text says of what ends at the place that it is wrong, or does not apply."""
     return bool(_AFTER.match(text[end : end + 80].split("\n")[0]))
+
+
+def called_wrong(text: str, end: int) -> bool:
+    """Whether the text says of what ends at the place that it is wrong."""
+    return bool(re.match(rf"\s+(?:\w+ )?(?:is|was|would be|seems)\s+(?:\w+ )?{_WRONG}", text[end:]))
 
 
 def denied_directly(text: str, start: int, end: int) -> bool:
