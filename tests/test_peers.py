@@ -15,7 +15,8 @@ import torch
 from fedsdr.config import Settings
 from fedsdr.federation import client_context
 from fedsdr.federation.run import run
-from fedsdr.methods import AGGREGATIONS, METRICS
+from fedsdr.methods import AGGREGATIONS
+from fedsdr.metrics import METRICS
 from fedsdr.model.adapter_files import load_adapter
 
 ROOT = Path(__file__).parents[1]

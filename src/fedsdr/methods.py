@@ -8,7 +8,7 @@ answers at once; the functions behind a row's name live at its package (`client`
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from fedsdr.errors import UserError
 
@@ -488,34 +488,6 @@ def allowed_beside(correction: DriftCorrection) -> dict[str, list[str]]:
         "server.robust": [name for name in ROBUST_AGGREGATORS if free or name == "none"],
         "communication.dtype": [name for name in get_args(MessageDtype) if free or name == "float32"],
     }
-
-
-METRICS: Mapping[str, str] = {
-    "score": "num_scored",
-    "choice_score": "num_chosen",
-    "unsupported_rate": "num_examples",
-    "words": "num_examples",
-    "filler_rate": "num_examples",
-    "redundancy": "num_examples",
-    "cut_off_rate": "num_examples",
-    "loss": "loss_tokens",
-    "loss_distilled": "loss_distilled_tokens",
-}
-"""What is measured of a model on test examples, all of it means, and the count that each is a mean over."""
-
-ALWAYS_SCORED = ("num_examples", "num_scored", *(name for name in METRICS if METRICS[name] == "num_examples"))
-"""What is told of every model and domain; scores and losses only where they could be had."""
-
-
-def group_scores(metrics: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
-    """Sort metrics by the key eval/<domain>/<metric>@<model>: (model, domain) -> metric -> value."""
-    grouped: dict[tuple[str, str], dict[str, float]] = {}
-    for key, value in metrics.items():
-        if key.startswith("eval/"):
-            _, domain, rest = key.split("/")
-            metric, model = rest.split("@")
-            grouped.setdefault((model, domain), {})[metric] = value
-    return grouped
 
 
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:

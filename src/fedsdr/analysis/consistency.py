@@ -13,10 +13,10 @@ import torch
 
 from fedsdr.analysis.transfer import example_losses, ratio
 from fedsdr.data.conversation import Conversation
-from fedsdr.intervals import with_error
 from fedsdr.messages.wire import Arrays, pairs
 from fedsdr.model.adapters import PREFIX, Adapters
 from fedsdr.model.base import Base
+from fedsdr.stats import with_error
 from fedsdr.storage import Event
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from fedsdr.analysis.alignment import VIEWS, pair_records
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.intervals import half_samples
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
+from fedsdr.stats import half_samples
 from fedsdr.storage import Event
 
 NUM_GROUPS = 8

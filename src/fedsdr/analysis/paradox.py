@@ -24,7 +24,7 @@ from fedsdr.analysis.claims import over_all_domains
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.examples import Example
 from fedsdr.evaluate.entailment import Checker
-from fedsdr.intervals import difference_interval, half_sample_interval, wilson
+from fedsdr.stats import difference_interval, half_sample_interval, wilson
 from fedsdr.storage import Event
 
 Pair = tuple[Example, str]

@@ -12,12 +12,12 @@ from fedsdr.client.update import local_update
 from fedsdr.config import Client
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.intervals import with_error
 from fedsdr.methods import METHODS
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.likelihood import log_likelihoods
 from fedsdr.seeds import seed_for
+from fedsdr.stats import with_error
 from fedsdr.storage import Event
 
 Floats = NDArray[np.float64]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from fedsdr.data.batching import by_length
 from fedsdr.data.conversation import Turn, prompt_turns
 from fedsdr.data.examples import Example
-from fedsdr.intervals import wilson
 from fedsdr.model.remote import Judge, ask_server
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
+from fedsdr.stats import wilson
 from fedsdr.storage import Event
 
 WORDS = {"a": "first", "b": "second", "tie": "tie"}

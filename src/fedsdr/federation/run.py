@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from fedsdr.config import Client, Settings
 from fedsdr.errors import UserError
-from fedsdr.evaluate.scores import Table
 from fedsdr.federation.environment import (
     demand_same,
     describe_environment,
@@ -24,6 +23,7 @@ from fedsdr.federation.environment import (
 )
 from fedsdr.federation.preflight import check_budget, check_deployed, check_fit
 from fedsdr.methods import METHODS, Stage
+from fedsdr.metrics import Scores
 from fedsdr.progress import say
 from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.storage import read_json, read_lines, rewrite_lines, round_folder, write_file, write_json
@@ -37,9 +37,9 @@ class Result:
     """What a finished run has to show."""
 
     folder: Path
-    base: Table
+    base: Scores
     """Scores of the base model: {"global": {domain or "mean": {metric: value}}}."""
-    final: Table
+    final: Scores
     """Scores after the last round, "global" and, with a private adapter, "personalised"."""
 
     @property
@@ -170,7 +170,7 @@ def read_result(folder: Path) -> Result:
     return Result(folder, base, final)
 
 
-def evaluate_round(folder: Path, server_round: int | None) -> tuple[Table, Table]:
+def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
     """Scores of the base model and of a round, computed where the run has no record of them.
 
     The personalised model is scored if the clients still hold their private adapters of that round.

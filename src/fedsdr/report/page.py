@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Settings
-from fedsdr.evaluate.scores import Table as Pooled
 from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL, has_global
+from fedsdr.metrics import Scores
 from fedsdr.recipe import dump_settings, flat
 from fedsdr.report.blocks import Block, Examples, Folded, Part, Table, Text, Titled
 from fedsdr.report.events import (
@@ -95,7 +95,7 @@ def write_report(folder: Path, settings: Settings) -> Path:
     return path
 
 
-def score_blocks(base: Pooled, final: Pooled, tables: Mapping[int, Pooled]) -> list[Block]:
+def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> list[Block]:
     """Scores as bars, wording of the answers, held-out losses."""
     if not tables:
         return [Text("Nothing was evaluated yet.")]

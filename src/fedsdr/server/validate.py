@@ -19,7 +19,8 @@ from fedsdr.data.sources import RESERVED
 from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
 from fedsdr.messages import wire
-from fedsdr.methods import ALWAYS_SCORED, METRICS, PROMPTS, MessageDtype, View, group_scores
+from fedsdr.methods import PROMPTS, MessageDtype, View
+from fedsdr.metrics import ALWAYS_SCORED, METRICS, group_scores
 
 AWAY = (3, 4, 5)
 """Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
