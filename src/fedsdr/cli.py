@@ -271,11 +271,12 @@ def measure(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what the paper claims, on a run or on every cell of a grid; the page shows it."""
+    """Measure what the paper claims, on a run or on every run of a grid; the page shows it."""
     progress.quiet = quiet
-    from fedsdr.experiments.measure import PLAN, measure_grid
+    from fedsdr.experiments.measure import measure_grid
     from fedsdr.experiments.measure import measure as measure_run
     from fedsdr.experiments.measured_run import Options
+    from fedsdr.experiments.results import PLAN
 
     options = Options(nli, judge, judge_model, against, data, _names(tasks), limit)
     if (folder / PLAN).exists():
