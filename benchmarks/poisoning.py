@@ -36,6 +36,7 @@ from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import say
 from fedsdr.recipe import load_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import content_hash, read_json, write_json
@@ -83,12 +84,12 @@ def main() -> None:
 def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -> dict[str, Any] | None:
     """Run once; None where the aggregator needs more clients."""
     folder = place / f"{num_clients}-{attack}-{robust}"
-    robust = [] if robust == "none" else [f"server.num_byzantine={num_bad}"]
+    bad = [] if robust == "none" else [f"server.num_byzantine={num_bad}"]
     words = [
         *SETTINGS,
         f"partition.num_clients={num_clients}",
         f"server.robust={robust}",
-        *robust,
+        *bad,
         f'run.dir="{folder}"',
         f'run.cache="{place / f"cache-{num_clients}"}"',
     ]
@@ -105,7 +106,7 @@ def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -
             "loss": None,
             "failure": str(reason),
         }
-    final = read_json(folder / "evaluation" / f"round-{settings.server.num_rounds:04d}.json")
+    final = read_json(RunFolder(folder).evaluation(settings.server.num_rounds))
     scores = final["global"]["mean"]
     found = {
         "clients": num_clients,
@@ -185,7 +186,7 @@ def triggered(base: Any, example: Example) -> Conversation:
 def target_loss(settings: Settings, folder: Path) -> float:
     """Loss of the target after test prompts with the trigger, nats a token: low where the backdoor works."""
     base, adapters = client_context.model_of(settings)
-    shared, _ = load_round(folder / "server", settings.server.num_rounds, settings.adapter.rank)
+    shared, _ = load_round(RunFolder(folder), settings.server.num_rounds, settings.adapter.rank)
     adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
     _, clients = client_context.data_of(settings)
     texts = [triggered(base, example) for client in clients for example in client.test]
@@ -201,7 +202,7 @@ def table(records: list[dict[str, Any]]) -> str:
             "",
             f"{num_bad} of {num_clients} clients are bad: held-out loss (loss of the backdoor's target)",
             "",
-            f"| attack | {' | '.join(ROBUST_AGGREGATORS)} |",
+            f"| attack | {' | '.join(ROBUST_AGGREGATORS).replace('none', 'mean')} |",
             f"|---|{'---:|' * len(ROBUST_AGGREGATORS)}",
         ]
         for attack in ATTACKS:

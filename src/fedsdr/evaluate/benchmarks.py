@@ -19,10 +19,9 @@ from pathlib import Path
 from fedsdr.data.examples import Example
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.evaluate.benchmark_tasks import FILES, Question, Source, from_examples, from_folder, from_hub
-from fedsdr.methods import Adapter
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
-from fedsdr.progress import say
+from fedsdr.model.adapters import LoraModel
+from fedsdr.progress import say, within
+from fedsdr.rows import Adapter
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event
 
@@ -31,8 +30,7 @@ MAX_NEW_TOKENS: Mapping[str, int] = {"drop": 48, "bbh": 48, "humaneval": 384}
 
 
 def run_benchmarks(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     active: Sequence[Adapter],
     tasks: Sequence[str] = (),
     *,
@@ -48,8 +46,7 @@ def run_benchmarks(
     """Ask one model the questions of benchmarks.
 
     Args:
-        base: The frozen base.
-        adapters: Holding the adapters' values.
+        model: Base and adapters.
         active: Which adapters make up the model.
         tasks: Names in `benchmark_tasks.FILES`, or domains of `data`; empty: all that are there.
         data: A folder laid out as `FILES` says, examples that make one task for each domain, or None:
@@ -94,9 +91,9 @@ def run_benchmarks(
             if not some:
                 continue
             task = harness.QuestionTask(name, some, config)
-            with adapters.inference(active, base.dtype, mix):
+            with model.inference(active, mix), within(name):
                 result = evaluate(
-                    harness.HarnessModel(base, batch_size, name),
+                    harness.HarnessModel(model.base, batch_size),
                     {"tasks": {name: task}, "groups": {}},
                     apply_chat_template=True,
                     fewshot_as_multiturn=True,

@@ -12,7 +12,7 @@ from fedsdr.data.batching import by_length
 from fedsdr.data.conversation import Turn, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.model.remote import Judge, ask_server
-from fedsdr.progress import track
+from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
 from fedsdr.stats import wilson
 from fedsdr.storage import Event
@@ -33,13 +33,12 @@ Answer B:
 Reply with one word and nothing else: A, B or tie."""
 
 
-def ask_judge(prompts: Sequence[str], judge: Judge, what: str) -> list[str]:
+def ask_judge(prompts: Sequence[str], judge: Judge) -> list[str]:
     """Ask the judge, `judge.batch_size` prompts at a time.
 
     Args:
         prompts: One user turn each.
         judge: Whom to ask.
-        what: Named on the progress line.
 
     Returns:
         Its answers in lower case, without white space around them and a full stop at their end.
@@ -50,7 +49,7 @@ def ask_judge(prompts: Sequence[str], judge: Judge, what: str) -> list[str]:
     turns: list[list[Turn]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
     plan = by_length([len(prompt) for prompt in prompts], judge.batch_size)
     found: dict[int, str] = {}
-    for rows in track(plan, what, "questions", [len(rows) for rows in plan]):
+    for rows in track(plan, "questions", [len(rows) for rows in plan]):
         seeds = [seed_for(0, "judge", prompts[row]) for row in rows]
         answers = ask_server([turns[row] for row in rows], judge, seeds)
         found |= {
@@ -119,7 +118,8 @@ def win_rate(
     rows = [row for row in range(len(prompts)) if answers_a[row].strip() != answers_b[row].strip()]
     orders = (answers_a, answers_b), (answers_b, answers_a)
     questions = [_question(prompts[row], one[row], other[row]) for one, other in orders for row in rows]
-    said = [WORDS.get(text) for text in ask_judge(questions, judge, f"judging {a} against {b}")]
+    with within(f"judging {a} against {b}"):
+        said = [WORDS.get(text) for text in ask_judge(questions, judge)]
     pairs = [_Pair(example.domain, "tie", "tie", is_asked=False) for example in prompts]
     for row, first, second in zip(rows, said[: len(rows)], said[len(rows) :], strict=True):
         pairs[row] = _Pair(prompts[row].domain, first, second)

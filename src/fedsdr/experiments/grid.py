@@ -14,7 +14,7 @@ from fedsdr.config import Section, Settings
 from fedsdr.errors import UserError
 from fedsdr.experiments.comparison import Group
 from fedsdr.methods import METHODS
-from fedsdr.recipe import flat, load_settings, to_toml
+from fedsdr.recipe import flat, load_settings
 
 OWNED = {"client.learning_rate": "rates", "client.budget": "budgets"}
 """Settings that a key of the grid gives, where it is there."""
@@ -148,8 +148,8 @@ def _plan(grid: Grid, folder: Path, jobs: int) -> Plan:
     arms, budgets = grid.settings_of_arms(), grid.budgets or [""]
 
     def load(own: Own, arm: str, place: str, seed: Any) -> Settings:
-        words = {**own, "run.dir": str(folder / arm / place), "run.seed": seed}
-        settings = load_settings(grid.recipe, [f"{key}={to_toml(value)}" for key, value in words.items()])
+        place_and_seed = {"run.dir": str(folder / arm / place), "run.seed": seed}
+        settings = load_settings(grid.recipe, own | place_and_seed)
         if grid.rates and not settings.data.validation:
             settings = _update(settings, "data", validation=VALIDATION)
         changes: dict[str, Any] = {"cache": settings.run.cache or str(folder / "cache")}

@@ -16,11 +16,10 @@ from fedsdr.experiments.measured_run import MeasuredRun, Options
 from fedsdr.experiments.measurements import MEASUREMENTS
 from fedsdr.experiments.results import finished, planned_runs, tabulate
 from fedsdr.federation.client_context import close_clients
-from fedsdr.federation.run import checked_round, read_settings
 from fedsdr.progress import say
-from fedsdr.report.measurements import FOLDER
 from fedsdr.report.page import write_report
 from fedsdr.report.sheets import Sheet
+from fedsdr.run_folder import RunFolder, checked_round, read_settings
 from fedsdr.storage import Event, write_json
 
 
@@ -38,7 +37,7 @@ def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[s
     for arm, seed, run in planned_runs(folder):
         if not finished(run):
             continue
-        there = {name for name in names or MEASUREMENTS if (run / FOLDER / f"{name}.json").exists()}
+        there = {name for name in names or MEASUREMENTS if RunFolder(run).measurement(name).exists()}
         had |= there
         if wanted := [name for name in names or MEASUREMENTS if name not in there]:
             say(f"{arm}, seed {seed}")
@@ -123,7 +122,7 @@ def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict
                 **found,
                 "notes": [f"Of the run after round {done}.", *found["notes"]],
             }
-            write_json(folder / FOLDER / f"{name}.json", made[name])
+            write_json(RunFolder(folder).measurement(name), made[name])
     finally:
         close_clients()
     if made:

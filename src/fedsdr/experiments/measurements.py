@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from fedsdr.analysis.claims import claim, only
 from fedsdr.analysis.consistency import Round, gain_survival, update_consistency
 from fedsdr.analysis.gradients import gradient_alignment
@@ -18,14 +16,13 @@ from fedsdr.evaluate.judge import win_rate
 from fedsdr.experiments.measured_run import MeasuredRun
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
-from fedsdr.federation.export import demand_global
-from fedsdr.federation.run import answer_files, checked_round, read_settings
+from fedsdr.federation.export import require_global
 from fedsdr.messages.wire import Arrays
-from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
-from fedsdr.model.adapters import Adapters
-from fedsdr.report.measurements import FOLDER
+from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.rows import Adapter
+from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round, load_updates
-from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines
+from fedsdr.storage import Event, read_lines, rewrite_lines
 
 MOST_GRADIENTS, MOST_MAPPED = 32, 60
 """Training examples of a client, drawn by seed, of which gradients are taken, and which are mapped."""
@@ -44,11 +41,11 @@ def _alignment(run: MeasuredRun) -> Event:
 
 
 def _gradients(run: MeasuredRun) -> Event:
-    base, adapters = run.model
+    model = run.model
     views = run.training(MOST_GRADIENTS)
-    _load(adapters, run.shared(0))
+    model.load("shared", run.shared(0))
     settings = run.settings
-    records = gradient_alignment(base, adapters, views, settings.client.batch_size, settings.run.seed)
+    records = gradient_alignment(model, views, settings.client.batch_size, settings.run.seed)
     note = f"At the shared adapter of round 0; at most {MOST_GRADIENTS} training examples of each client."
     verdict = claim(
         "Rewriting makes the clients pull the shared adapter one way",
@@ -60,11 +57,10 @@ def _gradients(run: MeasuredRun) -> Event:
 
 
 def _transfer(run: MeasuredRun) -> Event:
-    base, adapters = run.model
     settings = run.settings
     steps = settings.client.model_copy(update={"budget": "per_stage", "drift_correction": "none"})
     records = loss_transfer(
-        base, adapters, run.training(), run.tests(), steps, settings.eval.batch_size, settings.run.seed
+        run.model, run.training(), run.tests(), steps, settings.eval.batch_size, settings.run.seed
     )
     work = f"{steps.local_steps} steps" if steps.local_steps else f"{steps.local_epochs} epochs"
     note = f"{work} of {steps.batch_size * steps.accumulation} examples at a rate of {steps.learning_rate:g}."
@@ -82,11 +78,8 @@ def _transfer(run: MeasuredRun) -> Event:
 
 
 def _map(run: MeasuredRun) -> Event:
-    base, adapters = run.model
     settings = run.settings
-    records = response_map(
-        base, adapters, run.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed
-    )
+    records = response_map(run.model, run.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed)
     return {"records": records, "notes": ["A picture, not evidence: other seeds give other pictures."]}
 
 
@@ -100,7 +93,6 @@ def _consistency(run: MeasuredRun) -> Event:
 
 
 def _survival(run: MeasuredRun) -> Event:
-    base, adapters = run.model
     tests = {name: texts for name, texts in run.tests()["raw"].items() if texts}
     if not tests:
         raise UserError("gains are measured on test examples, and no client has any")
@@ -108,31 +100,30 @@ def _survival(run: MeasuredRun) -> Event:
         Round(number, run.shared(number - 1), updates, run.shared(number))
         for number, updates in _updates(run)
     )
-    records = gain_survival(base, adapters, rounds, tests, run.settings.eval.batch_size)
+    records = gain_survival(run.model, rounds, tests, run.settings.eval.batch_size)
     return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
 
 
 def _benchmarks(run: MeasuredRun) -> Event:
-    base, adapters = run.model
+    model = run.model
     options, settings = run.options, run.settings
-    demand_global(settings, "benchmarks are of the base and the global model")
+    require_global(settings, "benchmarks are of the base and the global model")
     if options.data not in ("", "hub") and not Path(options.data).is_dir():
         raise UserError(
             f"--data = {options.data} is not a folder; give one laid out as in docs/data.md, or hub"
         )
     own = [example for client in run.clients for example in client.tests.examples]
     last = checked_round(run.folder, None)
-    shared, residual = load_round(run.folder / "server", last, settings.adapter.rank)
-    _load(adapters, shared)
-    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    shared, residual = load_round(RunFolder(run.folder), last, settings.adapter.rank)
+    model.load("shared", shared)
+    model.load_residual(residual)
     models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
     records: list[Event] = []
     answers: list[Event] = []
-    for model, active in models.items():
+    for name, active in models.items():
         said: list[Event] = []
         found = run_benchmarks(
-            base,
-            adapters,
+            model,
             active,
             options.tasks,
             data={"": own, "hub": None}.get(options.data, Path(options.data)),
@@ -142,11 +133,11 @@ def _benchmarks(run: MeasuredRun) -> Event:
             code_timeout=settings.eval.code_timeout,
             answers=said,
         )
-        records += [{"model": model, **record} for record in found]
-        answers += [{"model": model, **answer} for answer in said]
+        records += [{"model": name, **record} for record in found]
+        answers += [{"model": name, **answer} for answer in said]
     if not records:
         raise UserError(f"--data = {options.data or 'the run'}: found no question that benchmarks could ask")
-    rewrite_lines(run.folder / FOLDER / "benchmark-answers.jsonl", answers)
+    rewrite_lines(RunFolder(run.folder).benchmark_answers, answers)
     return {"records": records, "notes": ["Every answer is in benchmark-answers.jsonl."]}
 
 
@@ -156,7 +147,7 @@ def _updates(run: MeasuredRun) -> list[tuple[int, dict[str, Arrays]]]:
     Raises:
         UserError: It was not saved, or the clients do not begin from what the server has.
     """
-    server, settings = run.folder / "server", run.settings
+    folder, settings = RunFolder(run.folder), run.settings
     aggregation = AGGREGATIONS[settings.server.aggregation]
     adapts = METHODS[settings.method].on_receive == "adapt"
     if aggregation.is_fresh or aggregation.kept or aggregation.adds_to_base or adapts:
@@ -168,7 +159,7 @@ def _updates(run: MeasuredRun) -> list[tuple[int, dict[str, Arrays]]]:
         raise UserError("lora.client_ranks: changes of clients of different rank are not comparable")
     if len(data_of(settings)[1]) < 2:
         raise UserError("there is only one client; changes of several are compared")
-    saved = ((number, load_updates(server, number)) for number in list_rounds(server) if number)
+    saved = ((number, load_updates(folder, number)) for number in list_rounds(folder.server) if number)
     found = [(number, updates) for number, updates in saved if len(updates) > 1]
     if not found:
         raise UserError("what the clients sent was not saved; run with server.keep_updates=true")
@@ -203,11 +194,10 @@ def _paradox(run: MeasuredRun) -> Event:
 def _answers(run: MeasuredRun) -> dict[str, dict[tuple[str, int], Pair]]:
     """Model -> client and place -> test example and what the model answered, as evaluations recorded it."""
     found: dict[str, dict[tuple[str, int], Pair]] = {}
-    for model, file in answer_files(run.settings).items():
-        for client in run.clients:
-            path = client.folder / "evaluation" / file
-            # Records stand by domain, in the order of the examples.
-            examples = sorted(client.tests.examples, key=lambda example: example.domain)
+    for client in run.clients:
+        # Records stand by domain, in the order of the examples.
+        examples = sorted(client.tests.examples, key=lambda example: example.domain)
+        for model, path in ClientFolder(client.folder).final_answers(run.settings.server.num_rounds).items():
             if not (records := read_lines(path)):
                 continue
             if len(records) != len(examples) or not all("answer" in record for record in records):
@@ -251,10 +241,6 @@ def _win_rate(run: MeasuredRun) -> Event:
         examples, texts = zip(*(mine for mine, _ in both), strict=True)
         records += win_rate(examples, texts, [other[1] for _, other in both], judge, name, against)
     return {"records": records, "notes": [f"Judged by {options.judge_model}."]}
-
-
-def _load(adapters: Adapters, values: Arrays) -> None:
-    adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
 
 
 MEASUREMENTS: Mapping[str, Callable[[MeasuredRun], Event]] = {

@@ -132,8 +132,8 @@ def _sheet(records: Sequence[Event]) -> Sheet:
         " number of rows. Below 0.05 the sign decides between supported and refuted. d_z is the mean of the"
         " seeds' differences over their standard deviation. Seeds to decide: the fewest whose uncorrected"
         " interval over seeds would exclude 0 if mean and spread stayed as they are; half of all repetitions"
-        " would need more. Where that interval excludes 0 and the other does not, more test examples are needed,"
-        " not more seeds.",
+        " would need more. Where that interval excludes 0 and the other does not, more test examples are"
+        " needed, not more seeds.",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Model, Privacy, Settings
-from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL, has_global
+from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
 from fedsdr.metrics import Scores
 from fedsdr.recipe import dump_settings, flat
 from fedsdr.report.blocks import Block, Examples, Folded, Tab, Table, Text, Titled
@@ -30,6 +30,8 @@ from fedsdr.report.events import (
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.measurements import measurement_tabs, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.rows import has_global
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines, write_file
 
 if TYPE_CHECKING:
@@ -49,12 +51,10 @@ def write_report(folder: Path, settings: Settings) -> Path:
     Returns:
         Path of the page.
     """
-    environment = read_json(folder / "environment.json")
-    tables = {
-        int(path.stem.removeprefix("round-")): read_json(path)
-        for path in sorted((folder / "evaluation").glob("round-*.json"))
-    }
-    events = read_lines(folder / "metrics.jsonl")
+    run = RunFolder(folder)
+    environment = read_json(run.environment)
+    tables = run.evaluations()
+    events = read_lines(run.log)
     base, after = tables.get(0, {}), max(tables, default=0)
     final = tables[after] if after else {}
     measurements = read_measurements(folder)
@@ -90,9 +90,8 @@ def write_report(folder: Path, settings: Settings) -> Path:
         aggregation=aggregation,
         has_global=has_global(method, aggregation),
     )
-    path = folder / "report.html"
-    write_file(path, page)
-    return path
+    write_file(run.report, page)
+    return run.report
 
 
 def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> list[Block]:
@@ -217,6 +216,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
     named = ", ".join(shown).replace(", and ", " and ")
     passes = f"{client.local_epochs} passes over the data"
     work = f"{client.local_steps} steps" if client.local_steps else passes
+    steps = [name for name in (server.aggregation, server.robust, server.optimizer) if name != "none"]
     return [
         ("Method", f"{settings.method}: {method.summary} ({method.paper})"),
         model_fact(settings.model, environment),
@@ -224,8 +224,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
         (
             "Rounds",
             f"{server.num_rounds}; {work} {client.budget.replace('_', ' ')} at each client,"
-            f" {client.batch_size * client.accumulation} examples a step; {server.aggregation},"
-            f" {server.robust}, {server.optimizer}",
+            f" {client.batch_size * client.accumulation} examples a step; {', '.join(steps)}",
         ),
         ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
         data_fact(environment),
