@@ -5,7 +5,7 @@ Notation: R the shared adapter (LoRA-R), S the private one (LoRA-S), k the clien
     load      R_k <- R_t; S_k <- the client's own
     smooth    S_k learns on the rewritten data
     rectify   R_k learns on the raw data
-    pack      R_k, or its change, leaves: rounded, or with noise, as the run wants it
+    pack      R_k, or its change, leaves: rounded, or with noise, as the run demands
     save      S_k stays, with what the client must remember
 
 Smooth and rectify are FedSDR's stages; another method has others (`methods`). Nothing here depends on how
@@ -40,7 +40,7 @@ from fedsdr.run_folder import ClientFolder
 from fedsdr.seeds import seed_for
 
 ERROR_FEEDBACK, WEIGHTS = "error_feedback", "weights"
-"""Names of saved arrays, beside `wire.CONTROL_VARIATES`: what messages lost, and W of fedala."""
+"""Names of saved arrays, as `wire.CONTROL_VARIATES` is: what messages lost, and W of fedala."""
 
 
 @dataclass(frozen=True)

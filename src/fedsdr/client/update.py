@@ -58,7 +58,7 @@ def local_update(
         training: Steps, batches, optimizer.
         rate: Learning rate of this round.
         seed: Seed of this client and round; data order is a function of it and the stage.
-        shared_factors: Which factors of the shared adapter learn, as the aggregation wants it.
+        shared_factors: Which factors of the shared adapter learn (`Aggregation.factors`).
         drift: What corrects the steps of the shared adapter.
 
     Returns:

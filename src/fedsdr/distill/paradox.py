@@ -2,7 +2,7 @@
 
 For pairs (y, y~) given (c, x). Omission: y~ loses the label, final answer, a fact or a test that y
 has. Unsupported: y~ holds another label or a number that (c, x, y) does not. Both are exact and
-cover only examples that carry ground truth; the share covered is given beside them.
+cover only examples that carry ground truth; the share covered is reported with them.
 
 Paper: FedSDR, section 3 (about 47 % of rewritings do not entail the true response); the
 definitions are ours (docs/paper_map.md).

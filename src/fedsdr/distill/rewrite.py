@@ -75,7 +75,7 @@ def rewrite(
         distill: Prompts, checks and sampling.
         longest: Longest rewriting prompt in tokens; what is longer falls back. One response of
             thousands of words in a batch would ask for more memory than the rest of the run.
-        folder: Where rewritings are kept; runs may share it.
+        folder: Where rewritings are saved; runs may share it.
 
     Returns:
         One `Rewriting` for each example, in their order.
@@ -103,7 +103,7 @@ def rewrite(
 
 
 def fault(example: Example, answer: Answer | None, verify: str) -> str:
-    """Say why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: it was not asked for."""
+    """Why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: its prompt was too long."""
     if answer is None:
         return "too long"
     if not answer.text:

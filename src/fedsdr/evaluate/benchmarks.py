@@ -3,10 +3,10 @@
 Goes in: a model and where the questions are. Comes out: one record for each task and metric.
 
 - likelihood: share of questions whose label is the likeliest of the choices as the whole answer;
-- strict, flexible: share of greedy answers whose result is accepted (`measure.extraction`);
+- strict, flexible: share of greedy answers whose result is accepted (`evaluate.extraction`);
 - pass@1: share of greedy answers that are programs that pass their tests in `data.sandbox`.
 
-A question of BBH with choices is asked in both ways. A value is the mean over questions, as lm-eval's
+A question of BBH with choices is posed in both ways. A value is the mean over questions, as lm-eval's
 groups weigh it, so MMLU and BBH are no means over subjects; its standard error is s / sqrt(n) with
 s^2 = sum (x - mean)^2 / (n - 1), which covers the draw of questions alone.
 """
@@ -66,7 +66,7 @@ def run_benchmarks(
 
     Raises:
         Unreachable: lm-eval is missing, or a data set of the hub cannot be had.
-        UserError: A task is unknown, or has no questions and was asked for by name; data are malformed.
+        UserError: A task is unknown, or was named and has no questions; data are malformed.
     """
     try:
         from lm_eval.evaluator import evaluate
@@ -107,7 +107,7 @@ def run_benchmarks(
 
 
 def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, Source]]:
-    """Questions of every task that is asked for, by name."""
+    """Questions of every task that was chosen, by name."""
     if data is None or isinstance(data, Path):
         known = list(FILES)
     else:

@@ -67,7 +67,7 @@ class NliChecker:
         found = [number for number, label in labels.items() if label.casefold() == "entailment"]
         if len(found) != 1:
             raise UserError(
-                f"--nli = {source} has the classes {', '.join(labels.values())}; what would do is a model"
+                f"--nli = {source} has the classes {', '.join(labels.values())}; use a model"
                 " for natural language inference, with one class called entailment in its id2label"
             )
         (self.entailment,) = found
@@ -115,7 +115,7 @@ class NliChecker:
 
 
 class JudgeChecker:
-    """A language model behind a server that is asked whether one text supports another."""
+    """A language model behind a server that judges whether one text supports another."""
 
     def __init__(self, judge: Judge) -> None:
         """Ask this judge."""

@@ -67,7 +67,7 @@ class _Pair:
     first: str | None
     """"first", "second" or "tie" by place; None: unreadable."""
     second: str | None
-    is_asked: bool = True
+    is_judged: bool = True
 
     @property
     def is_readable(self) -> bool:
@@ -97,7 +97,7 @@ def win_rate(
     3.4: both orders, and a win only where they agree.
 
     Args:
-        prompts: What was asked; the true responses are not shown.
+        prompts: The examples; their true responses are not shown.
         answers_a: One answer for each prompt.
         answers_b: The other model's.
         judge: Whom to ask.
@@ -109,7 +109,7 @@ def win_rate(
         readable prompts, `wins`, `ties` and `losses` of a among them, `num_unreadable` others;
         `rate` = (wins + ties / 2) / num; `agreement`, share of prompts whose two orders gave one verdict,
         and `first_rate`, share of first places in verdicts that name an answer, both over prompts that
-        were asked and are readable. `low` and `high` are Wilson's 95 % interval of the rate, which is wide
+        were judged and are readable. `low` and `high` are Wilson's 95 % interval of the rate, which is wide
         rather than narrow: ties spread less than wins and losses. None where nothing was counted.
 
     Raises:
@@ -120,7 +120,7 @@ def win_rate(
     questions = [_question(prompts[row], one[row], other[row]) for one, other in orders for row in rows]
     with within(f"judging {a} against {b}"):
         said = [WORDS.get(text) for text in ask_judge(questions, judge)]
-    pairs = [_Pair(example.domain, "tie", "tie", is_asked=False) for example in prompts]
+    pairs = [_Pair(example.domain, "tie", "tie", is_judged=False) for example in prompts]
     for row, first, second in zip(rows, said[: len(rows)], said[len(rows) :], strict=True):
         pairs[row] = _Pair(prompts[row].domain, first, second)
     domains = sorted({example.domain for example in prompts})
@@ -143,8 +143,8 @@ def _counts(pairs: Sequence[_Pair]) -> Event:
     ties = num - wins - losses
     rate = (wins + ties / 2) / num if num else None
     low, high = wilson(rate, num) if rate is not None else (None, None)
-    asked = [pair for pair in readable if pair.is_asked]
-    named = [place for pair in asked for place in (pair.first, pair.second) if place != "tie"]
+    judged = [pair for pair in readable if pair.is_judged]
+    named = [place for pair in judged for place in (pair.first, pair.second) if place != "tie"]
     return {
         "num": num,
         "wins": wins,
@@ -154,6 +154,6 @@ def _counts(pairs: Sequence[_Pair]) -> Event:
         "rate": rate,
         "low": low,
         "high": high,
-        "agreement": sum(pair.agrees for pair in asked) / len(asked) if asked else None,
+        "agreement": sum(pair.agrees for pair in judged) / len(judged) if judged else None,
         "first_rate": named.count("first") / len(named) if named else None,
     }

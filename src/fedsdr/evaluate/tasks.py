@@ -122,21 +122,21 @@ def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str
     None where the example has no label or no choices. Log probabilities are not divided by lengths: they
     are those of whole answers.
     """
-    asked = [row for row, example in enumerate(examples) if example.label and example.choices]
+    rows = [row for row, example in enumerate(examples) if example.label and example.choices]
     questions: list[Question] = []
-    for row in asked:
+    for row in rows:
         texts = [encode(base.tokenizer, examples[row], choice, NO_LIMIT) for choice in examples[row].choices]
         length = texts[0].prompt_length
         questions.append((texts[0].ids[:length], [text.ids[length:] for text in texts]))
     likelihoods = log_likelihoods(base, questions, batch_size)
     chosen: list[str | None] = [None] * len(examples)
-    for row, values in zip(asked, likelihoods, strict=True):
+    for row, values in zip(rows, likelihoods, strict=True):
         chosen[row] = examples[row].choices[values.index(max(values))]
     return chosen
 
 
 def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
-    """Judge one answer: the record that is kept for its prompt.
+    """Judge one answer: the record of its prompt.
 
     `right` is None where the example carries no ground truth, `chosen` where it has no choices.
     """

@@ -62,9 +62,8 @@ def errors_stay_here(handler: Handler) -> Handler:
         try:
             if is_deployed:
                 show()
-                read_node(
-                    context.node_config, Path(), "run"
-                )  # before anything is written where it may be wrong
+                # Before anything is written where a wrong configuration says.
+                read_node(context.node_config, Path(), "run")
             # Another process may still work on a run of this name that has been begun anew.
             with locked(_folder(context) / "node") if is_deployed else nullcontext():
                 return handler(message, context)
@@ -112,11 +111,10 @@ def train(message: Message, context: Context) -> Message:
     """One round from the broadcast shared adapter (`client.round`)."""
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
-    model, participant = model_of(settings), _participant(client, node)
+    model, plan = model_of(settings), _plan(settings)
+    participant, sent = _participant(client, node), _broadcast(message, plan, model)
     with within(f"round {server_round}, {client.id}"):
-        reply = run_round(
-            model, participant, _plan(settings), server_round, _broadcast(message, settings, model)
-        )
+        reply = run_round(model, participant, plan, server_round, sent)
     metrics = reply.metrics | {"round": server_round, "num_examples": len(client.data.train)}
     metrics["seconds"] = time.monotonic() - start
     arrays = ArrayRecord({name: Array(value) for name, value in reply.arrays.items()})
@@ -133,7 +131,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
     model, plan = model_of(settings), _plan(settings)
-    participant, sent = _participant(client, node), _broadcast(message, settings, model)
+    participant, sent = _participant(client, node), _broadcast(message, plan, model)
     state = load_adapters(model, participant, plan, server_round + 1, sent, plan.lora.rank)
     names = ["global"] if has_global(plan.method, plan.aggregation) or not server_round else []
     names += ["personalised"] if has_own_model(state, plan.aggregation) else []
@@ -153,7 +151,9 @@ def _evaluate(
 ) -> Evaluation:
     """Score one model on the client's tests; a fusion of its adapters is saved with the answers."""
     if name == "global" and not server_round:  # the shared adapter's B is still zero
-        return evaluate_base(model, client.tests, settings.eval, cache_of(settings, client.folder) / "scores")
+        return evaluate_base(
+            model, client.tests, settings.eval, cache_of(settings.run, client.folder) / "scores"
+        )
     if name == "global":
         return evaluate(model, ("shared",), client.tests, settings.eval)
     found, fusion = evaluate_personal(
@@ -192,15 +192,12 @@ def _participant(client: ClientContext, node: Node) -> Participant:
     return Participant(client.id, client.folder, client.views, node.ledger)
 
 
-def _broadcast(message: Message, settings: Settings, model: LoraModel) -> Broadcast:
+def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
     """What the server sent, out of its message."""
     arrays, shapes = message.content["arrays"], model.shapes("shared")
     assert isinstance(arrays, ArrayRecord)
     return Broadcast(
-        wire.receive(
-            arrays,
-            wire.going_down(METHODS[settings.method], AGGREGATIONS[settings.server.aggregation], shapes),
-        ),
+        wire.receive(arrays, wire.going_down(plan.method, plan.aggregation, shapes)),
         wire.receive_residual(arrays, shapes),
         arrays[wire.CONTROL_VARIATES].numpy() if wire.CONTROL_VARIATES in arrays else None,
     )

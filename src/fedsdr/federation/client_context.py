@@ -1,12 +1,12 @@
 """A client on its machine: its data as the model sees it, its rewritings, and its folder; read once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from fedsdr.config import Settings
+from fedsdr.config import Run, Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import ClientData, own_data, partition
@@ -41,8 +41,8 @@ class ClientContext:
 
 
 @lru_cache(maxsize=1)
-def _load_data(settings: str) -> tuple[dict[str, Domain], list[ClientData]]:
-    chosen = Settings.model_validate_json(settings)
+def _load_data(text: str) -> tuple[dict[str, Domain], list[ClientData]]:
+    chosen = Settings.model_validate_json(text)
     domains = load_domains(chosen.data, chosen.partition.id_column)
     return domains, partition(domains, chosen)
 
@@ -110,19 +110,34 @@ def close_clients() -> None:
 
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
+    model, longest = model_of(settings), settings.model.max_length
+    cache = cache_of(settings.run, folder) / "rewritings"
+
+    def conversations(
+        examples: Sequence[Example], new: Sequence[Rewriting] | None = None
+    ) -> list[Conversation]:
+        texts = [one.distilled for one in new] if new else [example.response for example in examples]
+        pairs = zip(examples, texts, strict=True)
+        return [encode(model.base.tokenizer, example, text, longest) for example, text in pairs]
+
+    def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
+        path = ClientFolder(folder).rewritings(part)
+        # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
+        return _distil(path, lambda: rewrite(model, examples, settings.distill, 2 * longest, cache), examples)
+
     rewritings: dict[str, Sequence[Rewriting]] = {}
-    views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
+    views: dict[View, list[Conversation]] = {"raw": conversations(data.train)}
     if METHODS[settings.method].needs_rewritings:
         with within(data.id):
-            rewritings["train"] = _distil(settings, data.train, folder, "train")
-        views["distilled"] = _encode(settings, data.train, rewritings["train"])
+            rewritings["train"] = distilled(data.train, "train")
+        views["distilled"] = conversations(data.train, rewritings["train"])
         views["mixed"] = [*views["raw"], *views["distilled"]]
     distilled_tests = []
     if settings.eval.rewritings and data.test:
         with within(f"{data.id} test"):
-            rewritings["test"] = _distil(settings, data.test, folder, "test")
-        distilled_tests = _encode(settings, data.test, rewritings["test"])
-    tests = TestSet(data.test, _encode(settings, data.test), distilled_tests)
+            rewritings["test"] = distilled(data.test, "test")
+        distilled_tests = conversations(data.test, rewritings["test"])
+    tests = TestSet(data.test, conversations(data.test), distilled_tests)
     return ClientContext(data.id, folder, data, rewritings, views, tests)
 
 
@@ -159,22 +174,19 @@ def data_hash(data: ClientData) -> str:
 
 
 def _distil(
-    settings: Settings, examples: Sequence[Example], folder: Path, part: Literal["train", "test"]
+    path: Path, rewrite_all: Callable[[], list[Rewriting]], examples: Sequence[Example]
 ) -> list[Rewriting]:
     """Rewrite once; save the pairs for people to read, and to go on with after a stop.
 
     The verdict of the checks is saved with the text: a program that passed its tests when the run began
     might exceed its time on a busier machine.
     """
-    path = ClientFolder(folder).rewritings(part)
     if path.exists():
         try:
             return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
         except (KeyError, TypeError):
             raise UserError(f"{path} is damaged; expected the rewritings as fedsdr wrote them") from None
-    # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
-    longest, cache = 2 * settings.model.max_length, cache_of(settings, folder) / "rewritings"
-    rewritings = rewrite(model_of(settings), examples, settings.distill, longest, cache)
+    rewritings = rewrite_all()
     pairs = [
         {
             "domain": example.domain,
@@ -190,19 +202,6 @@ def _distil(
     return rewritings
 
 
-def cache_of(settings: Settings, folder: Path) -> Path:
+def cache_of(run: Run, folder: Path) -> Path:
     """Where a client saves what other runs may reuse."""
-    return Path(settings.run.cache) if settings.run.cache else folder
-
-
-def _encode(
-    settings: Settings, examples: Sequence[Example], rewritings: Sequence[Rewriting] | None = None
-) -> list[Conversation]:
-    tokenizer = model_of(settings).base.tokenizer
-    texts = (
-        [new.distilled for new in rewritings] if rewritings else [example.response for example in examples]
-    )
-    return [
-        encode(tokenizer, example, text, settings.model.max_length)
-        for example, text in zip(examples, texts, strict=True)
-    ]
+    return Path(run.cache) if run.cache else folder

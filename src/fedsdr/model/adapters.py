@@ -36,7 +36,7 @@ PREFIX = "base_model.model."
 
 
 class _LoraProduct(torch.autograd.Function):
-    """W0 h + bias + b a h with W0 frozen: sums go into what is there already, and only h and a h are kept."""
+    """W0 h + bias + b a h with W0 frozen: sums go into what is there already, and only h and a h are saved."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer W0 (d_out, d_in) with the factors of both adapters beside it."""
+    """A frozen linear layer W0 (d_out, d_in) and the factors of both adapters."""
 
     def __init__(self, base: nn.Linear, lora: Lora) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class LoraLinear(nn.Module):
         """Concatenate what is active along the rank: A (n r + m, d_in) and (alpha/r) B (d_out, n r + m).
 
         Where an adapter has a weight in `mix`, its B is multiplied by it, so gradients are too.
-        A factor that does not learn has `requires_grad` False, so no gradient is kept for it.
+        A factor that does not learn has `requires_grad` False, so it has no gradient.
         """
         return self._concatenated(self._adapter_pairs() + self._residual_pairs(), dtype)
 
@@ -282,7 +282,7 @@ def _key(path: str, letter: str) -> str:
 
 
 def check_keys(expected: Mapping[str, nn.Parameter], found: Mapping[str, Values]) -> None:
-    """Compare the keys and shapes of an adapter with those that the model wants.
+    """Compare the keys and shapes of an adapter with those of the model.
 
     Raises:
         UserError: Names the number of differing keys and the first of them.

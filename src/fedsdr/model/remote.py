@@ -1,8 +1,8 @@
 """Answers of an OpenAI-compatible server (vLLM, llama.cpp, ...): of the model that rewrites, or of a judge.
 
-Turns go out, answers come back; what is asked, checked and kept is decided in `rewrite`, and of a judge
-in `measure`. The server applies its own chat template, and its batches are its own matter: asked twice,
-it may answer in other words, greedy or not.
+Turns go out, answers come back. The prompts, checks and the cache are those of `distill.rewrite` and of
+`evaluate.judge`. The server applies its own chat template and forms its own batches, so the same request
+may have another answer the second time, greedy or not.
 """
 
 import os
@@ -37,7 +37,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Judge:
-    """A model behind a server that judges texts of others; asked greedily, for one word."""
+    """A model behind a server that judges texts of others: greedy answers of one word."""
 
     url: str
     """Base address, such as http://localhost:8000/v1. It sees all texts that it judges."""
@@ -174,7 +174,7 @@ def _post(client: httpx.Client, server: Distill | Judge, body: dict[str, object]
         f"{_name(server, 'url')} = {server.url} gave no answer in {1 + len(WAITS)} tries: {found}\n"
         "How to fix it: a server that runs at that address; where it is overloaded, a smaller"
         f" {_name(server, 'batch_size')} than {server.batch_size}, which is the number of requests at"
-        " once" + ". Batches answered so far are kept" * isinstance(server, Distill)
+        " once" + ". Batches answered so far are saved" * isinstance(server, Distill)
     )
 
 
