@@ -24,17 +24,27 @@ PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 def resolve(settings: Settings) -> Settings:
     """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
     from fedsdr.federation.model_cache import model_of
+    from fedsdr.model.attention import check_window
     from fedsdr.model.base import resolve_model
 
     run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
     model = resolve_model(settings.model)
-    if settings.model.attention == "auto":
+    if model.attention == "grouped":
+        chosen = settings.model_copy(update={"run": run, "model": model})
         try:
-            model_of(settings.model_copy(update={"run": run, "model": model}))
+            check_window(model_of(chosen).base.model, longest_asked(chosen))
         except UnfitAttention as reason:
+            if settings.model.attention != "auto":
+                raise
             model = model.model_copy(update={"attention": "eager"})
             say(f"{reason}; model.attention = 'eager' is taken")
     return settings.model_copy(update={"run": run, "model": model})
+
+
+def longest_asked(settings: Settings) -> int:
+    """Most tokens that a prompt and its answer have in a run. Rewriting prompts hold the response too."""
+    longest = max(settings.distill.max_new_tokens, settings.eval.max_new_tokens)
+    return 2 * settings.model.max_length + longest
 
 
 def describe_performance(model: Model, threads: int) -> list[str]:

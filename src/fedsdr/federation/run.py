@@ -61,6 +61,8 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
     Raises:
         UserError: As `run` and `resume`; `federation` may be set anew.
     """
+    from fedsdr.federation.model_cache import model_of
+
     folder = RunFolder(settings.run.dir)
     check_deployed(settings)
     # When a SuperLink is killed, the program of a run may survive, and continue with the next SuperLink.
@@ -73,8 +75,11 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
         if not folder.nonce.exists():
             write_file(folder.nonce, secrets.token_hex(4))
         _begin(settings, environment)
-        for choice in describe_performance(settings.model, settings.run.threads):
-            say(f"  {choice}")
+        for line in [
+            *describe_performance(settings.model, settings.run.threads),
+            *model_of(settings).describe(),
+        ]:
+            say(f"  {line}")
         return _drive(settings, grid, has_data=False)
 
 
@@ -166,6 +171,7 @@ def _peak_memory() -> int:
 def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     """Print what will be done, and the training budget."""
     from fedsdr.client.update import before_training, count_steps
+    from fedsdr.federation.model_cache import model_of
 
     data, client = environment["data"], settings.client
     method, largest = METHODS[settings.method], max(data["num_train"].values())
@@ -184,6 +190,8 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     say(f"  model: {environment['model']['origin']}, seed {settings.run.seed}")
     for choice in describe_performance(settings.model, settings.run.threads):
         say(f"  {choice}")
+    for line in model_of(settings).describe():
+        say(f"  {line}")
     if method.before_rounds:
         before = before_training(client, settings.fdlora)
         say(f"  before round 1, at each client: {steps(method.before_rounds, before)}")

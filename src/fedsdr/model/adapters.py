@@ -22,10 +22,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
 from fedsdr.model.base import Base
+from fedsdr.model.targets import Layer, describe_adapters, find_targets, widths
 from fedsdr.rows import Adapter, Factor
 from fedsdr.seeds import seed_for
 
@@ -61,18 +63,14 @@ class _LoraProduct(torch.autograd.Function):
 class LoraLinear(nn.Module):
     """A frozen linear layer W0 (d_out, d_in) and the factors of both adapters."""
 
-    def __init__(self, base: nn.Linear, lora: Lora) -> None:
+    def __init__(self, base: Layer, lora: Lora) -> None:
         super().__init__()
         self.base = base
         self.scale = lora.alpha / lora.rank
         self.dropout = nn.Dropout(lora.dropout)
-        device = base.weight.device
-        self.A = nn.ParameterDict(
-            {name: torch.zeros(lora.rank, base.in_features, device=device) for name in ADAPTERS}
-        )
-        self.B = nn.ParameterDict(
-            {name: torch.zeros(base.out_features, lora.rank, device=device) for name in ADAPTERS}
-        )
+        device, (d_in, d_out) = base.weight.device, widths(base)
+        self.A = nn.ParameterDict({name: torch.zeros(lora.rank, d_in, device=device) for name in ADAPTERS})
+        self.B = nn.ParameterDict({name: torch.zeros(d_out, lora.rank, device=device) for name in ADAPTERS})
         self.active: tuple[Adapter, ...] = ()
         self.mix: Mapping[Adapter, float] = {}
         self.residual: tuple[Tensor, Tensor] | None = None
@@ -176,6 +174,10 @@ class LoraModel:
                     learns = name in train and (name == "private" or factor in shared_factors)
                     tensors[name].requires_grad_(learns)
 
+    def describe(self) -> list[str]:
+        """Say which layers have adapters, and which weights have none; a line for each."""
+        return describe_adapters(self.base.model, self.layers)
+
     def is_zero(self, name: Adapter) -> bool:
         """Whether every B of the adapter is zero."""
         return not any(layer.B[name].any() for layer in self.layers.values())
@@ -252,7 +254,8 @@ class LoraModel:
         """Fold an adapter into the base and take the adapters off; for export, at the end of use."""
         for path, layer in self.layers.items():
             product = layer.B[name] @ layer.A[name] * layer.scale
-            layer.base.weight.data += product.to(layer.base.weight.dtype)
+            weight = layer.base.weight
+            weight.data += (product.T if isinstance(layer.base, Conv1D) else product).to(weight.dtype)
             self._replace(path, layer.base)
 
     def _replace(self, path: str, layer: nn.Module) -> None:
@@ -272,7 +275,7 @@ def adapter_shapes(model: nn.Module, lora: Lora) -> dict[str, tuple[int, ...]]:
     return {
         _key(path, letter): shape
         for path, layer in find_targets(model, lora.targets).items()
-        for letter, shape in (("A", (lora.rank, layer.in_features)), ("B", (layer.out_features, lora.rank)))
+        for letter, shape in (("A", (lora.rank, widths(layer)[0])), ("B", (widths(layer)[1], lora.rank)))
     }
 
 
@@ -302,29 +305,3 @@ def check_keys(expected: Mapping[str, nn.Parameter], found: Mapping[str, Values]
                 f"the adapter does not fit the model: {key} has shape {tuple(found[key].shape)},"
                 f" expected {tuple(tensor.shape)}; is lora.rank the same?"
             )
-
-
-def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, nn.Linear]:
-    """Find the linear layers that get adapters: path -> layer, in the model's order.
-
-    "all-linear" means all but the output head, as in PEFT.
-
-    Raises:
-        UserError: A named target matches no linear layer; the message lists the names there are.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    linear = {
-        path: layer
-        for path, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer is not head
-    }
-    if targets == "all-linear":
-        return linear
-    names = {path.rpartition(".")[2] for path in linear}
-    unknown = sorted(set(targets) - names)
-    if unknown:
-        raise UserError(
-            f"lora.targets: {', '.join(unknown)} is no linear layer of the model; it has:"
-            f" {', '.join(sorted(names))}"
-        )
-    return {path: layer for path, layer in linear.items() if path.rpartition(".")[2] in targets}

@@ -155,20 +155,39 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 def keeps_apart(model: PreTrainedModel) -> bool:
     """Whether two sequences in one row give what transformers' eager attention gives for the second alone.
 
-    False for models that mix tokens by other means too (convolutions, state spaces), or that add to
-    attention what is not known here (sinks, caps on scores).
+    False for models that mix tokens by other means too (convolutions, state spaces), that add to attention
+    what is not known here (sinks, caps on scores), or whose layers do not call it as others do (Bloom's and
+    StableLM's look into the mask, DeepSeek's values are narrower than its keys).
     """
     first, second = torch.arange(3, 12, device=model.device), torch.arange(40, 57, device=model.device)
     decoder = model.get_decoder()
     options = in_one_row((len(first), len(second)), model.device)
     with torch.no_grad():
-        row = decoder(torch.cat([first, second])[None], use_cache=False, **options).last_hidden_state
+        try:
+            row = decoder(torch.cat([first, second])[None], use_cache=False, **options).last_hidden_state
+        except Exception:  # of any kind: it comes from the model's own code
+            return False
         row = row[0, len(first) :]
         model.set_attn_implementation("eager")
         alone = decoder(second[None], use_cache=False).last_hidden_state[0]
         model.set_attn_implementation("grouped")
     tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
     return bool((row - alone).float().norm() < tolerance * alone.float().norm())
+
+
+def check_window(model: PreTrainedModel, longest: int) -> None:
+    """Refuse what would look further back than layers of the model let it.
+
+    Raises:
+        UnfitAttention: A layer's sliding window is shorter than `longest` tokens.
+    """
+    windows = [window for layer in model.modules() if (window := getattr(layer, "sliding_window", None))]
+    if windows and min(windows) < RowCache.room(longest):
+        raise UnfitAttention(
+            f"the model's sliding window of {min(windows)} tokens is shorter than {longest}, the longest that"
+            " model.max_length allows with prompts of rewriting, and model.attention = 'grouped' does not"
+            " know windows ('eager' and 'sdpa' do)"
+        )
 
 
 class RowCache(DynamicLayer):

@@ -135,10 +135,7 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
         identity, origin = f"{identity}-{spec.quantization}", f"{origin}, {spec.quantization}"
     if is_grouped:
         if not keeps_apart(model):
-            raise UnfitAttention(
-                f"model.name = {spec.name}: model.attention = 'grouped' does not give this model's"
-                " results; 'eager' and 'sdpa' do"
-            )
+            raise _unfit(spec)
         replace_norms(model)
     return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_grouped)
 
@@ -265,6 +262,10 @@ def _read(
                 output_loading_info=True,
                 use_safetensors=True,  # a pickle would run code
             )
+    except KeyError as error:  # models with a table of their own for kinds of attention
+        if error.args == ("grouped",):
+            raise _unfit(spec) from None
+        raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
             f"model.name = {spec.name} cannot be read as a language model: {first_line(error)}"
@@ -281,6 +282,13 @@ def _read(
                 # that has no backward pass; later gradients would be wrong without an error.
                 layer.support_avx512bf16_for_cpu = False
     return model, tokenizer
+
+
+def _unfit(spec: Model) -> UnfitAttention:
+    return UnfitAttention(
+        f"model.name = {spec.name}: model.attention = 'grouped' does not give this model's results;"
+        " 'eager' and 'sdpa' do"
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -1,0 +1,98 @@
+"""Which layers of a model get adapters, and which of its weights get none."""
+
+from collections.abc import Mapping
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedsdr.errors import UserError
+
+Layer = nn.Linear | Conv1D
+"""A layer W0 h + bias. GPT-2's Conv1D is one whose weight is stored the other way round, (d_in, d_out)."""
+OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Names that experts had before transformers fused them, for which PEFT takes these names still: layers that
+bear them (shared experts, the first blocks) would lose their adapters there, with a warning alone."""
+NUM_NAMED = 6
+"""Names of weights without adapters that a line shows."""
+
+
+def widths(layer: Layer) -> tuple[int, int]:
+    """Return d_in and d_out."""
+    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+
+
+def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, Layer]:
+    """Find the linear layers that get adapters: path -> layer, in the model's order.
+
+    "all-linear" means all but the output head, as in PEFT, and but those that PEFT would not load: beside
+    fused experts, and the last one of state-space layers, whose kernels use its weight alone.
+
+    Raises:
+        UserError: The model has no such layer, or a named target matches none; the message lists the names
+            there are.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    has_experts = any(weight.dim() == 3 for weight in model.parameters())
+    linear: dict[str, Layer] = {}
+    for path, layer in model.named_modules():
+        parent, _, name = path.rpartition(".")
+        is_state_space = name == "out_proj" and hasattr(model.get_submodule(parent), "A_log")
+        if isinstance(layer, Layer) and layer is not head and not is_state_space:
+            if not (has_experts and name in OF_EXPERTS):
+                linear[path] = layer
+    if not linear:
+        raise UserError(
+            f"the model ({type(model).__name__}) has no linear layer that could get an adapter; use another"
+        )
+    if targets == "all-linear":
+        return linear
+    names = {path.rpartition(".")[2] for path in linear}
+    unknown = sorted(set(targets) - names)
+    if unknown:
+        raise UserError(
+            f"lora.targets: {', '.join(unknown)} is no linear layer of the model that can get an adapter; it has:"
+            f" {', '.join(sorted(names))}"
+        )
+    return {path: layer for path, layer in linear.items() if path.rpartition(".")[2] in targets}
+
+
+def without_adapter(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Matrices of the model that get no adapter, by name, with how many numbers they hold.
+
+    Fused experts, routers and convolutions are such. Embeddings and the output head never get one, and are
+    left out.
+
+    Args:
+        model: The base, with or without its adapters.
+        layers: The layers that have adapters, by path.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    found: dict[str, int] = {}
+    for path, module in model.named_modules():
+        if module is head or isinstance(module, nn.Embedding):
+            continue
+        if any(path == layer or path.startswith(f"{layer}.") for layer in layers):
+            continue
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dim() > 1:
+                words = [word for word in f"{path}.{name}".split(".") if not word.isdecimal()]
+                found[".".join(words[-2:])] = found.get(".".join(words[-2:]), 0) + weight.numel()
+    return found
+
+
+def describe_adapters(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Say which layers have adapters, and which weights have none; a line for each.
+
+    Args:
+        model: The base with its adapters.
+        layers: The layers that have adapters, by path.
+    """
+    names = dict.fromkeys(path.rpartition(".")[2] for path in layers)
+    lines = [f"adapters on {len(layers)} layers: {', '.join(names)}"]
+    if missing := without_adapter(model, layers):
+        total = sum(value.numel() for path, value in model.named_parameters() if "lora_" not in path)
+        few = sorted(missing, key=lambda name: -missing[name])[:NUM_NAMED]
+        rest = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
+        share = f"{sum(missing.values()) / total:.0%} of the model's weights"
+        lines.append(f"  no adapters on {', '.join(few)}{rest}: {share}")
+    return lines
