@@ -72,8 +72,8 @@ def gives_answer(text: str, answer: str) -> bool:
     if re.fullmatch(r"\(?[A-J]\)?", answer):
         return find_label(text, tuple("ABCDEFGHIJ")) == answer.strip("()")
     if _BRACKETED.fullmatch(unlatex(answer).strip()):
-        given = _BRACKETED.findall(unlatex(text))
-        return bool(given) and same_answer(given[-1], answer)
+        pairs = _BRACKETED.findall(unlatex(text))
+        return bool(pairs) and same_answer(pairs[-1], answer)
     found = find_answer(text)
     wanted = _amount(answer)
     if wanted is not None and not _units_agree(found, answer):
