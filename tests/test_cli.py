@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedsdr import methods, progress
+from fedsdr import methods
 from fedsdr.cli import main
 from fedsdr.config import Settings
 from fedsdr.recipe import dump_settings
@@ -21,7 +21,6 @@ Fedsdr = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def fedsdr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fedsdr:
     """Run a command in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(progress, "quiet", False)
 
     def command(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -55,6 +55,7 @@ def main_options(
     ] = False,
 ) -> None:
     """Options before any command."""
+    progress.show()
 
 
 @app.command()
@@ -65,7 +66,7 @@ def run(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the recipe and estimate memory, bytes and time, without running or writing anything.",
+            help="Check the recipe and estimate memory and bytes of messages; run nothing, write nothing.",
         ),
     ] = False,
     on: Annotated[
@@ -78,7 +79,7 @@ def run(
     """Run a federation: rewrite, train, aggregate, evaluate, report."""
     from fedsdr.recipe import load_settings
 
-    progress.quiet = quiet
+    progress.show(quiet)
     settings = load_settings(recipe, overrides or [])
     if is_dry:
         print_estimate(settings, as_json)
@@ -98,7 +99,7 @@ def run(
 @app.command()
 def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Continue a stopped run after its last finished round."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.federation.run import resume as resume_run
 
     with resumable(f"to continue: `fedsdr resume {run_dir}`"):
@@ -113,7 +114,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a round of a run on the clients' test examples."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.federation.run import evaluate_round
 
     base, final = evaluate_round(run_dir, server_round)
@@ -140,7 +141,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare methods or settings over seeds. The same command continues a stopped grid."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.experiments.compare import compare as compare_grid
 
     with resumable("to continue, repeat the command"):
@@ -220,7 +221,7 @@ def fetch(
     quiet: Quiet = False,
 ) -> None:
     """Download and convert a model, so that later runs need no network."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.config import Model
     from fedsdr.model.base import load_base
 

@@ -46,10 +46,11 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Test the paper's claims on a run, or on every run of a grid, and add the results to its page."""
-    progress.quiet = quiet
-    from fedsdr.experiments.measure import PLAN, measure_grid
+    progress.show(quiet)
     from fedsdr.experiments.measure import measure as measure_run
+    from fedsdr.experiments.measure import measure_grid
     from fedsdr.experiments.measured_run import Options
+    from fedsdr.experiments.results import PLAN
     from fedsdr.run_folder import RunFolder
 
     options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit)
@@ -82,7 +83,7 @@ def analyze(
     quiet: Quiet = False,
 ) -> None:
     """Measure rewritings in a file of pairs, without a run: alignment of domains and rewrite paradox."""
-    progress.quiet = quiet
+    progress.show(quiet)
     from fedsdr.experiments.pairs import analyze as analyze_pairs
 
     made = analyze_pairs(pairs, clusters, nli, judge, judge_model)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.client.state import load_kept
+from fedsdr.client.state import load_state
 from fedsdr.config import Section, Settings
 from fedsdr.data.readers import read_file
 from fedsdr.deployment.certificates import make_authority, node_key, read_public
@@ -229,7 +229,7 @@ def test_no_damaged_file_of_a_clients_or_the_servers_own_is_answered_with_a_trac
     account = json.dumps({"0123": 4.0, "4567": 8.0}).encode()
     node = json.dumps({"key": "k", "node-id": 7}).encode()
     for name, good, read in (
-        ("round-0001/kept.safetensors", arrays, lambda path: load_kept(tmp_path, 2)),
+        ("round-0001/kept.safetensors", arrays, lambda path: load_state(tmp_path, 2, has_adapter=False)),
         (
             "server/round-0001/optimizer.safetensors",
             arrays,

@@ -14,7 +14,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.federation.estimate import Client, memory, sizes_of
 from fedsdr.methods import AGGREGATIONS
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.meta import load_skeleton
 from fedsdr.storage import read_lines
@@ -69,8 +69,8 @@ def test_weights_and_adapters_weigh_what_they_weigh_when_loaded(tiny_settings: M
     estimate = fedsdr.dry_run(settings)
     base = load_base(settings.model)
     assert estimate["base"] == sum(value.nbytes for value in base.model.parameters())
-    adapters = Adapters(base.model, settings.lora)
-    both = adapters.parameters(("shared", "private"))
+    model = LoraModel(base, settings.lora)
+    both = model.parameters(("shared", "private"))
     assert estimate["adapters"] == sum(value.nbytes for value in both)
     # Of fedsdr one adapter learns at a time: its gradient, and AdamW's two moments.
     assert estimate["optimizer"] == 3 * estimate["adapters"] / 2

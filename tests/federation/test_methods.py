@@ -10,14 +10,16 @@ import torch
 from safetensors.numpy import load_file
 
 from fedsdr import methods
+from fedsdr.client import round as client_round
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
-from fedsdr.federation import client_app
-from fedsdr.federation.client_context import close_clients, load_model
+from fedsdr.federation.client_context import close_clients
 from fedsdr.federation.export import export_round
+from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run
 from fedsdr.methods import DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.progress import here
 from fedsdr.run_folder import read_result
 from fedsdr.storage import Event, read_json, read_lines
 
@@ -51,13 +53,13 @@ def test_the_private_adapter_is_kept_over_rounds_or_begun_anew(
     run_method, monkeypatch: pytest.MonkeyPatch, method: str, starts_at_zero: list[bool]
 ):
     found: dict[str, list[bool]] = {}
-    local_update = client_app.local_update
+    local_update = client_round.local_update
 
-    def spy(base, adapters, *rest, **more):
-        found.setdefault(rest[-1].partition(", ")[2], []).append(adapters.is_zero("private"))
-        return local_update(base, adapters, *rest, **more)
+    def spy(model, *rest, **more):
+        found.setdefault(here().partition(", ")[2], []).append(model.is_zero("private"))
+        return local_update(model, *rest, **more)
 
-    monkeypatch.setattr(client_app, "local_update", spy)
+    monkeypatch.setattr(client_round, "local_update", spy)
     run_method(method)
     assert found == {"finance": starts_at_zero, "math": starts_at_zero}
 
@@ -203,7 +205,7 @@ def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str
         ({"server.num_byzantine": 1}, "does nothing under server.robust = 'none'"),
         (
             {"server.robust": "krum", "server.num_byzantine": 1},
-            "needs 5 clients in each round, and 2 are asked",
+            "needs 5 clients in each round, and 2 are sampled",
         ),
         ({"fedala.rate": 0.5}, "fedala.rate = 0.5 does nothing under method = 'fedit'"),
         ({"method": "fdlora", "feddpa.max_weight": 0.4}, "feddpa.max_weight = 0.4 does nothing"),

@@ -7,21 +7,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 import fedsdr.federation.client_app as client_app
 from fedsdr import __version__
+from fedsdr.client import round as client_round
 from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.federation import client_context
 from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import load_base
+from fedsdr.progress import here, within
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import read_result, read_settings
 from fedsdr.storage import read_lines
@@ -41,7 +43,7 @@ def fresh_process() -> Iterator[None]:
     """Adapters and settings of one test's model must not serve the next."""
     yield
     client_context.close_clients()
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 @pytest.fixture
@@ -176,7 +178,7 @@ def test_resuming_a_finished_run_reports_it_again_and_trains_nothing(quick, monk
     settings = quick()
     result = run(settings)
     log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(client_app, "local_update", None)
+    monkeypatch.setattr(client_round, "local_update", None)
     assert resume(Path(settings.run.dir)) == result
     # Went wrong once: the seconds of the rewriting became those of reading it again.
     assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
@@ -319,14 +321,14 @@ def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str
 
 
 def fail_training_of(clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = client_app.local_update
+    real = client_round.local_update
 
     def update(*args: Any, **more: Any) -> dict[str, float]:
-        if args[-1].split(", ")[-1] in clients:
+        if here().split(", ")[-1] in clients:
             raise ZeroDivisionError("the response was: secret")
         return real(*args, **more)
 
-    monkeypatch.setattr(client_app, "local_update", update)
+    monkeypatch.setattr(client_round, "local_update", update)
 
 
 def test_a_client_that_fails_is_dropped_and_the_round_goes_on_with_the_others(
@@ -459,7 +461,7 @@ def test_a_model_that_our_attention_does_not_fit_runs_with_its_own(quick, monkey
     settings = quick(**{"model.attention": "auto"})
     run(settings)
     assert read_settings(Path(settings.run.dir)).model.attention == "eager"
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
     with pytest.raises(UserError, match="'grouped' does not give this model's results"):
         run(quick(**{"model.attention": "grouped"}))
 
@@ -495,9 +497,10 @@ def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_sett
 def test_one_tensor_that_is_no_number_is_told_as_divergence_wherever_it_lies(tiny_settings):
     """The largest of several norms is not NaN if one that is a number comes first."""
     settings = tiny_settings()
-    adapters = Adapters(load_base(settings.model).model, settings.lora)
-    adapters.initialise("shared", 0)
-    client_app._demand_sane(adapters, settings, "round 1, math")
-    adapters.parameters(("shared",))[-1].data.fill_(float("nan"))
-    with pytest.raises(Diverged, match=r"round 1, math: training diverged: a tensor .* has the norm nan"):
-        client_app._demand_sane(adapters, settings, "round 1, math")
+    plan, sound = client_app._plan(settings), np.ones((2, 3), np.float32)
+    client_round.require_acceptable({"a": sound, "b": sound}, plan)
+    with (
+        within("round 1, math"),
+        pytest.raises(Diverged, match=r"round 1, math: training diverged: a tensor .* has the norm nan"),
+    ):
+        client_round.require_acceptable({"a": sound, "b": np.full((2, 3), np.nan, np.float32)}, plan)

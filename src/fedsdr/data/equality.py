@@ -72,8 +72,8 @@ def gives_answer(text: str, answer: str) -> bool:
     if re.fullmatch(r"\(?[A-J]\)?", answer):
         return find_label(text, tuple("ABCDEFGHIJ")) == answer.strip("()")
     if _BRACKETED.fullmatch(unlatex(answer).strip()):
-        pairs = _BRACKETED.findall(unlatex(text))
-        return bool(pairs) and same_answer(pairs[-1], answer)
+        brackets = _BRACKETED.findall(unlatex(text))
+        return bool(brackets) and same_answer(brackets[-1], answer)
     found = find_answer(text)
     wanted = _amount(answer)
     if wanted is not None and not _units_agree(found, answer):

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsdr.deployment.flower_grid import ResilientGrid
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
+from fedsdr.progress import show
 from fedsdr.recipe import requested_settings
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import write_file
@@ -23,6 +24,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         UserError: As `requested_settings` and `run_over`.
     """
+    show()
     settings, token = requested_settings(context.run_config), context.run_config.get("token")
     ended = RunFolder(settings.run.dir).ended
     try:

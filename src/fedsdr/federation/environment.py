@@ -23,7 +23,7 @@ PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 def resolve(settings: Settings) -> Settings:
     """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
-    from fedsdr.federation.client_context import model_of
+    from fedsdr.federation.model_cache import model_of
     from fedsdr.model.base import resolve_model
 
     run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
@@ -68,9 +68,9 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
     """
     import torch
 
-    from fedsdr.federation.client_context import model_of
+    from fedsdr.federation.model_cache import model_of
 
-    base, _ = model_of(settings)
+    base = model_of(settings).base
     return {
         # The arguments of a deployment's program are Flower's, and hold a secret.
         "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if has_data else ())]),

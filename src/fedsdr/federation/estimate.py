@@ -17,7 +17,7 @@ from fedsdr.data.batching import collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
-from fedsdr.model.adapters import Adapters, find_targets
+from fedsdr.model.adapters import adapter_shapes, find_targets
 from fedsdr.model.loss import CHUNK
 from fedsdr.rows import Aggregation, MessageDtype
 
@@ -99,7 +99,7 @@ def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
         max(max(layer.weight.shape) for layer in linear),
         config.num_attention_heads,
         2 * groups * head_width,
-        Adapters(skeleton, lora).shapes("shared"),
+        adapter_shapes(skeleton, lora),
     )
 
 

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from fedsdr.client.fdlora import fuse
-from fedsdr.client.state import load_kept, load_private
+from fedsdr.client.state import load_state
 from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import model_of
+from fedsdr.federation.model_cache import model_of
 from fedsdr.messages.wire import rank_of
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base, public_name
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.progress import say
@@ -35,19 +35,19 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
     settings = read_settings(folder)
     require_global(settings, "export a client's model by --client instead")
     shared, residual = load_round(RunFolder(folder), checked_round(folder, None), settings.adapter.rank)
-    base, adapters = model_of(settings)
-    check_identity(folder, base.identity)
-    adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
-    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    model = model_of(settings)
+    check_identity(folder, model.base.identity)
+    model.load("shared", shared)
+    model.load_residual(residual)
 
     def ask(question: str) -> dict[str, str]:
-        prompt = encode_prompt(base.tokenizer, [{"role": "user", "content": question}])
+        prompt = encode_prompt(model.base.tokenizer, [{"role": "user", "content": question}])
         models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
         answers = {}
-        for model, active in models.items():
-            with adapters.inference(active, base.dtype):
-                (answer,) = generate(base, [prompt], Sampling(max_new_tokens))
-            answers[model] = answer.text
+        for name, active in models.items():
+            with model.inference(active):
+                (answer,) = generate(model.base, [prompt], Sampling(max_new_tokens))
+            answers[name] = answer.text
         return answers
 
     return ask
@@ -130,12 +130,10 @@ def _personal_of(
             f"method = {settings.method} weighs a client's adapters anew for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
-    folder, before = run.client(check_name(client, "client")), number + 1
-    keeps = AGGREGATIONS[settings.server.aggregation].keeps
-    kept = {
-        key: torch.from_numpy(value) for key, value in load_kept(folder.path, before).items() if keeps(key)
-    }
-    own = load_private(folder.path, before) if method.has_personal else None
+    place, keeps = run.client(check_name(client, "client")), AGGREGATIONS[settings.server.aggregation].keeps
+    state = load_state(place.path, number + 1, method.has_personal)
+    kept = {key: torch.from_numpy(value) for key, value in state.arrays.items() if keeps(key)}
+    own = state.adapter
     if own is None and not kept:
         known = [other.path.name for other in run.client_folders() if list_rounds(other.path)]
         raise UserError(
@@ -146,10 +144,10 @@ def _personal_of(
     if own is None:
         return shared
     if method.personal == "own":
-        return own
+        return dict(own)
     if method.personal == "sum":
-        return join(shared, own)
-    path = folder.fusion(number)
+        return join(shared, dict(own))
+    path = place.fusion(number)
     if not path.exists():
         raise UserError(
             f"client {client!r} has not fused its adapters of round {number}, which it does when it is"
@@ -159,14 +157,14 @@ def _personal_of(
     return fuse(shared, own, fusion["shared"], fusion["private"])
 
 
-def _export_merged(model: Model, state: dict[str, Tensor], lora: Lora, to: Path) -> None:
-    if model.quantization != "none":
-        say(f"  the {model.quantization} base of the run is merged as the unquantised one")
-    plain = model.model_copy(update={"dtype": "float32", "quantization": "none"})
+def _export_merged(base_model: Model, state: dict[str, Tensor], lora: Lora, to: Path) -> None:
+    if base_model.quantization != "none":
+        say(f"  the {base_model.quantization} base of the run is merged as the unquantised one")
+    plain = base_model.model_copy(update={"dtype": "float32", "quantization": "none"})
     base = load_base(plain)  # not the shared one of this process: its weights are written
-    adapters = Adapters(base.model, lora)
-    adapters.load("shared", state)
-    adapters.merge("shared")
+    model = LoraModel(base, lora)
+    model.load("shared", state)
+    model.merge("shared")
 
     def fill(aside: Path) -> None:
         base.model.save_pretrained(aside)

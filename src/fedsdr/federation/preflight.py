@@ -18,11 +18,12 @@ def check_fit(settings: Settings) -> None:
             with a rank of its own is unknown, or a prompt leaves no room for a response.
     """
     from fedsdr.data.conversation import encode
-    from fedsdr.federation.client_context import data_of, model_of
+    from fedsdr.federation.client_context import data_of
+    from fedsdr.federation.model_cache import model_of
 
     _, clients = data_of(settings)
     check_counts(settings.server, settings.lora, [client.id for client in clients])
-    base, _ = model_of(settings)
+    base = model_of(settings).base
     for client in clients:
         for example in (*client.train, *client.test):
             encode(base.tokenizer, example, example.response, settings.model.max_length)

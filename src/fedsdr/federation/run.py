@@ -165,7 +165,7 @@ def _peak_memory() -> int:
 
 def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     """Print what will be done, and the training budget."""
-    from fedsdr.client.update import before_settings, count_steps
+    from fedsdr.client.update import before_training, count_steps
 
     data, client = environment["data"], settings.client
     method, largest = METHODS[settings.method], max(data["num_train"].values())
@@ -185,7 +185,8 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     for choice in describe_performance(settings.model, settings.run.threads):
         say(f"  {choice}")
     if method.before_rounds:
-        say(f"  before round 1, at each client: {steps(method.before_rounds, before_settings(settings))}")
+        before = before_training(client, settings.fdlora)
+        say(f"  before round 1, at each client: {steps(method.before_rounds, before)}")
     say(
         f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method.stages, client)}, of"
         f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, drift correction"

@@ -16,8 +16,8 @@ from flwr.serverapp import Grid
 from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.evaluate.scores import table_of_round
-from fedsdr.federation.client_context import model_of
 from fedsdr.federation.membership import Membership
+from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.preflight import check_budget, check_counts
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
@@ -43,11 +43,11 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     """
     folder, lora = RunFolder(settings.run.dir), settings.adapter
     name = public_name(settings.model.name)
-    base, adapters = model_of(settings)
+    model = model_of(settings)
     begun = folder.last_round()
     if begun < 0:
-        adapters.initialise("shared", seed_for(settings.run.seed, "shared"))
-        fresh = {key: tensor.numpy() for key, tensor in adapters.state("shared").items()}
+        model.initialise("shared", seed_for(settings.run.seed, "shared"))
+        fresh = {key: tensor.numpy() for key, tensor in model.state("shared").items()}
         save_round(folder, 0, fresh, {}, {}, lora, name)
         begun = 0
     past = _events_until(begun, folder)
@@ -61,7 +61,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     # A client that only reads its rewritings again took no time for them: the first record stays.
     prepared = {str(event["client"]): event for event in past if event["event"] == "prepare"}
     membership = Membership(
-        grid, config, base.identity, settings.federation, settings.server.quorum, prepared
+        grid, config, model.base.identity, settings.federation, settings.server.quorum, prepared
     )
     membership.wait_for_all()
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))

@@ -92,8 +92,8 @@ def receive_residual(record: ArrayRecord, shapes: Shapes) -> Arrays:
 
 def encode(
     new: Arrays, received: Arrays, error_feedback: Float32 | None, dtype: MessageDtype
-) -> tuple[ArrayRecord, Float32 | None]:
-    """Put a trained adapter into a message to the server.
+) -> tuple[dict[str, NDArray[Any]], Float32 | None]:
+    """Turn a trained adapter into the arrays of a message to the server.
 
     Args:
         new: The adapter after training.
@@ -105,7 +105,7 @@ def encode(
         The arrays, and the new e; None for float32, which loses nothing.
     """
     if dtype == "float32":
-        return ArrayRecord({VALUES: Array(pack(new))}), None
+        return {VALUES: pack(new)}, None
     wanted = pack(new) - pack(received)
     if error_feedback is not None:
         wanted += error_feedback
@@ -121,7 +121,7 @@ def encode(
         steps = np.divide(wanted, _spread(scales, shapes), out=np.zeros_like(wanted), where=wanted != 0)
         arrays = {VALUES: np.rint(steps).astype(np.int8), SCALES: scales}
     lost = wanted - _change(arrays, shapes)
-    return ArrayRecord({name: Array(value) for name, value in arrays.items()}), lost
+    return arrays, lost
 
 
 def decode(arrays: Mapping[str, NDArray[Any]], sent: Arrays, dtype: MessageDtype) -> Arrays:

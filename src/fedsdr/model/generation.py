@@ -45,7 +45,7 @@ def generate(
 ) -> list[Answer]:
     """Continue every prompt until the model ends its turn or the limit is reached.
 
-    Called inside `Adapters.inference`.
+    Called inside `LoraModel.inference`.
 
     Args:
         base: The model, with adapters set as wanted.
