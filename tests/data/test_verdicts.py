@@ -1,7 +1,7 @@
 """How often the checks err on texts as models write them: a table of right and wrong ones, judged by hand.
 
 A false alarm is a right text judged to lose its ground truth, a miss a wrong one judged to keep it. The texts were
-written in four parts. The checks were mended on each after they had been scored on it, so the table guards against
+written in seven parts. The checks were mended on each after they had been scored on it, so the table guards against
 steps back; it does not say how they do on texts that they have not met.
 """
 
