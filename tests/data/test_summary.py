@@ -17,7 +17,11 @@ def test_summary_counts_words_labels_and_duplicates():
         Example("What tone is this?", "down " * 50, "fin", label="down", choices=("down", "up")),
     ]
     test = [Example("what TONE?", "up", "fin", context="sales rose a lot."), Example("New?", "up", "fin")]
-    domains = {"fin": Domain([Record(e) for e in train], [Record(e) for e in test], num_left_out=4)}
+    domains = {
+        "fin": Domain(
+            [Record(e) for e in train], [Record(e) for e in test], left_out={"response is empty": 4}
+        )
+    }
     summary = summarize(domains, partition(domains, Settings()))
     assert json.loads(json.dumps(summary)) == summary
     assert summary["domains"] == [
@@ -25,7 +29,7 @@ def test_summary_counts_words_labels_and_duplicates():
             "domain": "fin",
             "num_train": 2,
             "num_test": 2,
-            "num_left_out": 4,
+            "left_out": {"response is empty": 4},
             "num_duplicates": 1,
             "duplicates": ["what TONE?"],
             "num_known_responses": 1,

@@ -105,9 +105,9 @@ def files(tmp_path: Path) -> dict[str, tuple[bytes, Callable[[Path], Any]]]:
     toml = tmp_path / "given.toml"
     toml.write_text(node)
     return {
-        "rows.jsonl": (lines.encode(), lambda path: read_file(path, "d", {})),
-        "rows.json": (json.dumps(rows).encode(), lambda path: read_file(path, "d", {})),
-        "rows.csv": (b"instruction,output\nWhat?,This.\nWhen?,Now.\n", lambda p: read_file(p, "d", {})),
+        "rows.jsonl": (lines.encode(), lambda path: read_file(path, "d")),
+        "rows.json": (json.dumps(rows).encode(), lambda path: read_file(path, "d")),
+        "rows.csv": (b"instruction,output\nWhat?,This.\nWhen?,Now.\n", lambda p: read_file(p, "d")),
         "recipe.toml": (dump_settings(Settings()).encode(), load_settings),
         "node.toml": (node.encode(), read_node_file),
         "bank.pub": (key[1], read_public),

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import NormalDist
 
 from fedsdr.data.demo.paraphrases import paraphrases
-from fedsdr.data.readers import Row, file_rows, to_records
+from fedsdr.data.files import Row, file_rows
+from fedsdr.data.readers import to_records
 from fedsdr.data.sources import RESERVED
 from fedsdr.distill.remote import Judge
 from fedsdr.errors import UserError

@@ -30,10 +30,15 @@ class Conversation:
 
 
 def prompt_turns(example: Example) -> list[Turn]:
-    """Turns that the model answers: the system prompt, if any, then instruction and context."""
+    """Turns that the model answers: system prompt, if any, earlier turns, then instruction and context."""
     user = f"{example.instruction}\n\n{example.context}" if example.context else example.instruction
     system = [{"role": "system", "content": example.system}] if example.system else []
-    return [*system, {"role": "user", "content": user}]
+    earlier = [
+        {"role": role, "content": text}
+        for exchange in example.history
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    ]
+    return [*system, *earlier, {"role": "user", "content": user}]
 
 
 def encode_prompt(tokenizer: Any, turns: list[Turn]) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Example:
     """One instruction with its true response: (c, x, y) in the paper.
 
-    The last five fields are optional ground truth. They make faithfulness of a rewriting and
+    The fields from `label` to `tests` are optional ground truth. They make faithfulness of a rewriting and
     correctness of an answer a matter of exact comparison (`data.checks`).
     """
 
@@ -31,3 +31,6 @@ class Example:
     """Phrases that every faithful response contains (case and white space aside)."""
     tests: str = ""
     """Python assertions that the code in the response must pass."""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier exchanges of the conversation, each what was asked and what was answered; shown before the
+    instruction."""

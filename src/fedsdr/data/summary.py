@@ -9,8 +9,8 @@ from typing import Any
 
 from fedsdr.data.checks import is_inconsistent
 from fedsdr.data.examples import Example
+from fedsdr.data.files import cut
 from fedsdr.data.partition import ClientData
-from fedsdr.data.readers import cut
 from fedsdr.data.sources import Domain, count_known_responses, find_duplicates
 
 
@@ -59,8 +59,8 @@ def render_summary(summary: dict[str, Any]) -> str:
                 f"{domain['domain']}: {domain['num_inconsistent']} examples whose own response loses their"
                 f" label, answer or facts, such as: {' | '.join(domain['inconsistent'])}"
             )
-        if domain["num_left_out"]:
-            lines.append(f"{domain['domain']}: {domain['num_left_out']} rows of the source were empty")
+        for reason, num in domain["left_out"].items():
+            lines.append(f"{domain['domain']}: {num} rows left out: {reason}")
     for client in summary["clients"]:
         words = ", ".join(f"{field} {mean:.0f}" for field, mean in client["words"].items())
         lines += [
@@ -86,7 +86,7 @@ def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
         "domain": name,
         "num_train": len(domain.train),
         "num_test": len(domain.test),
-        "num_left_out": domain.num_left_out,
+        "left_out": dict(domain.left_out),
         "num_duplicates": len(duplicates),
         "duplicates": [cut(text) for text in duplicates[:num_samples]],
         "num_known_responses": count_known_responses(domain),
