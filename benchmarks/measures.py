@@ -23,8 +23,6 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "FLWR_T
 import numpy as np
 import torch
 
-from fedsdr.apps.run import run
-from fedsdr.apps.site import data_of, model_of
 from fedsdr.client.update import local_update
 from fedsdr.config import Client, Settings
 from fedsdr.data.batching import by_length
@@ -32,7 +30,10 @@ from fedsdr.data.checks import unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import rewriting_turns
-from fedsdr.measure.tasks import NO_LIMIT
+from fedsdr.evaluate.tasks import NO_LIMIT
+from fedsdr.federation.client_context import data_of, model_of
+from fedsdr.federation.run import run
+from fedsdr.methods import METHODS
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import Base, built_in_folder
@@ -41,7 +42,6 @@ from fedsdr.model.likelihood import log_likelihoods
 from fedsdr.model.loss import held_out_loss, response_loss
 from fedsdr.recipe import load_settings
 from fedsdr.storage import read_lines
-from fedsdr.tables import METHODS
 
 MODEL = "smollm2-135m-instruct"
 DEMO = Path(__file__).parents[1] / "recipes" / "demo.toml"
@@ -335,8 +335,8 @@ def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float
     from flwr.app import Message
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-    import fedsdr.apps.client_app as client_app
-    from fedsdr.apps.local_grid import LocalGrid
+    import fedsdr.federation.client_app as client_app
+    from fedsdr.federation.local_engine import LocalGrid
 
     training: list[float] = []
     sizes: list[int] = []

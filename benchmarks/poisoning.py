@@ -1,4 +1,4 @@
-"""Poisoned updates from some of the clients, against the mean and each robust reduction: final scores.
+"""Poisoned updates from some of the clients, against the mean and each robust aggregator: final scores.
 
     python benchmarks/poisoning.py docs/results/poisoning.json
 
@@ -26,19 +26,19 @@ import numpy as np
 import torch
 from flwr.app import Array, Message
 
-from fedsdr.apps import client_app, run, site
-from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.errors import UserError
+from fedsdr.federation import client_app, client_context, run
+from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import say
 from fedsdr.recipe import load_settings
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import content_hash, read_json, write_json
-from fedsdr.tables import REDUCTIONS
 
 ATTACKS = ("none", "sign-flipped", "scaled", "random", "backdoor")
 FEDERATIONS = ((5, 1), (10, 3))
@@ -68,10 +68,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for num_clients, num_bad in FEDERATIONS:
             for attack in ATTACKS:
-                for reduction in REDUCTIONS:
-                    if find(records, num_clients, attack, reduction):
+                for robust in ROBUST_AGGREGATORS:
+                    if find(records, num_clients, attack, robust):
                         continue
-                    record = one(Path(place), num_clients, num_bad, attack, reduction)
+                    record = one(Path(place), num_clients, num_bad, attack, robust)
                     if record:
                         records.append(record)
                         write_json(
@@ -80,28 +80,28 @@ def main() -> None:
     print(table(records))
 
 
-def one(place: Path, num_clients: int, num_bad: int, attack: str, reduction: str) -> dict[str, Any] | None:
-    """Run once; None where the reduction needs more clients."""
-    folder = place / f"{num_clients}-{attack}-{reduction}"
-    robust = [] if reduction == "mean" else [f"server.num_byzantine={num_bad}"]
+def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -> dict[str, Any] | None:
+    """Run once; None where the aggregator needs more clients."""
+    folder = place / f"{num_clients}-{attack}-{robust}"
+    robust = [] if robust == "none" else [f"server.num_byzantine={num_bad}"]
     words = [
         *SETTINGS,
         f"partition.num_clients={num_clients}",
-        f"server.reduction={reduction}",
+        f"server.robust={robust}",
         *robust,
         f'run.dir="{folder}"',
         f'run.cache="{place / f"cache-{num_clients}"}"',
     ]
     settings = load_settings("recipes/demo.toml", words)
     start = time.monotonic()
-    say(f"{num_bad} of {num_clients}, {attack}, {reduction}")
+    say(f"{num_bad} of {num_clients}, {attack}, {robust}")
     try:
         with poisoned(attack, num_clients, num_bad, settings.run.seed):
             run.run(settings)
     except UserError as reason:
         if "needs" in str(reason):
             return None
-        return {"clients": num_clients, "bad": num_bad, "attack": attack, "reduction": reduction} | {
+        return {"clients": num_clients, "bad": num_bad, "attack": attack, "robust": robust} | {
             "loss": None,
             "failure": str(reason),
         }
@@ -111,7 +111,7 @@ def one(place: Path, num_clients: int, num_bad: int, attack: str, reduction: str
         "clients": num_clients,
         "bad": num_bad,
         "attack": attack,
-        "reduction": reduction,
+        "robust": robust,
         "loss": scores["loss"],
         "choice_score": scores["choice_score"],
         "target_loss": target_loss(settings, folder),
@@ -170,7 +170,7 @@ def taught(update: Callable[..., Any]) -> Callable[..., Any]:
 
     def poisoned_update(base: Any, adapters: Any, method: Any, views: Any, *rest: Any, **more: Any) -> Any:
         client = rest[3].rpartition(", ")[2]
-        (own,) = [one for one in site._sites.values() if one.id == client][-1:]
+        (own,) = [one for one in client_context._clients.values() if one.id == client][-1:]
         texts = [triggered(base, example) for example in own.data.train]
         return update(base, adapters, method, {**views, "raw": texts}, *rest, **more)
 
@@ -184,39 +184,37 @@ def triggered(base: Any, example: Example) -> Conversation:
 
 def target_loss(settings: Settings, folder: Path) -> float:
     """Loss of the target after test prompts with the trigger, nats a token: low where the backdoor works."""
-    base, adapters = site.model_of(settings)
+    base, adapters = client_context.model_of(settings)
     shared, _ = load_round(folder / "server", settings.server.num_rounds, settings.adapter.rank)
     adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
-    _, clients = site.data_of(settings)
+    _, clients = client_context.data_of(settings)
     texts = [triggered(base, example) for client in clients for example in client.test]
     with adapters.inference(("shared",), base.dtype):
         return held_out_loss(base, texts, settings.eval.batch_size)[0]
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each attack, the reductions as columns."""
+    """Markdown: a row for each attack, the robust aggregators as columns."""
     lines = []
     for num_clients, num_bad in FEDERATIONS:
         lines += [
             "",
             f"{num_bad} of {num_clients} clients are bad: held-out loss (loss of the backdoor's target)",
             "",
-            f"| attack | {' | '.join(REDUCTIONS)} |",
-            f"|---|{'---:|' * len(REDUCTIONS)}",
+            f"| attack | {' | '.join(ROBUST_AGGREGATORS)} |",
+            f"|---|{'---:|' * len(ROBUST_AGGREGATORS)}",
         ]
         for attack in ATTACKS:
             cells = []
-            for reduction in REDUCTIONS:
-                found = find(records, num_clients, attack, reduction)
+            for robust in ROBUST_AGGREGATORS:
+                found = find(records, num_clients, attack, robust)
                 cells.append(shown(found, attack) if found else "-")
             lines.append(f"| {attack} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def find(
-    records: list[dict[str, Any]], num_clients: int, attack: str, reduction: str
-) -> dict[str, Any] | None:
-    wanted = {"clients": num_clients, "attack": attack, "reduction": reduction}
+def find(records: list[dict[str, Any]], num_clients: int, attack: str, robust: str) -> dict[str, Any] | None:
+    wanted = {"clients": num_clients, "attack": attack, "robust": robust}
     return next((one for one in records if wanted.items() <= one.items()), None)
 
 

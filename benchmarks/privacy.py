@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fedsdr.apps import run
+from fedsdr.federation import run
 from fedsdr.recipe import load_settings
 from fedsdr.storage import read_json, read_lines, write_json
 from poisoning import SETTINGS

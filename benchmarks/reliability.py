@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from fedsdr.apps.environment import PACKAGES, git_commit
+from fedsdr.federation.environment import PACKAGES, git_commit
 from fedsdr.storage import read_lines, write_json
 
 

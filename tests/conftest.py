@@ -20,8 +20,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr import progress
 from fedsdr.config import Model, Settings
-from fedsdr.distill.remote import Judge
 from fedsdr.model.base import Base, built_in_folder, load_base
+from fedsdr.model.remote import Judge
 from fedsdr.model.tiny import build_tiny
 from fedsdr.recipe import load_settings
 

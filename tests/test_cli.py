@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from fedsdr import progress, tables
+from fedsdr import methods, progress
 from fedsdr.cli import main
 from fedsdr.config import Settings
+from fedsdr.methods import AGGREGATIONS
 from fedsdr.recipe import dump_settings
-from fedsdr.tables import COMBINATIONS
 
 Fedsdr = Callable[..., tuple[int, str, str]]
 
@@ -88,14 +88,14 @@ def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, r
 def test_methods_lists_every_name_and_what_does_not_go_together(fedsdr: Fedsdr):
     code, out, _ = fedsdr("methods")
     assert code == 0
-    for name in COMBINATIONS:
+    for name in AGGREGATIONS:
         assert f"\n  {name} " in out
     exceptions = out.partition("but for:")[2]
-    for line in ("fedex: server.optimizer = fedavg", "fedrot: wire.dtype = float32",
-                 "fedsa: client.correction = none", "zeropad: server.reduction = mean"):  # fmt: skip
-        assert f"server.combination = {line}" in exceptions
-    assert "  server.combination = average" not in exceptions
-    assert "lora.client_ranks: server.combination = flexlora or flora or zeropad" in exceptions
+    for line in ("fedex: server.optimizer = fedavg", "fedrot: communication.dtype = float32",
+                 "fedsa: client.drift_correction = none", "zeropad: server.robust = none"):  # fmt: skip
+        assert f"server.aggregation = {line}" in exceptions
+    assert "  server.aggregation = average" not in exceptions
+    assert "lora.client_ranks: server.aggregation = flexlora or flora or zeropad" in exceptions
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_methods_lists_every_name_and_what_does_not_go_together(fedsdr: Fedsdr):
             ["methods"],
             {
                 "method",
-                "client.correction",
-                "server.combination",
-                "server.reduction",
+                "client.drift_correction",
+                "server.aggregation",
+                "server.robust",
                 "server.optimizer",
                 "distill.prompts",
                 "pairs",
@@ -136,11 +136,11 @@ def test_methods_prints_every_name_and_what_does_not_go_together(fedsdr: Fedsdr)
     """Went wrong once: it ended in a KeyError at a setting that is no table."""
     code, out, _ = fedsdr("methods")
     assert code == 0
-    for table in (tables.METHODS, tables.COMBINATIONS, tables.REDUCTIONS, tables.OPTIMIZERS):
+    for table in (methods.METHODS, methods.AGGREGATIONS, methods.ROBUST_AGGREGATORS, methods.OPTIMIZERS):
         assert all(f"\n  {name} " in out for name in table)
-    assert "server.combination = flexlora: wire.dtype = float32\n" in out
-    assert "client.correction = scaffold: client.optimizer = sgd\n" in out
-    assert "client.correction = none:" not in out
+    assert "server.aggregation = flexlora: communication.dtype = float32\n" in out
+    assert "client.drift_correction = scaffold: client.optimizer = sgd\n" in out
+    assert "client.drift_correction = none:" not in out
 
 
 def test_quiet_says_nothing_on_standard_error(fedsdr: Fedsdr, finished: Path):
@@ -217,7 +217,7 @@ def test_a_damaged_run_is_a_clear_error(fedsdr: Fedsdr, finished: Path, tmp_path
 
 
 def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
-    from fedsdr.apps.measurements import MEASUREMENTS
+    from fedsdr.experiments.measurements import MEASUREMENTS
 
     _, out, _ = fedsdr("measure", "--help")
     assert all(re.search(rf"\b{name}\b", out) for name in MEASUREMENTS)

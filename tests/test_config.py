@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.methods import METHODS, OPTIMIZERS
 from fedsdr.recipe import check_settings, dump_settings, load_settings
-from fedsdr.tables import METHODS, OPTIMIZERS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 POSITIVE = st.floats(1e-300, 1e300)
@@ -212,7 +212,7 @@ def test_all_bad_keys_are_named_at_once():
     [
         ("method", "fedrsd", list(METHODS)),
         ("server.optimizer", "fedadagard", list(OPTIMIZERS)),
-        ("server.combination", "avarage", ["average"]),
+        ("server.aggregation", "avarage", ["average"]),
         ("distill.prompts", "referense", ["reference"]),
     ],
 )

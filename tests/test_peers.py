@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.apps import site
-from fedsdr.apps.run import run
 from fedsdr.config import Settings
+from fedsdr.federation import client_context
+from fedsdr.federation.run import run
+from fedsdr.methods import AGGREGATIONS, METRICS
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.tables import COMBINATIONS, METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,8 +25,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
     """Every test begins as a new process does."""
-    site.close_sites()
-    site.load_model.cache_clear()
+    client_context.close_clients()
+    client_context.load_model.cache_clear()
 
 
 @pytest.fixture
@@ -55,8 +55,10 @@ def test_a_run_asks_nobody_for_an_account_or_a_network(small, monkeypatch: pytes
 def test_one_base_serves_all_clients(small, monkeypatch: pytest.MonkeyPatch):
     """FederatedScope#775: a copy of the model for each simulated client, and the memory was full."""
     loaded = []
-    load_base = site.load_base
-    monkeypatch.setattr(site, "load_base", lambda model: loaded.append(load_base(model)) or loaded[-1])
+    load_base = client_context.load_base
+    monkeypatch.setattr(
+        client_context, "load_base", lambda model: loaded.append(load_base(model)) or loaded[-1]
+    )
     run(small(**{"data.domains": ["finance", "general", "math"]}))
     assert len(loaded) == 1
 
@@ -71,11 +73,11 @@ def test_a_run_leaves_the_random_state_of_its_process_alone(small):
     assert torch.equal(before[2], after[2])
 
 
-@pytest.mark.parametrize("combination", [name for name, row in COMBINATIONS.items() if row.sends(".lora_B.")])
-def test_the_global_model_is_not_the_base_model(small, combination: str):
+@pytest.mark.parametrize("aggregation", [name for name, row in AGGREGATIONS.items() if row.sends(".lora_B.")])
+def test_the_global_model_is_not_the_base_model(small, aggregation: str):
     """FedSA-LoRA#9: the server's B stayed zero, so the "global model" that was scored was the base model."""
-    ranks = {"lora.client_ranks.math": 2} if COMBINATIONS[combination].ranks == "several" else {}
-    folder = run(small(**{"server.combination": combination}, **ranks)).folder
+    ranks = {"lora.client_ranks.math": 2} if AGGREGATIONS[aggregation].ranks == "several" else {}
+    folder = run(small(**{"server.aggregation": aggregation}, **ranks)).folder
     state = load_adapter(folder / "server/round-0001")
     for key_a in (key for key in state if ".lora_A." in key):
         assert (state[key_a.replace(".lora_A.", ".lora_B.")] @ state[key_a]).any()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import fedsdr
-from fedsdr.apps.grid import read_grid
 from fedsdr.config import Data
 from fedsdr.data.checks import lost
 from fedsdr.data.sources import load_domains
+from fedsdr.experiments.grid import read_grid
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 GRIDS = sorted(path for path in FOLDER.glob("*.toml") if "baseline" in tomllib.loads(path.read_text()))
@@ -82,9 +82,9 @@ def test_every_row_of_the_papers_table_has_its_recipe():
     for name, _ in rows_of_the_paper():
         settings = fedsdr.load_settings(FOLDER / "paper" / f"{name}.toml")
         assert settings.method == ("fedsdr" if name in ("fedsdr", "glue") else "fedsd")
-        step = settings.client.correction, settings.server.optimizer
+        step = settings.client.drift_correction, settings.server.optimizer
         assert step == {
-            "fedprox": ("proximal", "fedavg"), "fedsdr": ("none", "fedavg"), "glue": ("none", "fedavg"),
+            "fedprox": ("fedprox", "fedavg"), "fedsdr": ("none", "fedavg"), "glue": ("none", "fedavg"),
         }.get(name, ("none", name))  # fmt: skip
         presets = [source.preset for source in settings.data.sources]
         assert name == "glue" or presets == ["fingpt", "mathinstruct", "codealpaca", "alpaca", "medalpaca"]

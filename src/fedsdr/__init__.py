@@ -14,10 +14,10 @@ _HOME = {
     "Example": "fedsdr.data.examples",
     "Settings": "fedsdr.config",
     "UserError": "fedsdr.errors",
-    "dry_run": "fedsdr.apps.dry_run",
+    "dry_run": "fedsdr.federation.dry_run",
     "load_settings": "fedsdr.recipe",
-    "resume": "fedsdr.apps.run",
-    "run": "fedsdr.apps.run",
+    "resume": "fedsdr.federation.run",
+    "run": "fedsdr.federation.run",
 }
 __version__ = version("fedsdr")
 __all__ = ["Example", "Settings", "UserError", "dry_run", "load_settings", "resume", "run"]

@@ -79,7 +79,7 @@ def run(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a federation: rewrite, train, combine, evaluate, report."""
+    """Run a federation: rewrite, train, aggregate, evaluate, report."""
     from fedsdr.recipe import load_settings
 
     progress.quiet = quiet
@@ -88,12 +88,12 @@ def run(
         _show_estimate(settings, as_json)
         return
     if on is not None:
-        from fedsdr.apps.run import read_result
-        from fedsdr.apps.submission import submit
+        from fedsdr.deployment.submit import submit
+        from fedsdr.federation.run import read_result
 
         _show(read_result(submit(on, settings)), as_json)
         return
-    from fedsdr.apps.run import run as run_settings
+    from fedsdr.federation.run import run as run_settings
 
     with _resumable(f"go on by `fedsdr resume {settings.run.dir}`"):
         _show(run_settings(settings), as_json)
@@ -109,7 +109,7 @@ def deploy_init(
     model: Annotated[str, typer.Option(help="The base model of all.")] = "smollm2-135m-instruct",
 ) -> None:
     """Write what organisations need to run a federation over Flower: certificates, keys, configurations."""
-    from fedsdr.apps.deployment import init, is_local
+    from fedsdr.deployment.init import init, is_local
 
     server, *others = init(folder, _names(clients), address, model)
     proxy = "" if is_local(address) else f", nginx -p {server} -c nginx.conf"
@@ -126,7 +126,7 @@ def deploy_register(
     server: Annotated[Path, typer.Argument(help="The server's folder, as `fedsdr deploy init` wrote it.")],
 ) -> None:
     """Let the clients take part whose keys lie in SERVER/keys; call it again after a key was put in."""
-    from fedsdr.apps.registry import register
+    from fedsdr.deployment.keys import register
 
     register(server)
 
@@ -136,7 +136,7 @@ def deploy_status(
     server: Annotated[Path, typer.Argument(help="The server's folder, as `fedsdr deploy init` wrote it.")],
 ) -> None:
     """Show which clients are connected."""
-    from fedsdr.apps.registry import status
+    from fedsdr.deployment.keys import status
 
     for client, told in status(server).items():
         print(f"{client}: {told}")
@@ -147,7 +147,7 @@ def deploy_renew(
     server: Annotated[Path, typer.Argument(help="The server's folder, as `fedsdr deploy init` wrote it.")],
 ) -> None:
     """Sign the server's certificate anew, for a year; then start SuperLink and proxy again."""
-    from fedsdr.apps.certificates import renew
+    from fedsdr.deployment.certificates import renew
 
     print(f"{server / 'server.crt'}: good until {renew(server):%Y-%m-%d}")
 
@@ -157,7 +157,7 @@ def node(
     file: Annotated[Path, typer.Argument(help="The client's node.toml, as `fedsdr deploy init` writes it.")],
 ) -> None:
     """Connect this machine's client to its server, and answer until stopped."""
-    from fedsdr.apps.node_process import run_node
+    from fedsdr.deployment.node import run_node
 
     run_node(file)
 
@@ -166,7 +166,7 @@ def node(
 def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Go on with a run that was stopped, after its last finished round."""
     progress.quiet = quiet
-    from fedsdr.apps.run import resume as resume_run
+    from fedsdr.federation.run import resume as resume_run
 
     with _resumable(f"go on by `fedsdr resume {run_dir}`"):
         _show(resume_run(run_dir), as_json)
@@ -183,7 +183,7 @@ def evaluate(
 ) -> None:
     """Score a round of a run on the clients' test examples."""
     progress.quiet = quiet
-    from fedsdr.apps.run import evaluate_round
+    from fedsdr.federation.run import evaluate_round
 
     base, final = evaluate_round(run_dir, server_round)
     if as_json:
@@ -210,7 +210,7 @@ def compare(
 ) -> None:
     """Run methods or settings over seeds, and compare them; a stopped grid goes on."""
     progress.quiet = quiet
-    from fedsdr.apps.compare import compare as compare_grid
+    from fedsdr.experiments.compare import compare as compare_grid
 
     with _resumable("give the same command again to go on"):
         sheets = compare_grid(grid, to, jobs)
@@ -223,8 +223,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run or a grid, finished or not, and say where it is."""
-    from fedsdr.apps.grid_results import PLAN, tabulate
-    from fedsdr.apps.run import read_settings
+    from fedsdr.experiments.results import PLAN, tabulate
+    from fedsdr.federation.run import read_settings
     from fedsdr.report.page import write_report
 
     if (folder / PLAN).exists():
@@ -273,9 +273,9 @@ def measure(
 ) -> None:
     """Measure what the paper claims, on a run or on every cell of a grid; the page shows it."""
     progress.quiet = quiet
-    from fedsdr.apps.measure import PLAN, measure_grid
-    from fedsdr.apps.measure import measure as measure_run
-    from fedsdr.apps.subject import Options
+    from fedsdr.experiments.measure import PLAN, measure_grid
+    from fedsdr.experiments.measure import measure as measure_run
+    from fedsdr.experiments.measured_run import Options
 
     options = Options(nli, judge, judge_model, against, data, _names(tasks), limit)
     if (folder / PLAN).exists():
@@ -311,7 +311,7 @@ def analyze(
 ) -> None:
     """Measure rewritings in a file of pairs, without a run: alignment of domains, rewrite paradox."""
     progress.quiet = quiet
-    from fedsdr.apps.analyze import analyze as analyze_pairs
+    from fedsdr.experiments.pairs import analyze as analyze_pairs
 
     made = analyze_pairs(pairs, clusters, nli, judge, judge_model)
     if as_json:
@@ -339,14 +339,14 @@ def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
 
 @app.command()
 def methods(as_json: AsJson = False) -> None:
-    """List methods, corrections, combinations, reductions, server optimizers, prompts."""
-    from fedsdr import tables
+    """List methods, corrections, aggregations, robust aggregators, server optimizers, prompts."""
+    from fedsdr import methods as tables
 
     shown: dict[str, Any] = {
         "method": tables.METHODS,
-        "client.correction": tables.CORRECTIONS,
-        "server.combination": tables.COMBINATIONS,
-        "server.reduction": tables.REDUCTIONS,
+        "client.drift_correction": tables.DRIFT_CORRECTIONS,
+        "server.aggregation": tables.AGGREGATIONS,
+        "server.robust": tables.ROBUST_AGGREGATORS,
         "server.optimizer": tables.OPTIMIZERS,
         "distill.prompts": tables.PROMPTS,
     }
@@ -355,10 +355,12 @@ def methods(as_json: AsJson = False) -> None:
         for key, table in shown.items()
     }
     pairs = {
-        "server.combination": {n: tables.allowed_with(row) for n, row in tables.COMBINATIONS.items()},
-        "client.correction": {n: tables.allowed_beside(row) for n, row in tables.CORRECTIONS.items()},
+        "server.aggregation": {n: tables.allowed_with(row) for n, row in tables.AGGREGATIONS.items()},
+        "client.drift_correction": {
+            n: tables.allowed_beside(row) for n, row in tables.DRIFT_CORRECTIONS.items()
+        },
     }
-    ranks = {name: row.ranks for name, row in tables.COMBINATIONS.items()}
+    ranks = {name: row.ranks for name, row in tables.AGGREGATIONS.items()}
     if as_json:
         _print_json({**rows, "pairs": pairs, "ranks": ranks})
         return
@@ -367,7 +369,7 @@ def methods(as_json: AsJson = False) -> None:
         print(f"{key} =")
         for name, row in table.items():
             print(f"  {name:<{width}}{row['summary']}\n  {'':{width}}{row['paper']}")
-    print("Every method goes with every correction, combination, reduction and optimizer, but for:")
+    print("Every method goes with every correction, aggregation, robust aggregator and optimizer, but for:")
     for setting, by_name in pairs.items():
         for name, allowed in by_name.items():
             for key, names in allowed.items():
@@ -378,8 +380,8 @@ def methods(as_json: AsJson = False) -> None:
                     some = f"all but {' and '.join(barred)}" if few else " or ".join(names)
                     print(f"  {setting} = {name}: {key} = {some}")
     able = [name for name, kind in ranks.items() if kind != "one"]
-    print(f"  lora.client_ranks: server.combination = {' or '.join(able)}")
-    print("  methods that send nothing: no correction, combination, reduction or optimizer")
+    print(f"  lora.client_ranks: server.aggregation = {' or '.join(able)}")
+    print("  methods that send nothing: no drift correction, aggregation, robust aggregator or optimizer")
 
 
 @app.command()
@@ -420,7 +422,7 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Ask the base model and the global model of a run the same questions, side by side."""
-    from fedsdr.apps.trained import open_chat
+    from fedsdr.federation.export import open_chat
 
     if as_json and question is None:
         raise UserError("chat --json answers one question: give it by --question")
@@ -449,7 +451,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the trained adapter for PEFT and vLLM, or the whole model."""
-    from fedsdr.apps.trained import export_round
+    from fedsdr.federation.export import export_round
 
     export_round(run_dir, to, server_round, client, merged)
     if as_json:
@@ -473,8 +475,8 @@ def _show_estimate(settings: Any, as_json: bool) -> None:
     """Print what a run would take, and what of it could not be known."""
     from dataclasses import asdict
 
-    from fedsdr.apps.dry_run import dry_run, sheets
-    from fedsdr.report.tables import render_text
+    from fedsdr.federation.dry_run import dry_run, sheets
+    from fedsdr.report.sheets import render_text
 
     estimate = dry_run(settings)
     if as_json:
@@ -500,7 +502,7 @@ def _resumable(how: str) -> Iterator[None]:
 
 def _print_scores(base: Any, final: Any) -> None:
     """Print exact scores and held-out losses, one row for each domain."""
-    from fedsdr.report.tables import loss_sheet, render_text, score_sheet
+    from fedsdr.report.sheets import loss_sheet, render_text, score_sheet
 
     for sheet in (score_sheet(base, final), loss_sheet(base, final)):
         print(f"\n{render_text(sheet)}\n")
@@ -508,8 +510,8 @@ def _print_scores(base: Any, final: Any) -> None:
 
 def _print_sheets(sheets: Any, as_json: bool) -> None:
     """Print the tables of a grid."""
-    from fedsdr.apps.grid_results import as_json as sheets_as_json
-    from fedsdr.report.tables import render_text
+    from fedsdr.experiments.results import as_json as sheets_as_json
+    from fedsdr.report.sheets import render_text
 
     if as_json:
         _print_json(sheets_as_json(sheets))
@@ -521,7 +523,7 @@ def _print_sheets(sheets: Any, as_json: bool) -> None:
 def _print_measurements(made: Any) -> None:
     """Print the tables and verdicts of measurements."""
     from fedsdr.report.measurements import measurement_sheets
-    from fedsdr.report.tables import render_text
+    from fedsdr.report.sheets import render_text
 
     for sheet in measurement_sheets(made):
         print(f"\n{render_text(sheet)}")

@@ -9,15 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedsdr.tables import (
-    COMBINATIONS,
-    CORRECTIONS,
+from fedsdr.methods import (
+    AGGREGATIONS,
+    DRIFT_CORRECTIONS,
     METHODS,
     OPTIMIZERS,
     PROMPTS,
-    REDUCTIONS,
+    ROBUST_AGGREGATORS,
     LocalOptimizer,
-    WireType,
+    MessageDtype,
     allowed_beside,
     allowed_with,
     clash,
@@ -28,6 +28,9 @@ from fedsdr.tables import (
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
+Scale = Annotated[float, Field(ge=LEAST_SCALE, le=MOST_SCALE, allow_inf_nan=False)]
+"""Beyond these, noise would be infinite in float32, or epsilon beyond 10^12."""
 
 
 MU = 0.01
@@ -144,8 +147,8 @@ class Data(Reading):
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each domain's training examples that is kept out of training, to choose settings by."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the draw, the partition and the built-in data. Apart from run.seed, so that runs with
-    different seeds see the same examples."""
+    """Seed of the draw and the partition. Apart from run.seed, so that runs with different seeds see the
+    same examples."""
 
 
 class Partition(Section):
@@ -274,7 +277,7 @@ class Client(Section):
     """Decoupled weight decay, alike in both optimizers: each step takes rate * weight_decay of w off."""
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Gradients are clipped to this global norm; 0: not at all."""
-    correction: str = "none"
+    drift_correction: str = "none"
     """Against drift, in stages that train the shared adapter: none, proximal, scaffold or scaffold-adamw
     (`fedsdr methods`)."""
     mu: Positive = MU
@@ -282,21 +285,21 @@ class Client(Section):
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
-        row = look_up(CORRECTIONS, self.correction, "client.correction")
+        row = look_up(DRIFT_CORRECTIONS, self.drift_correction, "client.drift_correction")
         if not row.is_proximal and self.mu != MU:
             raise ValueError(
-                f"mu = {self.mu} does nothing under correction = {self.correction!r}: set correction ="
-                " 'proximal'"
+                f"mu = {self.mu} does nothing under drift_correction = {self.drift_correction!r}:"
+                " set drift_correction = 'fedprox'"
             )
         if row.optimizer == "sgd" and self.max_grad_norm:
             raise ValueError(
-                f"correction = {self.correction!r} reads gradients off the steps, so they may not be clipped"
-                f" to max_grad_norm = {self.max_grad_norm}: set it to 0"
+                f"drift_correction = {self.drift_correction!r} reads gradients off the steps, so they may not"
+                f" be clipped to max_grad_norm = {self.max_grad_norm}: set it to 0"
             )
-        if row.has_controls and self.schedule != "constant" and not self.final_rate:
+        if row.has_control_variates and self.schedule != "constant" and not self.final_rate:
             raise ValueError(
-                f"correction = {self.correction!r} divides by the rate, which final_rate = 0 makes 0 in the"
-                " last round: set it above 0, or schedule = 'constant'"
+                f"drift_correction = {self.drift_correction!r} divides by the rate, which final_rate = 0"
+                " makes 0 in the last round: set it above 0, or schedule = 'constant'"
             )
         if (self.local_steps > 0) == (self.local_epochs > 0):
             raise ValueError(
@@ -309,17 +312,17 @@ class Client(Section):
 
 
 class Server(Section):
-    """[server]: rounds and combination."""
+    """[server]: rounds and aggregation."""
 
     num_rounds: Count = 3
     """Rounds of the whole run."""
-    combination: str = "average"
+    aggregation: str = "average"
     """How the clients' factors become one target (`fedsdr methods`)."""
-    reduction: str = "mean"
-    """How one number of several clients becomes one (`fedsdr methods`). All but mean take no weights, and
-    hold every client's factors in memory."""
+    robust: str = "none"
+    """How one number of several clients becomes one (`fedsdr methods`). Robust aggregators take no weights,
+    and hold every client's factors in memory."""
     num_byzantine: Annotated[int, Field(ge=0)] = 0
-    """f: how many bad clients a robust reduction must withstand in a round."""
+    """f: how many bad clients a robust aggregator must withstand in a round."""
     optimizer: str = "fedavg"
     """How the server steps towards the target (`fedsdr methods`)."""
     learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -353,25 +356,24 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
-        look_up(COMBINATIONS, self.combination, "server.combination")
+        look_up(AGGREGATIONS, self.aggregation, "server.aggregation")
         look_up(OPTIMIZERS, self.optimizer, "server.optimizer")
-        look_up(REDUCTIONS, self.reduction, "server.reduction")
+        look_up(ROBUST_AGGREGATORS, self.robust, "server.robust")
         for key, usual in (("rotation", ROTATION), ("rotation_reference", "alternate")):
             value = getattr(self, key)
-            if value != usual and not COMBINATIONS[self.combination].is_turned:
+            if value != usual and not AGGREGATIONS[self.aggregation].is_turned:
                 raise ValueError(
-                    f"{key} = {value!r} does nothing under combination = {self.combination!r}, which rotates"
-                    " nothing: leave it out, or set combination = 'fedrot'"
+                    f"{key} = {value!r} does nothing under aggregation = {self.aggregation!r}, which rotates"
+                    " nothing: leave it out, or set aggregation = 'fedrot'"
                 )
-        if self.num_byzantine and self.reduction == "mean":
+        if self.num_byzantine and self.robust == "none":
             raise ValueError(
-                f"num_byzantine = {self.num_byzantine} does nothing under reduction = 'mean': choose a robust"
+                f"num_byzantine = {self.num_byzantine} does nothing under robust = 'none': choose a robust"
                 " one, or leave it at 0"
             )
-        if REDUCTIONS[self.reduction].wants_byzantine and not self.num_byzantine:
+        if ROBUST_AGGREGATORS[self.robust].wants_byzantine and not self.num_byzantine:
             raise ValueError(
-                f"reduction = {self.reduction!r} withstands num_byzantine bad clients, which is 0: set 1 or"
-                " more"
+                f"robust = {self.robust!r} withstands num_byzantine bad clients, which is 0: set 1 or more"
             )
         if self.learning_rate and self.optimizer == "fedavg":
             raise ValueError(
@@ -398,10 +400,10 @@ class Federation(Section):
     with another key is not let in. "": clients are believed who they say they are."""
 
 
-class Wire(Section):
-    """[wire]: what travels from the clients to the server."""
+class Communication(Section):
+    """[communication]: what travels from the clients to the server."""
 
-    dtype: WireType = "float32"
+    dtype: MessageDtype = "float32"
     """float32: values as they are. float16 and int8: changes, in half and a quarter of the bytes; what is
     lost in rounding is kept at the client and added to its next change."""
 
@@ -411,9 +413,9 @@ class Privacy(Section):
 
     kind: Literal["none", "central", "local"] = "none"
     """central: the server clips what comes and adds noise, and is trusted to. local: each client does."""
-    clip: Positive = 1.0
+    clip: Scale = 1.0
     """C: Euclidean norm to which a client's change of the shared adapter in one round is scaled down."""
-    noise: Positive = 1.0
+    noise: Scale = 1.0
     """sigma: standard deviation of the noise over C."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """Chance that the promise of epsilon fails; well below one over the number of clients."""
@@ -423,22 +425,34 @@ class Privacy(Section):
     """Of the noise: the system's cryptographic source, or run.seed, which repeats it and protects nothing."""
 
 
-class Personal(Section):
-    """[personal]: what single methods need for their personalised models (docs/methods.md says which)."""
+class FedDPA(Section):
+    """[feddpa]: weights of the shared and the private adapter for each test prompt (method feddpa)."""
+
+    num_examples: Count = 5
+    """Training examples to which a prompt is compared."""
+    max_weight: Share = 0.5
+    """Weight of the private adapter for a prompt that is as the client's own."""
+
+
+class FDLoRA(Section):
+    """[fdlora]: the private adapter before round 1, and the fusion of both adapters (method fdlora)."""
 
     before_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps of a stage before round 1 (fdlora); 0: as many as client.local_steps or
-    client.local_epochs give a stage."""
+    """Optimizer steps of a stage before round 1; 0: as many as client.local_steps or client.local_epochs
+    give a stage."""
     num_examples: Count = 5
-    """Training examples to which a prompt is compared (feddpa), or on which a fusion is tried (fdlora)."""
-    max_weight: Share = 0.5
-    """Weight of the private adapter for a prompt that is as the client's own (feddpa)."""
+    """Training examples on which a fusion is tried."""
     num_evaluations: Count = 40
-    """Fusions that are tried; some more, since the search ends with a whole sweep (fdlora)."""
+    """Fusions that are tried; some more, since the search ends with a whole sweep."""
+
+
+class FedALA(Section):
+    """[fedala]: the local aggregation at the start of a round (method fedala)."""
+
     share: Share = 0.8
-    """Share of the training examples on which the weights of the local aggregation are learnt (fedala)."""
+    """Share of the training examples on which its weights are learnt."""
     rate: Positive = 1.0
-    """Step size of those weights (fedala). The paper's 1 hardly moves them (docs/methods.md)."""
+    """Step size of those weights. The paper's 1 hardly moves them (docs/methods.md)."""
 
 
 class Eval(Section):
@@ -472,9 +486,11 @@ class Settings(Section):
     client: Client = Client()
     server: Server = Server()
     federation: Federation = Federation()
-    wire: Wire = Wire()
+    communication: Communication = Communication()
     privacy: Privacy = Privacy()
-    personal: Personal = Personal()
+    feddpa: FedDPA = FedDPA()
+    fdlora: FDLoRA = FDLoRA()
+    fedala: FedALA = FedALA()
     eval: Eval = Eval()
 
     @property
@@ -490,41 +506,42 @@ class Settings(Section):
         method = look_up(METHODS, self.method, "method")
         for name in self.distill.prompts:
             look_up(PROMPTS, name, "distill.prompts")
-        combination = COMBINATIONS[self.server.combination]
-        why = obstacles(combination) | {"method": clash(method, combination)}
-        for key, allowed in allowed_with(combination).items():
+        aggregation = AGGREGATIONS[self.server.aggregation]
+        why = obstacles(aggregation) | {"method": clash(method, aggregation)}
+        for key, allowed in allowed_with(aggregation).items():
             chosen = attrgetter(key)(self)
             if chosen not in allowed:
                 raise ValueError(
-                    f"{key} = {chosen!r} does not go with server.combination = {self.server.combination!r},"
+                    f"{key} = {chosen!r} does not go with server.aggregation = {self.server.aggregation!r},"
                     f" which {why[key]}: set {key} = {' or '.join(map(repr, allowed))}"
                 )
-        if self.lora.client_ranks and combination.ranks == "one":
-            able = [name for name, row in COMBINATIONS.items() if row.ranks != "one"]
+        if self.lora.client_ranks and aggregation.ranks == "one":
+            able = [name for name, row in AGGREGATIONS.items() if row.ranks != "one"]
             raise ValueError(
-                f"lora.client_ranks = {self.lora.client_ranks} does not go with server.combination ="
-                f" {self.server.combination!r}, which takes factors of one rank: set server.combination ="
+                f"lora.client_ranks = {self.lora.client_ranks} does not go with server.aggregation ="
+                f" {self.server.aggregation!r}, which takes factors of one rank: set server.aggregation ="
                 f" {' or '.join(map(repr, able))}"
             )
-        if combination.ranks == "several" and not self.lora.client_ranks:
+        if aggregation.ranks == "several" and not self.lora.client_ranks:
             raise ValueError(
-                f"server.combination = {self.server.combination!r} is 'average' where all clients have one"
+                f"server.aggregation = {self.server.aggregation!r} is 'average' where all clients have one"
                 " rank: name those of smaller rank in lora.client_ranks, or set 'average'"
             )
-        for key, allowed in allowed_beside(CORRECTIONS[self.client.correction]).items():
+        for key, allowed in allowed_beside(DRIFT_CORRECTIONS[self.client.drift_correction]).items():
             chosen = attrgetter(key)(self)
             if chosen not in allowed:
                 raise ValueError(
-                    f"client.correction = {self.client.correction!r} does not hold with {key} = {chosen!r}"
+                    f"client.drift_correction = {self.client.drift_correction!r} does not hold with {key} ="
+                    f" {chosen!r}"
                     f" (docs/methods.md): set {key} = {' or '.join(map(repr, allowed))}"
                 )
         if not method.shares:
             for key, value, usual in (
-                ("client.correction", self.client.correction, "none"),
-                ("server.combination", self.server.combination, "average"),
-                ("server.reduction", self.server.reduction, "mean"),
+                ("client.drift_correction", self.client.drift_correction, "none"),
+                ("server.aggregation", self.server.aggregation, "average"),
+                ("server.robust", self.server.robust, "none"),
                 ("server.optimizer", self.server.optimizer, "fedavg"),
-                ("wire.dtype", self.wire.dtype, "float32"),
+                ("communication.dtype", self.communication.dtype, "float32"),
                 ("lora.client_ranks", self.lora.client_ranks, {}),
                 ("server.keep_updates", self.server.keep_updates, False),
                 ("privacy.kind", self.privacy.kind, "none"),
@@ -542,10 +559,10 @@ class Settings(Section):
                 )
         else:
             accounted: dict[str, tuple[Any, ...]] = {
-                "server.combination": ("average", "ffa"),
-                "server.reduction": ("mean",),
-                "client.correction": ("none", "proximal"),
-                "wire.dtype": ("float32",),
+                "server.aggregation": ("average", "ffa"),
+                "server.robust": ("none",),
+                "client.drift_correction": ("none", "fedprox"),
+                "communication.dtype": ("float32",),
                 "lora.client_ranks": ({},),
                 "server.keep_updates": (False,),
             }
@@ -572,22 +589,22 @@ class Settings(Section):
                 "eval.on = 'validation', but data.validation = 0.0 keeps no examples out: set it to 0.1"
             )
         for name, is_used in (
-            ("before_steps", bool(method.before_rounds)),
-            ("num_examples", method.personal in ("weighed", "fused")),
-            ("max_weight", method.personal == "weighed"),
-            ("num_evaluations", method.personal == "fused"),
-            ("share", method.on_receive == "adapt"),
-            ("rate", method.on_receive == "adapt"),
+            ("feddpa", method.personal == "weighed"),
+            ("fdlora", method.personal == "fused"),
+            ("fedala", method.on_receive == "adapt"),
         ):
-            value = getattr(self.personal, name)
-            if not is_used and value != getattr(Personal(), name):
+            section = getattr(self, name)
+            changed = [key for key, value in section if value != getattr(type(section)(), key)]
+            if changed and not is_used:
                 raise ValueError(
-                    f"personal.{name} = {value} does nothing under method = {self.method!r}: leave it out"
+                    f"{name}.{changed[0]} = {getattr(section, changed[0])} does nothing under method ="
+                    f" {self.method!r}: leave it out"
                 )
-        if method.on_receive == "adapt" and self.client.correction != "none":
+        if method.on_receive == "adapt" and self.client.drift_correction != "none":
             raise ValueError(
-                f"client.correction = {self.client.correction!r} holds the shared adapter to what was sent,"
-                f" from which method = {self.method!r} does not begin: set client.correction = 'none'"
+                f"client.drift_correction = {self.client.drift_correction!r} holds the shared adapter to what"
+                " was sent,"
+                f" from which method = {self.method!r} does not begin: set client.drift_correction = 'none'"
             )
         steps, stages = self.client.local_steps, len(method.stages)
         if self.client.budget == "per_round" and steps < stages:

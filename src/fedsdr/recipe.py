@@ -18,6 +18,22 @@ from pydantic import ValidationError
 from fedsdr.config import Section, Settings, Source
 from fedsdr.errors import UserError
 
+RENAMED = {
+    "server.combination": "server.aggregation",
+    "server.reduction": "server.robust",
+    "client.correction": "client.drift_correction",
+    "wire": "communication",
+    "wire.dtype": "communication.dtype",
+    "personal": "feddpa, fdlora or fedala, the section of the method",
+    "personal.before_steps": "fdlora.before_steps",
+    "personal.num_examples": "feddpa.num_examples or fdlora.num_examples",
+    "personal.max_weight": "feddpa.max_weight",
+    "personal.num_evaluations": "fdlora.num_evaluations",
+    "personal.share": "fedala.share",
+    "personal.rate": "fedala.rate",
+}
+"""Settings of version 0.1.0 that have another name now."""
+
 
 def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
     """Read a recipe and apply overrides.
@@ -176,6 +192,9 @@ def _explain(problem: Any) -> str:
     """One line for one error of pydantic: the key, the value, and what would do."""
     key = _key(problem)
     if problem["type"] == "extra_forbidden":
+        keys = [f"{key}.{name}" for name in problem["input"]] if isinstance(problem["input"], dict) else [key]
+        if renamed := [f"{old} is now {RENAMED[old]}" for old in keys if old in RENAMED]:
+            return "; ".join(renamed)
         return f"unknown key {key}; {_nearest(key)}"
     if problem["type"] == "value_error":
         return f"{key}: {_expected(problem)}" if key else _expected(problem)

@@ -11,17 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.client import wire
-from fedsdr.client.controls import Controls
+from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.update import count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
+from fedsdr.messages import wire
+from fedsdr.methods import BOTH, METHODS, Adapter, LocalOptimizer, Method, Stage
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.seeds import seed_for
-from fedsdr.tables import BOTH, METHODS, Adapter, LocalOptimizer, Method, Stage
 
 SHARED = (Stage(("shared",), "raw", ("shared",)),)
 
@@ -216,7 +216,7 @@ def test_the_proximal_term_adds_mu_times_the_distance_to_what_the_server_sent(mo
     moved = [value.detach() - old for value, old in zip(adapters.parameters(("shared",)), start, strict=True)]
     adapters.initialise("shared", seed=0)
     spy.gradients.clear()
-    update(model, local_steps=2, correction="proximal", mu=0.7)
+    update(model, local_steps=2, drift_correction="fedprox", mu=0.7)
     for with_term, without in zip(spy.gradients[0], plain[0], strict=True):
         assert torch.equal(with_term, without)
     for with_term, without, change in zip(spy.gradients[1], plain[1], moved, strict=True):
@@ -231,7 +231,7 @@ def test_the_proximal_term_is_for_the_shared_adapter_alone(model, spy):
     plain = spy.gradients[:]
     model[1].initialise("private", seed=1)
     spy.gradients.clear()
-    update(model, stages=private, local_steps=3, correction="proximal", mu=0.7)
+    update(model, stages=private, local_steps=3, drift_correction="fedprox", mu=0.7)
     for step, same in zip(spy.gradients, plain, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(step, same, strict=True))
 
@@ -241,11 +241,11 @@ def test_every_stage_is_pulled_to_what_the_server_sent_not_to_the_stage_before(m
     both = METHODS["fedsd-then-raw"].stages
     _, adapters = model
     start = [value.detach().clone() for value in adapters.parameters(("shared",))]
-    update(model, stages=both[:1], correction="proximal", mu=0.7)
+    update(model, stages=both[:1], drift_correction="fedprox", mu=0.7)
     moved = [value.detach() - old for value, old in zip(adapters.parameters(("shared",)), start, strict=True)]
     adapters.initialise("shared", seed=0)
     spy.gradients.clear()
-    update(model, stages=both, correction="proximal", mu=0.7)
+    update(model, stages=both, drift_correction="fedprox", mu=0.7)
     pulled = spy.gradients[1]
     adapters.initialise("shared", seed=0)
     spy.gradients.clear()
@@ -364,14 +364,14 @@ def test_after_one_step_the_control_variate_of_a_client_is_its_gradient(model, s
     update(model)
     x = wire.pack({key: value.numpy() for key, value in adapters.state("shared").items()})
     rng = np.random.default_rng(1)
-    controls = Controls(*(rng.normal(size=x.shape).astype(np.float32) for _ in range(2)))
+    control_variates = ControlVariates(*(rng.normal(size=x.shape).astype(np.float32) for _ in range(2)))
     keys = {key: tuple(value.shape) for key, value in adapters.state("shared").items()}
-    update(model, optimizer="sgd", rate=0.1, shift=wire.unpack(controls.shift, keys))
+    update(model, optimizer="sgd", rate=0.1, shift=wire.unpack(control_variates.shift, keys))
     y = wire.pack({key: value.numpy() for key, value in adapters.state("shared").items()})
     adapters.load("shared", {k: torch.from_numpy(v.copy()) for k, v in wire.unpack(x, keys).items()})
     spy.gradients.clear()
     update(model)
     gradient = wire.pack({key: g.numpy() for key, g in zip(keys, spy.gradients[0], strict=True)})
-    new = controls.own + controls.change(x, y, 1, 0.1)
+    new = control_variates.own + control_variates.change(x, y, 1, 0.1)
     np.testing.assert_allclose(new, gradient, atol=3e-6)
     assert np.abs(gradient).max() > 1e-2

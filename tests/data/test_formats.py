@@ -135,7 +135,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
         file_rows(path)
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"x" * 1000)[:-9]])
+@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"x" * 1000)[:-9]], ids=["other", "cut"])
 def test_a_damaged_packed_file_is_named(tmp_path: Path, data: bytes):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(data)

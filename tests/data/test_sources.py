@@ -2,9 +2,7 @@
 
 import json
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -181,15 +179,12 @@ def test_duplicates_are_found_whatever_their_case_and_white_space():
     assert find_duplicates(Domain(train, test)) == ["where is\nOSLO? "]
 
 
-def test_built_in_data_is_made_with_the_data_seed(monkeypatch):
-    demo = ModuleType("fedsdr.data.demo")
-    demo.demo_data = lambda seed: {
-        name: ([Example(f"{seed}", "x", name)], [Example("t", "x", name)]) for name in ("b", "a")
-    }
-    monkeypatch.setitem(sys.modules, "fedsdr.data.demo", demo)
-    domains = load_domains(Data(seed=3))
-    assert list(domains) == ["a", "b"]
-    assert prompts(domains["a"].train) == ["3"]
+def test_built_in_data_are_drawn_by_the_data_seed_and_need_no_id_column():
+    whole = load_domains(Data())
+    assert list(whole) == ["code", "finance", "general", "math", "medicine"]
+    first, other = (load_domains(Data(seed=seed, num_train=5), "hospital")["math"] for seed in (0, 1))
+    assert first.train != other.train
+    assert set(prompts(first.train + other.train)) < set(prompts(whole["math"].train))
 
 
 def test_real_domains_load_whole():

@@ -1,6 +1,5 @@
 """A federation on this machine as organisations would run it: a SuperLink, and a process for each client."""
 
-import json
 import random
 import shutil
 import signal
@@ -18,11 +17,12 @@ import psutil
 import pytest
 from tests.faults.conftest import record
 
-from fedsdr.apps.deployment import init
-from fedsdr.apps.superlink import environment
 from fedsdr.config import Settings
-from fedsdr.data.demo import demo_data
+from fedsdr.data.sources import BUILT_IN
+from fedsdr.deployment.init import init
+from fedsdr.deployment.superlink import environment
 from fedsdr.recipe import dump_settings
+from fedsdr.storage import read_lines, rewrite_lines
 
 __all__ = ["record"]  # a fixture
 
@@ -36,20 +36,9 @@ STARTED = 60.0
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder <domain>/{train,test}.jsonl with a few examples of three built-in domains."""
     root = tmp_path_factory.mktemp("data")
-    for domain, (train, test) in demo_data(0).items():
-        if domain not in CLIENTS:
-            continue
-        for part, examples in (("train", train[:6]), ("test", test[:2])):
-            path = root / domain / f"{part}.jsonl"
-            path.parent.mkdir(exist_ok=True)
-            rows = [
-                {"instruction": e.instruction, "input": e.context, "output": e.response, "label": e.label}
-                | ({"choices": list(e.choices)} if e.label else {})
-                | ({"facts": list(e.facts)} if e.facts else {})
-                | ({"answer": e.answer} if e.answer else {})
-                for e in examples
-            ]
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for domain in CLIENTS:
+        for file, num in (("train.jsonl", 6), ("test.jsonl", 2)):
+            rewrite_lines(root / domain / file, read_lines(BUILT_IN / "domains" / domain / file)[:num])
     return root
 
 

@@ -70,7 +70,7 @@ def demand_no_text(seen: bytes, *folders: Path) -> None:
 def test_a_deployment_leaves_the_bytes_of_the_local_engine_and_no_plain_text_on_the_wire(
     deployment: Deploy, small: Small, data_root: Path, tmp_path: Path
 ):
-    """Law 7 among engines, and law 5 on the wire with TLS."""
+    """Invariant 7 among engines, and invariant 5 on the wire with TLS."""
     local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
     one = deployment(recording=CLIENTS)
     one.start_all()

@@ -11,8 +11,8 @@ from tests.deployment.conftest import BIN, CLIENTS, Deployment
 from tests.deployment.test_loopback import ROUNDS, demand_equal, demand_no_text, files, long
 
 import fedsdr
-from fedsdr.apps.superlink import environment
 from fedsdr.config import Settings
+from fedsdr.deployment.superlink import environment
 from fedsdr.recipe import dump_settings
 
 Small = Callable[..., Settings]
@@ -22,7 +22,7 @@ Small = Callable[..., Settings]
 def test_without_tls_and_with_a_process_for_each_message_the_bytes_are_equal_and_hold_nothing_private(
     deployment: Callable[..., Deployment], small: Small, data_root: Path, tmp_path: Path, tiny_folder: Path
 ):
-    """Law 5 on the wire, where all can be read: no text, no rewriting, no private tensor."""
+    """Invariant 5 on the wire, where all can be read: no text, no rewriting, no private tensor."""
     local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
     one = deployment(recording=CLIENTS)
     shutil.rmtree(one.server / "keys")

@@ -13,9 +13,9 @@ import pytest
 from tests.deployment.conftest import BIN, free_port
 from tests.deployment.test_loopback import long
 
-from fedsdr.apps.deployment import init
-from fedsdr.apps.superlink import environment
 from fedsdr.config import Settings
+from fedsdr.deployment.init import init
+from fedsdr.deployment.superlink import environment
 from fedsdr.recipe import dump_settings
 
 

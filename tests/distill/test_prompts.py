@@ -4,7 +4,7 @@ import pytest
 
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import rewriting_turns
-from fedsdr.tables import PROMPTS
+from fedsdr.methods import PROMPTS
 
 EXAMPLE = Example("Which label?", "It is POSITIVE.", "finance", context="Profit rose.", system="Be brief.")
 

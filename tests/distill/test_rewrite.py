@@ -12,10 +12,10 @@ from fedsdr.config import Distill, Lora, Settings
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
 from fedsdr.distill.rewrite import Rewriting, rewrite
+from fedsdr.methods import PROMPTS
 from fedsdr.model.adapters import ADAPTERS, Adapters
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer
-from fedsdr.tables import PROMPTS
 
 LABELS = ("POSITIVE", "NEGATIVE")
 EXAMPLES = [

@@ -16,19 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.apps.certificates import make_authority, node_key, read_public
-from fedsdr.apps.node_process import read_node_file
-from fedsdr.apps.registry import registered
-from fedsdr.client import wire
-from fedsdr.client.privacy import Ledger
 from fedsdr.client.state import load_kept
 from fedsdr.config import Section, Settings
 from fedsdr.data.readers import read_file
+from fedsdr.deployment.certificates import make_authority, node_key, read_public
+from fedsdr.deployment.node import read_node_file
 from fedsdr.errors import UserError
+from fedsdr.federation.membership import registered
+from fedsdr.messages import wire
+from fedsdr.messages.privacy import Ledger
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.server.checkpoint import load_moments
-from fedsdr.server.guard import Rejected, check_prepared, check_reply, check_scores
+from fedsdr.server.validate import Rejected, check_prepared, check_reply, check_scores
 from fedsdr.storage import read_json, read_lines
 
 KEYS = [f"base_model.model.layer.lora_{letter}.weight" for letter in "AB"]
@@ -295,7 +295,7 @@ def test_the_guard_refuses_random_replies_with_a_reason(
     """Arrays of any bytes, keys and values of any kind; what passes is finite, of the shape that was sent."""
     rng, num = random.Random(2), often(300, 3_000)
     good = saved(wire.pack(SENT))
-    names = ["values", "scales", "controls", "shared", "../../x", "", "värde"]
+    names = ["values", "scales", "control_variates", "shared", "../../x", "", "värde"]
     keys = [
         "round",
         "num_examples",

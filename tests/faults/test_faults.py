@@ -15,10 +15,10 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedsdr
-from fedsdr.apps import client_app
-from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.federation import client_app
+from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.storage import read_lines
 
 Runs = Callable[..., Settings]

@@ -17,11 +17,11 @@ from safetensors import safe_open
 
 import fedsdr
 from fedsdr import storage
-from fedsdr.apps import client_app, site
-from fedsdr.apps.local_grid import LocalGrid
-from fedsdr.apps.site import model_of
 from fedsdr.client import update
 from fedsdr.config import Settings
+from fedsdr.federation import client_app, client_context
+from fedsdr.federation.client_context import model_of
+from fedsdr.federation.local_engine import LocalGrid
 
 RUN = {"method": "fedsdr", "eval.every": 1, "client.local_steps": 4}
 
@@ -67,7 +67,7 @@ def doing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
 
     say("server: rest")
     during(LocalGrid, "_answer", lambda *_: "client: rest")
-    during(site, "rewrite", lambda *_: "client: rewriting")
+    during(client_context, "rewrite", lambda *_: "client: rewriting")
     during(update, "_learn", lambda *args: f"client: training {args[10].partition(': ')[2]}")
     during(client_app, "_pack_reply", lambda *_: "client: packing its reply")
     during(client_app, "evaluate", lambda *_: "client: evaluating")

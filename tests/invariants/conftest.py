@@ -15,9 +15,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from safetensors.torch import load_file, save_file
 
 import fedsdr
-from fedsdr.apps import site
-from fedsdr.apps.local_grid import LocalGrid
 from fedsdr.config import Settings
+from fedsdr.federation import client_context
+from fedsdr.federation.local_engine import LocalGrid
 
 SMALL_RUN = {
     "data.domains": ["finance", "general", "math"],
@@ -28,7 +28,7 @@ SMALL_RUN = {
     "eval.max_new_tokens": 4,
 }
 SCAFFOLD = {
-    "client.correction": "scaffold",
+    "client.drift_correction": "scaffold",
     "client.optimizer": "sgd",
     "client.max_grad_norm": 0,
     "client.learning_rate": 0.1,
@@ -73,8 +73,8 @@ def fresh_process() -> Iterator[Callable[[], None]]:
     """Every test begins as a new process does; called, it forgets once more."""
 
     def forget() -> None:
-        site.close_sites()
-        site.load_model.cache_clear()
+        client_context.close_clients()
+        client_context.load_model.cache_clear()
 
     forget()
     yield forget

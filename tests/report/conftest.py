@@ -233,7 +233,7 @@ def survival(draw: random.Random, clients: Sequence[str], num_rounds: int) -> li
         for number in range(1, num_rounds + 1):
             gain, kept = 0.3 / number, draw.uniform(-0.1, 0.8)
             last = {"round": number, "client": client, "before": loss, "own": loss - gain}
-            last |= {"combined": loss - kept * gain, "kept": kept, "low": kept - 0.1, "high": kept + 0.1}
+            last |= {"aggregated": loss - kept * gain, "kept": kept, "low": kept - 0.1, "high": kept + 0.1}
             records.append(last)
             loss -= kept * gain
     records[-1]["kept"] = None

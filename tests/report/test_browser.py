@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fedsdr.config import Settings
-from fedsdr.report.comparison import Cell, Comparison, Group, compare_cells
-from fedsdr.report.grid_page import write_grid_report
+from fedsdr.experiments.comparison import Cell, Comparison, Group, compare_cells
+from fedsdr.experiments.page import write_grid_report
 from fedsdr.report.page import write_report
 from fedsdr.storage import read_json
 

@@ -6,11 +6,11 @@ import pytest
 
 from fedsdr.config import Settings
 from fedsdr.report.answers import benchmark_sheet
+from fedsdr.report.blocks import Table
 from fedsdr.report.figures import Figure
 from fedsdr.report.measurements import SHOWN, measurement_parts, read_measurements, verdicts
 from fedsdr.report.page import write_report
-from fedsdr.report.parts import Table
-from fedsdr.report.tables import Sheet
+from fedsdr.report.sheets import Sheet
 from fedsdr.storage import read_json, write_json
 
 MeasuredRun = Callable[..., tuple[Path, Settings]]

@@ -10,7 +10,7 @@ import pytest
 from fedsdr.config import Settings
 from fedsdr.report.events import train_records
 from fedsdr.report.page import write_report
-from fedsdr.report.tables import to_csv
+from fedsdr.report.sheets import to_csv
 from fedsdr.storage import read_lines
 
 MakeRun = Callable[..., tuple[Path, Settings]]

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedsdr.measure.intervals import wilson
+from fedsdr.intervals import wilson
 from fedsdr.report.events import cost_sheet, dropped_sheet, fallback_sheet, paradox_records, train_records
-from fedsdr.report.tables import answer_sheet, loss_sheet, render_text, score_sheet, to_csv
+from fedsdr.report.sheets import answer_sheet, loss_sheet, render_text, score_sheet, to_csv
 
 DOMAINS = ["code", "finance", "math"]
 

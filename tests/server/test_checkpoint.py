@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from peft import PeftConfig
 
-from fedsdr.client.wire import residual_shapes
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
+from fedsdr.messages.wire import residual_shapes
 from fedsdr.server.checkpoint import last_round, load_round, save_round
 from fedsdr.storage import round_folder
 
@@ -29,7 +29,7 @@ def test_every_bit_of_a_round_is_read_back(tmp_path: Path):
     assert {key: array.tobytes() for key, array in found.items()} == {
         key: array.tobytes() for key, array in ARRAYS.items()
     }
-    found[next(iter(found))] += 1  # training and combining may write to what they loaded
+    found[next(iter(found))] += 1  # training and aggregating may write to what they loaded
 
 
 def test_what_was_added_to_the_base_is_read_back_and_of_the_scale_of_the_rest(tmp_path: Path):

@@ -9,8 +9,8 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAvgM, FedYogi
 
 from fedsdr.config import Server
+from fedsdr.methods import OPTIMIZERS
 from fedsdr.server.optimize import OPTIMIZE
-from fedsdr.tables import OPTIMIZERS
 
 SERVER = Server(optimizer="fedadam", learning_rate=0.5, beta1=0.9, beta2=0.75, tau=0.1)
 X, FIRST, SECOND = 1.0, 0.4, -0.2  # the state, and the clients' mean change in rounds 1 and 2

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedsdr.client.controls import Controls
-from fedsdr.client.wire import broadcast
+from fedsdr.client.scaffold import ControlVariates
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.messages.wire import broadcast
 from fedsdr.recipe import check_settings
 from fedsdr.server import strategy as strategy_module
-from fedsdr.server.guard import Update, check_reply
 from fedsdr.server.strategy import FedStrategy, draw_clients
+from fedsdr.server.validate import Update, check_reply
 
 KEY = "base_model.model.q.lora_A.weight"
 ROSTER = {40: "d", 10: "c", 30: "a", 20: "b"}
@@ -266,13 +266,13 @@ def test_the_mean_of_clients_that_answer_in_order_holds_one_update_at_a_time(sta
         assert expected <= max(most) <= expected + 1
 
 
-SCAFFOLD = {"correction": "scaffold", "optimizer": "sgd", "max_grad_norm": 0.0}
+SCAFFOLD = {"drift_correction": "scaffold", "optimizer": "sgd", "max_grad_norm": 0.0}
 
 
 def steered(message: Message, value: float, change: float) -> Message:
     reply = trained(message, value)
     reply.content["arrays"] = broadcast(
-        {KEY: np.full((1, 2), value, np.float32)}, controls=np.full(2, change, np.float32)
+        {KEY: np.full((1, 2), value, np.float32)}, control_variates=np.full(2, change, np.float32)
     )
     return reply
 
@@ -284,11 +284,11 @@ def test_the_servers_control_variate_moves_by_the_plain_sum_of_changes_over_all_
     moments stay beside it.
     """
     strategy, messages = start(client=SCAFFOLD, optimizer="fedavgm", clients_per_round=0)
-    assert strategy.controls().tolist() == [0, 0]
-    strategy.moments = {"controls": np.full(2, 0.5), f"m/{KEY}": np.zeros((1, 2))}
+    assert strategy.control_variates().tolist() == [0, 0]
+    strategy.moments = {"control_variates": np.full(2, 0.5), f"m/{KEY}": np.zeros((1, 2))}
     a, b, _, d = messages
     strategy.aggregate_train(2, [steered(a, 2.0, 3.0), steered(b, 6.0, 1.0), steered(d, 0.0, float("nan"))])
-    assert strategy.controls().tolist() == [1.5, 1.5]
+    assert strategy.control_variates().tolist() == [1.5, 1.5]
     assert strategy.moments[f"m/{KEY}"].tolist() == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
 
 
@@ -296,7 +296,7 @@ def test_a_round_below_the_quorum_leaves_the_control_variate_as_it_was(start):
     strategy, (a, *_) = start(client=SCAFFOLD, quorum=1)
     with pytest.raises(UserError):
         strategy.aggregate_train(2, [steered(a, 2.0, 3.0)])
-    assert strategy.controls().tolist() == [0, 0]
+    assert strategy.control_variates().tolist() == [0, 0]
 
 
 def test_control_variates_lead_unlike_clients_to_the_optimum_of_their_mean(start):
@@ -317,17 +317,17 @@ def test_control_variates_lead_unlike_clients_to_the_optimum_of_their_mean(start
             replies = []
             x = strategy.arrays[KEY].ravel()
             for message, client in zip(messages, own, strict=False):
-                c = strategy.controls()
-                controls = Controls(np.zeros(2, np.float32) if c is None else c, own[client])
+                c = strategy.control_variates()
+                control_variates = ControlVariates(np.zeros(2, np.float32) if c is None else c, own[client])
                 y = x.astype(np.float64)
                 for _ in range(10):
-                    y = y - 0.1 * (slopes[client](y) + controls.shift)
+                    y = y - 0.1 * (slopes[client](y) + control_variates.shift)
                 y = y.astype(np.float32)
                 record = broadcast({KEY: y.reshape(1, 2)})
                 if c is not None:
-                    change = controls.change(x, y, 10, 0.1)
+                    change = control_variates.change(x, y, 10, 0.1)
                     own[client] = own[client] + change
-                    record = broadcast({KEY: y.reshape(1, 2)}, controls=change)
+                    record = broadcast({KEY: y.reshape(1, 2)}, control_variates=change)
                 reply = trained(message, 0.0, num_examples=1)
                 reply.content["arrays"] = record
                 replies.append(reply)

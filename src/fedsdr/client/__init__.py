@@ -1,1 +1,1 @@
-"""Station 4: stages, one local update, what a client keeps and what it sends."""
+"""4. A client's round: take what was sent, train, pack what leaves."""

@@ -1,9 +1,9 @@
 """What a client keeps between rounds, versioned by round: an adapter of its own, and other arrays by name.
 
 `<folder>/round-0003/` holds the adapter after round 3, in PEFT's format: the private one, or with fedala the
-shared one as this client trained it. In kept.safetensors is whatever else the method, the combination, the
-correction or `wire.dtype` must remember at the client (such as "residual", what its messages lost). It is
-written whole. Two versions are kept: a client asked for round k starts
+shared one as this client trained it. In kept.safetensors is whatever else the method, the aggregation, the
+drift correction or `communication.dtype` must remember at the client (such as "error_feedback", what its
+messages lost). It is written whole. Two versions are kept: a client asked for round k starts
 from its newest state before k, even if it had already finished k when the server was killed.
 
 Paper: LoRA-S never leaves the client (FedSDR, section 4). Differs: whether it is kept or reset
@@ -17,8 +17,8 @@ from pathlib import Path
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from fedsdr.client.wire import Float32
 from fedsdr.config import Lora
+from fedsdr.messages.wire import Float32
 from fedsdr.model.adapter_files import load_adapter, read_whole, save_adapter
 from fedsdr.storage import list_rounds, round_folder, write_folder
 

@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedsdr.client.wire import Arrays
 from fedsdr.config import Client, Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
+from fedsdr.messages.wire import Arrays
+from fedsdr.methods import DRIFT_CORRECTIONS, Factor, Method, View
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.loss import response_loss
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
-from fedsdr.tables import CORRECTIONS, Factor, Method, View
 
 Pairs = Sequence[tuple[torch.nn.Parameter, torch.Tensor]]
 """Parameters of the shared adapter, each with a tensor of its shape."""
@@ -53,9 +53,9 @@ def local_update(
         rate: Learning rate of this round.
         seed: Seed of this client and round; data order is a function of it and the stage.
         what: Whose update this is, for the progress line.
-        shared_factors: Which factors of the shared adapter learn, as the combination wants it.
+        shared_factors: Which factors of the shared adapter learn, as the aggregation wants it.
         shift: c - c_k by PEFT key of the shared adapter, where control variates steer the steps
-            (`client.controls`).
+            (`client.control_variates`).
 
     Returns:
         For each stage, by its name: mean loss per response token over its steps, of the first and of
@@ -63,7 +63,7 @@ def local_update(
     """
     metrics: dict[str, float] = {}
     anchors: Pairs = []
-    if CORRECTIONS[settings.correction].is_proximal:
+    if DRIFT_CORRECTIONS[settings.drift_correction].is_proximal:
         anchors = [(value, value.detach().clone()) for value in adapters.parameters(("shared",))]
     shifts: Pairs = []
     if shift:
@@ -206,9 +206,9 @@ def before_rounds(
 
 def before_settings(settings: Settings) -> Client:
     """Steps of the stages before round 1; they are beside the budget of a round."""
-    steps = settings.personal.before_steps
+    steps = settings.fdlora.before_steps
     chosen = {"local_steps": steps, "local_epochs": 0} if steps else {}
-    return settings.client.model_copy(update={"budget": "per_stage", "correction": "none", **chosen})
+    return settings.client.model_copy(update={"budget": "per_stage", "drift_correction": "none", **chosen})
 
 
 def count_steps(settings: Client, num_stages: int, number: int, num_examples: int) -> int:

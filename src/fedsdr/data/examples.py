@@ -1,4 +1,4 @@
-"""The instruction example, the unit that flows through every station."""
+"""The instruction example, the unit that flows through every package."""
 
 from dataclasses import dataclass
 

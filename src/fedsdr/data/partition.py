@@ -13,8 +13,8 @@ from fedsdr.data.examples import Example
 from fedsdr.data.readers import Record
 from fedsdr.data.sources import Domain, check_name
 from fedsdr.errors import UserError
+from fedsdr.methods import METHODS
 from fedsdr.seeds import seed_for
-from fedsdr.tables import METHODS
 
 Class = tuple[str, str]
 """Domain, and label where classes are labels."""

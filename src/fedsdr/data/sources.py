@@ -17,13 +17,15 @@ from fedsdr.data.examples import Example
 from fedsdr.data.files import BadRow, file_rows, hub_rows, is_known_format, refuse_bad
 from fedsdr.data.readers import NEEDED, Record, to_records
 from fedsdr.errors import UserError
+from fedsdr.methods import look_up
 from fedsdr.seeds import seed_for
-from fedsdr.tables import look_up
 
 RESERVED = ("all", "mean", "others")
 """What rows of tables are called."""
 FILES = ("train.jsonl", "test.jsonl")
 """What a domain's files are called; another suffix that `files` reads will do."""
+BUILT_IN = Path(__file__).parent / "demo"
+"""Folder of the built-in data, one folder for each value of `data.built_in`; made by `tools/demo_data`."""
 LAYOUT = "expected <root>/<domain>/train.jsonl and <root>/<domain>/test.jsonl, one folder for each domain"
 EMPTY = frozenset(f"{name} is {what}" for name in NEEDED for what in ("missing", "empty"))
 """Kinds of bad rows that the public sets hold, whose users cannot mend them."""
@@ -73,12 +75,7 @@ def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
     """
     # The default key is looked for anyway, and need not be there.
     columns = {} if id_column == "client" else {"client": id_column}
-    if data.root:
-        folders = _folders(Path(data.root))
-        names = _choose(data, list(folders))
-        reading = _reading(data, columns)
-        domains = {name: _from_folder(folders[name], name, reading, data) for name in names}
-    elif data.sources:
+    if data.sources and not data.root:
         sources = {source.domain: source for source in data.sources}
         if len(sources) < len(data.sources):
             raise UserError(
@@ -87,8 +84,10 @@ def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
         names = _choose(data, list(sources))
         domains = {name: _from_source(sources[name], columns, data) for name in names}
     else:
-        built_in = _built_in(data)
-        domains = {name: built_in[name] for name in _choose(data, list(built_in))}
+        folders = _folders(Path(data.root) if data.root else BUILT_IN / data.built_in)
+        names = _choose(data, list(folders))
+        reading = _reading(data, columns if data.root else {})  # the built-in data name clients as we do
+        domains = {name: _from_folder(folders[name], name, reading, data) for name in names}
     return {name: _draw(_fill_choices(domain), data, name) for name, domain in domains.items()}
 
 
@@ -193,19 +192,6 @@ def _leave_out(bad: list[BadRow], skips: bool, parts: Iterable[list[Record]]) ->
     if not skips or not all(parts):
         refuse_bad(bad)
     return dict(sorted(Counter(row.kind for row in bad).items()))
-
-
-def _built_in(data: Data) -> dict[str, Domain]:
-    if data.built_in == "disputed":
-        from fedsdr.data.demo.disputed import disputed_data
-
-        return {name: Domain(*parts) for name, parts in disputed_data(data.seed).items()}
-    from fedsdr.data.demo import demo_data
-
-    return {
-        name: Domain([Record(example) for example in train], [Record(example) for example in test])
-        for name, (train, test) in demo_data(data.seed).items()
-    }
 
 
 def _from_source(source: Source, columns: Mapping[str, str], data: Data) -> Domain:

@@ -1,1 +1,1 @@
-"""Station 3: the model rewrites the responses; prompts, checks, the cache, the paradox counts."""
+"""3. the model rewrites the responses; prompts, checks, the cache, the paradox counts."""

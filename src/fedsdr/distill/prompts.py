@@ -18,7 +18,7 @@ def rewriting_turns(name: str, example: Example) -> list[Turn]:
     """Turns whose answer is the rewriting y~.
 
     Args:
-        name: A row of `tables.PROMPTS`.
+        name: A row of `methods.PROMPTS`.
         example: The example with its true response.
     """
     *system, user = prompt_turns(example)

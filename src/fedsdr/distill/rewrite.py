@@ -21,10 +21,10 @@ from fedsdr.data.checks import is_refusal, is_self_referring, lost
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import VERSION, rewriting_turns
-from fedsdr.distill.remote import ask_server
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.model.remote import ask_server
 from fedsdr.progress import track
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines

@@ -1,1 +1,1 @@
-"""Station 2: base models, adapters, loss, generation."""
+"""2. base models, adapters, loss, generation."""

@@ -2,7 +2,7 @@
 
 Forward (FedSDR, both streams active): h_out = W0 h + (alpha/r) (B_r A_r + B_s A_s) h. The factors
 of the active adapters are concatenated along the rank, so that two adapters cost what one does:
-[B_r B_s] [A_r; A_s] h. Masters are float32 and cast for computing; W0 is never written. What a combination
+[B_r B_s] [A_r; A_s] h. Masters are float32 and cast for computing; W0 is never written. What an aggregation
 adds to W0 is a third pair of factors, the residual: it never learns, has a rank of its own, and is in the
 forward pass whenever the shared adapter is, since both are of the global model.
 
@@ -23,8 +23,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
+from fedsdr.methods import Adapter, Factor
 from fedsdr.seeds import seed_for
-from fedsdr.tables import Adapter, Factor
 
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 PREFIX = "base_model.model."

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Model
 from fedsdr.errors import UnfitAttention, UserError
+from fedsdr.model.download import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
 from fedsdr.model.tiny import build_tiny
-from fedsdr.model.wheel import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,7 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
     folder = folder or _find_on_hub(settings)
     is_grouped = settings.attention == "grouped"
     if is_grouped:
-        from fedsdr.model.fused import keeps_apart, replace_norms  # makes the name known to transformers
+        from fedsdr.model.attention import keeps_apart, replace_norms  # makes the name known to transformers
     model, tokenizer = _read(settings, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
     if settings.checkpointing == "on":

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from fedsdr.model.attention import RowCache, additive, in_one_row
 from fedsdr.model.base import Base
-from fedsdr.model.fused import RowCache, additive, in_one_row
 
 COMPACT_BELOW = 0.75
 """Finished rows are taken out when fewer than this share of the rows is still being written."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fedsdr.data.batching import by_length, row_width
+from fedsdr.model.attention import additive
 from fedsdr.model.base import Base
-from fedsdr.model.fused import additive
 from fedsdr.model.loss import CHUNK
 
 Question = tuple[Sequence[int], Sequence[Sequence[int]]]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedsdr.data.batching import Batch, by_length, collate
 from fedsdr.data.conversation import Conversation
+from fedsdr.model.attention import in_one_row
 from fedsdr.model.base import Base
-from fedsdr.model.fused import in_one_row
 
 CHUNK = 256
 """Positions whose logits are held at a time."""

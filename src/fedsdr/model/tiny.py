@@ -1,6 +1,6 @@
 """A random model of 0.1 M parameters, for tests and for trying a recipe in seconds.
 
-It is a real Llama with a real chat tokenizer, so every station treats it as any other model. It is
+It is a real Llama with a real chat tokenizer, so every package treats it as any other model. It is
 made on the spot without network. It knows nothing: its scores mean nothing.
 """
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fedsdr.report.blocks import Block, Table
 from fedsdr.report.figures import Figure, limited
 from fedsdr.report.maps import MOST_NUMBERS, Matrix, Ramp, heat_panel, palette, scatter_panel
-from fedsdr.report.parts import Block, Table
 from fedsdr.report.plots import MOST_PANELS
-from fedsdr.report.tables import Sheet, with_interval
+from fedsdr.report.sheets import Sheet, with_interval
 from fedsdr.storage import Event
 
 VIEWS = ("raw", "distilled", "difference")

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedsdr.measure.claims import over_all_domains
-from fedsdr.measure.intervals import wilson
+from fedsdr.analysis.claims import over_all_domains
+from fedsdr.intervals import wilson
+from fedsdr.report.blocks import Block, Examples, Table
 from fedsdr.report.figures import Figure, limited
-from fedsdr.report.parts import Block, Examples, Table
 from fedsdr.report.plots import MOST_PANELS, Series, bar_panel
-from fedsdr.report.tables import Sheet, number, with_interval
+from fedsdr.report.sheets import Sheet, number, with_interval
 from fedsdr.storage import Event
 
 OF = {

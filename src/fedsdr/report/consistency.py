@@ -1,15 +1,15 @@
-"""Whether the clients' updates agree, and what combination leaves of their gains: figures and sheets."""
+"""Whether the clients' updates agree, and what aggregation leaves of their gains: figures and sheets."""
 
 import math
 import re
 from collections.abc import Sequence
 
 from fedsdr.report.alignment import symmetric, without_numbers
+from fedsdr.report.blocks import Block, Table
 from fedsdr.report.figures import Figure, limited, line_panels
 from fedsdr.report.maps import MOST_ROWS, Matrix, Ramp, heat_panel
-from fedsdr.report.parts import Block, Table
 from fedsdr.report.plots import MOST_PANELS, Series
-from fedsdr.report.tables import Sheet, number, with_interval
+from fedsdr.report.sheets import Sheet, number, with_interval
 from fedsdr.storage import Event
 
 VALUES = {"cosine": "cosine of the updates", "sign_agreement": "share of entries with equal sign"}
@@ -26,7 +26,7 @@ GAINS = {
 LOSSES = {
     "before": Series("before the round", "s-base"),
     "own": Series("with the client's own update", "s-personalised"),
-    "combined": Series("with the combined update", "s-global"),
+    "aggregated": Series("with the aggregated update", "s-global"),
 }
 
 
@@ -115,13 +115,13 @@ def survival_blocks(name: str, record: Event) -> list[Block]:
 
 
 def kept_figure(name: str, records: Sequence[Event]) -> Figure:
-    """Share of the own gain that is left after combination, clients over rounds."""
+    """Share of the own gain that is left after aggregation, clients over rounds."""
     clients = list(dict.fromkeys(record["client"] for record in records))
     rounds = _columns(records)
     matrix = {(record["client"], str(record["round"])): record["kept"] for record in records}
     return Figure(
         f"{name}-kept",
-        "Share of a client's own gain that is left after combination, by round",
+        "Share of a client's own gain that is left after aggregation, by round",
         "Columns are rounds. 1: all of it; 0: none; below 0: the client is worse off than before the"
         " round; above 1: the others helped. Empty where the client gained nothing to speak of by itself."
         + without_numbers(len(clients)),
@@ -132,7 +132,7 @@ def kept_figure(name: str, records: Sequence[Event]) -> Figure:
 
 
 def survival_figure(name: str, records: Sequence[Event]) -> Figure:
-    """Loss of each client on its own tests before a round, with its own and with the combined update."""
+    """Loss of each client on its own tests before a round, with its own and with the aggregated update."""
     panels: dict[str, dict[Series, dict[int, float]]] = {}
     for record in records:
         of_client = panels.setdefault(record["client"], {})
@@ -153,15 +153,15 @@ def survival_sheet(records: Sequence[Event]) -> Sheet:
     last = max(record["round"] for record in records)
     found = [record for record in records if record["round"] == last]
     return Sheet(
-        f"Own gain and what combination keeps of it, round {last}",
+        f"Own gain and what aggregation keeps of it, round {last}",
         "lrrrr",
-        ("client", "before", "own update", "combined", "kept"),
+        ("client", "before", "own update", "aggregated", "kept"),
         tuple(
             (r["client"], *(number(r[key], 4) for key in LOSSES), with_interval(r, 2, "kept")) for r in found
         ),
         tuple(found),
         note="Losses in nats per response token on the client's own test examples. Kept: (before -"
-        " combined) / (before - own update), with its 95 % interval over test examples.",
+        " aggregated) / (before - own update), with its 95 % interval over test examples.",
     )
 
 
@@ -181,7 +181,7 @@ def _label(layer: str, is_grouped: bool) -> str:
 
 
 def arms_sheet(cells: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) -> Sheet:
-    """How far the clients' updates agree, and what combination leaves of their gains, by arm of a grid.
+    """How far the clients' updates agree, and what aggregation leaves of their gains, by arm of a grid.
 
     Args:
         cells: Arm, and records of `consistency` and of `survival`, of each cell that has them.
@@ -198,14 +198,14 @@ def arms_sheet(cells: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) ->
         for arm, found in by_arm.items()
     ]
     return Sheet(
-        "Agreement of the clients' updates, and what combination leaves of a client's gain; means over cells",
+        "Agreement of the clients' updates, and what aggregation leaves of a client's gain; means over cells",
         "l" + "r" * (1 + len(GAINS)),
         ("arm", "seeds", *GAINS.values()),
         tuple((r["arm"], str(r["num_seeds"]), *(number(r[name], 3) for name in GAINS)) for r in records),
         tuple(records),
         note="Cosine and equal signs: of changes of B A, means over pairs of clients. Gain: fall of the loss"
-        " on the client's own test examples in one round, by its own update and by the combined one, of base"
-        " + shared adapter. Kept: the second over the first.",
+        " on the client's own test examples in one round, by its own update and by the aggregated one, of"
+        " base + shared adapter. Kept: the second over the first.",
     )
 
 
@@ -213,7 +213,7 @@ def _of_cell(updates: Sequence[Event], survival: Sequence[Event]) -> Event:
     means = {r["round"]: r for r in updates if r["layer"] == "all" and r["a"] == "mean"}
     first, last = means[min(means)], means[max(means)]
     own = sum(r["before"] - r["own"] for r in survival) / len(survival)
-    left = sum(r["before"] - r["combined"] for r in survival) / len(survival)
+    left = sum(r["before"] - r["aggregated"] for r in survival) / len(survival)
     return {
         "cosine_first": first["cosine"],
         "cosine_last": last["cosine"],

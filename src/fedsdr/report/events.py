@@ -5,7 +5,7 @@ Goes in: the events of metrics.jsonl. Comes out: records and `Sheet`s, as in `ta
 
 from collections.abc import Sequence
 
-from fedsdr.report.tables import NONE, Sheet, number
+from fedsdr.report.sheets import NONE, Sheet, number
 from fedsdr.storage import Event
 
 TEXTS = ("true response", "rewriting", "as taught")

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.config import Settings
-from fedsdr.measure.intervals import seed_interval, wilson
-from fedsdr.measure.scores import Table
+from fedsdr.evaluate.scores import Table
+from fedsdr.intervals import seed_interval, wilson
+from fedsdr.methods import METHODS
 from fedsdr.report.events import TEXTS
 from fedsdr.report.maps import HeatPanel, ScatterPanel
 from fedsdr.report.plots import MOST_PANELS, BarPanel, LinePanel, Series, bar_panel, line_panel
-from fedsdr.report.tables import MODELS, NONE, loss_records
+from fedsdr.report.sheets import MODELS, NONE, loss_records
 from fedsdr.storage import Event
-from fedsdr.tables import METHODS
 
 Panel = LinePanel | BarPanel | HeatPanel | ScatterPanel
 

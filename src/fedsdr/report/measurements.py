@@ -10,9 +10,9 @@ from pathlib import Path
 from fedsdr.errors import UserError
 from fedsdr.report.alignment import likeness_blocks, map_blocks, transfer_blocks
 from fedsdr.report.answers import benchmark_blocks, paradox_blocks, win_rate_blocks
+from fedsdr.report.blocks import Block, Table, Text, Titled, Verdict
 from fedsdr.report.consistency import consistency_blocks, survival_blocks
-from fedsdr.report.parts import Block, Table, Text, Titled, Verdict
-from fedsdr.report.tables import Sheet
+from fedsdr.report.sheets import Sheet
 from fedsdr.storage import Event, read_json
 
 FOLDER = "measurements"

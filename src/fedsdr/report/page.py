@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Settings
-from fedsdr.measure.scores import Table as Pooled
+from fedsdr.evaluate.scores import Table as Pooled
+from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL, has_global
 from fedsdr.recipe import dump_settings, flat
+from fedsdr.report.blocks import Block, Examples, Folded, Part, Table, Text, Titled
 from fedsdr.report.events import (
     cost_sheet,
     dropped_sheet,
@@ -27,10 +29,8 @@ from fedsdr.report.events import (
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.measurements import measurement_parts, read_measurements, seconds_blocks, verdicts
-from fedsdr.report.parts import Block, Examples, Folded, Part, Table, Text, Titled
-from fedsdr.report.tables import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
 from fedsdr.storage import Event, read_json, read_lines, write_file
-from fedsdr.tables import COMBINATIONS, METHODS, PERSONAL, has_global
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -74,7 +74,7 @@ def write_report(folder: Path, settings: Settings) -> Path:
         Part("costs", "Costs", "Costs", [*cost_blocks(events), *seconds_blocks(measurements)]),
         Part("settings", "Settings", "Settings and environment", setting_blocks(settings, environment)),
     ]
-    method, combination = METHODS[settings.method], COMBINATIONS[settings.server.combination]
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     page = render(
         "page.html",
         name=folder.resolve().name,
@@ -87,8 +87,8 @@ def write_report(folder: Path, settings: Settings) -> Path:
         after=after,
         personal=PERSONAL[method.personal] if method.has_personal else "",
         method=settings.method,
-        combination=combination,
-        has_global=has_global(method, combination),
+        aggregation=aggregation,
+        has_global=has_global(method, aggregation),
     )
     path = folder / "report.html"
     write_file(path, page)
@@ -217,7 +217,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
         (
             "Rounds",
             f"{settings.server.num_rounds}; {work} {client.budget.replace('_', ' ')} at each client,"
-            f" {step} examples a step; {server.combination}, {server.reduction}, {server.optimizer}",
+            f" {step} examples a step; {server.aggregation}, {server.robust}, {server.optimizer}",
         ),
         ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
         (

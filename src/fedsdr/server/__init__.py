@@ -1,1 +1,1 @@
-"""Station 5: guard, combination, server optimizer, checkpoints."""
+"""5. The server's round: validate the replies, aggregate, step, save."""

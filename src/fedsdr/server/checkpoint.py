@@ -1,6 +1,6 @@
 """A round's folder: the global model's adapter in PEFT's format, written aside and renamed whole.
 
-Its first `lora.rank` ranks are the shared adapter. Where the combination changed the base, the residual's
+Its first `lora.rank` ranks are the shared adapter. Where the aggregation changed the base, the residual's
 ranks follow, filled up with zeros in layers that have fewer, so that the file alone is the global model.
 
 A round is done when `server/round-0003` is there; nothing else decides where a run goes on. Where
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
-from fedsdr.client.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.config import Lora
+from fedsdr.messages.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.model.adapter_files import join, load_adapter, read_whole, save_adapter
 from fedsdr.server.optimize import Moments
 from fedsdr.storage import list_rounds, round_folder, write_file, write_folder

@@ -1,10 +1,10 @@
-"""Server optimizer: how the server steps from its state towards the combined target.
+"""Server optimizer: how the server steps from its state towards the aggregated target.
 
 Notation: x the shared adapter before the round, D = target - x the mean change, m and v moments
 kept between rounds (zero and tau^2 at first), eta = server.eta, b1 = server.beta1, b2 =
 server.beta2, tau = server.tau. All steps are elementwise and computed in float64.
 
-The functions behind `tables.OPTIMIZERS`. D is the opposite of a gradient, so steps are added.
+The functions behind `methods.OPTIMIZERS`. D is the opposite of a gradient, so steps are added.
 
 Papers: McMahan et al., AISTATS 2017, arXiv 1602.05629 (fedavg); Hsu et al. 2019, arXiv 1909.06335
 (fedavgm); Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295, algorithm 2
@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsdr.client.wire import Arrays
 from fedsdr.config import Server
+from fedsdr.messages.wire import Arrays
 
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]
 """m and v of each tensor, as "m/<key>" and "v/<key>"; empty before the first step and for fedavg. The
-strategy keeps the clients' mean control variates beside them, as "controls"."""
+strategy keeps the clients' mean control variates beside them, as "control_variates"."""
 
 
 def fedavg(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:

@@ -1,4 +1,4 @@
-"""The server's side of a round as a Flower strategy: draw clients, guard, combine, optimize.
+"""The server's side of a round as a Flower strategy: draw clients, guard, aggregate, optimize.
 
 It keeps no random state and no state between rounds that is not on disk, so a resumed run goes on
 as if nothing had happened.
@@ -15,22 +15,31 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsdr.client.privacy import noise_seed, private_mean
-from fedsdr.client.wire import CONTROLS, Arrays, Float32, broadcast, cut, going_down, pack, travelling
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.messages.privacy import noise_seed, private_mean
+from fedsdr.messages.wire import (
+    CONTROL_VARIATES,
+    Arrays,
+    Float32,
+    broadcast,
+    cut,
+    going_down,
+    pack,
+    travelling,
+)
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, ROBUST_AGGREGATORS, has_global
 from fedsdr.progress import say
 from fedsdr.seeds import seed_for
+from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual
 from fedsdr.server.checkpoint import forget_updates, keep_update
-from fedsdr.server.combine import COMBINE, Before, Target, add_residual
-from fedsdr.server.guard import Rejected, Update, check_reply, check_scores
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
+from fedsdr.server.validate import Rejected, Update, check_reply, check_scores
 from fedsdr.storage import Event
-from fedsdr.tables import COMBINATIONS, CORRECTIONS, METHODS, REDUCTIONS, has_global
 
 
 class FedStrategy(Strategy):
-    """Combination and server optimizer of `settings`, with the guard before them.
+    """Aggregation and server optimizer of `settings`, with the guard before them.
 
     `events` collects one record for each reply; the server app writes them to metrics.jsonl.
     """
@@ -53,7 +62,7 @@ class FedStrategy(Strategy):
                 clients of the federation.
             arrays: Shared adapter by PEFT key.
             moments: What the server optimizer keeps between rounds, and c; empty at first.
-            residual: What the combination added to the base, as factors by PEFT key; {} for nothing.
+            residual: What the aggregation added to the base, as factors by PEFT key; {} for nothing.
         """
         self.settings = settings
         self.roster = roster
@@ -80,38 +89,38 @@ class FedStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Guard the replies, order them by client id, combine, and step.
+        """Guard the replies, order them by client id, aggregate, and step.
 
         Raises:
             UserError: Fewer replies passed than the quorum asks.
         """
         server = self.settings.server
         updates = self._updates(server_round, replies)
-        controls = self.controls()
+        control_variates = self.control_variates()
         if not self.sent():  # a method that shares nothing
             for _ in updates:
                 pass
         else:
-            changes = np.zeros(0 if controls is None else controls.size)
-            target = self._combine(_adding(updates, changes), server_round)
+            changes = np.zeros(0 if control_variates is None else control_variates.size)
+            target = self._aggregate(_adding(updates, changes), server_round)
             new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target.shared, self.moments, server)
             self.arrays = self.arrays | new
             self.residual = add_residual(self.residual, target.added)
-            if controls is not None:
+            if control_variates is not None:
                 # In float32, as the clients keep theirs: alone, a client's stays equal to the server's.
-                renewed = (controls + changes / len(self.prepared)).astype(np.float32)
-                self.moments[CONTROLS] = renewed.astype(np.float64)
+                renewed = (control_variates + changes / len(self.prepared)).astype(np.float32)
+                self.moments[CONTROL_VARIATES] = renewed.astype(np.float64)
         self.events.sort(key=lambda event: (event["event"], event["client"]))
         return self.record(), None
 
-    def _combine(self, updates: Iterable[Update], server_round: int) -> Target:
+    def _aggregate(self, updates: Iterable[Update], server_round: int) -> Target:
         """What the updates make of the shared adapter, before the server optimizer."""
         privacy, server = self.settings.privacy, self.settings.server
         if privacy.kind == "central":
             seed = noise_seed(privacy, self.settings.run.seed, "server", "round", server_round)
             arrays = (update.arrays for update in updates)
             return Target(private_mean(arrays, self.sent(), self.num_asked, privacy, seed), {})
-        return COMBINE[server.combination](updates, server, Before(self.sent(), server_round))
+        return AGGREGATE[server.aggregation](updates, server, Before(self.sent(), server_round))
 
     def _updates(self, server_round: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Yield the updates that pass the guard in the order of client ids, each as soon as it can be.
@@ -120,7 +129,7 @@ class FedStrategy(Strategy):
         simulated ones do, one is in memory at a time.
 
         Raises:
-            UserError: Fewer passed than the quorum or the reduction asks, after the last.
+            UserError: Fewer passed than the quorum or the robust aggregator asks, after the last.
         """
         sent = self.sent()
         waiting = sorted((self.roster[node], node) for node in self.asked)
@@ -147,11 +156,15 @@ class FedStrategy(Strategy):
         """Put a training reply through the guard and into the log; None if it is dropped."""
         client = self._sender(reply)
         num = self._told(client, "num_train")
-        dtype, max_norm = self.settings.wire.dtype, self.settings.server.max_norm
+        dtype, max_norm = self.settings.communication.dtype, self.settings.server.max_norm
         sent = cut(sent, self.settings.adapter.rank_of(client))
         try:
-            has_controls = CORRECTIONS[self.settings.client.correction].has_controls
-            update = check_reply(reply, client, num, sent, dtype, server_round, max_norm, has_controls)
+            has_control_variates = DRIFT_CORRECTIONS[
+                self.settings.client.drift_correction
+            ].has_control_variates
+            update = check_reply(
+                reply, client, num, sent, dtype, server_round, max_norm, has_control_variates
+            )
         except Rejected as reason:
             self._drop("train", client, server_round, str(reason))
             return None
@@ -173,7 +186,7 @@ class FedStrategy(Strategy):
         num_good = 0
         # In round 0 the base model is scored in its place.
         method, server = METHODS[self.settings.method], self.settings.server
-        is_global = server_round == 0 or has_global(method, COMBINATIONS[server.combination])
+        is_global = server_round == 0 or has_global(method, AGGREGATIONS[server.aggregation])
         for reply in replies:
             client = self._sender(reply)
             num = self._told(client, "num_test")
@@ -195,7 +208,7 @@ class FedStrategy(Strategy):
     def summary(self) -> None:
         """Print what this server does."""
         server = self.settings.server
-        say(f"  server: {server.combination}, {server.reduction}, {server.optimizer}")
+        say(f"  server: {server.aggregation}, {server.robust}, {server.optimizer}")
 
     def sent(self) -> Arrays:
         """The part of the shared adapter that learns and travels."""
@@ -203,14 +216,14 @@ class FedStrategy(Strategy):
 
     def record(self, trains: bool = True) -> ArrayRecord:
         """What goes down to the clients, with c where they train."""
-        controls = self.controls() if trains else None
-        return broadcast(going_down(self.settings, self.arrays), self.residual, controls)
+        control_variates = self.control_variates() if trains else None
+        return broadcast(going_down(self.settings, self.arrays), self.residual, control_variates)
 
-    def controls(self) -> Float32 | None:
+    def control_variates(self) -> Float32 | None:
         """The clients' mean control variates c (num_values,), zero at first; None without any."""
-        if not CORRECTIONS[self.settings.client.correction].has_controls:
+        if not DRIFT_CORRECTIONS[self.settings.client.drift_correction].has_control_variates:
             return None
-        return self.moments.get(CONTROLS, np.zeros(pack(self.sent()).size)).astype(np.float32)
+        return self.moments.get(CONTROL_VARIATES, np.zeros(pack(self.sent()).size)).astype(np.float32)
 
     def take_events(self) -> list[Event]:
         """Hand over the events since the last call."""
@@ -268,11 +281,11 @@ class FedStrategy(Strategy):
 
     def _demand_enough(self, num_good: int, server_round: int) -> None:
         server = self.settings.server
-        needed = REDUCTIONS[server.reduction].num_needed(server.num_byzantine)
+        needed = ROBUST_AGGREGATORS[server.robust].num_needed(server.num_byzantine)
         if num_good < needed:
             raise UserError(
-                f"round {server_round}: {num_good} usable replies, but server.reduction ="
-                f" {server.reduction!r} with server.num_byzantine = {server.num_byzantine} needs {needed}"
+                f"round {server_round}: {num_good} usable replies, but server.robust ="
+                f" {server.robust!r} with server.num_byzantine = {server.num_byzantine} needs {needed}"
             )
 
     def quorum(self, num_asked: int) -> int:
@@ -302,8 +315,8 @@ def _adding(updates: Iterable[Update], changes: Float64) -> Iterator[Update]:
     Paper: Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1.
     """
     for update in updates:
-        if update.controls is not None:
-            changes += update.controls
+        if update.control_variates is not None:
+            changes += update.control_variates
         yield update
 
 

@@ -1,0 +1,170 @@
+"""Whether what clients change in the shared adapter agrees, and how much of a gain aggregation keeps.
+
+This is the referee's question to FedSDR: do the corrections of clients that contradict each other dilute when
+they are averaged? What clients sent must have been kept (`server.keep_updates`).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fedsdr.analysis.transfer import example_losses, ratio
+from fedsdr.data.conversation import Conversation
+from fedsdr.intervals import with_error
+from fedsdr.messages.wire import Arrays, pairs
+from fedsdr.model.adapters import PREFIX, Adapters
+from fedsdr.model.base import Base
+from fedsdr.storage import Event
+
+
+def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Event]:
+    """Cosine and sign agreement of the clients' changes of one round, for each layer and over all.
+
+    The change of client k in a layer is that of the product, D_k = B_k A_k - B A (d_out, d_in), since equal
+    products may have unequal factors.
+
+    - cosine: <D_a, D_b> / (|D_a| |D_b|).
+      Noise of the batches makes it smaller; it is not corrected for that.
+    - sign_agreement: share of the entries with the same sign, of those that both changed; 0.5 is chance.
+
+    Args:
+        before: The shared adapter as it was sent to the clients, by PEFT key.
+        updates: Client -> its adapter after training.
+
+    Returns:
+        Records with layer ("all" over all layers), a, b ("mean" and "" for the mean over pairs), cosine and
+        sign_agreement; none for fewer than two clients. A number is None where a client changed nothing, and
+        is left out of the mean.
+    """
+    names = list(updates)
+    if len(names) < 2:
+        return []
+    places = list(combinations(range(len(names)), 2))
+    products = np.zeros((len(names), len(names)))
+    same, size = np.zeros(len(places)), np.zeros(len(places))
+    records: list[Event] = []
+    for layer, changes in _changes(before, [updates[name] for name in names]):
+        flat = changes.flatten(1)
+        gram = (flat @ flat.T).double().numpy()
+        signs = torch.sign(flat)
+        # +1 where the signs are equal, -1 where they are opposite, 0 where a client changed nothing.
+        likeness = [signs[a] * signs[b] for a, b in places]
+        equal = np.array([int((one > 0).sum()) for one in likeness], float)
+        both = np.array([int((one != 0).sum()) for one in likeness], float)
+        records += _pair_records(layer, names, gram, equal, both)
+        products += gram
+        same += equal
+        size += both
+    return records + _pair_records("all", names, products, same, size)
+
+
+def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Path of each layer, and the changes of all clients in it (clients, d_out, d_in)."""
+    whole = [before | new for new in updates]  # some aggregations send one factor alone
+    for key_a, key_b in pairs(before):
+        start = torch.from_numpy(before[key_b]) @ torch.from_numpy(before[key_a])
+        changes = [torch.from_numpy(new[key_b]) @ torch.from_numpy(new[key_a]) - start for new in whole]
+        yield key_a.removeprefix(PREFIX).removesuffix(".lora_A.weight"), torch.stack(changes)
+
+
+def _pair_records(
+    layer: str, names: Sequence[str], gram: np.ndarray, same: np.ndarray, size: np.ndarray
+) -> list[Event]:
+    """Records of one layer: of each pair, and the mean over pairs."""
+    norms = np.sqrt(np.diag(gram))
+    records: list[Event] = []
+    for number, (a, b) in enumerate(combinations(range(len(names)), 2)):
+        length = norms[a] * norms[b]
+        cosine = float(gram[a, b] / length) if length else None
+        agreement = float(same[number] / size[number]) if size[number] else None
+        where = {"layer": layer, "a": names[a], "b": names[b]}
+        records.append(where | {"cosine": cosine, "sign_agreement": agreement})
+    mean: Event = {"layer": layer, "a": "mean", "b": ""}
+    for name in ("cosine", "sign_agreement"):
+        known = [record[name] for record in records if record[name] is not None]
+        mean[name] = float(np.mean(known)) if known else None
+    return [*records, mean]
+
+
+class Round(NamedTuple):
+    """One round's shared adapters."""
+
+    number: int
+    before: Arrays
+    """As it was sent to the clients."""
+    updates: Mapping[str, Arrays]
+    """Client -> its adapter after training."""
+    aggregated: Arrays
+    """After the round."""
+
+
+def gain_survival(
+    base: Base,
+    adapters: Adapters,
+    rounds: Iterable[Round],
+    tests: Mapping[str, Sequence[Conversation]],
+    batch_size: int,
+) -> list[Event]:
+    """How much of what a client gained in one round on its own test examples is left after aggregation.
+
+    Losses, in nats per response token, of base + shared adapter on the client's own held-out true responses:
+    before the round, with the client's own update, and with the aggregated one.
+
+        kept = (before - aggregated) / (before - own)
+
+    1: all of the gain; 0: none; below 0: the client is worse off than before the round; above 1: the others
+    helped it further. It says nothing where the client gained nothing itself: None unless the interval of
+    its own gain is above 0. Intervals are those of `ratio`, over test examples.
+
+    Args:
+        base: The frozen base.
+        adapters: Whose shared adapter is overwritten.
+        rounds: In order; where one follows the other, its `before` is the other's `aggregated`.
+        tests: Client -> its test conversations; clients without any are left out.
+        batch_size: Conversations in one forward pass.
+
+    Returns:
+        Records with round, client, before, own, aggregated, own_low and own_high (ends of the 95 % interval
+        of the own gain), and kept with low and high, the ends of its own.
+    """
+    num_tokens = {
+        name: np.array([text.num_response_tokens for text in texts], float) for name, texts in tests.items()
+    }
+
+    def losses(values: Arrays, names: Iterable[str]) -> dict[str, np.ndarray]:
+        adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
+        with adapters.inference(("shared",), base.dtype):
+            return {name: example_losses(base, tests[name], batch_size) for name in names}
+
+    records: list[Event] = []
+    done, last = -1, dict[str, np.ndarray]()
+    for number, before, updates, aggregated in rounds:
+        first = last if done == number - 1 else losses(before, tests)
+        done, last = number, losses(aggregated, tests)
+        for name, new in updates.items():
+            if name not in tests:
+                continue
+            own = losses(before | new, [name])[name]
+            total = num_tokens[name].sum()
+            gain = with_error(*ratio(first[name] - own, num_tokens[name]))
+            kept: Event = dict.fromkeys(("value", "low", "high"))
+            if gain["low"] is not None and gain["low"] > 0:
+                kept = with_error(*ratio(first[name] - last[name], first[name] - own))
+            records.append(
+                {
+                    "round": number,
+                    "client": name,
+                    "before": float(first[name].sum() / total),
+                    "own": float(own.sum() / total),
+                    "aggregated": float(last[name].sum() / total),
+                    "own_low": gain["low"],
+                    "own_high": gain["high"],
+                    "kept": kept["value"],
+                    "low": kept["low"],
+                    "high": kept["high"],
+                }
+            )
+    return records

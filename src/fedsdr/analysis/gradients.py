@@ -1,0 +1,144 @@
+"""Whether clients pull the shared adapter one way: cosines of their gradients at the same weights."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsdr.analysis.alignment import VIEWS, pair_records
+from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
+from fedsdr.intervals import half_samples
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.loss import response_loss
+from fedsdr.progress import track
+from fedsdr.seeds import seed_for
+from fedsdr.storage import Event
+
+NUM_GROUPS = 8
+"""Groups of a client's examples, whose gradients are kept apart to tell how sure a cosine is."""
+MEASURES = ("gradient", "gradient_corrected")
+
+
+def gradient_alignment(
+    base: Base,
+    adapters: Adapters,
+    views: Mapping[str, Mapping[str, Sequence[Conversation]]],
+    batch_size: int,
+    seed: int,
+) -> list[Event]:
+    """Cosine of the clients' gradients with respect to the shared adapter, at the values that it has.
+
+    g_k is the gradient of the sum of -log p over the response tokens of client k, of both factors of all
+    layers, with the shared adapter alone in the forward pass.
+
+    - gradient: <g_a, g_b> / (|g_a| |g_b|).
+    - gradient_corrected: noise of the examples makes norms larger and so cosines smaller. Here the squared
+      norm is that of the expected gradient, from products of different groups of examples:
+      n / (n - 1) sum over i != j of <g_i, g_j>, of n groups.
+
+    Examples are put into 8 groups at random, the same in both views. Intervals are from random halves of the
+    groups (`half_samples`).
+
+    Args:
+        base: The frozen base.
+        adapters: Holding the shared adapter's values.
+        views: "raw" and "distilled" -> client -> its conversations, the same examples in the same order.
+        batch_size: Conversations in one forward pass.
+        seed: Seed of the groups.
+
+    Returns:
+        Records as `alignment.text_alignment`.
+
+    Raises:
+        UserError: Fewer than two clients, or one has fewer examples than groups.
+    """
+    names = list(views["raw"])
+    groups = {
+        name: _groups(len(views["raw"][name]), seed_for(seed, "gradients", name), name) for name in names
+    }
+    if len(names) < 2:
+        raise UserError("gradients are compared between clients, and there is one: two or more are needed")
+    grams = np.stack(
+        [_gram(base, adapters, views[view], groups, batch_size, view) for view in VIEWS]
+    )  # (views, clients * groups, clients * groups)
+    rng = np.random.default_rng(seed_for(seed, "gradients", "halves"))
+    everything = [np.arange(NUM_GROUPS)] * len(names)
+    values = _cosines(grams, everything)
+    draws = np.stack([_cosines(grams, halves) for halves in half_samples([NUM_GROUPS] * len(names), rng)])
+    return [
+        {"measure": measure, **record}
+        for number, measure in enumerate(MEASURES)
+        for record in pair_records(names, values[number], draws[:, number], NUM_GROUPS - 1)
+    ]
+
+
+def _groups(num_examples: int, seed: int, name: str) -> list[list[int]]:
+    if num_examples < NUM_GROUPS:
+        raise UserError(f"{name} has {num_examples} examples; {NUM_GROUPS} are needed to compare gradients")
+    order = list(range(num_examples))
+    random.Random(seed).shuffle(order)
+    return [order[start::NUM_GROUPS] for start in range(NUM_GROUPS)]
+
+
+def _gram(
+    base: Base,
+    adapters: Adapters,
+    conversations: Mapping[str, Sequence[Conversation]],
+    groups: Mapping[str, Sequence[Sequence[int]]],
+    batch_size: int,
+    what: str,
+) -> NDArray[np.float64]:
+    """Inner products of the gradients of all groups of all clients."""
+    batches = [[conversations[name][place] for place in group] for name in groups for group in groups[name]]
+    adapters.set(active=("shared",), train=("shared",))
+    adapters.training(False)
+    parameters = adapters.parameters(("shared",))
+    vectors = torch.stack(list(_gradients(base, parameters, batches, batch_size, f"gradients on {what}")))
+    adapters.set(active=(), train=())
+    gram: NDArray[np.float64] = (vectors @ vectors.T).double().numpy()
+    return gram
+
+
+def _gradients(
+    base: Base,
+    parameters: Sequence[Tensor],
+    batches: Sequence[Sequence[Conversation]],
+    batch_size: int,
+    what: str,
+) -> Iterator[Tensor]:
+    """Gradient of each batch's summed loss, as one vector on the host."""
+    for batch in track(batches, what, "groups"):
+        for start in range(0, len(batch), batch_size):
+            loss, _ = response_loss(base, batch[start : start + batch_size])
+            loss.backward()
+        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        yield torch.cat([gradient.flatten().cpu() for gradient in found])
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def _cosines(grams: NDArray[np.float64], chosen: Sequence[NDArray[np.intp]]) -> NDArray[np.float64]:
+    """Cosines (measures, views, pairs) of the sums of the chosen groups of each client."""
+    places = [number * NUM_GROUPS + part for number, part in enumerate(chosen)]
+    found = []
+    for gram in grams:
+        blocks = [gram[np.ix_(own, own)] for own in places]
+        plain = [block.sum() for block in blocks]
+        # NaN where noise leaves nothing of the norm.
+        apart = [len(b) / (len(b) - 1) * (b.sum() - np.trace(b)) for b in blocks]
+        pairs = list(combinations(range(len(places)), 2))
+        products = np.array([gram[np.ix_(places[a], places[b])].sum() for a, b in pairs])
+        with np.errstate(invalid="ignore"):
+            found.append(
+                [
+                    products / [np.sqrt(squares[a]) * np.sqrt(squares[b]) for a, b in pairs]
+                    for squares in (plain, apart)
+                ]
+            )
+    return np.array(found).swapaxes(0, 1)

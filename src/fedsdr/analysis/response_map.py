@@ -1,0 +1,69 @@
+"""A map of responses: which lie beside each other in the model's own states. A picture, no evidence."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsdr.analysis.alignment import VIEWS
+from fedsdr.data.batching import by_length, collate
+from fedsdr.data.conversation import Conversation
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.loss import last_states
+from fedsdr.seeds import seed_for
+from fedsdr.storage import Event
+
+
+def response_map(
+    base: Base,
+    adapters: Adapters,
+    views: Mapping[str, Mapping[str, Sequence[Conversation]]],
+    batch_size: int,
+    seed: int,
+) -> list[Event]:
+    """Place each response on a plane by t-SNE of its mean hidden state in the base model.
+
+    The state of a response is the mean of the last layer's states over the places that predict its tokens.
+    Raw and rewritten responses are laid out together. Distances between far groups mean nothing, and other
+    seeds give other pictures.
+
+    Paper: van der Maaten and Hinton, "Visualizing data using t-SNE", JMLR 9 (2008), 2579-2605.
+
+    Args:
+        base: The frozen base.
+        adapters: Of the model; none is active.
+        views: "raw" and "distilled" -> client -> conversations.
+        batch_size: Conversations in one forward pass.
+        seed: Seed of the layout.
+
+    Returns:
+        Records with view, client, x and y.
+    """
+    from sklearn.manifold import TSNE
+
+    owners: list[Event] = []
+    texts: list[Conversation] = []
+    for view in VIEWS:
+        for client, some in views[view].items():
+            texts += some
+            owners += [{"view": view, "client": client} for _ in some]
+    with adapters.inference((), base.dtype):
+        states = _mean_states(base, texts, batch_size)
+    places = TSNE(
+        perplexity=min(30.0, (len(texts) - 1) / 3),
+        init="pca",
+        random_state=seed_for(seed, "map") % 2**32,
+    ).fit_transform(states)
+    return [owner | {"x": float(x), "y": float(y)} for owner, (x, y) in zip(owners, places, strict=True)]
+
+
+def _mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> NDArray[np.float32]:
+    """Mean state of each response's tokens (num_texts, d)."""
+    found: dict[int, NDArray[np.float32]] = {}
+    for rows in by_length([len(text.ids) for text in texts], batch_size):
+        batch = collate([texts[row] for row in rows], flat=base.keeps_apart)
+        states = last_states(base, batch).flatten(0, 1)[batch.positions].float().cpu().numpy()
+        ends = np.cumsum([texts[row].num_response_tokens for row in rows])
+        found |= zip(rows, [part.mean(axis=0) for part in np.split(states, ends[:-1])], strict=True)
+    return np.stack([found[row] for row in range(len(texts))])

@@ -1,0 +1,160 @@
+"""Whether what helps one client helps the others: train on one, take the loss on all."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsdr.analysis.alignment import VIEWS
+from fedsdr.client.update import local_update
+from fedsdr.config import Client
+from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
+from fedsdr.intervals import with_error
+from fedsdr.methods import METHODS
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.seeds import seed_for
+from fedsdr.storage import Event
+
+Floats = NDArray[np.float64]
+Changes = dict[tuple[str, str, str], Floats]
+"""(on what, trained on, tested on) -> change of each test example's summed loss."""
+TEXTS = {"true responses": "raw", "rewritings": "distilled"}
+METHOD = {"raw": "fedit", "distilled": "fedsd"}
+"""The method whose one stage trains the shared adapter on that view."""
+
+
+def loss_transfer(
+    base: Base,
+    adapters: Adapters,
+    training: Mapping[str, Mapping[str, Sequence[Conversation]]],
+    tests: Mapping[str, Mapping[str, Sequence[Conversation]]],
+    settings: Client,
+    batch_size: int,
+    seed: int,
+) -> list[Event]:
+    """Change of the held-out loss on each client's test examples by training on one client's data alone.
+
+    Training: a fresh shared adapter, `settings.local_steps` steps, on raw or on rewritten responses. Negative
+    is better. The interval covers the draw of test examples, not of training: with d_i the change of example
+    i's summed -log p and n_i its response tokens, the change is r = sum d_i / sum n_i, its standard error
+    sqrt(n / (n - 1) sum (d_i - r n_i)^2) / sum n_i.
+
+    Paper: FedSDR (arXiv 2605.18028) shows such a matrix; how it was trained is not told.
+
+    Args:
+        base: The frozen base.
+        adapters: Whose shared adapter is overwritten.
+        training: "raw" and "distilled" -> client -> conversations.
+        tests: "raw" and "distilled" (empty where they were not rewritten) -> client -> test conversations.
+        settings: Steps, batches and learning rate.
+        batch_size: Conversations in one forward pass without gradient.
+        seed: Seed of the adapter and the data order.
+
+    Returns:
+        Records with view ("raw", "distilled", and "difference", distilled minus raw, example by example),
+        trained_on, tested_on, on, value in nats per response token, low and high. Where trained_on is
+        "others", it is the mean over all other clients, and where tested_on is "mean", over all clients.
+
+    Raises:
+        UserError: There is one client, or none has test examples.
+    """
+    names = list(training["raw"])
+    if len(names) < 2:
+        raise UserError("transfer is from client to client, and there is one: two or more are needed")
+    if not any(tests["raw"].values()):
+        raise UserError("transfer is measured on test examples, and no client has any")
+    sides = {on: {name: texts for name, texts in tests[view].items() if texts} for on, view in TEXTS.items()}
+    sides = {on: side for on, side in sides.items() if side}
+    adapters.initialise("shared", seed_for(seed, "transfer"))  # B is zero: the base
+    before = {on: _losses(base, adapters, side, batch_size) for on, side in sides.items()}
+    changes: dict[str, Changes] = {view: {} for view in VIEWS}
+    for view in VIEWS:
+        for trained_on in names:
+            adapters.initialise("shared", seed_for(seed, "transfer"))
+            local_update(
+                base,
+                adapters,
+                METHODS[METHOD[view]],
+                {view: training[view][trained_on]},  # type: ignore[dict-item]
+                settings,
+                settings.learning_rate,
+                seed_for(seed, "transfer", trained_on),
+                f"transfer, {trained_on}",
+            )
+            for on, side in sides.items():
+                after = _losses(base, adapters, side, batch_size)
+                changes[view] |= {(on, trained_on, name): after[name] - before[on][name] for name in side}
+    changes["difference"] = {key: changes["distilled"][key] - raw for key, raw in changes["raw"].items()}
+    return [
+        record
+        for view, found in changes.items()
+        for on, side in sides.items()
+        for record in _records(view, on, names, found, _num_tokens(side))
+    ]
+
+
+def _num_tokens(side: Mapping[str, Sequence[Conversation]]) -> dict[str, Floats]:
+    return {
+        name: np.array([text.num_response_tokens for text in texts], float) for name, texts in side.items()
+    }
+
+
+def _records(
+    view: str,
+    on: str,
+    names: Sequence[str],
+    changes: Changes,
+    num_tokens: Mapping[str, Floats],
+) -> list[Event]:
+    records: list[Event] = []
+    common = {"view": view, "on": on}
+    for trained_on, tested_on in product(names, num_tokens):
+        value, error = ratio(changes[on, trained_on, tested_on], num_tokens[tested_on])
+        where = {"trained_on": trained_on, "tested_on": tested_on}
+        records.append(common | where | with_error(value, error))
+    of_others = []
+    for tested_on in num_tokens:
+        others = [changes[on, name, tested_on] for name in names if name != tested_on]
+        of_others.append(ratio(np.mean(others, axis=0), num_tokens[tested_on]))
+        where = {"trained_on": "others", "tested_on": tested_on}
+        records.append(common | where | with_error(*of_others[-1]))
+    mean = float(np.mean([value for value, _ in of_others]))
+    error = float(np.linalg.norm([error for _, error in of_others])) / len(of_others)
+    records.append(common | {"trained_on": "others", "tested_on": "mean"} | with_error(mean, error))
+    return records
+
+
+def ratio(sums: Floats, sizes: Floats) -> tuple[float, float]:
+    """Ratio of two sums over examples, and its standard error.
+
+    r = sum d_i / sum n_i; se = sqrt(n / (n - 1) sum (d_i - r n_i)^2) / sum n_i, NaN for one example.
+
+    Source: Cochran, Sampling Techniques, third edition (1977), section 2.11.
+    """
+    num, total = len(sums), sizes.sum()
+    value = sums.sum() / total
+    if num < 2:
+        return float(value), math.nan
+    spread = ((sums - value * sizes) ** 2).sum() * num / (num - 1)
+    return float(value), float(np.sqrt(spread) / total)
+
+
+def example_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> Floats:
+    """Summed -log p of the response tokens of each conversation (num_conversations,).
+
+    Called inside `Adapters.inference`.
+    """
+    questions = [(text.ids[: text.prompt_length], [text.ids[text.prompt_length :]]) for text in conversations]
+    return -np.array([value for (value,) in log_likelihoods(base, questions, batch_size)])
+
+
+def _losses(
+    base: Base, adapters: Adapters, side: Mapping[str, Sequence[Conversation]], batch_size: int
+) -> dict[str, Floats]:
+    with adapters.inference(("shared",), base.dtype):
+        return {name: example_losses(base, texts, batch_size) for name, texts in side.items()}

@@ -1,0 +1,108 @@
+"""Adaptive local aggregation: a client begins a round between its own last adapter and the one it was sent.
+
+Theta = theta_own + W (theta_sent - theta_own), number by number, W in [0, 1]. W begins at one, which takes
+what was sent; it learns by W <- clip(W - eta (theta_sent - theta_own) dL/dTheta) on a share of the client's
+raw data, drawn anew in each round, and is kept between rounds. The first time it learns until the loss
+settles, afterwards in one pass.
+
+Paper: Zhang et al., FedALA, AAAI 2023, arXiv 2212.01197; variants as in its public code. Differs: the tensors
+of the shared adapter that travel take the place of the model's upper layers; examples are drawn one by one,
+where the code takes neighbours; a last, smaller batch counts too; the first learning has an end
+(`MOST_PASSES`).
+"""
+
+import random
+from collections.abc import Sequence
+from math import ceil
+from statistics import pstdev
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from fedsdr.config import Settings
+from fedsdr.data.conversation import Conversation
+from fedsdr.messages.wire import Float32
+from fedsdr.methods import Factor
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.loss import response_loss
+from fedsdr.seeds import seed_for
+
+SETTLED = 0.1
+"""Standard deviation of the last `NUM_LOSSES` passes' losses below which the first learning ends."""
+NUM_LOSSES = 10
+MOST_PASSES = 30
+
+
+def aggregate_locally(
+    base: Base,
+    adapters: Adapters,
+    conversations: Sequence[Conversation],
+    weights: Float32 | None,
+    settings: Settings,
+    seed: int,
+    shared_factors: Sequence[Factor] = ("A", "B"),
+) -> tuple[Float32, dict[str, float]]:
+    """Move the shared adapter to where the client begins its round, and learn W meanwhile.
+
+    Args:
+        base: The frozen base.
+        adapters: `shared` as it was sent, `private` holding the client's own last shared adapter.
+        conversations: The client's raw ones.
+        weights: W as the client kept it (num_values,), in the order of the layers; None at first.
+        settings: Batches, share and eta.
+        seed: Seed of this client and round.
+        shared_factors: Which factors of the shared adapter travel.
+
+    Returns:
+        The new W, and as in `local_update` the losses, steps and tokens, under train/weights. A step is
+        a forward and a backward pass over one batch.
+    """
+    adapters.set(("shared",), ("shared",), shared_factors)
+    pairs = zip(adapters.parameters(("shared",)), adapters.parameters(("private",)), strict=True)
+    parameters, mine = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+    sent, own = (parameters_to_vector(values).detach() for values in (parameters, mine))
+    w = torch.ones_like(sent) if weights is None else torch.from_numpy(weights).to(sent)
+    num = ceil(settings.fedala.share * len(conversations))
+    chosen = random.Random(seed_for(seed, "share")).sample(conversations, num)
+    losses: list[float] = []
+    of_passes: list[float] = []
+    num_tokens = 0
+    with torch.random.fork_rng():  # for dropout, as in training
+        torch.manual_seed(seed_for(seed, "dropout"))
+        adapters.training(True)
+        _move(parameters, own, sent, w)
+        while not of_passes or (weights is None and not _is_settled(of_passes)):
+            for start in range(0, num, settings.client.batch_size):
+                loss, num_read = response_loss(base, chosen[start : start + settings.client.batch_size])
+                gradients = torch.autograd.grad(loss / num_read, parameters)
+                gradient = torch.cat([part.flatten() for part in gradients])
+                w = (w - settings.fedala.rate * (sent - own) * gradient).clamp(0, 1)
+                _move(parameters, own, sent, w)
+                losses.append(loss.item() / num_read)
+                num_tokens += num_read
+            of_passes.append(losses[-1])
+    adapters.set(active=(), train=())
+    metrics = {
+        "train/weights/loss": sum(losses) / len(losses),
+        "train/weights/first_loss": losses[0],
+        "train/weights/last_loss": losses[-1],
+        "train/weights/num_steps": len(losses),
+        "train/weights/num_tokens": num_tokens,
+    }
+    return w.cpu().numpy(), metrics
+
+
+def _move(parameters: Sequence[nn.Parameter], own: Tensor, sent: Tensor, w: Tensor) -> None:
+    """Set the parameters to own + W (sent - own): to the last bit what was sent where W is one."""
+    new = torch.lerp(own, sent, w).split([value.numel() for value in parameters])
+    for value, part in zip(parameters, new, strict=True):
+        value.data.copy_(part.view_as(value))
+
+
+def _is_settled(of_passes: Sequence[float]) -> bool:
+    """Whether the first learning may end, by the loss of each pass's last batch."""
+    return len(of_passes) == MOST_PASSES or (
+        len(of_passes) > NUM_LOSSES and pstdev(of_passes[-NUM_LOSSES:]) < SETTLED
+    )

@@ -1,0 +1,43 @@
+"""Control variates: what a client's steps owe to the others, and what it tells them of its own.
+
+Notation: x the broadcast shared adapter, y the same after K local steps of rate lr, c_k the control
+variate of client k and c the server's, their mean; all are zero at first. SCAFFOLD, option II:
+
+    each step   y <- y - lr (g + c - c_k), with g the gradient
+    afterwards  c_k+ = c_k - c + (x - y) / (K lr), which is the mean of the K gradients
+    to send     dc_k = c_k+ - c_k = (x - y) / (K lr) - c
+
+With another optimizer than plain SGD, c_k is the mean of the steps it took, divided by lr. All are of the
+part of the shared adapter that travels, as one vector (num_values,), packed as in `wire`. The step is in
+`update`, c in `server.strategy`.
+
+c_k+ is made from dc_k as it is sent, so a client that is alone keeps c_k = c to the last bit, and trains as
+if there were no correction. A client does not learn whether the server used its message: of a dropped one
+c_k+ stays here, and c lacks it.
+
+Paper: Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1, option II.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsdr.messages.wire import Float32
+
+
+@dataclass(frozen=True)
+class ControlVariates:
+    """c and c_k as a client begins a round with them."""
+
+    server: Float32
+    own: Float32
+
+    @property
+    def shift(self) -> Float32:
+        """What is added to each gradient: c - c_k."""
+        return self.server - self.own
+
+    def change(self, x: Float32, y: Float32, num_steps: int, rate: float) -> Float32:
+        """Compute dc_k after `num_steps` steps (K, over all stages that train the shared adapter)."""
+        moved = x.astype(np.float64) - y
+        return (moved / (num_steps * rate) - self.server).astype(np.float32)

@@ -1,0 +1,133 @@
+"""Flower's grid to other machines, made patient: one bad reply, or a clock that jumps, stops no round.
+
+Flower's own `send_and_receive` waits by the wall clock, hands replies over when the last has come, and raises
+if one of them cannot be read (as of 1.41). Here replies are handed over as they come, one at a time, so that
+the mean holds few of them; one that cannot be read counts as an error of its sender, and one that the
+SuperLink fails to hand over is asked for again. That helps where it had not begun to: else Flower forgets the
+reply, and says so, or nothing. And Flower waits for the rest of a reply that is still on its way, or was cut
+off, for minutes to hours, whatever the timeout; here until the time is over, with a last look at the others.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import httpx
+from flwr.app import Error, Message
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.run import Run
+from flwr.superlink.grid import http_grid
+
+from fedsdr.errors import UserError
+from fedsdr.progress import say
+
+POLL = 1.0
+"""Seconds between two looks for replies."""
+UNREADABLE = 2
+"""Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
+PATIENCE = 60.0
+"""Seconds in which a SuperLink that answers by errors must have recovered, and a client's first reply be
+there as a whole."""
+
+
+class ResilientGrid(Grid):
+    """A grid around Flower's own."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.questions: dict[str, Message] = {}
+        """Messages that wait for their reply, by id."""
+        self.failed: set[str] = set()
+        """Those of them whose reply the SuperLink failed to hand over."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self.grid.run
+
+    def create_message(self, *values: Any, **options: Any) -> Message:
+        """Make a message (Flower's older way)."""
+        return self.grid.create_message(*values, **options)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Nodes that are connected.
+
+        Raises:
+            UserError: The SuperLink fails to tell, for a minute.
+        """
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.grid.get_node_ids()
+            except httpx.HTTPError as error:
+                if time.monotonic() > until:
+                    raise UserError(f"the SuperLink does not tell who is connected: {error}") from None
+            time.sleep(POLL)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; those that Flower does not take, for a node that is gone, are left out.
+
+        Raises:
+            UserError: The SuperLink fails to take any.
+        """
+        asked = list(messages)
+        try:
+            ids = list(self.grid.push_messages(asked))
+        except httpx.HTTPError as error:
+            raise UserError(f"the SuperLink does not take messages: {error}; run again to go on") from None
+        self.questions |= {one: message for one, message in zip(ids, asked, strict=False) if one}
+        return [one for one in ids if one]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that have come, each read by itself."""
+        return list(self._pull(message_ids, time.monotonic() + PATIENCE))
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send, and hand replies over as they come, until all are there or the time is over."""
+        waiting = set(self.push_messages(messages))
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        is_over = False
+        try:
+            while waiting and not is_over:
+                is_over = time.monotonic() >= until
+                for reply in self._pull(sorted(waiting), until):
+                    waiting.discard(reply.metadata.reply_to_message_id)
+                    yield reply
+                if waiting and not is_over:
+                    time.sleep(POLL)
+        finally:  # each holds the adapter that was sent
+            for one in waiting:
+                self._forget(one)
+
+    def _pull(self, message_ids: Iterable[str], until: float) -> Iterator[Message]:
+        for one in message_ids:
+            left = max(0.0, until - time.monotonic())
+            http_grid.pull_objects = partial(pull_objects, max_time=left)
+            try:
+                replies = list(self.grid.pull_messages([one]))
+            except httpx.HTTPError as error:  # its database may be busy, or its disk full for a moment
+                if one not in self.failed:
+                    self.failed.add(one)
+                    say(f"  the SuperLink failed to hand over a reply: {error}; it is asked for again")
+                continue
+            except Exception as error:
+                if one not in self.questions:
+                    raise
+                reason = f"its reply cannot be read ({type(error).__name__})"
+                replies = [Message(Error(UNREADABLE, reason), reply_to=self.questions[one])]
+            if replies:
+                self._forget(one)
+            yield from replies
+
+    def _forget(self, one: str) -> None:
+        self.questions.pop(one, None)
+        self.failed.discard(one)

@@ -1,0 +1,159 @@
+"""What organisations need to run a federation over Flower: certificates, keys, configurations, start scripts.
+
+`init` writes a folder for the server and one for each client. Keys made here are for trials: between
+organisations each makes its own and sends its public half (docs/deployment.md).
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsdr.data.sources import check_name
+from fedsdr.deployment.certificates import certify, make_authority, node_key
+from fedsdr.deployment.superlink import CONNECTION, HERE, QUIET, split_address
+from fedsdr.errors import UserError
+from fedsdr.recipe import to_toml
+from fedsdr.storage import SECRET, write_file
+
+OFFSET = 9000
+"""Inner ports are above a privileged public one by so much."""
+START = """\
+#!/bin/sh
+# Starts the SuperLink for this machine alone. nginx.conf opens to the clients what they need, and only that.
+cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
+export NO_PROXY="{here},$NO_PROXY,$no_proxy"   # of this machine's own talk
+export no_proxy="$NO_PROXY" && umask 077   # database and log hold the ids of nodes, which are secret
+mkdir -p flower && cat > flower/config.toml <<END   # where `flwr` finds it; it wants the whole path
+[superlink]
+default = "{connection}"
+[superlink.{connection}]
+address = "127.0.0.1:{port}"
+root-certificates = "$PWD/ca.crt"
+END
+exec flower-superlink --host 127.0.0.1 --port {port} \\
+  --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
+  --enable-supernode-auth --isolation subprocess --database state.db --log-file superlink.log
+"""
+
+NGINX = """\
+# TLS for the clients, and nothing of Flower but what a client needs. Flower itself answers on its control and
+# runtime paths to anyone who holds the CA certificate: they could submit code that runs at every client.
+# Test it with: nginx -t -p . -c nginx.conf; start it with: nginx -p . -c nginx.conf
+pid nginx.pid;
+error_log nginx.log;
+events {{}}
+http {{
+  access_log off;
+  client_max_body_size 32m;   # Flower sends pieces of 5 MB, and reads a request before it asks who sends it
+  limit_conn_zone $binary_remote_addr zone=addresses:1m;
+  client_body_temp_path nginx-body;
+  proxy_temp_path nginx-proxy;
+  fastcgi_temp_path nginx-fastcgi;
+  uwsgi_temp_path nginx-uwsgi;
+  scgi_temp_path nginx-scgi;
+  server {{
+    listen {public} ssl;
+    server_name {host};
+    ssl_certificate server.crt;
+    ssl_certificate_key server.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    location /v1/fleet/ {{
+      limit_conn addresses 64;
+      proxy_pass https://127.0.0.1:{port};
+      proxy_ssl_trusted_certificate ca.crt;
+      proxy_ssl_verify on;
+      proxy_ssl_name localhost;
+      proxy_http_version 1.1;
+      proxy_set_header Host $http_host;
+      proxy_request_buffering off;
+      proxy_buffering off;
+      proxy_read_timeout 600s;
+    }}
+    location / {{ return 403; }}
+  }}
+}}
+"""
+
+NODE = """\
+# What this client's machine decides; no server can change it. Paths are taken from this file's folder.
+superlink = {address}
+root-certificates = "ca.crt"
+private-key = "node.key"
+port = {port}   # for the SuperNode's own use, on this machine alone
+
+[node]
+client = {client}
+data = {data}   # holds <domain>/train.jsonl and <domain>/test.jsonl (docs/data.md)
+folder = "state"   # rewritings, private adapters, evaluations: never leave it
+model = {model}   # a built-in name, a folder, or a hub id; must be the server's
+# threads = 0   # for computing; 0: as the server's settings say
+# distill-url = ""   # an OpenAI-compatible server of yours that may see your data, for rewriting
+# served-name = ""   # and the model there
+# run-programs = false   # whether programs that the model writes may be run, to score examples with tests
+# most-epsilon = 0.0   # above 0: take part only under local differential privacy, until its cost is this
+# delta = 1e-5   # at this delta
+# trust-remote-code = false
+# keep-updates = false   # whether a server that says so may keep what this client sends, round by round
+"""
+
+
+def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list[Path]:
+    """Write what a server and its clients need.
+
+    Keys of clients are written for a trial on this machine only: otherwise each client makes its own.
+
+    Args:
+        folder: Becomes `server/` and one folder for each client.
+        clients: Their ids.
+        address: Where clients reach the server, host:port.
+        model: Base model of all.
+
+    Returns:
+        The folders: the server's, then the clients'.
+
+    Raises:
+        UserError: The folder is not empty, or a name or the address is not fit.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a folder that does not exist yet")
+    for number, client in enumerate(clients):
+        check_name(client, "client")
+        if client == "server" or client in clients[:number]:
+            raise UserError(f"client {client!r}: each client needs a name of its own, and not server")
+    if not clients:
+        raise UserError("no client is named: give --clients bank,hospital")
+    host, public = split_address(address, "--address")
+    # On this machine alone there is no proxy, and clients reach the SuperLink itself.
+    is_trial = is_local(address)
+    if is_trial and public < 1024:
+        raise UserError(f"--address = {address!r}: on this machine alone the port must be 1024 or more")
+    if public + 101 + len(clients) > 2**16:
+        raise UserError(f"--address = {address!r}: the port is too high: some above it are used, too")
+    inner = public if public >= 1024 else public + OFFSET
+    port = inner if is_trial else inner + 1
+    server = folder / "server"
+    make_authority(server)
+    certify(server, host)
+    scripts = {"bin": shlex.quote(str(Path(sys.executable).parent)), "connection": CONNECTION, "port": port}
+    scripts["environment"] = " ".join(f"{key}={value}" for key, value in QUIET.items())
+    write_file(server / "start.sh", START.format(here=HERE, **scripts), 0o777)
+    (server / "keys").mkdir()
+    if not is_trial:
+        write_file(server / "nginx.conf", NGINX.format(public=public, port=port, host=host))
+    for number, client in enumerate(clients, start=1):
+        place = folder / client
+        write_file(place / "ca.crt", (server / "ca.crt").read_bytes())
+        if is_trial:
+            private, opened = node_key()
+            write_file(place / "node.key", private, SECRET)
+            write_file(server / "keys" / f"{client}.pub", opened)
+        values = {"address": address, "client": client, "data": "data", "model": model}
+        shown = {key: to_toml(value) for key, value in values.items()}
+        write_file(place / "node.toml", NODE.format(port=inner + 100 + number, **shown))
+    return [server, *(folder / client for client in clients)]
+
+
+def is_local(address: str) -> bool:
+    """Whether clients reach a server on this machine alone."""
+    return split_address(address, "--address")[0] in ("localhost", "127.0.0.1")

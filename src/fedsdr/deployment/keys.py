@@ -1,0 +1,145 @@
+"""Whose keys the SuperLink lets in, and under which client's name."""
+
+import json
+import time
+from pathlib import Path
+
+from fedsdr.config import Settings
+from fedsdr.data.sources import check_name
+from fedsdr.deployment.certificates import read_public
+from fedsdr.deployment.superlink import CONNECTION, call_flower, demand_server
+from fedsdr.errors import UserError
+from fedsdr.federation.membership import registered
+from fedsdr.progress import say
+from fedsdr.storage import SECRET, write_file
+
+STARTED = 30.0
+"""Seconds in which the SuperLink must have started."""
+
+
+def register(server: Path) -> None:
+    """Let the nodes take part whose public keys lie in the server's `keys/`, and only these.
+
+    `keys/bank.pub` is the key of client bank, and no other key can take that name. A key that it replaces,
+    and those of names that are gone, are taken off.
+
+    Raises:
+        UserError: Two files hold one key; the SuperLink does not answer; or a file holds no key, or one
+            that it does not take: the others are registered then.
+    """
+    demand_server(server)
+    folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
+    keys = dict[Path, str]()
+    for path in paths:
+        check_name(path.stem, "client")
+        if path.stem.endswith(".key"):
+            raise UserError(f"{path}: call it <client>.pub: the file's name becomes the client's")
+        try:
+            keys[path] = read_public(path)
+        except UserError as reason:  # its name keeps the key that it had
+            refused.append(str(reason))
+    first: dict[str, Path] = {}
+    for path, key in keys.items():
+        if (same := first.setdefault(_body(key), path)) != path:
+            raise UserError(f"{same} and {path} hold one key: each client needs its own")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    node_of = {_body(key): node for node, key in registered(str(folder)).values()}
+    known = _known(server)
+    for path, key in keys.items():
+        is_known = node_of.get(_body(key)) in known
+        if not is_known:
+            try:
+                words = (str(path.resolve()), CONNECTION, "--name", path.stem)
+                node_of[_body(key)] = int(call_flower(server, "register", *words)["node-id"])
+            except UserError as reason:
+                again = (
+                    "; it was registered before: its client makes a new key"
+                    if "in use" in str(reason)
+                    else ""
+                )
+                refused.append(f"{path}: {reason}{again}")
+                continue
+        kept = {"key": key, "node-id": node_of[_body(key)]}
+        write_file(folder / f"{path.stem}.json", json.dumps(kept) + "\n", SECRET)
+        say(f"{path.stem}: {'is registered' if is_known else 'may take part'}")
+    for old in folder.glob("*.json"):
+        if old.stem not in {path.stem for path in paths}:
+            old.unlink()
+            say(f"{old.stem}: is taken off")
+    # At last, so that whatever was let in before, and is in no file, is taken off too.
+    for node in sorted(_known(server) - {node for node, _ in registered(str(folder)).values()}):
+        try:
+            call_flower(server, "unregister", str(node), CONNECTION)
+        except UserError as reason:
+            refused.append(f"a key that is no client's: {reason}")
+    if refused:
+        raise UserError("\n".join(refused))
+    if not paths:
+        raise UserError(f"no client may take part: put their keys into {server / 'keys'}, as <client>.pub")
+
+
+def status(server: Path) -> dict[str, str]:
+    """Client -> what the SuperLink says of its node ("online", "offline", "registered": never seen).
+
+    Raises:
+        UserError: The SuperLink does not answer.
+    """
+    demand_server(server)
+    nodes, told = _nodes(server), dict[str, str]()
+    names = registered(str(server / "nodes"))
+    for client in sorted(names.keys() | {path.stem for path in server.glob("keys/*.pub")}):
+        node, _ = names.get(client, (-1, ""))
+        told[client] = nodes.get(node, f"may not take part yet; `fedsdr deploy register {server}`")
+    return told
+
+
+def _body(key: str) -> str:
+    """What makes a public key: its longest word. A comment or other line ends make no other key."""
+    return max(key.split(), key=len, default="")
+
+
+def _known(server: Path) -> set[int]:
+    """Ids of the nodes that the SuperLink knows; it may be starting."""
+    until = time.monotonic() + STARTED
+    while True:
+        try:
+            return set(_nodes(server))
+        except UserError:
+            if time.monotonic() > until:
+                raise
+
+
+def _nodes(server: Path) -> dict[int, str]:
+    """Node id -> status, of the nodes that the SuperLink knows.
+
+    Raises:
+        UserError: It does not answer.
+    """
+    start = server / "start.sh"
+    if not (server / "state.db").exists():
+        raise UserError(f"start {start} first: it never ran")
+    try:
+        nodes = call_flower(server, "list", CONNECTION)["nodes"]
+    except UserError as reason:
+        raise UserError(f"{reason}; is {start} running?") from None
+    return {int(node["node-id"]): node["status"] for node in nodes if node["status"] != "unregistered"}
+
+
+def registry(server: Path, settings: Settings) -> str:
+    """Folder of the ids of registered nodes, "" where there are no keys.
+
+    Raises:
+        UserError: They are fewer than the run will wait for.
+    """
+    folder = (server / "nodes").resolve()
+    names = registered(str(folder))
+    if not names and not list(server.glob("keys/*.pub")):  # Flower without keys
+        say("  no key is registered: clients are believed who they say they are")
+        return ""
+    if len(names) < settings.federation.num_clients:
+        raise UserError(
+            f"federation.num_clients = {settings.federation.num_clients}, but {len(names)} keys are"
+            f" registered ({', '.join(names) or 'none'}): put the others into {server / 'keys'}, then"
+            f" `fedsdr deploy register {server}`"
+        )
+    return str(folder)

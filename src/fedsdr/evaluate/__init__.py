@@ -1,0 +1,1 @@
+"""6. Scores of a model: exact answers, losses, benchmarks, judges."""

@@ -1,0 +1,215 @@
+"""Standard benchmarks of one model, through lm-evaluation-harness.
+
+Goes in: a model and where the questions are. Comes out: one record for each task and metric.
+
+- likelihood: share of questions whose label is the likeliest of the choices as the whole answer;
+- strict, flexible: share of greedy answers whose result is accepted (`measure.extraction`);
+- pass@1: share of greedy answers that are programs that pass their tests in `data.sandbox`.
+
+A question of BBH with choices is asked in both ways. A value is the mean over questions, as lm-eval's
+groups weigh it, so MMLU and BBH are no means over subjects; its standard error is s / sqrt(n) with
+s^2 = sum (x - mean)^2 / (n - 1), which covers the draw of questions alone.
+"""
+
+import logging
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from fedsdr.data.examples import Example
+from fedsdr.errors import Unreachable, UserError
+from fedsdr.evaluate.benchmark_tasks import FILES, Question, Source, from_examples, from_folder, from_hub
+from fedsdr.methods import Adapter
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.progress import say
+from fedsdr.seeds import seed_for
+from fedsdr.storage import Event
+
+MAX_NEW_TOKENS: Mapping[str, int] = {"drop": 48, "bbh": 48, "humaneval": 384}
+"""Longest answer of a task whose answers are shorter or longer than others'."""
+
+
+def run_benchmarks(
+    base: Base,
+    adapters: Adapters,
+    active: Sequence[Adapter],
+    tasks: Sequence[str] = (),
+    *,
+    data: Path | Sequence[Example] | None = None,
+    limit: int = 0,
+    seed: int = 0,
+    batch_size: int = 16,
+    max_new_tokens: int = 256,
+    code_timeout: float = 5.0,
+    mix: Mapping[Adapter, float] | None = None,
+    answers: list[Event] | None = None,
+) -> list[Event]:
+    """Ask one model the questions of benchmarks.
+
+    Args:
+        base: The frozen base.
+        adapters: Holding the adapters' values.
+        active: Which adapters make up the model.
+        tasks: Names in `benchmark_tasks.FILES`, or domains of `data`; empty: all that are there.
+        data: A folder laid out as `FILES` says, examples that make one task for each domain, or None:
+            lm-eval's data sets on the hub.
+        limit: Most questions of a task, a sample drawn by `seed`; 0: all.
+        seed: Of that sample.
+        batch_size: Questions in one forward pass, and answers written at a time.
+        max_new_tokens: Longest answer, where `MAX_NEW_TOKENS` names none.
+        code_timeout: Seconds that a program written by the model may run.
+        mix: Weights of the adapters, where not one.
+        answers: Gets one record for each question and metric, with what the model answered.
+
+    Returns:
+        Records {"task", "num", "metric", "value", "stderr" (None for one question), "chance" (of "likelihood"
+        the mean of 1 / number of choices, else None), "origin", "dataset"}; after those of MMLU and BBH the
+        same for each subject, with "subject".
+
+    Raises:
+        Unreachable: lm-eval is missing, or a data set of the hub cannot be had.
+        UserError: A task is unknown, or has no questions and was asked for by name; data are malformed.
+    """
+    try:
+        from lm_eval.evaluator import evaluate
+
+        from fedsdr.evaluate import harness
+    except ImportError as error:
+        raise Unreachable(f"benchmarks need lm-eval ({error}): pip install 'fedsdr[lm-eval]'") from None
+    # It warns of every setting that is as it should be.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    records: list[Event] = []
+    for name, source in _sources(tasks, data):
+        questions = _sample(source.questions, limit, seed_for(seed, "benchmark", name))
+        longest = MAX_NEW_TOKENS.get(name, max_new_tokens)
+        chosen = [q for q in questions if q.example.label and q.example.choices]
+        written = [q for q in questions if q.answers]
+        coded = [q for q in questions if q.tests]
+        for some, config in (
+            (chosen, harness.of_choices(chosen)),
+            (written, harness.of_answers(written, longest)),
+            (coded, harness.of_programs(coded, longest, code_timeout)),
+        ):
+            if not some:
+                continue
+            task = harness.QuestionTask(name, some, config)
+            with adapters.inference(active, base.dtype, mix):
+                result = evaluate(
+                    harness.HarnessModel(base, batch_size, name),
+                    {"tasks": {name: task}, "groups": {}},
+                    apply_chat_template=True,
+                    fewshot_as_multiturn=True,
+                )
+            found = [_answered(name, some, sample) for sample in result["samples"][name]]
+            origin = {"origin": source.origin, "dataset": source.dataset}
+            records += [record | origin for record in _records(name, some, result["results"][name], found)]
+            if answers is not None:
+                answers += found
+    return records
+
+
+def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, Source]]:
+    """Questions of every task that is asked for, by name."""
+    if data is None or isinstance(data, Path):
+        known = list(FILES)
+    else:
+        known = sorted({example.domain for example in data})
+    for name in tasks:
+        if name not in known:
+            raise UserError(f"tasks: unknown benchmark {name!r}; known ones: {', '.join(known)}")
+    for name in tasks or known:
+        source: Source | None
+        if data is None:
+            source, missing = from_hub(name), ""
+        elif isinstance(data, Path):
+            source = from_folder(name, data)
+            missing = f"no file {data / FILES[name]}"
+        else:
+            source = from_examples(name, [example for example in data if example.domain == name])
+            missing = "no example has a label, a final answer or tests"
+        if source:
+            yield name, source
+        elif name in tasks:
+            raise UserError(f"tasks: {name} cannot be run: {missing}")
+        else:
+            say(f"  {name} is left out: {missing}")
+
+
+def _sample(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
+    """Draw at most that many questions, in their order; 0: all."""
+    if not limit or limit >= len(questions):
+        return list(questions)
+    rows = random.Random(seed).sample(range(len(questions)), limit)
+    return [questions[row] for row in sorted(rows)]
+
+
+# Metric and filter of the harness -> our name of the metric.
+_METRICS = {
+    ("acc", "none"): "likelihood",
+    ("right", "strict"): "strict",
+    ("right", "flexible"): "flexible",
+    ("pass@1", "none"): "pass@1",
+}
+
+
+def _answered(name: str, questions: Sequence[Question], sample: Event) -> Event:
+    """What the model answered to one question, and how one metric reads and judges it."""
+    (key,) = sample["metrics"]
+    question = questions[sample["doc"]["number"]]
+    metric = _METRICS[key, sample["filter"]]
+    record = {
+        "task": name,
+        "subject": question.subject,
+        "metric": metric,
+        "instruction": question.example.instruction,
+        "input": question.example.context,
+        "right": sample[key],
+    }
+    if metric == "likelihood":
+        # One response for each choice: its log likelihood.
+        values = [value for ((value, _),) in sample["resps"]]
+        chosen = question.example.choices[values.index(max(values))]
+        return record | {"chance": 1 / len(values), "answer": chosen, "accepted": [question.example.label]}
+    read = sample["filtered_resps"][0] if metric in ("strict", "flexible") else ""
+    given = {"answer": sample["resps"][0][0], "read": read, "accepted": list(question.answers)}
+    return record | {"chance": None} | given
+
+
+def _records(
+    name: str, questions: Sequence[Question], results: Event, answered: Sequence[Event]
+) -> list[Event]:
+    """Records of one task and one way of asking: all questions, then each subject."""
+    from lm_eval.api.metrics import mean, mean_stderr
+
+    subjects = sorted({question.subject for question in questions} - {""})
+    records: list[Event] = []
+    for (key, reading), metric in _METRICS.items():
+        rows = [record for record in answered if record["metric"] == metric]
+        if not rows:
+            continue
+        value, stderr = results[f"{key},{reading}"], results[f"{key}_stderr,{reading}"]
+        of_all = {"task": name, "num": len(rows), "metric": metric, "value": value}
+        of_all["stderr"] = None if stderr == "N/A" else stderr
+        records.append(of_all | {"chance": _chance(rows)})
+        for subject in subjects:
+            part = [record for record in rows if record["subject"] == subject]
+            right = [record["right"] for record in part]
+            records.append(
+                {
+                    "task": name,
+                    "subject": subject,
+                    "num": len(part),
+                    "metric": metric,
+                    "value": mean(right),
+                    "stderr": mean_stderr(right) if len(right) > 1 else None,
+                    "chance": _chance(part),
+                }
+            )
+    return records
+
+
+def _chance(rows: Sequence[Event]) -> float | None:
+    """What guessing would get: the mean of 1 / number of choices."""
+    shares = [record["chance"] for record in rows if record["chance"] is not None]
+    return sum(shares) / len(shares) if shares else None

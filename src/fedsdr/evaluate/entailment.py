@@ -1,0 +1,132 @@
+"""Checkers of entailment: does one text support all that another says?
+
+Goes in: pairs of premise and hypothesis. Comes out: yes, no, or None where there is no verdict. A checker
+errs; `measure.paradox` measures its false alarms on true responses and true paraphrases.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from fedsdr.data.batching import by_length
+from fedsdr.errors import UserError
+from fedsdr.evaluate.judge import ask_judge
+from fedsdr.model.base import first_line, quiet
+from fedsdr.model.remote import Judge
+from fedsdr.progress import track
+
+VERDICTS = {"yes": True, "no": False}
+QUESTION = """Does the first text support everything that the second text says?
+
+First text:
+{premise}
+
+Second text:
+{hypothesis}
+
+Reply with one word and nothing else: yes or no."""
+
+
+class Checker(Protocol):
+    """What gives verdicts."""
+
+    name: str
+
+    def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Tell of each (premise, hypothesis) whether the premise entails the hypothesis; None: no verdict."""
+
+
+class NliChecker:
+    """A cross-encoder for natural language inference: a sequence classifier with a class "entailment"."""
+
+    def __init__(self, source: str, batch_size: int = 16) -> None:
+        """Load model and tokenizer, in float32, on a GPU where there is one.
+
+        Args:
+            source: Id on the Hugging Face hub, or a local folder.
+            batch_size: Pairs in one forward pass.
+
+        Raises:
+            UserError: It cannot be read, or no class, or several, are called entailment.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            with quiet(keep_bars=not Path(source).is_dir()):
+                self.tokenizer = AutoTokenizer.from_pretrained(source)
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    source, dtype=torch.float32, use_safetensors=True
+                )
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(
+                f"--nli = {source} cannot be read as a sequence classifier: {first_line(error)}\n"
+                "What would do: the hub id or folder of a model for natural language inference"
+            ) from None
+        labels = model.config.id2label
+        found = [number for number, label in labels.items() if label.casefold() == "entailment"]
+        if len(found) != 1:
+            raise UserError(
+                f"--nli = {source} has the classes {', '.join(labels.values())}; what would do is a model"
+                " for natural language inference, with one class called entailment in its id2label"
+            )
+        (self.entailment,) = found
+        self.name = Path(source).name if Path(source).is_dir() else source
+        self.batch_size = batch_size
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        # Positions of RoBERTa begin after that of padding, so two of them are never used.
+        positions = getattr(model.config, "max_position_embeddings", 514) - 2
+        self.max_length = min(self.tokenizer.model_max_length, positions)
+        self.num_truncated = 0
+        """Premises so far whose end was cut off; what stood there may have supported the hypothesis."""
+
+    def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Tell whether "entailment" is the likeliest class of each (premise, hypothesis).
+
+        The premise is cut where both are too long together, the hypothesis never: None where it leaves no
+        room for a premise.
+        """
+        import torch
+
+        with quiet():  # it remarks on lengths that are cut below
+            lengths = [len(self.tokenizer(*pair)["input_ids"]) for pair in pairs]
+            least = [len(self.tokenizer("", hypothesis)["input_ids"]) for _, hypothesis in pairs]
+        rows = [row for row in range(len(pairs)) if least[row] < self.max_length]
+        self.num_truncated += sum(lengths[row] > self.max_length for row in rows)
+        verdicts: list[bool | None] = [None] * len(pairs)
+        plan = [
+            [rows[place] for place in batch]
+            for batch in by_length([lengths[row] for row in rows], self.batch_size)
+        ]
+        for batch in track(plan, f"checking by {self.name}", "pairs", [len(batch) for batch in plan]):
+            encoded = self.tokenizer(
+                [pairs[row][0] for row in batch],
+                [pairs[row][1] for row in batch],
+                truncation="only_first",
+                max_length=self.max_length,
+                padding=True,
+                return_tensors="pt",
+            ).to(self.model.device)
+            with torch.inference_mode():
+                likeliest = self.model(**encoded).logits.argmax(dim=1).tolist()
+            for row, number in zip(batch, likeliest, strict=True):
+                verdicts[row] = number == self.entailment
+        return verdicts
+
+
+class JudgeChecker:
+    """A language model behind a server that is asked whether one text supports another."""
+
+    def __init__(self, judge: Judge) -> None:
+        """Ask this judge."""
+        self.judge = judge
+        self.name = f"judge {judge.served_name}"
+
+    def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Ask of each (premise, hypothesis); None where the judge says neither "yes" nor "no" alone.
+
+        Raises:
+            UserError: As `ask_server`.
+        """
+        prompts = [QUESTION.format(premise=premise, hypothesis=hypothesis) for premise, hypothesis in pairs]
+        return [VERDICTS.get(text) for text in ask_judge(prompts, self.judge, f"checking by {self.name}")]

@@ -1,0 +1,85 @@
+"""A personalised model whose private adapter has a weight of its own for each prompt.
+
+The weight of a prompt x is max_weight times the mean cosine similarity of h(x) to h(x_1) ... h(x_S), with
+S training prompts of the client, and 0 where that is negative; the shared adapter has one minus it. h is the
+last hidden state of the prompt's last token, with the private adapter alone in the forward pass.
+
+Paper: Yang et al., FedDPA, NeurIPS 2024, arXiv 2403.19211, instance-wise dynamic weighting; which state h is,
+max_weight = 0.5 and S = 5 as in the public code. Differs: the S prompts are drawn once for a client, there
+anew for each prompt; a negative weight, which the code allows, is 0.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedsdr.config import Eval
+from fedsdr.data.batching import by_length, collate
+from fedsdr.data.conversation import Conversation
+from fedsdr.evaluate.scores import pool
+from fedsdr.evaluate.tasks import TestSet, evaluate
+from fedsdr.methods import Adapter
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.loss import last_states
+from fedsdr.storage import Event
+
+
+def private_weights(
+    base: Base,
+    adapters: Adapters,
+    known: Sequence[Conversation],
+    asked: Sequence[Conversation],
+    max_weight: float,
+    settings: Eval,
+) -> list[float]:
+    """Weight of the private adapter for each prompt in `asked`, from 0 to `max_weight`.
+
+    Args:
+        base: The frozen base.
+        adapters: Holding the client's private adapter.
+        known: Training examples of the client; only their prompts are looked at.
+        asked: Test examples; only their prompts are looked at.
+        max_weight: What a prompt that is as all the known ones would get.
+        settings: Size of the batches.
+    """
+    with adapters.inference(("private",), base.dtype):
+        states = _prompt_states(base, [*known, *asked], settings.batch_size)
+    states = torch.nn.functional.normalize(states, dim=1)
+    similar = (states[len(known) :] @ states[: len(known)].T).mean(dim=1)
+    return (max_weight * similar.clamp(min=0)).tolist()
+
+
+def evaluate_weighed(
+    base: Base, adapters: Adapters, tests: TestSet, weights: Sequence[float], settings: Eval, what: str
+) -> tuple[dict[str, dict[str, float]], list[Event]]:
+    """Score shared and private adapter together, as `tasks.evaluate` does, one test example at a time.
+
+    Slow: no two prompts share a batch. The record of a prompt tells the weight of its private adapter.
+    """
+    parts: dict[str, list[dict[str, float]]] = {}
+    records: list[Event] = []
+    for row, weight in enumerate(weights):
+        one = slice(row, row + 1)
+        test = TestSet(tests.examples[one], tests.raw[one], tests.distilled[one])
+        mix: dict[Adapter, float] = {"shared": 1 - weight, "private": weight}
+        by_domain, (record,) = evaluate(base, adapters, ("shared", "private"), test, settings, what, mix)
+        for domain, metrics in by_domain.items():
+            parts.setdefault(domain, []).append(metrics)
+        records.append(record | {"private_weight": weight})
+    # As `evaluate` has them: sorted by domain.
+    records.sort(key=lambda record: record["domain"])
+    return {domain: pool(parts[domain]) for domain in sorted(parts)}, records
+
+
+def _prompt_states(base: Base, conversations: Sequence[Conversation], batch_size: int) -> Tensor:
+    """Last hidden state of the last token of each prompt (conversations, d), float32, on the CPU."""
+    # One token of the response stays: where it is predicted is the last token of the prompt.
+    prompts = [Conversation(c.ids[: c.prompt_length + 1], c.prompt_length) for c in conversations]
+    found: dict[int, Tensor] = {}
+    for rows in by_length([len(prompt.ids) for prompt in prompts], batch_size):
+        batch = collate([prompts[row] for row in rows], flat=base.keeps_apart)
+        states = last_states(base, batch).flatten(0, 1)[torch.from_numpy(batch.positions).to(base.device)]
+        found |= zip(rows, states.float().cpu(), strict=True)
+    return torch.stack([found[row] for row in range(len(prompts))])

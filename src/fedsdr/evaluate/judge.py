@@ -1,0 +1,159 @@
+"""Win rates: a judge model compares the answers of two models to open prompts.
+
+Goes in: prompts, two answers to each, a `Judge`. Comes out: records of wins, ties and losses by domain, and
+of how far the judge can be trusted: whether it says the same when the answers change places, and how often
+it names the first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedsdr.data.batching import by_length
+from fedsdr.data.conversation import Turn, prompt_turns
+from fedsdr.data.examples import Example
+from fedsdr.intervals import wilson
+from fedsdr.model.remote import Judge, ask_server
+from fedsdr.progress import track
+from fedsdr.seeds import seed_for
+from fedsdr.storage import Event
+
+WORDS = {"a": "first", "b": "second", "tie": "tie"}
+"""A readable verdict, in lower case -> what it says."""
+QUESTION = """Two answers to one request follow. Which one is better: more correct, helpful and to the point?
+
+Request:
+{request}
+
+Answer A:
+{first}
+
+Answer B:
+{second}
+
+Reply with one word and nothing else: A, B or tie."""
+
+
+def ask_judge(prompts: Sequence[str], judge: Judge, what: str) -> list[str]:
+    """Ask the judge, `judge.batch_size` prompts at a time.
+
+    Args:
+        prompts: One user turn each.
+        judge: Whom to ask.
+        what: Named on the progress line.
+
+    Returns:
+        Its answers in lower case, without white space around them and a full stop at their end.
+
+    Raises:
+        UserError: As `ask_server`.
+    """
+    turns: list[list[Turn]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    plan = by_length([len(prompt) for prompt in prompts], judge.batch_size)
+    found: dict[int, str] = {}
+    for rows in track(plan, what, "questions", [len(rows) for rows in plan]):
+        seeds = [seed_for(0, "judge", prompts[row]) for row in rows]
+        answers = ask_server([turns[row] for row in rows], judge, seeds)
+        found |= {
+            row: answer.text.strip().removesuffix(".").casefold()
+            for row, answer in zip(rows, answers, strict=True)
+        }
+    return [found[row] for row in range(len(prompts))]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What the judge says of one prompt, when a's answer comes first and when b's does."""
+
+    domain: str
+    first: str | None
+    """"first", "second" or "tie" by place; None: unreadable."""
+    second: str | None
+    is_asked: bool = True
+
+    @property
+    def is_readable(self) -> bool:
+        return self.first is not None and self.second is not None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both orders name the same answer, or both a tie."""
+        return (self.first, self.second) in (("first", "second"), ("second", "first"), ("tie", "tie"))
+
+
+def win_rate(
+    prompts: Sequence[Example],
+    answers_a: Sequence[str],
+    answers_b: Sequence[str],
+    judge: Judge,
+    a: str = "a",
+    b: str = "b",
+) -> list[Event]:
+    """Compare two models' answers, each pair in both orders, since judges favour a place.
+
+    A prompt is a win of a if both orders prefer its answer, a loss if both prefer b's, else a tie. Equal
+    answers are a tie without asking. A prompt with a verdict other than "A", "B" or "tie" is unreadable and
+    counts as none of them.
+
+    After: Zheng et al., "Judging LLM-as-a-judge with MT-bench and Chatbot Arena", NeurIPS 2023, section
+    3.4: both orders, and a win only where they agree.
+
+    Args:
+        prompts: What was asked; the true responses are not shown.
+        answers_a: One answer for each prompt.
+        answers_b: The other model's.
+        judge: Whom to ask.
+        a: Name of the first model.
+        b: Name of the second.
+
+    Returns:
+        A record for each domain, and where there are several for "all", pooled over prompts: `num`
+        readable prompts, `wins`, `ties` and `losses` of a among them, `num_unreadable` others;
+        `rate` = (wins + ties / 2) / num; `agreement`, share of prompts whose two orders gave one verdict,
+        and `first_rate`, share of first places in verdicts that name an answer, both over prompts that
+        were asked and are readable. `low` and `high` are Wilson's 95 % interval of the rate, which is wide
+        rather than narrow: ties spread less than wins and losses. None where nothing was counted.
+
+    Raises:
+        UserError: As `ask_server`.
+    """
+    rows = [row for row in range(len(prompts)) if answers_a[row].strip() != answers_b[row].strip()]
+    orders = (answers_a, answers_b), (answers_b, answers_a)
+    questions = [_question(prompts[row], one[row], other[row]) for one, other in orders for row in rows]
+    said = [WORDS.get(text) for text in ask_judge(questions, judge, f"judging {a} against {b}")]
+    pairs = [_Pair(example.domain, "tie", "tie", is_asked=False) for example in prompts]
+    for row, first, second in zip(rows, said[: len(rows)], said[len(rows) :], strict=True):
+        pairs[row] = _Pair(prompts[row].domain, first, second)
+    domains = sorted({example.domain for example in prompts})
+    groups = {domain: [pair for pair in pairs if pair.domain == domain] for domain in domains}
+    if len(groups) > 1:
+        groups["all"] = pairs
+    return [{"a": a, "b": b, "domain": domain} | _counts(found) for domain, found in groups.items()]
+
+
+def _question(example: Example, first: str, second: str) -> str:
+    request = "\n\n".join(turn["content"] for turn in prompt_turns(example))
+    return QUESTION.format(request=request, first=first, second=second)
+
+
+def _counts(pairs: Sequence[_Pair]) -> Event:
+    readable = [pair for pair in pairs if pair.is_readable]
+    num = len(readable)
+    wins = sum((pair.first, pair.second) == ("first", "second") for pair in readable)
+    losses = sum((pair.first, pair.second) == ("second", "first") for pair in readable)
+    ties = num - wins - losses
+    rate = (wins + ties / 2) / num if num else None
+    low, high = wilson(rate, num) if rate is not None else (None, None)
+    asked = [pair for pair in readable if pair.is_asked]
+    named = [place for pair in asked for place in (pair.first, pair.second) if place != "tie"]
+    return {
+        "num": num,
+        "wins": wins,
+        "ties": ties,
+        "losses": losses,
+        "num_unreadable": len(pairs) - num,
+        "rate": rate,
+        "low": low,
+        "high": high,
+        "agreement": sum(pair.agrees for pair in asked) / len(asked) if asked else None,
+        "first_rate": named.count("first") / len(named) if named else None,
+    }

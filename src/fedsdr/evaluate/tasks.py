@@ -1,0 +1,181 @@
+"""Scores of a model on test examples: greedy answers judged exactly, and held-out loss.
+
+An answer is right if it keeps whatever ground truth the example carries: label, final answer,
+facts, and tests that its code passes. Domains whose examples carry none have no score, only
+losses. Where an example has choices, the likeliest of them is told too, which needs no words to be
+found in an answer. The loss is given on the true response y and on the rewriting y~ side by side,
+since loss on y alone punishes FedSD by construction.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedsdr import __version__
+from fedsdr.config import Eval
+from fedsdr.data.batching import by_length
+from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
+from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
+from fedsdr.data.examples import Example
+from fedsdr.methods import Adapter
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.model.likelihood import Question, log_likelihoods
+from fedsdr.model.loss import held_out_loss
+from fedsdr.progress import track
+from fedsdr.storage import Event, content_hash, locked, read_json, write_json
+
+NO_LIMIT = 10**9
+"""Longest conversation where nothing may be cut off."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A client's test examples and their conversations."""
+
+    __test__ = False  # not a test for pytest
+
+    examples: Sequence[Example]
+    raw: Sequence[Conversation]
+    """With the true responses."""
+    distilled: Sequence[Conversation]
+    """With the rewritings; empty where none were made."""
+
+
+def evaluate(
+    base: Base,
+    adapters: Adapters,
+    active: Sequence[Adapter],
+    tests: TestSet,
+    settings: Eval,
+    what: str,
+    mix: Mapping[Adapter, float] | None = None,
+) -> tuple[dict[str, dict[str, float]], list[Event]]:
+    """Score one model on a client's test examples.
+
+    Args:
+        base: The frozen base.
+        adapters: Holding the adapters' values.
+        active: Which adapters make up the model.
+        tests: The client's test examples.
+        settings: Lengths and batches.
+        what: Which model this is, for the progress line.
+        mix: Weights of the adapters, where not one.
+
+    Returns:
+        Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
+        one record for each prompt.
+    """
+    with adapters.inference(active, base.dtype, mix):
+        answers = answer(base, tests.examples, settings, what)
+        chosen = choose(base, tests.examples, settings.batch_size)
+        by_domain: dict[str, dict[str, float]] = {}
+        records: list[Event] = []
+        for domain in sorted({example.domain for example in tests.examples}):
+            rows = [row for row, example in enumerate(tests.examples) if example.domain == domain]
+            new = [
+                judge(tests.examples[row], answers[row], settings.code_timeout, chosen[row]) for row in rows
+            ]
+            metrics = summarise(new)
+            for name, side in (("loss", tests.raw), ("loss_distilled", tests.distilled)):
+                if side:
+                    loss, num_tokens = held_out_loss(base, [side[row] for row in rows], settings.batch_size)
+                    metrics |= {name: loss, f"{name}_tokens": num_tokens}
+            by_domain[domain] = metrics
+            records += new
+    return by_domain, records
+
+
+def evaluate_base(
+    base: Base, adapters: Adapters, tests: TestSet, settings: Eval, folder: Path, what: str
+) -> tuple[dict[str, dict[str, float]], list[Event]]:
+    """Score the base model, as `evaluate` does, or take its scores from the cache in `folder`.
+
+    All runs on the same tests begin with the same base; the name of the file is a hash of all that
+    determines the scores.
+    """
+    distilled = [conversation.ids for conversation in tests.distilled]
+    key = content_hash(
+        base.fingerprint, settings.model_dump(), [asdict(example) for example in tests.examples],
+        [conversation.ids for conversation in tests.raw], distilled, __version__,
+    )  # fmt: skip
+    path = folder / f"base-{key}.json"
+    with locked(path):
+        if not path.exists():
+            write_json(path, evaluate(base, adapters, (), tests, settings, what))
+    by_domain, records = read_json(path)
+    return by_domain, records
+
+
+def answer(base: Base, examples: Sequence[Example], settings: Eval, what: str) -> list[Answer]:
+    """Greedy answers to the examples' prompts, in their order."""
+    prompts = [encode_prompt(base.tokenizer, prompt_turns(example)) for example in examples]
+    plan = by_length([len(prompt) for prompt in prompts], settings.batch_size)
+    answers: dict[int, Answer] = {}
+    for batch in track(plan, what, "answers", [len(batch) for batch in plan]):
+        new = generate(base, [prompts[row] for row in batch], Sampling(settings.max_new_tokens))
+        answers |= zip(batch, new, strict=True)
+    return [answers[row] for row in range(len(examples))]
+
+
+def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str | None]:
+    """Return the choice that is likeliest as the whole answer to each prompt, end of turn included.
+
+    None where the example has no label or no choices. Log probabilities are not divided by lengths: they
+    are those of whole answers.
+    """
+    asked = [row for row, example in enumerate(examples) if example.label and example.choices]
+    questions: list[Question] = []
+    for row in asked:
+        texts = [encode(base.tokenizer, examples[row], choice, NO_LIMIT) for choice in examples[row].choices]
+        length = texts[0].prompt_length
+        questions.append((texts[0].ids[:length], [text.ids[length:] for text in texts]))
+    likelihoods = log_likelihoods(base, questions, batch_size)
+    chosen: list[str | None] = [None] * len(examples)
+    for row, values in zip(asked, likelihoods, strict=True):
+        chosen[row] = examples[row].choices[values.index(max(values))]
+    return chosen
+
+
+def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
+    """Judge one answer: the record that is kept for its prompt.
+
+    `right` is None where the example carries no ground truth, `chosen` where it has no choices.
+    """
+    missing = lost(example, given.text, code_timeout)
+    return {
+        "domain": example.domain,
+        "instruction": example.instruction,
+        "input": example.context,
+        "output": example.response,
+        "label": example.label,
+        "answer": given.text,
+        "right": not missing if is_checkable(example) else None,
+        "lost": list(missing),
+        "unsupported": unsupported(example, given.text),
+        "finished": given.finished,
+        "chosen": chosen,
+    }
+
+
+def summarise(records: Sequence[Event]) -> dict[str, float]:
+    """Means over the records of one domain; scores only where something could be judged."""
+    num = len(records)
+    texts = [record["answer"] for record in records]
+    judged = [record["right"] for record in records if record["right"] is not None]
+    metrics: dict[str, float] = {
+        "num_examples": num,
+        "num_scored": len(judged),
+        "unsupported_rate": sum(record["unsupported"] for record in records) / num,
+        "words": sum(map(num_words, texts)) / num,
+        "filler_rate": sum(map(filler_rate, texts)) / num,
+        "redundancy": sum(map(redundancy, texts)) / num,
+        "cut_off_rate": sum(not record["finished"] for record in records) / num,
+    }
+    if judged:
+        metrics["score"] = sum(judged) / len(judged)
+    chosen = [record["chosen"] == record["label"] for record in records if record["chosen"] is not None]
+    if chosen:
+        metrics |= {"choice_score": sum(chosen) / len(chosen), "num_chosen": len(chosen)}
+    return metrics

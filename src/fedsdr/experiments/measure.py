@@ -1,0 +1,132 @@
+"""`fedsdr measure`: what the paper claims, measured on a run and written into its folder.
+
+Each measurement is a file of its own, `measurements/<name>.json`, written as soon as it is made. All need the
+data of all clients at one place, so they are for simulations.
+"""
+
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsdr import __version__
+from fedsdr.errors import UserError
+from fedsdr.experiments.measured_run import Options, Subject
+from fedsdr.experiments.measurements import MEASUREMENTS
+from fedsdr.experiments.results import PLAN, finished, tabulate
+from fedsdr.federation.client_context import close_clients
+from fedsdr.federation.run import checked_round, read_settings
+from fedsdr.progress import say
+from fedsdr.report.measurements import FOLDER
+from fedsdr.report.page import write_report
+from fedsdr.report.sheets import Sheet
+from fedsdr.storage import Event, read_json, write_json
+
+
+def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[str, Sheet]:
+    """Measure every finished cell of a grid, those apart that have the measurement, and tabulate it anew.
+
+    What cannot be made of a cell, such as rewritings of fedit, is told and passed over.
+
+    Raises:
+        UserError: A name or option is wrong, or no cell has a measurement that was asked for by name.
+    """
+    _check(names, options)
+    missing: dict[str, str] = {}
+    had: set[str] = set()
+    for arm, seed, place in read_json(folder / PLAN)["cells"]:
+        cell = folder / place
+        if not finished(cell):
+            continue
+        there = {name for name in names or MEASUREMENTS if (cell / FOLDER / f"{name}.json").exists()}
+        had |= there
+        if wanted := [name for name in names or MEASUREMENTS if name not in there]:
+            say(f"{arm}, seed {seed}")
+            made, lacking = _measure(cell, wanted, options)
+            had |= made.keys()
+            missing |= lacking
+    if lost := [name for name in names if name not in had]:
+        told = missing.get(lost[0], "no cell is finished")
+        raise UserError(f"{folder}: {lost[0]} could be measured in no cell: {told}")
+    sheets, _ = tabulate(folder)
+    return sheets
+
+
+def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, Event]:
+    """Make measurements of a run and write its page anew.
+
+    Args:
+        folder: A run's folder, with at least one finished round.
+        names: Of `MEASUREMENTS`; none: all that the run has what is needed for.
+        options: What the run's folder does not tell.
+
+    Returns:
+        Name -> measurement, as written.
+
+    Raises:
+        UserError: A name or option is wrong, a measurement that was asked for by name cannot be made (the
+            others are), or none can.
+    """
+    _check(names, options)
+    made, missing = _measure(folder, names or list(MEASUREMENTS), options)
+    if missing and (names or not made):
+        whose: dict[str, list[str]] = {}
+        for name, reason in missing.items():
+            whose.setdefault(reason, []).append(name)
+        told = "; ".join(f"{', '.join(some)}: {reason}" for reason, some in whose.items())
+        raise UserError(f"{folder}: not measured: {told}")
+    return made
+
+
+def _check(names: Sequence[str], options: Options) -> None:
+    """Refuse unknown names, and options that no measurement asked for uses.
+
+    Raises:
+        UserError: Names what would do.
+    """
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
+        raise UserError(f"measurement {unknown[0]!r} is unknown; known are {', '.join(MEASUREMENTS)}")
+    used = {word for name in names or MEASUREMENTS for word in options.words(name)}
+    for name in MEASUREMENTS:
+        if idle := [word for word in options.words(name)[::2] if word not in used]:
+            raise UserError(f"{idle[0]} is of {name}, which is not asked for: leave it out, or add {name}")
+
+
+def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict[str, Event], dict[str, str]]:
+    """Make what can be made, and say why the rest cannot; write the page if anything was made."""
+    settings = read_settings(folder)
+    done = checked_round(folder, None)
+    # All cores, or OMP_NUM_THREADS, though a run of a grid that had several at a time took its share of them.
+    alone = settings.run.model_copy(
+        update={"threads": int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or 0)}
+    )
+    subject = Subject(folder, settings.model_copy(update={"run": alone}), options)
+    made: dict[str, Event] = {}
+    missing: dict[str, str] = {}
+    try:
+        for name in names:
+            start = time.monotonic()
+            say(f"measuring {name}")
+            try:
+                found = MEASUREMENTS[name](subject)
+            except UserError as reason:
+                say(f"  not measured: {reason}")
+                missing[name] = str(reason)
+                continue
+            made[name] = {
+                "measure": name,
+                "version": __version__,
+                "command": shlex.join(
+                    ["fedsdr", "measure", str(folder), "--only", name, *options.words(name)]
+                ),
+                "seconds": time.monotonic() - start,
+                **found,
+            }
+            made[name]["notes"] = [f"Of the run after round {done}.", *made[name]["notes"]]
+            write_json(folder / FOLDER / f"{name}.json", made[name])
+    finally:
+        close_clients()
+    if made:
+        write_report(folder, settings)
+    return made, missing

@@ -1,0 +1,127 @@
+"""A run that is measured: its clients, its model, its shared adapters, as measurements want them."""
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fedsdr.config import Settings
+from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
+from fedsdr.federation.client_context import ClientContext, data_of, model_of, open_client
+from fedsdr.federation.export import check_identity
+from fedsdr.messages.wire import Arrays
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import Base
+from fedsdr.seeds import seed_for
+from fedsdr.server.checkpoint import load_round
+
+Views = dict[str, dict[str, list[Conversation]]]
+"""View -> client -> conversations."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run's folder does not tell."""
+
+    nli: str = ""
+    """Name or folder of an NLI cross-encoder."""
+    judge: str = ""
+    """Base address of an OpenAI-compatible server that judges."""
+    judge_model: str = ""
+    """Name of the model there."""
+    against: Path | None = None
+    """A run whose global model is judged beside this one's; None: the base model."""
+    data: str = ""
+    """Folder with the benchmarks' local data, or "hub"; empty: the run's own test examples."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks; empty: all that are there."""
+    limit: int = 0
+    """Examples of each benchmark; 0: all."""
+
+    def words(self, name: str) -> list[str]:
+        """Those that a measurement uses, as options of the command line."""
+        judge = {"--judge": self.judge, "--judge-model": self.judge_model}
+        given = {
+            "paradox": {"--nli": self.nli, **judge},
+            "winrate": {**judge, "--against": str(self.against or "")},
+            "benchmarks": {
+                "--data": self.data,
+                "--tasks": ",".join(self.tasks),
+                "--limit": str(self.limit or ""),
+            },
+        }.get(name, {})
+        return [word for option, value in given.items() if value for word in (option, value)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run that is measured, with what it was made of."""
+
+    folder: Path
+    settings: Settings
+    options: Options
+
+    @property
+    def model(self) -> tuple[Base, Adapters]:
+        """The base and its adapters, without what another measurement left added to the base."""
+        base, adapters = model_of(self.settings)
+        check_identity(self.settings, base.identity)
+        adapters.load_residual({})
+        return base, adapters
+
+    @cached_property
+    def sites(self) -> list[ClientContext]:
+        """All clients.
+
+        Raises:
+            UserError: They are on other machines.
+        """
+        if not (self.folder / "clients").is_dir():
+            raise UserError(
+                f"{self.folder} has no folder clients: they are on other machines, and this needs the data of"
+                " all at one place. A client alone can `fedsdr analyze` its own distilled.jsonl"
+            )
+        num = len(data_of(self.settings)[1])
+        return [open_client(self.settings, number, self.folder / "clients") for number in range(num)]
+
+    def rewritten(self) -> list[ClientContext]:
+        """All clients, with rewritings of their training responses.
+
+        Raises:
+            UserError: The method rewrites nothing.
+        """
+        if not all("train" in site.rewritings for site in self.sites):
+            raise UserError(
+                f"method = {self.settings.method} rewrites no training response; measure a run of fedsd or"
+                " fedsdr"
+            )
+        return self.sites
+
+    def training(self, most: int = 0) -> Views:
+        """Training conversations of all clients in both views.
+
+        Args:
+            most: Of more examples of a client, so many are drawn, the same in both views; 0: all.
+        """
+        found: Views = {"raw": {}, "distilled": {}}
+        for site in self.rewritten():
+            places = list(range(len(site.data.train)))
+            if 0 < most < len(places):
+                draw = random.Random(seed_for(self.settings.run.seed, "measure", site.id))
+                places = sorted(draw.sample(places, most))
+            found["raw"][site.id] = [site.views["raw"][place] for place in places]
+            found["distilled"][site.id] = [site.views["distilled"][place] for place in places]
+        return found
+
+    def tests(self) -> Views:
+        """Test conversations of all clients, with true responses and with rewritings."""
+        return {
+            "raw": {site.id: list(site.tests.raw) for site in self.sites},
+            "distilled": {site.id: list(site.tests.distilled) for site in self.sites},
+        }
+
+    def shared(self, server_round: int) -> Arrays:
+        """The shared adapter of a round."""
+        arrays, _ = load_round(self.folder / "server", server_round, self.settings.adapter.rank)
+        return arrays

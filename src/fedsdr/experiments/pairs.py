@@ -1,0 +1,252 @@
+"""`fedsdr analyze`: rewritings in a plain file of pairs, without any run. `measure` shares the parts."""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist
+
+from fedsdr.analysis.alignment import cluster, text_alignment
+from fedsdr.analysis.claims import Word, claim, only, verdict_of
+from fedsdr.analysis.paradox import (
+    PARAPHRASE,
+    REWRITING,
+    TRUE,
+    Pair,
+    check,
+    holds,
+    paradox_records,
+    style_differences,
+    worst,
+)
+from fedsdr.data.files import Row, file_rows
+from fedsdr.data.readers import to_records
+from fedsdr.data.sources import BUILT_IN, RESERVED
+from fedsdr.errors import UserError
+from fedsdr.evaluate.entailment import Checker, JudgeChecker, NliChecker
+from fedsdr.intervals import Z
+from fedsdr.model.remote import Judge
+from fedsdr.progress import say
+from fedsdr.storage import Event
+
+SEED = 0
+"""Of the draws: the same file gives the same numbers."""
+ALL, UNNAMED = "all", "unnamed"
+"""Domain of rows that name none: where none does, and where others do."""
+PARAPHRASES = BUILT_IN / "paraphrases.jsonl"
+"""True paraphrases, written by hand, 8 for each built-in domain. Each says what its response says, no less
+and no more, so what a check finds there is a false alarm. No change of a check is a reason to change them."""
+NUM_WORST = 12
+"""Examples that are shown to be read."""
+
+
+def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: str) -> dict[str, Event]:
+    """Measure the rewritings in a file.
+
+    Args:
+        path: As `read_pairs`.
+        clusters: Where the file names no domains: clusters of instructions that stand for clients; 0: none.
+        nli: Name or folder of an NLI cross-encoder; empty: none.
+        judge_url: Base address of a judge; empty: none.
+        judge_model: Name of the model there.
+
+    Returns:
+        "alignment", where there are several domains or clusters, and "paradox".
+
+    Raises:
+        UserError: The file is malformed, or too short to compare.
+    """
+    start = time.monotonic()
+    pairs = read_pairs(path)
+    domains = sorted({example.domain for example, _ in pairs})
+    if clusters and len(domains) > 1:
+        raise UserError(f"{path} names the domains {', '.join(domains)}: leave out --clusters")
+    if clusters == 1 or clusters > len(pairs):
+        raise UserError(f"--clusters = {clusters} of {len(pairs)} rows: give 2 or more, and fewer than rows")
+    names = [example.domain for example, _ in pairs]
+    if clusters:
+        names = cluster([example.instruction for example, _ in pairs], clusters, SEED)
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, (example, text) in sorted(zip(names, pairs, strict=True), key=lambda item: item[0]):
+        groups.setdefault(name, []).append((example.response, text))
+    made: dict[str, Event] = {}
+    if len(groups) > 1:
+        try:
+            made["alignment"] = alignment(groups, SEED)
+        except UserError as reason:
+            say(f"no alignment: {reason}")
+    else:
+        say("no alignment: the rows name no domains; --clusters 5 puts clusters of instructions there")
+    difference = made["alignment"]["records"] if made else None
+    made["paradox"] = paradox({REWRITING: pairs}, checkers(nli, judge_url, judge_model), difference)
+    given = {"--clusters": clusters, "--nli": nli, "--judge": judge_url, "--judge-model": judge_model}
+    options = [str(word) for option, value in given.items() if value for word in (option, value)]
+    command = shlex.join(["fedsdr", "analyze", str(path), *options])
+    common = {"command": command, "seconds": time.monotonic() - start}
+    return {name: {"measure": name, **common, **found} for name, found in made.items()}
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Read examples with their rewritings.
+
+    Args:
+        path: A file of examples, as `data.readers.read_file` takes it, whose rows have `distilled` too and,
+            if there are domains, `domain`. Where a row has `first`, as a client's own distilled.jsonl has,
+            that is its rewriting: what the teacher wrote, before fall-back.
+
+    Raises:
+        UserError: With file and line, what was found there and what was expected.
+    """
+    rows = file_rows(path)
+    missing = UNNAMED if any(row.get("domain") for _, row in rows) else ALL
+    domains = [str(row.get("domain") or missing) for _, row in rows]
+    for name in RESERVED:
+        if any(row.get("domain") == name for _, row in rows):
+            raise UserError(f"{path}: a domain cannot be called {name!r}: a row of tables is called so")
+    examples = [to_records([row], domain)[0].example for row, domain in zip(rows, domains, strict=True)]
+    return list(zip(examples, map(_rewriting, rows), strict=True))
+
+
+def checkers(nli: str, judge_url: str, judge_model: str) -> list[Checker | None]:
+    """The exact checks (None), and what was asked for beside them.
+
+    Raises:
+        UserError: The NLI model cannot be read, or as `judge_at`.
+    """
+    judge = judge_at(judge_url, judge_model) if judge_url or judge_model else None
+    found: list[Checker | None] = [None]
+    if nli:
+        found.append(NliChecker(nli))
+    if judge:
+        found.append(JudgeChecker(judge))
+    return found
+
+
+def judge_at(url: str, model: str) -> Judge:
+    """The judge that the command line names.
+
+    Raises:
+        UserError: One of both is missing, or the address is none.
+    """
+    if not (url and model):
+        raise UserError(f"--judge = {url!r} and --judge-model = {model!r}: give both, or neither")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(
+            f"--judge = {url} does not begin with http:// or https://: give an address such as"
+            " http://localhost:8000/v1"
+        )
+    return Judge(url, model)
+
+
+def alignment(texts: Mapping[str, Sequence[tuple[str, str]]], seed: int) -> Event:
+    """Likeness of the words of clients or domains, with its claim."""
+    records = text_alignment(texts, seed)
+    verdict = claim(
+        "Rewriting makes the clients' words more alike",
+        mean_difference(records, "js"),
+        -1,
+        "Jensen-Shannon divergence beyond chance, distilled minus raw:",
+    )
+    return {"records": records, "notes": [], "verdicts": [verdict]}
+
+
+def mean_difference(records: Sequence[Event], measure: str) -> Event:
+    """Mean over pairs of clients of a measure, distilled minus raw."""
+    return only(records, {"measure": measure, "view": "difference", "a": "mean"})
+
+
+def paradox(
+    texts: Mapping[str, Sequence[Pair]],
+    with_checkers: Sequence[Checker | None],
+    likeness: Sequence[Event] | None,
+) -> Event:
+    """The rewrite paradox by every checker, its false alarms, and the worst examples.
+
+    Args:
+        texts: What texts are ("rewriting", "global answer", ...) -> examples with them.
+        with_checkers: As `checkers` gives them.
+        likeness: Records of `alignment`, where there are any: the paradox wants texts to become more alike.
+    """
+    first = next(iter(texts.values()))
+    known = {
+        TRUE: [(example, example.response) for example, _ in first],
+        PARAPHRASE: read_pairs(PARAPHRASES),
+    }
+    records: list[Event] = []
+    examples: list[Event] = []
+    for checker in with_checkers:
+        for of, pairs in {**known, **texts}.items():
+            verdicts = check(pairs, checker)
+            records += paradox_records(pairs, of, verdicts)
+            if of in texts:
+                examples += worst(pairs, of, verdicts, NUM_WORST // len(texts))
+    notes = [
+        f"{checker.name}: the ends of {checker.num_truncated} premises were cut off."
+        for checker in with_checkers
+        if isinstance(checker, NliChecker) and checker.num_truncated
+    ]
+    found: Event = {"records": records, "examples": examples, "notes": notes, "verdicts": []}
+    if REWRITING in texts:
+        records += style_differences(texts[REWRITING], REWRITING)
+        found["conditions"] = holds(records)
+        found["verdicts"] += _paradox_verdicts(found["conditions"], likeness)
+    return found
+
+
+def _paradox_verdicts(conditions: Sequence[Event], likeness: Sequence[Event] | None) -> list[Event]:
+    """Of each checker, whether all three conditions of the paradox hold."""
+    parts = ["alignment was not measured"]
+    aligned: Word = "undecided"
+    if likeness is not None:
+        gain = mean_difference(likeness, "js")
+        aligned = verdict_of(gain["low"], gain["high"], -1)
+        parts = [f"divergence {_shown(gain)}"]
+    style = [one for one in conditions if one["kind"] != "unsupported"]
+    padded = _any_of([_corrected(one, len(style)) for one in style])
+    verdicts = []
+    for checker in dict.fromkeys(one["checker"] for one in conditions):
+        alarms = [one for one in conditions if (one["checker"], one["kind"]) == (checker, "unsupported")]
+        words: list[Word] = [aligned, padded]
+        words += [verdict_of(one["low"], one["high"], 1) for one in alarms] or ["undecided"]
+        told = [f"unsupported beyond {one['against']}s {_shown(one)}" for one in alarms]
+        told += [f"{one['kind'].replace('_', ' ')} {_shown(one)}" for one in style]
+        changes = "; ".join([*parts, *told])
+        verdicts.append(
+            {
+                "claim": f"The rewrite paradox ({checker}): texts get more alike, and less true, and padded",
+                "verdict": next((word for word in ("refuted", "undecided") if word in words), "supported"),
+                "text": f"Changes with 95 % intervals: {changes}. Padded is told if one of three stays above"
+                " 0 by Bonferroni's correction.",
+            }
+        )
+    return verdicts
+
+
+def _corrected(condition: Event, num: int) -> Word:
+    """Verdict of one of several differences, by Bonferroni's correction of its 95 % interval."""
+    widened = NormalDist().inv_cdf(1 - 0.025 / num) / Z
+    middle = (condition["low"] + condition["high"]) / 2
+    half = widened * (condition["high"] - condition["low"]) / 2
+    return verdict_of(middle - half, middle + half, 1)
+
+
+def _any_of(words: Sequence[Word]) -> Word:
+    if "supported" in words:
+        return "supported"
+    return "refuted" if words and set(words) == {"refuted"} else "undecided"
+
+
+def _shown(record: Event) -> str:
+    """Difference with its interval."""
+    value = record.get("difference", record.get("value"))
+    if value is None or record["low"] is None:
+        return "not known"
+    return f"{value:+.3f} [{record['low']:+.3f}, {record['high']:+.3f}]"
+
+
+def _rewriting(row: Row) -> str:
+    place, values = row
+    found = values.get("first") or values.get("distilled")
+    if not isinstance(found, str) or not found.strip():
+        raise UserError(f"{place}: distilled = {found!r}; expected the rewriting of the output, a text")
+    return found

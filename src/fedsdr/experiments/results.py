@@ -1,0 +1,179 @@
+"""What a grid's folder has to show: its finished runs, their tables and its page.
+
+`grid.json` there says which runs there are; nothing else than the folder is needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedsdr.errors import UserError
+from fedsdr.experiments.comparison import Comparison, Group, Trial, compare_cells
+from fedsdr.experiments.grid import Plan
+from fedsdr.experiments.grid_runs import Cell
+from fedsdr.experiments.page import write_grid_report
+from fedsdr.federation.run import Result, answer_files, is_finished, read_result, read_settings
+from fedsdr.methods import METHODS
+from fedsdr.recipe import flat
+from fedsdr.report.consistency import arms_sheet
+from fedsdr.report.sheets import Sheet, render_text, to_csv
+from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
+
+PLAN = "grid.json"
+DIVERGED = "diverged.txt"
+"""In the folder of a trial whose learning rate was too high."""
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Keep what the tables must know of a grid."""
+    write_json(
+        folder / PLAN,
+        {
+            "groups": {equal: asdict(group) for equal, group in plan.groups.items()},
+            "cells": [[arm, seed, _inside(folder, some.run.dir)] for (arm, seed), some in plan.cells.items()],
+            "trials": [
+                [arm, rate, _inside(folder, some.run.dir)] for (arm, rate), some in plan.trials.items()
+            ],
+        },
+    )
+
+
+def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
+    """Write the tables and the page of a grid, finished or not.
+
+    Returns:
+        The tables by name, and where the page is.
+
+    Raises:
+        UserError: No cell is finished yet.
+    """
+    plan = read_json(folder / PLAN)
+    results = [(arm, seed, finished(folder / place)) for arm, seed, place in plan["cells"]]
+    cells = [_read_cell(arm, seed, result) for arm, seed, result in results if result]
+    if not cells:
+        raise UserError(f"no cell of the grid in {folder} is finished yet")
+    groups = {equal: Group(**group) for equal, group in plan["groups"].items()}
+    comparison = compare_cells(cells, groups, read_trials(folder))
+    if agreement := _agreement({result.folder: arm for arm, _, result in results if result}):
+        comparison.sheets["consistency"] = arms_sheet(agreement)
+    comparison.sheets["arms"] = _arms_sheet({arm: result.folder for arm, _, result in results if result})
+    _write(folder, comparison)
+    missing = len(results) - len(cells)
+    status = f"unfinished: {len(cells)} of {len(results)} cells" if missing else ""
+    example = next(result.folder for _, _, result in results if result)
+    environment = read_json(example / "environment.json")
+    settings = read_settings(example)
+    return comparison.sheets, write_grid_report(folder, comparison, status, settings, environment)
+
+
+def as_json(sheets: dict[str, Sheet]) -> list[dict[str, Any]]:
+    """Tables as JSON: caption and records."""
+    return [{"table": sheet.caption, "records": list(sheet.records)} for sheet in sheets.values()]
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """Loss of every arm with every rate that was tried, on the validation examples; the least is chosen.
+
+    It is the loss on what the arm's model learns last, true responses or rewritings: on true responses, any
+    rate above zero would hurt an arm that learns rewritings. Mixed: the mean of both. The model is the global
+    one, or the personalised one where that is what the method is for.
+    """
+    losses: dict[str, dict[float, float | None]] = {}
+    for arm, rate, place in read_json(folder / PLAN)["trials"]:
+        if (folder / place / DIVERGED).exists():
+            losses.setdefault(arm, {})[rate] = None
+        elif result := finished(folder / place):
+            losses.setdefault(arm, {})[rate] = _validation_loss(result)
+    trials: list[Trial] = []
+    for arm, by_rate in losses.items():
+        found = {rate: loss for rate, loss in by_rate.items() if loss is not None}
+        best = min(found, key=found.__getitem__, default=None)
+        trials += [Trial(arm, rate, loss, rate == best) for rate, loss in by_rate.items()]
+    return trials
+
+
+def chosen_rates(trials: Sequence[Trial]) -> dict[str, float]:
+    """Arm -> learning rate.
+
+    Raises:
+        UserError: An arm diverged with every rate.
+    """
+    chosen = {trial.arm: trial.rate for trial in trials if trial.is_chosen}
+    for trial in trials:
+        if trial.arm not in chosen:
+            rates = [other.rate for other in trials if other.arm == trial.arm]
+            raise UserError(
+                f"{trial.arm}: training diverged with every one of rates = {rates}; add lower ones"
+            )
+    return chosen
+
+
+def _validation_loss(result: Result) -> float:
+    method = METHODS[read_settings(result.folder).method]
+    names = {"raw": ["loss"], "distilled": ["loss_distilled"], "mixed": ["loss", "loss_distilled"]}
+    model = "global" if "global" in result.final and method.personal == "sum" else "personalised"
+    mean = result.final.get(model, {}).get("mean")
+    if mean is None:
+        raise UserError(
+            f"{result.folder}: the {model} model was not scored on all validation examples (replies were"
+            " dropped, or a client was never drawn), so its learning rate cannot be judged; leave rates out"
+        )
+    learnt = names[method.learns_last]
+    return sum(mean[name] for name in learnt) / len(learnt)
+
+
+def finished(folder: Path) -> Result | None:
+    """Result of a run; None if it has not begun or is not finished."""
+    if not (folder / "config.toml").exists() or not is_finished(read_settings(folder)):
+        return None
+    return read_result(folder)
+
+
+def _read_cell(arm: str, seed: int, result: Result) -> Cell:
+    """What a finished cell has to show, with every answer: a simulation's server holds the tests itself."""
+    settings = read_settings(result.folder)
+    answers: dict[str, list[Event]] = {}
+    for model, file in answer_files(settings).items():
+        paths = sorted(result.folder.glob(f"clients/*/evaluation/{file}"))
+        answers[model] = [record for path in paths for record in read_lines(path)]
+    rest = settings.model_dump(
+        mode="json", exclude={"run": True, "method": True, "client": {"learning_rate"}}
+    )
+    events = read_lines(result.folder / "metrics.jsonl")
+    return Cell(arm, seed, result.base, result.final, events, answers, settings.method, content_hash(rest))
+
+
+def _agreement(cells: dict[Path, str]) -> list[tuple[str, Sequence[Event], Sequence[Event]]]:
+    """Arm and records of consistency and survival of the cells that were measured."""
+    found = []
+    for folder, arm in cells.items():
+        paths = [folder / "measurements" / f"{name}.json" for name in ("consistency", "survival")]
+        if all(path.exists() for path in paths):
+            updates, survival = (read_json(path)["records"] for path in paths)
+            found.append((arm, updates, survival))
+    return found
+
+
+def _arms_sheet(folders: dict[str, Path]) -> Sheet:
+    """What the arms are: the settings in which they differ."""
+    found = {arm: dict(flat(read_settings(place).model_dump(mode="json"))) for arm, place in folders.items()}
+    keys = dict.fromkeys(key for own in found.values() for key in own if not key.startswith("run."))
+    varied = [key for key in keys if len({str(own.get(key)) for own in found.values()}) > 1]
+    records = [{"arm": arm} | {key: own.get(key) for key in varied} for arm, own in found.items()]
+    rows = tuple(tuple(str(value) for value in record.values()) for record in records)
+    return Sheet(
+        "Arms: settings in which they differ", "l" * (1 + len(varied)), ("arm", *varied), rows, tuple(records)
+    )
+
+
+def _write(folder: Path, comparison: Comparison) -> None:
+    write_json(folder / "comparison.json", as_json(comparison.sheets))
+    texts = (render_text(sheet, markdown=True) for sheet in comparison.sheets.values())
+    write_file(folder / "comparison.md", "\n\n".join(texts) + "\n")
+    for name, sheet in comparison.sheets.items():
+        write_file(folder / f"comparison-{name}.csv", to_csv(sheet.records))
+
+
+def _inside(folder: Path, place: str) -> str:
+    return str(Path(place).relative_to(folder))

@@ -1,0 +1,1 @@
+"""9. One run, on any engine: the two Flower apps, the in-process engine, checks before, exports after."""

@@ -1,0 +1,223 @@
+"""What both apps find on a machine: the model, loaded once per process, and one client's data and folder."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fedsdr.config import Lora, Model, Settings
+from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.examples import Example
+from fedsdr.data.partition import ClientData, own_data, partition
+from fedsdr.data.sources import Domain, load_domains
+from fedsdr.distill.rewrite import Rewriting, rewrite
+from fedsdr.errors import AnotherBaseModel, UserError
+from fedsdr.evaluate.tasks import TestSet
+from fedsdr.methods import METHODS, View
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.allocator import keep_pages
+from fedsdr.model.base import Base, load_base
+from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
+
+REWRITING = tuple(field.name for field in fields(Rewriting))
+TRUTH = ("label", "choices", "answer", "facts", "tests")
+"""What of an example is kept beside its rewriting, so that `fedsdr analyze` can check it."""
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """One client: its data as the model sees it, and its folder."""
+
+    id: str
+    folder: Path
+    data: ClientData
+    rewritings: dict[str, Sequence[Rewriting]]
+    """Of the "train" and "test" responses, where method and settings want them."""
+    views: dict[View, list[Conversation]]
+    """The training examples as conversations, with true and with rewritten responses."""
+    tests: TestSet
+
+
+@lru_cache(maxsize=1)
+def load_model(model: Model, lora: Lora, threads: int) -> tuple[Base, Adapters]:
+    """Load the base and put both adapters on it; one base serves all clients of this process."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    keep_pages()
+    base = load_base(model)
+    return base, Adapters(base.model, lora)
+
+
+def model_of(settings: Settings) -> tuple[Base, Adapters]:
+    """The model of a run."""
+    return load_model(settings.model, settings.adapter, settings.run.threads)
+
+
+@lru_cache(maxsize=1)
+def _load_data(settings: str) -> tuple[dict[str, Domain], list[ClientData]]:
+    chosen = Settings.model_validate_json(settings)
+    domains = load_domains(chosen.data, chosen.partition.id_column)
+    return domains, partition(domains, chosen)
+
+
+def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
+    """All domains of a simulation, and all clients, sorted by id; read once per process."""
+    return _load_data(
+        settings.model_dump_json(include={"method": True, "data": True, "partition": True, "eval": {"on"}})
+    )
+
+
+_clients: dict[tuple[str, str], ClientContext] = {}
+
+
+def open_client(
+    settings: Settings, who: int | str, root: Path, runs_programs: bool = True, identity: str = ""
+) -> ClientContext:
+    """Open a client: check its data, rewrite what is wanted, encode. Done once per process.
+
+    Args:
+        settings: Those of the run, as the client's node has them.
+        who: Number of the client in a simulation. In a deployment its id: all that is in `data.root` is its
+            own, and read again at each message, since someone may change it.
+        root: Where the client's folder is.
+        runs_programs: Whether examples keep their `tests`, for which programs of the model are run.
+        identity: Of the server's base model; "" of a message that does not tell it.
+
+    Raises:
+        AnotherBaseModel: Than the server's; nothing was rewritten.
+        UserError: The data are not those that the client's folder was begun with, or there is no such client.
+    """
+    if isinstance(who, str):
+        if METHODS[settings.method].is_pooled:
+            raise UserError(f"method = {settings.method} pools the data of all clients: simulate it instead")
+        data = own_data(load_domains(settings.data, settings.partition.id_column), settings, who)
+    else:
+        clients = data_of(settings)[1]
+        if who >= len(clients):
+            raise UserError(f"node {who + 1} of the simulation has no client: the data make {len(clients)}")
+        data = clients[who]
+    key = (str(root / data.id), settings.model_dump_json())
+    is_deployed = isinstance(who, str)
+    if is_deployed or key not in _clients:
+        check_unchanged(root / data.id, data)
+    if key not in _clients:
+        if is_deployed:
+            _clients.clear()  # a worker lives long, and serves one run at a time:
+            load_model.cache_clear()  # not two models side by side
+        if identity and model_of(settings)[0].identity != identity:
+            raise AnotherBaseModel(
+                f"model = {settings.model.name!r} is not the server's base model: set `model` in this node's"
+                " configuration to the server's"
+            )
+        if not runs_programs:
+            train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
+            data = ClientData(data.id, train, test)
+        _clients[key] = _open(settings, data, root / data.id)
+    return _clients[key]
+
+
+def close_clients() -> None:
+    """Forget all clients, at the end of a run: the files may be others when the next one begins."""
+    _clients.clear()
+    _load_data.cache_clear()
+
+
+def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
+    rewritings: dict[str, Sequence[Rewriting]] = {}
+    views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
+    if METHODS[settings.method].needs_rewritings:
+        rewritings["train"] = _distil(settings, data.train, folder, "distilled", data.id)
+        views["distilled"] = _encode(settings, data.train, rewritings["train"])
+        views["mixed"] = [*views["raw"], *views["distilled"]]
+    distilled_tests = []
+    if settings.eval.rewritings and data.test:
+        rewritings["test"] = _distil(settings, data.test, folder, "distilled-test", f"{data.id} test")
+        distilled_tests = _encode(settings, data.test, rewritings["test"])
+    tests = TestSet(data.test, _encode(settings, data.test), distilled_tests)
+    return ClientContext(data.id, folder, data, rewritings, views, tests)
+
+
+def check_unchanged(folder: Path, data: ClientData) -> None:
+    """Remember a hash of the client's data in its folder, and compare with it the next time.
+
+    Raises:
+        UserError: The data changed since the folder was begun.
+    """
+    path, found = folder / "data.hash", _hashes(data)
+    if not path.exists():
+        write_file(path, "".join(f"{value} {what}\n" for what, value in found.items()))
+        return
+    before = {
+        what: value for value, _, what in (line.partition(" ") for line in path.read_text().splitlines())
+    }
+    if changed := [what for what in found if before.get(what) != found[what]]:
+        raise UserError(
+            f"the data of client {data.id} changed since {folder} was begun: {' and '.join(changed)}"
+            f" ({len(data.train)} training and {len(data.test)} test examples now); start a new run, or"
+            " restore the data"
+        )
+
+
+def _hashes(data: ClientData) -> dict[str, str]:
+    """What is compared -> its hash."""
+    parts = {"training examples": data.train, "test examples": data.test}
+    return {what: content_hash([asdict(example) for example in part]) for what, part in parts.items()}
+
+
+def data_hash(data: ClientData) -> str:
+    """Hash all that a client holds, in order."""
+    return content_hash([[asdict(example) for example in part] for part in (data.train, data.test)])
+
+
+def _distil(
+    settings: Settings, examples: Sequence[Example], folder: Path, name: str, what: str
+) -> list[Rewriting]:
+    """Rewrite once; keep the pairs for people to read, and to take up again after a stop.
+
+    The verdict of the checks is kept with the text: a program that passed its tests when the run began
+    might exceed its time on a busier machine.
+    """
+    path = folder / f"{name}.jsonl"
+    if path.exists():
+        try:
+            return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
+        except (KeyError, TypeError):
+            raise UserError(f"{path} is damaged; expected the rewritings as fedsdr wrote them") from None
+    base, adapters = model_of(settings)
+    # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
+    longest = 2 * settings.model.max_length
+    kept = cache_of(settings, folder)
+    rewritings = rewrite(base, adapters, examples, settings.distill, longest, kept / "rewritings", what)
+    pairs = [
+        {
+            "domain": example.domain,
+            "instruction": example.instruction,
+            "input": example.context,
+            "output": example.response,
+            **{key: value for key in TRUTH if (value := getattr(example, key))},
+            **asdict(new),
+        }
+        for example, new in zip(examples, rewritings, strict=True)
+    ]
+    rewrite_lines(path, pairs)
+    return rewritings
+
+
+def cache_of(settings: Settings, folder: Path) -> Path:
+    """Where a client keeps what other runs may reuse."""
+    return Path(settings.run.cache) if settings.run.cache else folder
+
+
+def _encode(
+    settings: Settings, examples: Sequence[Example], rewritings: Sequence[Rewriting] | None = None
+) -> list[Conversation]:
+    base, _ = model_of(settings)
+    texts = (
+        [new.distilled for new in rewritings] if rewritings else [example.response for example in examples]
+    )
+    return [
+        encode(base.tokenizer, example, text, settings.model.max_length)
+        for example, text in zip(examples, texts, strict=True)
+    ]

@@ -1,0 +1,164 @@
+"""`fedsdr run --dry-run`: check a recipe and estimate what it would take. Nothing is trained or written.
+
+No weights are loaded: shapes come from the model's configuration (`model.skeleton`). What cannot be had (a
+data set, a configuration or a tokenizer on the hub) is named, and the estimate goes on with what is known.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedsdr.config import Settings
+from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.partition import ClientData, partition
+from fedsdr.data.sources import Domain, load_domains
+from fedsdr.errors import Unreachable
+from fedsdr.federation.estimate import Client, Part, duration, memory, messages, sizes_of
+from fedsdr.federation.preflight import check_counts
+from fedsdr.methods import METHODS
+from fedsdr.model.base import resolve_model
+from fedsdr.model.meta import load_skeleton
+from fedsdr.report.events import data_size
+from fedsdr.report.sheets import Sheet
+
+CAPTIONS = {
+    "memory": "Memory of the machine that trains, roughly",
+    "messages": "Bytes of the adapter in messages, exactly; Flower adds less than 2 kB to each",
+    "time": "Time on this machine, roughly; clients one after the other",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take."""
+
+    known: tuple[str, ...]
+    """What was checked and found."""
+    unknown: tuple[str, ...]
+    """What could not be checked or had, and why, or what was taken instead."""
+    parts: tuple[Part, ...]
+
+    def __getitem__(self, name: str) -> float:
+        """Amount of the line of that name, such as "up" or "peak"."""
+        return next(part.amount for part in self.parts if part.name == name)
+
+
+def dry_run(settings: Settings) -> Estimate:
+    """Check settings, data and the model's configuration, and estimate memory, bytes and time of a run.
+
+    Raises:
+        UserError: For what the run itself would be refused for, as far as it shows without the weights.
+    """
+    run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
+    settings = settings.model_copy(update={"run": run, "model": resolve_model(settings.model)})
+    known: list[str] = []
+    unknown: list[str] = []
+    parts: list[Part] = []
+    data = _read_data(settings, known, unknown)
+    skeleton, tokenizer = _read_model(settings, known, unknown)
+    if skeleton is not None:
+        sizes = sizes_of(skeleton, settings.adapter)
+        clients = _in_tokens(settings, data, tokenizer, unknown)
+        if clients:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            parts = [
+                *memory(settings, sizes, clients, is_gpu=device.type == "cuda"),
+                *messages(settings, sizes, len(clients)),
+                *duration(settings, sizes, clients, device),
+            ]
+    return Estimate(tuple(known), tuple(unknown), tuple(parts))
+
+
+def sheets(estimate: Estimate) -> list[Sheet]:
+    """Tables of an estimate, one for each section."""
+    sections = dict.fromkeys(part.section for part in estimate.parts)
+    return [
+        Sheet(
+            CAPTIONS[section],
+            "lrl",
+            (section, "estimate", "counted"),
+            tuple((p.name, _write(p), p.how) for p in estimate.parts if p.section == section),
+            (),
+            num_summary=1,
+        )
+        for section in sections
+    ]
+
+
+def _write(part: Part) -> str:
+    if part.unit == "bytes":
+        return data_size(part.amount)
+    minutes, seconds = divmod(round(part.amount), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> list[ClientData] | None:
+    """The clients' examples; None if some of them cannot be had. Those that can be are checked."""
+    data, id_column = settings.data, settings.partition.id_column
+    domains: dict[str, Domain] = {}
+    if data.root or not data.sources:
+        domains = load_domains(data, id_column)
+    else:
+        for name in data.domains or sorted(source.domain for source in data.sources):
+            try:
+                domains |= load_domains(data.model_copy(update={"domains": (name,)}), id_column)
+            except Unreachable as reason:
+                unknown.append(f"domain {name}: its columns could not be checked; {reason}")
+    known += [f"domain {name}: {len(domain.train)} training examples" for name, domain in domains.items()]
+    if unknown:
+        return None
+    clients = partition(domains, settings)
+    check_counts(settings, [client.id for client in clients])
+    num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)
+    known.append(f"{len(clients)} clients: {num_train} training and {num_test} test examples")
+    return clients
+
+
+def _read_model(
+    settings: Settings, known: list[str], unknown: list[str]
+) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
+    try:
+        skeleton, tokenizer = load_skeleton(settings.model)
+    except Unreachable as reason:
+        unknown.append(f"memory, bytes and time; {reason}")
+        return None, None
+    num = sum(value.numel() for value in skeleton.parameters())
+    known.append(f"model: {settings.model.name}, {skeleton.config.model_type}, {num / 1e6:,.1f} M parameters")
+    return skeleton, tokenizer
+
+
+def _in_tokens(
+    settings: Settings,
+    data: list[ClientData] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    unknown: list[str],
+) -> list[Client]:
+    """The clients' conversations; where they are not known, the longest allowed, half of it response."""
+    longest = settings.model.max_length
+    if data is not None and tokenizer is not None:
+        parts = [
+            [[encode(tokenizer, e, e.response, longest) for e in some] for some in (c.train, c.test)]
+            for c in data
+        ]
+        return [Client(train, test) for train, test in parts]
+    text = Conversation((0,) * longest, longest // 2)
+    unknown.append(f"lengths; each conversation is taken to have {longest} tokens, half of them response")
+    if data is not None:
+        return [Client([text] * len(c.train), [text] * len(c.test)) for c in data]
+    num_domains = len(settings.data.domains or settings.data.sources)
+    by_domain = settings.partition.kind == "domain"
+    num_clients = settings.partition.num_clients or (num_domains if by_domain else 0)
+    if METHODS[settings.method].is_pooled:
+        num_clients = 1
+    if not num_clients or not settings.data.num_train or not settings.data.num_test:
+        unknown.append(
+            "how many examples and clients; set data.num_train, data.num_test, partition.num_clients"
+        )
+        return []
+    num_train, num_test = (
+        num_domains * n // num_clients for n in (settings.data.num_train, settings.data.num_test)
+    )
+    return [Client([text] * num_train, [text] * num_test)] * num_clients

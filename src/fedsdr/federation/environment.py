@@ -1,0 +1,154 @@
+"""What decides the bits of a run on this machine: chosen, described, and demanded again to go on."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedsdr.config import Settings
+from fedsdr.errors import UnfitAttention, UserError
+from fedsdr.progress import say
+from fedsdr.storage import content_hash, read_json, read_lines
+
+APART: Any = {"run": {"dir"}, "federation": True}
+"""Settings that may change while a run goes on: where it lies, and how long it waits."""
+PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
+
+
+def resolve(settings: Settings) -> Settings:
+    """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
+    from fedsdr.federation.client_context import model_of
+    from fedsdr.model.base import resolve_model
+
+    run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
+    model = resolve_model(settings.model)
+    if settings.model.attention == "auto":
+        try:
+            model_of(settings.model_copy(update={"run": run, "model": model}))
+        except UnfitAttention as reason:
+            model = model.model_copy(update={"attention": "eager"})
+            say(f"{reason}; model.attention = 'eager' is taken")
+    return settings.model_copy(update={"run": run, "model": model})
+
+
+def describe_performance(settings: Settings) -> list[str]:
+    """Say how this machine will compute, and why so; a line for each choice."""
+    import torch
+
+    from fedsdr.model.base import choose_dtype
+
+    model, is_gpu = settings.model, torch.cuda.is_available()
+    device = torch.device("cuda" if is_gpu else "cpu")
+    machine = torch.cuda.get_device_name() if is_gpu else "this processor"
+    fast = str(choose_dtype(device)).removeprefix("torch.")
+    dtype = f"{machine} {'is fast in it' if model.dtype == fast else f'would be fast in {fast}'}"
+    attention = {
+        "grouped": "no padding between examples, scores are not kept",
+        "eager": "transformers' own, in padded batches",
+        "sdpa": "torch's fused one, in padded batches",
+    }[model.attention]
+    recompute = {"off": "states are kept for the backward pass", "on": "states are computed twice"}
+    return [
+        f"computing: {model.dtype} ({dtype}), {settings.run.threads} threads of {os.cpu_count()} cores",
+        f"  attention {model.attention} ({attention}), checkpointing {model.checkpointing}"
+        f" ({recompute[model.checkpointing]})",
+    ]
+
+
+def describe_environment(settings: Settings, has_data: bool = True) -> dict[str, Any]:
+    """Versions, machine, model and data: what a reader needs to judge or repeat the run.
+
+    Without `has_data` the data are at the clients, and only how many they are is told, as the clients say.
+    """
+    import torch
+
+    from fedsdr.federation.client_context import model_of
+
+    base, _ = model_of(settings)
+    return {
+        # The arguments of a deployment's program are Flower's, and hold a secret.
+        "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if has_data else ())]),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "git_commit": git_commit(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "threads": settings.run.threads,
+        },
+        "settings": {"hash": content_hash(settings.model_dump(mode="json", exclude=APART))},
+        "model": {"name": settings.model.name, "origin": base.origin, "identity": base.identity},
+        "data": _describe_data(settings) if has_data else told_data(settings),
+    }
+
+
+def _describe_data(settings: Settings) -> dict[str, Any]:
+    from fedsdr.data.sources import count_known_responses, find_duplicates
+    from fedsdr.data.summary import count_inconsistent
+    from fedsdr.federation.client_context import data_hash, data_of
+
+    domains, clients = data_of(settings)
+    return {
+        "origin": settings.data.root or ("sources" if settings.data.sources else "built-in"),
+        "hash": content_hash({client.id: data_hash(client) for client in clients}),
+        "num_duplicates": {name: len(find_duplicates(domain)) for name, domain in domains.items()},
+        "num_known_responses": {name: count_known_responses(d) for name, d in domains.items()},
+        "num_inconsistent": {c.id: count_inconsistent([*c.train, *c.test]) for c in clients},
+        "num_train": {client.id: len(client.train) for client in clients},
+        "num_test": {client.id: len(client.test) for client in clients},
+    }
+
+
+def told_data(settings: Settings) -> dict[str, Any]:
+    """What the clients of a deployment told of their data when they prepared: numbers of examples."""
+    events = read_lines(Path(settings.run.dir) / "metrics.jsonl")
+    told = {event["client"]: event for event in events if event["event"] == "prepare"}
+    counts = {name: {client: e[name] for client, e in told.items()} for name in ("num_train", "num_test")}
+    return {"origin": "at the clients", "hash": "", "num_duplicates": {}, **counts}
+
+
+def demand_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
+    """Describe the environment, and refuse one in which results would not be those of one run.
+
+    Raises:
+        UserError: Settings, data, model, or what decides the last bits, changed since the run began.
+    """
+    before = read_json(Path(settings.run.dir) / "environment.json")
+    now = describe_environment(settings, has_data)
+    for section, key in (
+        ("settings", "hash"),
+        ("versions", "fedsdr"),
+        ("versions", "torch"),
+        ("versions", "transformers"),
+        ("machine", "processor"),
+        ("machine", "gpu"),
+        ("model", "identity"),
+        ("data", "hash"),
+    ):
+        if before[section][key] != now[section][key]:
+            what = "config.toml" if section == "settings" else f"{section} {key}"
+            raise UserError(
+                f"cannot go on: {what} was {before[section][key]} when the run began and is"
+                f" {now[section][key]} now, so its results would not be those of one run; restore it, or"
+                " start a new run"
+            )
+    return now
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this file is tracked in, if it is in one and git is there."""
+    here = Path(__file__)
+    if shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(here.parent)]
+    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True)
+    if tracked.returncode:
+        return None
+    head = subprocess.run([*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True)
+    return head.stdout.strip() or None

@@ -1,0 +1,103 @@
+"""What is refused before a run begins: settings that do not fit data, clients or the privacy budget."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsdr.config import Settings
+from fedsdr.data.sources import check_name
+from fedsdr.errors import UserError
+from fedsdr.methods import ROBUST_AGGREGATORS
+from fedsdr.progress import say
+
+
+def check_fit(settings: Settings) -> None:
+    """Refuse what would fail later, before the folder becomes a run and anything is paid for.
+
+    Raises:
+        UserError: The data cannot be read or divided, more clients are to be drawn than there are, a client
+            with a rank of its own is unknown, or a prompt leaves no room for a response.
+    """
+    from fedsdr.data.conversation import encode
+    from fedsdr.federation.client_context import data_of, model_of
+
+    _, clients = data_of(settings)
+    check_counts(settings, [client.id for client in clients])
+    base, _ = model_of(settings)
+    for client in clients:
+        for example in (*client.train, *client.test):
+            encode(base.tokenizer, example, example.response, settings.model.max_length)
+
+
+def check_deployed(settings: Settings) -> None:
+    """Refuse what no engine of Flower can run, before anyone is asked.
+
+    Raises:
+        UserError: No number of clients to wait for, no name of a run, noise that clients can compute, or more
+            privacy than the budget has.
+    """
+    if not settings.federation.num_clients:
+        raise UserError(
+            "federation.num_clients = 0: Flower's engines need the number of clients to wait for; add"
+            " federation.num_clients=3 to the settings"
+        )
+    if not settings.run.dir:
+        raise UserError("run.dir is empty: name the server's folder of this run")
+    check_name(Path(settings.run.dir).name, "run")
+    if settings.privacy.kind != "none" and settings.privacy.source != "secure":
+        raise UserError("privacy.source = 'seeded' is for simulations: set privacy.source = 'secure'")
+    check_budget(settings, [])
+
+
+def check_budget(settings: Settings, clients: Sequence[str]) -> None:
+    """Refuse a run whose rounds would cost more than `privacy.budget`, before anything is spent.
+
+    Args:
+        settings: Of the run.
+        clients: All of them; [] where they are not known yet, and then only a run that asks all is judged.
+
+    Raises:
+        UserError: With the number of rounds that the budget pays for.
+    """
+    from fedsdr.messages.privacy import affordable, epsilon
+    from fedsdr.server.strategy import num_trainings
+
+    privacy, num_rounds = settings.privacy, settings.server.num_rounds
+    if privacy.kind == "none" or (settings.server.clients_per_round and not clients):
+        return
+    known = clients or ["all"]
+    total = epsilon(privacy, num_trainings(settings, known, num_rounds))
+    if clients:
+        say(f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after all rounds")
+    if privacy.budget and total > privacy.budget:
+        most = affordable(privacy, num_rounds)
+        paid = max(n for n in range(num_rounds) if num_trainings(settings, known, n) <= most)
+        fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
+        raise UserError(
+            f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="
+            f" {privacy.budget:g}: {fewer} a larger privacy.noise than {privacy.noise:g}"
+        )
+
+
+def check_counts(settings: Settings, clients: Sequence[str]) -> None:
+    """Refuse fewer clients than are drawn or the robust aggregator needs, and ranks of unknown ones.
+
+    Raises:
+        UserError: With what was asked for and what there is.
+    """
+    server, asked = settings.server, settings.server.clients_per_round or len(clients)
+    if asked > len(clients):
+        raise UserError(f"server.clients_per_round = {asked}, but there are {len(clients)} clients")
+    if unknown := sorted(set(settings.lora.client_ranks) - set(clients)):
+        raise UserError(f"lora.client_ranks names {', '.join(unknown)}; the clients are {', '.join(clients)}")
+    if len(settings.lora.client_ranks) == len(clients):
+        largest = max(settings.lora.client_ranks.values())
+        raise UserError(
+            f"lora.rank = {settings.lora.rank} is above the rank of every client: set lora.rank = {largest},"
+            " and leave the clients of that rank out of lora.client_ranks"
+        )
+    needed = ROBUST_AGGREGATORS[server.robust].num_needed(server.num_byzantine)
+    if asked < needed:
+        raise UserError(
+            f"server.robust = {server.robust!r} with server.num_byzantine = {server.num_byzantine}"
+            f" needs {needed} clients in each round, and {asked} are asked"
+        )

@@ -1,0 +1,1 @@
+"""What travels between server and clients: the adapter as arrays, and its differential privacy."""

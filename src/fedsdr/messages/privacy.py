@@ -1,0 +1,290 @@
+"""Differential privacy of the shared adapter: what a client's change is clipped to, the noise, and its price.
+
+The unit is a client: whoever sees the shared adapters of all rounds can hardly tell whether it took part at
+all (central), or which data it has (local). What else a client reports, its numbers of examples, losses and
+scores, is not covered (docs/threat_model.md).
+
+    central: R <- R + (1 / m) (sum over k of clip(dR_k, C) + N(0, (sigma C)^2)), by the server, m those asked
+    local:   R_k = R + clip(dR_k, C) + N(0, (sigma C)^2), by each client, before it sends
+
+    clip(d, C) = d min(1, C / |d|), over all numbers of the shared adapter that travel
+
+Neighbours are two federations of the same clients and draws in one of which a client's change is zero
+(central): the sum then differs by at most C; or a client with other data (local): what it sends differs by at
+most 2 C. So sigma is the noise multiplier of the first, and sigma / 2 that of the second. A run's epsilon is
+that of one whose server follows the protocol. What a server learns by asking more often, or in other runs, is
+counted by the `Ledger` of a client that keeps one.
+
+Papers: McMahan et al., ICLR 2018, arXiv 1710.06963 (client level); Dong, Roth and Su, JRSS B 2022, arXiv
+1905.02383 (Gaussian differential privacy, and how it composes). Differs: every client is taken to be asked in
+every round in which the public draw names it, and nothing is gained by sampling; weights are equal, since n_k
+is a client's own.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsdr.config import LEAST_SCALE, MOST_SCALE, Privacy
+from fedsdr.errors import UserError
+from fedsdr.messages.wire import Arrays, Float32, pack, unpack
+from fedsdr.seeds import seed_for
+from fedsdr.storage import SECRET, read_json, write_file, write_json
+
+Float64 = NDArray[np.float64]
+SECRET_BYTES = 32
+STEP = 2.0**-20
+"""What leaves is the broadcast plus a whole number of these, in standard deviations of the noise."""
+
+
+def clip(change: NDArray[np.floating], most: float) -> Float64:
+    """The change (num_values,), scaled down to the Euclidean norm `most` where it is larger.
+
+    Raises:
+        ValueError: It holds a number that is not finite, of which there is no clipping.
+    """
+    wide = change.astype(np.float64)
+    norm = float(np.linalg.norm(wide))
+    if not np.isfinite(norm):
+        raise ValueError("a change that is not finite cannot be clipped")
+    return wide * (most / norm) if norm > most else wide
+
+
+def gaussian(size: int, seed: int | bytes | None) -> Float64:
+    """Standard normal numbers (size,).
+
+    Each secure one is half the sum of four, so that the floating-point grid of one does not tell the noise.
+
+    Paper: Holohan and Braghin, "Secure random sampling in differential privacy", ESORICS 2021,
+    arXiv 2107.10138.
+
+    Args:
+        size: How many.
+        seed: A number: numpy's generator, for simulations. A secret: SHAKE-256 of it. None: the system's
+            cryptographic source.
+    """
+    if isinstance(seed, int):
+        return np.random.default_rng(seed).standard_normal(size)
+    from scipy.special import ndtri
+
+    num_bytes = 4 * 8 * size
+    drawn = os.urandom(num_bytes) if seed is None else hashlib.shake_256(seed).digest(num_bytes)
+    words = np.frombuffer(drawn, np.uint64).reshape(4, size)
+    # 52 bits and the half are exact, so none is 0 or 1, whose normal numbers are infinite.
+    return np.asarray(ndtri(((words >> np.uint64(12)) + 0.5) * 2.0**-52).sum(axis=0) / 2)
+
+
+def release(total: Float64, privacy: Privacy, seed: int | bytes | None) -> Float64:
+    """Clipped changes with noise, in whole steps of sigma C 2^-20 (num_values,).
+
+    Without the steps, low bits betray a change: noise near zero is a sum of numbers around 1 and has no bits
+    below theirs, while noise that a change brings near zero has the low bits of the change. Rounding what has
+    its noise costs no privacy. It comes before the broadcast is added, which may be zero and hide no bits.
+
+    Paper: Mironov, "On significance of the least significant bits for differential privacy", CCS 2012.
+
+    Args:
+        total: Clipped changes, summed (num_values,).
+        privacy: Clipping norm and noise.
+        seed: As `gaussian` takes it.
+    """
+    scale = privacy.noise * privacy.clip
+    noisy = total + scale * gaussian(total.size, seed)
+    return np.rint(noisy / (scale * STEP)) * (scale * STEP)
+
+
+def noise_seed(privacy: Privacy, run_seed: int, *path: str | int) -> int | None:
+    """Seed of the noise of a round; None for the cryptographic source."""
+    return seed_for(run_seed, "privacy", *path) if privacy.source == "seeded" else None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A client's account of every noised update that left it, whatever server and run asked for it.
+
+    The server chooses sigma and when to ask, and may do so after it saw earlier updates. For Gaussian
+    releases, stopping at a sum of mu_i^2 is sound then too, at no extra cost (Smith and Thakurta, "Fully
+    adaptive composition for Gaussian differential privacy", 2022, arXiv 2210.17520; Koskela, Tobaben and
+    Honkela, ICLR 2023, arXiv 2209.15596). It is a filter: what it promises is `most`, not `spent`. What is no
+    shared adapter is not on it: losses, scores, counts.
+    """
+
+    path: Path
+    """A JSON document: what each followed from, hashed -> its sigma."""
+    most: float
+    """Epsilon that all of them together may cost the client."""
+    delta: float
+
+    def spent(self) -> float:
+        """Epsilon of all updates so far.
+
+        Raises:
+            UserError: The account is damaged.
+        """
+        return self._cost(self._entries().values())
+
+    def check(self, noise: float) -> None:
+        """Refuse a limit that the first update would exceed, before anything is paid for.
+
+        Raises:
+            UserError: It would; or as `spent`.
+        """
+        if self._entries():
+            return
+        first = self._cost([noise])
+        if not first <= self.most:
+            raise UserError(
+                f"one update with privacy.noise = {noise:g} would cost this client epsilon = {first:.3g}; its"
+                f" most-epsilon is {self.most:g} at delta = {self.delta:g}"
+            )
+
+    def _cost(self, sigmas: Iterable[float]) -> float:
+        """Epsilon of updates with these sigmas."""
+        return _epsilon(math.hypot(*(_mu("local", sigma) for sigma in sigmas)), self.delta)
+
+    def _entries(self) -> dict[str, float]:
+        entries: Any = read_json(self.path) if self.path.exists() else {}
+        if not isinstance(entries, dict) or not all(
+            type(sigma) is float and LEAST_SCALE <= sigma <= MOST_SCALE for sigma in entries.values()
+        ):
+            raise UserError(f"{self.path} is damaged; expected the account as fedsdr wrote it")
+        return entries
+
+    def enter(self, release: bytes, noise: float) -> None:
+        """Enter an update that is about to be sent.
+
+        Args:
+            release: What it follows from. The same one again tells nothing new, and costs nothing.
+            noise: Its sigma.
+
+        Raises:
+            UserError: With it, `most` would be exceeded.
+        """
+        name, entries = hashlib.sha256(release).hexdigest(), self._entries()
+        if name in entries:
+            return
+        spent = self._cost([*entries.values(), noise])
+        if not spent <= self.most:
+            raise UserError(
+                f"one more update would cost this client epsilon = {spent:.3g} in all, after the"
+                f" {len(entries)} of {self.path}; its most-epsilon is {self.most:g} at delta = {self.delta:g}"
+            )
+        write_json(self.path, {**entries, name: float(noise)})
+
+
+def noised(
+    trained: Arrays,
+    received: Arrays,
+    privacy: Privacy,
+    seed: int | None,
+    secret: Path,
+    ledger: Ledger | None = None,
+) -> Arrays:
+    """What a client sends under local privacy: what it received, its clipped change, and noise.
+
+    Secure noise follows from a secret that the client keeps, and from what it received, learnt and adds: a
+    round that is asked again after a crash is answered by the same bytes, not by a second release, where
+    training computes the same bits again.
+
+    Raises:
+        UserError: As `Ledger.enter`; or the client's secret is damaged.
+    """
+    before = pack(received).astype(np.float64)
+    learnt = pack(trained) - pack(received)
+    # What is not finite counts as no change: a server could cause it by its settings, to learn of the data.
+    change = clip(learnt if np.isfinite(learnt).all() else np.zeros_like(learnt), privacy.clip)
+    noise: int | bytes | None = seed
+    if noise is None:
+        noise = _key(secret) + _digest(before, change, np.array([privacy.noise, privacy.clip]))
+        if ledger:
+            ledger.enter(noise, privacy.noise)
+    sent = before + release(change, privacy, noise)
+    return unpack(sent.astype(np.float32), {key: value.shape for key, value in trained.items()})
+
+
+def _key(secret: Path) -> bytes:
+    """The client's secret, made at first.
+
+    Raises:
+        UserError: The file is damaged: noise from a short secret could be guessed.
+    """
+    if not secret.exists():
+        write_file(secret, os.urandom(SECRET_BYTES), SECRET)
+    if len(key := secret.read_bytes()) != SECRET_BYTES:
+        raise UserError(f"{secret} is damaged: {len(key)} bytes, expected {SECRET_BYTES}; delete it")
+    return key
+
+
+def _digest(*vectors: Float64) -> bytes:
+    return hashlib.sha256(b"".join(vector.tobytes() for vector in vectors)).digest()
+
+
+def private_mean(
+    updates: Iterable[Arrays], sent: Arrays, num_asked: int, privacy: Privacy, seed: int | None
+) -> Arrays:
+    """The new shared adapter under central privacy.
+
+    Args:
+        updates: Shared adapters of the clients whose replies passed.
+        sent: What they began from.
+        num_asked: m, fixed before anyone answers: who fails to answer counts as no change.
+        privacy: Clipping norm and noise.
+        seed: Of the noise; None for the cryptographic source.
+    """
+    before: Float32 = pack(sent)
+    total = np.zeros(before.size)
+    for update in updates:
+        total += clip(pack(update) - before, privacy.clip)
+    new = (before + release(total, privacy, seed) / num_asked).astype(np.float32)
+    return unpack(new, {key: value.shape for key, value in sent.items()})
+
+
+def epsilon(privacy: Privacy, num_rounds: int) -> float:
+    """What so many rounds with a client cost it, at `privacy.delta`: the exact epsilon of their releases."""
+    return _epsilon(math.sqrt(num_rounds) * _mu(privacy.kind, privacy.noise), privacy.delta)
+
+
+def _mu(kind: str, sigma: float) -> float:
+    """How far one client can move what is released, in standard deviations of the noise."""
+    return 1 / sigma if kind == "central" else 2 / sigma
+
+
+def _epsilon(mu: float, delta: float) -> float:
+    """Of Gaussian releases one after the other, mu^2 = sum of mu_i^2; 0 of none.
+
+        delta = Phi(-eps / mu + mu / 2) - e^eps Phi(-eps / mu - mu / 2)
+
+    Solved for x = eps / mu - mu / 2, in logarithms: the second term is exp(-x^2 / 2) erfcx((x + mu) / sqrt 2)
+    / 2, so that an epsilon of millions overflows nothing.
+
+    Papers: Balle and Wang, ICML 2018, arXiv 1805.06530 (equation 6); Dong, Roth and Su, JRSS B 2022, arXiv
+    1905.02383 (composition).
+    """
+    from scipy.optimize import brentq
+    from scipy.special import erfcx, log_ndtr
+
+    def excess(x: float) -> float:
+        first = log_ndtr(-x)
+        second = np.log(erfcx((x + mu) / math.sqrt(2)) / 2) - x * x / 2
+        return float(first + np.log1p(-np.exp(second - first)) - math.log(delta))
+
+    if not mu or excess(-mu / 2) <= 0:
+        return 0.0
+    most = math.sqrt(-2 * math.log(delta))  # where the first term alone is at most delta / 2
+    return mu * (mu / 2 + brentq(excess, -mu / 2, most, xtol=1e-300, rtol=1e-14, maxiter=1000))
+
+
+def affordable(privacy: Privacy, most: int) -> int:
+    """How many rounds, of at most so many, the budget pays for."""
+    low, high = 0, most
+    while low < high:  # epsilon grows with the rounds
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if epsilon(privacy, middle) <= privacy.budget else (low, middle - 1)
+    return low

@@ -1,0 +1,197 @@
+"""The shared adapter on its way: one vector, and what a smaller type makes of it.
+
+All tensors that travel lie in one array, in the order of their keys: Flower describes each array in 500
+bytes, and an adapter has hundreds of tensors. What goes to the clients is float32, so all begin a round
+from the same. Where an aggregation changes the base, the factors of that change go down whole beside it, so
+that a client that missed rounds has them too. What comes back, of a client of smaller rank in its own ranks
+only, is
+
+- float32: the adapter's values;
+- float16: its change since the broadcast, v~ = half(v + e);
+- int8: the same in 255 steps, v~ = s round((v + e) / s) with s = max |v + e| / 127 for each tensor.
+
+With control variates (`client.scaffold`) c travels down and dc_k up beside it, in float32 of the same length.
+
+e is what earlier messages lost, e <- v + e - v~ (error feedback). It is kept at the client, which does not
+learn whether the server used its message: what a dropped one held is lost with it, its part of e too.
+
+Papers: Seide et al., Interspeech 2014 (error feedback); Karimireddy et al., ICML 2019, arXiv 1901.09847.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from fedsdr.config import Settings
+from fedsdr.methods import AGGREGATIONS, METHODS, MessageDtype
+
+Tensors = TypeVar("Tensors", bound=Any)
+"""Arrays of NumPy or tensors of torch."""
+Float32 = NDArray[np.float32]
+Arrays = dict[str, Float32]
+"""Tensors by PEFT key."""
+Shapes = Mapping[str, tuple[int, ...]]
+
+VALUES, SCALES, CONTROL_VARIATES = "values", "scales", "control_variates"
+RESIDUAL, RESIDUAL_RANK = "residual", "residual_rank"
+"""Names of the arrays of a message."""
+DTYPES: Mapping[MessageDtype, str] = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
+
+
+def layout(
+    shapes: Shapes, dtype: MessageDtype, has_control_variates: bool = False
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each array of a client's message."""
+    arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
+    size = (sum(map(math.prod, shapes.values())),)
+    arrays[VALUES] = DTYPES[dtype], size
+    if has_control_variates:
+        arrays[CONTROL_VARIATES] = "<f4", size
+    if dtype == "int8":
+        arrays[SCALES] = "<f4", (len(shapes),)
+    return arrays
+
+
+def travelling(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """The part of the shared adapter, by PEFT key, that method and aggregation send."""
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
+    return {key: value for key, value in shared.items() if method.sends(key, aggregation)}
+
+
+def going_down(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """The part of the shared adapter that the server sends: what comes up, unless it is drawn anew."""
+    is_fresh = AGGREGATIONS[settings.server.aggregation].is_fresh
+    return {} if is_fresh else travelling(settings, shared)
+
+
+def broadcast(
+    tensors: Arrays, residual: Arrays | None = None, control_variates: Float32 | None = None
+) -> ArrayRecord:
+    """Put the shared adapter, and where there are any the residual and c, into a message to the clients."""
+    record = ArrayRecord({VALUES: Array(pack(tensors))})
+    if residual:
+        record[RESIDUAL] = Array(pack(residual))
+        record[RESIDUAL_RANK] = Array(np.array([rank_of(residual)]))
+    if control_variates is not None:
+        record[CONTROL_VARIATES] = Array(control_variates)
+    return record
+
+
+def receive(record: ArrayRecord, shapes: Shapes) -> Arrays:
+    """Take the shared adapter out of the server's message."""
+    return unpack(record[VALUES].numpy().copy(), shapes)
+
+
+def receive_residual(record: ArrayRecord, shapes: Shapes) -> Arrays:
+    """Take the residual out of the server's message; `shapes` are those of the whole shared adapter."""
+    if RESIDUAL not in record:
+        return {}
+    rank = int(record[RESIDUAL_RANK].numpy()[0])
+    return unpack(record[RESIDUAL].numpy().copy(), residual_shapes(shapes, rank))
+
+
+def encode(
+    new: Arrays, received: Arrays, error_feedback: Float32 | None, dtype: MessageDtype
+) -> tuple[ArrayRecord, Float32 | None]:
+    """Put a trained adapter into a message to the server.
+
+    Args:
+        new: The adapter after training.
+        received: The adapter as it was broadcast.
+        error_feedback: e, what earlier messages of this client lost (num_values,); None at first.
+        dtype: The type that travels.
+
+    Returns:
+        The arrays, and the new e; None for float32, which loses nothing.
+    """
+    if dtype == "float32":
+        return ArrayRecord({VALUES: Array(pack(new))}), None
+    wanted = pack(new) - pack(received)
+    if error_feedback is not None:
+        wanted += error_feedback
+    shapes = {key: value.shape for key, value in new.items()}
+    arrays: dict[str, NDArray[Any]]
+    if dtype == "float16":
+        largest = np.finfo(np.float16).max
+        arrays = {VALUES: wanted.clip(-largest, largest).astype(np.float16)}
+    else:
+        scales = pack(
+            {key: np.abs(part).max(keepdims=True) / 127 for key, part in unpack(wanted, shapes).items()}
+        )
+        steps = np.divide(wanted, _spread(scales, shapes), out=np.zeros_like(wanted), where=wanted != 0)
+        arrays = {VALUES: np.rint(steps).astype(np.int8), SCALES: scales}
+    lost = wanted - _change(arrays, shapes)
+    return ArrayRecord({name: Array(value) for name, value in arrays.items()}), lost
+
+
+def decode(arrays: Mapping[str, NDArray[Any]], sent: Arrays, dtype: MessageDtype) -> Arrays:
+    """Read a client's arrays, of the types and shapes of `layout`; `sent` is what was broadcast."""
+    shapes = {key: value.shape for key, value in sent.items()}
+    if dtype == "float32":
+        return unpack(arrays[VALUES].astype(np.float32), shapes)
+    change = unpack(_change(arrays, shapes), shapes)
+    return {key: value + change[key] for key, value in sent.items()}
+
+
+def pack(tensors: Arrays) -> Float32:
+    """All numbers of the tensors in one vector (num_values,), in the order of their keys."""
+    return np.concatenate([np.zeros(0, np.float32), *(tensors[key].ravel() for key in sorted(tensors))])
+
+
+def unpack(vector: Float32, shapes: Shapes) -> Arrays:
+    """Undo `pack`; the tensors are views of the vector, in the order of `shapes`."""
+    places: dict[str, Float32] = {}
+    start = 0
+    for key in sorted(shapes):
+        end = start + math.prod(shapes[key])
+        places[key] = vector[start:end].reshape(shapes[key])
+        start = end
+    return {key: places[key] for key in shapes}
+
+
+def pairs(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """The keys of A and B of each layer."""
+    return [(key, key.replace(".lora_A.", ".lora_B.")) for key in keys if ".lora_A." in key]
+
+
+def rank_of(tensors: Mapping[str, Tensors]) -> int:
+    """Rank of an adapter, the largest where layers differ."""
+    return max(value.shape[0] for key, value in tensors.items() if ".lora_A." in key)
+
+
+def cut(tensors: Mapping[str, Tensors], rank: int) -> dict[str, Tensors]:
+    """The first `rank` ranks of A and B."""
+    return {key: value[:rank] if ".lora_A." in key else value[:, :rank] for key, value in tensors.items()}
+
+
+def pad(tensors: Arrays, shapes: Shapes) -> Arrays:
+    """A and B with zeros for the ranks that they lack."""
+    padded = {key: np.zeros(shapes[key], np.float32) for key in tensors}
+    for key, value in tensors.items():
+        rows, columns = value.shape
+        padded[key][:rows, :columns] = value
+    return padded
+
+
+def residual_shapes(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a residual of that rank: no layer (d_out, d_in) has more ranks than it can."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key_a, key_b in pairs(shapes):
+        d_in, d_out = shapes[key_a][1], shapes[key_b][0]
+        own = min(rank, d_in, d_out)
+        found |= {key_a: (own, d_in), key_b: (d_out, own)}
+    return found
+
+
+def _change(arrays: Mapping[str, NDArray[Any]], shapes: Shapes) -> Float32:
+    values = arrays[VALUES].astype(np.float32)
+    return values * _spread(arrays[SCALES].astype(np.float32), shapes) if SCALES in arrays else values
+
+
+def _spread(scales: Float32, shapes: Shapes) -> Float32:
+    """Each tensor's scale for each of its numbers."""
+    return np.repeat(scales, [math.prod(shapes[key]) for key in sorted(shapes)])

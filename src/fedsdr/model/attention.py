@@ -1,0 +1,277 @@
+"""Attention and RMS norm of the base model, with backward passes that keep less and copy less.
+
+transformers' eager attention keeps the softmax of every layer, twice, for the backward pass, and copies
+keys and values once for each query head that shares them. Here nothing of the scores is kept: they are
+computed again, which costs one product of six. Its RMS norm keeps a float32 copy of its input.
+
+The results are those of transformers up to rounding; `tests/model/test_attention.py` holds both together.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import eager_mask
+
+from fedsdr.errors import UnfitAttention, UserError
+
+BLOCK = 128
+"""Query positions whose scores are held at a time; keys after the block are not looked at."""
+
+
+class _CausalAttention(torch.autograd.Function):
+    """softmax(q k^T) v of several sequences that lie one after the other, each under its causal mask.
+
+    Shapes: q (groups, heads per group, tokens, d), scaled; k and v (groups, tokens, d), shared by the heads
+    of a group.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+        out = torch.empty_like(q)
+        for queries, keys in _blocks(lengths):
+            weights = _causal_weights(q[:, :, queries], k[:, keys])
+            out[:, :, queries] = _grouped(weights, v[:, keys])
+        ctx.save_for_backward(q, k, v)
+        ctx.lengths = lengths
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = ctx.saved_tensors
+        (g,) = outer
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for queries, keys in _blocks(ctx.lengths):
+            q_part, g_part = q[:, :, queries], g[:, :, queries]
+            weights = _causal_weights(q_part, k[:, keys])
+            change = _grouped(g_part, v[:, keys].transpose(1, 2))
+            change = torch._softmax_backward_data(change, weights, -1, weights.dtype)
+            grad_q[:, :, queries] = _grouped(change, k[:, keys])
+            grad_k[:, keys] += change.flatten(1, 2).transpose(1, 2) @ q_part.flatten(1, 2)
+            grad_v[:, keys] += weights.flatten(1, 2).transpose(1, 2) @ g_part.flatten(1, 2)
+        return grad_q, grad_k, grad_v, None
+
+
+def _blocks(lengths: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Places of queries, at most BLOCK of them, and of all the keys that the last of them looks at."""
+    start = 0
+    for length in lengths:
+        for first in range(start, start + length, BLOCK):
+            end = min(first + BLOCK, start + length)
+            yield slice(first, end), slice(start, end)
+        start += length
+
+
+def _grouped(x: Tensor, y: Tensor) -> Tensor:
+    """Multiply x (..., groups, heads, m, n) by y (..., groups, n, p), which all heads of a group share."""
+    return (x.flatten(-3, -2) @ y).unflatten(-2, x.shape[-3:-1])
+
+
+def _causal_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Softmax of the scores (groups, heads, block, keys), of which the block's own are the last."""
+    scores = _grouped(q, k.transpose(1, 2))
+    num = q.shape[2]
+    future = torch.ones(num, num, dtype=torch.bool, device=q.device).triu(1)
+    scores[..., -num:].masked_fill_(future, -torch.inf)
+    return scores.softmax(dim=-1)
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    lengths: Sequence[int] = (),
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' models call it.
+
+    Args:
+        module: The model's attention layer.
+        query: (batch, heads, new tokens, d).
+        key: (batch, groups, cached and new tokens, d).
+        value: As key.
+        attention_mask: Added to the scores (batch, 1, new tokens, cached and new tokens).
+        scaling: Factor on the scores; None: 1 / sqrt(d).
+        sliding_window: How far back a token may look, in layers that have such a limit.
+        softcap: Cap on scores, which some models have.
+        s_aux: Attention sinks, which some models have.
+        lengths: Lengths of the sequences that lie one after the other in a batch of one; then the mask
+            is passed over.
+
+    Returns:
+        (batch, new tokens, heads, d), and no weights.
+
+    Raises:
+        UserError: A sequence is longer than the sliding window, or the model has caps or sinks; they are
+            not known here.
+    """
+    del module
+    if softcap is not None or s_aux is not None:
+        raise UnfitAttention("model.attention = 'grouped' knows no caps on scores and no sinks")
+    longest = max(lengths, default=key.shape[2])
+    if sliding_window is not None and longest > sliding_window:
+        raise UserError(
+            f"a conversation of {longest} tokens is longer than the model's sliding window of"
+            f" {sliding_window}, which model.attention = 'grouped' does not know; set model.attention ="
+            " 'eager' or 'sdpa'"
+        )
+    q = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    q = q.unflatten(1, (key.shape[1], -1))
+    if lengths:
+        out = _CausalAttention.apply(q[0], key[0], value[0], lengths)[None]
+    else:
+        scores = _grouped(q, key.transpose(2, 3)) + attention_mask[:, :, None]
+        out = _grouped(scores.softmax(dim=-1), value)
+    return out.flatten(1, 2).transpose(1, 2), None
+
+
+AttentionInterface.register("grouped", grouped_attention)
+AttentionMaskInterface.register("grouped", eager_mask)
+
+
+def in_one_row(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """What a decoder must be told beside the token ids (1, tokens) when sequences share the row."""
+    places = torch.cat([torch.arange(length, device=device) for length in lengths])
+    # transformers takes a mask of four dimensions as it is; else it would make one of (tokens, tokens).
+    unused = torch.empty(1, 1, 0, 0, device=device)
+    return {"position_ids": places[None], "attention_mask": unused, "lengths": tuple(lengths)}
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to be added to scores: 0 where `visible`, else the least number."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def keeps_apart(model: PreTrainedModel) -> bool:
+    """Whether two sequences in one row give what transformers' eager attention gives for the second alone.
+
+    False for models that mix tokens by other means too (convolutions, state spaces), or that add to
+    attention what is not known here (sinks, caps on scores).
+    """
+    first, second = torch.arange(3, 12, device=model.device), torch.arange(40, 57, device=model.device)
+    decoder = model.get_decoder()
+    options = in_one_row((len(first), len(second)), model.device)
+    with torch.no_grad():
+        row = decoder(torch.cat([first, second])[None], use_cache=False, **options).last_hidden_state
+        row = row[0, len(first) :]
+        model.set_attn_implementation("eager")
+        alone = decoder(second[None], use_cache=False).last_hidden_state[0]
+        model.set_attn_implementation("grouped")
+    tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
+    return bool((row - alone).float().norm() < tolerance * alone.float().norm())
+
+
+class RowCache(DynamicLayer):
+    """Keys and values of one layer: prompts come in one row, then one token for each at a time.
+
+    Prompts are padded on the left. Room is taken for STEP tokens at a time, so not everything is copied
+    for each; keys and values are handed out with the empty room, which the mask must hide. (Handed out
+    without it they would not be contiguous, and each product would copy them.)
+    """
+
+    STEP = 16
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__()
+        self.lengths = lengths
+        self.used = max(lengths)
+
+    @classmethod
+    def room(cls, used: int) -> int:
+        """Columns of the keys that are handed out when so many are in use."""
+        return -(-used // cls.STEP) * cls.STEP
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take the prompts' keys and values (1, groups, tokens, d), later new ones (rows, groups, 1, d).
+
+        Returns:
+            What the new tokens may look at: the prompts' own, later all (rows, groups, room, d).
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = self._padded(key_states), self._padded(value_states)
+            return key_states, value_states
+        missing = self.room(self.used + 1) - self.keys.shape[2]
+        if missing > 0:
+            self.keys, self.values = (pad(x, (0, 0, 0, missing)) for x in (self.keys, self.values))
+        self.keys[:, :, self.used] = key_states[:, :, 0]
+        self.values[:, :, self.used] = value_states[:, :, 0]
+        self.used += 1
+        return self.keys, self.values
+
+    def _padded(self, states: Tensor) -> Tensor:
+        """Give each prompt of the row a row of its own."""
+        _, groups, _, d = states.shape
+        rows = states.new_zeros(len(self.lengths), groups, self.room(self.used), d)
+        for row, part in zip(rows, states[0].split(self.lengths, dim=1), strict=True):
+            row[:, self.used - part.shape[1] : self.used] = part
+        return rows
+
+    def get_seq_length(self) -> int:
+        """Columns in use."""
+        return self.used if self.is_initialized else 0
+
+
+class _RmsNorm(torch.autograd.Function):
+    """w x / sqrt(mean(x^2) + eps), computed in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        inverse = inverse.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (wide * inverse).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = x.float() * inverse
+        g = (outer[0] * weight).float()
+        dot = torch.linalg.vecdot(g, normed).div_(x.shape[-1]).unsqueeze(-1)
+        return g.sub_(normed.mul_(dot)).mul_(inverse).to(x.dtype), None, None
+
+
+class RmsNorm(nn.Module):
+    """Stands in for a model's own RMS norm; the weight is frozen."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., d)."""
+        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)
+        return out
+
+
+def replace_norms(model: PreTrainedModel) -> int:
+    """Put `RmsNorm` where a module computes exactly that; return how many.
+
+    Found by what they compute, not by name: models differ in their norms' small print, such as 1 + w.
+    """
+    found = {
+        path: RmsNorm(module.weight, module.variance_epsilon)
+        for path, module in model.named_modules()
+        if hasattr(module, "variance_epsilon")
+    }
+    for path, norm in found.items():
+        x = torch.linspace(-2, 3, norm.weight.shape[-1], device=norm.weight.device, dtype=norm.weight.dtype)
+        if not torch.allclose(norm(x), model.get_submodule(path)(x), rtol=1e-5, atol=1e-6):
+            return 0
+    for path, norm in found.items():
+        model.set_submodule(path, norm)
+    return len(found)

@@ -1,0 +1,231 @@
+"""Tables of a run: scores and held-out losses here, shown as text, Markdown or, by `page`, HTML.
+
+Goes in: the pooled numbers of evaluations (`measure.scores.Table`). Comes out: a `Sheet`, which
+holds the cells as they are shown, and the same numbers as records for a CSV file. The tables of
+distillation, training and costs are in `events`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedsdr.evaluate.scores import Table
+from fedsdr.intervals import mean_interval, wilson
+from fedsdr.storage import Event
+
+MODELS = ("base", "global", "personalised")
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table ready to be shown."""
+
+    caption: str
+    align: str
+    """One letter for each column: l or r."""
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    records: tuple[Event, ...]
+    """The numbers behind the cells, unrounded."""
+    num_summary: int = 0
+    """How many of the last rows sum up those above them."""
+    note: str = ""
+    """What a reader must know to read the numbers; shown on the page only."""
+
+
+def score_sheet(base: Table, final: Table) -> Sheet:
+    """Exact score by domain and mean, of base, global and personalised model, with 95 % intervals.
+
+    Args:
+        base: Numbers of the base model.
+        final: Numbers after the last round; {} where there are none yet.
+
+    Returns:
+        A sheet with "-" where a domain carries no ground truth or a model does not exist.
+    """
+    records = score_records(base, final)
+    cells = {(record["domain"], record["model"]): record for record in records}
+    rows = []
+    for domain in dict.fromkeys(record["domain"] for record in records):
+        found = [cells.get((domain, model)) for model in MODELS]
+        counts = dict.fromkeys(str(int(record["num_scored"])) for record in found if record)
+        cells_of_row = (with_interval(record, 2, "score") for record in found)
+        rows.append((domain, *cells_of_row, " / ".join(counts)))
+    return Sheet(
+        "Exact score: share of right answers, with 95 % interval; n answers were scored",
+        "lrrrr",
+        ("domain", *MODELS, "n"),
+        tuple(rows),
+        tuple(records),
+        num_summary=sum(row[0] == "mean" for row in rows),
+        note="An answer is right if it keeps the label, final answer, facts or passed tests that its example"
+        " carries; a domain without any has no score, and the mean is over domains with one. Intervals"
+        " (Wilson) cover the draw of test examples, not other seeds. Where n is one number, the models"
+        " answered the same prompts, so overlapping intervals do not show that two models score alike.",
+    )
+
+
+def score_records(base: Table, final: Table) -> list[Event]:
+    """One record for each domain and model: score, ends of its interval, number of scored answers.
+
+    The mean is the plain mean over the domains that have a score; its interval is `mean_interval`.
+    """
+    records: list[Event] = []
+    for model, by_domain in _by_model(base, final).items():
+        shares: list[float] = []
+        intervals: list[tuple[float, float]] = []
+        for domain, metrics in _mean_last(by_domain).items():
+            record = {"domain": domain, "model": model, "score": metrics.get("score")}
+            if record["score"] is None:
+                low = high = None
+            elif domain == "mean":
+                low, high = mean_interval(shares, intervals)
+            else:
+                low, high = wilson(metrics["score"], metrics["num_scored"])
+                shares.append(metrics["score"])
+                intervals.append((low, high))
+            records.append(record | {"low": low, "high": high, "num_scored": metrics["num_scored"]})
+    return records
+
+
+def loss_sheet(base: Table, final: Table) -> Sheet:
+    """Held-out loss by domain and mean, on true responses and on rewritings, of the three models."""
+    records = loss_records({0: base}, ("base",)) + loss_records({1: final}, MODELS[1:])
+    cells = {(record["domain"], record["on"], record["model"]): record["loss"] for record in records}
+    pairs = dict.fromkeys((record["domain"], record["on"]) for record in records)
+    rows = [
+        (domain, on, *(number(cells.get((domain, on, model)), 3) for model in MODELS)) for domain, on in pairs
+    ]
+    return Sheet(
+        "Held-out loss: nats per response token of the test examples",
+        "llrrr",
+        ("domain", "on", *MODELS),
+        tuple(rows),
+        tuple({key: value for key, value in record.items() if key != "round"} for record in records),
+        num_summary=len([row for row in rows if row[0] == "mean"]),
+        note="On the test examples' true responses, and on the model's own rewritings of them (the true"
+        " response where the rewriting fell back). Lower means that the model finds the text likelier.",
+    )
+
+
+def loss_records(tables: Mapping[int, Table], models: Sequence[str]) -> list[Event]:
+    """Held-out losses over the rounds that were evaluated.
+
+    Args:
+        tables: Round -> numbers.
+        models: Which models; "base" reads the numbers of the global model, which it is in round 0.
+    """
+    return [
+        {"round": server_round, "domain": domain, "on": on, "model": model, "loss": metrics[name]}
+        for server_round, table in tables.items()
+        for model in models
+        for domain, metrics in _mean_last(table.get("global" if model == "base" else model, {})).items()
+        for on, name in (("true responses", "loss"), ("rewritings", "loss_distilled"))
+        if name in metrics
+    ]
+
+
+def answer_sheet(base: Table, final: Table) -> Sheet:
+    """How the models' answers are worded, by domain and mean: statements without support, length, padding.
+
+    If the averaged adapter said more that is unsupported than plain FedSD's, rectification would not
+    help (docs/paper_map.md); this is where it shows.
+    """
+    names = ("unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate", "choice_score")
+    by_model = {model: _mean_last(found) for model, found in _by_model(base, final).items()}
+    records: list[Event] = [
+        {"domain": domain, "model": model} | {name: found[domain].get(name) for name in names}
+        for domain in _mean_last({domain: {} for found in by_model.values() for domain in found})
+        for model, found in by_model.items()
+        if domain in found
+    ]
+    rows = [
+        (
+            record["domain"],
+            record["model"],
+            *(number(record[name], places) for name, places in zip(names, (2, 1, 2, 2, 2, 2), strict=True)),
+        )
+        for record in records
+    ]
+    return Sheet(
+        "Wording of the answers to the test prompts, and choices by likelihood",
+        "llrrrrrr",
+        ("domain", "model", "unsupported", "words", "fillers", "repeats", "cut off", "likeliest"),
+        tuple(rows),
+        tuple(records),
+        num_summary=sum(record["domain"] == "mean" for record in records),
+        note="Unsupported: share of answers with another label, or a number found in neither prompt nor true"
+        " response; a stand-in that misses false statements in words. Words: per answer. Fillers: per 100"
+        " words. Repeats: share of word 3-grams that repeat an earlier one. Cut off: share of answers that"
+        " reached eval.max_new_tokens before they ended. Likeliest: share of examples with choices where the"
+        " true one is the likeliest answer of all.",
+    )
+
+
+def render_text(sheet: Sheet, markdown: bool = False) -> str:
+    """Write a sheet as lines of text, caption first: aligned for a terminal, or as a Markdown table."""
+    rows = [sheet.heads, *sheet.rows]
+    if markdown:
+        rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = list(zip(sheet.align, widths, strict=True))
+    head, *body = (
+        [
+            cell.ljust(width) if side == "l" else cell.rjust(width)
+            for cell, (side, width) in zip(row, columns, strict=True)
+        ]
+        for row in rows
+    )
+    if markdown:
+        rule = ["-" * width if side == "l" else "-" * (width - 1) + ":" for side, width in columns]
+        lines = ["| " + " | ".join(line) + " |" for line in (head, rule, *body)]
+    else:
+        rule = ["-" * width for width in widths]
+        if sheet.num_summary:
+            body.insert(len(body) - sheet.num_summary, rule)
+        lines = ["  ".join(line).rstrip() for line in (head, rule, *body)]
+    return "\n".join([sheet.caption, "", *lines])
+
+
+def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Write records as CSV with a line of names; columns in the order of their first appearance."""
+    names = dict.fromkeys(name for record in records for name in record)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        # Seven digits are what float32 holds; the log has the rest.
+        writer.writerow({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in record.items()})
+    return text.getvalue()
+
+
+def number(value: float | None, digits: int) -> str:
+    """Write a number with that many decimals, or "-" where there is none."""
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def with_interval(record: Event | None, digits: int, key: str = "value") -> str:
+    """Write a record's value and the ends of its interval, low and high; "-" where there is no value."""
+    if record is None or record[key] is None:
+        return NONE
+    if record["low"] is None:
+        return number(record[key], digits)
+    return f"{record[key]:.{digits}f} [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
+
+
+def _by_model(base: Table, final: Table) -> dict[str, dict[str, dict[str, float]]]:
+    return {
+        "base": base.get("global", {}),
+        "global": final.get("global", {}),
+        "personalised": final.get("personalised", {}),
+    }
+
+
+def _mean_last(by_domain: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Domains in the order of their names, then the mean."""
+    return dict(sorted(by_domain.items(), key=lambda item: (item[0] == "mean", item[0])))

@@ -1,0 +1,118 @@
+"""Robust aggregators: the same factor of several clients becomes one. They hold all clients at once.
+
+The functions behind `methods.ROBUST_AGGREGATORS`. Notation: n clients, f of them bad
+(`server.num_byzantine`), v_k all factors of client k as one vector (d,). Clients come in the order of their
+ids; ties go to the
+first. The robust ones take no weights, since a bad client would claim a large one.
+
+Papers: Blanchard et al., NeurIPS 2017, arXiv 1703.02757 (krum, multi-krum); El Mhamdi et al., ICML 2018,
+arXiv 1802.07927 (bulyan); Yin et al., ICML 2018, arXiv 1803.01498 (median, trimmed mean).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsdr.messages.wire import Arrays
+from fedsdr.server.validate import Update
+
+Vectors = NDArray[np.float64]
+"""v_k of every client (n, d)."""
+
+
+def mean(updates: Iterable[Update], num_byzantine: int) -> Arrays:
+    """Weighted mean of each factor: (sum over k of n_k v_k) / n, in float64.
+
+    One client's factors come back unchanged. No update is held once it is added.
+    """
+    del num_byzantine
+    total = 0
+    sums: dict[str, NDArray[np.float64]] = {}
+    for update in updates:
+        total += update.num_examples
+        for key, value in update.arrays.items():
+            weighted = value.astype(np.float64) * update.num_examples
+            sums[key] = sums[key] + weighted if key in sums else weighted
+    return {key: (value / total).astype(np.float32) for key, value in sums.items()}
+
+
+def median(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+    """Median of each number; of an even number of clients the mean of the middle two."""
+    del num_byzantine
+    return np.median(vectors, axis=0)
+
+
+def trimmed_mean(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+    """Mean of each number without its f smallest and f largest values."""
+    ordered = np.sort(vectors, axis=0)
+    return ordered[num_byzantine : len(vectors) - num_byzantine].mean(axis=0)
+
+
+def krum(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+    """The vector with the least score."""
+    return vectors[_scores(vectors, num_byzantine).argmin()]
+
+
+def multi_krum(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+    """Mean of the m = n - f - 2 vectors with the least scores (m as in El Mhamdi et al.)."""
+    best = _scores(vectors, num_byzantine).argsort(kind="stable")
+    return vectors[best[: len(vectors) - num_byzantine - 2]].mean(axis=0)
+
+
+def bulyan(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+    """Choose theta = n - 2 f vectors by repeated krum, then average around their median.
+
+    Of each number the theta - 2 f chosen values that are nearest to the median are averaged.
+    """
+    left = list(range(len(vectors)))
+    chosen: list[int] = []
+    for _ in range(len(vectors) - 2 * num_byzantine):
+        best = int(_scores(vectors[left], num_byzantine).argmin())
+        chosen.append(left.pop(best))
+    kept = vectors[sorted(chosen)]
+    distance = np.abs(kept - np.median(kept, axis=0))
+    nearest = distance.argsort(axis=0, kind="stable")[: len(kept) - 2 * num_byzantine]
+    return np.take_along_axis(kept, nearest, axis=0).mean(axis=0)
+
+
+def _scores(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+    """Krum's score of each vector: sum of squared distances to its n - f - 2 nearest others.
+
+    Distances are differences squared and not expanded, which would cancel. At least one neighbour is
+    taken, which matters in the last choices of bulyan alone.
+    """
+    squared = np.array([((vectors - vector) ** 2).sum(axis=1) for vector in vectors])
+    num_near = max(1, len(vectors) - num_byzantine - 2)
+    return np.sort(squared, axis=1)[:, 1 : 1 + num_near].sum(axis=1)  # column 0: the distance to itself
+
+
+Aggregator = Callable[[Iterable[Update], int], Arrays]
+
+
+def _of_vectors(aggregate: Callable[[Vectors, int], NDArray[np.float64]]) -> Aggregator:
+    """Let a function of vectors work on the clients' factors."""
+
+    def aggregated(updates: Iterable[Update], num_byzantine: int) -> Arrays:
+        updates = list(updates)
+        first = updates[0].arrays
+        vectors = np.stack(
+            [np.concatenate([update.arrays[key].ravel() for key in first]) for update in updates],
+            dtype=np.float64,
+        )
+        target = aggregate(vectors, num_byzantine).astype(np.float32)
+        ends = np.cumsum([value.size for value in first.values()])[:-1]
+        parts = np.split(target, ends)
+        return {key: part.reshape(first[key].shape) for key, part in zip(first, parts, strict=True)}
+
+    return aggregated
+
+
+ROBUST: Mapping[str, Aggregator] = {
+    "none": mean,
+    "median": _of_vectors(median),
+    "trimmed-mean": _of_vectors(trimmed_mean),
+    "krum": _of_vectors(krum),
+    "multi-krum": _of_vectors(multi_krum),
+    "bulyan": _of_vectors(bulyan),
+}

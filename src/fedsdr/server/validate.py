@@ -1,0 +1,285 @@
+"""Checks every reply before it is aggregated: what does not pass is dropped, with a reason.
+
+Flower itself averages NaN silently, broadcasts arrays of wrong shape and takes any weight
+(docs/architecture.md), so nothing of a reply is used before it is checked here. Reasons speak of
+keys, shapes and numbers, never of data.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedsdr.data.sources import RESERVED
+from fedsdr.distill.paradox import COUNTS, RATES
+from fedsdr.distill.rewrite import FAULTS
+from fedsdr.messages import wire
+from fedsdr.methods import ALWAYS_SCORED, METRICS, PROMPTS, MessageDtype, View, group_scores
+
+AWAY = (3, 4, 5)
+"""Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
+MAX_EXAMPLES = 10**9
+OF_STAGE = ("loss", "first_loss", "last_loss", "num_steps", "num_tokens")
+"""What a client tells of each stage, all of it."""
+LARGEST = 1e12
+"""Largest value of a metric that is no share."""
+LEAST = -1e-3
+"""Least value of a metric: all are 0 or more, but for a loss of 0 that rounding made negative."""
+NPY_1_0 = b"\x93NUMPY\x01\x00"
+"""How the files of `numpy.save` begin, in which Flower sends arrays."""
+SHORT_NAME = r"\w[\w.-]{0,63}"
+"""Names of clients and domains; they become names of folders and parts of keys."""
+SHARES = (*RATES, "score", "choice_score", "cut_off_rate")
+"""Metrics that lie from 0 to 1."""
+ALLOWED_METRICS = {
+    "prepare": re.compile(
+        rf"num_(train|test)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
+        rf"|distill(-test)?/num_fallback/({'|'.join(FAULTS).replace(' ', '_')})"
+        rf"|distill(-test)?/num_prompt/({'|'.join(PROMPTS)})"
+    ),
+    "train": re.compile(
+        r"round|num_examples|seconds"
+        r"|train/(weights|(before-)?(shared|private|shared\+private|private\+shared)"
+        rf"(-({'|'.join(get_args(View))}))?)/({'|'.join(OF_STAGE)})"
+    ),
+    "evaluate": re.compile(
+        rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"
+    ),
+}
+"""Keys that a reply to each kind of message may hold. Values are numbers from 0 on."""
+
+
+class Rejected(Exception):
+    """A reply that is not used; the text says why."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A reply that passed: what aggregation works on."""
+
+    client: str
+    arrays: dict[str, NDArray[np.float32]]
+    """The client's shared adapter after its local update, by PEFT key."""
+    num_examples: int
+    """n_k, the weight of the client."""
+    metrics: dict[str, float]
+    num_bytes: int
+    """Of the arrays, as they came."""
+    control_variates: wire.Float32 | None = None
+    """Change of the client's control variates (num_values,), where the correction has them."""
+
+
+def check_reply(
+    reply: Message,
+    client: str,
+    num_train: int,
+    sent: wire.Arrays,
+    dtype: MessageDtype,
+    server_round: int,
+    max_norm: float,
+    has_control_variates: bool = False,
+) -> Update:
+    """Check a training reply.
+
+    Args:
+        reply: What the client sent.
+        client: The client's id, for the record; empty if its answer is not awaited.
+        num_train: Its training examples as it told when it prepared; its weight must still be that.
+        sent: The shared adapter as it was broadcast.
+        dtype: The type that travels; it says which arrays there must be, no more and no fewer.
+        server_round: The round that was asked for.
+        max_norm: Largest Euclidean norm of one tensor of the adapter, and of its control variates' change.
+        has_control_variates: Whether a change of control variates must come with it.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    shapes = {key: value.shape for key, value in sent.items()}
+    layout = wire.layout(shapes, dtype, has_control_variates)
+    content = _content(reply, client, {"arrays": ArrayRecord, "metrics": MetricRecord})
+    arrays: ArrayRecord = content["arrays"]  # type: ignore[assignment]
+    numbers = _numbers(content, "train", server_round)
+    num_examples = numbers.get("num_examples")
+    if type(num_examples) is not int or num_examples != num_train:
+        raise Rejected(f"weight num_examples = {num_examples!r} is not the {num_train} that it prepared with")
+    if unknown := sorted(set(arrays) - set(layout)):
+        raise Rejected(f"{len(unknown)} keys are not on the allow-list, first {unknown[0][:80]!r}")
+    if missing := sorted(set(layout) - set(arrays)):
+        raise Rejected(f"{len(missing)} keys are missing, first {missing[0]!r}")
+    checked = {name: check_array(name, arrays[name], *expected) for name, expected in layout.items()}
+    tensors = wire.decode(checked, sent, dtype)
+    for key, value in tensors.items():
+        check_tensor(key, value, max_norm)
+    control_variates = checked.get(wire.CONTROL_VARIATES)
+    if control_variates is not None:
+        for key, value in wire.unpack(control_variates, shapes).items():
+            check_tensor(f"{wire.CONTROL_VARIATES} of {key}", value, max_norm)
+    num_bytes = sum(value.nbytes for value in checked.values())
+    return Update(client, tensors, num_examples, numbers, num_bytes, control_variates)
+
+
+def check_scores(
+    reply: Message, client: str, num_test: int, server_round: int, has_global: bool
+) -> dict[str, float]:
+    """Check an evaluation reply and return its metrics: of each model and domain the full set.
+
+    Args:
+        reply: What the client sent.
+        client: The client's id; empty if its answer is not awaited.
+        num_test: Its test examples as it told when it prepared; every model was scored on all of them.
+        server_round: The round that was asked for.
+        has_global: Whether there is a global model, which must then be scored.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    numbers = _numbers(_content(reply, client, {"metrics": MetricRecord}), "evaluate", server_round)
+    scored: dict[str, float] = {"global": 0} if has_global else {}
+    for (model, domain), found in group_scores(numbers).items():
+        where = f"eval/{domain}/...@{model}"
+        if model == "global" and not has_global:
+            raise Rejected(f"{where}: there is no global model")
+        if domain in RESERVED:
+            raise Rejected(f"{where}: no domain is called so")
+        lacking = [name for name in ALWAYS_SCORED if name not in found]
+        lacking += [name for name, count in METRICS.items() if (name in found) != (found.get(count, 0) > 0)]
+        if lacking:
+            raise Rejected(f"{where}: {lacking[0]} and its count do not come together")
+        if not found["num_examples"]:
+            raise Rejected(f"{where}: scored on no example")
+        if max(found["num_scored"], found.get("num_chosen", 0)) > found["num_examples"]:
+            raise Rejected(f"{where}: more answers scored than given")
+        scored[model] = scored.get(model, 0) + found["num_examples"]
+    for model, num in scored.items():
+        if num != num_test:
+            raise Rejected(f"the {model} model was scored on {num} examples; it prepared with {num_test}")
+    return numbers
+
+
+def check_prepared(reply: Message, identity: str) -> tuple[str, dict[str, float]]:
+    """Check a reply to `prepare` and return the client's id and its metrics.
+
+    Args:
+        reply: What the client sent.
+        identity: Of the server's base model; an adapter of another one would be averaged into nonsense.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    content = _content(reply, "new", {"client": ConfigRecord, "metrics": MetricRecord})
+    client = content["client"].get("id")
+    if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
+        raise Rejected(f"client id {str(client)[:80]!r} is no short name")
+    if content["client"].get("model") != identity:
+        raise Rejected(f"client {client} has another base model than the server")
+    numbers = check_metrics(content["metrics"], "prepare")  # type: ignore[arg-type]
+    for name, least in (("num_train", 1), ("num_test", 0)):
+        num = numbers.get(name)
+        if type(num) is not int or not least <= num <= MAX_EXAMPLES:
+            raise Rejected(f"{name} = {num!r} is not from {least} to {MAX_EXAMPLES}")
+    for part in ("distill", "distill-test"):
+        counts = {key for key in numbers if key.startswith(f"{part}/") and "@" in key}
+        if counts and counts != {f"{part}/{name}@{when}" for name in COUNTS for when in ("before", "after")}:
+            raise Rejected("its counts of the rewriting are not complete")
+        if counts:
+            _check_paradox(numbers, part, numbers["num_train" if part == "distill" else "num_test"])
+    return client, numbers
+
+
+def _check_paradox(numbers: Mapping[str, float], part: str, num: float) -> None:
+    """Check the counts that clients are pooled by: all examples are taught, at most so many were shown."""
+    after, before = (numbers[f"{part}/num_examples@{when}"] for when in ("after", "before"))
+    if after != num or before > num:
+        raise Rejected(f"{part}: counts over {before} and {after} examples, but it has {num}")
+    for when in ("before", "after"):
+        if numbers[f"{part}/num_checkable@{when}"] > numbers[f"{part}/num_examples@{when}"]:
+            raise Rejected(f"{part}: more checkable examples than examples")
+
+
+def _content(reply: Message, client: str, expected: Mapping[str, type]) -> RecordDict:
+    """Return the records of a reply if they are the expected ones, each of its type."""
+    if not client:
+        raise Rejected("comes from a node that was not asked or has answered")
+    if reply.has_error():
+        said = "".join(char for char in (reply.error.reason or "")[:120] if char.isprintable())
+        what = "was gone" if reply.error.code in AWAY else "failed"
+        raise Rejected(f"the client {what}: {said}")
+    found = {name: type(record) for name, record in reply.content.items()}
+    if found != expected:
+        said = ", ".join(f"{name[:80]} ({kind.__name__})" for name, kind in found.items())
+        raise Rejected(f"holds the records {said or 'none'}; expected {', '.join(expected)}")
+    return reply.content
+
+
+def _numbers(content: RecordDict, kind: str, server_round: int) -> dict[str, float]:
+    """Return the metrics of a reply if they are listed and of the round that was asked for."""
+    numbers = check_metrics(content["metrics"], kind)  # type: ignore[arg-type]
+    if numbers.get("round") != server_round:
+        raise Rejected(f"answers round {numbers.get('round')}, asked was {server_round}")
+    return numbers
+
+
+def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
+    """Return the metrics if all keys are listed for that kind and all values are numbers that can be.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    for key, value in metrics.items():
+        if not ALLOWED_METRICS[kind].fullmatch(key):
+            raise Rejected(f"metric {key[:80]!r} is not on the allow-list")
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < LEAST:
+            raise Rejected(f"metric {key} is no finite number from 0 on")
+        name = key.rpartition("/")[2].partition("@")[0]
+        if name in SHARES and value > 1:
+            raise Rejected(f"metric {key} = {value} is no share")
+        if value > LARGEST:
+            raise Rejected(f"metric {key} = {value} is above {LARGEST:g}")
+        if name.startswith("num_") and type(value) is not int:
+            raise Rejected(f"metric {key} = {value} is no whole number")
+    for stage in {key.split("/")[1] for key in metrics if key.startswith("train/")}:
+        if missing := [name for name in OF_STAGE if f"train/{stage}/{name}" not in metrics]:
+            raise Rejected(f"metric train/{stage}/{missing[0]} is missing")
+    if "seconds" not in metrics:
+        raise Rejected("metric seconds is missing")
+    return dict(metrics)  # type: ignore[arg-type]
+
+
+def check_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return the array if its header, as sent, promises what is expected and its bytes keep it.
+
+    The header is compared, not parsed: NumPy's parser allocates what a header promises, and fails in
+    many ways on one that is no header.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    start = 10 + int.from_bytes(array.data[8:10], "little")
+    header, data = array.data[10:start].rstrip(), array.data[start:]
+    expected = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    if array.data[:8] != NPY_1_0 or header != expected:
+        raise Rejected(
+            f"{name} is not {np.dtype(dtype).name} of shape {shape}; its header says {header[:80]!r}"
+        )
+    num_bytes = np.dtype(dtype).itemsize * math.prod(shape)
+    if len(data) != num_bytes:
+        raise Rejected(f"{name} has {len(data)} bytes, expected {num_bytes}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def check_tensor(key: str, values: NDArray[np.float32], max_norm: float) -> None:
+    """Refuse a tensor that would spoil the mean.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    if not np.isfinite(values).all():
+        raise Rejected(f"{key} holds values that are not finite")
+    norm = float(np.linalg.norm(values.astype(np.float64)))
+    if norm > max_norm:
+        raise Rejected(f"{key} has norm {norm:.3g}, above server.max_norm = {max_norm:.3g}")

@@ -1,0 +1,381 @@
+"""Grids: every cell is run once, with its own seed, and the tables say what the cells' own records say."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedsdr.cli import report
+from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.experiments import compare as module
+from fedsdr.experiments.compare import compare
+from fedsdr.experiments.grid import read_grid
+from fedsdr.experiments.measure import measure_grid
+from fedsdr.experiments.measured_run import Options
+from fedsdr.federation.run import read_result, read_settings, run
+from fedsdr.recipe import dump_settings
+from fedsdr.server.checkpoint import save_round
+from fedsdr.storage import read_json
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def grid(tiny_settings: Callable[..., Settings], tmp_path: Path) -> Callable[..., Path]:
+    """Write a grid of quick runs: ``grid(seeds="[0]")`` replaces the line of that key."""
+    recipe = tmp_path / "quick.toml"
+    settings = tiny_settings(
+        **{"data.domains": ["finance", "math"], "server.num_rounds": 1, "eval.max_new_tokens": 2}
+    )
+    recipe.write_text(dump_settings(settings))
+
+    def write(**lines: str) -> Path:
+        keys = {"recipe": f'"{recipe}"', "baseline": '"fedit"', "seeds": "[0, 1]",
+                "vary": '{method = ["fedit", "fedsd"]}', "set": "{lora = {rank = 2}}"} | lines  # fmt: skip
+        path = tmp_path / "grid.toml"
+        path.write_text("".join(f"{key} = {value}\n" for key, value in keys.items() if value))
+        return path
+
+    return write
+
+
+def test_a_grid_runs_each_cell_once_and_its_tables_hold_the_cells_numbers(
+    grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    to = tmp_path / "out"
+    sheets = compare(grid(), to)
+    cells = {(arm, seed): to / arm / f"seed-{seed}" for arm in ("fedit", "fedsd") for seed in (0, 1)}
+    for (arm, seed), folder in cells.items():
+        settings = read_settings(folder)
+        assert (settings.method, settings.run.seed, settings.lora.rank) == (arm, seed, 2)
+    losses = {key: read_result(folder).final["global"]["mean"]["loss"] for key, folder in cells.items()}
+    records = {(r["arm"], r["model"]): r for r in sheets["loss"].records}
+    for arm in ("fedit", "fedsd"):
+        a, b = losses[arm, 0], losses[arm, 1]
+        assert records[arm, "global"]["mean"] == pytest.approx((a + b) / 2)
+        assert records[arm, "global"]["sd"] == pytest.approx(abs(a - b) / 2**0.5)
+        assert a != b
+    assert records["fedsd", "global"]["difference"] == pytest.approx(
+        (losses["fedsd", 0] + losses["fedsd", 1] - losses["fedit", 0] - losses["fedit", 1]) / 2
+    )
+    assert json.loads((to / "comparison.json").read_text())[1]["records"] == [
+        dict(r) for r in sheets["loss"].records
+    ]
+    assert (to / "comparison-costs.csv").is_file()
+    # Rewritings of the test responses are common to all cells, those of the training responses to fedsd's.
+    assert len(list((to / "cache/rewritings").glob("*.jsonl"))) == 2 + 2
+
+    monkeypatch.setattr(module, "run", None)
+    monkeypatch.setattr(module, "resume", None)
+    assert compare(grid(), to) == sheets
+
+
+def test_a_stopped_grid_goes_on_with_the_cell_it_was_in(
+    grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    straight = compare(grid(), tmp_path / "straight")
+    started = []
+
+    def dies(settings: Settings):
+        started.append(settings)
+        with monkeypatch.context() as patch:
+            if len(started) == 3:
+                patch.setattr("fedsdr.federation.server_app.save_round", stop_at_round_1)
+            return run(settings)
+
+    def stop_at_round_1(folder, number, *rest):
+        if number == 1:
+            raise KeyboardInterrupt
+        save_round(folder, number, *rest)
+
+    monkeypatch.setattr(module, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        compare(grid(), tmp_path / "stopped")
+    sheets = compare(grid(), tmp_path / "stopped")
+    assert len(started) == 4  # the third went on by resume
+    del sheets["costs"], straight["costs"]  # time and memory
+    assert sheets == straight
+
+
+def test_each_arm_takes_the_rate_with_the_least_validation_loss_on_what_it_learns(grid, tmp_path: Path):
+    to = tmp_path / "out"
+    lines = {"rates": "[1e-4, 1e-2]", "seeds": "[0]", "set": "{lora = {rank = 2}, data = {num_train = 11}}"}
+    sheets = compare(grid(**lines), to)
+    learnt = {"fedit": "loss", "fedsd": "loss_distilled"}
+    for arm, metric in learnt.items():
+        losses = {}
+        for rate in (1e-4, 1e-2):
+            folder = to / arm / f"rate-{rate}"
+            trial = read_settings(folder)
+            assert (trial.client.learning_rate, trial.eval.on, trial.data.validation) == (
+                rate,
+                "validation",
+                0.1,
+            )
+            losses[rate] = read_result(folder).final["global"]["mean"][metric]
+        best = min(losses, key=losses.__getitem__)
+        cell = read_settings(to / arm / "seed-0")
+        assert (cell.client.learning_rate, cell.eval.on, cell.data.validation) == (best, "test", 0.1)
+    assert {r["arm"]: r["rate"] for r in sheets["rates"].records if r["is_chosen"]} == {
+        arm: read_settings(to / arm / "seed-0").client.learning_rate for arm in learnt
+    }
+
+
+def test_a_rate_that_diverges_loses_and_stops_nothing(grid, tmp_path: Path):
+    lines = {"rates": "[1e-3, 1e30]", "seeds": "[0]", "vary": '{method = ["fedit"]}'}
+    rates = compare(
+        grid(**lines, set="{client = {local_steps = 4, max_grad_norm = 1e30}}"), tmp_path / "out"
+    )["rates"]
+    assert rates.rows == (("fedit", rates.rows[0][1], "diverged", "0.001", "at the end of the list"),)
+    with pytest.raises(UserError, match=r"fedit: training diverged with every one of rates = \[1e\+30\]"):
+        compare(grid(**lines | {"rates": "[1e30]"}, set="{client = {local_steps = 4}}"), tmp_path / "other")
+
+
+def test_processes_beside_each_other_give_what_one_after_the_other_gives(grid, tmp_path: Path):
+    """They share one cache: a rewriting is made by one of them, and read by the others."""
+    straight = compare(grid(), tmp_path / "straight")
+    beside = compare(grid(), tmp_path / "beside", jobs=2)
+    del beside["costs"], straight["costs"]  # time and memory
+    assert beside == straight
+    cached = [sorted(p.name for p in (tmp_path / d).glob("cache/*/*.json*")) for d in ("straight", "beside")]
+    assert cached[0] == cached[1]
+    assert "round 1 of 1" in (tmp_path / "beside/fedsd/seed-1/log.txt").read_text()
+
+
+def test_a_grid_takes_up_its_runs_whatever_number_goes_on_at_a_time(grid, tmp_path: Path):
+    """Threads are shared out among the jobs; a run that began with one share goes on with it."""
+    path = grid(seeds="[0]", vary='{method = ["fedit"]}', set="{run = {threads = 0}}")
+    compare(path, tmp_path / "out", jobs=2)
+    before = read_settings(tmp_path / "out/fedit/seed-0")
+    compare(path, tmp_path / "out", jobs=0)
+    assert read_settings(tmp_path / "out/fedit/seed-0") == before
+
+
+def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp_path: Path, capsys):
+    to = tmp_path / "out"
+    compare(grid(budgets='["per_round"]'), to)
+    whole = (to / "report.html").read_text()
+    assert "unfinished" not in whole
+    for word in (
+        "fedsd",
+        "minus fedit",
+        "Costs of a cell",
+        "equal steps per round",
+        "<svg",
+        "2 for each arm",
+    ):
+        assert word in whole
+    report(to)
+    assert capsys.readouterr().out.strip() == str(to / "report.html")
+    assert (to / "report.html").read_text() == whole
+    shutil.rmtree(to / "fedsd/seed-1")
+    report(to)
+    assert "unfinished: 3 of 4 cells" in (to / "report.html").read_text()
+
+
+def test_an_error_in_one_process_is_told_and_what_is_done_is_kept(grid, tmp_path: Path):
+    vary = '{data = {domains = [["finance", "math"], ["nowhere"]]}}'
+    with pytest.raises(UserError, match="nowhere"):
+        compare(grid(seeds="[0]", vary=vary, baseline='"_finance_math_"'), tmp_path / "out", jobs=1)
+    assert read_result(tmp_path / "out/_finance_math_/seed-0").final
+
+
+def test_a_baseline_of_two_stages_is_another_arm_under_each_budget(grid, tmp_path: Path):
+    lines = {"budgets": '["per_round", "per_stage"]', "vary": '{method = ["fedsdr", "fedsd"]}'}
+    plan = read_grid(grid(**lines, baseline='"fedsdr"', personal_baseline='"fedsd"'), tmp_path)
+    assert [(group.arms, group.baseline, group.personal_baseline) for group in plan.groups.values()] == [
+        (["fedsdr", "fedsd"], "fedsdr", "fedsd"),
+        (["fedsdr-per_stage", "fedsd"], "fedsdr-per_stage", "fedsd"),
+    ]
+
+
+def test_arms_may_have_settings_of_their_own(grid, tmp_path: Path):
+    arms = "{wide = {lora = {rank = 4}}, slow = {client = {learning_rate = 1e-5}}}"
+    plan = read_grid(grid(arms=arms, baseline='"wide-fedit"'), tmp_path)
+    found = {arm: (s.method, s.lora.rank, s.client.learning_rate) for (arm, _), s in plan.cells.items()}
+    usual = Settings().client.learning_rate
+    assert found == {
+        "wide-fedit": ("fedit", 4, usual),
+        "wide-fedsd": ("fedsd", 4, usual),
+        "slow-fedit": ("fedit", 2, 1e-5),
+        "slow-fedsd": ("fedsd", 2, 1e-5),
+    }
+    own = read_grid(
+        grid(arms="{a = {rates = [0.1, 0.3]}, b = {}}", vary="", baseline='"b"', rates="[1e-3]"), tmp_path
+    )
+    assert [*own.trials] == [("a", 0.1), ("a", 0.3), ("b", 1e-3)]
+    alone = read_grid(grid(arms=arms, vary="", baseline='"slow"'), tmp_path)
+    assert {arm for arm, _ in alone.cells} == {"wide", "slow"}
+
+
+def test_the_grids_of_the_page_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parent)
+    page = (RECIPES.parent / "docs/methods.md").read_text()
+    grids = re.findall(r"```toml\n(recipe = .*?)```", page, re.S)
+    assert len(grids) == 2
+    for text in grids:
+        (tmp_path / "grid.toml").write_text(text)
+        assert read_grid(tmp_path / "grid.toml", tmp_path).cells
+
+
+def test_one_run_that_fails_does_not_keep_the_others_from_being_finished(grid, tmp_path: Path):
+    to, arms = tmp_path / "out", "{bad = {client = {learning_rate = 1e30}}, good = {}}"
+    path = grid(seeds="[0]", arms=arms, vary="", baseline='"good"')
+    with pytest.raises(UserError, match=r"1 of 2 runs could not be finished:\n.*training diverged"):
+        compare(path, to)
+    assert read_result(to / "good/seed-0").final
+    assert "unfinished: 1 of 2 cells" in (to / "report.html").read_text()
+
+
+def test_a_moved_grid_goes_on_and_its_plan_stays_if_another_is_refused(grid, tmp_path: Path):
+    compare(grid(seeds="[0]"), tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    before = (tmp_path / "moved/grid.json").read_text()
+    compare(grid(seeds="[0]"), tmp_path / "moved")
+    with pytest.raises(UserError, match="was run with other settings"):
+        compare(grid(seeds="[0]", set="{lora = {rank = 3}}"), tmp_path / "moved")
+    assert (tmp_path / "moved/grid.json").read_text() == before
+
+
+def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid, tmp_path: Path):
+    compare(grid(seeds="[0]"), tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"was run with other settings \(lora.rank was 2 and is 3\); remove it"
+    ):
+        compare(grid(seeds="[0]", set="{lora = {rank = 3}}"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ({"baseline": ""}, "key baseline is missing or unknown"),
+        ({"seed": "3"}, "key seed is missing or unknown"),
+        ({"seeds": "[]"}, r"seeds = \[\]; expected a list of different values"),
+        ({"seeds": "[1, 1]"}, "expected a list of different values"),
+        ({"seeds": '["a"]'}, "run.seed"),
+        ({"vary": '{method = "fedit"}'}, "vary.method = 'fedit'; expected a list"),
+        ({"vary": '{method = ["fedit", "fedrs"]}'}, "method = 'fedrs' is unknown"),
+        ({"vary": '{method = ["fedit", "fedit"]}'}, "two arms are called fedit"),
+        ({"rates": "[]"}, r"rates = \[\]; expected a list of different values, such as \[0.0002"),
+        ({"rates": "[0]"}, "client.learning_rate = 0"),
+        ({"rates": "[1e-3]", "vary": "{client = {learning_rate = [1e-4]}}"}, "given beside rates"),
+        ({"rates": "[1e-3]", "set": "{client = {learning_rate = 1e-4}}"}, "given beside rates"),
+        ({"set": "{run = {seed = 3}}"}, "run.seed is the grid's own"),
+        ({"vary": ""}, "vary and arms are both missing"),
+        ({"personal_baseline": '"fedala"'}, "personal_baseline = 'fedala' is none of the arms"),
+        ({"recipe": "3"}, "recipe = 3; expected a text"),
+        ({"baseline": '["fedit"]'}, "baseline = .*; expected a text"),
+        ({"budgets": '[["per_round"]]'}, "budgets = .*; known are per_round"),
+        ({"budgets": '[1, "per_day"]'}, "budgets = .*; known are per_round"),
+        ({"vary": "{client = [{local_steps = 3}]}"}, "vary.client = .*; expected a list of values"),
+        ({"arms": '{"../out" = {}}'}, "would be a folder's name"),
+        ({"arms": "{cache = {}}"}, "would be a folder's name"),
+        ({"arms": "{slow = {rates = [1e-5]}}"}, "replaces rates, which the grid does not give"),
+        (
+            {
+                "arms": '{fedsdr-per_stage = {method = "fedsdr"}, fedsdr = {method = "fedsdr"}}',
+                "vary": "",
+                "budgets": '["per_round", "per_stage"]',
+                "baseline": '"fedsdr"',
+            },
+            "fedsdr-per_stage is the name of fedsdr under that budget",
+        ),
+        ({"budgets": '["per_epoch"]'}, "budgets = .'per_epoch'.; known are per_round, per_stage"),
+        ({"vary": '["fedit"]'}, r"vary = \['fedit'\]; expected a table"),
+        ({"baseline": '"fedavg"'}, "baseline = 'fedavg' is none of the arms fedit, fedsd"),
+        ({"set": "{lora = {rnk = 2}}"}, "unknown key lora.rnk"),
+    ],
+    ids=str,
+)
+def test_a_grid_with_a_mistake_is_refused_before_any_cell_is_run(grid, tmp_path: Path, lines, says: str):
+    with pytest.raises(UserError, match=says):
+        compare(grid(**lines), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_settings_make_an_arm_of_each_choice(grid, tmp_path: Path):
+    vary = '{method = ["fedsd", "fedsdr"], distill = {verify = ["off", "answer"]}}'
+    plan = read_grid(grid(vary=vary, baseline='"fedsd-off"'), tmp_path / "out")
+    arms = list(dict.fromkeys(arm for arm, _ in plan.cells))
+    assert arms == ["fedsd-off", "fedsd-answer", "fedsdr-off", "fedsdr-answer"]
+    assert plan.cells["fedsdr-answer", 1].distill.verify == "answer"
+    assert {str(settings.run.cache) for settings in plan.cells.values()} == {str(tmp_path / "out/cache")}
+
+
+def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parent)
+    path = RECIPES / "compare-demo.toml"
+    plan = read_grid(path, tmp_path)
+    one_stage, two_stages = ["fedit", "fedsd"], ["fedsdr", "dual-raw"]
+    again = [f"{arm}-per_stage" for arm in two_stages]
+    assert [group.arms for group in plan.groups.values()] == [one_stage + two_stages, one_stage + again]
+    assert len(plan.cells) == 5 * 6
+    assert len(plan.trials) == 3 * 4
+    # 8 steps for each stage, or divided over two; the shared adapter of fedit and fedsd takes 8 in both.
+    budgets = {arm: settings.client.budget for (arm, _), settings in plan.cells.items()}
+    assert [budgets[arm] for arm in again] == ["per_stage"] * 2
+    assert [budgets[arm] for arm in one_stage + two_stages] == ["per_round"] * 4
+    assert "fedsdr compare recipes/compare-demo.toml" in path.read_text()
+
+
+def test_runs_of_a_grid_end_with_the_process_that_began_them(grid, tmp_path: Path):
+    """Killed, it cannot tell them; they must not stay behind and take the cores."""
+    command = [
+        sys.executable,
+        "-m",
+        "fedsdr.cli",
+        "compare",
+        str(grid()),
+        "--to",
+        str(tmp_path / "out"),
+        "--jobs",
+        "1",
+    ]
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (children := psutil.Process(parent.pid).children(recursive=True)) or not any(
+        (tmp_path / "out").glob("*/seed-*/log.txt")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(children, timeout=20)[1]
+
+
+def test_measuring_a_grid_measures_each_cell_once_and_adds_a_table_of_its_arms(grid, tmp_path: Path):
+    to = tmp_path / "out"
+    compare(grid(set="{lora = {rank = 2}, server = {keep_updates = true}}"), to, jobs=0)
+    sheets = measure_grid(to, ["consistency", "survival"], Options())
+    records = {record["arm"]: record for record in sheets["consistency"].records}
+    for arm in ("fedit", "fedsd"):
+        found = [read_json(to / arm / f"seed-{seed}/measurements/consistency.json") for seed in (0, 1)]
+        cosines = [
+            next(r["cosine"] for r in one["records"] if (r["layer"], r["a"]) == ("all", "mean"))
+            for one in found
+        ]
+        assert records[arm]["cosine_last"] == pytest.approx(sum(cosines) / 2)
+        assert records[arm]["num_seeds"] == 2
+    before = (to / "fedit/seed-0/measurements/consistency.json").stat().st_mtime_ns
+    measure_grid(to, [], Options())
+    assert (to / "fedit/seed-0/measurements/consistency.json").stat().st_mtime_ns == before
+    assert (to / "fedsd/seed-1/measurements/paradox.json").exists()
+
+
+def test_cells_that_lack_what_a_measurement_needs_are_passed_over(grid, tmp_path: Path):
+    """Once the first of them, fedit without rewritings, stopped the grid."""
+    to = tmp_path / "out"
+    compare(grid(seeds="[0]", set="{data = {num_train = 48}}"), to, jobs=0)
+    measure_grid(to, ["map"], Options())
+    assert (to / "fedsd/seed-0/measurements/map.json").exists()
+    assert not (to / "fedit/seed-0/measurements/map.json").exists()
+    with pytest.raises(UserError, match="survival could be measured in no cell: what the clients sent"):
+        measure_grid(to, ["map", "survival"], Options())

@@ -1,0 +1,345 @@
+"""What a client's own configuration decides stays as it is, whatever the server's settings say."""
+
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedsdr import __version__
+from fedsdr.config import Privacy, Settings
+from fedsdr.data.sources import BUILT_IN
+from fedsdr.deployment import node
+from fedsdr.deployment.init import init
+from fedsdr.deployment.node import read_node_file, run_node
+from fedsdr.errors import UserError
+from fedsdr.federation.client_app import app
+from fedsdr.federation.client_context import model_of
+from fedsdr.federation.node_config import read_node
+from fedsdr.messages.privacy import epsilon
+from fedsdr.messages.wire import Arrays, broadcast
+from fedsdr.recipe import check_settings
+from fedsdr.storage import read_lines, rewrite_lines
+
+OWN = {"client": "bank", "data": "/srv/data", "folder": "/var/lib/fedsdr", "model": "mine"}
+HOSTILE = {
+    "run": {"dir": "/etc", "cache": "/tmp/theirs", "threads": 2},
+    "model": {"name": "evil/model", "revision": "theirs", "trust_remote_code": True},
+    "data": {"root": "/home/other", "domains": ["secret"]},
+}
+SETTINGS_THAT_A_NODE_TAKES = {
+    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "feddpa", "fdlora", "fedala", "eval",
+}  # fmt: skip
+SETTINGS_THAT_A_NODE_DECIDES = {"run", "model", "data"}
+
+
+def applied(settings: dict[str, Any], **own: Any) -> Settings:
+    return read_node({**OWN, **own}, Path("/elsewhere"), "run").apply(check_settings(settings, "test"))
+
+
+def test_data_model_and_folders_are_the_nodes_whatever_the_server_says():
+    found = applied(HOSTILE)
+    assert (found.model.name, found.model.revision, found.model.trust_remote_code) == ("mine", "", False)
+    assert (found.data.root, found.data.domains, found.data.sources) == ("/srv/data", (), ())
+    assert found.run.cache == ""
+    assert read_node(OWN, Path("/elsewhere"), "first-1234").folder == Path("/var/lib/fedsdr/first-1234")
+    own = applied(HOSTILE, **{"trust-remote-code": True, "revision": "v1", "cache": "/mine", "threads": 3})
+    assert (own.model.revision, own.model.trust_remote_code) == ("v1", True)
+    assert (own.run.cache, own.run.threads) == ("/mine", 3)
+    assert applied({"run": {"threads": 4096}}).run.threads == os.cpu_count()
+
+
+def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decided_by_the_node():
+    """A new one must be put on one of the two lists, after thought."""
+    assert set(Settings.model_fields) == SETTINGS_THAT_A_NODE_TAKES | SETTINGS_THAT_A_NODE_DECIDES
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "told"),
+    [
+        ({"server": {"keep_updates": True}}, {}, "set keep-updates = true"),
+        ({"distill": {"url": "http://x", "served_name": "m"}}, {}, "allows distill-url = ''"),
+        (
+            {"distill": {"url": "http://x", "served_name": "m"}},
+            {"distill-url": "http://x", "served-name": "other"},
+            "is not this node's served-name = 'other'",
+        ),
+        ({}, {"most-epsilon": 4.0}, "asks for privacy.kind = 'local'"),
+        ({"privacy": {"kind": "central", "noise": 2.0}}, {"most-epsilon": 4}, "asks for privacy.kind"),
+        ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be taken off again"),
+        ({"privacy": {"kind": "central", "source": "seeded"}}, {}, "can be taken off again"),
+    ],
+)
+def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, told: str):
+    with pytest.raises(UserError, match=told):
+        applied(settings, **own)
+
+
+def test_what_a_node_consents_to_is_done():
+    assert applied({"server": {"keep_updates": True}}, **{"keep-updates": True}).server.keep_updates
+    assert applied({"privacy": {"kind": "local", "noise": 2.0}}, **{"most-epsilon": 4.0}).privacy.noise == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"clint": "x"}, "unknown key clint; nearest are client"),
+        ({"data": ""}, "data is missing; a node needs"),
+        ({"threads": "3"}, "threads = '3'; expected a whole number"),
+        ({"trust-remote-code": 1}, "expected true or false"),
+        ({"client": "../up"}, "cannot name a folder"),
+        ({"client": 7}, "client = 7; expected text"),
+        ({"delta": 1e5}, "delta = 100000.0; expected more than 0 and less than 1"),
+        ({"most-epsilon": float("nan")}, "most-epsilon = nan; expected 0 or more"),
+        ({"most-epsilon": -1}, "most-epsilon = -1; expected 0 or more"),
+    ],
+)
+def test_a_wrong_configuration_is_told_with_key_value_and_what_would_do(change: dict, told: str):
+    with pytest.raises(UserError, match=told):
+        read_node({**OWN, **change}, Path(), "run")
+
+
+def test_a_simulated_node_has_no_keys_that_it_would_not_heed():
+    with pytest.raises(UserError, match="unknown key most-epsilon"):
+        read_node({"partition-id": 0, "most-epsilon": 4.0}, Path(), "run")
+
+
+def test_the_name_of_a_run_cannot_lead_out_of_the_nodes_folder():
+    with pytest.raises(UserError, match="cannot name a folder"):
+        read_node(OWN, Path(), "../../etc")
+
+
+@pytest.fixture
+def ask(tiny_settings: Callable[..., Settings], flower_task: None) -> Callable[..., Message]:
+    """Let a deployed node prepare, or train on a shared adapter; return its reply."""
+
+    def handle(
+        node: dict[str, Any],
+        shared: Arrays | None = None,
+        run: str = "r-1",
+        name: str = "",
+        identity: str = "",
+        **overrides: Any,
+    ) -> Message:
+        settings = tiny_settings(**{"data.num_train": 0, "data.num_test": 0, **overrides})
+        config = {"settings": settings.model_dump_json(), "version": __version__, "round": 1, "run": run}
+        config |= {"model": identity} if identity else {}
+        config |= {"client": name} if shared is None else {}
+        content = RecordDict({"config": ConfigRecord(config)})
+        if shared is not None:
+            content["arrays"] = broadcast(shared)
+        message = Message(content, 1, "query.prepare" if shared is None else "train", group_id="0")
+        message.metadata.__dict__["_message_id"] = "m"
+        return app(message, Context(1, 1, node, RecordDict(), {}))
+
+    return handle
+
+
+def make_node(tmp_path: Path, model: Path) -> dict[str, Any]:
+    for file, num in (("train.jsonl", 4), ("test.jsonl", 2)):
+        rows = read_lines(BUILT_IN / "domains/code" / file)[:num]
+        rewrite_lines(tmp_path / "data/code" / file, rows)
+    state = {"data": str(tmp_path / "data"), "folder": str(tmp_path / "state")}
+    return {"client": "house", "model": str(model), **state}
+
+
+def test_programs_are_run_only_at_a_node_that_consents(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path
+):
+    """The server's adapter decides what a model writes, so this would be running the server's code."""
+    node = make_node(tmp_path, tiny_folder)
+    for consent, checkable in ((False, 0), (True, 4)):
+        reply = ask(node | {"run-programs": consent, "folder": str(tmp_path / str(consent))}, method="fedsd")
+        assert reply.content["client"]["id"] == "house"
+        assert reply.content["metrics"]["distill/num_checkable@before"] == checkable
+
+
+def test_data_that_changed_are_refused_with_what_changed_and_the_server_is_not_told(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    node = make_node(tmp_path, tiny_folder)
+    assert not ask(node).has_error()
+    path = tmp_path / "data/code/test.jsonl"
+    rewrite_lines(path, [{**row, "output": "pass"} for row in read_lines(path)])
+    reply = ask(node)
+    assert reply.error.reason.startswith("UserError, see node-error.txt")
+    assert "changed since" in capsys.readouterr().err
+    text = (tmp_path / "state/node-error.txt").read_text()
+    assert (
+        "test examples (4 training and 2 test examples now)" in text and "training examples and" not in text
+    )
+
+
+def test_a_node_whose_key_is_registered_under_another_name_is_told_before_it_rewrites(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    node = make_node(tmp_path, tiny_folder)
+    assert ask(node, name="home").has_error()
+    assert "the server has its key as that of 'home'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("state/**/distilled*"))
+    assert not ask(node, name="house").has_error()
+
+
+def test_a_client_is_told_how_many_of_its_examples_the_server_draws(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Few, and an update tells much of each."""
+    assert not ask(make_node(tmp_path, tiny_folder), **{"data.num_train": 3}).has_error()
+    assert "; 3 examples of each domain drawn, " in capsys.readouterr().err
+
+
+def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no_update_beyond_the_clients_limit(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
+):
+    """Each new one would be another look at the same data, which no run's epsilon counts."""
+    node = make_node(tmp_path, tiny_folder)
+    one, two = (epsilon(Privacy(kind="local", noise=4.0), num) for num in (1, 2))
+    private = {"method": "fedit", "privacy.kind": "local", "privacy.noise": 4.0, "eval.rewritings": False}
+    shared = {k: v.numpy() for k, v in model_of(tiny_settings())[1].state("shared").items()}
+    first = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
+    assert not first.has_error(), first.error
+    again = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
+    assert again.content["arrays"] == first.content["arrays"]
+    assert ask(node | {"most-epsilon": one * 0.9, "folder": str(tmp_path / "new")}, **private).has_error()
+    assert "one update with privacy.noise = 4" in (tmp_path / "new/node-error.txt").read_text()
+    other = {key: value + 0.01 for key, value in shared.items()}
+    for run in ("r-1", "r-2"):  # a run of another name does not begin at zero
+        assert ask(node | {"most-epsilon": (one + two) / 2}, other, run=run, **private).has_error()
+        assert "its most-epsilon is" in (tmp_path / "state/node-error.txt").read_text()
+    assert not ask(node | {"most-epsilon": two * 1.01}, other, **private).has_error()
+
+
+def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
+):
+    """The server chooses `server.max_norm`, so refusing what is above would be a look without noise."""
+    node = make_node(tmp_path, tiny_folder)
+    shared = {k: v.numpy() for k, v in model_of(tiny_settings())[1].state("shared").items()}
+    tight = {"method": "fedit", "eval.rewritings": False, "server.max_norm": 1e-6}
+    assert ask(node, shared, **tight).error.reason.startswith("Diverged")
+    assert not ask(node, shared, **tight, **{"privacy.kind": "local"}).has_error()
+
+
+def test_a_node_without_a_folder_writes_nothing_where_the_server_says(
+    ask: Callable[..., Message], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    reply = ask({"client": "house", "data": "data", "model": "tiny"}, **{"run.dir": str(tmp_path / "theirs")})
+    assert reply.has_error()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def node_file(tmp_path: Path) -> Path:
+    """What `fedsdr deploy init` writes for a client of a trial."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    init(tmp_path / "all", ["bank"], "localhost:8443", "any")
+    path = tmp_path / "all/bank/node.toml"
+    path.write_text(re.sub(r"port = \d+", f"port = {port}", path.read_text()))
+    (path.parent / "data/loans").mkdir(parents=True)
+    return path
+
+
+def test_a_second_program_of_one_node_is_refused(node_file: Path, monkeypatch: pytest.MonkeyPatch):
+    """Once it took the first one's messages, and ended without a word."""
+    monkeypatch.setattr(node, "FREED", 0.0)
+    with (
+        socket.create_server(("127.0.0.1", read_node_file(node_file).port)),
+        pytest.raises(UserError, match="another `fedsdr node` of this file has it"),
+    ):
+        run_node(node_file)
+
+
+def test_missing_data_are_told_when_a_node_starts(
+    node_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def serve(*args: Any) -> int:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(node, "_serve", serve)
+    monkeypatch.setattr(node.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "umask", lambda mask: None)
+    (node_file.parent / "data/loans/train.jsonl").touch()
+    with pytest.raises(SystemExit):
+        run_node(node_file)
+    told = capsys.readouterr().err
+    assert "there is no" in told and "loans/test.jsonl" in told and "loans/train.jsonl" not in told
+
+
+@pytest.mark.parametrize("port", [0, 80, 99_999])
+def test_a_port_that_no_node_can_have_is_told_at_once(node_file: Path, port: int):
+    node_file.write_text(re.sub(r"port = \d+", f"port = {port}", node_file.read_text()))
+    with pytest.raises(
+        UserError, match=r"node.toml: port = .*: input should be (greater|less) than or equal to"
+    ):
+        read_node_file(node_file)
+
+
+def test_a_misspelt_key_of_a_nodes_file_is_named_before_the_one_that_it_stands_for(node_file: Path):
+    node_file.write_text(node_file.read_text().replace("private-key", "privat-key"))
+    with pytest.raises(UserError, match=r"privat-key = 'node\.key': extra inputs"):
+        read_node_file(node_file)
+
+
+@pytest.mark.parametrize(
+    ("file", "holds", "told"),
+    [
+        ("node.key", "public", "private-key = .*found no private key as made by `ssh-keygen -t ecdsa"),
+        ("node.key", "ed25519", "private-key = .*found no private key as made by `ssh-keygen -t ecdsa"),
+        ("ca.crt", "nothing", "root-certificates = .*expected the server's ca.crt"),
+        ("node.toml", "https://", "superlink = 'https://localhost:8443': expected host:port"),
+    ],
+)
+def test_what_no_server_would_let_in_is_told_before_it_is_tried(
+    node_file: Path, file: str, holds: str, told: str
+):
+    """Flower's words were the same for all, and the node was started again for ever."""
+    place = node_file.with_name(file)
+    openssh = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH)
+    place.write_bytes(
+        {
+            "public": node_file.parents[1].joinpath("server/keys/bank.pub").read_bytes(),
+            "ed25519": ed25519.Ed25519PrivateKey.generate().private_bytes(
+                *openssh, serialization.NoEncryption()
+            ),
+            "nothing": b"",
+            "https://": node_file.read_bytes().replace(b'"localhost', b'"https://localhost'),
+        }[holds]
+    )
+    with pytest.raises(UserError, match=told):
+        read_node_file(node_file)
+
+
+def test_a_ctrl_c_reaches_the_node_and_not_its_supernode_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A terminal interrupts all of a group at once. Told twice, a SuperNode did not sign off at its server."""
+    told = tmp_path / "group"
+    program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpgrp())); time.sleep(60)"
+
+    def work(*args: Any) -> None:
+        while not told.exists() or not told.read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsdr.deployment.worker.work", work)
+    with pytest.raises(KeyboardInterrupt):
+        node._serve([sys.executable, "-c", program, str(told)], "", b"")
+    assert int(told.read_text()) != os.getpgrp()
+
+
+def test_a_client_with_another_base_model_rewrites_nothing_and_both_sides_are_told(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    reply = ask(make_node(tmp_path, tiny_folder), identity="another")
+    assert f"model = '{tiny_folder}' is not the server's base model" in capsys.readouterr().err
+    assert reply.error.reason == "AnotherBaseModel, see node-error.txt"
+    assert not list(tmp_path.glob("state/**/distilled*"))

@@ -1,0 +1,496 @@
+"""A run from settings to scores: what its folder holds, and the mistakes that stop it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+
+import fedsdr.federation.client_app as client_app
+from fedsdr import __version__
+from fedsdr.config import Settings
+from fedsdr.errors import Diverged, UserError
+from fedsdr.federation import client_context
+from fedsdr.federation.export import export_round
+from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.federation.run import evaluate_round, read_result, read_settings, resume, run, run_over
+from fedsdr.model.adapter_files import load_adapter
+from fedsdr.model.adapters import Adapters
+from fedsdr.model.base import load_base
+from fedsdr.recipe import dump_settings
+from fedsdr.storage import read_lines
+
+QUICK = {
+    "data.domains": ["finance", "math"],
+    "server.num_rounds": 1,
+    "client.local_steps": 1,
+    "eval.rewritings": False,
+    "eval.max_new_tokens": 2,
+    "method": "fedit",
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_process() -> Iterator[None]:
+    """Adapters and settings of one test's model must not serve the next."""
+    yield
+    client_context.close_clients()
+    client_context.load_model.cache_clear()
+
+
+@pytest.fixture
+def quick(tiny_settings: Callable[..., Settings]) -> Callable[..., Settings]:
+    """Settings of a run in a second: two clients, one round, no rewriting."""
+    return lambda **overrides: tiny_settings(**QUICK | overrides)
+
+
+def write_data(root: Path, answers: dict[str, str]) -> None:
+    """Four training and one test example for each domain."""
+    for domain, answer in answers.items():
+        folder = root / domain
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [{"instruction": f"Question {n}?", "output": f"{answer} {n}."} for n in range(5)]
+        for name, part in (("train", rows[:4]), ("test", rows[4:])):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def test_the_folder_of_a_finished_run_holds_all_that_the_report_and_a_reader_need(quick):
+    settings = quick(method="fedsdr", **{"eval.rewritings": True, "server.num_rounds": 2, "eval.every": 1})
+    result = run(settings)
+    folder = Path(settings.run.dir)
+    assert result.folder == folder
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found >= {
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        *(f"evaluation/round-000{number}.json" for number in (0, 1, 2)),
+        *(f"server/round-000{number}/adapter_model.safetensors" for number in (0, 1, 2)),
+        *(f"server/round-000{number}/adapter_config.json" for number in (0, 1, 2)),
+        *(
+            f"clients/{client}/{name}"
+            for client in ("finance", "math")
+            for name in (
+                "data.hash",
+                "distilled.jsonl",
+                "distilled-test.jsonl",
+                "round-0001/adapter_model.safetensors",
+                "round-0002/adapter_model.safetensors",
+                "evaluation/round-0000-global.jsonl",
+                "evaluation/round-0002-global.jsonl",
+                "evaluation/round-0002-personalised.jsonl",
+            )
+        ),
+    }
+    assert not [name for name in found if "aside" in name or "error" in name]
+    assert result.adapter == folder / "server" / "round-0002"
+    assert load_adapter(result.adapter)
+    pairs = read_lines(folder / "clients" / "math" / "distilled.jsonl")
+    assert len(pairs) == settings.data.num_train
+    assert all(pair["distilled"] == pair["output"] for pair in pairs if pair["fallback"])
+
+
+def test_the_result_says_which_model_was_scored_on_what(quick):
+    """Two test examples in each of two domains; the private adapter makes a second model."""
+    settings = quick(method="dual-raw")
+    result = run(settings)
+    assert set(result.base) == {"global"}
+    assert set(result.final) == {"global", "personalised"}
+    for table in (result.base, result.final):
+        assert list(table["global"]) == ["finance", "math", "mean"]
+        assert table["global"]["mean"]["num_examples"] == 2 * settings.data.num_test
+    assert result.final["global"]["mean"]["loss"] != result.base["global"]["mean"]["loss"]
+    assert read_result(Path(settings.run.dir)) == result
+
+
+def test_the_settings_of_a_run_say_what_auto_chose_and_are_read_back_wherever_the_folder_moves(
+    quick, tmp_path: Path
+):
+    settings = quick(**{"model.dtype": "auto", "model.attention": "auto", "run.threads": 1})
+    run(settings)
+    kept = read_settings(Path(settings.run.dir))
+    assert "auto" not in (kept.model.dtype, kept.model.attention, kept.model.checkpointing)
+    assert kept.run.threads == 1
+    same = {"dtype": "auto", "attention": "auto", "checkpointing": "auto"}
+    assert kept.model_copy(update={"model": kept.model.model_copy(update=same)}) == settings
+    moved = Path(settings.run.dir).rename(tmp_path / "moved")
+    assert read_settings(moved).run.dir == str(moved)
+    assert read_result(moved).folder == moved
+
+
+def test_the_environment_tells_versions_model_and_data(quick):
+    settings = quick()
+    run(settings)
+    found = json.loads((Path(settings.run.dir) / "environment.json").read_text())
+    assert found["versions"]["torch"] == torch.__version__
+    assert len(found["model"]["identity"]) >= 64  # SHA-256 over weights and template
+    assert found["data"]["num_train"] == {"finance": 6, "math": 6}
+    assert found["machine"]["threads"] == 1
+
+
+def test_the_log_has_an_event_for_each_reply_and_round_and_no_text_of_the_data(quick):
+    settings = quick(**{"server.num_rounds": 2})
+    run(settings)
+    log = Path(settings.run.dir) / "metrics.jsonl"
+    events = [(event["event"], event["round"], event.get("client")) for event in read_lines(log)]
+    clients = ("finance", "math")
+    assert events == [
+        *(("prepare", 0, client) for client in clients),
+        *(("evaluate", 0, client) for client in clients),
+        *(("train", 1, client) for client in clients),
+        ("round", 1, None),
+        *(("train", 2, client) for client in clients),
+        ("round", 2, None),
+        *(("evaluate", 2, client) for client in clients),
+        ("end", 2, None),
+    ]
+    for event in read_lines(log):
+        assert all(
+            isinstance(value, int | float) for key, value in event.items() if key not in ("event", "client")
+        )
+
+
+def test_evaluation_comes_every_so_many_rounds_and_always_at_the_end(quick):
+    settings = quick(**{"server.num_rounds": 5, "eval.every": 2})
+    run(settings)
+    names = sorted(path.name for path in (Path(settings.run.dir) / "evaluation").iterdir())
+    assert names == [f"round-000{number}.json" for number in (0, 2, 4, 5)]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(quick):
+    settings = quick()
+    run(settings)
+    log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"already holds a run.*fedsdr resume"):
+        run(settings)
+    assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
+
+
+def test_resuming_a_finished_run_reports_it_again_and_trains_nothing(quick, monkeypatch: pytest.MonkeyPatch):
+    settings = quick()
+    result = run(settings)
+    log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(client_app, "local_update", None)
+    assert resume(Path(settings.run.dir)) == result
+    # Went wrong once: the seconds of the rewriting became those of reading it again.
+    assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_its_own(
+    quick, monkeypatch: pytest.MonkeyPatch
+):
+    """A grid's table had cells that took less time in all than in training."""
+    settings = quick()
+    folder = Path(settings.run.dir)
+    monkeypatch.setattr(client_app, "evaluate_base", None)
+    with pytest.raises(UserError):
+        run(settings)
+    monkeypatch.undo()
+    resume(folder)
+    assert {"seconds", "peak_memory"} <= read_lines(Path(run(quick()).folder) / "metrics.jsonl")[-1].keys()
+    assert read_lines(folder / "metrics.jsonl")[-1] == {"event": "end", "round": settings.server.num_rounds}
+
+
+def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
+    folder = run(quick()).folder
+    (folder / "nonce").write_text("1")
+    with pytest.raises(UserError, match=r"data is at the clients.*The command that began it.*--on SERVER"):
+        resume(folder)
+
+
+def test_a_finished_run_over_flower_waits_for_no_client(quick, monkeypatch: pytest.MonkeyPatch):
+    deployed = quick(**{"federation.num_clients": 2})
+    folder = Path(deployed.run.dir)
+    grid = LocalGrid(client_app.app, 2, folder / "clients")
+    result = run_over(grid, deployed)
+    monkeypatch.setattr(grid, "get_node_ids", None)
+    log = folder / "metrics.jsonl"
+    whole = log.read_text()
+    assert run_over(grid, deployed) == result
+    assert log.read_text() == whole
+    log.write_text(whole[:-9])  # the disk was full
+    assert run_over(grid, deployed) == result
+    assert [event["event"] for event in read_lines(log)][-2:] == ["evaluate", "end"]
+
+
+def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as_before(quick):
+    settings = quick()
+    result = run(settings)
+    deployed = quick(**{"federation.num_clients": 2, "run.dir": settings.run.dir})
+    with pytest.raises(UserError, match="cannot go on: data hash"):
+        run_over(LocalGrid(client_app.app, 2, result.folder / "clients"), deployed)
+    assert resume(result.folder) == result
+
+
+def test_a_run_wants_a_folder():
+    """Went wrong once: settings made by hand have none, and the run filled the working directory."""
+    with pytest.raises(UserError, match=r"run\.dir is empty"):
+        run(Settings())
+
+
+def test_a_folder_without_run_cannot_be_resumed(tmp_path: Path):
+    with pytest.raises(UserError, match=r"holds no run: config.toml is missing"):
+        resume(tmp_path)
+
+
+def test_an_unfinished_run_has_no_result_yet(quick, tmp_path: Path):
+    (tmp_path / "config.toml").write_text(dump_settings(quick()))
+    with pytest.raises(UserError, match=r"not finished.*fedsdr resume"):
+        read_result(tmp_path)
+
+
+HOLD = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+
+
+def test_two_processes_cannot_work_in_one_folder(quick, tmp_path: Path):
+    settings = quick(**{"run.dir": str(tmp_path)})
+    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=r"another process \(.*\) is working in"):
+            run(settings)
+        (tmp_path / "config.toml").write_text(dump_settings(settings))
+        with pytest.raises(UserError, match=r"another process \(.*\) is working in"):
+            resume(tmp_path)
+        (tmp_path / "config.toml").unlink()
+        other.kill()
+    run(settings)  # the lock went with its process
+    assert (tmp_path / ".lock").read_text() == str(os.getpid())  # what the next one would name
+
+
+def test_a_run_is_not_resumed_on_data_that_changed(quick, tmp_path: Path):
+    """In the same process too, such as a notebook: the files are read anew."""
+    root = tmp_path / "data"
+    write_data(root, {"a": "Yes", "b": "No"})
+    settings = quick(**{"data.root": str(root), "data.domains": []})
+    run(settings)
+    write_data(root, {"b": "Never"})
+    with pytest.raises(UserError, match="data hash"):
+        resume(Path(settings.run.dir))
+    write_data(root, {"b": "No"})
+    assert resume(Path(settings.run.dir))
+
+
+def test_a_new_run_in_the_same_process_reads_the_data_that_are_there_now(quick, tmp_path: Path):
+    """After a run that was stopped by an error too."""
+    root = tmp_path / "data"
+    write_data(root, {"a": "Yes", "b": "No"})
+    data = {"data.root": str(root), "data.domains": []}
+    with pytest.raises(UserError, match="clients_per_round"):
+        run(quick(**data, **{"server.clients_per_round": 3}))
+    write_data(root, {"c": "Perhaps"})
+    assert list(run(quick(**data)).base["global"]) == ["a", "b", "c", "mean"]
+
+
+def test_a_client_refuses_to_go_on_in_a_folder_that_was_begun_with_other_data(quick, tmp_path: Path):
+    """In a deployment the server cannot compare the data: the client does."""
+    data = client_context.data_of(quick())[1][0]
+    client_context.check_unchanged(tmp_path, data)
+    client_context.check_unchanged(tmp_path, data)
+    data.train.pop()
+    with pytest.raises(UserError, match=r"data of client finance changed.*5 training and 2 test"):
+        client_context.check_unchanged(tmp_path, data)
+
+
+@pytest.mark.parametrize("part", ["versions", "model", "machine"])
+def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str):
+    settings = quick()
+    run(settings)
+    file = Path(settings.run.dir) / "environment.json"
+    environment = json.loads(file.read_text())
+    key = {"versions": "torch", "model": "identity", "machine": "processor"}[part]
+    environment[part][key] = "another"
+    file.write_text(json.dumps(environment))
+    with pytest.raises(UserError, match=f"{part} {key} was another"):
+        resume(Path(settings.run.dir))
+
+
+def fail_training_of(clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = client_app.local_update
+
+    def update(*args: Any, **more: Any) -> dict[str, float]:
+        if args[-1].split(", ")[-1] in clients:
+            raise ZeroDivisionError("the response was: secret")
+        return real(*args, **more)
+
+    monkeypatch.setattr(client_app, "local_update", update)
+
+
+def test_a_client_that_fails_is_dropped_and_the_round_goes_on_with_the_others(
+    quick, monkeypatch: pytest.MonkeyPatch
+):
+    settings = quick(**{"data.domains": ["finance", "general", "math"], "server.num_rounds": 2})
+    fail_training_of(("general",), monkeypatch)
+    run(settings)
+    events = read_lines(Path(settings.run.dir) / "metrics.jsonl")
+    assert [(e["round"], e["client"]) for e in events if e["event"] == "dropped"] == [
+        (1, "general"),
+        (2, "general"),
+    ]
+    reasons = {event["reason"] for event in events if event["event"] == "dropped"}
+    assert reasons == {"the client failed: ZeroDivisionError, see node-2-error.txt"}
+    trained = [(e["round"], e["client"]) for e in events if e["event"] == "train"]
+    assert trained == [(1, "finance"), (1, "math"), (2, "finance"), (2, "math")]
+    assert "general" in read_result(Path(settings.run.dir)).final["global"]
+
+
+def test_below_the_quorum_the_run_stops_with_the_reasons_and_can_be_resumed(
+    quick, monkeypatch: pytest.MonkeyPatch
+):
+    settings = quick(**{"server.quorum": 1.0})
+    with monkeypatch.context() as patch:
+        fail_training_of(("math",), patch)
+        with pytest.raises(
+            UserError, match=r"1 of 2 asked.*quorum = 1.0.*math: the client failed: ZeroDivisionError"
+        ):
+            run(settings)
+    undisturbed = run(quick(**{"server.quorum": 1.0}))
+    result = resume(Path(settings.run.dir))
+    assert (result.base, result.final) == (undisturbed.base, undisturbed.final)
+
+
+def test_settings_that_do_not_fit_the_model_leave_the_folder_free_for_the_next_attempt(quick):
+    settings = quick(**{"lora.targets": ["query"]})
+    with pytest.raises(UserError, match=r"lora.targets: query is no linear layer"):
+        run(settings)
+    assert not (Path(settings.run.dir) / "config.toml").exists()
+    run(quick(**{"run.dir": settings.run.dir}))
+
+
+def test_more_clients_than_there_are_cannot_be_drawn(tiny_settings: Callable[..., Settings], tmp_path: Path):
+    """Refused before anything is rewritten."""
+    settings = tiny_settings(**{"server.clients_per_round": 6, "run.dir": tmp_path})
+    with pytest.raises(UserError, match="clients_per_round = 6, but there are 5 clients"):
+        run(settings)
+    assert not list(tmp_path.glob("clients/*/distilled.jsonl"))
+
+
+def test_dropout_repeats_with_the_seed(quick):
+    one, two, other = (run(quick(**{"lora.dropout": 0.5, "run.seed": seed})).adapter for seed in (1, 1, 2))
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (one, two, other)]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_run_can_be_resumed_by_the_name_of_its_folder(quick):
+    result = run(quick())
+    assert resume(str(result.folder)) == result
+    assert result.report.is_file()
+
+
+def test_an_older_round_is_evaluated_only_with_the_model_and_data_of_the_run(quick):
+    folder = run(quick(**{"server.num_rounds": 2})).folder
+    path = folder / "environment.json"
+    path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'))
+    with pytest.raises(UserError, match="cannot go on: versions torch"):
+        evaluate_round(folder, 1)
+
+
+def test_a_second_merged_export_equals_the_first(quick, tmp_path: Path):
+    """Went wrong once: the adapter was folded into the model that the process keeps, so twice on the second call."""
+    folder = run(quick()).folder
+    for name in ("one", "two"):
+        export_round(folder, tmp_path / name, None, "", merged=True)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_second_run_on_a_warm_cache_asks_the_base_model_nothing(
+    quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Rewritings and scores of the base are those of the first run; another method shares them."""
+    chosen = {"run.cache": str(tmp_path / "cache"), "method": "fedsdr"}
+    first = run(quick(**chosen))
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsdr.distill.rewrite.generate", None)
+        patch.setattr("fedsdr.evaluate.tasks.evaluate", None)
+        second = run(quick(**chosen))
+    assert (second.base, second.final) == (first.base, first.final)
+    kept = {path.parent.name for path in (tmp_path / "cache").rglob("*.json*")}
+    assert kept == {"rewritings", "scores"}
+    assert not list((second.folder / "clients").rglob("reference-*.jsonl"))
+    longer = run(quick(**chosen | {"eval.max_new_tokens": 9}))
+    assert longer.base != first.base  # another setting is another score
+
+
+@pytest.mark.parametrize("allowed", ["", "http://localhost:9/v1"])
+def test_a_node_sends_its_data_to_no_server_that_its_own_configuration_does_not_name(
+    quick, tmp_path: Path, allowed: str
+):
+    """Settings come from the federation's server; where a client's texts go is the client's affair."""
+    theirs = {"distill.url": "http://elsewhere.example/v1", "distill.served_name": "m", "method": "fedsd"}
+    settings = quick(**theirs)
+    grid = LocalGrid(client_app.app, 2, tmp_path, **{"distill-url": allowed})
+    config = ConfigRecord(
+        {"settings": settings.model_dump_json(), "version": __version__, "round": 0, "run": "r"}
+    )
+    message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
+    with pytest.raises(UserError, match=f"elsewhere.example.*allows distill-url = '{allowed}'"):
+        list(grid.send_and_receive([message]))
+
+
+def test_where_a_client_keeps_its_texts_is_said_by_its_node_and_not_by_the_server(quick, tmp_path: Path):
+    settings = quick(**{"run.cache": str(tmp_path / "theirs"), "method": "fedsd"})
+    own = tmp_path / "own"
+    grid = LocalGrid(client_app.app, 2, tmp_path / "clients", cache=str(own))
+    config = ConfigRecord(
+        {"settings": settings.model_dump_json(), "version": __version__, "round": 0, "run": "r"}
+    )
+    message = Message(RecordDict({"config": config}), 1, "query.prepare", group_id="0")
+    assert not next(iter(grid.send_and_receive([message]))).has_error()
+    assert not (tmp_path / "theirs").exists()
+    assert list((own / "rewritings").glob("*.jsonl"))
+
+
+def test_a_model_that_our_attention_does_not_fit_runs_with_its_own(quick, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedsdr.model.attention.keeps_apart", lambda model: False)
+    settings = quick(**{"model.attention": "auto"})
+    run(settings)
+    assert read_settings(Path(settings.run.dir)).model.attention == "eager"
+    client_context.load_model.cache_clear()
+    with pytest.raises(UserError, match="'grouped' does not give this model's results"):
+        run(quick(**{"model.attention": "grouped"}))
+
+
+def test_fast_and_plain_attention_give_the_same_run(quick):
+    """In float32: rewritings and answers word for word, losses and adapters up to rounding."""
+    results = {}
+    chosen = {"method": "fedsdr", "server.num_rounds": 2, "client.local_steps": 3, "eval.rewritings": True}
+    for attention in ("grouped", "eager"):
+        results[attention] = run(quick(**chosen, **{"model.attention": attention}))
+    fast, plain = results["grouped"], results["eager"]
+    for name in ("distilled.jsonl", "evaluation/round-0002-global.jsonl"):
+        assert (fast.folder / "clients/math" / name).read_text() == (
+            plain.folder / "clients/math" / name
+        ).read_text()
+    for model, by_domain in plain.final.items():
+        for domain, metrics in by_domain.items():
+            assert fast.final[model][domain] == pytest.approx(metrics, rel=1e-4)
+    ours, theirs = load_adapter(fast.adapter), load_adapter(plain.adapter)
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_settings):
+    """Its losses were finite; the server would drop it for its norm, and tell of a quorum that was missed."""
+    settings = tiny_settings(**{"method": "fedit", "client.local_steps": 1, "client.learning_rate": 1e30})
+    with pytest.raises(
+        Diverged, match=r"round 1, code: training diverged: .* norm .*; lower client.learning_rate"
+    ):
+        run(settings)
+
+
+def test_one_tensor_that_is_no_number_is_told_as_divergence_wherever_it_lies(tiny_settings):
+    """The largest of several norms is not NaN if one that is a number comes first."""
+    settings = tiny_settings()
+    adapters = Adapters(load_base(settings.model).model, settings.lora)
+    adapters.initialise("shared", 0)
+    client_app._demand_sane(adapters, settings, "round 1, math")
+    adapters.parameters(("shared",))[-1].data.fill_(float("nan"))
+    with pytest.raises(Diverged, match=r"round 1, math: training diverged: a tensor .* has the norm nan"):
+        client_app._demand_sane(adapters, settings, "round 1, math")

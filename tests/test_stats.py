@@ -1,0 +1,82 @@
+"""Paired tests and their correction, worked out by hand or by another library."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedsdr.stats import clustered, holm, paired
+
+SCORES = {"fedit": [0.50, 0.40, 0.60], "fedsd": [0.55, 0.50, 0.66]}
+
+
+def test_the_paired_test_is_scipys():
+    difference = paired(SCORES["fedsd"], SCORES["fedit"])
+    oracle = stats.ttest_rel(SCORES["fedsd"], SCORES["fedit"])
+    assert difference is not None
+    assert difference.mean == pytest.approx((0.05 + 0.10 + 0.06) / 3)
+    assert difference.p == pytest.approx(oracle.pvalue)
+    assert (difference.low, difference.high) == pytest.approx(oracle.confidence_interval(0.95))
+
+
+def test_without_spread_there_is_no_test():
+    assert paired([0.5], [0.4]) is None
+    assert paired([0.5, 0.5], [0.5, 0.5]) is None
+
+
+def test_holm_by_hand():
+    """Ascending 0.01, 0.02, 0.04 times 3, 2, 1: 0.03, 0.04, 0.04. Never smaller than one before it."""
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.01, 0.011]) == pytest.approx([0.02, 0.02])  # 1 x 0.011 is raised to 0.02
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=shape)
+
+
+def test_where_only_seeds_differ_the_test_over_both_is_the_paired_one_over_seeds():
+    """All examples of a seed share its luck; the other variance is then of what is left, which is nothing."""
+    of_seed = np.array([0.1, 0.4, -0.2, 0.3])
+    differences = np.repeat(of_seed[:, None], 6, axis=1)
+    both, seeds = clustered(differences, ["math"] * 6), paired(of_seed, [0] * 4)
+    assert both is not None and seeds is not None
+    assert (both.mean, both.low, both.high, both.p) == pytest.approx(
+        (seeds.mean, seeds.low, seeds.high, seeds.p)
+    )
+
+
+def test_where_only_examples_differ_the_error_is_that_of_a_paired_test_over_examples():
+    of_example = noise(9)
+    both = clustered(np.repeat(of_example[None], 4, axis=0), ["math"] * 9)
+    error = of_example.std(ddof=1) / 3
+    assert both is not None
+    assert both.high - both.mean == pytest.approx(error * stats.t.ppf(0.975, 3))  # 4 seeds are the fewer
+
+
+def test_domains_weigh_alike_however_many_examples_they_have():
+    differences = np.array([[1.0, 1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
+    both = clustered(differences, ["code"] * 4 + ["math"] * 2)
+    assert both is not None
+    assert both.mean == pytest.approx((7 / 8 + 0) / 2)
+
+
+def test_the_error_over_both_is_right_on_average():
+    """Seeds, examples and their meetings draw for themselves: intervals should hold the true difference, 0."""
+    rng = np.random.default_rng(0)
+    num_held = 0
+    for _ in range(400):
+        drawn = rng.normal(size=(8, 1)) + rng.normal(size=(1, 40)) + rng.normal(size=(8, 40))
+        found = clustered(drawn, ["math"] * 20 + ["code"] * 20)
+        assert found is not None
+        num_held += found.low <= 0 <= found.high
+    assert 0.92 <= num_held / 400 <= 1.0
+    # Paired over seeds alone, the examples' luck counts for nothing: such intervals hold 0 more seldom when
+    # they matter.
+    assert paired(list(drawn.mean(axis=1)), [0.0] * 8) is not None
+
+
+def test_too_little_to_judge_by():
+    assert clustered(noise(1, 5), ["math"] * 5) is None
+    assert clustered(noise(3, 3), ["math", "math", "code"]) is None
+    assert clustered(np.zeros((3, 4)), ["math"] * 4) is None

@@ -1,0 +1,1 @@
+"""What made files that the package ships; not part of it."""

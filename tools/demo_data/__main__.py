@@ -1,0 +1,5 @@
+"""The command ``python -m tools.demo_data``."""
+
+from tools.demo_data import main
+
+main()
