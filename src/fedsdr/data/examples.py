@@ -1,6 +1,7 @@
 """The instruction example, the unit that flows through every package."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +35,9 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()
     """Earlier exchanges of the conversation, each what was asked and what was answered; shown before the
     instruction."""
+
+
+def as_record(example: Example) -> dict[str, Any]:
+    """An example as JSON holds it; an empty history is left out, so that single turns keep their hashes."""
+    record = asdict(example)
+    return record if example.history else {key: record[key] for key in record if key != "history"}

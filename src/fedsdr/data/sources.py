@@ -39,6 +39,8 @@ class Domain:
     test: list[Record]
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Rows that could not be used, by reason."""
+    num_cut: int = 0
+    """Examples whose response loses its end at `model.max_length` (`data.lengths`)."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedsdr.config import Distill
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import is_refusal, is_self_referring, lost
 from fedsdr.data.conversation import encode_prompt
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
 from fedsdr.distill.prompts import VERSION, rewriting_turns
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.base import Base
@@ -143,7 +143,7 @@ def _ask(
     is in can change its answer. Of a server's answers it holds what is known of it, the served name.
     """
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
-    hashes = [content_hash(asdict(example)) for example in examples]
+    hashes = [content_hash(as_record(example)) for example in examples]
     engine = ["server", settings.served_name] if settings.url else base.fingerprint
     key = content_hash(
         __version__, base.identity, engine, prompt, VERSION, asdict(sampling), settings.seed,

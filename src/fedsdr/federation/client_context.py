@@ -10,9 +10,11 @@ import torch
 
 from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import Conversation, encode
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
+from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
+from fedsdr.data.summary import check_consistent, notices
 from fedsdr.distill.rewrite import Rewriting, rewrite
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
@@ -20,11 +22,12 @@ from fedsdr.methods import METHODS, View
 from fedsdr.model.adapters import Adapters
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import Base, load_base
+from fedsdr.progress import say
 from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 
 REWRITING = tuple(field.name for field in fields(Rewriting))
-TRUTH = ("label", "choices", "answer", "facts", "tests")
-"""What of an example is kept beside its rewriting, so that `fedsdr analyze` can check it."""
+TRUTH = ("label", "choices", "answer", "facts", "tests", "history")
+"""What else of an example is kept beside its rewriting, so that `fedsdr analyze` can check it."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,28 @@ def model_of(settings: Settings) -> tuple[Base, Adapters]:
     return load_model(settings.model, settings.adapter, settings.run.threads)
 
 
-@lru_cache(maxsize=1)
-def _load_data(settings: str) -> tuple[dict[str, Domain], list[ClientData]]:
-    chosen = Settings.model_validate_json(settings)
-    domains = load_domains(chosen.data, chosen.partition.id_column)
-    return domains, partition(domains, chosen)
+_data: dict[str, tuple[dict[str, Domain], list[ClientData]]] = {}
 
 
 def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
-    """All domains of a simulation, and all clients, sorted by id; read once per process."""
-    return _load_data(
-        settings.model_dump_json(include={"method": True, "data": True, "partition": True, "eval": {"on"}})
+    """All domains of a simulation, and all clients, sorted by id; read once per process.
+
+    Without what cannot be taught within `model.max_length`, which the domains count.
+    """
+    key = settings.model_dump_json(
+        include={"method": True, "data": True, "partition": True, "eval": {"on"}, "model": True}
     )
+    if key not in _data:
+        _data.clear()
+        domains = _fit(load_domains(settings.data, settings.partition.id_column), settings)
+        _data[key] = domains, partition(domains, settings)
+    return _data[key]
+
+
+def _fit(domains: dict[str, Domain], settings: Settings) -> dict[str, Domain]:
+    check_consistent(domains)
+    tokenizer = model_of(settings)[0].tokenizer
+    return fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
 
 
 _clients: dict[tuple[str, str], ClientContext] = {}
@@ -92,7 +105,8 @@ def open_client(
     if isinstance(who, str):
         if METHODS[settings.method].is_pooled:
             raise UserError(f"method = {settings.method} pools the data of all clients: simulate it instead")
-        data = own_data(load_domains(settings.data, settings.partition.id_column), settings, who)
+        domains = load_domains(settings.data, settings.partition.id_column)
+        data = own_data(domains, settings, who)
     else:
         clients = data_of(settings)[1]
         if who >= len(clients):
@@ -111,6 +125,11 @@ def open_client(
                 f"model = {settings.model.name!r} is not the server's base model: set `model` in this node's"
                 " configuration to the server's"
             )
+        if is_deployed:
+            domains = _fit(domains, settings)
+            for notice in notices(domains):
+                say(f"  {notice}")
+            data = own_data(domains, settings, str(who))
         if not runs_programs:
             train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
             data = ClientData(data.id, train, test)
@@ -121,7 +140,7 @@ def open_client(
 def close_clients() -> None:
     """Forget all clients, at the end of a run: the files may be others when the next one begins."""
     _clients.clear()
-    _load_data.cache_clear()
+    _data.clear()
 
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
@@ -163,12 +182,12 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
 def _hashes(data: ClientData) -> dict[str, str]:
     """What is compared -> its hash."""
     parts = {"training examples": data.train, "test examples": data.test}
-    return {what: content_hash([asdict(example) for example in part]) for what, part in parts.items()}
+    return {what: content_hash([as_record(example) for example in part]) for what, part in parts.items()}
 
 
 def data_hash(data: ClientData) -> str:
     """Hash all that a client holds, in order."""
-    return content_hash([[asdict(example) for example in part] for part in (data.train, data.test)])
+    return content_hash([[as_record(example) for example in part] for part in (data.train, data.test)])
 
 
 def _distil(
