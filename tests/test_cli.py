@@ -104,7 +104,7 @@ def test_methods_lists_every_name_and_what_does_not_go_together(fedsdr: Fedsdr):
         (["resume", "RUN"], {"base", "final", "folder", "adapter", "report"}),
         (["evaluate", "RUN", "--round", "0"], {"base", "final"}),
         (["report", "RUN"], {"report"}),
-        (["data", "RECIPE"], {"domains", "clients"}),
+        (["data", "RECIPE"], {"clients", "domains", "notices", "tokens"}),
         (
             ["methods"],
             {
@@ -227,8 +227,8 @@ def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
     ("words", "told"),
     [
         (("measure", "nowhere"), "nowhere holds no run: config.toml is missing"),
-        (("analyze", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
-        (("analyze", "pairs.txt"), "unknown kind of file '.txt'"),
+        (("analyze", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
+        (("analyze", "."), "unknown kind of file ''"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_message(fedsdr: Fedsdr, words: tuple[str, ...], told: str):

@@ -6,6 +6,7 @@ of a marker depend on what stands before it).
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,11 @@ def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> 
             f" model.max_length = {max_length}; raise it or shorten the prompt"
         )
     return Conversation(tuple(ids[:max_length]), len(prompt), max(0, len(ids) - max_length))
+
+
+def count_cut(conversations: Iterable[Conversation]) -> int:
+    """Number of conversations whose response is cut at `model.max_length`."""
+    return sum(conversation.num_cut > 0 for conversation in conversations)
 
 
 def trimmed(response: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from sys import maxsize
 from typing import Any
 
-from fedsdr.data.checks import is_inconsistent, lost
+from fedsdr.data.checks import lost
 from fedsdr.data.conversation import encode
 from fedsdr.data.examples import Example
 from fedsdr.data.files import BadRow, refuse_bad
@@ -101,22 +101,28 @@ def summarize_lengths(lengths: Sequence[Length], max_length: int) -> dict[str, f
     }
 
 
+def loses_truth(tokenizer: Any, example: Example, response: str, max_length: int) -> bool:
+    """Whether the cut takes off ground truth that the whole response, true or rewritten, has.
+
+    A program that is cut is not run: its tests are lost.
+    """
+    kept = encode(tokenizer, example, response, max_length)
+    if not kept.num_cut:
+        return False
+    text = tokenizer.decode(kept.ids[kept.prompt_length :], skip_special_tokens=True)
+    if text.strip() == response.strip():  # only the end of turn is cut
+        return False
+    untested = replace(example, tests="")
+    return bool(example.tests) or len(lost(untested, text)) > len(lost(untested, response))
+
+
 def _length(record: Record, tokenizer: Any, max_length: int) -> Length:
     example = record.example
     whole = encode(tokenizer, example, example.response, maxsize)
     prompt, total = whole.prompt_length, len(whole.ids)
     is_cut = prompt < max_length < total
-    text = tokenizer.decode(whole.ids[prompt:max_length], skip_special_tokens=True) if is_cut else ""
-    return Length(record, prompt, total - prompt, is_cut, is_cut and _loses_truth(example, text))
-
-
-def _loses_truth(example: Example, text: str) -> bool:
-    """Whether a cut response loses what the whole one has. A program that is cut is not run: it is lost."""
-    if text.strip() == example.response.strip():  # only the end of turn is cut
-        return False
-    if example.tests:
-        return True
-    return bool(lost(example, text)) and not is_inconsistent(example)
+    loses = is_cut and loses_truth(tokenizer, example, example.response, max_length)
+    return Length(record, prompt, total - prompt, is_cut, loses)
 
 
 def _too_long(length: Length, name: str, max_length: int) -> BadRow:

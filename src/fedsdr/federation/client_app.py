@@ -28,6 +28,7 @@ from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.state import fusion_file, load_kept, load_private, save_state
 from fedsdr.client.update import before_rounds, learning_rate, local_update
 from fedsdr.config import Settings
+from fedsdr.data.conversation import count_cut
 from fedsdr.data.examples import Example
 from fedsdr.distill.paradox import paradox_counts
 from fedsdr.distill.rewrite import Rewriting
@@ -97,6 +98,7 @@ def prepare(message: Message, context: Context) -> Message:
     if node.ledger:
         say(f"{site.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}")
     metrics: dict[str, float] = {"num_train": len(site.data.train), "num_test": len(site.data.test)}
+    metrics |= {f"num_cut_{view}": count_cut(some) for view, some in site.views.items() if view != "mixed"}
     for part, examples in (("distill", site.data.train), ("distill-test", site.data.test)):
         if rewritings := site.rewritings.get("train" if part == "distill" else "test"):
             numbers = distill_metrics(examples, rewritings)

@@ -11,7 +11,7 @@ import torch
 from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example, as_record
-from fedsdr.data.lengths import fit
+from fedsdr.data.lengths import fit, loses_truth
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices
@@ -208,7 +208,17 @@ def _distil(
     # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
     longest = 2 * settings.model.max_length
     kept = cache_of(settings, folder)
-    rewritings = rewrite(base, adapters, examples, settings.distill, longest, kept / "rewritings", what)
+    rewritings = [
+        # What remains of it would teach to stop before the answer.
+        replace(new, distilled=example.response, prompt="", fallback="cut off")
+        if new.prompt and loses_truth(base.tokenizer, example, new.distilled, settings.model.max_length)
+        else new
+        for example, new in zip(
+            examples,
+            rewrite(base, adapters, examples, settings.distill, longest, kept / "rewritings", what),
+            strict=True,
+        )
+    ]
     pairs = [
         {
             "domain": example.domain,

@@ -225,6 +225,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
             f"{data['origin']}; {sum(data['num_train'].values()):,} training and"
             f" {sum(data['num_test'].values()):,} test examples",
         ),
+        *(("Data, notice", notice) for notice in data.get("notices", ())),
     ]
 
 
