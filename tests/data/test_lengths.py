@@ -107,7 +107,7 @@ def test_the_command_shows_lengths_and_what_would_be_cut(tmp_path: Path, capsys:
     assert not done.value.code
     shown = capsys.readouterr().out
     assert (
-        "of model.max_length = 256: 2 responses are cut, 2 of them before their ground truth, and 2" in shown
+        "2 responses are cut at model.max_length = 256, 2 of them before their ground truth, and 2" in shown
     )
     assert f"math: 1 rows left out: {ANSWER_CUT}" in shown
     assert "2 training, 3 test examples" in shown

@@ -183,7 +183,8 @@ def _kind(path: Path) -> tuple[str, str]:
 def _content(path: Path) -> tuple[str, bytes]:
     """Format of a file and its unpacked bytes."""
     if not path.exists():
-        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        items = path.parent.iterdir() if path.parent.is_dir() else []
+        beside = sorted(item.name for item in items if is_known_format(item))
         near = [name for name in beside if path.stem and name.startswith(path.stem)]
         near = near or difflib.get_close_matches(path.name, beside, n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""

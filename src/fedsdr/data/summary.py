@@ -110,12 +110,16 @@ def render_summary(summary: dict[str, Any]) -> str:
     """Lay out a summary as text for a terminal."""
     lines = list(summary["notices"])
     for name, tokens in summary["tokens"].items():
+        fits = (
+            f"{tokens['num_cut']} responses are cut at model.max_length = {tokens['max_length']},"
+            f" {tokens['num_losing_truth']} of them before their ground truth, and {tokens['num_too_long']}"
+            " prompts leave no room for one"
+            if tokens["num_cut"] + tokens["num_too_long"]
+            else f"all fit model.max_length = {tokens['max_length']}"
+        )
         lines.append(
             f"{name}: prompts of {tokens['mean_prompt']:.0f} tokens (at most {tokens['longest_prompt']:,}),"
-            f" responses of {tokens['mean_response']:.0f} (at most {tokens['longest_response']:,}); of"
-            f" model.max_length = {tokens['max_length']}: {tokens['num_cut']} responses are cut,"
-            f" {tokens['num_losing_truth']} of them before their ground truth, and {tokens['num_too_long']}"
-            " prompts leave no room"
+            f" responses of {tokens['mean_response']:.0f} (at most {tokens['longest_response']:,}); {fits}"
         )
     for domain in summary["domains"]:
         if domain["num_duplicates"]:
