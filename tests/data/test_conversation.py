@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from fedsdr.data.conversation import encode, encode_prompt, prompt_turns
+from fedsdr.data.conversation import encode, encode_prompt, prompt_turns, trimmed
 from fedsdr.data.examples import Example
 from fedsdr.errors import UserError
 from fedsdr.model.base import Base
@@ -61,6 +61,8 @@ def test_text_that_looks_like_the_start_of_a_response_moves_nothing(tiny_base: B
 def test_blank_lines_around_a_response_are_not_taught(tiny_base: Base):
     plain = encode(tiny_base.tokenizer, EXAMPLE, "Paris.", 512)
     assert encode(tiny_base.tokenizer, EXAMPLE, "\n \r\nParis. \n\n", 512) == plain
+    assert encode(tiny_base.tokenizer, EXAMPLE, " Paris.", 512) == plain  # older completion files begin so
+    assert [trimmed(text) for text in ("\tx", "  x", "\n", " ", "")] == ["\tx", "  x", "", "", ""]
 
 
 def test_blanks_that_indent_a_response_are_taught(tiny_base: Base):

@@ -20,8 +20,9 @@ from fedsdr.experiments.compare import compare
 from fedsdr.experiments.grid import read_grid
 from fedsdr.experiments.measure import measure_grid
 from fedsdr.experiments.measured_run import Options
-from fedsdr.federation.run import read_result, read_settings, run
+from fedsdr.federation.run import run
 from fedsdr.recipe import dump_settings
+from fedsdr.run_folder import read_result, read_settings
 from fedsdr.server.checkpoint import save_round
 from fedsdr.storage import read_json
 

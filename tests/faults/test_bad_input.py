@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.client.state import load_kept
+from fedsdr.client.state import load_state
 from fedsdr.config import Section, Settings
 from fedsdr.data.readers import read_file
 from fedsdr.deployment.certificates import make_authority, node_key, read_public
@@ -27,6 +27,7 @@ from fedsdr.messages import wire
 from fedsdr.messages.privacy import Ledger
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.recipe import dump_settings, load_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.server.checkpoint import load_moments
 from fedsdr.server.validate import Rejected, check_prepared, check_reply, check_scores
 from fedsdr.storage import read_json, read_lines
@@ -240,13 +241,17 @@ def test_no_damaged_file_of_a_clients_or_the_servers_own_is_answered_with_a_trac
     account = json.dumps({"0123": 4.0, "4567": 8.0}).encode()
     node = json.dumps({"key": "k", "node-id": 7}).encode()
     for name, good, read in (
-        ("round-0001/kept.safetensors", arrays, lambda path: load_kept(tmp_path, 2)),
-        ("round-0001/optimizer.safetensors", arrays, lambda path: load_moments(tmp_path, 1)),
+        ("round-0001/kept.safetensors", arrays, lambda path: load_state(tmp_path, 2, has_adapter=False)),
+        (
+            "server/round-0001/optimizer.safetensors",
+            arrays,
+            lambda path: load_moments(RunFolder(tmp_path), 1),
+        ),
         ("releases.json", account, lambda path: Ledger(path, 1e3, 1e-5).enter(b"x", 1e6)),
         ("nodes/bank.json", node, lambda path: registered(str(path.parent))),
     ):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(good)
         read(path)
         path.write_bytes(good)
@@ -277,7 +282,7 @@ SCORES = {"round": 1, "seconds": 1.0} | {
         "filler_rate": 0.1, "redundancy": 0.0, "cut_off_rate": 0.0,
     }.items()
 }  # fmt: skip
-ROUND = ("a", 5, 1, True)
+ROUND = (5, 1, True)
 PREPARED = {"num_train": 5, "num_test": 2, "seconds": 1.0}
 
 

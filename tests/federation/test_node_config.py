@@ -22,7 +22,7 @@ from fedsdr.deployment.init import init
 from fedsdr.deployment.node import read_node_file, run_node
 from fedsdr.errors import UserError
 from fedsdr.federation.client_app import app
-from fedsdr.federation.client_context import model_of
+from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import read_node
 from fedsdr.messages.privacy import epsilon
 from fedsdr.messages.wire import Arrays, broadcast
@@ -208,7 +208,7 @@ def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no
     node = make_node(tmp_path, tiny_folder)
     one, two = (epsilon(Privacy(kind="local", noise=4.0), num) for num in (1, 2))
     private = {"method": "fedit", "privacy.kind": "local", "privacy.noise": 4.0, "eval.rewritings": False}
-    shared = {k: v.numpy() for k, v in model_of(tiny_settings())[1].state("shared").items()}
+    shared = {k: v.numpy() for k, v in model_of(tiny_settings()).state("shared").items()}
     first = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
     assert not first.has_error(), first.error
     again = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
@@ -227,7 +227,7 @@ def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
 ):
     """The server chooses `server.max_norm`, so refusing what is above would be a look without noise."""
     node = make_node(tmp_path, tiny_folder)
-    shared = {k: v.numpy() for k, v in model_of(tiny_settings())[1].state("shared").items()}
+    shared = {k: v.numpy() for k, v in model_of(tiny_settings()).state("shared").items()}
     tight = {"method": "fedit", "eval.rewritings": False, "server.max_norm": 1e-6}
     assert ask(node, shared, **tight).error.reason.startswith("Diverged")
     assert not ask(node, shared, **tight, **{"privacy.kind": "local"}).has_error()

@@ -1,7 +1,6 @@
 """A run from settings to scores: what its folder holds, and the mistakes that stop it."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,18 +14,18 @@ from flwr.app import ConfigRecord, Message, RecordDict
 import fedsdr.federation.client_app as client_app
 from fedsdr import __version__
 from fedsdr.config import Settings
-from fedsdr.data.examples import Example
 from fedsdr.data.lengths import ANSWER_CUT, TOO_LONG
-from fedsdr.distill.rewrite import Rewriting
 from fedsdr.errors import Diverged, UserError
 from fedsdr.federation import client_context
 from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
-from fedsdr.federation.run import evaluate_round, read_result, read_settings, resume, run, run_over
+from fedsdr.federation.model_cache import load_model
+from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.recipe import dump_settings
+from fedsdr.run_folder import read_result, read_settings
 from fedsdr.storage import read_lines
 
 QUICK = {
@@ -44,7 +43,7 @@ def fresh_process() -> Iterator[None]:
     """Adapters and settings of one test's model must not serve the next."""
     yield
     client_context.close_clients()
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 @pytest.fixture
@@ -203,7 +202,7 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
 def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
     folder = run(quick()).folder
     (folder / "nonce").write_text("1")
-    with pytest.raises(UserError, match=r"data is at the clients.*The command that began it.*--on SERVER"):
+    with pytest.raises(UserError, match=r"data is at the clients.*by the command that began it.*--on SERVER"):
         resume(folder)
 
 
@@ -226,7 +225,7 @@ def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as
     settings = quick()
     result = run(settings)
     deployed = quick(**{"federation.num_clients": 2, "run.dir": settings.run.dir})
-    with pytest.raises(UserError, match="cannot go on: data hash"):
+    with pytest.raises(UserError, match="cannot continue: data hash"):
         run_over(LocalGrid(client_app.app, 2, result.folder / "clients"), deployed)
     assert resume(result.folder) == result
 
@@ -248,23 +247,30 @@ def test_an_unfinished_run_has_no_result_yet(quick, tmp_path: Path):
         read_result(tmp_path)
 
 
-HOLD = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from fedsdr.storage import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
 
 
 def test_two_processes_cannot_work_in_one_folder(quick, tmp_path: Path):
     settings = quick(**{"run.dir": str(tmp_path)})
-    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=r"another process \(.*\) is working in"):
+        with pytest.raises(UserError, match=rf"another process \({other.pid}\) is working in"):
             run(settings)
         (tmp_path / "config.toml").write_text(dump_settings(settings))
-        with pytest.raises(UserError, match=r"another process \(.*\) is working in"):
+        with pytest.raises(UserError, match=rf"another process \({other.pid}\) is working in"):
             resume(tmp_path)
         (tmp_path / "config.toml").unlink()
         other.kill()
     run(settings)  # the lock went with its process
-    assert (tmp_path / ".lock").read_text() == str(os.getpid())  # what the next one would name
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_run_is_not_resumed_on_data_that_changed(quick, tmp_path: Path):
@@ -350,7 +356,7 @@ def test_below_the_quorum_the_run_stops_with_the_reasons_and_can_be_resumed(
     with monkeypatch.context() as patch:
         fail_training_of(("math",), patch)
         with pytest.raises(
-            UserError, match=r"1 of 2 asked.*quorum = 1.0.*math: the client failed: ZeroDivisionError"
+            UserError, match=r"1 of 2 sampled.*quorum = 1.0.*math: the client failed: ZeroDivisionError"
         ):
             run(settings)
     undisturbed = run(quick(**{"server.quorum": 1.0}))
@@ -390,7 +396,7 @@ def test_an_older_round_is_evaluated_only_with_the_model_and_data_of_the_run(qui
     folder = run(quick(**{"server.num_rounds": 2})).folder
     path = folder / "environment.json"
     path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'))
-    with pytest.raises(UserError, match="cannot go on: versions torch"):
+    with pytest.raises(UserError, match="cannot continue: versions torch"):
         evaluate_round(folder, 1)
 
 
@@ -455,7 +461,7 @@ def test_a_model_that_our_attention_does_not_fit_runs_with_its_own(quick, monkey
     settings = quick(**{"model.attention": "auto"})
     run(settings)
     assert read_settings(Path(settings.run.dir)).model.attention == "eager"
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
     with pytest.raises(UserError, match="'grouped' does not give this model's results"):
         run(quick(**{"model.attention": "grouped"}))
 
@@ -491,31 +497,12 @@ def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_sett
 def test_one_tensor_that_is_no_number_is_told_as_divergence_wherever_it_lies(tiny_settings):
     """The largest of several norms is not NaN if one that is a number comes first."""
     settings = tiny_settings()
-    adapters = Adapters(load_base(settings.model).model, settings.lora)
-    adapters.initialise("shared", 0)
-    client_app._demand_sane(adapters, settings, "round 1, math")
-    adapters.parameters(("shared",))[-1].data.fill_(float("nan"))
+    model = LoraModel(load_base(settings.model), settings.lora)
+    model.initialise("shared", 0)
+    client_app._demand_sane(model, settings, "round 1, math")
+    model.parameters(("shared",))[-1].data.fill_(float("nan"))
     with pytest.raises(Diverged, match=r"round 1, math: training diverged: a tensor .* has the norm nan"):
-        client_app._demand_sane(adapters, settings, "round 1, math")
-
-
-def test_a_rewriting_that_loses_its_answer_at_max_length_falls_back(
-    quick: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """What is left of it would teach to stop before the answer."""
-    example = Example("What is 6 * 7?", "It is 42.", "math", answer="42")
-    texts = [
-        "Because it is so, " * 40 + "it is 42.",
-        "It is 42, " + "because it is so, " * 40,
-        "So it is 42.",
-    ]
-    made = [Rewriting(text, text, "reference", "") for text in texts]
-    monkeypatch.setattr(client_context, "rewrite", lambda *_: made)
-    settings = quick(**{"model.max_length": 128})
-    kept = client_context._distil(settings, [example] * 3, tmp_path, "distilled", "math")
-    assert [new.distilled for new in kept] == [example.response, *texts[1:]]
-    assert [new.fallback for new in kept] == ["cut off", "", ""]
-    assert [new.first for new in kept] == texts
+        client_app._demand_sane(model, settings, "round 1, math")
 
 
 def turns(*texts: str) -> list[dict[str, str]]:

@@ -90,8 +90,12 @@ def count_cut(conversations: Iterable[Conversation]) -> int:
 
 
 def trimmed(response: str) -> str:
-    """A response as it is taught: without blank lines around it; blanks before its first word indent it."""
-    return LINES_ABOVE.sub("", response).rstrip()
+    """A response as it is taught: without blank lines around it or a lone blank before its first word.
+
+    That one comes from templates and tokenizers. More blanks, or a tab, indent what follows, and stay.
+    """
+    text = LINES_ABOVE.sub("", response).rstrip()
+    return text[1:] if text.startswith(" ") and not text[1].isspace() else text
 
 
 def _prompt_text(tokenizer: Any, turns: list[Turn]) -> str:

@@ -3,16 +3,15 @@
 The local engine calls `server_app.serve` directly. What a run's folder needs before and after is in `run`.
 """
 
-from pathlib import Path
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.deployment.flower_grid import ResilientGrid
-from fedsdr.deployment.submit import ENDED
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
-from fedsdr.recipe import asked_settings
+from fedsdr.progress import show
+from fedsdr.recipe import requested_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import write_file
 
 app = ServerApp()
@@ -23,10 +22,11 @@ def main(grid: Grid, context: Context) -> None:
     """Begin, or go on with, the run that the run configuration asks for.
 
     Raises:
-        UserError: As `asked_settings` and `run_over`.
+        UserError: As `requested_settings` and `run_over`.
     """
-    settings, token = asked_settings(context.run_config), context.run_config.get("token")
-    ended = Path(settings.run.dir) / ENDED  # `fedsdr run --on` reads it
+    show()
+    settings, token = requested_settings(context.run_config), context.run_config.get("token")
+    ended = RunFolder(settings.run.dir).ended
     try:
         run_over(ResilientGrid(grid), settings)
     except UserError as reason:

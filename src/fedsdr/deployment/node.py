@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import secrets
 import signal
@@ -24,7 +25,6 @@ from fedsdr.deployment.superlink import environment, split_address
 from fedsdr.errors import UserError
 from fedsdr.federation.node_config import read_node
 from fedsdr.progress import say
-from fedsdr.recipe import to_toml
 
 PR_SET_PDEATHSIG = 1
 PATIENCE = 120.0
@@ -65,7 +65,8 @@ def run_node(path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
-    config = " ".join(f"{key}={to_toml(value)}" for key, value in file.node.items())
+    # JSON's strings, numbers and booleans are TOML's, which Flower reads.
+    config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in file.node.items())
     with tempfile.TemporaryDirectory() as place:
         secret, kept = secrets.token_bytes(32), Path(place) / "secret"
         kept.write_bytes(secret)  # the folder is this user's alone

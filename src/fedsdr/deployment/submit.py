@@ -6,6 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tomli_w
+
 from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.deployment.keys import registry
@@ -13,11 +15,8 @@ from fedsdr.deployment.superlink import CONNECTION, demand_server, environment, 
 from fedsdr.errors import UserError
 from fedsdr.federation.preflight import check_deployed
 from fedsdr.progress import say
-from fedsdr.recipe import to_toml
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import write_file
-
-ENDED = "ended"
-"""File in a run's folder: the token of the last submission, and on the next lines why it stopped early."""
 
 APP = f"""\
 # What `flwr run` sends: no code, only the names of the apps that server and clients have installed.
@@ -69,7 +68,7 @@ def submit(server: Path, settings: Settings) -> Path:
     home = flower_home(server)
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:  # its name is a submission's own
-            config.write("".join(f"{key} = {to_toml(value)}\n" for key, value in words.items()))
+            config.write(tomli_w.dumps(words))
             config.flush()
             command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
             command += ["--run-config", config.name]
@@ -79,7 +78,7 @@ def submit(server: Path, settings: Settings) -> Path:
     except KeyboardInterrupt:
         say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
         raise
-    ended = place / ENDED
+    ended = RunFolder(place).ended
     whose, _, reason = (ended.read_text() if ended.exists() else "").partition("\n")
     if whose != token:
         raise UserError(

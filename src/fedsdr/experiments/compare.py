@@ -20,10 +20,11 @@ from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
-from fedsdr.federation.run import Result, read_settings, resume, run
+from fedsdr.federation.run import resume, run
 from fedsdr.progress import say
 from fedsdr.recipe import flat
 from fedsdr.report.sheets import Sheet
+from fedsdr.run_folder import Result, RunFolder, read_settings
 from fedsdr.storage import write_file
 
 Place = TypeVar("Place")
@@ -161,7 +162,7 @@ def _end_with_parent() -> None:
 def _finish(settings: Settings) -> Result:
     """Make a run, or go on with it."""
     folder = Path(settings.run.dir)
-    return resume(folder) if (folder / "config.toml").exists() else run(settings)
+    return resume(folder) if RunFolder(folder).config.exists() else run(settings)
 
 
 def _demand_same(settings: Settings, any_rate: bool = False) -> None:
@@ -174,7 +175,7 @@ def _demand_same(settings: Settings, any_rate: bool = False) -> None:
         UserError: Names the first setting that differs.
     """
     folder = Path(settings.run.dir)
-    if not (folder / "config.toml").exists():
+    if not RunFolder(folder).config.exists():
         return
     before = read_settings(folder)
     machine = {"threads": before.run.threads, "cache": before.run.cache}

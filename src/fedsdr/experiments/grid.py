@@ -12,7 +12,7 @@ from fedsdr.config import Section, Settings
 from fedsdr.errors import UserError
 from fedsdr.experiments.comparison import Group
 from fedsdr.methods import METHODS
-from fedsdr.recipe import flat, load_settings, to_toml
+from fedsdr.recipe import flat, load_settings
 
 KEYS = {
     "recipe": "a recipe that all cells begin with",
@@ -73,13 +73,11 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
             raise UserError(f"grid {path}: {key} = {name!r} is none of the arms {', '.join(arms)}")
 
     def load(own: Own, arm: str, place: str, seed: Any) -> Settings:
-        words = {**own, "run.dir": str(folder / arm / place), "run.seed": seed}
-        settings = load_settings(
-            values["recipe"], [f"{key}={to_toml(value)}" for key, value in words.items()]
-        )
+        changes = {**own, "run.dir": str(folder / arm / place), "run.seed": seed}
+        settings = load_settings(values["recipe"], changes)
         if rates and not settings.data.validation:
             settings = _update(settings, "data", validation=VALIDATION)
-        changes: dict[str, Any] = {"cache": settings.run.cache or str(folder / "cache")}
+        changes = {"cache": settings.run.cache or str(folder / "cache")}
         if not settings.run.threads and jobs > 1:
             changes["threads"] = max(1, (os.cpu_count() or 1) // jobs)
         return _update(settings, "run", **changes)

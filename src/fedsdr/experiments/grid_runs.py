@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsdr.evaluate.scores import Table
+from fedsdr.metrics import Scores
 from fedsdr.stats import Difference, clustered
 from fedsdr.storage import Event
 
@@ -20,8 +20,8 @@ class Cell:
 
     arm: str
     seed: int
-    base: Table
-    final: Table
+    base: Scores
+    final: Scores
     events: Sequence[Event]
     answers: Mapping[str, Sequence[Event]]
     """Model ("base", "global" or "personalised") -> one record for each test prompt."""

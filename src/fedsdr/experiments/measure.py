@@ -16,11 +16,10 @@ from fedsdr.experiments.measured_run import Options, Subject
 from fedsdr.experiments.measurements import MEASUREMENTS
 from fedsdr.experiments.results import PLAN, finished, tabulate
 from fedsdr.federation.client_context import close_clients
-from fedsdr.federation.run import checked_round, read_settings
 from fedsdr.progress import say
-from fedsdr.report.measurements import FOLDER
 from fedsdr.report.page import write_report
 from fedsdr.report.sheets import Sheet
+from fedsdr.run_folder import RunFolder, checked_round, read_settings
 from fedsdr.storage import Event, read_json, write_json
 
 
@@ -39,7 +38,7 @@ def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[s
         cell = folder / place
         if not finished(cell):
             continue
-        there = {name for name in names or MEASUREMENTS if (cell / FOLDER / f"{name}.json").exists()}
+        there = {name for name in names or MEASUREMENTS if RunFolder(cell).measurement(name).exists()}
         had |= there
         if wanted := [name for name in names or MEASUREMENTS if name not in there]:
             say(f"{arm}, seed {seed}")
@@ -124,7 +123,7 @@ def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict
                 **found,
             }
             made[name]["notes"] = [f"Of the run after round {done}.", *made[name]["notes"]]
-            write_json(folder / FOLDER / f"{name}.json", made[name])
+            write_json(RunFolder(folder).measurement(name), made[name])
     finally:
         close_clients()
     if made:

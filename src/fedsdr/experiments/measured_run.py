@@ -8,11 +8,12 @@ from pathlib import Path
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import ClientContext, data_of, model_of, open_client
+from fedsdr.federation.client_context import ClientContext, data_of, open_client
 from fedsdr.federation.export import check_identity
+from fedsdr.federation.model_cache import model_of
 from fedsdr.messages.wire import Arrays
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import LoraModel
+from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
 
@@ -63,12 +64,12 @@ class Subject:
     options: Options
 
     @property
-    def model(self) -> tuple[Base, Adapters]:
+    def model(self) -> LoraModel:
         """The base and its adapters, without what another measurement left added to the base."""
-        base, adapters = model_of(self.settings)
-        check_identity(self.settings, base.identity)
-        adapters.load_residual({})
-        return base, adapters
+        model = model_of(self.settings)
+        check_identity(self.folder, model.base.identity)
+        model.load_residual({})
+        return model
 
     @cached_property
     def sites(self) -> list[ClientContext]:
@@ -77,13 +78,14 @@ class Subject:
         Raises:
             UserError: They are on other machines.
         """
-        if not (self.folder / "clients").is_dir():
+        clients = RunFolder(self.folder).clients
+        if not clients.is_dir():
             raise UserError(
                 f"{self.folder} has no folder clients: they are on other machines, and this needs the data of"
                 " all at one place. A client alone can `fedsdr analyze` its own distilled.jsonl"
             )
         num = len(data_of(self.settings)[1])
-        return [open_client(self.settings, number, self.folder / "clients") for number in range(num)]
+        return [open_client(self.settings, number, clients) for number in range(num)]
 
     def rewritten(self) -> list[ClientContext]:
         """All clients, with rewritings of their training responses.
@@ -123,5 +125,5 @@ class Subject:
 
     def shared(self, server_round: int) -> Arrays:
         """The shared adapter of a round."""
-        arrays, _ = load_round(self.folder / "server", server_round, self.settings.adapter.rank)
+        arrays, _ = load_round(RunFolder(self.folder), server_round, self.settings.adapter.rank)
         return arrays

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from fedsdr.analysis.claims import claim, only
 from fedsdr.analysis.consistency import Round, gain_survival, update_consistency
 from fedsdr.analysis.gradients import gradient_alignment
@@ -18,14 +16,13 @@ from fedsdr.evaluate.judge import win_rate
 from fedsdr.experiments.measured_run import Subject
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
-from fedsdr.federation.export import demand_global
-from fedsdr.federation.run import answer_files, checked_round, read_settings
+from fedsdr.federation.export import require_global
 from fedsdr.messages.wire import Arrays
-from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
-from fedsdr.model.adapters import Adapters
-from fedsdr.report.measurements import FOLDER
+from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.rows import Adapter
+from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round, load_updates
-from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines
+from fedsdr.storage import Event, read_lines, rewrite_lines
 
 MOST_GRADIENTS, MOST_MAPPED = 32, 60
 """Training examples of a client, drawn by seed, of which gradients are taken, and which are mapped."""
@@ -48,11 +45,11 @@ def _texts(subject: Subject) -> dict[str, list[tuple[str, str]]]:
 
 
 def _gradients(subject: Subject) -> Event:
-    base, adapters = subject.model
+    model = subject.model
     views = subject.training(MOST_GRADIENTS)
-    _load(adapters, subject.shared(0))
+    model.load("shared", subject.shared(0))
     settings = subject.settings
-    records = gradient_alignment(base, adapters, views, settings.client.batch_size, settings.run.seed)
+    records = gradient_alignment(model, views, settings.client.batch_size, settings.run.seed)
     note = f"At the shared adapter of round 0; at most {MOST_GRADIENTS} training examples of each client."
     verdict = claim(
         "Rewriting makes the clients pull the shared adapter one way",
@@ -64,12 +61,10 @@ def _gradients(subject: Subject) -> Event:
 
 
 def _transfer(subject: Subject) -> Event:
-    base, adapters = subject.model
     settings = subject.settings
     client = settings.client.model_copy(update={"budget": "per_stage", "drift_correction": "none"})
     records = loss_transfer(
-        base,
-        adapters,
+        subject.model,
         subject.training(),
         subject.tests(),
         client,
@@ -95,10 +90,9 @@ def _transfer(subject: Subject) -> Event:
 
 
 def _map(subject: Subject) -> Event:
-    base, adapters = subject.model
     settings = subject.settings
     records = response_map(
-        base, adapters, subject.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed
+        subject.model, subject.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed
     )
     return {"records": records, "notes": ["A picture, no evidence: other seeds give others."]}
 
@@ -112,7 +106,6 @@ def _consistency(subject: Subject) -> Event:
 
 
 def _survival(subject: Subject) -> Event:
-    base, adapters = subject.model
     tests = {name: texts for name, texts in subject.tests()["raw"].items() if texts}
     if not tests:
         raise UserError("gains are measured on test examples, and no client has any")
@@ -120,31 +113,30 @@ def _survival(subject: Subject) -> Event:
         Round(number, subject.shared(number - 1), updates, subject.shared(number))
         for number, updates in _updates(subject)
     )
-    records = gain_survival(base, adapters, rounds, tests, subject.settings.eval.batch_size)
+    records = gain_survival(subject.model, rounds, tests, subject.settings.eval.batch_size)
     return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
 
 
 def _benchmarks(subject: Subject) -> Event:
-    base, adapters = subject.model
+    model = subject.model
     options, settings = subject.options, subject.settings
-    demand_global(settings, "benchmarks are of the base and the global model")
+    require_global(settings, "benchmarks are of the base and the global model")
     if options.data not in ("", "hub") and not Path(options.data).is_dir():
         raise UserError(
             f"--data = {options.data} is no folder; give one laid out as docs/data.md says, or hub"
         )
     own = [example for site in subject.sites for example in site.tests.examples]
     last = checked_round(subject.folder, None)
-    shared, residual = load_round(subject.folder / "server", last, settings.adapter.rank)
-    _load(adapters, shared)
-    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    shared, residual = load_round(RunFolder(subject.folder), last, settings.adapter.rank)
+    model.load("shared", shared)
+    model.load_residual(residual)
     models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
     records: list[Event] = []
     answers: list[Event] = []
-    for model, active in models.items():
+    for name, active in models.items():
         said: list[Event] = []
         found = run_benchmarks(
-            base,
-            adapters,
+            model,
             active,
             options.tasks,
             data={"": own, "hub": None}.get(options.data, Path(options.data)),
@@ -154,11 +146,11 @@ def _benchmarks(subject: Subject) -> Event:
             code_timeout=settings.eval.code_timeout,
             answers=said,
         )
-        records += [{"model": model, **record} for record in found]
-        answers += [{"model": model, **answer} for answer in said]
+        records += [{"model": name, **record} for record in found]
+        answers += [{"model": name, **answer} for answer in said]
     if not records:
         raise UserError(f"--data = {options.data or 'the run'}: found no question that benchmarks could ask")
-    rewrite_lines(subject.folder / FOLDER / "benchmark-answers.jsonl", answers)
+    rewrite_lines(RunFolder(subject.folder).benchmark_answers, answers)
     return {"records": records, "notes": ["Every answer is in benchmark-answers.jsonl."]}
 
 
@@ -168,7 +160,7 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
     Raises:
         UserError: It was not kept, or the clients do not begin from what the server has.
     """
-    server = subject.folder / "server"
+    folder = RunFolder(subject.folder)
     aggregation = AGGREGATIONS[subject.settings.server.aggregation]
     settings = subject.settings
     adapts = METHODS[settings.method].on_receive == "adapt"
@@ -181,7 +173,7 @@ def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
         raise UserError("lora.client_ranks: changes of clients of different rank are not comparable")
     if len(data_of(settings)[1]) < 2:
         raise UserError("there is one client, and changes of several are compared")
-    kept = [(number, load_updates(server, number)) for number in list_rounds(server) if number]
+    kept = [(number, load_updates(folder, number)) for number in list_rounds(folder.server) if number]
     found = [(number, updates) for number, updates in kept if len(updates) > 1]
     if not found:
         raise UserError("what the clients sent was not kept; run with server.keep_updates=true")
@@ -218,15 +210,16 @@ def _paradox(subject: Subject) -> Event:
 def _answers(subject: Subject) -> dict[str, dict[tuple[str, int], Pair]]:
     """Model -> client and place -> test example and what the model answered, as evaluations recorded it."""
     found: dict[str, dict[tuple[str, int], Pair]] = {}
-    for model, file in answer_files(subject.settings).items():
-        for site in subject.sites:
-            records = read_lines(site.folder / "evaluation" / file)
+    num_rounds = subject.settings.server.num_rounds
+    for site in subject.sites:
+        for model, file in ClientFolder(site.folder).final_answers(num_rounds).items():
+            records = read_lines(file)
             # Records stand by domain, in the order of the examples.
             examples = sorted(site.tests.examples, key=lambda example: example.domain)
             if records:
                 if len(records) != len(examples) or not all("answer" in record for record in records):
                     raise UserError(
-                        f"{site.folder / 'evaluation' / file}: expected {len(examples)} answers, as fedsdr"
+                        f"{file}: expected {len(examples)} answers, as fedsdr"
                         " wrote them; remove evaluation/ in the run's folder and `fedsdr evaluate` it anew"
                     )
                 said = zip(examples, (record["answer"] for record in records), strict=True)
@@ -273,10 +266,6 @@ def _win_rate(subject: Subject) -> Event:
             against,
         )
     return {"records": records, "notes": [f"Judged by {options.judge_model}."]}
-
-
-def _load(adapters: Adapters, values: Arrays) -> None:
-    adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
 
 
 MEASUREMENTS: Mapping[str, Callable[[Subject], Event]] = {

@@ -24,9 +24,9 @@ from fedsdr.data.readers import to_records
 from fedsdr.data.sources import BUILT_IN, RESERVED
 from fedsdr.errors import UserError
 from fedsdr.evaluate.entailment import Checker, JudgeChecker, NliChecker
-from fedsdr.intervals import Z
 from fedsdr.model.remote import Judge
 from fedsdr.progress import say
+from fedsdr.stats import Z
 from fedsdr.storage import Event
 
 SEED = 0

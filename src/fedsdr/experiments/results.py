@@ -13,11 +13,11 @@ from fedsdr.experiments.comparison import Comparison, Group, Trial, compare_cell
 from fedsdr.experiments.grid import Plan
 from fedsdr.experiments.grid_runs import Cell
 from fedsdr.experiments.page import write_grid_report
-from fedsdr.federation.run import Result, answer_files, is_finished, read_result, read_settings
 from fedsdr.methods import METHODS
 from fedsdr.recipe import flat
 from fedsdr.report.consistency import arms_sheet
 from fedsdr.report.sheets import Sheet, render_text, to_csv
+from fedsdr.run_folder import Result, RunFolder, read_result, read_settings
 from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
 
 PLAN = "grid.json"
@@ -62,7 +62,7 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
     missing = len(results) - len(cells)
     status = f"unfinished: {len(cells)} of {len(results)} cells" if missing else ""
     example = next(result.folder for _, _, result in results if result)
-    environment = read_json(example / "environment.json")
+    environment = read_json(RunFolder(example).environment)
     settings = read_settings(example)
     return comparison.sheets, write_grid_report(folder, comparison, status, settings, environment)
 
@@ -125,22 +125,20 @@ def _validation_loss(result: Result) -> float:
 
 def finished(folder: Path) -> Result | None:
     """Result of a run; None if it has not begun or is not finished."""
-    if not (folder / "config.toml").exists() or not is_finished(read_settings(folder)):
-        return None
-    return read_result(folder)
+    return read_result(folder) if RunFolder(folder).is_finished() else None
 
 
 def _read_cell(arm: str, seed: int, result: Result) -> Cell:
     """What a finished cell has to show, with every answer: a simulation's server holds the tests itself."""
-    settings = read_settings(result.folder)
+    settings, run = read_settings(result.folder), RunFolder(result.folder)
     answers: dict[str, list[Event]] = {}
-    for model, file in answer_files(settings).items():
-        paths = sorted(result.folder.glob(f"clients/*/evaluation/{file}"))
-        answers[model] = [record for path in paths for record in read_lines(path)]
+    for client in run.client_folders():
+        for model, path in client.final_answers(settings.server.num_rounds).items():
+            answers.setdefault(model, []).extend(read_lines(path))
     rest = settings.model_dump(
         mode="json", exclude={"run": True, "method": True, "client": {"learning_rate"}}
     )
-    events = read_lines(result.folder / "metrics.jsonl")
+    events = read_lines(run.log)
     return Cell(arm, seed, result.base, result.final, events, answers, settings.method, content_hash(rest))
 
 
@@ -148,7 +146,7 @@ def _agreement(cells: dict[Path, str]) -> list[tuple[str, Sequence[Event], Seque
     """Arm and records of consistency and survival of the cells that were measured."""
     found = []
     for folder, arm in cells.items():
-        paths = [folder / "measurements" / f"{name}.json" for name in ("consistency", "survival")]
+        paths = [RunFolder(folder).measurement(name) for name in ("consistency", "survival")]
         if all(path.exists() for path in paths):
             updates, survival = (read_json(path)["records"] for path in paths)
             found.append((arm, updates, survival))

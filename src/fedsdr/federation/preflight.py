@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Settings
+from fedsdr.config import Lora, Server, Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.methods import ROBUST_AGGREGATORS
@@ -22,7 +22,7 @@ def check_fit(settings: Settings) -> None:
     from fedsdr.federation.client_context import data_of
 
     _, clients = data_of(settings)
-    check_counts(settings, [client.id for client in clients])
+    check_counts(settings.server, settings.lora, [client.id for client in clients])
 
 
 def describe_data(settings: Settings) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
 
 
 def check_deployed(settings: Settings) -> None:
-    """Refuse what no engine of Flower can run, before anyone is asked.
+    """Refuse what no engine of Flower can run, before any client works.
 
     Raises:
         UserError: No number of clients to wait for, no name of a run, noise that clients can compute, or more
@@ -83,24 +83,28 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
 
     Args:
         settings: Of the run.
-        clients: All of them; [] where they are not known yet, and then only a run that asks all is judged.
+        clients: All of them; [] where they are not known yet, and then only a run without draws is judged.
 
     Raises:
         UserError: With the number of rounds that the budget pays for.
     """
     from fedsdr.messages.privacy import affordable, epsilon
-    from fedsdr.server.strategy import num_trainings
+    from fedsdr.server.sampling import num_trainings
 
     privacy, num_rounds = settings.privacy, settings.server.num_rounds
     if privacy.kind == "none" or (settings.server.clients_per_round and not clients):
         return
-    known = clients or ["all"]
-    total = epsilon(privacy, num_trainings(settings, known, num_rounds))
+
+    def trainings(server_round: int) -> int:
+        num, seed = settings.server.clients_per_round, settings.run.seed
+        return num_trainings(clients or ["all"], num, seed, server_round)
+
+    total = epsilon(privacy, trainings(num_rounds))
     if clients:
         say(f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after all rounds")
     if privacy.budget and total > privacy.budget:
         most = affordable(privacy, num_rounds)
-        paid = max(n for n in range(num_rounds) if num_trainings(settings, known, n) <= most)
+        paid = max(n for n in range(num_rounds) if trainings(n) <= most)
         fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
         raise UserError(
             f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="
@@ -108,26 +112,26 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
         )
 
 
-def check_counts(settings: Settings, clients: Sequence[str]) -> None:
+def check_counts(server: Server, lora: Lora, clients: Sequence[str]) -> None:
     """Refuse fewer clients than are drawn or the robust aggregator needs, and ranks of unknown ones.
 
     Raises:
-        UserError: With what was asked for and what there is.
+        UserError: With what was set and what there is.
     """
-    server, asked = settings.server, settings.server.clients_per_round or len(clients)
-    if asked > len(clients):
-        raise UserError(f"server.clients_per_round = {asked}, but there are {len(clients)} clients")
-    if unknown := sorted(set(settings.lora.client_ranks) - set(clients)):
+    sampled = server.clients_per_round or len(clients)
+    if sampled > len(clients):
+        raise UserError(f"server.clients_per_round = {sampled}, but there are {len(clients)} clients")
+    if unknown := sorted(set(lora.client_ranks) - set(clients)):
         raise UserError(f"lora.client_ranks names {', '.join(unknown)}; the clients are {', '.join(clients)}")
-    if len(settings.lora.client_ranks) == len(clients):
-        largest = max(settings.lora.client_ranks.values())
+    if len(lora.client_ranks) == len(clients):
+        largest = max(lora.client_ranks.values())
         raise UserError(
-            f"lora.rank = {settings.lora.rank} is above the rank of every client: set lora.rank = {largest},"
+            f"lora.rank = {lora.rank} is above the rank of every client: set lora.rank = {largest},"
             " and leave the clients of that rank out of lora.client_ranks"
         )
     needed = ROBUST_AGGREGATORS[server.robust].num_needed(server.num_byzantine)
-    if asked < needed:
+    if sampled < needed:
         raise UserError(
             f"server.robust = {server.robust!r} with server.num_byzantine = {server.num_byzantine}"
-            f" needs {needed} clients in each round, and {asked} are asked"
+            f" needs {needed} clients in each round, and {sampled} are sampled"
         )

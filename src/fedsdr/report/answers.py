@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsdr.analysis.claims import over_all_domains
-from fedsdr.intervals import wilson
 from fedsdr.report.blocks import Block, Examples, Table
 from fedsdr.report.figures import Figure, limited
 from fedsdr.report.plots import MOST_PANELS, Series, bar_panel
 from fedsdr.report.sheets import Sheet, number, with_interval
+from fedsdr.stats import wilson
 from fedsdr.storage import Event
 
 OF = {

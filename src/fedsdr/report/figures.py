@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.config import Settings
-from fedsdr.evaluate.scores import Table
-from fedsdr.intervals import seed_interval, wilson
 from fedsdr.methods import METHODS
+from fedsdr.metrics import Scores
 from fedsdr.report.events import TEXTS
 from fedsdr.report.maps import HeatPanel, ScatterPanel
 from fedsdr.report.plots import MOST_PANELS, BarPanel, LinePanel, Series, bar_panel, line_panel
 from fedsdr.report.sheets import MODELS, NONE, loss_records
+from fedsdr.stats import seed_interval, wilson
 from fedsdr.storage import Event
 
 Panel = LinePanel | BarPanel | HeatPanel | ScatterPanel
@@ -91,7 +91,7 @@ def training_figure(records: Sequence[Event], settings: Settings) -> Figure | No
     )
 
 
-def held_out_figure(tables: Mapping[int, Table]) -> Figure | None:
+def held_out_figure(tables: Mapping[int, Scores]) -> Figure | None:
     """Held-out loss over the evaluated rounds; both models start from the base model in round 0."""
     later = {number: table for number, table in tables.items() if number}
     models = [model for model in MODELS[1:] if any(model in table for table in (later or tables).values())]

@@ -13,9 +13,9 @@ from fedsdr.report.answers import benchmark_blocks, paradox_blocks, win_rate_blo
 from fedsdr.report.blocks import Block, Table, Text, Titled, Verdict
 from fedsdr.report.consistency import consistency_blocks, survival_blocks
 from fedsdr.report.sheets import Sheet
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json
 
-FOLDER = "measurements"
 SHOWN: dict[str, tuple[str, str, Callable[[str, Event], list[Block]]]] = {
     "alignment": ("alignment", "Words", likeness_blocks),
     "gradients": ("alignment", "Gradients", likeness_blocks),
@@ -36,7 +36,7 @@ def read_measurements(folder: Path) -> dict[str, Event]:
     Raises:
         UserError: A file is damaged.
     """
-    paths = {path.stem: path for path in sorted((folder / FOLDER).glob("*.json"))}
+    paths = RunFolder(folder).measurements()
     names = [*(name for name in SHOWN if name in paths), *(name for name in paths if name not in SHOWN)]
     found = {name: read_json(paths[name]) for name in names}
     for name, record in found.items():

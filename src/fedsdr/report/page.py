@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Settings
-from fedsdr.evaluate.scores import Table as Pooled
-from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL, has_global
+from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
+from fedsdr.metrics import Scores
 from fedsdr.recipe import dump_settings, flat
 from fedsdr.report.blocks import Block, Examples, Folded, Part, Table, Text, Titled
 from fedsdr.report.events import (
@@ -30,6 +30,8 @@ from fedsdr.report.events import (
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.measurements import measurement_parts, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.rows import has_global
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines, write_file
 
 if TYPE_CHECKING:
@@ -49,12 +51,10 @@ def write_report(folder: Path, settings: Settings) -> Path:
     Returns:
         Path of the page.
     """
-    environment = read_json(folder / "environment.json")
-    tables = {
-        int(path.stem.removeprefix("round-")): read_json(path)
-        for path in sorted((folder / "evaluation").glob("round-*.json"))
-    }
-    events = read_lines(folder / "metrics.jsonl")
+    run = RunFolder(folder)
+    environment = read_json(run.environment)
+    tables = run.evaluations()
+    events = read_lines(run.log)
     base, after = tables.get(0, {}), max(tables, default=0)
     final = tables[after] if after else {}
     measurements = read_measurements(folder)
@@ -90,12 +90,11 @@ def write_report(folder: Path, settings: Settings) -> Path:
         aggregation=aggregation,
         has_global=has_global(method, aggregation),
     )
-    path = folder / "report.html"
-    write_file(path, page)
-    return path
+    write_file(run.report, page)
+    return run.report
 
 
-def score_blocks(base: Pooled, final: Pooled, tables: Mapping[int, Pooled]) -> list[Block]:
+def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> list[Block]:
     """Scores as bars, wording of the answers, held-out losses."""
     if not tables:
         return [Text("Nothing was evaluated yet.")]
@@ -210,6 +209,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
     )
     step = client.batch_size * client.accumulation
     quantised = f", loaded in {model.quantization}" if model.quantization != "none" else ""
+    steps = [name for name in (server.aggregation, server.robust, server.optimizer) if name != "none"]
     return [
         ("Method", f"{settings.method}: {method.summary} ({method.paper})"),
         ("Model", f"{model.name}, computed in {model.dtype}{quantised}; {environment['model']['origin']}"),
@@ -217,7 +217,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
         (
             "Rounds",
             f"{settings.server.num_rounds}; {work} {client.budget.replace('_', ' ')} at each client,"
-            f" {step} examples a step; {server.aggregation}, {server.robust}, {server.optimizer}",
+            f" {step} examples a step; {', '.join(steps)}",
         ),
         ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
         (
