@@ -7,7 +7,7 @@ that is made by other words ("I would be surprised if it were X"), is missed.
 
 import re
 
-from fedsdr.data.text import words
+from fedsdr.data.truth.text import words
 
 # Here a clause ends, and with it what a negation covers.
 _ENDS = re.compile(
@@ -33,7 +33,10 @@ _FAR = "|".join(
         r"n't\b",
         words("not, never, cannot, hardly, barely, scarcely, nothing, none, nobody, nowhere, few"),
         words("dont, doesnt, isnt, wasnt, cant, wont, fails? to be, failed to be, stops? short of"),
-        words("unlike, except(?: for)?, as opposed to, in contrast (?:to|with), to be confused with"),
+        words(
+            "unlikely, improbable, unlike, except(?: for)?, as opposed to, in contrast (?:to|with), "
+            "to be confused with"
+        ),
         words("far from, anything but, rather than, instead of, opposite of, contrary of, other than"),
         words("rul(?:e|es|ed|ing) out, exclud(?:e|es|ed|ing), eliminat(?:e|es|ed|ing), reject(?:s|ed|ing)?"),
         words("dismiss(?:es|ed|ing)?, discard(?:s|ed|ing)?, den(?:y|ies|ied|ying), refut(?:e|es|ed|ing)"),
@@ -52,7 +55,10 @@ _DEEP = "|".join(
     (
         words("neither, nor, none of, no way, no chance, doubt(?:s|ed|ful|ing)?, disagrees? (?:that|with)"),
         words("(?:wrong|incorrect|inaccurate|mistaken|mistake|misleading|false|untrue|error) (?:to|that|if)"),
-        words("(?:a stretch|hard|difficult|premature|odd|impossible|unfair|unreasonable|too much|too strong)")
+        words(
+            "(?:a stretch|hard|difficult|premature|odd|impossible|unfair|unreasonable|too \\w+|"
+            "overstatement|exaggeration)"
+        )
         + r" to (?:call|label|say|see|describe|consider|classify|regard|view|think)\b",
     )
 )
@@ -69,6 +75,7 @@ _NOT_ONLY = "|".join(
         r"\b(?:don't|not|never) (?:forget|hesitate|fail|miss|neglect|hurt|skip|omit|ignore|overlook|"
         r"\w+ \w+ without)\b",
         r"\b(?:can|could|do|does)(?:not|n't| not) (?:deny|doubt|dispute|help|disagree)\b",
+        rf"{_NO}(?: \w+)? (?:more than|too much|too many|over|exceed)\b",
         rf"{_NO} [^.;,]{{0,40}}\banything (?:but|other than)\b",
         r"\b(?:can|could)(?:not|n't| not) be (?:denied|anything)\b|\bnothing (?:but|if not)\b",
         words(
@@ -126,6 +133,9 @@ _BUT = re.compile(
     r"(?:\b(?:everything|anything|all|any)(?: \w+)? (?:but|except|other than)"
     r"|\b(?:choose|pick|prefer|favou?r|select|go with)\b[^.;\n]{0,40} over)\s+['\"(]*$"
 )
+_TAG = re.compile(
+    r",\s*(?:(?:is|are|do|does|was|did|would)n't\b|right|correct|no)[^,.]{0,20}\?$"
+)  # "isn't it?"
 _FUNCTION_WORDS = r"(?:(?:a|an|the|in|by|at|of|from|on|called|to|until|before|actually)\s+)*"
 _DIRECTLY = re.compile(rf"(?:{_FAR}|\bno)\s+{_FUNCTION_WORDS}['\"]?$")
 
@@ -145,7 +155,8 @@ def sentence_after(text: str, end: int) -> str:
 
 def asked(text: str, end: int) -> bool:
     """Whether the sentence around the place is a question."""
-    return sentence_after(text, end).rstrip("'\")* ").endswith("?")
+    rest = _TAG.sub("", sentence_after(text, end).rstrip("'\")* "))
+    return rest.endswith("?")
 
 
 def denied(text: str, start: int, end: int) -> bool:

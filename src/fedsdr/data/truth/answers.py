@@ -7,15 +7,15 @@ a text that does not say what its answer is, the last number may be another.
 import re
 from typing import NamedTuple
 
-from fedsdr.data.negation import called_wrong, denied, denied_before
-from fedsdr.data.numbers import (
+from fedsdr.data.truth.negation import called_wrong, denied, denied_before
+from fedsdr.data.truth.numbers import (
     NUMBER_WORDS,
     PLAIN_NUMBER,
     QUANTITY,
     unlatex,
     value,
 )
-from fedsdr.data.text import ANSWER_IS, plain, unmarked, words
+from fedsdr.data.truth.text import ANSWER_IS, plain, unmarked, words
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _STATED = re.compile(rf"(?:{ANSWER_IS})(?!\s*\?)", re.IGNORECASE)
@@ -109,6 +109,13 @@ _SEVERAL = re.compile(  # an interval, a pair, or a list of numbers
     rf"[\[(][^\[\]()\n]*,[^\[\]()\n]*[\])]|(?:{QUANTITY.pattern})(?:, ?(?:and )?(?:{QUANTITY.pattern}))+"
 )
 _SENTENCE = re.compile(r"(?<=[.!?。])\s+(?=\S)|\n+|(?<=。)")
+
+
+_THERE_ARE = re.compile(  # "there are 60 chairs in 5 rows of 12"
+    rf"\b(?:there (?:is|are|will be|were)|there're|"
+    rf"total of) ({QUANTITY.pattern})(?=\s[a-z])(?! or\b)(?![^,;=]*[,;=])",
+    re.IGNORECASE,
+)
 
 
 class Found(NamedTuple):
@@ -226,6 +233,8 @@ def _last_number(text: str, marked: str) -> Found:
     expressions = list(_EXPRESSION.finditer(sentence))
     if expressions and not QUANTITY.search(sentence, expressions[-1].end()):
         return Found(expressions[-1][0].strip())
+    if there := _THERE_ARE.search(sentence):
+        return Found(there[1].strip(), sentence[there.end(1) :])
     numbers = list(QUANTITY.finditer(sentence))
     last, start = numbers[-1], numbers[-1].start()
     if len(numbers) > 1:
