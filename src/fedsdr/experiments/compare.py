@@ -21,7 +21,7 @@ from fedsdr.errors import Diverged, UserError
 from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.run import resume, run
-from fedsdr.progress import say
+from fedsdr.progress import say, show
 from fedsdr.recipe import flat
 from fedsdr.report.sheets import Sheet
 from fedsdr.run_folder import Result, RunFolder, read_settings
@@ -139,11 +139,12 @@ def _result(future: Future[Result], settings: Settings) -> Result:
 
 
 def _finish_aside(settings: Settings) -> Result:
-    """Finish a run in a process of its own; what it tells goes to log.txt in its folder."""
+    """Finish a run in a process of its own; its messages go to log.txt in its folder."""
     folder = Path(settings.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     _end_with_parent()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
+        show()
         return _finish(settings)
 
 
