@@ -66,7 +66,7 @@ def run(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the recipe and estimate memory, bytes and time, without running or writing anything.",
+            help="Check the recipe and estimate memory and bytes of messages; run nothing, write nothing.",
         ),
     ] = False,
     on: Annotated[
