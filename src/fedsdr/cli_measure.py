@@ -47,9 +47,10 @@ def measure(
 ) -> None:
     """Test the paper's claims on a run, or on every run of a grid, and add the results to its page."""
     progress.show(quiet)
-    from fedsdr.experiments.measure import PLAN, measure_grid
     from fedsdr.experiments.measure import measure as measure_run
+    from fedsdr.experiments.measure import measure_grid
     from fedsdr.experiments.measured_run import Options
+    from fedsdr.experiments.results import PLAN
     from fedsdr.run_folder import RunFolder
 
     options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit)

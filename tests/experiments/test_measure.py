@@ -56,7 +56,7 @@ def test_each_measurement_is_a_file_with_its_records_and_how_it_was_made(measure
 def test_a_run_that_took_one_core_beside_others_is_measured_with_all_or_as_asked(
     tiny_settings, monkeypatch: pytest.MonkeyPatch, asked: str | None, num: int
 ):
-    """Once a second core idled while cells of `fedsdr compare --jobs 2` were measured."""
+    """Once a second core idled while runs of `fedsdr compare --jobs 2` were measured."""
     settings = tiny_settings(method="fedsdr", **(QUICK | {"run.threads": 1}))
     run(settings)
     load_model.cache_clear()
@@ -137,13 +137,13 @@ def test_an_option_that_no_measurement_asked_for_uses_is_refused(measured):
 @pytest.mark.parametrize(
     ("place", "content", "name", "told"),
     [
-        ("measurements/consistency.json", "{}", "survival", "is no measurement as fedsdr wrote it"),
-        ("measurements/consistency.json", "[]", "survival", "is no measurement as fedsdr wrote it"),
+        ("measurements/consistency.json", "{}", "survival", "is not a measurement as fedsdr wrote it"),
+        ("measurements/consistency.json", "[]", "survival", "is not a measurement as fedsdr wrote it"),
         ("clients/math/evaluation/round-0000-global.jsonl", "{}\n", "paradox", "expected 4 answers"),
         ("server/updates/round-0001/math.safetensors", "half", "consistency", "expected tensors"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_would_do(measured, place: str, content: str, name: str, told: str):
+def test_a_damaged_file_is_named_with_how_to_fix_it(measured, place: str, content: str, name: str, told: str):
     path = Path(measured[0].run.dir) / place
     kept = path.read_bytes()
     path.write_text(content)
@@ -199,7 +199,7 @@ def test_benchmarks_ask_the_runs_own_tests_where_no_other_questions_are_given(me
     found = {(r["task"], r["metric"], r["model"]): r["num"] for r in made["records"]}
     assert found["finance", "likelihood", "global"] == found["math", "strict", "base"] == 4
     assert (folder / "measurements" / "benchmark-answers.jsonl").exists()
-    with pytest.raises(UserError, match="--data = nowhere is no folder"):
+    with pytest.raises(UserError, match="--data = nowhere is not a folder"):
         measure(folder, ["benchmarks"], Options(data="nowhere"))
 
 

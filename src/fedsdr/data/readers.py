@@ -15,7 +15,7 @@ from typing import Any
 from fedsdr.config import Reading
 from fedsdr.data.examples import Example
 from fedsdr.data.files import BadRow, Row, cut, file_rows, parse_json, refuse, refuse_bad
-from fedsdr.data.labels import (
+from fedsdr.data.label_names import (
     choices_in_prompt,
     lettered,
     read_choices,

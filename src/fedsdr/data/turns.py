@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.data.files import BadRow, refuse
-from fedsdr.data.labels import whole_text
+from fedsdr.data.label_names import whole_text
 
 ROLES = {
     "system": "system",

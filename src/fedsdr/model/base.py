@@ -177,7 +177,7 @@ def choose_dtype(device: "torch.device") -> "torch.dtype":
 
 
 def describe_machine(device: "torch.device") -> dict[str, str]:
-    """Name what decides the last bits of results apart from the settings: releases, and the kind of processor."""
+    """What decides the last bits of results, apart from the settings: releases, and the kind of processor."""
     import torch
     import transformers
 

@@ -209,6 +209,16 @@ def number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
+def signed(value: float | None, digits: int = 3) -> str:
+    """Write a difference with its sign, or "-" where there is none."""
+    return NONE if value is None else f"{value:+.{digits}f}"
+
+
+def signed_interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """Write the interval of a difference, or "-" where there is none."""
+    return NONE if low is None else f"[{signed(low, digits)}, {signed(high, digits)}]"
+
+
 def with_interval(record: Event | None, digits: int, key: str = "value") -> str:
     """Write a record's value and the ends of its interval, low and high; "-" where there is no value."""
     if record is None or record[key] is None:
