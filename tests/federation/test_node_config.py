@@ -227,7 +227,9 @@ def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
 ):
     """The server chooses `server.max_norm`, so refusing what is above would be a look without noise."""
     node = make_node(tmp_path, tiny_folder)
-    shared = {k: v.numpy() for k, v in model_of(tiny_settings()).state("shared").items()}
+    model = model_of(tiny_settings())
+    model.initialise("shared", 0)
+    shared = {k: v.numpy() for k, v in model.state("shared").items()}
     tight = {"method": "fedit", "eval.rewritings": False, "server.max_norm": 1e-6}
     assert ask(node, shared, **tight).error.reason.startswith("Diverged")
     assert not ask(node, shared, **tight, **{"privacy.kind": "local"}).has_error()
