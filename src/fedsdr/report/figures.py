@@ -26,7 +26,7 @@ from fedsdr.report.sheets import MODELS, NONE, loss_records
 from fedsdr.stats import seed_interval, wilson
 from fedsdr.storage import Event
 
-Panel = LinePanel | BarPanel | HeatPanel | ScatterPanel
+AnyPanel = LinePanel | BarPanel | HeatPanel | ScatterPanel
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Figure:
     caption: str
     note: str
     legend: tuple[Series, ...]
-    panels: tuple[Panel, ...]
+    panels: tuple[AnyPanel, ...]
     records: Sequence[Event]
 
     @property
