@@ -67,8 +67,8 @@ def loss_transfer(
         raise UserError("transfer is from client to client: there is one, and two or more are needed")
     if not any(tests["raw"].values()):
         raise UserError("transfer is measured on test examples, and no client has any")
-    sides = {on: {name: texts for name, texts in tests[view].items() if texts} for on, view in TEXTS.items()}
-    sides = {on: side for on, side in sides.items() if side}
+    tested = {view: {name: texts for name, texts in some.items() if texts} for view, some in tests.items()}
+    sides = {on: tested[view] for on, view in TEXTS.items() if tested[view]}
     model.initialise("shared", seed_for(seed, "transfer"))  # B is zero: the base
     before = {on: _losses(model, side, batch_size) for on, side in sides.items()}
     changes: dict[str, Changes] = {view: {} for view in VIEWS}
