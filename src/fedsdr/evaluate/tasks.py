@@ -8,7 +8,7 @@ since loss on y alone punishes FedSD by construction.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedsdr import __version__
@@ -16,7 +16,7 @@ from fedsdr.config import Eval
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
@@ -94,7 +94,7 @@ def evaluate_base(model: LoraModel, tests: TestSet, scoring: Eval, folder: Path)
     """
     distilled = [conversation.ids for conversation in tests.distilled]
     key = content_hash(
-        model.base.fingerprint, scoring.model_dump(), [asdict(example) for example in tests.examples],
+        model.base.fingerprint, scoring.model_dump(), [as_record(example) for example in tests.examples],
         [conversation.ids for conversation in tests.raw], distilled, __version__,
     )  # fmt: skip
     path = folder / f"base-{key}.json"
