@@ -20,6 +20,7 @@ from fedsdr.experiments.compare import compare
 from fedsdr.experiments.grid import read_grid
 from fedsdr.experiments.measure import measure_grid
 from fedsdr.experiments.measured_run import Options
+from fedsdr.federation import server_app
 from fedsdr.federation.run import run
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import read_result, read_settings
@@ -87,7 +88,7 @@ def test_a_stopped_grid_resumes_the_run_it_was_in(grid, tmp_path: Path, monkeypa
         started.append(settings)
         with monkeypatch.context() as patch:
             if len(started) == 3:
-                patch.setattr("fedsdr.federation.server_app.save_round", stop_at_round_1)
+                patch.setattr(server_app, "save_round", stop_at_round_1)
             return run(settings)
 
     def stop_at_round_1(folder, number, *rest):
