@@ -6,7 +6,7 @@ In: `config.Data`. Out: for each domain its training and test records. Who holds
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,6 +119,34 @@ def check_name(name: str, what: str) -> str:
     if name in RESERVED:
         raise UserError(f"a {what} cannot be called {name!r}: a row of tables is called so; rename it")
     return name
+
+
+LOOKS = str.maketrans("01i_.", "oll--")
+"""ASCII characters that are taken for one another, in lower case."""
+
+
+def check_client(name: str, others: Iterable[str] = ()) -> str:
+    """Return the id of a client of a deployment if it is a name that no one takes for another.
+
+    Raises:
+        UserError: It cannot name a folder, is not ASCII (other alphabets have letters that look the same), or
+            looks like the name of a row of tables or of another client.
+    """
+    check_name(name, "client")
+    if not name.isascii():
+        raise UserError(
+            f"client {name!r}: expected ASCII letters, digits, '.', '-' and '_': letters of other alphabets"
+            " look like these, and one client could pass for another"
+        )
+    for other in (*RESERVED, *others):
+        if _look(other) == _look(name) and other != name:
+            raise UserError(f"client {name!r} looks like {other!r}: choose a name that differs more")
+    return name
+
+
+def _look(name: str) -> str:
+    """How a name looks at a glance: two names with the same look are taken for one another."""
+    return name.lower().translate(LOOKS).replace("rn", "m").replace("vv", "w")
 
 
 def _folders(root: Path) -> dict[str, Path]:

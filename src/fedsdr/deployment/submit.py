@@ -9,7 +9,7 @@ from pathlib import Path
 from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.deployment.keys import registry
-from fedsdr.deployment.superlink import CONNECTION, demand_server, environment, flower_home
+from fedsdr.deployment.superlink import CONNECTION, environment, flower_home, require_server
 from fedsdr.errors import UserError
 from fedsdr.federation.preflight import check_deployed
 from fedsdr.progress import say
@@ -52,7 +52,7 @@ def submit(server: Path, settings: Settings) -> Path:
         UserError: The folder is none that `init` wrote, as `check_deployed`, or the run did not come to its
             end.
     """
-    demand_server(server)
+    require_server(server)
     check_deployed(settings)
     place = Path(settings.run.dir)
     place = place if place.is_absolute() else (server / place).resolve()

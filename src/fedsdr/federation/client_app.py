@@ -37,6 +37,7 @@ from fedsdr.evaluate.tasks import evaluate, evaluate_base
 from fedsdr.federation.client_context import ClientContext, cache_of, model_of, open_client
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
+from fedsdr.messages.flower import CLIENT_FAILED
 from fedsdr.messages.privacy import noise_seed, noised
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, Adapter, has_global
 from fedsdr.model.adapters import Adapters
@@ -48,10 +49,6 @@ from fedsdr.storage import Event, locked, rewrite_lines, write_file, write_json
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
-
-
-CLIENT_FAILED = 2
-"""Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
 
 
 def errors_stay_here(handler: Handler) -> Handler:
