@@ -63,27 +63,6 @@ def test_without_tls_and_with_a_process_for_each_message_the_bytes_are_equal_and
 
 
 @long
-def test_flwr_run_from_the_repository_runs_on_a_deployment(
-    deployment: Callable[..., Deployment], small: Small, data_root: Path, tmp_path: Path
-):
-    """Its code goes to the server; the nodes answer with what they have installed."""
-    local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
-    one = deployment()
-    one.start_all()
-    run = one.server / "runs" / "first"
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        dump_settings(small(**{"run.dir": str(run), "federation.nodes": str(one.server / "nodes")}))
-    )
-    command = [BIN / "flwr", "run", ".", "fedsdr", "--stream", "--run-config", f'recipe="{recipe}"']
-    own = environment(FLWR_HOME=str(one.server / "flower"))
-    root = Path(fedsdr.__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=own, capture_output=True, text=True, timeout=300)
-    assert (run / "report.html").exists(), done.stdout + done.stderr
-    require_equal(one, run, local)
-
-
-@long
 def test_flowers_simulation_leaves_the_bytes_of_the_local_engine(
     small: Small, data_root: Path, tmp_path: Path
 ):

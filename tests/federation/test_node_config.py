@@ -1,5 +1,6 @@
 """What a client's own configuration decides stays as it is, whatever the server's settings say."""
 
+import json
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ from fedsdr.errors import UserError
 from fedsdr.federation.client_app import app
 from fedsdr.federation.client_context import model_of
 from fedsdr.federation.node_config import read_node
+from fedsdr.federation.server_app import sent_settings
 from fedsdr.messages.privacy import epsilon
 from fedsdr.messages.wire import Arrays, broadcast
 from fedsdr.recipe import check_settings
@@ -56,6 +58,19 @@ def test_data_model_and_folders_are_the_nodes_whatever_the_server_says():
     assert (own.model.revision, own.model.trust_remote_code) == ("v1", True)
     assert (own.run.cache, own.run.threads) == ("/mine", 3)
     assert applied({"run": {"threads": 4096}}).run.threads == os.cpu_count()
+
+
+def test_a_registered_client_is_sent_no_path_of_the_server_and_all_that_it_needs():
+    """The settings held the server's paths; a client needs none of them."""
+    paths = {"model": {"name": "/srv/model", "revision": "v2"}, "data": {"root": "/srv/data", "num_train": 5}}
+    paths |= {"run": {"dir": "/srv/runs/first", "cache": "/srv/cache", "seed": 3}}
+    settings = check_settings({**paths, "federation": {"nodes": "/srv/nodes", "num_clients": 2}}, "test")
+    sent = sent_settings(settings)
+    assert "/srv" not in sent and "v2" not in sent
+    taken = read_node(OWN, Path("/elsewhere"), "run").apply(check_settings(json.loads(sent), "test"))
+    full = read_node(OWN, Path("/elsewhere"), "run").apply(settings)
+    own = full.model_dump(exclude={"run": {"dir"}, "federation": True})
+    assert taken.model_dump(exclude={"run": {"dir"}, "federation": True}) == own
 
 
 def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decided_by_the_node():

@@ -3,13 +3,14 @@
 The local engine calls `server_app.serve` directly. What a run's folder needs before and after is in `run`.
 """
 
+import os
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.deployment.flower_grid import ResilientGrid
-from fedsdr.deployment.submit import ENDED
+from fedsdr.deployment.submit import ENDED, take_submission
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
 from fedsdr.recipe import asked_settings
@@ -20,18 +21,30 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Begin, or go on with, the run that the run configuration asks for.
+    """Begin the run of the run configuration, or go on with it.
 
     Raises:
-        UserError: As `asked_settings` and `run_over`.
+        UserError: As `take_submission`, `asked_settings` and `run_over`.
     """
-    settings, token = asked_settings(context.run_config), context.run_config.get("token")
+    if name := context.run_config.get("submission"):
+        serve_submission(grid, str(name))
+    else:
+        run_over(ResilientGrid(grid), asked_settings(context.run_config))
+
+
+def serve_submission(grid: Grid, name: str) -> None:
+    """Begin the run of a submission, or go on with it; write into its folder why it ended.
+
+    Raises:
+        UserError: As `take_submission` and `run_over`.
+    """
+    server = Path(os.environ["FLWR_HOME"]).parent
+    settings = take_submission(server, name)
     ended = Path(settings.run.dir) / ENDED  # `fedsdr run --on` reads it
     try:
         run_over(ResilientGrid(grid), settings)
     except UserError as reason:
-        if token and ended.parent.exists():
-            write_file(ended, f"{token}\n{reason}")
+        if ended.parent.exists():
+            write_file(ended, f"{name}\n{reason}")
         raise
-    if token:
-        write_file(ended, str(token))
+    write_file(ended, name)

@@ -31,14 +31,14 @@ default = "{connection}"
 address = "127.0.0.1:{port}"
 root-certificates = "$PWD/ca.crt"
 END
-exec flower-superlink --host 127.0.0.1 --port {port} \\
+exec python -P -m fedsdr.deployment.flower_superlink --host 127.0.0.1 --port {port} \\
   --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
-  --enable-supernode-auth --isolation subprocess --database state.db --log-file superlink.log
+  --enable-supernode-auth --isolation process --database state.db --log-file superlink.log
 """
 
 NGINX = """\
-# TLS for the clients, and nothing of Flower but what a client needs. Flower itself answers on its control and
-# runtime paths to anyone who holds the CA certificate: they could submit code that runs at every client.
+# TLS for the clients, and nothing of Flower but what a client needs. The SuperLink protects its control and
+# runtime paths by secrets of the server's folder; here they are closed as well.
 # Test it with: nginx -t -p . -c nginx.conf; start it with: nginx -p . -c nginx.conf
 pid nginx.pid;
 error_log nginx.log;

@@ -1,6 +1,5 @@
 """`fedsdr node`: a client's SuperNode and the worker that answers its messages, as one program."""
 
-import ctypes
 import errno
 import json
 import os
@@ -21,13 +20,12 @@ from pydantic import Field
 
 from fedsdr.data.sources import domain_files
 from fedsdr.deployment.certificates import check_authority, check_private
-from fedsdr.deployment.superlink import environment, split_address
+from fedsdr.deployment.superlink import end_with_parent, environment, split_address
 from fedsdr.errors import UserError
 from fedsdr.federation.node_config import Keys, NodeConfig, check_keys
 from fedsdr.progress import say
 from fedsdr.recipe import to_toml
 
-PR_SET_PDEATHSIG = 1
 PATIENCE = 120.0
 """Seconds in which a SuperNode that ends at once is started again. For a minute after a node was killed its
 server takes it for connected, and refuses it."""
@@ -136,7 +134,7 @@ def _serve(command: list[str], arguments: Sequence[str], address: str, secret: b
 
     # In a session of its own: Ctrl-C would reach it too, and a second signal keeps it from signing off.
     supernode = subprocess.Popen(
-        command, stdin=subprocess.PIPE, preexec_fn=_end_with_parent, start_new_session=True
+        command, stdin=subprocess.PIPE, preexec_fn=end_with_parent, start_new_session=True
     )
     assert supernode.stdin
     with supernode.stdin as pipe:
@@ -172,12 +170,6 @@ def read_node_file(path: Path) -> NodeFile:
     check_private(key, f"{path}: private-key")
     own = {"root_certificates": str(authority), "private_key": str(key), "node": node}
     return file.model_copy(update=own)
-
-
-def _end_with_parent() -> None:
-    """Let the system end this process with the one that began it, also after kill -9 (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

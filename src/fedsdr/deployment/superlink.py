@@ -1,7 +1,9 @@
 """A server's folder and its SuperLink: the environment of Flower's programs, and calls of them."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ QUIET: Mapping[str, str] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 """No telemetry is sent to Flower's makers, and nothing is installed because an app names it."""
+PR_SET_PDEATHSIG = 1
 HERE = "localhost,127.0.0.1"
 """Hosts reached without the proxy that a site may have: SuperLink and workers run on one machine."""
 
@@ -67,3 +70,9 @@ def require_server(server: Path) -> None:
             f"did you mean {inner}?" if (inner / "start.sh").exists() else "`fedsdr deploy init` writes one"
         )
         raise UserError(f"{server} is not a server folder: {meant}")
+
+
+def end_with_parent() -> None:
+    """Let the system end this process with the one that began it, also after kill -9 (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -4,45 +4,22 @@ Flower itself starts a new process for each message, which loads the model each 
 the server sends with the run. A worker takes the messages from the SuperNode's Runtime API instead
 (`--isolation process`) and answers them with the installed client app, and nothing else: code that comes
 with a run is never unpacked.
-
-The calls are those of Flower's own `run_clientapp`, of its private parts (as of 1.41). The retries differ:
-Flower's end the process by a signal if the SuperNode no longer knows a message's token, as after this
-machine slept for a minute.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import httpx
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor
-from flwr.supercore.retry import RetryInvoker, exponential
-from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+from fedsdr.deployment.runtime import beat, connect, take_tasks
 from fedsdr.messages.flower import CLIENT_FAILED
 from fedsdr.progress import say
-
-POLL = 0.5
-"""Seconds between two looks for a message."""
-PATIENCE = 30.0
-"""Seconds for which a call to a SuperNode that does not answer is tried again."""
-BETWEEN = 4
-"""Most seconds between two tries."""
-BUSY = (502, 503, 504)
-"""HTTP status codes after which a call is tried again."""
-ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
 def work(app: ClientApp, address: str, secret: bytes, is_alive: Callable[[], bool]) -> None:
@@ -54,27 +31,13 @@ def work(app: ClientApp, address: str, secret: bytes, is_alive: Callable[[], boo
         secret: By which the SuperNode authenticates its worker.
         is_alive: Whether the SuperNode still runs.
     """
-    authentication = SuperExecAuthHttpInterceptor(
-        master_secret=secret, protected_methods=frozenset({ACQUIRE})
-    )
-    client = _client(address, authentication, patience=0.0)
-    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-    while is_alive():
-        try:
-            found = client.AcquireTask(request)
-        except httpx.HTTPError:  # it starts, or ends, or the clock jumped
-            time.sleep(POLL)
-            continue
-        if found.HasField("task") and found.token:
-            _answer(app, address, found.token)
-        else:
-            time.sleep(POLL)
+    take_tasks(address, secret, TaskType.CLIENT_APP, lambda token: _answer(app, address, token), is_alive)
 
 
 def _answer(app: ClientApp, address: str, token: str) -> None:
     """Take a message, answer it, deliver the reply."""
-    client = _client(address, RuntimeTokenHttpInterceptor(token))
-    heartbeat = HeartbeatSender(lambda: _beat(client))
+    client = connect(address, RuntimeTokenHttpInterceptor(token))
+    heartbeat = HeartbeatSender(lambda: bool(beat(client)))
     heartbeat.start()
     message = context = None
     try:
@@ -92,35 +55,3 @@ def _answer(app: ClientApp, address: str, token: str) -> None:
     finally:
         heartbeat.stop()
         client.close()
-
-
-def _beat(client: RuntimeHttpClient) -> bool:
-    """Report to the SuperNode that its message is being worked on; False if that failed."""
-    try:
-        return bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
-    except httpx.HTTPError:
-        return False
-
-
-def _client(
-    address: str, *interceptors: ProtobufClientInterceptor, patience: float = PATIENCE
-) -> RuntimeHttpClient:
-    retry = RetryInvoker(
-        lambda: exponential(max_delay=BETWEEN),
-        httpx.HTTPError,
-        max_tries=None,
-        max_time=patience,
-        should_giveup=_is_final,
-    )
-    return RuntimeHttpClient.from_server_address(
-        server_address=address,
-        insecure=True,  # on this machine alone
-        root_certificates=None,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],
-        retry_invoker=retry,
-    )
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether another try cannot succeed."""
-    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in BUSY

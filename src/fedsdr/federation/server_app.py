@@ -54,9 +54,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         save_round(server, 0, fresh, {}, {}, settings.adapter, name)
         begun = 0
     past = _events_until(log, begun, folder)
-    # Only what differs from the defaults is sent; clients of another version refuse.
-    apart: Any = {"run": {"dir", "cache"}, "federation": True}
-    sent = settings.model_dump_json(exclude_defaults=True, exclude=apart)
+    sent = sent_settings(settings)
     # A node may take part in several runs; one that was begun anew is another.
     nonce = (folder / NONCE).read_text() if (folder / NONCE).exists() else ""
     run = f"{folder.name[:40]}-{content_hash(sent, nonce)[:8]}"
@@ -89,6 +87,21 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         save_round(server, server_round, arrays, residual, moments, settings.adapter, name)
         if is_due(settings, server_round):
             work.evaluate(server_round)
+
+
+def sent_settings(settings: Settings) -> str:
+    """What clients need of the settings, as JSON: no path of the server, and only what is not a default.
+
+    Clients of another version refuse it. Registered clients are those of a deployment, whose nodes decide
+    model and data themselves.
+    """
+    apart: Any = {"run": {"dir", "cache"}, "federation": True}
+    if settings.federation.nodes:
+        apart |= {
+            "model": {"name", "revision", "trust_remote_code"},
+            "data": {"root", "sources", "domains", "built_in"},
+        }
+    return settings.model_dump_json(exclude_defaults=True, exclude=apart)
 
 
 @dataclass(frozen=True)

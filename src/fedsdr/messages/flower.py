@@ -17,9 +17,9 @@ AWAY = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, Erro
 __all__ = ["AWAY", "CLIENT_FAILED", "Run", "become_server", "set_message_id"]
 
 
-def become_server(run: Run) -> None:
+def become_server(run: Run, node_id: int = 0, task_id: int = 0) -> None:
     """Make this process the server of a run, as far as Flower's messages are concerned."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run.run_id, 0, 0
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run.run_id, node_id, task_id
 
 
 def set_message_id(message: Message, message_id: str) -> None:
