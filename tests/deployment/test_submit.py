@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fedsdr.config import Settings
 from fedsdr.deployment import submit as module
 from fedsdr.deployment.init import init
 from fedsdr.deployment.submit import submit, take_submission
@@ -56,22 +57,26 @@ def test_what_flower_gives_to_every_client_names_a_submission_and_no_path_or_set
     server: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The settings are taken once, from a file that the operator's account alone can read."""
-    given: dict[str, Any] = {}
+    given, taken = dict[str, Any](), list[Settings]()
 
     def flwr(command: list[str], **how: Any) -> None:
         config = Path(command[command.index("--run-config") + 1])
         given.update(tomllib.loads(config.read_text()))
-        assert config.stat().st_mode & 0o077 == 0
+        (path,) = server.glob("submissions/*")
+        assert given == {"submission": path.stem}
+        assert (path.stat().st_mode | config.stat().st_mode) & 0o077 == 0
+        if not taken:
+            taken.append(take_submission(server, path.stem))
+            with pytest.raises(UserError, match="no submission"):
+                take_submission(server, path.stem)
 
     monkeypatch.setattr(module.subprocess, "run", flwr)
-    with pytest.raises(UserError, match="did not finish"):
-        submit(server, SETTINGS)
-    (path,) = server.glob("submissions/*")
-    assert given == {"submission": path.stem} and path.stat().st_mode & 0o077 == 0
-    taken = take_submission(server, path.stem)
-    assert taken.run.dir == str(server.resolve() / "runs/x")
-    with pytest.raises(UserError, match="no submission"):
-        take_submission(server, path.stem)
+    for _ in range(2):
+        with pytest.raises(UserError, match="did not finish"):
+            submit(server, SETTINGS)
+        assert not list(server.glob("submissions/*"))  # also where the SuperLink was not reached
+    (settings,) = taken
+    assert settings.run.dir == str(server.resolve() / "runs/x")
 
 
 @pytest.mark.parametrize("name", ["", "../submissions/{}", "0" * 32])

@@ -6,6 +6,7 @@ and lets the program run whatever code came with the run. Here tokens and secret
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def _start(module: str, **words: str) -> subprocess.Popen[bytes]:
 
 
 def main() -> None:
-    """Take the SuperLink's tasks and start a process for each, until this process is ended."""
+    """Take the SuperLink's tasks and start a process for each, until the SuperLink ends."""
     given = json.load(sys.stdin)
     address, authority = given["address"], given["authority"]
     running: list[subprocess.Popen[bytes]] = []
@@ -51,7 +52,8 @@ def main() -> None:
         running.append(_start("server_worker", address=address, authority=authority, token=token))
 
     secret, certificates = bytes.fromhex(given["secret"]), Path(authority).read_bytes()
-    take_tasks(address, secret, TaskType.SERVER_APP, do, lambda: True, certificates)
+    superlink = os.getppid()
+    take_tasks(address, secret, TaskType.SERVER_APP, do, lambda: os.getppid() == superlink, certificates)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def submit(server: Path, settings: Settings) -> Path:
     )
     write_file(server / "app" / "pyproject.toml", APP)
     name = secrets.token_hex(16)
-    write_file(_submission(server, name), settings.model_dump_json(), SECRET)
+    submission = _submission(server, name)
+    write_file(submission, settings.model_dump_json(), SECRET)
     home = flower_home(server)
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
@@ -79,6 +80,7 @@ def submit(server: Path, settings: Settings) -> Path:
     except KeyboardInterrupt:
         say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
         raise
+    submission.unlink(missing_ok=True)  # if no run took it
     ended = place / ENDED
     whose, _, reason = (ended.read_text() if ended.exists() else "").partition("\n")
     if whose != name:
