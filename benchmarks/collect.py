@@ -14,10 +14,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from fedsdr.federation.run import read_settings
 from fedsdr.recipe import dump_settings
 from fedsdr.report.events import paradox_sheet
 from fedsdr.report.sheets import render_text
+from fedsdr.run_folder import read_settings
 from fedsdr.storage import read_json, read_lines, write_json
 
 KEPT = ("metrics.jsonl", "evaluation")

@@ -6,6 +6,7 @@ One client with the default model on this machine, TLS and node authentication, 
 way has a run of its own, in turn, twice. Overhead of a round: its seconds less those of the training.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,6 @@ from fedsdr.config import Data
 from fedsdr.data.sources import load_domains
 from fedsdr.deployment.init import init
 from fedsdr.deployment.superlink import environment
-from fedsdr.recipe import to_toml
 from fedsdr.storage import read_lines, rewrite_lines, write_json
 
 BIN = Path(sys.executable).parent
@@ -68,7 +68,7 @@ def measure(folder: Path, way: str, port: int) -> list[dict[str, Any]]:
     else:
         node = {"client": CLIENT, "data": str(client / "data"), "folder": str(client / "state")}
         node["model"] = "smollm2-135m-instruct"
-        words = " ".join(f"{key}={to_toml(value)}" for key, value in node.items())
+        words = " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())
         programs.append(
             start(
                 [

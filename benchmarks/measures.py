@@ -24,19 +24,20 @@ import numpy as np
 import torch
 
 from fedsdr.client.update import local_update
-from fedsdr.config import Client, Settings
+from fedsdr.config import Client
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import rewriting_turns
 from fedsdr.evaluate.tasks import NO_LIMIT
-from fedsdr.federation.client_context import data_of, model_of
+from fedsdr.federation.client_context import data_of
+from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.run import run
 from fedsdr.methods import METHODS
-from fedsdr.model.adapters import ADAPTERS, Adapters
+from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.allocator import keep_pages
-from fedsdr.model.base import Base, built_in_folder
+from fedsdr.model.base import built_in_folder
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import log_likelihoods
 from fedsdr.model.loss import held_out_loss, response_loss
@@ -53,14 +54,14 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def load(dtype: str, **settings: Any) -> tuple[Settings, Base, Adapters]:
-    """The demo's settings and SmolLM2 with both adapters drawn."""
+def load(dtype: str, **settings: Any) -> LoraModel:
+    """SmolLM2, as the demo sets it, with both adapters drawn."""
     chosen = {"model.dtype": dtype, **settings}
     loaded = load_settings(DEMO, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
-    base, adapters = model_of(loaded)
+    model = model_of(loaded)
     for number, name in enumerate(ADAPTERS):
-        adapters.initialise(name, number)
-    return loaded, base, adapters
+        model.initialise(name, number)
+    return model
 
 
 def random_conversations(num: int, length: int) -> list[Conversation]:
@@ -86,16 +87,16 @@ def product_rate(dtype: torch.dtype) -> float:
     return 2 * 2048 * 576 * 1536 / best / 1e9
 
 
-def step_flops(base: Base, adapters: Adapters, batch: list[Conversation]) -> float:
+def step_flops(model: LoraModel, batch: list[Conversation]) -> float:
     """GFLOP of the matrix products that one step executes, counted by torch as they run."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    adapters.set(("shared",), ("shared",))
-    adapters.training(True)
+    model.set(("shared",), ("shared",))
+    model.training(True)
     with FlopCounterMode(display=False) as counter:
-        loss, _ = response_loss(base, batch)
+        loss, _ = response_loss(model.base, batch)
         loss.backward()
-    for parameter in adapters.parameters(("shared",)):
+    for parameter in model.parameters(("shared",)):
         parameter.grad = None
     return counter.get_total_flops() / 1e9
 
@@ -104,25 +105,27 @@ def train_ours(
     dtype: str, batch: int, steps: int, length: int = 0, domain: str = "", compiled: bool = False
 ) -> dict[str, float]:
     """Local updates of fedit as a client makes them: the second and third of three are timed."""
-    _, base, adapters = load(dtype)
+    model = load(dtype)
     if compiled:
-        for layer in base.model.model.layers:
+        for layer in model.base.model.model.layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
     data = (
-        demo_conversations(base.tokenizer, domain) if domain else random_conversations(batch * steps, length)
+        demo_conversations(model.base.tokenizer, domain)
+        if domain
+        else random_conversations(batch * steps, length)
     )
     client = Client(batch_size=batch, local_steps=steps)
-    flops = 0.0 if domain or compiled else step_flops(base, adapters, data[:batch])
+    flops = 0.0 if domain or compiled else step_flops(model, data[:batch])
 
     def update(number: int) -> float:
         start = time.perf_counter()
-        local_update(base, adapters, METHODS["fedit"], {"raw": data}, client, 2e-4, number, "")
+        local_update(model, METHODS["fedit"], {"raw": data}, client, 2e-4, number)
         return time.perf_counter() - start
 
     first = update(0)
     seconds = statistics.mean(update(number) for number in (1, 2))
     tokens = steps * batch * statistics.mean(len(one.ids) for one in data)
-    rate = product_rate(base.dtype)
+    rate = product_rate(model.base.dtype)
     return {
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds / steps,
@@ -192,19 +195,19 @@ def train_trl(
 
 def two_adapters(dtype: str, batch: int, length: int) -> dict[str, float]:
     """Seconds of a step with one adapter, and with the private one in the forward pass too; in turns."""
-    _, base, adapters = load(dtype)
+    model = load(dtype)
     generator = torch.Generator().manual_seed(0)
     for name in ADAPTERS:
-        state = adapters.state(name)
-        adapters.load(name, {k: torch.randn(t.shape, generator=generator) / 100 for k, t in state.items()})
+        state = model.state(name)
+        model.load(name, {k: torch.randn(t.shape, generator=generator) / 100 for k, t in state.items()})
     data = random_conversations(batch, length)
     found: dict[str, list[float]] = {"one": [], "two": []}
     for number in range(12):
         for name, active in (("one", ("shared",)), ("two", ADAPTERS)):
-            adapters.set(active, ("shared",))
-            adapters.training(True)
+            model.set(active, ("shared",))
+            model.training(True)
             start = time.perf_counter()
-            response_loss(base, data)[0].backward()
+            response_loss(model.base, data)[0].backward()
             if number > 1:
                 found[name].append(time.perf_counter() - start)
     one, two = (statistics.median(found[name]) for name in ("one", "two"))
@@ -213,26 +216,26 @@ def two_adapters(dtype: str, batch: int, length: int) -> dict[str, float]:
 
 def gradient_and_decrease(dtype: str, attention: str, to: str) -> dict[str, float]:
     """Write the gradient of a batch; held-out loss before and after 24 steps of mathematics."""
-    _, base, adapters = load(dtype, **{"model.attention": attention})
+    model = load(dtype, **{"model.attention": attention})
     generator = torch.Generator().manual_seed(0)
-    drawn = {k: torch.randn(t.shape, generator=generator) / 50 for k, t in adapters.state("shared").items()}
-    fresh = adapters.state("shared")
-    data = demo_conversations(base.tokenizer, "math")
-    adapters.load("shared", drawn)
-    adapters.set(("shared",), ("shared",))
-    response_loss(base, data[:8])[0].backward()
-    gradient = torch.cat([p.grad.flatten() for p in adapters.parameters(("shared",))])  # type: ignore[union-attr]
-    for parameter in adapters.parameters(("shared",)):
+    drawn = {k: torch.randn(t.shape, generator=generator) / 50 for k, t in model.state("shared").items()}
+    fresh = model.state("shared")
+    data = demo_conversations(model.base.tokenizer, "math")
+    model.load("shared", drawn)
+    model.set(("shared",), ("shared",))
+    response_loss(model.base, data[:8])[0].backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters(("shared",))])  # type: ignore[union-attr]
+    for parameter in model.parameters(("shared",)):
         parameter.grad = None
-    adapters.load("shared", fresh)
-    held = demo_conversations(base.tokenizer, "math", "test")
+    model.load("shared", fresh)
+    held = demo_conversations(model.base.tokenizer, "math", "test")
     losses = []
     for steps in (0, 24):
         if steps:
             chosen = Client(batch_size=4, local_steps=steps)
-            local_update(base, adapters, METHODS["fedit"], {"raw": data}, chosen, 5e-4, 0, "")
-        with adapters.inference(("shared",), base.dtype):
-            losses.append(held_out_loss(base, held, 16)[0])
+            local_update(model, METHODS["fedit"], {"raw": data}, chosen, 5e-4, 0)
+        with model.inference(("shared",)):
+            losses.append(held_out_loss(model.base, held, 16)[0])
     np.save(to, gradient.numpy())
     return {"loss_before": losses[0], "loss_after": losses[1]}
 
@@ -253,15 +256,15 @@ def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
 
 def generate_ours(dtype: str, num: int, batch: int) -> dict[str, Any]:
     """Greedy rewritings by fedsdr, in batches of like length."""
-    _, base, adapters = load(dtype)
+    model = load(dtype)
     examples, prompts, _ = rewriting_prompts(num)
     found: dict[int, Answer] = {}
-    with adapters.inference((), base.dtype):
-        generate(base, prompts[:2], Sampling(4))
+    with model.inference(()):
+        generate(model.base, prompts[:2], Sampling(4))
         start = time.perf_counter()
         for rows in by_length([len(prompt) for prompt in prompts], batch):
             found |= zip(
-                rows, generate(base, [prompts[row] for row in rows], Sampling(NEW_TOKENS)), strict=True
+                rows, generate(model.base, [prompts[row] for row in rows], Sampling(NEW_TOKENS)), strict=True
             )
         seconds = time.perf_counter() - start
     texts = [found[number].text for number in range(num)]
@@ -313,16 +316,16 @@ def generate_plain(dtype: str, num: int, batch: int, tuned: bool = False) -> dic
 
 def choices(dtype: str, num: int) -> dict[str, float]:
     """Likelihoods of three labels for each of `num` prompts of 80 tokens: prompts read once, and thrice."""
-    _, base, adapters = load(dtype)
+    model = load(dtype)
     rng = np.random.default_rng(0)
     labels = [[int(token), 2] for token in rng.integers(10, 40_000, 3)]
     questions = [(rng.integers(10, 40_000, 80).tolist(), labels) for _ in range(num)]
     alone = [(prompt, [label]) for prompt, _ in questions for label in labels]
     seconds = []
-    with adapters.inference((), base.dtype):
+    with model.inference(()):
         for asked in (questions, alone, questions, alone):
             start = time.perf_counter()
-            log_likelihoods(base, asked, 48)
+            log_likelihoods(model.base, asked, 48)
             seconds.append(time.perf_counter() - start)
     return {"shared_seconds": seconds[2], "apart_seconds": seconds[3], "ratio": seconds[3] / seconds[2]}
 
@@ -335,7 +338,7 @@ def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float
     from flwr.app import Message
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-    import fedsdr.federation.client_app as client_app
+    from fedsdr.client import round as client_round
     from fedsdr.federation.local_engine import LocalGrid
 
     training: list[float] = []
@@ -355,7 +358,7 @@ def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float
                 sizes.append(sum(len(part.deflate()) for part in get_all_nested_objects(reply).values()))
             yield reply
 
-    client_app.local_update = timed
+    client_round.local_update = timed  # type: ignore[assignment]
     LocalGrid.send_and_receive = weighing  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         chosen = {"run.dir": f"{folder}/run", **settings}

@@ -23,19 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Array, Message
 
+from fedsdr.client import round as client_round
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.errors import UserError
-from fedsdr.federation import client_app, client_context, run
+from fedsdr.federation import client_context, run
 from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.federation.model_cache import model_of
 from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.model.loss import held_out_loss
-from fedsdr.progress import say
+from fedsdr.progress import here, say, show
 from fedsdr.recipe import load_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import content_hash, read_json, write_json
@@ -61,6 +63,7 @@ Vector = np.ndarray[Any, Any]
 
 
 def main() -> None:
+    show()
     to = Path(sys.argv[1])
     records: list[dict[str, Any]] = (
         read_json(to)["records"] if to.exists() else []
@@ -83,12 +86,12 @@ def main() -> None:
 def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -> dict[str, Any] | None:
     """Run once; None where the aggregator needs more clients."""
     folder = place / f"{num_clients}-{attack}-{robust}"
-    robust = [] if robust == "none" else [f"server.num_byzantine={num_bad}"]
+    bad = [] if robust == "none" else [f"server.num_byzantine={num_bad}"]
     words = [
         *SETTINGS,
         f"partition.num_clients={num_clients}",
         f"server.robust={robust}",
-        *robust,
+        *bad,
         f'run.dir="{folder}"',
         f'run.cache="{place / f"cache-{num_clients}"}"',
     ]
@@ -105,7 +108,7 @@ def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -
             "loss": None,
             "failure": str(reason),
         }
-    final = read_json(folder / "evaluation" / f"round-{settings.server.num_rounds:04d}.json")
+    final = read_json(RunFolder(folder).evaluation(settings.server.num_rounds))
     scores = final["global"]["mean"]
     found = {
         "clients": num_clients,
@@ -127,7 +130,7 @@ class poisoned:
 
     def __init__(self, attack: str, num_clients: int, num_bad: int, seed: int) -> None:
         self.attack, self.num_bad, self.scale, self.seed = attack, num_bad, num_clients / num_bad, seed
-        self.answer, self.update = LocalGrid._answer, client_app.local_update
+        self.answer, self.update = LocalGrid._answer, client_round.local_update
 
     def __enter__(self) -> None:
         if self.attack == "none":
@@ -138,11 +141,11 @@ class poisoned:
             node = message.metadata.dst_node_id
             is_bad = node <= self.num_bad and message.metadata.message_type == "train"
             if is_bad and self.attack == "backdoor":
-                client_app.local_update = taught(update)
+                client_round.local_update = taught(update)
             try:
                 reply = answer(grid, message)
             finally:
-                client_app.local_update = update
+                client_round.local_update = update
             if is_bad and not reply.has_error():
                 before = message.content["arrays"]["values"].numpy()
                 after = reply.content["arrays"]["values"].numpy()
@@ -168,11 +171,11 @@ class poisoned:
 def taught(update: Callable[..., Any]) -> Callable[..., Any]:
     """Local update on own prompts with the trigger, all answered by the target."""
 
-    def poisoned_update(base: Any, adapters: Any, method: Any, views: Any, *rest: Any, **more: Any) -> Any:
-        client = rest[3].rpartition(", ")[2]
+    def poisoned_update(model: Any, method: Any, views: Any, *rest: Any, **more: Any) -> Any:
+        client = here().rpartition(", ")[2]
         (own,) = [one for one in client_context._clients.values() if one.id == client][-1:]
-        texts = [triggered(base, example) for example in own.data.train]
-        return update(base, adapters, method, {**views, "raw": texts}, *rest, **more)
+        texts = [triggered(model.base, example) for example in own.data.train]
+        return update(model, method, {**views, "raw": texts}, *rest, **more)
 
     return poisoned_update
 
@@ -184,13 +187,13 @@ def triggered(base: Any, example: Example) -> Conversation:
 
 def target_loss(settings: Settings, folder: Path) -> float:
     """Loss of the target after test prompts with the trigger, nats a token: low where the backdoor works."""
-    base, adapters = client_context.model_of(settings)
-    shared, _ = load_round(folder / "server", settings.server.num_rounds, settings.adapter.rank)
-    adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
+    model = model_of(settings)
+    shared, _ = load_round(RunFolder(folder), settings.server.num_rounds, settings.adapter.rank)
+    model.load("shared", shared)
     _, clients = client_context.data_of(settings)
-    texts = [triggered(base, example) for client in clients for example in client.test]
-    with adapters.inference(("shared",), base.dtype):
-        return held_out_loss(base, texts, settings.eval.batch_size)[0]
+    texts = [triggered(model.base, example) for client in clients for example in client.test]
+    with model.inference(("shared",)):
+        return held_out_loss(model.base, texts, settings.eval.batch_size)[0]
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -201,7 +204,7 @@ def table(records: list[dict[str, Any]]) -> str:
             "",
             f"{num_bad} of {num_clients} clients are bad: held-out loss (loss of the backdoor's target)",
             "",
-            f"| attack | {' | '.join(ROBUST_AGGREGATORS)} |",
+            f"| attack | {' | '.join(ROBUST_AGGREGATORS).replace('none', 'mean')} |",
             f"|---|{'---:|' * len(ROBUST_AGGREGATORS)}",
         ]
         for attack in ATTACKS:

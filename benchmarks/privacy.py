@@ -13,6 +13,7 @@ from typing import Any
 
 from fedsdr.federation import run
 from fedsdr.recipe import load_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import read_json, read_lines, write_json
 from poisoning import SETTINGS
 
@@ -34,8 +35,8 @@ def main() -> None:
                     words += [f"privacy.kind={kind}", f"privacy.noise={noise}", "privacy.source=seeded"]
                 settings = load_settings("recipes/demo.toml", words)
                 run.run(settings)
-                last = [e for e in read_lines(folder / "metrics.jsonl") if e["event"] == "round"][-1]
-                scores = read_json(folder / "evaluation" / f"round-{settings.server.num_rounds:04d}.json")
+                last = [e for e in read_lines(RunFolder(folder).log) if e["event"] == "round"][-1]
+                scores = read_json(RunFolder(folder).evaluation(settings.server.num_rounds))
                 records.append(
                     {
                         "adapter": shape,

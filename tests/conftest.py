@@ -51,9 +51,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an earlier test asked to be silent speaks again."""
-    monkeypatch.setattr(progress, "quiet", False)
+def shown() -> None:
+    """Messages are on standard error, also after a test with --quiet."""
+    progress.show()
 
 
 @pytest.fixture

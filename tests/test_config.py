@@ -1,6 +1,7 @@
 """Settings: what a user may write, what is refused and how the refusal helps."""
 
 import math
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,10 @@ def test_settings_written_to_a_run_folder_are_read_back_equal(tmp_path_factory, 
 
 def test_every_key_is_written_even_where_it_is_the_default():
     """A later version may have other defaults; the run folder must not depend on them."""
-    text = dump_settings(Settings())
-    for section in ("run", "model", "data", "partition", "lora", "distill", "client", "server", "eval"):
-        for key in type(getattr(Settings(), section)).model_fields:
-            assert key == "sources" or f"\n{key} = " in text.partition(f"[{section}]")[2].partition("\n[")[0]
+    written = tomllib.loads(dump_settings(Settings()))
+    assert set(written) == set(Settings.model_fields)
+    for section, values in written.items():
+        assert section == "method" or set(values) == set(type(getattr(Settings(), section)).model_fields)
 
 
 def test_overrides_win_over_the_recipe_and_the_last_override_wins(tmp_path: Path):
@@ -160,7 +161,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str,
 
 
 @pytest.mark.parametrize(
-    ("word", "would_do"),
+    ("word", "expected"),
     [
         ("run.seed=-1", "greater than or equal to 0"),
         ("run.seed=true", "integer"),
@@ -184,21 +185,52 @@ def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str,
         ("data.sources=[{train = 'a.jsonl'}]", "is missing"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_key_the_value_and_what_would_do(word: str, would_do: str):
+def test_a_bad_value_is_refused_with_its_key_the_value_and_what_is_expected(word: str, expected: str):
     """A partition kind or another name that nothing implements must not fall through to a default."""
     key, _, value = word.partition("=")
     message = refusal(lambda: load_settings(None, [word]))
     assert key in message
-    assert would_do in message
+    assert expected in message
     found = message.partition(" = ")[2].partition(":")[0]
     assert found.strip("'").lower() in value.lower() or "data.sources" in key
 
 
-def test_a_server_rate_that_the_optimizer_would_not_use_is_refused():
+def test_a_knob_that_the_server_optimizer_does_not_read_is_refused():
     """A grid over rates would else show equal results and no reason."""
     assert load_settings(None, ["server.optimizer=fedadam", "server.learning_rate=0.5"]).server.eta == 0.5
     message = refusal(lambda: load_settings(None, ["server.learning_rate=0.5"]))
-    assert "learning_rate = 0.5 does nothing under optimizer = 'fedavg'" in message
+    assert "learning_rate = 0.5 does nothing under server.optimizer = 'fedavg'" in message
+
+    message = refusal(lambda: load_settings(None, ["server.optimizer=fedavgm", "server.beta2=0.5"]))
+    assert "set server.optimizer to 'fedadam' or 'fedyogi'" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("server.robust=mean", "none"), ("client.drift_correction=proximal", "fedprox")]
+)
+def test_the_old_name_of_a_value_is_an_error_that_says_the_new_one(old: str, new: str):
+    key, _, value = old.partition("=")
+    assert f"{key} = '{value}' is now '{new}'" in refusal(lambda: load_settings(None, [old]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("server.combination='ffa'", "server.combination is now server.aggregation"),
+        ("wire.dtype='int8'", "wire.dtype is now communication.dtype"),
+        ("personal.max_weight=0.3", "personal.max_weight is now feddpa.max_weight"),
+    ],
+)
+def test_the_old_name_of_a_key_is_an_error_that_says_the_new_one(old: str, new: str):
+    assert new in refusal(lambda: load_settings(None, [old]))
+
+
+def test_overrides_may_be_values_by_key():
+    """As a grid has them: lists and tables among them."""
+    source = {"domain": "law", "train": "a.jsonl", "columns": {"response": "answer"}}
+    settings = load_settings(None, {"data.sources": [source], "run.seed": 3, "lora.targets": ["q_proj"]})
+    assert settings.data.sources[0].columns == {"response": "answer"}
+    assert (settings.run.seed, settings.lora.targets) == (3, ("q_proj",))
 
 
 def test_all_bad_keys_are_named_at_once():

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from fedsdr.config import Settings
-from fedsdr.federation import client_context
+from fedsdr.federation import client_context, model_cache
+from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run
-from fedsdr.methods import AGGREGATIONS, METRICS
+from fedsdr.methods import AGGREGATIONS
+from fedsdr.metrics import METRICS
 from fedsdr.model.adapter_files import load_adapter
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 def fresh_process() -> None:
     """Every test begins as a new process does."""
     client_context.close_clients()
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 @pytest.fixture
@@ -55,10 +57,8 @@ def test_a_run_asks_nobody_for_an_account_or_a_network(small, monkeypatch: pytes
 def test_one_base_serves_all_clients(small, monkeypatch: pytest.MonkeyPatch):
     """FederatedScope#775: a copy of the model for each simulated client, and the memory was full."""
     loaded = []
-    load_base = client_context.load_base
-    monkeypatch.setattr(
-        client_context, "load_base", lambda model: loaded.append(load_base(model)) or loaded[-1]
-    )
+    load_base = model_cache.load_base
+    monkeypatch.setattr(model_cache, "load_base", lambda model: loaded.append(load_base(model)) or loaded[-1])
     run(small(**{"data.domains": ["finance", "general", "math"]}))
     assert len(loaded) == 1
 

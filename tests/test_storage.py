@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,10 @@ from fedsdr.errors import UserError
 from fedsdr.storage import (
     append_lines,
     content_hash,
-    list_rounds,
     locked,
     read_json,
     read_lines,
     rewrite_lines,
-    round_folder,
     write_file,
     write_folder,
     write_json,
@@ -105,17 +105,6 @@ def test_a_link_that_another_user_laid_where_a_file_is_written_aside_is_not_foll
     assert victim.read_text() == "kept"
 
 
-def test_rounds_are_numbered_folders_and_nothing_that_looks_like_them(tmp_path: Path):
-    assert list_rounds(tmp_path / "none") == []
-    for number in (10_000, 3, 0):
-        round_folder(tmp_path, number).mkdir()
-    for name in ("round-0004.bak", "round-0005 copy", "round-6", "old-round-0007", ".round-0008.1.aside"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "round-0009").touch()
-    assert list_rounds(tmp_path) == [0, 3, 10_000]
-    assert round_folder(tmp_path, 3).name == "round-0003"
-
-
 def test_a_damaged_document_is_named(tmp_path: Path):
     path = tmp_path / "environment.json"
     write_json(path, {"torch": "é"})
@@ -161,3 +150,25 @@ def test_a_hash_follows_the_content_and_not_its_order_or_kind_of_sequence():
     different = [content_hash("ab"), content_hash("a", "b"), content_hash(["a", "b"]), content_hash("a", 1)]
     assert len(set(different)) == len(different)
     assert all(len(found) == 16 and int(found, 16) >= 0 for found in different)
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from fedsdr.storage import locked
+counter = Path(sys.argv[1])
+for _ in range(int(sys.argv[2])):
+    with locked(counter):
+        counter.write_text(str(int(counter.read_text()) + 1))
+"""
+
+
+def test_one_process_at_a_time_has_a_lock_and_no_lock_file_is_left(tmp_path: Path):
+    """Each removes the lock file while others wait for it, which must not let two of them in."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    command = [sys.executable, "-c", COUNT, str(counter), "20"]
+    others = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(3)]
+    assert [other.wait() for other in others] == [0, 0, 0]
+    assert counter.read_text() == "60"
+    assert list(tmp_path.iterdir()) == [counter]

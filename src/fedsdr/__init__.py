@@ -6,9 +6,16 @@ Paper: Ren, Shen, Wang, Liu, Song, "FedSDR: Federated Self-Distillation with Rec
 2026, arXiv 2605.18028.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+
+# Threads of OpenMP that wait for each other spin, which on a machine with other work takes the time of those
+# that compute (docs/performance.md). libgomp reads this once, when torch is first imported. A user's own
+# choice stays.
+if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 _HOME = {
     "Example": "fedsdr.data.examples",

@@ -1,25 +1,25 @@
-"""The one exception that a user is meant to read."""
+"""Exceptions with a message for the user."""
 
 
 class UserError(Exception):
-    """A mistake in settings, data or environment that the user can mend.
+    """A mistake in settings, data or environment that the user can fix.
 
-    The message names what was found, where, and what would do. The command line prints it without
-    a traceback and exits with code 2.
+    The message names what was found, where, and how to fix it. The command line prints it without a traceback
+    and exits with code 2.
     """
 
 
 class UnfitAttention(UserError):
-    """Our attention does not give what the model's own does."""
+    """Our attention and the model's own differ in their results."""
 
 
 class AnotherBaseModel(UserError):
-    """A client's base model is not its server's. The name of this class is all that the server is told."""
+    """A client's base model is not its server's. The client reports only the name of this class."""
 
 
 class Diverged(UserError):
-    """Training left the numbers: the learning rate is too high."""
+    """Training diverged to infinity or NaN: the learning rate is too high."""
 
 
 class Unreachable(UserError):
-    """What lies on the hub cannot be had: no network, no such id, no access, no package to read it."""
+    """A resource on the hub is unreachable: no network, no such id, no access, or no package to read it."""

@@ -1,56 +1,75 @@
-"""Progress of what takes longer than a few seconds: one line on standard error, with rate and time left.
+"""What happens now: messages of the logger "fedsdr", and bars by tqdm.
 
-On a terminal the line is redrawn; elsewhere (a log file) a line is written every so often.
+A program that uses this package sees nothing until it asks, by logging's own means or by `show`.
 """
 
+import io
+import logging
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 Item = TypeVar("Item")
-SHOW_AFTER = 3.0
-"""Seconds before the first line, so that quick work stays silent."""
-REDRAW_EVERY = 0.5
-LOG_EVERY = 20.0
-
-quiet = False
-"""Set by the command line's --quiet."""
+log = logging.getLogger("fedsdr")
+say = log.info
+_place: ContextVar[str] = ContextVar("place", default="")
 
 
-def track(items: Iterable[Item], what: str, unit: str, sizes: Iterable[int] | None = None) -> Iterator[Item]:
-    """Pass items through and show how far they are.
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)  # above a bar, if one is shown
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.fp is sys.stderr:
+            super().display(msg, pos)
+        elif msg is None:  # a log file takes lines
+            say(f"  {self}")
+
+
+def show(quiet: bool = False) -> None:
+    """Write messages and bars to standard error; `quiet`: warnings only."""
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.handlers = [_Handler()]
+    log.propagate = False
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Name what is being done, such as "round 3, math"; names of inner places follow those of outer ones."""
+    token = _place.set(f"{_place.get()}{place}: ")
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+def here() -> str:
+    """Where the work is, for messages: the names given by `within`."""
+    return _place.get().removesuffix(": ")
+
+
+def track(items: Sequence[Item], unit: str, sizes: Sequence[int] | None = None) -> Iterator[Item]:
+    """Pass items through and show how far they are, after 3 s: a bar on a terminal, else a line every 20 s.
 
     Args:
-        items: The work, with a length.
-        what: What is being done, such as "rewriting finance".
+        items: The work.
         unit: What is counted, such as "examples".
         sizes: How many units each item is worth; one each by default.
     """
-    assert isinstance(items, Sized)
-    worth = list(sizes) if sizes is not None else [1] * len(items)
-    total, done = sum(worth), 0
-    start, live = time.monotonic(), sys.stderr.isatty()
-    shown = start + SHOW_AFTER - (REDRAW_EVERY if live else LOG_EVERY)
-    drawn = False
-    for item, size in zip(items, worth, strict=True):
-        yield item
-        done += size
-        now = time.monotonic()
-        if quiet or now - shown < (REDRAW_EVERY if live else LOG_EVERY):
-            continue
-        shown, drawn = now, True
-        rate = done / (now - start)
-        left = (total - done) / rate
-        line = f"  {what}: {done}/{total} {unit}, {rate:.1f} a second, {left:.0f} s left"
-        print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-    if drawn and live:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-    elif drawn and shown != now:  # a log should not end in the middle
-        print(f"  {what}: {done}/{total} {unit}, {now - start:.0f} s in all", file=sys.stderr, flush=True)
-
-
-def say(text: str) -> None:
-    """Tell the user what happens now, on standard error."""
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)
+    sizes, is_live = sizes or [1] * len(items), sys.stderr.isatty()
+    options: dict[str, Any] = {"mininterval": 0.5, "file": sys.stderr}
+    if not is_live:
+        options = {"mininterval": 20.0, "file": io.StringIO()}
+    options |= {"total": sum(sizes), "desc": here(), "unit": f" {unit}", "delay": 3.0, "miniters": 1}
+    with _Bar(**options, leave=False, disable=not log.isEnabledFor(logging.INFO)) as bar:
+        for item, size in zip(items, sizes, strict=True):
+            yield item
+            bar.update(size)

@@ -1,18 +1,19 @@
 """Recipes: a TOML file plus dotted overrides becomes `Settings`, and these become TOML again.
 
 A recipe holds only what differs from the defaults in `config`, or from another recipe that it begins with.
-An unknown key, a wrong type or a value out of range is a `UserError` that names the key, the value and what
-would do.
+An unknown key, a wrong type or a value out of range is a `UserError` that names the key, the value and how to
+fix it.
 """
 
 import difflib
 import json
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import ValidationError
 
 from fedsdr.config import Section, Settings, Source
@@ -22,6 +23,7 @@ RENAMED = {
     "server.combination": "server.aggregation",
     "server.reduction": "server.robust",
     "client.correction": "client.drift_correction",
+    "distill.cache": "run.cache",
     "wire": "communication",
     "wire.dtype": "communication.dtype",
     "personal": "feddpa, fdlora or fedala, the section of the method",
@@ -32,10 +34,16 @@ RENAMED = {
     "personal.share": "fedala.share",
     "personal.rate": "fedala.rate",
 }
-"""Settings of version 0.1.0 that have another name now."""
+"""Settings of earlier versions that have another name now."""
+
+RENAMED_VALUES = {
+    ("server.robust", "mean"): "none",
+    ("client.drift_correction", "proximal"): "fedprox",
+}
+"""Values of earlier versions that have another name now."""
 
 
-def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Settings:
     """Read a recipe and apply overrides.
 
     Relative paths in the recipe are taken from the working directory, as in the command that its
@@ -44,17 +52,20 @@ def load_settings(recipe: str | Path | None, overrides: list[str] | tuple[str, .
 
     Args:
         recipe: A TOML file, or None for the defaults.
-        overrides: Words such as ``client.learning_rate=1e-4``; the value is read as TOML, and as
-            plain text where it is not TOML or the setting is text.
+        overrides: Values by dotted key, or words such as ``client.learning_rate=1e-4``. The value of a word
+            is read as TOML, and as plain text where it is not TOML or the setting is text.
 
     Raises:
         UserError: The file cannot be read, or a key or value is not allowed.
     """
     values = _read_recipe(Path(recipe)) if recipe is not None else {}
-    for word in overrides:
-        _override(values, word)
+    changes = overrides if isinstance(overrides, Mapping) else dict(map(_read_word, overrides))
+    for key, value in changes.items():
+        _override(values, key, value)
     source = str(recipe) if recipe else "defaults"
-    settings = check_settings(values, source=f"{source} with {' '.join(overrides)}" if overrides else source)
+    if changes:
+        source += " with " + " ".join(f"{key}={value}" for key, value in changes.items())
+    settings = check_settings(values, source)
     if not settings.run.dir:
         stem = Path(recipe).stem if recipe else "run"
         name = f"runs/{stem}-{settings.method}-seed{settings.run.seed}"
@@ -71,8 +82,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
-def asked_settings(run_config: Mapping[str, Any]) -> Settings:
-    """Settings that the configuration of a Flower run asks for (`flwr run . --run-config ...`).
+def requested_settings(run_config: Mapping[str, Any]) -> Settings:
+    """Settings in the configuration of a Flower run (`flwr run . --run-config ...`).
 
     Args:
         run_config: `settings` as JSON, which wins, or `recipe`, a path, and `overrides`, words with spaces
@@ -96,8 +107,8 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     except FileNotFoundError:
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").glob("**/*.toml")])
         hint = f"; did you mean {near[0]}?" if near else ""
-        asked = f", with which {above[-1]} begins," if above else ""
-        raise UserError(f"recipe {path}{asked} does not exist{hint}") from None
+        user = f", with which {above[-1]} begins," if above else ""
+        raise UserError(f"recipe {path}{user} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"recipe {path} cannot be read: {error}") from None
     if "recipe" not in values:
@@ -126,39 +137,26 @@ def check_settings(values: dict[str, Any], source: str) -> Settings:
     Raises:
         UserError: With one line for each key that is wrong.
     """
+    for key, value in flat(values):
+        if isinstance(value, str) and (key, value) in RENAMED_VALUES:
+            raise UserError(f"{source}: {key} = {value!r} is now {RENAMED_VALUES[key, value]!r}")
     try:
         return Settings.model_validate(_as_tuples(values))
     except ValidationError as error:
         lines = {_key(problem): "" for problem in error.errors()}
-        for problem in error.errors():  # of a key with two allowed types, both say what would do
+        for problem in error.errors():  # a key with two allowed types has two
             line = lines[_key(problem)]
             lines[_key(problem)] = f"{line}, or {_expected(problem)}" if line else _explain(problem)
         raise UserError(f"{source}: " + "\n".join(lines.values())) from None
 
 
 def dump_settings(settings: Settings) -> str:
-    """Write settings as TOML, every key included, in the order of this file."""
-    values = settings.model_dump(mode="json")
-    lines = [f"method = {to_toml(values.pop('method'))}"]
-    for section, keys in values.items():
-        sources = keys.pop("sources", [])
-        lines += ["", f"[{section}]", *(f"{key} = {to_toml(value)}" for key, value in keys.items())]
-        for source in sources:
-            lines += ["", f"[[{section}.sources]]", *(f"{k} = {to_toml(v)}" for k, v in source.items())]
-    return "\n".join(lines) + "\n"
+    """Write settings as TOML, every key included."""
+    return tomli_w.dumps(settings.model_dump(mode="json"))
 
 
-def to_toml(value: Any) -> str:
-    """Write a value as TOML, tables inline."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{to_toml(k)} = {to_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(to_toml, value)) + "]"
-    # JSON's strings, numbers and booleans are TOML's, but for one control character.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _override(values: dict[str, Any], word: str) -> None:
+def _read_word(word: str) -> tuple[str, Any]:
+    """Key and value of an override."""
     key, equals, text = word.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"override {word!r} is not of the form key=value, such as run.seed=1")
@@ -166,13 +164,16 @@ def _override(values: dict[str, Any], word: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    if _is_text(key) and not isinstance(value, str):
-        value = text  # 2024 and 1e5 are names of folders too
+    # 2024 and 1e5 are names of folders too.
+    return key, text if _is_text(key) and not isinstance(value, str) else value
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
     *tables, last = key.split(".")
     for depth, table in enumerate(tables):
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise UserError(f"override {word!r}: {'.'.join(tables[: depth + 1])} is not a table")
+            raise UserError(f"override {key} = {value!r}: {'.'.join(tables[: depth + 1])} is not a table")
     values[last] = value
 
 
@@ -189,7 +190,7 @@ def _key(problem: Any) -> str:
 
 
 def _explain(problem: Any) -> str:
-    """One line for one error of pydantic: the key, the value, and what would do."""
+    """One line for one error of pydantic: the key, the value, and how to fix it."""
     key = _key(problem)
     if problem["type"] == "extra_forbidden":
         keys = [f"{key}.{name}" for name in problem["input"]] if isinstance(problem["input"], dict) else [key]
@@ -205,7 +206,7 @@ def _explain(problem: Any) -> str:
 
 
 def _expected(problem: Any) -> str:
-    """What would do, in the words of TOML."""
+    """What pydantic expected, in the words of TOML."""
     if problem["type"] == "model_type":
         return "should be a table of keys"
     message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")

@@ -1,23 +1,25 @@
-"""Files that are never half-written: atomic files and folders, event logs, content hashes.
+"""Files that are never half-written: atomic files and folders, event logs, locks, content hashes.
 
 A run is a folder (docs/architecture.md). Whatever is needed to go on after a kill is written
 aside, flushed and renamed; logs are appended by whole lines and a torn last line is cut when read.
 What is written aside carries the number of the process, so that two of them do not mix theirs.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fedsdr.errors import UserError
+from fedsdr.progress import say
 
 Event = dict[str, Any]
 
@@ -86,24 +88,39 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock of that file, and hold it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with os.fdopen(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def locked(path: Path, patience: float = math.inf) -> Iterator[None]:
+    """Let one process at a time work on a file or in a folder.
+
+    The lock file holds the number of the process, and is removed with the lock. The lock of a killed process
+    is free.
+
+    Args:
+        path: The file or folder; a file need not exist.
+        patience: Seconds to wait for another process.
+
+    Raises:
+        UserError: Another process still works on it.
+    """
+    file = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, fallback_to_soft=False)
+    with suppress(Timeout):
+        lock.acquire(timeout=0)
+    if not lock.is_locked:
+        number = file.read_text() if file.exists() else ""
+        other = f"another process ({number or 'of unknown number'}) is working in {path}"
+        if patience:
+            say(f"  {other}: waiting until it ends")
+        try:
+            lock.acquire(timeout=-1 if patience == math.inf else patience)
+        except Timeout:
+            raise UserError(f"{other}; wait for it, or stop it") from None
+    try:
+        file.write_text(str(os.getpid()))
         yield
-
-
-def round_folder(folder: Path, number: int) -> Path:
-    """Folder of a round; rounds have four digits or more."""
-    return folder / f"round-{number:04d}"
-
-
-def list_rounds(folder: Path) -> list[int]:
-    """Rounds whose folders are there, ascending; other names, such as "round-0003.bak", are passed over."""
-    names = [path.name for path in folder.glob("round-*") if path.is_dir()]
-    return sorted(int(name.removeprefix("round-")) for name in names if re.fullmatch(r"round-\d{4,}", name))
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: who waits for the removed file takes a new one
+        lock.release()
 
 
 def append_lines(path: Path, records: Iterable[Event]) -> None:

@@ -9,7 +9,7 @@ from fedsdr.analysis.consistency import Round, gain_survival, update_consistency
 from fedsdr.config import Lora
 from fedsdr.data.conversation import encode
 from fedsdr.messages.wire import Arrays
-from fedsdr.model.adapters import PREFIX, Adapters
+from fedsdr.model.adapters import PREFIX, LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.loss import held_out_loss, response_loss
 
@@ -61,24 +61,24 @@ def test_a_client_that_changed_nothing_agrees_with_none():
 def test_what_is_kept_of_a_gain_follows_from_three_losses(tiny_settings):
     """Before, with the own update, and aggregated; here the aggregation is half of the update."""
     base = load_base(tiny_settings().model)
-    adapters = Adapters(base.model, Lora(rank=2))
-    adapters.initialise("shared", 0)
-    before = {key: value.numpy() for key, value in adapters.state("shared").items()}
+    model = LoraModel(base, Lora(rank=2))
+    model.initialise("shared", 0)
+    before = {key: value.numpy() for key, value in model.state("shared").items()}
     examples = demo_data()["math"][1][:4]
     texts = [encode(base.tokenizer, example, example.response, 384) for example in examples]
     # One step of gradient descent on these very texts is a gain.
-    adapters.set(("shared",), ("shared",))
+    model.set(("shared",), ("shared",))
     response_loss(base, texts)[0].backward()
-    state = dict(zip(before, adapters.parameters(("shared",)), strict=True))
+    state = dict(zip(before, model.parameters(("shared",)), strict=True))
     step = {key: 1e-3 * p.grad.numpy() for key, p in state.items() if p.grad is not None}
     own = {key: value - step.get(key, 0) for key, value in before.items()}
     aggregated = {key: value - step.get(key, 0) / 2 for key, value in before.items()}
     rounds = [Round(1, before, {"math": own}, aggregated), Round(3, before, {"math": own}, own)]
-    record, whole = gain_survival(base, adapters, rounds, {"math": texts}, 2)
+    record, whole = gain_survival(model, rounds, {"math": texts}, 2)
 
     def loss(values: Arrays) -> float:
-        adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
-        with adapters.inference(("shared",), base.dtype):
+        model.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
+        with model.inference(("shared",)):
             return held_out_loss(base, texts, 2)[0]
 
     losses = {"before": loss(before), "own": loss(own), "aggregated": loss(aggregated)}
@@ -102,13 +102,11 @@ def test_aggregations_that_send_one_factor_are_measured_too():
 
 def test_a_gain_that_may_be_chance_is_not_divided_by(tiny_settings):
     base = load_base(tiny_settings().model)
-    adapters = Adapters(base.model, Lora(rank=2))
-    adapters.initialise("shared", 0)
-    before = {key: value.numpy() for key, value in adapters.state("shared").items()}
+    model = LoraModel(base, Lora(rank=2))
+    model.initialise("shared", 0)
+    before = {key: value.numpy() for key, value in model.state("shared").items()}
     example = demo_data()["math"][1][0]
     texts = [encode(base.tokenizer, example, example.response, 384)] * 2
-    (record,) = gain_survival(
-        base, adapters, [Round(1, before, {"math": before}, before)], {"math": texts}, 2
-    )
+    (record,) = gain_survival(model, [Round(1, before, {"math": before}, before)], {"math": texts}, 2)
     assert record["own_low"] == record["own_high"] == 0
     assert record["kept"] is None

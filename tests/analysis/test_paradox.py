@@ -16,7 +16,7 @@ from fedsdr.analysis.paradox import (
 )
 from fedsdr.data.examples import Example
 from fedsdr.experiments.pairs import PARAPHRASES, read_pairs
-from fedsdr.intervals import difference_interval, wilson
+from fedsdr.stats import difference_interval, wilson
 
 LABELLED = Example("Label?", "POSITIVE", "finance", label="POSITIVE", choices=("POSITIVE", "NEGATIVE"))
 SUM = Example("2 plus 3?", "2 plus 3 is 5. The answer is 5.", "math", answer="5")

@@ -8,7 +8,7 @@ from fedsdr.analysis.response_map import response_map
 from fedsdr.analysis.transfer import example_losses, loss_transfer, ratio
 from fedsdr.config import Client, Lora
 from fedsdr.data.conversation import encode
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.loss import held_out_loss
 
@@ -16,7 +16,7 @@ from fedsdr.model.loss import held_out_loss
 @pytest.fixture
 def model(tiny_settings):
     base = load_base(tiny_settings().model)
-    return base, Adapters(base.model, Lora(rank=4))
+    return LoraModel(base, Lora(rank=4))
 
 
 def views(base, part: int, num: int):
@@ -40,18 +40,18 @@ def test_a_ratio_of_sums_has_the_error_of_its_residuals():
 
 
 def test_losses_of_examples_add_up_to_the_held_out_loss(model):
-    base, adapters = model
+    base = model.base
     texts = views(base, 1, 5)["raw"]["math"]
-    with adapters.inference((), base.dtype):
+    with model.inference(()):
         losses = example_losses(base, texts, 2)
         mean, num_tokens = held_out_loss(base, texts, 2)
     assert losses.sum() / num_tokens == pytest.approx(mean, rel=1e-5)
 
 
 def test_every_pair_has_its_change_and_others_are_means_of_it(model):
-    base, adapters = model
+    base = model.base
     settings = Client(local_steps=3, batch_size=2, learning_rate=1e-2)
-    records = loss_transfer(base, adapters, views(base, 0, 6), views(base, 1, 4), settings, 4, 0)
+    records = loss_transfer(model, views(base, 0, 6), views(base, 1, 4), settings, 4, 0)
     found = {(r["view"], r["on"], r["trained_on"], r["tested_on"]): r for r in records}
     # Two views and their difference, two kinds of texts; four pairs, two of "others", and their mean.
     assert len(found) == 3 * 2 * 7
@@ -69,9 +69,9 @@ def test_every_pair_has_its_change_and_others_are_means_of_it(model):
 
 
 def test_the_map_has_a_place_for_each_response_and_repeats_for_a_seed(model):
-    base, adapters = model
+    base = model.base
     some = views(base, 0, 6)
-    first, again = (response_map(base, adapters, some, 4, 0) for _ in range(2))
+    first, again = (response_map(model, some, 4, 0) for _ in range(2))
     assert first == again
     assert [(r["view"], r["client"]) for r in first] == [
         (view, domain) for view in ("raw", "distilled") for domain in ("finance", "math") for _ in range(6)

@@ -1,11 +1,11 @@
-"""What a client keeps: the right version of adapter and other arrays, whenever it is asked again."""
+"""What a client saves: the right version of adapter and other arrays, whenever it is asked again."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedsdr.client.state import load_kept, load_private, save_state
+from fedsdr.client.state import State, load_state, save_state
 from fedsdr.config import Lora
 
 KEY = "base_model.model.q_proj.lora_A.weight"
@@ -13,21 +13,21 @@ KEY = "base_model.model.q_proj.lora_A.weight"
 
 def save(folder: Path, server_round: int, value: float | None = None) -> None:
     state = {KEY: torch.full((2, 3), float(server_round if value is None else value))}
-    kept = {"residual": np.full(3, state[KEY][0, 0], np.float32)}
-    save_state(folder, server_round, state, kept, Lora(rank=2), "tiny")
+    arrays = {"error_feedback": np.full(3, state[KEY][0, 0], np.float32)}
+    save_state(folder, server_round, State(state, arrays), Lora(rank=2), "tiny")
 
 
 def value(folder: Path, before: int) -> float | None:
-    found, kept = load_private(folder, before), load_kept(folder, before)
-    assert (found is None) == (not kept)
-    if found is None:
+    state = load_state(folder, before, has_adapter=True)
+    assert (state.adapter is None) == (not state.arrays)
+    if state.adapter is None:
         return None
-    assert kept["residual"].tolist() == [found[KEY][0, 0]] * 3
-    return found[KEY][0, 0].item()
+    assert state.arrays["error_feedback"].tolist() == [state.adapter[KEY][0, 0]] * 3
+    return state.adapter[KEY][0, 0].item()
 
 
 def test_a_client_starts_from_its_newest_state_before_the_round(tmp_path: Path):
-    """A client that is drawn for rounds 2 and 9 alone has nothing newer in between."""
+    """A client that is sampled for rounds 2 and 9 alone has nothing newer in between."""
     assert value(tmp_path, before=2) is None
     save(tmp_path, 2)
     assert value(tmp_path, before=2) is None
@@ -47,7 +47,7 @@ def test_a_round_that_is_done_again_after_a_crash_starts_where_it_did_the_first_
     assert value(tmp_path, before=4) == 30
 
 
-def test_two_versions_are_kept(tmp_path: Path):
+def test_two_versions_are_there(tmp_path: Path):
     for server_round in range(1, 12):
         save(tmp_path, server_round)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0010", "round-0011"]

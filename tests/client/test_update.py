@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsdr.client.drift import NO_DRIFT, by_control_variates, towards_broadcast
 from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.update import count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
@@ -18,21 +19,23 @@ from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.messages import wire
-from fedsdr.methods import BOTH, METHODS, Adapter, LocalOptimizer, Method, Stage
-from fedsdr.model.adapters import ADAPTERS, Adapters
-from fedsdr.model.base import Base, load_base
+from fedsdr.methods import BOTH, METHODS
+from fedsdr.model.adapters import ADAPTERS, LoraModel
+from fedsdr.model.base import load_base
+from fedsdr.progress import within
+from fedsdr.rows import Adapter, LocalOptimizer, Method, Stage
 from fedsdr.seeds import seed_for
 
 SHARED = (Stage(("shared",), "raw", ("shared",)),)
 
 
 @pytest.fixture
-def model(tiny_settings: Callable[..., Settings]) -> tuple[Base, Adapters]:
+def model(tiny_settings: Callable[..., Settings]) -> LoraModel:
     base = load_base(tiny_settings().model)
-    adapters = Adapters(base.model, Lora(rank=2))
+    model = LoraModel(base, Lora(rank=2))
     for number, name in enumerate(ADAPTERS):
-        adapters.initialise(name, seed=number)
-    return base, adapters
+        model.initialise(name, seed=number)
+    return model
 
 
 def make(num: int) -> list[Conversation]:
@@ -65,35 +68,34 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
 
 
 def update(
-    model: tuple[Base, Adapters],
+    model: LoraModel,
     num: int = 4,
     stages=SHARED,
     rate: float = 1e-3,
     seed: int = 0,
-    shift=None,
+    drift=NO_DRIFT,
     **settings,
 ):
-    base, adapters = model
     settings = {"local_steps": 1, "batch_size": 4, "max_grad_norm": 1e9} | settings
     views = {"raw": make(num), "distilled": make(num)}
     client, method = Client(**settings), Method("", "", stages)
-    return local_update(base, adapters, method, views, client, rate, seed, "test", shift=shift)
+    with within("test"):
+        return local_update(model, method, views, client, rate, seed, drift=drift)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_training_that_diverges_ends_before_it_spoils_the_adapter(model, bad: float):
     """A private adapter of NaN would be kept, and this client's replies refused for ever after."""
-    _, adapters = model
-    next(iter(adapters.layers.values())).base.weight.data.fill_(bad)
+    next(iter(model.layers.values())).base.weight.data.fill_(bad)
     with pytest.raises(UserError, match=r"test: shared on raw: training diverged at step 1 .*learning_rate"):
         update(model)
-    assert all(value.isfinite().all() for value in adapters.state("shared").values())
+    assert all(value.isfinite().all() for value in model.state("shared").values())
 
 
 def test_two_passes_of_two_are_one_pass_of_four(model, spy):
     """Responses of 1, 6, 11 and 16 tokens: a mean of the passes' means would weigh the short ones more."""
     once = update(model, batch_size=4)
-    model[1].initialise("shared", seed=0)
+    model.initialise("shared", seed=0)
     twice = update(model, batch_size=2, accumulation=2)
     assert len(spy.gradients) == 2
     for whole, parts in zip(*spy.gradients, strict=True):
@@ -104,7 +106,7 @@ def test_two_passes_of_two_are_one_pass_of_four(model, spy):
 
 def test_the_gradient_of_a_whole_step_is_clipped_to_the_norm(model, spy):
     update(model)
-    model[1].initialise("shared", seed=0)
+    model.initialise("shared", seed=0)
     norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in spy.gradients[0]))
     update(model, max_grad_norm=norm / 4, batch_size=2, accumulation=2)
     for clipped, whole in zip(spy.gradients[1], spy.gradients[0], strict=True):
@@ -145,11 +147,11 @@ def test_the_second_stage_begins_where_the_first_ended(model):
 
 
 def test_an_update_leaves_no_adapter_active_and_no_random_state_changed(model):
-    base, adapters = model
+    base = model.base
     state = torch.random.get_rng_state()
     update(model)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert all(layer.active == () for layer in adapters.layers.values())
+    assert all(layer.active == () for layer in model.layers.values())
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
@@ -206,17 +208,16 @@ def test_the_proximal_term_adds_mu_times_the_distance_to_what_the_server_sent(mo
 
     Step 2 of both runs begins at the same point, since step 1 is the same.
     """
-    _, adapters = model
-    start = [value.detach().clone() for value in adapters.parameters(("shared",))]
+    start = [value.detach().clone() for value in model.parameters(("shared",))]
     update(model, local_steps=2)
     plain = spy.gradients[:]
-    adapters.initialise("shared", seed=0)
+    model.initialise("shared", seed=0)
     spy.gradients.clear()
     update(model, local_steps=1)
-    moved = [value.detach() - old for value, old in zip(adapters.parameters(("shared",)), start, strict=True)]
-    adapters.initialise("shared", seed=0)
+    moved = [value.detach() - old for value, old in zip(model.parameters(("shared",)), start, strict=True)]
+    model.initialise("shared", seed=0)
     spy.gradients.clear()
-    update(model, local_steps=2, drift_correction="fedprox", mu=0.7)
+    update(model, local_steps=2, drift=towards_broadcast(model, 0.7))
     for with_term, without in zip(spy.gradients[0], plain[0], strict=True):
         assert torch.equal(with_term, without)
     for with_term, without, change in zip(spy.gradients[1], plain[1], moved, strict=True):
@@ -229,9 +230,9 @@ def test_the_proximal_term_is_for_the_shared_adapter_alone(model, spy):
     private = (Stage(("private",), "raw", ("shared", "private")),)
     update(model, stages=private, local_steps=3)
     plain = spy.gradients[:]
-    model[1].initialise("private", seed=1)
+    model.initialise("private", seed=1)
     spy.gradients.clear()
-    update(model, stages=private, local_steps=3, drift_correction="fedprox", mu=0.7)
+    update(model, stages=private, local_steps=3, drift=towards_broadcast(model, 0.7))
     for step, same in zip(spy.gradients, plain, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(step, same, strict=True))
 
@@ -239,136 +240,146 @@ def test_the_proximal_term_is_for_the_shared_adapter_alone(model, spy):
 def test_every_stage_is_pulled_to_what_the_server_sent_not_to_the_stage_before(model, spy):
     """Went wrong once. The first gradient of the second stage is mu times what the first stage moved, and its own."""
     both = METHODS["fedsd-then-raw"].stages
-    _, adapters = model
-    start = [value.detach().clone() for value in adapters.parameters(("shared",))]
-    update(model, stages=both[:1], drift_correction="fedprox", mu=0.7)
-    moved = [value.detach() - old for value, old in zip(adapters.parameters(("shared",)), start, strict=True)]
-    adapters.initialise("shared", seed=0)
+    start = [value.detach().clone() for value in model.parameters(("shared",))]
+    update(model, stages=both[:1], drift=towards_broadcast(model, 0.7))
+    moved = [value.detach() - old for value, old in zip(model.parameters(("shared",)), start, strict=True)]
+    model.initialise("shared", seed=0)
     spy.gradients.clear()
-    update(model, stages=both, drift_correction="fedprox", mu=0.7)
+    update(model, stages=both, drift=towards_broadcast(model, 0.7))
     pulled = spy.gradients[1]
-    adapters.initialise("shared", seed=0)
+    model.initialise("shared", seed=0)
     spy.gradients.clear()
     update(model, stages=both)
     for with_term, without, change in zip(pulled, spy.gradients[1], moved, strict=True):
         torch.testing.assert_close(with_term, without + 0.7 * change, rtol=1e-5, atol=1e-8)
 
 
-def values(adapters: Adapters, name: Adapter = "shared") -> list[torch.Tensor]:
-    return list(adapters.state(name).values())
+def values(model: LoraModel, name: Adapter = "shared") -> list[torch.Tensor]:
+    return list(model.state(name).values())
 
 
-def begun(adapters: Adapters) -> list[torch.Tensor]:
+def begun(model: LoraModel) -> list[torch.Tensor]:
     """The shared adapter begun anew, with B away from zero, so that A has a gradient too."""
-    adapters.initialise("shared", seed=0)
-    for layer in adapters.layers.values():
+    model.initialise("shared", seed=0)
+    for layer in model.layers.values():
         layer.B["shared"].data.fill_(0.01)
-    return values(adapters)
+    return values(model)
 
 
 def test_plain_sgd_goes_against_the_gradient_and_remembers_nothing(model, spy):
     """Two steps of w <- w - lr g. AdamW, which the spy watches, tells the gradients at the same places."""
-    _, adapters = model
-    start = begun(adapters)
+    start = begun(model)
     update(model)
     first = spy.gradients[0]
-    begun(adapters)
+    begun(model)
     update(model, optimizer="sgd", rate=0.5)
-    once = values(adapters)
+    once = values(model)
     for after, before, gradient in zip(once, start, first, strict=True):
         assert gradient.abs().max() > 1e-4
         torch.testing.assert_close(after, before - 0.5 * gradient, rtol=1e-6, atol=1e-8)
     update(model)
     second = spy.gradients[1]
-    begun(adapters)
+    begun(model)
     update(model, optimizer="sgd", rate=0.5, local_steps=2)
-    for after, before, gradient in zip(values(adapters), once, second, strict=True):
+    for after, before, gradient in zip(values(model), once, second, strict=True):
         torch.testing.assert_close(after, before - 0.5 * gradient, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("optimizer", get_args(LocalOptimizer))
 def test_weight_decay_is_the_same_share_of_the_weights_with_both_optimizers(model, optimizer: str):
-    _, adapters = model
-    start = begun(adapters)
+    start = begun(model)
     update(model, optimizer=optimizer, rate=0.1)
-    plain = values(adapters)
-    begun(adapters)
+    plain = values(model)
+    begun(model)
     update(model, optimizer=optimizer, rate=0.1, weight_decay=0.5)
-    for decayed, without, before in zip(values(adapters), plain, start, strict=True):
+    for decayed, without, before in zip(values(model), plain, start, strict=True):
         torch.testing.assert_close(decayed, without - 0.1 * 0.5 * before, rtol=1e-5, atol=1e-7)
 
 
 def test_a_norm_of_zero_clips_nothing(model, spy):
-    _, adapters = model
     for norm in (1e9, 0.0):
-        begun(adapters)
+        begun(model)
         update(model, max_grad_norm=norm)
     assert all(torch.equal(a, b) for a, b in zip(*spy.gradients, strict=True))
 
 
-def shift_of(adapters: Adapters) -> dict[str, np.ndarray]:
+def shift_of(model: LoraModel) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
-        key: rng.normal(size=value.shape).astype(np.float32)
-        for key, value in adapters.state("shared").items()
+        key: rng.normal(size=value.shape).astype(np.float32) for key, value in model.state("shared").items()
     }
 
 
 @pytest.mark.parametrize("optimizer", get_args(LocalOptimizer))
 def test_control_variates_are_added_to_each_step(model, optimizer: str):
     """y <- y - lr (g + c - c_k). AdamW does not scale c - c_k, which is made of whole steps of AdamW."""
-    _, adapters = model
-    shift = shift_of(adapters)
-    begun(adapters)
+    shift = shift_of(model)
+    begun(model)
     update(model, optimizer=optimizer, rate=0.1)
-    plain = values(adapters)
-    begun(adapters)
-    update(model, optimizer=optimizer, rate=0.1, shift=shift)
-    for after, without, more in zip(values(adapters), plain, shift.values(), strict=True):
+    plain = values(model)
+    begun(model)
+    update(model, optimizer=optimizer, rate=0.1, drift=by_control_variates(model, shift))
+    for after, without, more in zip(values(model), plain, shift.values(), strict=True):
         torch.testing.assert_close(after, without - 0.1 * torch.from_numpy(more), rtol=1e-6, atol=1e-7)
 
 
 def test_control_variates_are_for_the_shared_adapter_where_it_learns(model):
     """Not for the private one beside it, not in stages of the private one, not for a factor that stays."""
-    _, adapters = model
-    shift = shift_of(adapters)
+    shift = shift_of(model)
     private = (Stage(("private",), "raw", BOTH),)
-    shared = begun(adapters)
-    update(model, stages=private, optimizer="sgd", rate=0.1, shift=shift)
-    steered = values(adapters, "private")
-    assert all(torch.equal(a, b) for a, b in zip(values(adapters), shared, strict=True))
-    adapters.initialise("private", seed=1)
+    shared = begun(model)
+    update(model, stages=private, optimizer="sgd", rate=0.1, drift=by_control_variates(model, shift))
+    steered = values(model, "private")
+    assert all(torch.equal(a, b) for a, b in zip(values(model), shared, strict=True))
+    model.initialise("private", seed=1)
     update(model, stages=private, optimizer="sgd", rate=0.1)
-    assert all(torch.equal(a, b) for a, b in zip(values(adapters, "private"), steered, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(values(model, "private"), steered, strict=True))
 
-    adapters.initialise("private", seed=1)
-    update(model, stages=(Stage(BOTH, "raw", BOTH),), optimizer="sgd", rate=0.1, shift=shift)
-    for joint, alone in zip(values(adapters, "private"), steered, strict=True):
+    model.initialise("private", seed=1)
+    update(
+        model,
+        stages=(Stage(BOTH, "raw", BOTH),),
+        optimizer="sgd",
+        rate=0.1,
+        drift=by_control_variates(model, shift),
+    )
+    for joint, alone in zip(values(model, "private"), steered, strict=True):
         torch.testing.assert_close(joint, alone, rtol=1e-4, atol=1e-6)  # the examples come in another order
-    assert not any(torch.equal(a, b) for a, b in zip(values(adapters), shared, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(values(model), shared, strict=True))
 
-    begun(adapters)
+    begun(model)
     only_b = {key: value for key, value in shift.items() if ".lora_B." in key}
     views, client = {"raw": make(4)}, Client(local_steps=1, optimizer="sgd")
     local_update(
-        model[0], adapters, Method("", "", SHARED), views, client, 0.1, 0, "", shared_factors=("B",), shift=only_b
-    )  # fmt: skip
+        model,
+        Method("", "", SHARED),
+        views,
+        client,
+        0.1,
+        0,
+        shared_factors=("B",),
+        drift=by_control_variates(model, only_b),
+    )
     for key, before in zip(shift, shared, strict=True):
-        assert torch.equal(adapters.state("shared")[key], before) == (".lora_A." in key)
+        assert torch.equal(model.state("shared")[key], before) == (".lora_A." in key)
 
 
 def test_after_one_step_the_control_variate_of_a_client_is_its_gradient(model, spy):
     """Option II with K = 1: c_k - c + (x - y) / lr, where y = x - lr (g + c - c_k), is g, whatever c and c_k."""
-    _, adapters = model
-    begun(adapters)
+    begun(model)
     update(model)
-    x = wire.pack({key: value.numpy() for key, value in adapters.state("shared").items()})
+    x = wire.pack({key: value.numpy() for key, value in model.state("shared").items()})
     rng = np.random.default_rng(1)
     control_variates = ControlVariates(*(rng.normal(size=x.shape).astype(np.float32) for _ in range(2)))
-    keys = {key: tuple(value.shape) for key, value in adapters.state("shared").items()}
-    update(model, optimizer="sgd", rate=0.1, shift=wire.unpack(control_variates.shift, keys))
-    y = wire.pack({key: value.numpy() for key, value in adapters.state("shared").items()})
-    adapters.load("shared", {k: torch.from_numpy(v.copy()) for k, v in wire.unpack(x, keys).items()})
+    keys = {key: tuple(value.shape) for key, value in model.state("shared").items()}
+    update(
+        model,
+        optimizer="sgd",
+        rate=0.1,
+        drift=by_control_variates(model, wire.unpack(control_variates.shift, keys)),
+    )
+    y = wire.pack({key: value.numpy() for key, value in model.state("shared").items()})
+    model.load("shared", {k: torch.from_numpy(v.copy()) for k, v in wire.unpack(x, keys).items()})
     spy.gradients.clear()
     update(model)
     gradient = wire.pack({key: g.numpy() for key, g in zip(keys, spy.gradients[0], strict=True)})

@@ -199,7 +199,8 @@ def test_all_kinds_can_be_lost_at_once_and_none_without_ground_truth():
     ("example", "text", "expected"),
     [
         (FINANCE, "positive, since profit rises 8 %", False),
-        (FINANCE, "not negative but positive", True),  # the instruction lists it: no excuse
+        (FINANCE, "not negative but positive", False),  # denied, so not stated
+        (FINANCE, "It is neutral rather than negative.", True),  # the instruction lists it: no excuse
         (FINANCE, "positive, profit rises 9 %", True),
         (MATH, "1. Add 20 to 1000.\n2. That gives 1,020.", False),  # ordinals of a list
         (MATH, "She pays 5 dollars.", True),
@@ -215,7 +216,8 @@ def test_unsupported_finds_wrong_labels_and_new_numbers(example, text, expected)
 def test_a_label_that_the_response_names_is_supported():
     example = dataclasses.replace(FINANCE, response="Not negative but positive.")
     assert not unsupported(example, "It is positive rather than negative.")
-    assert unsupported(example, "It is positive rather than neutral.")
+    assert not unsupported(example, "It is positive rather than neutral.")
+    assert unsupported(example, "It is positive, or neutral at most.")
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_a_kill_in_the_middle_of_sending_an_update_costs_nothing(
     wait_until(lambda: killed not in one.programs)
     if killed == "math":
         told, _ = program.communicate(timeout=200)
-        assert program.returncode == 2 and "2 of 3 asked clients gave a usable reply" in told
+        assert program.returncode == 2 and "2 of 3 sampled clients gave a usable reply" in told
         one.start_node("math")
     else:
         program.kill()
@@ -242,7 +242,7 @@ def test_a_run_with_other_settings_in_a_finished_runs_folder_is_not_told_as_done
     program = one.begin(small(**{"run.dir": "runs/first", "server.num_rounds": 1, "run.seed": 5}))
     told, _ = program.communicate(timeout=120)
     assert program.returncode == 2
-    assert "cannot go on: config.toml was" in told and "did not come to its end" in told
+    assert "cannot continue: config.toml was" in told and "did not come to its end" in told
 
 
 @long

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 from fedsdr.config import Distill, Lora, Settings
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
-from fedsdr.distill.rewrite import Rewriting, rewrite
+from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
 from fedsdr.methods import PROMPTS
-from fedsdr.model.adapters import ADAPTERS, Adapters
+from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer
 
@@ -29,13 +30,13 @@ GOOD = Answer("This one is POSITIVE.", True, 5)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_settings: Callable[..., Settings]) -> tuple[Base, Adapters]:
+def model(tiny_settings: Callable[..., Settings]) -> LoraModel:
     """The tiny model, with adapters that would change its answers."""
     base = load_base(tiny_settings().model)
-    adapters = Adapters(base.model, Lora(rank=2))
+    model = LoraModel(base, Lora(rank=2))
     for name in ADAPTERS:
-        adapters.load(name, {key: torch.ones_like(tensor) for key, tensor in adapters.state(name).items()})
-    return base, adapters
+        model.load(name, {key: torch.ones_like(tensor) for key, tensor in model.state(name).items()})
+    return model
 
 
 class Teacher:
@@ -72,13 +73,15 @@ def teach(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Return `teach(answers)`: a teacher, and a function that rewrites with it."""
 
     def start(answers: Callable[[str, int], Answer] = lambda prompt, n: GOOD):
-        base, adapters = model
+        base = model.base
         teacher = Teacher(base, answers)
         monkeypatch.setattr(module, "generate", teacher)
 
         def go(examples=EXAMPLES, base: Base = base, longest: int = 512, **settings) -> list[Rewriting]:
             settings = {"batch_size": 2, "prompts": THREE_PROMPTS} | settings
-            return rewrite(base, adapters, examples, Distill(**settings), longest, tmp_path, "test")
+            other = copy(model)
+            other.base = base
+            return rewrite(other, examples, Distill(**settings), longest, tmp_path)
 
         return teacher, go
 
@@ -180,7 +183,7 @@ def test_whatever_changes_the_answers_is_rewritten_anew(teach, model):
         num_batches = len(teacher.batches)
         go(**free)
         assert len(teacher.batches) == num_batches
-    base = model[0]
+    base = model.base
     for paid in (
         {"temperature": 0.7},
         {"top_p": 0.9},
@@ -253,11 +256,21 @@ def test_a_seed_belongs_to_its_example_and_prompt_wherever_they_stand(teach):
 
 def test_the_teacher_is_the_base_model_whatever_the_adapters_hold(model, tmp_path: Path):
     """As the global model is before round 1. Answers of the real model, not of the stand-in."""
-    base, adapters = model
     settings = Distill(max_new_tokens=8, prompts=("turn",))
-    adapters.set(active=ADAPTERS, train=())
-    new = rewrite(base, adapters, EXAMPLES, settings, 512, tmp_path / "loaded", "test")
+    model.set(active=ADAPTERS, train=())
+    new = rewrite(model, EXAMPLES, settings, 512, tmp_path / "loaded")
     for name in ADAPTERS:
-        adapters.initialise(name, seed=0)
-    assert new == rewrite(base, adapters, EXAMPLES, settings, 512, tmp_path / "zero", "test")
+        model.initialise(name, seed=0)
+    assert new == rewrite(model, EXAMPLES, settings, 512, tmp_path / "zero")
     assert all(rewriting.first for rewriting in new)
+
+
+def test_a_rewriting_that_loses_its_answer_at_max_length_falls_back(tiny_base: Base):
+    """What is left of it would teach to stop before the answer."""
+    example = Example("What is 6 * 7?", "It is 42.", "math", answer="42")
+    texts = ["Because so, " * 40 + "it is 42.", "It is 42, " + "because so, " * 40, "So it is 42."]
+    made = [Rewriting(text, text, "reference", "") for text in texts]
+    left = fall_back_where_cut(tiny_base.tokenizer, [example] * 3, made, 128)
+    assert [new.distilled for new in left] == [example.response, *texts[1:]]
+    assert [new.fallback for new in left] == ["cut off", "", ""]
+    assert [new.first for new in left] == texts

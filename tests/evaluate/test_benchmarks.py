@@ -29,8 +29,8 @@ from fedsdr.evaluate.benchmark_tasks import HUB, Question, from_folder, from_hub
 from fedsdr.evaluate.benchmarks import run_benchmarks
 from fedsdr.evaluate.extraction import program
 from fedsdr.evaluate.harness import HarnessModel
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base, load_base
+from fedsdr.model.adapters import LoraModel
+from fedsdr.model.base import load_base
 from fedsdr.model.generation import Answer
 from fedsdr.model.loss import response_loss
 
@@ -39,9 +39,9 @@ SUM = Example("2 plus 3?", "The answer is 5.", "math", system="Be short.", answe
 
 
 @pytest.fixture(scope="module")
-def model(tiny_settings: Callable[..., Settings]) -> tuple[Base, Adapters]:
+def model(tiny_settings: Callable[..., Settings]) -> LoraModel:
     base = load_base(tiny_settings().model)
-    return base, Adapters(base.model, Lora(rank=2))
+    return LoraModel(base, Lora(rank=2))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def row(context: str, label: str, **more) -> dict:
 @pytest.mark.parametrize("example", [NEWS, SUM, replace(NEWS, system="Be short.")])
 def test_prompts_and_answers_have_the_tokens_of_training(model, monkeypatch: pytest.MonkeyPatch, example):
     """Token for token as `data.conversation` encodes them, through the harness's own templating."""
-    base, adapters = model
+    base = model.base
     asked: list = []
 
     def likelihoods(base, questions, batch_size):
@@ -94,7 +94,7 @@ def test_prompts_and_answers_have_the_tokens_of_training(model, monkeypatch: pyt
 
     monkeypatch.setattr(harness, "log_likelihoods", likelihoods)
     monkeypatch.setattr(harness, "generate", generate)
-    run_benchmarks(base, adapters, (), data=[example])
+    run_benchmarks(model, (), data=[example])
     ((prompt, answers),) = asked
     assert prompt == encode_prompt(base.tokenizer, prompt_turns(example))
     expected = [encode(base.tokenizer, example, choice, 10**9) for choice in example.choices]
@@ -103,7 +103,7 @@ def test_prompts_and_answers_have_the_tokens_of_training(model, monkeypatch: pyt
 
 def test_accuracy_is_that_of_a_hand_count(model):
     """By the loss of each choice as a conversation alone; n = 8, three choices of unlike length."""
-    base, adapters = model
+    base = model.base
     choices = ("good", "bad", "neither of both")
     examples = [
         Example("Mood?", choices[n % 3], "mood", context=f"Line {n}.", label=choices[n % 3], choices=choices)
@@ -117,7 +117,7 @@ def test_accuracy_is_that_of_a_hand_count(model):
                 for choice in choices
             }
             num_right += min(losses, key=losses.__getitem__) == example.label
-    (record,) = run_benchmarks(base, adapters, (), data=examples, batch_size=3)
+    (record,) = run_benchmarks(model, (), data=examples, batch_size=3)
     p = num_right / 8
     # s^2 = sum (x - p)^2 / (n - 1) = n p (1 - p) / (n - 1) of zeros and ones.
     assert record == {
@@ -137,7 +137,7 @@ def test_free_answers_are_read_strictly_and_flexibly_side_by_side(model, says):
     examples = [replace(SUM, instruction=f"Sum {n}?") for n in range(4)]
     says({"Sum 0": "The answer is 5.", "Sum 1": "2 + 3 makes 5", "Sum 2": "The answer is 6.", "Sum 3": ""})
     answers: list = []
-    strict, flexible = run_benchmarks(*model, (), data=examples, answers=answers)
+    strict, flexible = run_benchmarks(model, (), data=examples, answers=answers)
     assert (strict["metric"], strict["value"], strict["num"]) == ("strict", 1 / 4, 4)
     assert (flexible["metric"], flexible["value"], flexible["num"]) == ("flexible", 2 / 4, 4)
     assert strict["chance"] is None and flexible["chance"] is None
@@ -167,7 +167,7 @@ def test_programs_that_loop_connect_or_eat_memory_fail_and_the_rest_goes_on(mode
         }
     )
     answers: list = []
-    (record,) = run_benchmarks(*model, (), ["humaneval"], data=tmp_path, code_timeout=1.0, answers=answers)
+    (record,) = run_benchmarks(model, (), ["humaneval"], data=tmp_path, code_timeout=1.0, answers=answers)
     assert (record["metric"], record["value"], record["num"]) == ("pass@1", 1 / 5, 5)
     assert [answer["right"] for answer in answers] == [0, 0, 0, 0, 1]
 
@@ -176,7 +176,7 @@ def test_chance_is_the_mean_of_one_over_the_number_of_choices(model, tmp_path: P
     """Options are letters: three questions with two options, one with four: (3/2 + 1/4) / 4."""
     two = [row(f"Q{n}\nA. x\nB. y", "B", choices=["x", "y"]) for n in range(3)]
     write(tmp_path, "eval/crass/test.jsonl", [*two, row("Q\nA. a\n...", "D", choices=list("wxyz"))])
-    (record,) = run_benchmarks(*model, (), data=tmp_path)
+    (record,) = run_benchmarks(model, (), data=tmp_path)
     assert record["chance"] == pytest.approx((3 / 2 + 1 / 4) / 4)
     assert record["dataset"] == "eval/crass/test.jsonl"
 
@@ -189,7 +189,7 @@ def test_bbh_is_asked_in_both_ways_as_a_whole_and_by_subject(model, says, tmp_pa
     write(tmp_path, "eval/bbh/counting.jsonl", [row("How many?", "8", task="counting")])
     write(tmp_path, "eval/bbh/navigate.jsonl", [row("Back?\nOptions:\n- Yes\n- No", "No", task="navigate")])
     says({"Date 0": "(B)", "Date": "(B) 2", "Name": "x", "many": "The answer is 8.", "Back": "Yes"})
-    records = run_benchmarks(*model, (), data=tmp_path)
+    records = run_benchmarks(model, (), data=tmp_path)
     found = {
         (r["metric"], r.get("subject")): (r["num"], r["value"], r["stderr"], r["chance"]) for r in records
     }
@@ -211,7 +211,7 @@ def test_a_limit_draws_a_sample_by_seed_and_not_the_first_rows(model, says):
 
     def asked(seed: int) -> list[str]:
         answers: list = []
-        run_benchmarks(*model, (), data=examples, limit=5, seed=seed, answers=answers)
+        run_benchmarks(model, (), data=examples, limit=5, seed=seed, answers=answers)
         return [record["instruction"] for record in answers if record["metric"] == "strict"]
 
     first = asked(0)
@@ -224,21 +224,21 @@ def test_a_limit_draws_a_sample_by_seed_and_not_the_first_rows(model, says):
 def test_the_adapters_that_are_active_are_asked(tiny_settings: Callable[..., Settings]):
     """The likelihoods are those of base + shared adapter, which is not the base."""
     base = load_base(tiny_settings().model)
-    adapters = Adapters(base.model, Lora(rank=2))
-    for factor in adapters.parameters(["shared"]):
+    model = LoraModel(base, Lora(rank=2))
+    for factor in model.parameters(["shared"]):
         torch.nn.init.normal_(factor, generator=torch.Generator().manual_seed(1))
     seen = []
     for active in ((), ("shared",)):
-        with adapters.inference(active, base.dtype):
+        with model.inference(active):
             request = Instance("loglikelihood", {}, ("Prompt", "answer"), 0)
-            seen.append(HarnessModel(base, 1, "test").loglikelihood([request])[0][0])
+            seen.append(HarnessModel(base, 1).loglikelihood([request])[0][0])
     assert seen[0] != pytest.approx(seen[1], rel=1e-3)
 
 
 def test_built_in_data_need_neither_files_nor_network(model, no_network, capsys: pytest.CaptureFixture[str]):
     """Domains without label, final answer or tests are told and left out."""
     examples = [e for _, test in demo_data().values() for e in test[:3]]
-    records = run_benchmarks(*model, (), data=examples, max_new_tokens=4, code_timeout=1.0)
+    records = run_benchmarks(model, (), data=examples, max_new_tokens=4, code_timeout=1.0)
     by_domain: dict[str, set[str]] = {}
     for record in records:
         by_domain.setdefault(record["task"], set()).add(record["metric"])
@@ -252,13 +252,13 @@ def test_built_in_data_need_neither_files_nor_network(model, no_network, capsys:
 
 def test_missing_files_are_told_unless_the_task_was_asked_for(model, no_network, tmp_path: Path, capsys):
     write(tmp_path, "eval/glue/sst2_dev.jsonl", [row("fine", "positive"), row("poor", "negative")])
-    records = run_benchmarks(*model, (), data=tmp_path)
+    records = run_benchmarks(model, (), data=tmp_path)
     assert [(record["task"], record["origin"]) for record in records] == [("sst2", "local")]
     assert "pubmedqa is left out: no file" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"pubmedqa cannot be run: no file .*eval/pubmedqa/test\.jsonl"):
-        run_benchmarks(*model, (), ["pubmedqa"], data=tmp_path)
+        run_benchmarks(model, (), ["pubmedqa"], data=tmp_path)
     with pytest.raises(UserError, match="unknown benchmark 'mmul'; known ones: mmlu, bbh"):
-        run_benchmarks(*model, (), ["mmul"], data=tmp_path)
+        run_benchmarks(model, (), ["mmul"], data=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +271,13 @@ def test_missing_files_are_told_unless_the_task_was_asked_for(model, no_network,
 def test_a_malformed_row_is_told_with_its_line(model, tmp_path: Path, wrong, message):
     write(tmp_path, "eval/glue/sst2_dev.jsonl", [row("fine", "positive"), wrong])
     with pytest.raises(UserError, match=rf"sst2_dev\.jsonl:2: {message}"):
-        run_benchmarks(*model, (), ["sst2"], data=tmp_path)
+        run_benchmarks(model, (), ["sst2"], data=tmp_path)
 
 
 def test_without_lm_eval_the_error_says_what_to_install(model, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
     with pytest.raises(Unreachable, match=r"pip install 'fedsdr\[lm-eval\]'"):
-        run_benchmarks(*model, (), data=[NEWS])
+        run_benchmarks(model, (), data=[NEWS])
 
 
 LM_EVAL_TASKS = {

@@ -100,9 +100,7 @@ def test_where_the_tokenizer_names_no_limit_the_models_positions_are_one(classif
 
 
 def test_a_classifier_without_entailment_is_an_error_that_lists_its_classes(classifier):
-    with pytest.raises(
-        UserError, match="has the classes LABEL_0, LABEL_1; what would do is a model for natural"
-    ):
+    with pytest.raises(UserError, match="has the classes LABEL_0, LABEL_1; use a model for natural"):
         NliChecker(classifier(("LABEL_0", "LABEL_1")))
 
 

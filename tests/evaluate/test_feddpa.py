@@ -11,94 +11,92 @@ from fedsdr.data.conversation import encode
 from fedsdr.evaluate.feddpa import evaluate_weighed, private_weights
 from fedsdr.evaluate.tasks import TestSet, evaluate
 from fedsdr.federation.client_context import data_of
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base, load_base
+from fedsdr.model.adapters import LoraModel
+from fedsdr.model.base import load_base
 
-ClientContext = tuple[Settings, Base, Adapters, dict[str, TestSet]]
+Client = tuple[Settings, LoraModel, dict[str, TestSet]]
 
 
 @pytest.fixture
-def site(tiny_settings: Callable[..., Settings]) -> ClientContext:
+def client(tiny_settings: Callable[..., Settings]) -> Client:
     """A model with two adapters away from zero, and the training examples of two domains."""
     settings = tiny_settings(**{"data.domains": ["finance", "math"], "eval.max_new_tokens": 4})
     base = load_base(settings.model)
-    adapters = Adapters(base.model, settings.lora)
+    model = LoraModel(base, settings.lora)
     generator = torch.Generator().manual_seed(0)
     for name in ("shared", "private"):
-        state = adapters.state(name)
-        adapters.load(name, {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in state.items()})
+        state = model.state(name)
+        model.load(name, {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in state.items()})
     tests = {
-        client.id: TestSet(
-            client.train, [encode(base.tokenizer, e, e.response, 384) for e in client.train], []
-        )
-        for client in data_of(settings)[1]
+        one.id: TestSet(one.train, [encode(base.tokenizer, e, e.response, 384) for e in one.train], [])
+        for one in data_of(settings)[1]
     }
-    return settings, base, adapters, tests
+    return settings, model, tests
 
 
-def test_the_weight_is_the_mean_cosine_of_the_prompts_last_states(site: ClientContext):
+def test_the_weight_is_the_mean_cosine_of_the_prompts_last_states(client: Client):
     """Computed anew for each prompt alone; h is the last hidden state with the private adapter alone."""
-    settings, base, adapters, tests = site
+    settings, model, tests = client
     known, asked = tests["finance"].raw[:3], [*tests["finance"].raw[3:5], *tests["math"].raw[:2]]
-    found = private_weights(base, adapters, known, asked, 0.4, settings.eval)
+    found = private_weights(model, known, asked, 0.4, settings.eval.batch_size)
     states = []
-    with adapters.inference(("private",), base.dtype):
+    with model.inference(("private",)):
         for conversation in (*known, *asked):
             ids = torch.tensor([conversation.ids[: conversation.prompt_length]])
-            states.append(base.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1])
+            states.append(
+                model.base.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+            )
     for weight, h in zip(found, states[3:], strict=True):
         similar = [float(h @ other / (h.norm() * other.norm())) for other in states[:3]]
         assert weight == pytest.approx(0.4 * max(0, sum(similar) / 3), abs=1e-5)
 
 
-def test_a_prompt_of_the_clients_own_kind_has_a_larger_weight(site: ClientContext):
-    settings, base, adapters, tests = site
+def test_a_prompt_of_the_clients_own_kind_has_a_larger_weight(client: Client):
+    settings, model, tests = client
     known = tests["finance"].raw[:3]
-    own = private_weights(base, adapters, known, tests["finance"].raw[3:], 0.5, settings.eval)
-    other = private_weights(base, adapters, known, tests["math"].raw[3:], 0.5, settings.eval)
+    own = private_weights(model, known, tests["finance"].raw[3:], 0.5, settings.eval.batch_size)
+    other = private_weights(model, known, tests["math"].raw[3:], 0.5, settings.eval.batch_size)
     assert mean(own) > mean(other)
-    (same,) = private_weights(base, adapters, known[:1], known[:1], 0.5, settings.eval)
+    (same,) = private_weights(model, known[:1], known[:1], 0.5, settings.eval.batch_size)
     assert same == pytest.approx(0.5)
 
 
-def test_the_response_does_not_enter_the_weight(site: ClientContext):
+def test_the_response_does_not_enter_the_weight(client: Client):
     """At inference there is none."""
-    settings, base, adapters, tests = site
+    settings, model, tests = client
     first, second = tests["math"].examples[:2]
-    prompts = [encode(base.tokenizer, first, text, 384) for text in (first.response, "Who knows?")]
-    known = [encode(base.tokenizer, second, second.response, 384)]
-    weights = private_weights(base, adapters, known, prompts, 0.5, settings.eval)
+    prompts = [encode(model.base.tokenizer, first, text, 384) for text in (first.response, "Who knows?")]
+    known = [encode(model.base.tokenizer, second, second.response, 384)]
+    weights = private_weights(model, known, prompts, 0.5, settings.eval.batch_size)
     assert weights[0] == pytest.approx(weights[1], abs=1e-6)
 
 
-def test_equal_weights_score_as_one_model_with_that_mix(site: ClientContext):
-    settings, base, adapters, tests = site
+def test_equal_weights_score_as_one_model_with_that_mix(client: Client):
+    settings, model, tests = client
     both = TestSet(
         [*tests["math"].examples, *tests["finance"].examples], [*tests["math"].raw, *tests["finance"].raw], []
     )
     weights = [0.3] * len(both.examples)
-    found, records = evaluate_weighed(base, adapters, both, weights, settings.eval, "test")
+    found, records = evaluate_weighed(model, both, weights, settings.eval)
     mix = {"shared": 0.7, "private": 0.3}
-    expected, plain = evaluate(base, adapters, ("shared", "private"), both, settings.eval, "test", mix)
+    expected, plain = evaluate(model, ("shared", "private"), both, settings.eval, mix)
     assert list(found) == list(expected)
     for domain, metrics in expected.items():
         assert found[domain] == pytest.approx(metrics, rel=1e-5)
     assert records == [{**record, "private_weight": 0.3} for record in plain]
 
 
-def test_each_prompt_is_scored_with_its_own_weight(site: ClientContext):
-    settings, base, adapters, tests = site
+def test_each_prompt_is_scored_with_its_own_weight(client: Client):
+    settings, model, tests = client
     two = TestSet(tests["math"].examples[:2], tests["math"].raw[:2], [])
     losses = []
     for row, weight in enumerate((0.0, 0.5)):
         one = TestSet(two.examples[row : row + 1], two.raw[row : row + 1], [])
         mix = {"shared": 1 - weight, "private": weight}
-        losses.append(
-            evaluate(base, adapters, ("shared", "private"), one, settings.eval, "t", mix)[0]["math"]
-        )
-    found, _ = evaluate_weighed(base, adapters, two, [0.0, 0.5], settings.eval, "test")
+        losses.append(evaluate(model, ("shared", "private"), one, settings.eval, mix)[0]["math"])
+    found, _ = evaluate_weighed(model, two, [0.0, 0.5], settings.eval)
     tokens = [metrics["loss_tokens"] for metrics in losses]
     expected = sum(m["loss"] * n for m, n in zip(losses, tokens, strict=True)) / sum(tokens)
     assert found["math"]["loss"] == pytest.approx(expected)
-    swapped, _ = evaluate_weighed(base, adapters, two, [0.5, 0.0], settings.eval, "test")
+    swapped, _ = evaluate_weighed(model, two, [0.5, 0.0], settings.eval)
     assert swapped["math"]["loss"] != pytest.approx(expected, abs=1e-4)

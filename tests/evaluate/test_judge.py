@@ -8,8 +8,8 @@ import pytest
 from fedsdr.config import Model
 from fedsdr.data.examples import Example
 from fedsdr.evaluate.judge import win_rate
-from fedsdr.intervals import wilson
 from fedsdr.model.remote import Judge
+from fedsdr.stats import wilson
 
 
 def shown(prompt: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from fedsdr.data.conversation import encode, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.evaluate import tasks
 from fedsdr.evaluate.tasks import TestSet, answer, choose, evaluate, judge, summarise
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer
 from fedsdr.model.loss import response_loss
@@ -106,7 +106,7 @@ def test_answers_come_back_in_the_order_of_the_examples_though_written_by_length
         return [Answer(base.tokenizer.decode(ids), True, len(ids)) for ids in prompts]
 
     monkeypatch.setattr(tasks, "generate", echo)
-    found = answer(tiny_base, examples, Eval(batch_size=3), "test")
+    found = answer(tiny_base, examples, Eval(batch_size=3))
     assert sizes == [3, 3, 1]
     for example, given in zip(examples, found, strict=True):
         assert prompt_turns(example)[0]["content"] in given.text
@@ -117,12 +117,12 @@ def test_a_model_is_scored_by_domain_with_both_losses_and_a_record_for_each_prom
 ):
     """The losses stand side by side with their own numbers of tokens."""
     base = load_base(tiny_settings().model)
-    adapters = Adapters(base.model, Lora(rank=2))
+    model = LoraModel(base, Lora(rank=2))
     examples = [SUM, LABELLED, OPEN, SUM]
     raw = [encode(base.tokenizer, example, example.response, 128) for example in examples]
     distilled = [encode(base.tokenizer, example, "A longer rewriting of it.", 128) for example in examples]
     settings = Eval(max_new_tokens=4, batch_size=2)
-    found, records = evaluate(base, adapters, (), TestSet(examples, raw, distilled), settings, "test")
+    found, records = evaluate(model, (), TestSet(examples, raw, distilled), settings)
     assert list(found) == ["finance", "general", "math"]
     assert [record["domain"] for record in records] == ["finance", "general", "math", "math"]
     assert found["math"]["num_examples"] == 2
@@ -131,7 +131,7 @@ def test_a_model_is_scored_by_domain_with_both_losses_and_a_record_for_each_prom
     # Random weights know nothing: about the logarithm of the vocabulary, within a nat.
     uniform = math.log(base.model.config.vocab_size)
     assert all(abs(metrics["loss"] - uniform) < 1 for metrics in found.values())
-    alone, _ = evaluate(base, adapters, (), TestSet(examples, raw, ()), settings, "test")
+    alone, _ = evaluate(model, (), TestSet(examples, raw, ()), settings)
     assert "loss_distilled" not in alone["math"]
     assert alone["math"]["loss"] == found["math"]["loss"]
 

@@ -1,4 +1,4 @@
-"""Grids: every cell is run once, with its own seed, and the tables say what the cells' own records say."""
+"""Grids: every run is made once, with its own seed, and the tables hold the numbers of the runs."""
 
 import json
 import re
@@ -20,8 +20,9 @@ from fedsdr.experiments.compare import compare
 from fedsdr.experiments.grid import read_grid
 from fedsdr.experiments.measure import measure_grid
 from fedsdr.experiments.measured_run import Options
-from fedsdr.federation.run import read_result, read_settings, run
+from fedsdr.federation.run import run
 from fedsdr.recipe import dump_settings
+from fedsdr.run_folder import read_result, read_settings
 from fedsdr.server.checkpoint import save_round
 from fedsdr.storage import read_json
 
@@ -47,16 +48,16 @@ def grid(tiny_settings: Callable[..., Settings], tmp_path: Path) -> Callable[...
     return write
 
 
-def test_a_grid_runs_each_cell_once_and_its_tables_hold_the_cells_numbers(
+def test_a_grid_makes_each_run_once_and_its_tables_hold_the_runs_numbers(
     grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     to = tmp_path / "out"
     sheets = compare(grid(), to)
-    cells = {(arm, seed): to / arm / f"seed-{seed}" for arm in ("fedit", "fedsd") for seed in (0, 1)}
-    for (arm, seed), folder in cells.items():
+    folders = {(arm, seed): to / arm / f"seed-{seed}" for arm in ("fedit", "fedsd") for seed in (0, 1)}
+    for (arm, seed), folder in folders.items():
         settings = read_settings(folder)
         assert (settings.method, settings.run.seed, settings.lora.rank) == (arm, seed, 2)
-    losses = {key: read_result(folder).final["global"]["mean"]["loss"] for key, folder in cells.items()}
+    losses = {key: read_result(folder).final["global"]["mean"]["loss"] for key, folder in folders.items()}
     records = {(r["arm"], r["model"]): r for r in sheets["loss"].records}
     for arm in ("fedit", "fedsd"):
         a, b = losses[arm, 0], losses[arm, 1]
@@ -70,7 +71,7 @@ def test_a_grid_runs_each_cell_once_and_its_tables_hold_the_cells_numbers(
         dict(r) for r in sheets["loss"].records
     ]
     assert (to / "comparison-costs.csv").is_file()
-    # Rewritings of the test responses are common to all cells, those of the training responses to fedsd's.
+    # Rewritings of the test responses are common to all runs, those of the training responses to fedsd's.
     assert len(list((to / "cache/rewritings").glob("*.jsonl"))) == 2 + 2
 
     monkeypatch.setattr(module, "run", None)
@@ -78,9 +79,7 @@ def test_a_grid_runs_each_cell_once_and_its_tables_hold_the_cells_numbers(
     assert compare(grid(), to) == sheets
 
 
-def test_a_stopped_grid_goes_on_with_the_cell_it_was_in(
-    grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stopped_grid_resumes_the_run_it_was_in(grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     straight = compare(grid(), tmp_path / "straight")
     started = []
 
@@ -122,8 +121,8 @@ def test_each_arm_takes_the_rate_with_the_least_validation_loss_on_what_it_learn
             )
             losses[rate] = read_result(folder).final["global"]["mean"][metric]
         best = min(losses, key=losses.__getitem__)
-        cell = read_settings(to / arm / "seed-0")
-        assert (cell.client.learning_rate, cell.eval.on, cell.data.validation) == (best, "test", 0.1)
+        chosen = read_settings(to / arm / "seed-0")
+        assert (chosen.client.learning_rate, chosen.eval.on, chosen.data.validation) == (best, "test", 0.1)
     assert {r["arm"]: r["rate"] for r in sheets["rates"].records if r["is_chosen"]} == {
         arm: read_settings(to / arm / "seed-0").client.learning_rate for arm in learnt
     }
@@ -167,7 +166,7 @@ def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp
     for word in (
         "fedsd",
         "minus fedit",
-        "Costs of a cell",
+        "Costs of a run",
         "equal steps per round",
         "<svg",
         "2 for each arm",
@@ -178,7 +177,7 @@ def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp
     assert (to / "report.html").read_text() == whole
     shutil.rmtree(to / "fedsd/seed-1")
     report(to)
-    assert "unfinished: 3 of 4 cells" in (to / "report.html").read_text()
+    assert "unfinished: 3 of 4 runs" in (to / "report.html").read_text()
 
 
 def test_an_error_in_one_process_is_told_and_what_is_done_is_kept(grid, tmp_path: Path):
@@ -200,7 +199,7 @@ def test_a_baseline_of_two_stages_is_another_arm_under_each_budget(grid, tmp_pat
 def test_arms_may_have_settings_of_their_own(grid, tmp_path: Path):
     arms = "{wide = {lora = {rank = 4}}, slow = {client = {learning_rate = 1e-5}}}"
     plan = read_grid(grid(arms=arms, baseline='"wide-fedit"'), tmp_path)
-    found = {arm: (s.method, s.lora.rank, s.client.learning_rate) for (arm, _), s in plan.cells.items()}
+    found = {arm: (s.method, s.lora.rank, s.client.learning_rate) for (arm, _), s in plan.runs.items()}
     usual = Settings().client.learning_rate
     assert found == {
         "wide-fedit": ("fedit", 4, usual),
@@ -213,7 +212,7 @@ def test_arms_may_have_settings_of_their_own(grid, tmp_path: Path):
     )
     assert [*own.trials] == [("a", 0.1), ("a", 0.3), ("b", 1e-3)]
     alone = read_grid(grid(arms=arms, vary="", baseline='"slow"'), tmp_path)
-    assert {arm for arm, _ in alone.cells} == {"wide", "slow"}
+    assert {arm for arm, _ in alone.runs} == {"wide", "slow"}
 
 
 def test_the_grids_of_the_page_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -223,7 +222,7 @@ def test_the_grids_of_the_page_are_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(grids) == 2
     for text in grids:
         (tmp_path / "grid.toml").write_text(text)
-        assert read_grid(tmp_path / "grid.toml", tmp_path).cells
+        assert read_grid(tmp_path / "grid.toml", tmp_path).runs
 
 
 def test_one_run_that_fails_does_not_keep_the_others_from_being_finished(grid, tmp_path: Path):
@@ -232,7 +231,7 @@ def test_one_run_that_fails_does_not_keep_the_others_from_being_finished(grid, t
     with pytest.raises(UserError, match=r"1 of 2 runs could not be finished:\n.*training diverged"):
         compare(path, to)
     assert read_result(to / "good/seed-0").final
-    assert "unfinished: 1 of 2 cells" in (to / "report.html").read_text()
+    assert "unfinished: 1 of 2 runs" in (to / "report.html").read_text()
 
 
 def test_a_moved_grid_goes_on_and_its_plan_stays_if_another_is_refused(grid, tmp_path: Path):
@@ -245,7 +244,7 @@ def test_a_moved_grid_goes_on_and_its_plan_stays_if_another_is_refused(grid, tmp
     assert (tmp_path / "moved/grid.json").read_text() == before
 
 
-def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid, tmp_path: Path):
+def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid, tmp_path: Path):
     compare(grid(seeds="[0]"), tmp_path / "out")
     with pytest.raises(
         UserError, match=r"was run with other settings \(lora.rank was 2 and is 3\); remove it"
@@ -264,17 +263,32 @@ def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid,
         ({"vary": '{method = "fedit"}'}, "vary.method = 'fedit'; expected a list"),
         ({"vary": '{method = ["fedit", "fedrs"]}'}, "method = 'fedrs' is unknown"),
         ({"vary": '{method = ["fedit", "fedit"]}'}, "two arms are called fedit"),
-        ({"rates": "[]"}, r"rates = \[\]; expected a list of different values, such as \[0.0002"),
+        (
+            {"rates": "[]"},
+            r"rates = \[\]; expected a list of different values of client.learning_rate, such as \[0.0002",
+        ),
         ({"rates": "[0]"}, "client.learning_rate = 0"),
-        ({"rates": "[1e-3]", "vary": "{client = {learning_rate = [1e-4]}}"}, "given beside rates"),
-        ({"rates": "[1e-3]", "set": "{client = {learning_rate = 1e-4}}"}, "given beside rates"),
-        ({"set": "{run = {seed = 3}}"}, "run.seed is the grid's own"),
+        (
+            {"rates": "[1e-3]", "vary": "{client = {learning_rate = [1e-4]}}"},
+            "client.learning_rate and rates are both given",
+        ),
+        (
+            {"rates": "[1e-3]", "set": "{client = {learning_rate = 1e-4}}"},
+            "client.learning_rate and rates are both given",
+        ),
+        ({"set": "{run = {seed = 3}}"}, "run.seed is set by the grid"),
         ({"vary": ""}, "vary and arms are both missing"),
         ({"personal_baseline": '"fedala"'}, "personal_baseline = 'fedala' is none of the arms"),
-        ({"recipe": "3"}, "recipe = 3; expected a text"),
-        ({"baseline": '["fedit"]'}, "baseline = .*; expected a text"),
-        ({"budgets": '[["per_round"]]'}, "budgets = .*; known are per_round"),
-        ({"budgets": '[1, "per_day"]'}, "budgets = .*; known are per_round"),
+        ({"recipe": "3"}, "recipe = 3; expected the path of a recipe"),
+        ({"baseline": '["fedit"]'}, "baseline = .*; expected the name of the arm"),
+        (
+            {"budgets": '[["per_round"]]'},
+            'budgets.* = .*; expected a list of values of client.budget, such as ."per_round"',
+        ),
+        (
+            {"budgets": '[1, "per_day"]'},
+            'budgets.* = .*; expected a list of values of client.budget, such as ."per_round"',
+        ),
         ({"vary": "{client = [{local_steps = 3}]}"}, "vary.client = .*; expected a list of values"),
         ({"arms": '{"../out" = {}}'}, "would be a folder's name"),
         ({"arms": "{cache = {}}"}, "would be a folder's name"),
@@ -288,14 +302,14 @@ def test_a_cell_that_was_run_with_other_settings_is_not_taken_for_this_one(grid,
             },
             "fedsdr-per_stage is the name of fedsdr under that budget",
         ),
-        ({"budgets": '["per_epoch"]'}, "budgets = .'per_epoch'.; known are per_round, per_stage"),
+        ({"budgets": '["per_epoch"]'}, "budgets.0 = 'per_epoch'; expected a list of values of client.budget"),
         ({"vary": '["fedit"]'}, r"vary = \['fedit'\]; expected a table"),
         ({"baseline": '"fedavg"'}, "baseline = 'fedavg' is none of the arms fedit, fedsd"),
         ({"set": "{lora = {rnk = 2}}"}, "unknown key lora.rnk"),
     ],
     ids=str,
 )
-def test_a_grid_with_a_mistake_is_refused_before_any_cell_is_run(grid, tmp_path: Path, lines, says: str):
+def test_a_grid_with_a_mistake_is_refused_before_any_run(grid, tmp_path: Path, lines, says: str):
     with pytest.raises(UserError, match=says):
         compare(grid(**lines), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -304,10 +318,10 @@ def test_a_grid_with_a_mistake_is_refused_before_any_cell_is_run(grid, tmp_path:
 def test_several_settings_make_an_arm_of_each_choice(grid, tmp_path: Path):
     vary = '{method = ["fedsd", "fedsdr"], distill = {verify = ["off", "answer"]}}'
     plan = read_grid(grid(vary=vary, baseline='"fedsd-off"'), tmp_path / "out")
-    arms = list(dict.fromkeys(arm for arm, _ in plan.cells))
+    arms = list(dict.fromkeys(arm for arm, _ in plan.runs))
     assert arms == ["fedsd-off", "fedsd-answer", "fedsdr-off", "fedsdr-answer"]
-    assert plan.cells["fedsdr-answer", 1].distill.verify == "answer"
-    assert {str(settings.run.cache) for settings in plan.cells.values()} == {str(tmp_path / "out/cache")}
+    assert plan.runs["fedsdr-answer", 1].distill.verify == "answer"
+    assert {str(settings.run.cache) for settings in plan.runs.values()} == {str(tmp_path / "out/cache")}
 
 
 def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -317,10 +331,10 @@ def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     one_stage, two_stages = ["fedit", "fedsd"], ["fedsdr", "dual-raw"]
     again = [f"{arm}-per_stage" for arm in two_stages]
     assert [group.arms for group in plan.groups.values()] == [one_stage + two_stages, one_stage + again]
-    assert len(plan.cells) == 5 * 6
+    assert len(plan.runs) == 5 * 6
     assert len(plan.trials) == 3 * 4
     # 8 steps for each stage, or divided over two; the shared adapter of fedit and fedsd takes 8 in both.
-    budgets = {arm: settings.client.budget for (arm, _), settings in plan.cells.items()}
+    budgets = {arm: settings.client.budget for (arm, _), settings in plan.runs.items()}
     assert [budgets[arm] for arm in again] == ["per_stage"] * 2
     assert [budgets[arm] for arm in one_stage + two_stages] == ["per_round"] * 4
     assert "fedsdr compare recipes/compare-demo.toml" in path.read_text()
@@ -351,7 +365,7 @@ def test_runs_of_a_grid_end_with_the_process_that_began_them(grid, tmp_path: Pat
     assert not psutil.wait_procs(children, timeout=20)[1]
 
 
-def test_measuring_a_grid_measures_each_cell_once_and_adds_a_table_of_its_arms(grid, tmp_path: Path):
+def test_measuring_a_grid_measures_each_run_once_and_adds_a_table_of_its_arms(grid, tmp_path: Path):
     to = tmp_path / "out"
     compare(grid(set="{lora = {rank = 2}, server = {keep_updates = true}}"), to, jobs=0)
     sheets = measure_grid(to, ["consistency", "survival"], Options())
@@ -370,12 +384,12 @@ def test_measuring_a_grid_measures_each_cell_once_and_adds_a_table_of_its_arms(g
     assert (to / "fedsd/seed-1/measurements/paradox.json").exists()
 
 
-def test_cells_that_lack_what_a_measurement_needs_are_passed_over(grid, tmp_path: Path):
+def test_runs_that_lack_what_a_measurement_needs_are_passed_over(grid, tmp_path: Path):
     """Once the first of them, fedit without rewritings, stopped the grid."""
     to = tmp_path / "out"
     compare(grid(seeds="[0]", set="{data = {num_train = 48}}"), to, jobs=0)
     measure_grid(to, ["map"], Options())
     assert (to / "fedsd/seed-0/measurements/map.json").exists()
     assert not (to / "fedit/seed-0/measurements/map.json").exists()
-    with pytest.raises(UserError, match="survival could be measured in no cell: what the clients sent"):
+    with pytest.raises(UserError, match="survival could not be measured in any run: what the clients sent"):
         measure_grid(to, ["map", "survival"], Options())

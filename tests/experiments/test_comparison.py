@@ -2,17 +2,18 @@
 
 import pytest
 from scipy import stats
+from tests.report.conftest import prepare_event, train_event
 
 from fedsdr.experiments.comparison import (
     Group,
     Trial,
-    compare_cells,
+    compare_runs,
     cost_comparison,
     domain_comparison,
     rate_choice,
     score_comparison,
 )
-from fedsdr.experiments.grid_runs import Cell
+from fedsdr.experiments.grid_runs import GridRun
 
 AGAINST_FEDIT = Group([], "fedit", "fedit")
 SCORES = {"fedit": [0.50, 0.40, 0.60], "fedsd": [0.55, 0.50, 0.66], "fedsdr": [0.50, 0.43, 0.59]}
@@ -23,16 +24,16 @@ def table(score: float, words: float = 10.0) -> dict[str, dict[str, float]]:
     return {"math": row, "mean": row}
 
 
-def cells() -> list[Cell]:
+def runs() -> list[GridRun]:
     return [
-        Cell(arm, seed, {"global": table(0.2)}, {"global": table(score)}, [], {})
+        GridRun(arm, seed, {"global": table(0.2)}, {"global": table(score)}, [], {})
         for arm, scores in SCORES.items()
         for seed, score in enumerate(scores)
     ]
 
 
 def test_arms_are_compared_with_the_baseline_seed_by_seed_and_corrected_together():
-    records = {record["arm"]: record for record in score_comparison(cells(), AGAINST_FEDIT).records}
+    records = {record["arm"]: record for record in score_comparison(runs(), AGAINST_FEDIT).records}
     assert records["fedit"]["mean"] == pytest.approx(0.5)
     assert records["fedit"]["sd"] == pytest.approx(0.1)
     assert records["fedit"]["difference"] is None
@@ -46,7 +47,7 @@ def test_arms_are_compared_with_the_baseline_seed_by_seed_and_corrected_together
 def test_a_personalised_model_is_never_compared_with_a_global_one():
     """Went wrong elsewhere: personalised scores stood beside baselines that aim at one global model."""
     dual = [
-        Cell(
+        GridRun(
             "fedsdr",
             seed,
             {"global": table(0.2)},
@@ -56,45 +57,47 @@ def test_a_personalised_model_is_never_compared_with_a_global_one():
         )
         for seed in range(3)
     ]
-    sheet = score_comparison([*cells()[:3], *dual], AGAINST_FEDIT)
+    sheet = score_comparison([*runs()[:3], *dual], AGAINST_FEDIT)
     (record,) = [record for record in sheet.records if record["model"] == "personalised"]
     assert record["mean"] == pytest.approx(0.8)
     assert record["difference"] is None
 
 
-def test_a_cell_without_a_mean_is_left_out_and_the_number_of_seeds_says_so():
-    some = cells()
-    broken = Cell("fedsd", 2, some[0].base, {"global": {"math": table(0.9)["math"]}}, [], {})
+def test_a_run_without_a_mean_is_left_out_and_the_number_of_seeds_says_so():
+    some = runs()
+    broken = GridRun("fedsd", 2, some[0].base, {"global": {"math": table(0.9)["math"]}}, [], {})
     records = {r["arm"]: r for r in score_comparison([*some[:5], broken, *some[6:]], AGAINST_FEDIT).records}
     assert records["fedsd"]["num_seeds"] == 2
     assert records["fedsd"]["difference"] == pytest.approx((0.05 + 0.10) / 2)  # seeds 0 and 1 of both
 
 
 def test_domains_show_the_mean_and_the_spread_over_seeds():
-    rows = {(row[0], row[2]): row for row in domain_comparison(cells()).rows}
+    rows = {(row[0], row[2]): row for row in domain_comparison(runs()).rows}
     assert rows["fedit", "math"][3] == "0.500 (0.100)"
     assert rows["fedit", "math"][5] == "-"  # no losses on rewritings
 
 
-def test_costs_are_sums_over_clients_and_means_over_seeds(made_up):
-    events = [made_up.prepare("math"), made_up.train(1, "math", ("private", "shared")),
-              made_up.train(1, "code", ("private", "shared"))]  # fmt: skip
+def test_costs_are_sums_over_clients_and_means_over_seeds():
+    events = [prepare_event("math"), train_event(1, "math", ("private", "shared")),
+              train_event(1, "code", ("private", "shared"))]  # fmt: skip
     events.append({"event": "round", "round": 1, "seconds": 20.0, "num_bytes_down": 64_000})
     events.append({"event": "end", "round": 1, "seconds": 70.4, "peak_memory": 2_500_000_000})
-    some = [Cell("fedsdr", seed, {}, {}, events, {}) for seed in range(2)]
-    some.append(Cell("fedsdr", 2, {}, {}, [*events[:-1], {"event": "end", "round": 1}], {}))  # gone on with
+    some = [GridRun("fedsdr", seed, {}, {}, events, {}) for seed in range(2)]
+    some.append(
+        GridRun("fedsdr", 2, {}, {}, [*events[:-1], {"event": "end", "round": 1}], {})
+    )  # gone on with
     (row,) = cost_comparison(some).rows
     # Two clients of 16 steps, 2,000 tokens, 64 kB each way, 12.5 s; 40 s of rewriting.
     assert row == ("fedsdr", "32", "4,000", "128.0 kB", "128.0 kB", "40", "25", "0", "70", "2.5 GB")
 
 
 def test_personalised_models_may_have_a_baseline_of_their_own():
-    def cell(arm: str, seed: int, score: float) -> Cell:
+    def run(arm: str, seed: int, score: float) -> GridRun:
         models = {"global": table(0.5 + seed / 10), "personalised": table(score + seed / 10)}
-        return Cell(arm, seed, {"global": table(0.2)}, models, [], {})
+        return GridRun(arm, seed, {"global": table(0.2)}, models, [], {})
 
-    some = [cell(arm, seed, score) for arm, score in (("a", 0.1), ("b", 0.3)) for seed in range(3)]
-    sheet = score_comparison([*cells()[:3], *some], Group([], "fedit", "a"))
+    some = [run(arm, seed, score) for arm, score in (("a", 0.1), ("b", 0.3)) for seed in range(3)]
+    sheet = score_comparison([*runs()[:3], *some], Group([], "fedit", "a"))
     found = {(r["arm"], r["model"]): r["difference"] for r in sheet.records}
     assert found["b", "personalised"] == pytest.approx(0.2)
     assert found["a", "personalised"] is None
@@ -103,8 +106,10 @@ def test_personalised_models_may_have_a_baseline_of_their_own():
 
 
 def test_a_base_model_that_differs_between_arms_is_no_row_of_all():
-    other = [Cell("fedsd", seed, {"global": table(0.3)}, {"global": table(0.5)}, [], {}) for seed in range(2)]
-    rows = score_comparison([*cells()[:3], *other], AGAINST_FEDIT).records
+    other = [
+        GridRun("fedsd", seed, {"global": table(0.3)}, {"global": table(0.5)}, [], {}) for seed in range(2)
+    ]
+    rows = score_comparison([*runs()[:3], *other], AGAINST_FEDIT).records
     assert "base" not in {row["arm"] for row in rows}
 
 
@@ -112,19 +117,19 @@ def test_answers_are_paired_by_prompt_and_seed_whatever_their_order():
     """fedsd is right once more under each seed: in mathematics on one of two prompts, in code on none."""
     prompts = [("math", "p"), ("math", "q"), ("code", "p"), ("code", "q")]
 
-    def cell(arm: str, seed: int, right: list[bool], turned: bool) -> Cell:
+    def run(arm: str, seed: int, right: list[bool], turned: bool) -> GridRun:
         records = [
             {"domain": domain, "instruction": text, "input": "", "output": "", "right": is_right}
             for (domain, text), is_right in zip(prompts, right, strict=True)
         ]
         answers = {"global": records[::-1] if turned else records}
-        return Cell(arm, seed, {"global": table(0.2)}, {"global": table(0.5)}, [], answers)
+        return GridRun(arm, seed, {"global": table(0.2)}, {"global": table(0.5)}, [], answers)
 
     some = [
-        cell("fedit", 0, [True, False, False, False], False),
-        cell("fedit", 1, [False, False, False, True], False),
-        cell("fedsd", 0, [True, True, False, False], True),
-        cell("fedsd", 1, [False, True, False, True], True),
+        run("fedit", 0, [True, False, False, False], False),
+        run("fedit", 1, [False, False, False, True], False),
+        run("fedsd", 0, [True, True, False, False], True),
+        run("fedsd", 1, [False, True, False, True], True),
     ]
     (record,) = [r for r in score_comparison(some, AGAINST_FEDIT).records if r["arm"] == "fedsd"]
     assert (record["low_examples"] + record["high_examples"]) / 2 == pytest.approx((1 / 2 + 0) / 2)
@@ -140,6 +145,6 @@ def test_a_grid_that_is_still_growing_shows_what_it_has():
         ("fedit", "2.000", "1.500", "0.002", "at the end of the list"),
         ("fedsd", "diverged", "-", "-", ""),
     )
-    found = compare_cells(cells(), {"": Group(["fedit", "fedsd"], "fedit", "fedit")}, trials).sheets
+    found = compare_runs(runs(), {"": Group(["fedit", "fedsd"], "fedit", "fedit")}, trials).sheets
     assert {row[0] for row in found["score"].rows} == {"base", "fedit", "fedsd"}
-    assert found["costs"].rows[0][-2:] == ("-", "-")  # no cell has said how it ended
+    assert found["costs"].rows[0][-2:] == ("-", "-")  # no run has said how it ended

@@ -14,8 +14,10 @@ from fedsdr.experiments.measure import measure
 from fedsdr.experiments.measured_run import Options
 from fedsdr.experiments.measurements import MEASUREMENTS
 from fedsdr.federation import client_context
+from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run
-from fedsdr.server.checkpoint import forget_updates, keep_update, load_round, load_updates
+from fedsdr.run_folder import RunFolder
+from fedsdr.server.checkpoint import load_round, load_updates, remove_updates, save_update
 from fedsdr.storage import read_json
 
 QUICK = {
@@ -38,7 +40,7 @@ def measured(tiny_settings) -> tuple[Settings, dict]:
     made = measure(Path(settings.run.dir), [*ON_TEXTS, "consistency", "survival"], Options())
     yield settings, made
     client_context.close_clients()
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 def test_each_measurement_is_a_file_with_its_records_and_how_it_was_made(measured):
@@ -54,26 +56,26 @@ def test_each_measurement_is_a_file_with_its_records_and_how_it_was_made(measure
 def test_a_run_that_took_one_core_beside_others_is_measured_with_all_or_as_asked(
     tiny_settings, monkeypatch: pytest.MonkeyPatch, asked: str | None, num: int
 ):
-    """Once a second core idled while cells of `fedsdr compare --jobs 2` were measured."""
+    """Once a second core idled while runs of `fedsdr compare --jobs 2` were measured."""
     settings = tiny_settings(method="fedsdr", **(QUICK | {"run.threads": 1}))
     run(settings)
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)  # OpenMP's way to say it for nested threads too
     measure(Path(settings.run.dir), ["map"], Options())
     assert torch.get_num_threads() == num
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 def test_what_clients_sent_is_kept_and_its_mean_is_the_combined_adapter(measured):
     """n_k is equal here, and fedavg takes the mean."""
-    server = Path(measured[0].run.dir) / "server"
+    folder = RunFolder(measured[0].run.dir)
     for number in (1, 2):
-        updates = load_updates(server, number)
+        updates = load_updates(folder, number)
         assert list(updates) == ["finance", "math"]
-        aggregated, _ = load_round(server, number, measured[0].lora.rank)
+        aggregated, _ = load_round(folder, number, measured[0].lora.rank)
         for key, value in aggregated.items():
             np.testing.assert_allclose(value, (updates["finance"][key] + updates["math"][key]) / 2, atol=1e-6)
 
@@ -135,13 +137,13 @@ def test_an_option_that_no_measurement_asked_for_uses_is_refused(measured):
 @pytest.mark.parametrize(
     ("place", "content", "name", "told"),
     [
-        ("measurements/consistency.json", "{}", "survival", "is no measurement as fedsdr wrote it"),
-        ("measurements/consistency.json", "[]", "survival", "is no measurement as fedsdr wrote it"),
+        ("measurements/consistency.json", "{}", "survival", "is not a measurement as fedsdr wrote it"),
+        ("measurements/consistency.json", "[]", "survival", "is not a measurement as fedsdr wrote it"),
         ("clients/math/evaluation/round-0000-global.jsonl", "{}\n", "paradox", "expected 4 answers"),
         ("server/updates/round-0001/math.safetensors", "half", "consistency", "expected tensors"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_would_do(measured, place: str, content: str, name: str, told: str):
+def test_a_damaged_file_is_named_with_how_to_fix_it(measured, place: str, content: str, name: str, told: str):
     path = Path(measured[0].run.dir) / place
     kept = path.read_bytes()
     path.write_text(content)
@@ -197,7 +199,7 @@ def test_benchmarks_ask_the_runs_own_tests_where_no_other_questions_are_given(me
     found = {(r["task"], r["metric"], r["model"]): r["num"] for r in made["records"]}
     assert found["finance", "likelihood", "global"] == found["math", "strict", "base"] == 4
     assert (folder / "measurements" / "benchmark-answers.jsonl").exists()
-    with pytest.raises(UserError, match="--data = nowhere is no folder"):
+    with pytest.raises(UserError, match="--data = nowhere is not a folder"):
         measure(folder, ["benchmarks"], Options(data="nowhere"))
 
 
@@ -227,7 +229,8 @@ def test_a_client_without_test_examples_is_trained_on_and_not_tested(tiny_settin
 
 
 def test_updates_of_a_round_that_is_made_again_are_not_mixed_with_those_of_the_first_try(tmp_path: Path):
-    keep_update(tmp_path, 1, "finance", {"a": np.zeros(1, np.float32)})
-    forget_updates(tmp_path, 1)
-    keep_update(tmp_path, 1, "math", {"a": np.zeros(1, np.float32)})
-    assert list(load_updates(tmp_path, 1)) == ["math"]
+    folder = RunFolder(tmp_path)
+    save_update(folder, 1, "finance", {"a": np.zeros(1, np.float32)})
+    remove_updates(folder, 1)
+    save_update(folder, 1, "math", {"a": np.zeros(1, np.float32)})
+    assert list(load_updates(folder, 1)) == ["math"]

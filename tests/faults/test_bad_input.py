@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedsdr.client.state import load_kept
+from fedsdr.client.state import load_state
 from fedsdr.config import Section, Settings
 from fedsdr.data.readers import read_file
 from fedsdr.deployment.certificates import make_authority, node_key, read_public
@@ -27,6 +27,7 @@ from fedsdr.messages import wire
 from fedsdr.messages.privacy import Ledger
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.recipe import dump_settings, load_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.server.checkpoint import load_moments
 from fedsdr.server.validate import Rejected, check_prepared, check_reply, check_scores
 from fedsdr.storage import read_json, read_lines
@@ -105,9 +106,9 @@ def files(tmp_path: Path) -> dict[str, tuple[bytes, Callable[[Path], Any]]]:
     toml = tmp_path / "given.toml"
     toml.write_text(node)
     return {
-        "rows.jsonl": (lines.encode(), lambda path: read_file(path, "d", {})),
-        "rows.json": (json.dumps(rows).encode(), lambda path: read_file(path, "d", {})),
-        "rows.csv": (b"instruction,output\nWhat?,This.\nWhen?,Now.\n", lambda p: read_file(p, "d", {})),
+        "rows.jsonl": (lines.encode(), lambda path: read_file(path, "d")),
+        "rows.json": (json.dumps(rows).encode(), lambda path: read_file(path, "d")),
+        "rows.csv": (b"instruction,output\nWhat?,This.\nWhen?,Now.\n", lambda p: read_file(p, "d")),
         "recipe.toml": (dump_settings(Settings()).encode(), load_settings),
         "node.toml": (node.encode(), read_node_file),
         "bank.pub": (key[1], read_public),
@@ -146,6 +147,14 @@ FIELDS = [
     "choices",
     "answer",
     "facts",
+    "conversations",
+    "from",
+    "value",
+    "prompt",
+    "completion",
+    "history",
+    "tests",
+    "text",
 ]
 VALUES = st.recursive(
     st.none()
@@ -153,7 +162,7 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats()
     | st.text()
-    | st.sampled_from(["user", "assistant"]),
+    | st.sampled_from(["user", "assistant", "human", "gpt", "A"]),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS), inner),
     max_leaves=8,
 )
@@ -161,7 +170,10 @@ TABLES = st.lists(st.dictionaries(st.sampled_from(FIELDS) | st.text(), VALUES), 
 CONTENTS = (
     st.tuples(st.just("json"), TABLES.map(json.dumps).map(str.encode))
     | st.tuples(st.just("jsonl"), TABLES.map(lambda rows: "\n".join(map(json.dumps, rows)).encode()))
-    | st.tuples(st.sampled_from(["json", "jsonl", "csv"]), st.binary() | st.text().map(str.encode))
+    | st.tuples(
+        st.sampled_from(["json", "jsonl", "csv", "TSV", "parquet", "jsonl.gz"]),
+        st.binary() | st.text().map(str.encode),
+    )
 )
 
 
@@ -186,6 +198,7 @@ def test_whatever_stands_in_a_file_is_an_example_or_named_by_file_and_place(cont
     for record in records or ():
         assert record.example.instruction.strip() and record.example.response.strip()
         assert not record.example.choices or record.example.label in ("", *record.example.choices)
+        assert all(isinstance(text, str) for pair in record.example.history for text in pair)
 
 
 @settings(deadline=None)
@@ -228,13 +241,17 @@ def test_no_damaged_file_of_a_clients_or_the_servers_own_is_answered_with_a_trac
     account = json.dumps({"0123": 4.0, "4567": 8.0}).encode()
     node = json.dumps({"key": "k", "node-id": 7}).encode()
     for name, good, read in (
-        ("round-0001/kept.safetensors", arrays, lambda path: load_kept(tmp_path, 2)),
-        ("round-0001/optimizer.safetensors", arrays, lambda path: load_moments(tmp_path, 1)),
+        ("round-0001/kept.safetensors", arrays, lambda path: load_state(tmp_path, 2, has_adapter=False)),
+        (
+            "server/round-0001/optimizer.safetensors",
+            arrays,
+            lambda path: load_moments(RunFolder(tmp_path), 1),
+        ),
         ("releases.json", account, lambda path: Ledger(path, 1e3, 1e-5).enter(b"x", 1e6)),
         ("nodes/bank.json", node, lambda path: registered(str(path.parent))),
     ):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(good)
         read(path)
         path.write_bytes(good)
@@ -265,7 +282,7 @@ SCORES = {"round": 1, "seconds": 1.0} | {
         "filler_rate": 0.1, "redundancy": 0.0, "cut_off_rate": 0.0,
     }.items()
 }  # fmt: skip
-ROUND = ("a", 5, 1, True)
+ROUND = (5, 1, True)
 PREPARED = {"num_train": 5, "num_test": 2, "seconds": 1.0}
 
 

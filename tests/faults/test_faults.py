@@ -15,10 +15,11 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedsdr
+from fedsdr.client import round as client_round
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
-from fedsdr.federation import client_app
 from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.progress import here
 from fedsdr.storage import read_lines
 
 Runs = Callable[..., Settings]
@@ -73,14 +74,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_paid_for(run
 def test_memory_that_ends_in_one_client_costs_its_reply_and_no_more(
     run_settings: Runs, monkeypatch: pytest.MonkeyPatch, record: Callable[..., None]
 ):
-    update = client_app.local_update
+    update = client_round.local_update
 
     def greedy(*args: Any, **kwargs: Any) -> Any:
-        if "math" in args[7]:
+        if "math" in here():
             raise MemoryError
         return update(*args, **kwargs)
 
-    monkeypatch.setattr(client_app, "local_update", greedy)
+    monkeypatch.setattr(client_round, "local_update", greedy)
     folder = fedsdr.run(run_settings(**RUN)).folder
     events = read_lines(folder / "metrics.jsonl")
     dropped = [event for event in events if event["event"] == "dropped"]

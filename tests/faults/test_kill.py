@@ -17,11 +17,13 @@ from safetensors import safe_open
 
 import fedsdr
 from fedsdr import storage
+from fedsdr.client import round as client_round
 from fedsdr.client import update
 from fedsdr.config import Settings
 from fedsdr.federation import client_app, client_context
-from fedsdr.federation.client_context import model_of
 from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.federation.model_cache import model_of
+from fedsdr.progress import here
 
 RUN = {"method": "fedsdr", "eval.every": 1, "client.local_steps": 4}
 
@@ -68,10 +70,9 @@ def doing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     say("server: rest")
     during(LocalGrid, "_answer", lambda *_: "client: rest")
     during(client_context, "rewrite", lambda *_: "client: rewriting")
-    during(update, "_learn", lambda *args: f"client: training {args[10].partition(': ')[2]}")
-    during(client_app, "_pack_reply", lambda *_: "client: packing its reply")
-    during(client_app, "evaluate", lambda *_: "client: evaluating")
-    during(client_app, "evaluate_base", lambda *_: "client: evaluating")
+    during(update, "response_loss", lambda *_: f"client: training {here().partition(': ')[2]}")
+    during(client_round, "_pack", lambda *_: "client: packing its reply")
+    during(client_app, "_evaluate", lambda *_: "client: evaluating")
     for name in ("write_file", "write_folder", "append_lines"):
         function = getattr(storage, name)
         for module in [module for key, module in sys.modules.items() if key.startswith("fedsdr.")]:

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.client.state import load_kept
+from fedsdr.client import round as client_round
+from fedsdr.client.state import load_state
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
-from fedsdr.federation import client_app
-from fedsdr.federation.client_context import close_clients, load_model
+from fedsdr.federation.client_context import close_clients
 from fedsdr.federation.export import export_round, open_chat
+from fedsdr.federation.model_cache import load_model, model_of
 from fedsdr.federation.run import evaluate_round, run
 from fedsdr.messages import wire
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.progress import here
 from fedsdr.recipe import load_settings
 from fedsdr.server import strategy
 from fedsdr.server.validate import Update
@@ -51,7 +53,7 @@ def run_with(tiny_settings: Callable[..., Settings]) -> Callable[..., tuple[Path
 
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Update]]:
-    """What passes the guard, by round."""
+    """What passes validation, by round."""
     found: dict[int, list[Update]] = {}
     check_reply = strategy.check_reply
 
@@ -119,20 +121,20 @@ def test_a_client_begins_with_the_whole_global_model_though_it_missed_rounds(
 ):
     """Its forward pass adds to W0 h what the round's folder holds, in float32."""
     begun: list[tuple[int, Product]] = []
-    local_update = client_app.local_update
+    local_update = client_round.local_update
 
-    def spy(base, adapters, *rest, **more):
-        server_round = int(rest[-1].split(",")[0].removeprefix("round "))
-        adapters.set(active=("shared",), train=("shared",))
-        factors = {path: layer.factors(torch.float32) for path, layer in adapters.layers.items()}
+    def spy(model, *rest, **more):
+        server_round = int(here().split(",")[0].removeprefix("round "))
+        model.set(active=("shared",), train=("shared",))
+        factors = {path: layer.factors(torch.float32) for path, layer in model.layers.items()}
         found = {
             f"base_model.model.{path}.lora_A.weight": (b.double() @ a.double()).detach().numpy()
             for path, (a, b) in factors.items()
         }
         begun.append((server_round, found))
-        return local_update(base, adapters, *rest, **more)
+        return local_update(model, *rest, **more)
 
-    monkeypatch.setattr(client_app, "local_update", spy)
+    monkeypatch.setattr(client_round, "local_update", spy)
     folder, _ = run_with(aggregation, **{"server.num_rounds": 4, "server.clients_per_round": 2})
     assert len(begun) == 8
     for server_round, found in begun:
@@ -156,15 +158,14 @@ def test_flora_draws_new_factors_in_each_round_and_sends_down_what_was_added_alo
 
 
 def test_what_was_added_is_in_no_stage_without_the_shared_adapter(tiny_settings):
-    from fedsdr.federation.client_context import model_of
 
-    _, adapters = model_of(tiny_settings())
-    state = adapters.state("shared")
-    adapters.load_residual({key: torch.ones_like(value) for key, value in state.items()})
+    model = model_of(tiny_settings())
+    state = model.state("shared")
+    model.load_residual({key: torch.ones_like(value) for key, value in state.items()})
     uses = {
-        active: {layer.uses_residual for layer in adapters.layers.values()}
+        active: {layer.uses_residual for layer in model.layers.values()}
         for active in ((), ("private",), ("shared",), ("shared", "private"))
-        if adapters.set(active, train=()) is None
+        if model.set(active, train=()) is None
     }
     assert uses == {(): {False}, ("private",): {False}, ("shared",): {True}, ("shared", "private"): {True}}
 
@@ -176,7 +177,7 @@ def test_fedsa_shares_a_keeps_b_and_has_personalised_scores_alone(run_with, upda
         assert not any(v.any() for k, v in saved(folder, server_round).items() if ".lora_B." in k)
         for update in updates[server_round]:
             assert all(".lora_A." in key for key in update.arrays)
-            own = load_kept(folder / "clients" / update.client, server_round + 1)
+            own = load_state(folder / "clients" / update.client, server_round + 1, False).arrays
             assert all(".lora_B." in key and value.any() for key, value in own.items())
     factors = mean(updates[2], lambda arrays: dict(arrays))
     for key, value in factors.items():
@@ -195,16 +196,16 @@ def test_fedsa_shares_a_keeps_b_and_has_personalised_scores_alone(run_with, upda
 
 def test_fedsa_goes_on_with_a_client_s_own_b(run_with, monkeypatch: pytest.MonkeyPatch):
     begun: list[bool] = []
-    local_update = client_app.local_update
+    local_update = client_round.local_update
 
-    def spy(base, adapters, *rest, **more):
-        begun.append(adapters.is_zero("shared"))
-        return local_update(base, adapters, *rest, **more)
+    def spy(model, *rest, **more):
+        begun.append(model.is_zero("shared"))
+        return local_update(model, *rest, **more)
 
-    monkeypatch.setattr(client_app, "local_update", spy)
+    monkeypatch.setattr(client_round, "local_update", spy)
     folder, _ = run_with("fedsa")
     assert begun == [True] * 3 + [False] * 3
-    own = [load_kept(folder / "clients" / name, 3) for name in ("finance", "math")]
+    own = [load_state(folder / "clients" / name, 3, False).arrays for name in ("finance", "math")]
     assert not any(np.array_equal(own[0][key], own[1][key]) for key in own[0])
 
 
@@ -225,7 +226,7 @@ def test_the_global_model_of_fedsa_is_refused_with_the_reason_and_a_client_s_is_
             use()
     export_round(folder, tmp_path / "new", None, "math", merged=False)
     exported, shared = load_adapter(tmp_path / "new"), saved(folder, 2)
-    own = load_kept(folder / "clients/math", 3)
+    own = load_state(folder / "clients/math", 3, False).arrays
     for key, value in exported.items():
         assert np.array_equal(value, own[key] if ".lora_B." in key else shared[key])
 
@@ -237,13 +238,13 @@ def test_chat_answers_with_what_was_added(run_with, monkeypatch: pytest.MonkeyPa
     load_model.cache_clear()
     ask = open_chat(folder, 4)
     from fedsdr.federation.client_context import model_of
-    from fedsdr.federation.run import read_settings
+    from fedsdr.run_folder import read_settings
 
-    _, adapters = model_of(read_settings(folder))
+    model = model_of(read_settings(folder))
     uses = []
     monkeypatch.setattr(
         "fedsdr.federation.export.generate",
-        lambda *rest: uses.append(next(iter(adapters.layers.values())).uses_residual) or [Answer()],
+        lambda *rest: uses.append(next(iter(model.layers.values())).uses_residual) or [Answer()],
     )
     ask("Why?")
     assert uses == [False, True]  # of the base and the global model
@@ -259,14 +260,14 @@ def test_a_client_of_smaller_rank_trains_and_sends_its_own_ranks_alone(
 ):
     """The other ranks are zero in both factors, and stay exactly so: no gradient, and nothing to decay."""
     after: dict[str, list[Any]] = {}
-    local_update = client_app.local_update
+    local_update = client_round.local_update
 
-    def spy(base, adapters, *rest, **more):
-        metrics = local_update(base, adapters, *rest, **more)
-        after.setdefault(rest[-1].partition(", ")[2], []).append(adapters.state("shared"))
+    def spy(model, *rest, **more):
+        metrics = local_update(model, *rest, **more)
+        after.setdefault(here().partition(", ")[2], []).append(model.state("shared"))
         return metrics
 
-    monkeypatch.setattr(client_app, "local_update", spy)
+    monkeypatch.setattr(client_round, "local_update", spy)
     chosen = {"lora.client_ranks.math": 1, "lora.client_ranks.general": 3, "client.weight_decay": 0.1}
     folder, events = run_with(aggregation, **chosen)
     ranks = {"finance": 4, "general": 3, "math": 1}
@@ -292,7 +293,7 @@ def test_small_messages_of_a_client_of_smaller_rank_are_added_up_as_they_should(
     (update,) = [update for update in updates[2] if update.client == "math"]
     for key, value in update.arrays.items():
         assert 0 < np.abs(value - before[key]).max() < 0.1
-    lost = load_kept(folder / "clients/math", 3)["residual"]
+    lost = load_state(folder / "clients/math", 3, False).arrays["error_feedback"]
     assert lost.size == sum(value.size for value in before.values())
 
 
@@ -311,9 +312,9 @@ def test_a_client_of_smaller_rank_that_sends_more_is_dropped(run_with, monkeypat
         ({"server.aggregation": "flora", "communication.dtype": "int8"}, "'flora', which aggregates whole products"),
         ({"server.aggregation": "fedrot", "communication.dtype": "float16"}, "rotates what a client sends, but not what"),
         ({"server.aggregation": "fedsa", "client.drift_correction": "fedprox"}, "which no broadcast anchors"),
-        ({"server.aggregation": "average", "lora.client_ranks.math": 2}, "takes factors of one rank: set .*'zeropad'"),
+        ({"server.aggregation": "average", "lora.client_ranks.math": 2}, "takes factors of one rank: .*'zeropad'"),
         ({"server.aggregation": "fedex", "lora.client_ranks.math": 2}, "takes factors of one rank"),
-        ({"server.aggregation": "zeropad"}, "is 'average' where all clients have one rank"),
+        ({"server.aggregation": "zeropad"}, "gives all clients one rank"),
         ({"server.aggregation": "zeropad", "lora.client_ranks.math": 2, "server.robust": "median"}, "with zeros"),
         ({"server.aggregation": "zeropad", "lora.client_ranks.maths": 2}, "names maths; the clients are finance, math"),
         ({"server.aggregation": "zeropad", "lora.client_ranks.math": 4}, "math = 4 is not below rank = 4"),
@@ -322,9 +323,9 @@ def test_a_client_of_smaller_rank_that_sends_more_is_dropped(run_with, monkeypat
             "above the rank of every client: set lora.rank = 2",
         ),
         ({"server.aggregation": "zeropad", "lora.client_ranks.math": 0}, "client_ranks.math = 0"),
-        ({"method": "local-only", "server.aggregation": "flora"}, "does nothing under method = 'local-only'"),
-        ({"server.rotation": 0.5}, "does nothing under aggregation = 'average', which rotates nothing"),
-        ({"server.rotation_reference": "B"}, "rotates nothing"),
+        ({"method": "local-only", "server.aggregation": "flora"}, "'local-only', which sends nothing"),
+        ({"server.rotation": 0.5}, "does nothing under server.aggregation = 'average': .* 'fedrot'"),
+        ({"server.rotation_reference": "B"}, "server.rotation_reference = 'B' does nothing"),
         ({"server.aggregation": "fedrot", "server.rotation": 0.0}, "server.rotation = 0.0: should be greater than 0"),
     ],
     ids=str,

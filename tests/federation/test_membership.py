@@ -52,7 +52,7 @@ class Grid:
 
 @pytest.fixture
 def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Membership]:
-    """Make an membership whose clock is quick: ``attend(grid, num=3, known={...})``."""
+    """Make a membership whose clock is quick: ``attend(grid, num=3, known={...})``."""
     monkeypatch.setattr(module, "POLL", 0.001)
 
     def make(
@@ -66,8 +66,8 @@ def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
             write_json(tmp_path / f"{client}.json", {"key": "", "node-id": node})
         place = str(tmp_path) if nodes else ""
         federation = {"num_clients": num, "wait": 0.05, "nodes": place, **more}
-        settings = check_settings({"federation": federation}, "test")
-        return Membership(grid, ConfigRecord({}), "m", settings, known or {})  # type: ignore[arg-type]
+        settings = check_settings({"federation": federation}, "test").federation
+        return Membership(grid, ConfigRecord({}), "m", settings, 0.5, known or {})  # type: ignore[arg-type]
 
     return make
 
@@ -98,7 +98,7 @@ def test_waiting_for_a_quorum_ends_and_says_that_nothing_is_lost(attend):
     del grid.clients[1]
     one.wait_for(["a", "b"], 1, 3)
     assert one.absent() == {"a"}
-    with pytest.raises(UserError, match=r"round 3: 1 of 2 asked clients .* Finished rounds are kept"):
+    with pytest.raises(UserError, match=r"round 3: 1 of 2 sampled clients .* Finished rounds are saved"):
         one.wait_for(["a", "b"], 2, 3)
 
 

@@ -10,14 +10,17 @@ import torch
 from safetensors.numpy import load_file
 
 from fedsdr import methods
+from fedsdr.client import round as client_round
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
-from fedsdr.federation import client_app
-from fedsdr.federation.client_context import close_clients, load_model
+from fedsdr.federation.client_context import close_clients
 from fedsdr.federation.export import export_round
-from fedsdr.federation.run import read_result, run
+from fedsdr.federation.model_cache import load_model
+from fedsdr.federation.run import run
 from fedsdr.methods import DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.progress import here
+from fedsdr.run_folder import read_result
 from fedsdr.storage import Event, read_json, read_lines
 
 SCAFFOLD = {"client.drift_correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0}
@@ -50,13 +53,13 @@ def test_the_private_adapter_is_kept_over_rounds_or_begun_anew(
     run_method, monkeypatch: pytest.MonkeyPatch, method: str, starts_at_zero: list[bool]
 ):
     found: dict[str, list[bool]] = {}
-    local_update = client_app.local_update
+    local_update = client_round.local_update
 
-    def spy(base, adapters, *rest, **more):
-        found.setdefault(rest[-1].partition(", ")[2], []).append(adapters.is_zero("private"))
-        return local_update(base, adapters, *rest, **more)
+    def spy(model, *rest, **more):
+        found.setdefault(here().partition(", ")[2], []).append(model.is_zero("private"))
+        return local_update(model, *rest, **more)
 
-    monkeypatch.setattr(client_app, "local_update", spy)
+    monkeypatch.setattr(client_round, "local_update", spy)
     run_method(method)
     assert found == {"finance": starts_at_zero, "math": starts_at_zero}
 
@@ -193,32 +196,35 @@ def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str
     [
         ({"server.aggregation": "flexlora", "server.optimizer": "fedadam"}, "number by number"),
         ({"server.aggregation": "flexlora", "server.robust": "median"}, "number by number"),
-        ({"server.robust": "trimmed-mean"}, "withstands num_byzantine bad clients, which is 0"),
-        ({"client.mu": 0.5}, "does nothing under drift_correction = 'none'"),
-        ({"method": "local-only", "server.optimizer": "fedadam"}, "does nothing under method = 'local-only'"),
-        ({"server.num_byzantine": 1}, "does nothing under robust = 'none'"),
+        ({"server.robust": "trimmed-mean"}, "leaves a robust aggregator no client to withstand"),
+        ({"client.mu": 0.5}, "does nothing under client.drift_correction = 'none'"),
+        (
+            {"method": "local-only", "server.optimizer": "fedadam"},
+            "method = 'local-only', which sends nothing",
+        ),
+        ({"server.num_byzantine": 1}, "does nothing under server.robust = 'none'"),
         (
             {"server.robust": "krum", "server.num_byzantine": 1},
-            "needs 5 clients in each round, and 2 are asked",
+            "needs 5 clients in each round, and 2 are sampled",
         ),
         ({"fedala.rate": 0.5}, "fedala.rate = 0.5 does nothing under method = 'fedit'"),
         ({"method": "fdlora", "feddpa.max_weight": 0.4}, "feddpa.max_weight = 0.4 does nothing"),
         (
             {"method": "fedala", "client.drift_correction": "fedprox"},
-            "from which method = 'fedala' does not begin",
+            "method = 'fedala', which does not begin a round at the broadcast adapter",
         ),
-        ({"method": "fedala", "server.aggregation": "flexlora"}, "set method = 'fedit' or"),
+        ({"method": "fedala", "server.aggregation": "flexlora"}, "set method to any but 'fedala'"),
         ({"server.robust": "medain"}, "nearest first: median"),
-        ({"client.drift_correction": "fedprox"}, "known, nearest first: proximal"),
-        ({"client.drift_correction": "scaffold"}, "max_grad_norm = 1.0: set it to 0"),
-        (SCAFFOLD | {"client.optimizer": "adamw"}, "set client.optimizer = 'sgd'"),
-        (SCAFFOLD | {"client.drift_correction": "scaffold-adamw"}, "set client.optimizer = 'adamw'"),
-        (SCAFFOLD | {"client.final_rate": 0.0}, "final_rate = 0 makes 0 in the last round"),
-        (SCAFFOLD | {"client.mu": 0.5}, "does nothing under drift_correction = 'scaffold'"),
-        (SCAFFOLD | {"server.aggregation": "flexlora"}, "set server.aggregation = 'average' or"),
-        (SCAFFOLD | {"server.robust": "median"}, "set server.robust = 'none'"),
-        (SCAFFOLD | {"communication.dtype": "int8"}, "set communication.dtype = 'float32'"),
-        (SCAFFOLD | {"method": "local-only"}, "does nothing under method = 'local-only'"),
+        ({"client.drift_correction": "fedproxy"}, "known, nearest first: fedprox"),
+        ({"client.drift_correction": "scaffold"}, "max_grad_norm = 1.0 .*: set client.max_grad_norm to 0"),
+        (SCAFFOLD | {"client.optimizer": "adamw"}, "set client.optimizer to 'sgd'"),
+        (SCAFFOLD | {"client.drift_correction": "scaffold-adamw"}, "set client.optimizer to 'adamw'"),
+        (SCAFFOLD | {"client.final_rate": 0.0}, "which makes the last round's rate 0"),
+        (SCAFFOLD | {"client.mu": 0.5}, "does nothing under client.drift_correction = 'scaffold'"),
+        (SCAFFOLD | {"server.aggregation": "flexlora"}, "set server.aggregation to 'average' or"),
+        (SCAFFOLD | {"server.robust": "median"}, "set server.robust to 'none'"),
+        (SCAFFOLD | {"communication.dtype": "int8"}, "set communication.dtype to 'float32'"),
+        (SCAFFOLD | {"method": "local-only"}, "method = 'local-only', which sends nothing"),
     ],
     ids=str,
 )

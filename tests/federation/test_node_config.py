@@ -17,14 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsdr import __version__
-from fedsdr.config import Privacy, Settings
+from fedsdr.config import Data, Privacy, Settings
 from fedsdr.data.sources import BUILT_IN
 from fedsdr.deployment import node
 from fedsdr.deployment.init import init
 from fedsdr.deployment.node import read_node_file, run_node
 from fedsdr.errors import UserError
 from fedsdr.federation.client_app import app
-from fedsdr.federation.client_context import model_of
+from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import read_node
 from fedsdr.federation.server_app import sent_settings
 from fedsdr.messages.privacy import epsilon
@@ -36,7 +36,12 @@ OWN = {"client": "bank", "data": "/srv/data", "folder": "/var/lib/fedsdr", "mode
 HOSTILE = {
     "run": {"dir": "/etc", "cache": "/tmp/theirs", "threads": 2},
     "model": {"name": "evil/model", "revision": "theirs", "trust_remote_code": True},
-    "data": {"root": "/home/other", "domains": ["secret"]},
+    "data": {
+        "root": "/home/other",
+        "domains": ["secret"],
+        "columns": {"response": "name"},
+        "where": {"name": "Ann"},
+    },
 }
 SETTINGS_THAT_A_NODE_TAKES = {
     "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "feddpa", "fdlora", "fedala", "eval",
@@ -51,7 +56,7 @@ def applied(settings: dict[str, Any], **own: Any) -> Settings:
 def test_data_model_and_folders_are_the_nodes_whatever_the_server_says():
     found = applied(HOSTILE)
     assert (found.model.name, found.model.revision, found.model.trust_remote_code) == ("mine", "", False)
-    assert (found.data.root, found.data.domains, found.data.sources) == ("/srv/data", (), ())
+    assert found.data == Data(root="/srv/data")
     assert found.run.cache == ""
     assert read_node(OWN, Path("/elsewhere"), "first-1234").folder == Path("/var/lib/fedsdr/first-1234")
     own = applied(HOSTILE, **{"trust-remote-code": True, "revision": "v1", "cache": "/mine", "threads": 3})
@@ -228,7 +233,7 @@ def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no
     node = make_node(tmp_path, tiny_folder)
     one, two = (epsilon(Privacy(kind="local", noise=4.0), num) for num in (1, 2))
     private = {"method": "fedit", "privacy.kind": "local", "privacy.noise": 4.0, "eval.rewritings": False}
-    shared = {k: v.numpy() for k, v in model_of(tiny_settings())[1].state("shared").items()}
+    shared = {k: v.numpy() for k, v in model_of(tiny_settings()).state("shared").items()}
     first = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
     assert not first.has_error(), first.error
     again = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
@@ -247,7 +252,7 @@ def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
 ):
     """The server chooses `server.max_norm`, so refusing what is above would be a look without noise."""
     node = make_node(tmp_path, tiny_folder)
-    shared = {k: v.numpy() for k, v in model_of(tiny_settings())[1].state("shared").items()}
+    shared = {k: v.numpy() for k, v in model_of(tiny_settings()).state("shared").items()}
     tight = {"method": "fedit", "eval.rewritings": False, "server.max_norm": 1e-6}
     assert ask(node, shared, **tight).error.reason.startswith("Diverged")
     assert not ask(node, shared, **tight, **{"privacy.kind": "local"}).has_error()

@@ -1,7 +1,6 @@
 """A run from settings to scores: what its folder holds, and the mistakes that stop it."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,18 +11,21 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+import fedsdr.client.round as client_round
 import fedsdr.federation.client_app as client_app
 from fedsdr import __version__
 from fedsdr.config import Settings
+from fedsdr.data.lengths import ANSWER_CUT, TOO_LONG
 from fedsdr.errors import Diverged, UserError
 from fedsdr.federation import client_context
 from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
-from fedsdr.federation.run import evaluate_round, read_result, read_settings, resume, run, run_over
+from fedsdr.federation.model_cache import load_model
+from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import load_base
+from fedsdr.progress import here
 from fedsdr.recipe import dump_settings
+from fedsdr.run_folder import read_result, read_settings
 from fedsdr.storage import read_lines
 
 QUICK = {
@@ -41,7 +43,7 @@ def fresh_process() -> Iterator[None]:
     """Adapters and settings of one test's model must not serve the next."""
     yield
     client_context.close_clients()
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
 
 
 @pytest.fixture
@@ -176,7 +178,7 @@ def test_resuming_a_finished_run_reports_it_again_and_trains_nothing(quick, monk
     settings = quick()
     result = run(settings)
     log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(client_app, "local_update", None)
+    monkeypatch.setattr(client_round, "local_update", None)
     assert resume(Path(settings.run.dir)) == result
     # Went wrong once: the seconds of the rewriting became those of reading it again.
     assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
@@ -200,7 +202,7 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
 def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
     folder = run(quick()).folder
     (folder / "nonce").write_text("1")
-    with pytest.raises(UserError, match=r"data is at the clients.*The command that began it.*--on SERVER"):
+    with pytest.raises(UserError, match=r"data is at the clients.*by the command that began it.*--on SERVER"):
         resume(folder)
 
 
@@ -223,7 +225,7 @@ def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as
     settings = quick()
     result = run(settings)
     deployed = quick(**{"federation.num_clients": 2, "run.dir": settings.run.dir})
-    with pytest.raises(UserError, match="cannot go on: data hash"):
+    with pytest.raises(UserError, match="cannot continue: data hash"):
         run_over(LocalGrid(client_app.app, 2, result.folder / "clients"), deployed)
     assert resume(result.folder) == result
 
@@ -245,23 +247,30 @@ def test_an_unfinished_run_has_no_result_yet(quick, tmp_path: Path):
         read_result(tmp_path)
 
 
-HOLD = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from fedsdr.storage import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
 
 
 def test_two_processes_cannot_work_in_one_folder(quick, tmp_path: Path):
     settings = quick(**{"run.dir": str(tmp_path)})
-    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=r"another process \(.*\) is working in"):
+        with pytest.raises(UserError, match=rf"another process \({other.pid}\) is working in"):
             run(settings)
         (tmp_path / "config.toml").write_text(dump_settings(settings))
-        with pytest.raises(UserError, match=r"another process \(.*\) is working in"):
+        with pytest.raises(UserError, match=rf"another process \({other.pid}\) is working in"):
             resume(tmp_path)
         (tmp_path / "config.toml").unlink()
         other.kill()
     run(settings)  # the lock went with its process
-    assert (tmp_path / ".lock").read_text() == str(os.getpid())  # what the next one would name
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_run_is_not_resumed_on_data_that_changed(quick, tmp_path: Path):
@@ -312,14 +321,14 @@ def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str
 
 
 def fail_training_of(clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = client_app.local_update
+    real = client_round.local_update
 
     def update(*args: Any, **more: Any) -> dict[str, float]:
-        if args[-1].split(", ")[-1] in clients:
+        if here().split(", ")[-1] in clients:
             raise ZeroDivisionError("the response was: secret")
         return real(*args, **more)
 
-    monkeypatch.setattr(client_app, "local_update", update)
+    monkeypatch.setattr(client_round, "local_update", update)
 
 
 def test_a_client_that_fails_is_dropped_and_the_round_goes_on_with_the_others(
@@ -347,7 +356,7 @@ def test_below_the_quorum_the_run_stops_with_the_reasons_and_can_be_resumed(
     with monkeypatch.context() as patch:
         fail_training_of(("math",), patch)
         with pytest.raises(
-            UserError, match=r"1 of 2 asked.*quorum = 1.0.*math: the client failed: ZeroDivisionError"
+            UserError, match=r"1 of 2 sampled.*quorum = 1.0.*math: the client failed: ZeroDivisionError"
         ):
             run(settings)
     undisturbed = run(quick(**{"server.quorum": 1.0}))
@@ -387,7 +396,7 @@ def test_an_older_round_is_evaluated_only_with_the_model_and_data_of_the_run(qui
     folder = run(quick(**{"server.num_rounds": 2})).folder
     path = folder / "environment.json"
     path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'))
-    with pytest.raises(UserError, match="cannot go on: versions torch"):
+    with pytest.raises(UserError, match="cannot continue: versions torch"):
         evaluate_round(folder, 1)
 
 
@@ -452,7 +461,7 @@ def test_a_model_that_our_attention_does_not_fit_runs_with_its_own(quick, monkey
     settings = quick(**{"model.attention": "auto"})
     run(settings)
     assert read_settings(Path(settings.run.dir)).model.attention == "eager"
-    client_context.load_model.cache_clear()
+    load_model.cache_clear()
     with pytest.raises(UserError, match="'grouped' does not give this model's results"):
         run(quick(**{"model.attention": "grouped"}))
 
@@ -485,12 +494,72 @@ def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_sett
         run(settings)
 
 
-def test_one_tensor_that_is_no_number_is_told_as_divergence_wherever_it_lies(tiny_settings):
-    """The largest of several norms is not NaN if one that is a number comes first."""
-    settings = tiny_settings()
-    adapters = Adapters(load_base(settings.model).model, settings.lora)
-    adapters.initialise("shared", 0)
-    client_app._demand_sane(adapters, settings, "round 1, math")
-    adapters.parameters(("shared",))[-1].data.fill_(float("nan"))
-    with pytest.raises(Diverged, match=r"round 1, math: training diverged: a tensor .* has the norm nan"):
-        client_app._demand_sane(adapters, settings, "round 1, math")
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]
+
+
+def test_what_is_left_out_or_cut_is_told_before_the_run_and_on_record(
+    quick: Callable[..., Settings], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    good = {"instruction": "6 * 7?", "output": "It is 42.", "answer": 42}
+    rows = [
+        *({**good, "input": str(n)} for n in range(3)),
+        {**good, "input": "cut", "output": "Well, " * 300 + "it is 42."},
+        {**good, "input": "free", "output": "Well, " * 300, "answer": None},
+        {**good, "input": "long " * 900},
+        {"instruction": "6 * 7?"},
+    ]
+    for name in ("train", "test"):
+        path = tmp_path / "data" / "math" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = {"data.root": str(tmp_path / "data"), "data.domains": ["math"], "model.max_length": 256}
+    chosen |= {"data.num_train": 0, "data.num_test": 0, "run.dir": str(tmp_path / "run")}
+    chosen["partition.num_clients"] = 1
+    with pytest.raises(UserError, match=r"train\.jsonl:7.*response is missing.*\n.*test\.jsonl:7|2 rows"):
+        run(quick(**chosen))
+    assert not (tmp_path / "run" / "config.toml").exists()
+    settings = quick(**chosen, **{"data.skip_bad_rows": True})
+    run(settings)
+    data = json.loads((tmp_path / "run" / "environment.json").read_text())["data"]
+    assert data["left_out"] == {"math": {"response is missing": 2, TOO_LONG: 2, ANSWER_CUT: 1}}
+    assert data["num_cut"] == {"math": 3}  # free in both parts, and cut where it is only asked
+    (prepared,) = [e for e in read_lines(tmp_path / "run" / "metrics.jsonl") if e["event"] == "prepare"]
+    assert (prepared["num_train"], prepared["num_cut_raw"]) == (4, 1)
+    told = capfd.readouterr().err
+    assert f"math: 1 rows left out: {ANSWER_CUT}" in told
+    assert "3 of 9 responses are cut at model.max_length" in told
+    assert "3 of 9 responses are cut" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_all_answers_of_a_conversation_are_rewritten_and_taught(
+    quick: Callable[..., Settings], tmp_path: Path
+):
+    said = ["Where is Oslo?", "In Norway.", "And Rome?", "In Italy."]
+    for name in ("train", "test"):
+        path = tmp_path / "data" / "geo" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"conversations": turns(f"{name}: {said[0]}", *said[1:])}) + "\n")
+    chosen = {"data.root": str(tmp_path / "data"), "data.domains": ["geo"], "method": "fedsdr"}
+    chosen |= {"data.train_on": "all", "run.dir": str(tmp_path / "run"), "client.local_steps": 2}
+    run(quick(**chosen))
+    pairs = read_lines(tmp_path / "run" / "clients" / "geo" / "distilled.jsonl")
+    assert [pair["output"] for pair in pairs] == ["In Norway.", "In Italy."]
+    assert [pair.get("history") for pair in pairs] == [None, [["train: Where is Oslo?", "In Norway."]]]
+
+
+def test_data_that_contradict_themselves_stop_the_run_before_it_begins(
+    quick: Callable[..., Settings], tmp_path: Path
+):
+    """GSM8K with its column `answer` taken for the final answer too: rewriting fell back, the score was 0."""
+    rows = [{"question": f"{n} + 1?", "answer": f"{n} + 1 = {n + 1} #### {n + 1}"} for n in range(6)]
+    for name in ("train", "test"):
+        path = tmp_path / "data" / "math" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = {"data.root": str(tmp_path / "data"), "data.domains": ["math"], "run.dir": str(tmp_path / "run")}
+    chosen |= {"data.columns.instruction": "question", "data.columns.response": "answer"}
+    with pytest.raises(UserError, match=r"train\.jsonl:1: all 8 examples of domain 'math' contradict"):
+        run(quick(**chosen, **{"data.columns.answer": "{answer} so"}))
+    assert not (tmp_path / "run" / "config.toml").exists()
+    assert run(quick(**chosen)).final

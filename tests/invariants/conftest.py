@@ -18,6 +18,7 @@ import fedsdr
 from fedsdr.config import Settings
 from fedsdr.federation import client_context
 from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.federation.model_cache import load_model
 
 SMALL_RUN = {
     "data.domains": ["finance", "general", "math"],
@@ -74,7 +75,7 @@ def fresh_process() -> Iterator[Callable[[], None]]:
 
     def forget() -> None:
         client_context.close_clients()
-        client_context.load_model.cache_clear()
+        load_model.cache_clear()
 
     forget()
     yield forget
@@ -142,7 +143,7 @@ def results() -> Callable[[Path], dict[str, Any]]:
         found: dict[str, Any] = {}
         for path in sorted(folder.rglob("*")):
             name = str(path.relative_to(folder))
-            if path.is_dir() or name in ("config.toml", "environment.json", "report.html", ".lock"):
+            if path.is_dir() or name in ("config.toml", "environment.json", "report.html"):
                 continue
             found[name] = path.read_bytes()
             if name == "metrics.jsonl":

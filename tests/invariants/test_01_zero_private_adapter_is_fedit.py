@@ -11,22 +11,21 @@ import torch
 import fedsdr
 from fedsdr.client.update import local_update
 from fedsdr.config import Settings
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import LoraModel
 
 
 def shared_adapters(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in (folder / "server").glob("round-*/*.safetensors")}
 
 
-def held_at_zero(base: Base, adapters: Adapters, *rest: Any, **more: Any) -> dict[str, float]:
+def held_at_zero(model: LoraModel, *rest: Any, **more: Any) -> dict[str, float]:
     """The local update, but the private adapter learns from gradients of zero."""
-    private = adapters.parameters(("private",))
+    private = model.parameters(("private",))
     hooks = [parameter.requires_grad_().register_hook(torch.zeros_like) for parameter in private]
-    metrics = local_update(base, adapters, *rest, **more)
+    metrics = local_update(model, *rest, **more)
     for hook in hooks:
         hook.remove()
-    assert adapters.is_zero("private")
+    assert model.is_zero("private")
     return metrics
 
 
@@ -41,7 +40,7 @@ def test_fedsdr_with_private_held_at_zero_is_fedit(
     run = {"model.dtype": dtype, "lora.rank": 5, "client.batch_size": 3}
     fedit = finished(method="fedit", **run)
     learnt = shared_adapters(finished(method="fedsdr", **run))
-    monkeypatch.setattr("fedsdr.federation.client_app.local_update", held_at_zero)
+    monkeypatch.setattr("fedsdr.client.round.local_update", held_at_zero)
     zero = fedsdr.run(run_settings(method="fedsdr", **run)).folder
 
     assert len(learnt) == 3

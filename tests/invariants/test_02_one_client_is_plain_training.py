@@ -13,7 +13,7 @@ from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import encode
 from fedsdr.federation.client_context import data_of
 from fedsdr.model.adapter_files import WEIGHTS, load_adapter
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.loss import response_loss
 from fedsdr.seeds import seed_for
@@ -30,10 +30,10 @@ def test_one_client_is_plain_training(run_settings: Callable[..., Settings], wei
     (client,) = data_of(settings)[1]
     base = load_base(settings.model)
     conversations = [encode(base.tokenizer, example, example.response, 128) for example in client.train]
-    adapters = Adapters(base.model, settings.lora)
-    adapters.initialise("shared", seed_for(0, "shared"))
-    adapters.set(active=("shared",), train=("shared",))
-    parameters = adapters.parameters(("shared",))
+    model = LoraModel(base, settings.lora)
+    model.initialise("shared", seed_for(0, "shared"))
+    model.set(active=("shared",), train=("shared",))
+    parameters = model.parameters(("shared",))
     rates = [learning_rate(settings.client, server_round, 2) for server_round in (1, 2)]
     assert rates == pytest.approx([2e-4, 2e-5])  # from learning_rate down to final_rate times it
     for server_round, rate in enumerate(rates, start=1):
@@ -47,7 +47,7 @@ def test_one_client_is_plain_training(run_settings: Callable[..., Settings], wei
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
         sent = load_adapter(folder / f"server/round-{server_round:04d}")
-        plain = adapters.state("shared")
+        plain = model.state("shared")
         assert plain.keys() == sent.keys()
         assert all(torch.equal(plain[key], sent[key]) for key in plain)
 

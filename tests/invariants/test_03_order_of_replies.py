@@ -79,7 +79,7 @@ def told(factor: int) -> dict[str, Event]:
 def aggregated(settings: Settings, replies: Iterable[Message], factor: int = 1) -> Arrays:
     fresh = {key: np.zeros_like(value) for key, value in factors_of(1).items()}
     strategy = FedStrategy(settings, ROSTER, told(factor), fresh, {}, {})
-    strategy.num_asked, strategy.asked = 3, set(ROSTER)
+    strategy.configure_train(1, strategy.record(), ConfigRecord(), None)
     strategy.aggregate_train(1, replies)
     return strategy.arrays | {f"added/{key}": value for key, value in strategy.residual.items()}
 

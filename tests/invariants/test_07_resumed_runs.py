@@ -14,8 +14,8 @@ import torch
 
 import fedsdr
 from fedsdr.config import Settings
-from fedsdr.federation.run import read_settings
 from fedsdr.model.adapter_files import WEIGHTS
+from fedsdr.run_folder import read_settings
 
 RUN = {"method": "fedsdr", "eval.every": 1}
 Results = Callable[[Path], dict[str, Any]]
@@ -37,7 +37,7 @@ KILLS = {
     "in the second batch of a client's rewriting": ("fedsdr.distill.rewrite.generate", 5),
     "with part of a batch in the cache": ("fedsdr.distill.rewrite.append_lines", 2, lines_with_the_last_torn),
     "in the middle of training": ("fedsdr.client.update.response_loss", 20),
-    "after a client kept its private adapter": ("fedsdr.federation.client_app.save_state", 5, None, True),
+    "after a client kept its private adapter": ("fedsdr.client.round.save_state", 5, None, True),
     "while a client's folder is written": ("fedsdr.client.state.save_adapter", 5, half_of_the_adapter),
     "after a client's folder was written, not renamed": ("fedsdr.client.state.save_adapter", 5, None, True),
     "while the first adapter is written": ("fedsdr.server.checkpoint.save_adapter", 1, half_of_the_adapter),
@@ -45,7 +45,7 @@ KILLS = {
     "in the middle of the log": ("fedsdr.federation.server_app.append_lines", 5, lines_with_the_last_torn),
     "between log and round": ("fedsdr.federation.server_app.save_round", 3),
     "after a round, before its evaluation": ("fedsdr.federation.server_app.save_round", 3, None, True),
-    "during evaluation": ("fedsdr.federation.client_app.evaluate", 8),
+    "during evaluation": ("fedsdr.federation.client_app._evaluate", 11),
     "between the log and the scores": ("fedsdr.federation.server_app.write_json", 2),
     "after the last scores, before the end is logged": (
         "fedsdr.federation.server_app.write_json",
@@ -125,7 +125,7 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     chosen = {"method": method, "communication.dtype": "int8"}
     settings = run_settings(**chosen)
     folder = Path(settings.run.dir)
-    with kill_at("fedsdr.federation.client_app.save_state", 5, late=True):
+    with kill_at("fedsdr.client.round.save_state", 5, late=True):
         fedsdr.run(settings)
     assert (folder / "clients/general/round-0002/kept.safetensors").exists()
     fresh_process()
@@ -137,8 +137,8 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     "kill",
     [
         ("fedsdr.client.update.response_loss", 3),  # with fdlora, in the stage before round 1
-        ("fedsdr.federation.client_app.save_state", 2, None, True),
-        ("fedsdr.federation.client_app.save_state", 5, None, True),
+        ("fedsdr.client.round.save_state", 2, None, True),
+        ("fedsdr.client.round.save_state", 5, None, True),
         ("fedsdr.federation.server_app.write_json", 2),
     ],
     ids=["in training", "after a client's round 1", "after a client's round 2", "before the scores"],
@@ -188,7 +188,7 @@ def test_what_a_aggregation_keeps_is_there_after_a_kill(
 
 
 @pytest.mark.parametrize(
-    ("place", "call"), [("apps.client_app.save_state", 8), ("apps.server_app.save_round", 4)]
+    ("place", "call"), [("client.round.save_state", 8), ("federation.server_app.save_round", 4)]
 )
 def test_control_variates_go_on_after_a_kill(
     run_settings: Callable[..., Settings],
@@ -222,7 +222,7 @@ def test_drawn_clients_are_the_same_after_a_kill(
 ) -> None:
     drawn = {**RUN, "server.clients_per_round": 2, "server.num_rounds": 4, "eval.every": 0}
     settings = run_settings(**drawn)
-    with kill_at("fedsdr.federation.client_app.save_state", 6, late=True):
+    with kill_at("fedsdr.client.round.save_state", 6, late=True):
         fedsdr.run(settings)
     fresh_process()
     assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**drawn))
@@ -263,7 +263,7 @@ def test_resume_on_a_changed_machine_is_refused(
     environment[section][key] = "of old"
     path.write_text(json.dumps(environment))
     fresh_process()
-    with pytest.raises(fedsdr.UserError, match=f"cannot go on: {section} {key} was of old"):
+    with pytest.raises(fedsdr.UserError, match=f"cannot continue: {section} {key} was of old"):
         fedsdr.resume(folder)
 
 
@@ -284,7 +284,7 @@ def test_resume_with_changed_settings_is_refused(
     assert num == 1
     path.write_text(text)
     fresh_process()
-    with pytest.raises(fedsdr.UserError, match=r"cannot go on: config\.toml"):
+    with pytest.raises(fedsdr.UserError, match=r"cannot continue: config\.toml"):
         fedsdr.resume(folder)
 
 

@@ -8,7 +8,7 @@ import pytest
 import fedsdr
 from fedsdr.config import Settings
 from fedsdr.data.batching import data_order
-from fedsdr.server.strategy import draw_clients
+from fedsdr.server.sampling import draw_clients
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,11 @@ def test_every_seed_client_round_and_stage_has_its_own_order(
     assert orders(seed=0) == first
 
 
-def test_draw_of_clients_follows_from_the_seed_alone(run_settings: Callable[..., Settings]) -> None:
+def test_draw_of_clients_follows_from_the_seed_alone() -> None:
     clients = [f"client-{number:02}" for number in range(10)]
 
     def drawn(seed: int, known: list[str]) -> list[list[str]]:
-        settings = run_settings(**{"run.seed": seed, "server.clients_per_round": 3})
-        return [draw_clients(settings, known, number) for number in range(1, 11)]
+        return [draw_clients(known, 3, seed, number) for number in range(1, 11)]
 
     first = drawn(0, clients)
     assert all(len(set(some)) == 3 for some in first)

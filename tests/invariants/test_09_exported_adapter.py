@@ -13,14 +13,17 @@ from transformers import AutoModelForCausalLM
 import fedsdr
 from fedsdr.client.fdlora import fuse
 from fedsdr.config import Settings
+from fedsdr.evaluate import personal
 from fedsdr.federation import client_app
 from fedsdr.federation.export import export_round
 from fedsdr.federation.run import evaluate_round
-from fedsdr.methods import Adapter
 from fedsdr.model.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base, load_base
-from fedsdr.storage import read_json, round_folder
+from fedsdr.model.adapters import LoraModel
+from fedsdr.model.base import load_base
+from fedsdr.progress import here
+from fedsdr.rows import Adapter
+from fedsdr.run_folder import RunFolder
+from fedsdr.storage import read_json
 
 IDS = torch.arange(3, 63).reshape(3, 20)
 
@@ -31,9 +34,9 @@ def plain_model(settings: Settings, folder: Path | str = "") -> torch.nn.Module:
     ).eval()
 
 
-def logits_of(base: Base, adapters: Adapters, active: Sequence[Adapter] = ("shared",)) -> Tensor:
-    with adapters.inference(active, torch.float32):
-        return base.model(IDS).logits
+def logits_of(model: LoraModel, active: Sequence[Adapter] = ("shared",)) -> Tensor:
+    with model.inference(active):
+        return model.base.model(IDS).logits
 
 
 def same(ours: Tensor, theirs: Tensor) -> None:
@@ -63,15 +66,15 @@ def test_exported_model_loads_with_peft_and_gives_equal_logits(
     trained = train(method)
     folder = Path(trained.run.dir)
     base = load_base(trained.model)
-    adapters = Adapters(base.model, trained.lora)
-    adapters.load("shared", load_adapter(folder / "server/round-0002"))
-    adapters.load("private", load_adapter(folder / "clients/math/round-0002"))
+    model = LoraModel(base, trained.lora)
+    model.load("shared", load_adapter(folder / "server/round-0002"))
+    model.load("private", load_adapter(folder / "clients/math/round-0002"))
     if method == "fdlora":
         found = read_json(folder / "clients/math/evaluation/round-0002-fusion.json")
-        fused = fuse(adapters.state("shared"), adapters.state("private"), found["shared"], found["private"])
-        adapters.load("private", fused)
+        fused = fuse(model.state("shared"), model.state("private"), found["shared"], found["private"])
+        model.load("private", fused)
     personalised: Sequence[Adapter] = ("shared", "private") if method == "fedsdr" else ("private",)
-    ours = logits_of(base, adapters, personalised if client else ("shared",))
+    ours = logits_of(model, personalised if client else ("shared",))
     plain = plain_model(trained)
     with torch.no_grad():
         assert (plain(IDS).logits - ours).abs().max() > 0.1  # the adapter does something
@@ -119,16 +122,17 @@ def test_adapter_of_a_aggregation_that_adds_or_keeps_something_is_the_whole_mode
     scored: dict[tuple[str, tuple[str, ...]], Tensor] = {}
     evaluate = client_app.evaluate
 
-    def spy(base: Base, adapters: Adapters, active: Sequence[Adapter], *rest: Any) -> Any:
-        scored[rest[-1], tuple(active)] = logits_of(base, adapters, active)
-        return evaluate(base, adapters, active, *rest)
+    def spy(model: LoraModel, active: Sequence[Adapter], *rest: Any) -> Any:
+        scored[here(), tuple(active)] = logits_of(model, active)
+        return evaluate(model, active, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client_app, "evaluate", spy)
+        patch.setattr(personal, "evaluate", spy)
         fedsdr.run(settings)
-    model = "personalised" if client else "global"
+    name = "personalised" if client else "global"
     active = ("shared", "private") if client else ("shared",)
-    ours = scored[f"{model} model answers math", active]
+    ours = scored[f"math, {name} model", active]
     export_round(Path(settings.run.dir), tmp_path / "adapter", None, client, merged=False)
     export_round(Path(settings.run.dir), tmp_path / "merged", None, client, merged=True)
     with torch.no_grad():
@@ -137,7 +141,7 @@ def test_adapter_of_a_aggregation_that_adds_or_keeps_something_is_the_whole_mode
         same(ours, PeftModel.from_pretrained(plain, tmp_path / "adapter")(IDS).logits)
         same(ours, plain_model(settings, tmp_path / "merged")(IDS).logits)
         if not client:  # the round's own folder is the global model
-            folder = round_folder(Path(settings.run.dir) / "server", 2)
+            folder = RunFolder(settings.run.dir).round(2)
             same(ours, PeftModel.from_pretrained(plain_model(settings), folder)(IDS).logits)
 
 
@@ -152,29 +156,29 @@ def test_adapter_saved_by_peft_loads_here(run_settings: Callable[..., Settings],
                 torch.nn.init.normal_(parameter, std=0.1)
     peft.save_pretrained(tmp_path)
     base = load_base(settings.model)
-    adapters = Adapters(base.model, settings.lora)
-    adapters.load("shared", load_adapter(tmp_path))
+    model = LoraModel(base, settings.lora)
+    model.load("shared", load_adapter(tmp_path))
     with torch.no_grad():
-        same(logits_of(base, adapters), peft(IDS).logits)
+        same(logits_of(model), peft(IDS).logits)
 
 
 def test_what_is_saved_is_loaded_again_to_the_bit(
     tiny_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = tiny_settings()
-    adapters = Adapters(load_base(settings.model).model, settings.lora)
-    adapters.initialise("shared", 0)
-    save_adapter(tmp_path, adapters.state("shared"), settings.lora, "tiny")
-    adapters.load("private", load_adapter(tmp_path))
-    shared, private = adapters.state("shared"), adapters.state("private")
+    model = LoraModel(load_base(settings.model), settings.lora)
+    model.initialise("shared", 0)
+    save_adapter(tmp_path, model.state("shared"), settings.lora, "tiny")
+    model.load("private", load_adapter(tmp_path))
+    shared, private = model.state("shared"), model.state("private")
     assert all(torch.equal(shared[key], private[key]) for key in shared)
 
 
 def test_missing_extra_and_misshapen_keys_are_errors(tiny_settings: Callable[..., Settings]) -> None:
     settings = tiny_settings()
-    adapters = Adapters(load_base(settings.model).model, settings.lora)
-    adapters.initialise("shared", 0)
-    state = adapters.state("shared")
+    model = LoraModel(load_base(settings.model), settings.lora)
+    model.initialise("shared", 0)
+    state = model.state("shared")
     key = next(iter(state))
     zeros = {name: torch.zeros_like(value) for name, value in state.items()}
     for wrong, message in (
@@ -183,5 +187,5 @@ def test_missing_extra_and_misshapen_keys_are_errors(tiny_settings: Callable[...
         (zeros | {key: torch.zeros(8, 64)}, r"shape \(8, 64\), expected \(4, 64\); is lora.rank the same"),
     ):
         with pytest.raises(fedsdr.UserError, match=message):
-            adapters.load("shared", wrong)
-        assert all(torch.equal(adapters.state("shared")[name], state[name]) for name in state)
+            model.load("shared", wrong)
+        assert all(torch.equal(model.state("shared")[name], state[name]) for name in state)

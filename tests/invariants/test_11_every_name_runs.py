@@ -8,16 +8,8 @@ import pytest
 
 import fedsdr
 from fedsdr.config import Settings
-from fedsdr.methods import (
-    AGGREGATIONS,
-    DRIFT_CORRECTIONS,
-    METHODS,
-    OPTIMIZERS,
-    PROMPTS,
-    ROBUST_AGGREGATORS,
-    LocalOptimizer,
-    MessageDtype,
-)
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, OPTIMIZERS, PROMPTS, ROBUST_AGGREGATORS
+from fedsdr.rows import LocalOptimizer, MessageDtype
 
 NAMES = [
     *(("method", name) for name in METHODS),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.messages import wire
-from fedsdr.methods import MessageDtype
+from fedsdr.rows import MessageDtype
 
 SHAPES = {"m.lora_B.weight": (5, 2), "m.lora_A.weight": (2, 3), "a.lora_A.weight": (2, 4)}
 
@@ -38,10 +38,10 @@ def test_nothing_to_send_is_an_empty_array():
 @pytest.mark.parametrize("dtype", get_args(MessageDtype))
 def test_a_message_has_the_layout_that_the_guard_expects(dtype: MessageDtype):
     """10 + 6 + 8 numbers, three tensors."""
-    record, _ = wire.encode(draw(1), draw(0), None, dtype)
-    found = {name: (array.dtype.str, array.shape) for name, array in opened(record).items()}
+    arrays, _ = wire.encode(draw(1), draw(0), None, dtype)
+    found = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     assert found == wire.layout(SHAPES, dtype)
-    num_bytes = sum(array.nbytes for array in opened(record).values())
+    num_bytes = sum(array.nbytes for array in arrays.values())
     assert num_bytes == {"float32": 24 * 4, "float16": 24 * 2, "int8": 24 + 3 * 4}[dtype]
 
 
@@ -56,21 +56,23 @@ def test_control_variates_travel_beside_the_adapter_in_as_many_bytes():
 
 def test_float32_loses_nothing():
     new, received = draw(1), draw(0)
-    record, residual = wire.encode(new, received, None, "float32")
-    assert residual is None
-    decoded = wire.decode(opened(record), received, "float32")
+    arrays, error_feedback = wire.encode(new, received, None, "float32")
+    assert error_feedback is None
+    decoded = wire.decode(arrays, received, "float32")
     assert all(decoded[key].tobytes() == new[key].tobytes() for key in SHAPES)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @given(st.integers(0, 50), st.sampled_from([1e-4, 1e-2, 1.0]))
-def test_the_error_is_at_most_half_a_step_and_is_the_residual(dtype: MessageDtype, seed: int, size: float):
+def test_the_error_is_at_most_half_a_step_and_is_the_error_feedback(
+    dtype: MessageDtype, seed: int, size: float
+):
     """A step of int8 is the tensor's largest change over 127; half precision keeps 11 bits of each number."""
     received, change = draw(seed), draw(seed + 1, size)
     new = {key: received[key] + change[key] for key in SHAPES}
-    record, residual = wire.encode(new, received, None, dtype)
-    lost = wire.unpack(residual, SHAPES)
-    decoded = wire.decode(opened(record), received, dtype)
+    arrays, error_feedback = wire.encode(new, received, None, dtype)
+    lost = wire.unpack(error_feedback, SHAPES)
+    decoded = wire.decode(arrays, received, dtype)
     for key, value in new.items():
         wanted = np.abs(value - received[key])
         bound = wanted.max() / 254 if dtype == "int8" else wanted * 2.0**-11 + 2.0**-25
@@ -80,19 +82,19 @@ def test_the_error_is_at_most_half_a_step_and_is_the_residual(dtype: MessageDtyp
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_over_many_rounds_what_is_lost_does_not_add_up(dtype: MessageDtype):
-    """The sum of what arrived is the sum of the changes but for the last residual; without it int8 drifts.
+    """The sum of what arrived is the sum of the changes but for the last error_feedback; without it int8 drifts.
 
     Each round changes one number by 1 and all others by a thousandth, a quarter of a step of int8.
     """
     zero = {"x": np.zeros(4, np.float32)}
     change = {"x": np.array([1, 1e-3, 1e-3, 1e-3], np.float32)}
-    arrived, alone, residual = np.zeros(4), np.zeros(4), None
+    arrived, alone, error_feedback = np.zeros(4), np.zeros(4), None
     for _ in range(40):
-        record, residual = wire.encode(change, zero, residual, dtype)
-        arrived += wire.decode(opened(record), zero, dtype)["x"]
-        alone += wire.decode(opened(wire.encode(change, zero, None, dtype)[0]), zero, dtype)["x"]
-    np.testing.assert_allclose(arrived + residual, 40 * change["x"], rtol=1e-5)
-    assert (np.abs(residual) < 1 / 127).all()
+        arrays, error_feedback = wire.encode(change, zero, error_feedback, dtype)
+        arrived += wire.decode(arrays, zero, dtype)["x"]
+        alone += wire.decode(wire.encode(change, zero, None, dtype)[0], zero, dtype)["x"]
+    np.testing.assert_allclose(arrived + error_feedback, 40 * change["x"], rtol=1e-5)
+    assert (np.abs(error_feedback) < 1 / 127).all()
     if dtype == "int8":
         assert alone[1] == 0
 
@@ -101,6 +103,6 @@ def test_a_change_of_nothing_is_nothing():
     """A scale of zero divides nothing."""
     same = draw(0)
     for dtype in ("float16", "int8"):
-        record, residual = wire.encode(same, same, None, dtype)
-        assert not any(array.any() for array in opened(record).values())
-        assert not residual.any()
+        arrays, error_feedback = wire.encode(same, same, None, dtype)
+        assert not any(array.any() for array in arrays.values())
+        assert not error_feedback.any()

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fedsdr.config import Lora, Settings
 from fedsdr.errors import UserError
-from fedsdr.model.adapters import ADAPTERS, Adapters, LoraLinear, find_targets
+from fedsdr.model.adapters import ADAPTERS, LoraLinear, LoraModel, find_targets
 from fedsdr.model.base import Base, load_base
 
 LORA = Lora(rank=3, alpha=6.0)
@@ -35,18 +35,24 @@ class Toy(nn.Module):
         return self.head(self.down(self.up(h)))
 
 
+def as_base(toy: Toy) -> Base:
+    """A base of which the adapters use the layers and the type alone."""
+    dtype, device = toy.up.weight.dtype, toy.up.weight.device
+    return Base(toy, None, "", "", dtype, device, keeps_apart=False)
+
+
 @pytest.fixture
-def adapters() -> Adapters:
+def model() -> LoraModel:
     """Adapters on a toy model, both far from zero."""
-    return fill(Adapters(Toy(), LORA))
+    return fill(LoraModel(as_base(Toy()), LORA))
 
 
-def fill(adapters: Adapters) -> Adapters:
+def fill(model: LoraModel) -> LoraModel:
     generator = torch.Generator().manual_seed(0)
     for name in ADAPTERS:
-        state = adapters.state(name)
-        adapters.load(name, {key: torch.randn(t.shape, generator=generator) for key, t in state.items()})
-    return adapters
+        state = model.state(name)
+        model.load(name, {key: torch.randn(t.shape, generator=generator) for key, t in state.items()})
+    return model
 
 
 @pytest.fixture
@@ -68,30 +74,30 @@ def by_hand(layer: LoraLinear, h: Tensor, names: tuple[str, ...]) -> Tensor:
     return out
 
 
-def test_weights_of_the_adapters_scale_their_products_and_their_gradients(adapters: Adapters, h: Tensor):
+def test_weights_of_the_adapters_scale_their_products_and_their_gradients(model: LoraModel, h: Tensor):
     """W0 h + b + (alpha/r) (1/4 B_r A_r + 3/2 B_s A_s) h; an adapter without a weight has one."""
-    layer = adapters.layers["up"]
+    layer = model.layers["up"]
     plain = by_hand(layer, h, ())
     shared, private = (by_hand(layer, h, (name,)) - plain for name in ADAPTERS)
-    adapters.set(ADAPTERS, train=ADAPTERS)
+    model.set(ADAPTERS, train=ADAPTERS)
     out = layer(h)
-    gradients = torch.autograd.grad(out.sum(), adapters.layers["up"].B["private"])
-    adapters.set(ADAPTERS, train=ADAPTERS, mix={"shared": 0.25, "private": 1.5})
+    gradients = torch.autograd.grad(out.sum(), model.layers["up"].B["private"])
+    model.set(ADAPTERS, train=ADAPTERS, mix={"shared": 0.25, "private": 1.5})
     mixed = layer(h)
     torch.testing.assert_close(mixed, plain + 0.25 * shared + 1.5 * private)
     torch.testing.assert_close(torch.autograd.grad(mixed.sum(), layer.B["private"])[0], 1.5 * gradients[0])
-    adapters.set(ADAPTERS, train=ADAPTERS, mix={"private": 1.5})
+    model.set(ADAPTERS, train=ADAPTERS, mix={"private": 1.5})
     torch.testing.assert_close(layer(h), plain + shared + 1.5 * private)
-    adapters.set(ADAPTERS, train=ADAPTERS)
+    model.set(ADAPTERS, train=ADAPTERS)
     assert torch.equal(layer(h), out)
-    with adapters.inference(ADAPTERS, torch.float32, {"shared": 0.0, "private": 2.0}):
+    with model.inference(ADAPTERS, {"shared": 0.0, "private": 2.0}):
         torch.testing.assert_close(layer(h), plain + 2 * private)
 
 
 @pytest.mark.parametrize("names", [("shared",), ("private",), ("shared", "private")])
-def test_forward_is_the_formula_of_the_paper(adapters: Adapters, h: Tensor, names):
-    layer = adapters.layers["up"]
-    adapters.set(active=names, train=())
+def test_forward_is_the_formula_of_the_paper(model: LoraModel, h: Tensor, names):
+    layer = model.layers["up"]
+    model.set(active=names, train=())
     out = layer(h)
     assert out.shape == (2, 4, D_OUT)
     assert {layer.A[name].shape for name in ADAPTERS} == {(3, D_IN)}
@@ -99,17 +105,17 @@ def test_forward_is_the_formula_of_the_paper(adapters: Adapters, h: Tensor, name
     torch.testing.assert_close(out, by_hand(layer, h, names))
 
 
-def test_without_active_adapters_the_model_is_the_base_model(adapters: Adapters, h: Tensor):
-    layer = adapters.layers["up"]
+def test_without_active_adapters_the_model_is_the_base_model(model: LoraModel, h: Tensor):
+    layer = model.layers["up"]
     assert torch.equal(layer(h), layer.base(h))
 
 
 @pytest.mark.parametrize("train", [("shared",), ("private",), ("shared", "private")])
-def test_gradients_are_those_of_two_adapters_computed_apart(adapters: Adapters, h: Tensor, train):
+def test_gradients_are_those_of_two_adapters_computed_apart(model: LoraModel, h: Tensor, train):
     """Went wrong elsewhere: loading a second adapter made the frozen first one learn, or the second never did."""
-    layer = adapters.layers["up"]
-    adapters.set(active=ADAPTERS, train=train)
-    learning = adapters.parameters(train)
+    layer = model.layers["up"]
+    model.set(active=ADAPTERS, train=train)
+    learning = model.parameters(train)
     outer = torch.randn(2, 4, D_OUT, generator=torch.Generator().manual_seed(2))
     (layer(h) * outer).sum().backward()
     factors = [factor[name] for name in train for factor in (layer.A, layer.B)]
@@ -122,55 +128,55 @@ def test_gradients_are_those_of_two_adapters_computed_apart(adapters: Adapters, 
 
 
 def test_masters_stay_float32_where_the_model_computes_in_bfloat16(h: Tensor):
-    adapters = fill(Adapters(Toy().bfloat16(), LORA))
-    adapters.set(active=ADAPTERS, train=("shared",))
-    out = adapters.layers["up"](h.bfloat16())
+    model = fill(LoraModel(as_base(Toy().bfloat16()), LORA))
+    model.set(active=ADAPTERS, train=("shared",))
+    out = model.layers["up"](h.bfloat16())
     assert out.dtype == torch.bfloat16
     out.sum().backward()
-    assert {p.dtype for p in adapters.parameters(ADAPTERS)} == {torch.float32}
-    assert {p.grad.dtype for p in adapters.parameters(("shared",)) if p.grad is not None} == {torch.float32}
+    assert {p.dtype for p in model.parameters(ADAPTERS)} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters(("shared",)) if p.grad is not None} == {torch.float32}
 
 
-def test_a_zero_adapter_that_does_not_learn_is_left_out_of_the_products(adapters: Adapters, h: Tensor):
-    adapters.initialise("private", seed=0)  # B = 0
-    layer = adapters.layers["up"]
-    adapters.set(active=("shared",), train=("shared",))
+def test_a_zero_adapter_that_does_not_learn_is_left_out_of_the_products(model: LoraModel, h: Tensor):
+    model.initialise("private", seed=0)  # B = 0
+    layer = model.layers["up"]
+    model.set(active=("shared",), train=("shared",))
     alone = layer(h)
-    adapters.set(active=ADAPTERS, train=("shared",))
+    model.set(active=ADAPTERS, train=("shared",))
     assert layer.active == ("shared",)
     assert torch.equal(layer(h), alone)
-    adapters.set(active=ADAPTERS, train=("private",))  # one that learns must be there
+    model.set(active=ADAPTERS, train=("private",))  # one that learns must be there
     assert layer.active == ADAPTERS
     layer(h).sum().backward()
     assert layer.B["private"].grad.any()
 
 
-def test_one_layer_apart_from_zero_keeps_the_whole_adapter(adapters: Adapters):
-    adapters.initialise("private", seed=0)
-    adapters.layers["down"].B["private"].data[0, 0] = 1e-30
-    assert not adapters.is_zero("private")
+def test_one_layer_apart_from_zero_keeps_the_whole_adapter(model: LoraModel):
+    model.initialise("private", seed=0)
+    model.layers["down"].B["private"].data[0, 0] = 1e-30
+    assert not model.is_zero("private")
 
 
 def test_a_fresh_adapter_is_drawn_as_peft_draws_it_and_adds_nothing():
     """Kaiming's uniform rule with a = sqrt(5): bound sqrt(6 / ((1 + 5) d_in)) = 1 / sqrt(d_in)."""
     model = Toy()
     model.up = nn.Linear(1024, 64).requires_grad_(False)
-    adapters = Adapters(model, Lora(rank=32, targets=("up",)))
-    adapters.initialise("shared", seed=3)
-    a = adapters.layers["up"].A["shared"].detach()
+    model = LoraModel(as_base(model), Lora(rank=32, targets=("up",)))
+    model.initialise("shared", seed=3)
+    a = model.layers["up"].A["shared"].detach()
     bound = 1 / math.sqrt(1024)
     assert a.abs().max() <= bound
     # 32768 draws: the largest is within 1 % of the bound, the variance bound^2 / 3 within 3 %.
     assert a.abs().max() > 0.99 * bound
     assert a.var().item() == pytest.approx(bound**2 / 3, rel=0.03)
     assert abs(a.mean()) < 4 * bound / math.sqrt(3 * a.numel())
-    assert adapters.is_zero("shared")
+    assert model.is_zero("shared")
 
 
-def test_initial_values_follow_from_the_seed_and_differ_between_layers(adapters: Adapters):
+def test_initial_values_follow_from_the_seed_and_differ_between_layers(model: LoraModel):
     def draw(seed: int) -> dict[str, Tensor]:
-        adapters.initialise("shared", seed)
-        return adapters.state("shared")
+        model.initialise("shared", seed)
+        return model.state("shared")
 
     before = torch.random.get_rng_state()
     first, again, other = draw(1), draw(1), draw(2)
@@ -196,36 +202,36 @@ def test_keys_and_shapes_of_an_adapter_are_those_that_peft_writes(base: Base, ti
     model = AutoModelForCausalLM.from_pretrained(tiny_folder)
     config = peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     theirs = peft.get_peft_model_state_dict(peft.get_peft_model(model, config))
-    ours = Adapters(base.model, Lora(rank=3, targets=("q_proj", "down_proj"))).state("shared")
+    ours = LoraModel(base, Lora(rank=3, targets=("q_proj", "down_proj"))).state("shared")
     assert {key: t.shape for key, t in ours.items()} == {key: t.shape for key, t in theirs.items()}
 
 
 def test_a_target_that_names_no_linear_layer_is_an_error_that_lists_them(base: Base):
     with pytest.raises(UserError, match=r"qproj is no linear layer.*down_proj.*q_proj"):
-        Adapters(base.model, Lora(targets=("v_proj", "qproj")))
+        LoraModel(base, Lora(targets=("v_proj", "qproj")))
     with pytest.raises(UserError, match="lm_head"):  # the head is frozen: the loss applies it by itself
-        Adapters(base.model, Lora(targets=("lm_head",)))
+        LoraModel(base, Lora(targets=("lm_head",)))
 
 
-def test_inference_uses_the_adapters_and_leaves_none_active(adapters: Adapters, h: Tensor):
-    layer = adapters.layers["up"]
-    with adapters.inference(ADAPTERS, torch.float32):
+def test_inference_uses_the_adapters_and_leaves_none_active(model: LoraModel, h: Tensor):
+    layer = model.layers["up"]
+    with model.inference(ADAPTERS):
         out = layer(h)
         assert not out.requires_grad
         torch.testing.assert_close(out, by_hand(layer, h, ADAPTERS))
     assert torch.equal(layer(h), layer.base(h))
-    with pytest.raises(KeyError), adapters.inference(ADAPTERS, torch.float32):
+    with pytest.raises(KeyError), model.inference(ADAPTERS):
         raise KeyError
     assert torch.equal(layer(h), layer.base(h))
 
 
-def test_training_after_inference_uses_the_new_values(adapters: Adapters, h: Tensor):
+def test_training_after_inference_uses_the_new_values(model: LoraModel, h: Tensor):
     """The factors that inference cast once must not outlive it."""
-    layer = adapters.layers["up"]
-    with adapters.inference(("shared",), torch.float32):
+    layer = model.layers["up"]
+    with model.inference(("shared",)):
         layer(h)
     layer.B["shared"].data.mul_(3)
-    adapters.set(active=("shared",), train=("shared",))
+    model.set(active=("shared",), train=("shared",))
     out = layer(h)
     torch.testing.assert_close(out, by_hand(layer, h, ("shared",)))
     out.sum().backward()
@@ -233,20 +239,20 @@ def test_training_after_inference_uses_the_new_values(adapters: Adapters, h: Ten
 
 
 def test_dropout_acts_in_training_and_never_in_inference(h: Tensor):
-    adapters = fill(Adapters(Toy(), Lora(rank=3, alpha=6.0, dropout=0.5)))
-    layer = adapters.layers["up"]
-    adapters.training(True)
-    adapters.set(active=("shared",), train=("shared",))
+    model = fill(LoraModel(as_base(Toy()), Lora(rank=3, alpha=6.0, dropout=0.5)))
+    layer = model.layers["up"]
+    model.training(True)
+    model.set(active=("shared",), train=("shared",))
     assert not torch.equal(layer(h), layer(h))
-    with adapters.inference(("shared",), torch.float32):
+    with model.inference(("shared",)):
         torch.testing.assert_close(layer(h), by_hand(layer, h, ("shared",)))
 
 
-def test_what_was_taken_out_does_not_change_with_later_training(adapters: Adapters):
-    taken = adapters.state("shared")
+def test_what_was_taken_out_does_not_change_with_later_training(model: LoraModel):
+    taken = model.state("shared")
     kept = {key: tensor.clone() for key, tensor in taken.items()}
-    adapters.load("private", taken)
-    for parameter in adapters.parameters(ADAPTERS):
+    model.load("private", taken)
+    for parameter in model.parameters(ADAPTERS):
         parameter.data.add_(1)
     assert all(torch.equal(taken[key], kept[key]) for key in kept)
 
@@ -254,7 +260,10 @@ def test_what_was_taken_out_does_not_change_with_later_training(adapters: Adapte
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda state: state.pop(next(iter(state))), "1 missing, first base_model.model.up.lora_A.weight"),
+        (
+            lambda state: state.pop(next(iter(state))),
+            "1 missing, first base_model.model.up.lora_A.weight",
+        ),
         (
             lambda state: state.update({"base_model.model.x": torch.zeros(1)}),
             "1 unknown, first base_model.model.x",
@@ -268,70 +277,70 @@ def test_what_was_taken_out_does_not_change_with_later_training(adapters: Adapte
     ],
     ids=["missing", "unknown", "rank", "broadcastable", "prefix"],
 )
-def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_changed(adapters: Adapters, spoil, says):
+def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_changed(model: LoraModel, spoil, says):
     """Went wrong elsewhere: keys with another prefix only gave a warning, and the base model answered."""
-    before = adapters.state("shared")
+    before = model.state("shared")
     state = {key: tensor + 1 for key, tensor in before.items()}
     spoil(state)
     with pytest.raises(UserError, match=says):
-        adapters.load("shared", state)
-    after = adapters.state("shared")
+        model.load("shared", state)
+    after = model.state("shared")
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_merged_model_answers_as_the_model_with_its_adapter(adapters: Adapters, h: Tensor):
-    adapters.set(active=("private",), train=())
-    expected = adapters.model(h)
-    adapters.merge("private")
-    assert type(adapters.model.up) is nn.Linear
-    torch.testing.assert_close(adapters.model(h), expected)
+def test_a_merged_model_answers_as_the_model_with_its_adapter(model: LoraModel, h: Tensor):
+    model.set(active=("private",), train=())
+    expected = model.base.model(h)
+    model.merge("private")
+    assert type(model.base.model.up) is nn.Linear
+    torch.testing.assert_close(model.base.model(h), expected)
 
 
-def with_residual(adapters: Adapters, rank: int) -> Adapters:
+def with_residual(model: LoraModel, rank: int) -> LoraModel:
     """What was added to W0, of that rank."""
     generator = torch.Generator().manual_seed(2)
     state: dict[str, Tensor] = {}
-    for key, value in adapters.state("shared").items():
+    for key, value in model.state("shared").items():
         shape = (rank, value.shape[1]) if ".lora_A." in key else (value.shape[0], rank)
         state[key] = torch.randn(shape, generator=generator)
-    adapters.load_residual(state)
-    return adapters
+    model.load_residual(state)
+    return model
 
 
 @pytest.mark.parametrize("names", [("shared",), ("private", "shared"), ("private",), ()])
 def test_what_was_added_to_the_base_is_in_the_sum_wherever_the_shared_adapter_is(
-    adapters: Adapters, h: Tensor, names
+    model: LoraModel, h: Tensor, names
 ):
-    layer = with_residual(adapters, 4).layers["up"]
-    adapters.set(active=names, train=())
+    layer = with_residual(model, 4).layers["up"]
+    model.set(active=names, train=())
     wanted = by_hand(layer, h, names)
     if "shared" in names:
         a, b = layer.residual
         wanted = wanted + SCALE * (h @ a.T) @ b.T
     torch.testing.assert_close(layer(h), wanted)
-    with adapters.inference(names, torch.float32):
+    with model.inference(names):
         torch.testing.assert_close(layer(h), wanted)
-    adapters.load_residual({})
-    adapters.set(active=names, train=())
+    model.load_residual({})
+    model.set(active=names, train=())
     torch.testing.assert_close(layer(h), by_hand(layer, h, names))
 
 
 def test_what_was_added_to_the_base_stays_where_the_shared_adapter_is_left_out_as_zero(
-    adapters: Adapters, h: Tensor
+    model: LoraModel, h: Tensor
 ):
-    adapters.initialise("shared", seed=0)  # B = 0, as flora's at the end of a round
-    layer = with_residual(adapters, 4).layers["up"]
-    adapters.set(active=("shared",), train=())
+    model.initialise("shared", seed=0)  # B = 0, as flora's at the end of a round
+    layer = with_residual(model, 4).layers["up"]
+    model.set(active=("shared",), train=())
     a, b = layer.residual
     torch.testing.assert_close(layer(h), by_hand(layer, h, ()) + SCALE * (h @ a.T) @ b.T)
 
 
 def test_what_was_added_to_the_base_learns_nothing_and_gives_the_others_their_gradients(
-    adapters: Adapters, h: Tensor
+    model: LoraModel, h: Tensor
 ):
-    layer = with_residual(adapters, 4).layers["up"]
+    layer = with_residual(model, 4).layers["up"]
     frozen = [tensor.clone() for tensor in layer.residual]
-    adapters.set(active=("shared",), train=("shared",))
+    model.set(active=("shared",), train=("shared",))
     layer(h).square().sum().backward()
     found = [layer.A["shared"].grad.clone(), layer.B["shared"].grad.clone()]
     layer.A["shared"].grad = layer.B["shared"].grad = None
@@ -343,10 +352,10 @@ def test_what_was_added_to_the_base_learns_nothing_and_gives_the_others_their_gr
 
 def test_dropout_drops_nothing_of_what_was_added_to_the_base(h: Tensor):
     """It stands for a change of W0, whose input is whole in training too."""
-    adapters = with_residual(fill(Adapters(Toy(), LORA.model_copy(update={"dropout": 0.5}))), 4)
-    layer = adapters.layers["up"]
-    adapters.initialise("shared", seed=0)
-    adapters.set(active=("shared",), train=("shared",))  # B = 0: only what was added shows
-    adapters.training(True)
+    model = with_residual(fill(LoraModel(as_base(Toy()), LORA.model_copy(update={"dropout": 0.5}))), 4)
+    layer = model.layers["up"]
+    model.initialise("shared", seed=0)
+    model.set(active=("shared",), train=("shared",))  # B = 0: only what was added shows
+    model.training(True)
     a, b = layer.residual
     torch.testing.assert_close(layer(h), by_hand(layer, h, ()) + SCALE * (h @ a.T) @ b.T)

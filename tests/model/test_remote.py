@@ -20,8 +20,8 @@ from fedsdr.distill.prompts import rewriting_turns
 from fedsdr.distill.rewrite import Rewriting, fault, rewrite
 from fedsdr.errors import UserError
 from fedsdr.model import remote
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base, load_base
+from fedsdr.model.adapters import LoraModel
+from fedsdr.model.base import load_base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import Judge, ask_server
 from fedsdr.recipe import check_settings, dump_settings
@@ -312,9 +312,9 @@ def test_an_address_goes_with_a_name_and_begins_as_one(settings, words):
 
 
 @pytest.fixture(scope="module")
-def model(tiny_settings: Callable[..., Settings]) -> tuple[Base, Adapters]:
+def model(tiny_settings: Callable[..., Settings]) -> LoraModel:
     base = load_base(tiny_settings().model)
-    return base, Adapters(base.model, Lora(rank=2))
+    return LoraModel(base, Lora(rank=2))
 
 
 @pytest.fixture
@@ -326,7 +326,7 @@ def teach(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def go(fake: Fake, examples: list[Example] = EXAMPLES, longest: int = 512, **settings: Any):
         settings = {"batch_size": 2, "prompts": ("turn",)} | settings
-        return rewrite(*model, examples, of(fake, **settings), longest, tmp_path, "test")
+        return rewrite(model, examples, of(fake, **settings), longest, tmp_path)
 
     monkeypatch.setattr(module, "generate", never)
     return go
@@ -380,7 +380,7 @@ def test_another_served_name_is_asked_anew(serve, teach, model, tmp_path: Path):
     fake = serve(lambda body: completion("Yes."))
     teach(fake)
     settings = Distill(url=fake.url, served_name="another", batch_size=2, prompts=("turn",))
-    rewrite(*model, EXAMPLES, settings, 512, tmp_path, "test")
+    rewrite(model, EXAMPLES, settings, 512, tmp_path)
     assert [body["model"] for body in fake.bodies] == ["our-model"] * 5 + ["another"] * 5
 
 
@@ -393,9 +393,9 @@ def test_llama_cpp_rewrites_as_the_model_of_this_process_does(llama_cpp: str, re
     """
     examples = [example for train, _ in demo_data().values() for example in train[:2]]
     base = load_base(real_model)
-    adapters = Adapters(base.model, Lora())
+    model = LoraModel(base, Lora())
     settings = Distill(url=llama_cpp, served_name="smollm2", prompts=("turn",), max_new_tokens=96)
-    new = rewrite(base, adapters, examples, settings, 1024, tmp_path, "test")
+    new = rewrite(model, examples, settings, 1024, tmp_path)
 
     turns = [rewriting_turns("turn", example) for example in examples]
     prompts = [encode_prompt(base.tokenizer, asked) for asked in turns]
@@ -404,7 +404,7 @@ def test_llama_cpp_rewrites_as_the_model_of_this_process_does(llama_cpp: str, re
         reply = httpx.post(f"{llama_cpp}/chat/completions", json=body, timeout=60).json()
         assert reply["usage"]["prompt_tokens"] == len(ids)
 
-    with adapters.inference((), base.dtype):
+    with model.inference(()):
         own = generate(base, prompts, Sampling(settings.max_new_tokens))
     for example, there, here in zip(examples, new, own, strict=True):
         print(f"\n{example.domain}: {example.response}\n  there: {there}\n  here:  {here.text}")

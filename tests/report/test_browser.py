@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fedsdr.config import Settings
-from fedsdr.experiments.comparison import Cell, Comparison, Group, compare_cells
+from fedsdr.experiments.comparison import Comparison, Group, compare_runs
+from fedsdr.experiments.grid_runs import GridRun
 from fedsdr.experiments.page import write_grid_report
 from fedsdr.report.page import write_report
 from fedsdr.storage import read_json
@@ -229,8 +230,8 @@ def test_what_was_not_measured_says_which_command_does(
 def grid_comparison(made_up: Any) -> Comparison:
     """Three arms, equal in one of two ways, with two seeds each, and a verdict."""
     domains = ["finance", "math"]
-    cells = [
-        Cell(
+    runs = [
+        GridRun(
             arm, seed, made_up.table(domains, {"global": 0.0}),
             made_up.table(domains, {"global": done + seed / 20}), [made_up.train(1, "math", ("shared",))], {},
         )
@@ -241,11 +242,11 @@ def grid_comparison(made_up: Any) -> Comparison:
         "equal steps per round": Group(["fedit", "fedsd"], "fedit", "fedit"),
         "equal steps of the shared adapter": Group(["fedit", "fedsdr"], "fedit", "fedit"),
     }
-    for cell in cells:
-        for table in (cell.base, cell.final):
+    for run in runs:
+        for table in (run.base, run.final):
             table["global"]["mean"]["words"] = 30.0
     verdict = {"claim": "fedsdr beats fedit", "verdict": "undecided", "text": "+0.05 [-0.10, +0.20]"}
-    return replace(compare_cells(cells, groups, []), verdicts=[verdict])
+    return replace(compare_runs(runs, groups, []), verdicts=[verdict])
 
 
 @pytest.mark.parametrize("width", [SMALL, 1280])

@@ -8,7 +8,7 @@ from fedsdr.config import Settings
 from fedsdr.report.answers import benchmark_sheet
 from fedsdr.report.blocks import Table
 from fedsdr.report.figures import Figure
-from fedsdr.report.measurements import SHOWN, measurement_parts, read_measurements, verdicts
+from fedsdr.report.measurements import SHOWN, measurement_tabs, read_measurements, verdicts
 from fedsdr.report.page import write_report
 from fedsdr.report.sheets import Sheet
 from fedsdr.storage import read_json, write_json
@@ -19,7 +19,7 @@ MeasuredRun = Callable[..., tuple[Path, Settings]]
 def figures(folder: Path) -> dict[str, Figure]:
     return {
         b.key: b
-        for blocks in measurement_parts(read_measurements(folder)).values()
+        for blocks in measurement_tabs(read_measurements(folder)).values()
         for b in blocks
         if isinstance(b, Figure)
     }
@@ -28,7 +28,7 @@ def figures(folder: Path) -> dict[str, Figure]:
 def sheets(folder: Path) -> dict[str, Sheet]:
     found = [
         b
-        for blocks in measurement_parts(read_measurements(folder)).values()
+        for blocks in measurement_tabs(read_measurements(folder)).values()
         for b in blocks
         if isinstance(b, Table)
     ]
@@ -43,11 +43,11 @@ def change(folder: Path, name: str, **values: Any) -> None:
 def test_every_measurement_has_a_place_and_no_run_needs_any(
     make_run: MeasuredRun, make_measured: MeasuredRun
 ) -> None:
-    assert measurement_parts(read_measurements(make_run()[0])) == {}
+    assert measurement_tabs(read_measurements(make_run()[0])) == {}
     folder, _ = make_measured()
     assert list(read_measurements(folder)) == list(SHOWN)
     assert {
-        tab: len(blocks) > 3 for tab, blocks in measurement_parts(read_measurements(folder)).items()
+        tab: len(blocks) > 3 for tab, blocks in measurement_tabs(read_measurements(folder)).items()
     } == dict.fromkeys(["alignment", "paradox", "consistency", "benchmarks"], True)
 
 
@@ -56,7 +56,7 @@ def test_verdicts_come_in_the_order_of_the_measurements_from_any_file(make_measu
     late = {"claim": "c", "verdict": "supported", "text": "t"}
     made = {"records": [], "notes": [], "command": "c", "seconds": 1.0}
     write_json(folder / "measurements" / "all.json", made | {"verdicts": [late]})
-    found = [one.verdict for one in verdicts(read_measurements(folder))]
+    found = [one["verdict"] for one in verdicts(read_measurements(folder))]
     assert found == ["supported", "undecided", "refuted", "not measured", "supported"]
 
 

@@ -17,7 +17,7 @@ def test_ticks_enclose_the_values_and_can_be_told_apart(low: float, high: float)
 
 
 def test_lower_losses_lie_lower_and_later_rounds_further_right() -> None:
-    panel = line_panel("math", {ONE: [(1, 3.0), (2, 2.0), (4, 2.5)]})
+    panel = line_panel("math", {ONE: {1: 3.0, 2: 2.0, 4: 2.5}})
     (x1, y1, _), (x2, y2, _), (x4, y4, _) = panel.lines[0].points
     assert y1 < y4 < y2  # an SVG's y grows downwards
     assert x4 - x2 == pytest.approx(2 * (x2 - x1), abs=0.2)  # round 3 was not evaluated: its place stays
@@ -25,7 +25,7 @@ def test_lower_losses_lie_lower_and_later_rounds_further_right() -> None:
 
 
 def test_one_round_alone_is_drawn() -> None:
-    ((x, _, told),) = line_panel("math", {ONE: [(1, 3.0)]}).lines[0].points
+    ((x, _, told),) = line_panel("math", {ONE: {1: 3.0}}).lines[0].points
     assert 0 < x < WIDTH
     assert told == "math, one, round 1: 3.000"
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedsdr.intervals import wilson
 from fedsdr.report.events import cost_sheet, dropped_sheet, fallback_sheet, paradox_records, train_records
 from fedsdr.report.sheets import answer_sheet, loss_sheet, render_text, score_sheet, to_csv
+from fedsdr.stats import wilson
 
 DOMAINS = ["code", "finance", "math"]
 

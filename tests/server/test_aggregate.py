@@ -15,17 +15,17 @@ from fedsdr.server.validate import Update
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 
 
-def before(updates: list[Update], server_round: int = 1) -> Before:
-    """A server whose factors have the shapes of the first client's, and are zero."""
-    return Before({key: np.zeros_like(value) for key, value in updates[0].arrays.items()}, server_round)
+def zeros(updates: list[Update]) -> Arrays:
+    """A server's factors of the shapes of the first client's, all zero."""
+    return {key: np.zeros_like(value) for key, value in updates[0].arrays.items()}
 
 
 def average(updates: list[Update]) -> Arrays:
-    return aggregate.average(updates, Server(), before(updates)).shared
+    return aggregate.average(updates, Server()).shared
 
 
 def flexlora(updates: list[Update]) -> Arrays:
-    return aggregate.flexlora(updates, Server(aggregation="flexlora"), before(updates)).shared
+    return aggregate.flexlora(updates, zeros(updates)).shared
 
 
 def make(client: str, num_examples: int, a: list[list[float]], b: list[list[float]]) -> Update:
@@ -171,8 +171,8 @@ def test_flexlora_of_clients_with_fewer_ranks_together_than_the_server_leaves_th
     Were both zero, neither would have a gradient in any later round.
     """
     (alone,) = of_ranks(1)
-    server = Before({A: np.full((3, 7), 2.0, np.float32), B: np.ones((5, 3), np.float32)}, 1)
-    target = aggregate.flexlora([alone], Server(aggregation="flexlora"), server).shared
+    server = {A: np.full((3, 7), 2.0, np.float32), B: np.ones((5, 3), np.float32)}
+    target = aggregate.flexlora([alone], server).shared
     assert (target[A].shape, target[B].shape) == ((3, 7), (5, 3))
     np.testing.assert_allclose(product(target), product(alone.arrays), atol=1e-5)
     assert (target[A][1:] == 2).all() and not target[B][:, 1:].any()
@@ -181,7 +181,7 @@ def test_flexlora_of_clients_with_fewer_ranks_together_than_the_server_leaves_th
 @pytest.mark.parametrize("ranks", [(2, 2, 2), (2, 1, 3), (2,)])
 def test_flora_adds_the_mean_product_exactly_and_leaves_the_shared_factors(ranks: tuple[int, ...]):
     updates = of_ranks(*ranks)
-    target = aggregate.flora(updates, Server(aggregation="flora"), before(updates))
+    target = aggregate.flora(updates, zeros(updates))
     np.testing.assert_allclose(product(target.added), mean_product(updates), rtol=1e-6, atol=1e-6)
     assert (target.added[A].shape, target.added[B].shape) == ((sum(ranks), 7), (5, sum(ranks)))
     assert not product(target.shared).any()
@@ -190,7 +190,7 @@ def test_flora_adds_the_mean_product_exactly_and_leaves_the_shared_factors(ranks
 @pytest.mark.parametrize("num_clients", [1, 2, 3, 6])
 def test_fedex_takes_the_means_and_adds_exactly_what_they_leave_out(num_clients: int):
     updates = drawn(num_clients)
-    target = aggregate.fedex(updates, Server(aggregation="fedex"), before(updates))
+    target = aggregate.fedex(updates, zeros(updates))
     means = average(updates)
     assert all(target.shared[key].tobytes() == means[key].tobytes() for key in means)
     if num_clients == 1:
@@ -303,7 +303,7 @@ def test_fedrot_aligns_a_in_even_rounds_and_b_in_odd_ones_unless_told(
 def test_zeropad_by_hand():
     """Ranks 2 and 1, n = 1 and 3: A = ((4 + 3 * 8) / 4, (2 + 3 * 0) / 4), B = (1 / 4, (1 + 0) / 4)."""
     updates = [make("a", 1, [[4.0], [2.0]], [[1.0, 1.0]]), make("b", 3, [[8.0]], [[0.0]])]
-    target = aggregate.zeropad(updates, Server(), before(updates)).shared
+    target = aggregate.zeropad(updates, zeros(updates)).shared
     assert target[A].tolist() == [[7.0], [0.5]]
     assert target[B].tolist() == [[0.25, 0.25]]
     assert (updates[1].arrays[A].shape, {v.dtype for v in target.values()}) == ((1, 1), {np.dtype("float32")})
@@ -311,7 +311,7 @@ def test_zeropad_by_hand():
 
 def test_zeropad_leaves_ranks_that_no_client_of_the_round_has_as_they_were():
     """Server of rank 2, one client of rank 1 answers: the second rank was learnt by others, in other rounds."""
-    server = Before({A: np.array([[1.0], [2.0]], np.float32), B: np.array([[3.0, 4.0]], np.float32)}, 2)
-    target = aggregate.zeropad([make("b", 3, [[8.0]], [[5.0]])], Server(), server).shared
+    server = {A: np.array([[1.0], [2.0]], np.float32), B: np.array([[3.0, 4.0]], np.float32)}
+    target = aggregate.zeropad([make("b", 3, [[8.0]], [[5.0]])], server).shared
     assert target[A].tolist() == [[8.0], [2.0]]
     assert target[B].tolist() == [[5.0, 4.0]]

@@ -15,7 +15,8 @@ from fedsdr.errors import UserError
 from fedsdr.messages.wire import broadcast
 from fedsdr.recipe import check_settings
 from fedsdr.server import strategy as strategy_module
-from fedsdr.server.strategy import FedStrategy, draw_clients
+from fedsdr.server.sampling import draw_clients
+from fedsdr.server.strategy import FedStrategy
 from fedsdr.server.validate import Update, check_reply
 
 KEY = "base_model.model.q.lora_A.weight"
@@ -84,14 +85,13 @@ def test_a_round_takes_the_mean_weighted_by_examples_of_the_replies_that_passed(
     replies = [trained(a, 2.0), trained(b, 6.0), failed(c), trained(d, float("nan"))]
     record, _ = strategy.aggregate_train(2, replies)
     assert [record["values"].numpy().tolist()] == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
-    events = strategy.take_events()
+    events = strategy.events()
     assert [(e["event"], e["client"]) for e in events] == [
         ("dropped", "c"), ("dropped", "d"), ("train", "a"), ("train", "b"),
     ]  # fmt: skip
     assert events[0]["reason"] == "the client failed: KeyError, see node-1-error.txt"
     assert "finite" in events[1]["reason"]
     assert all(event["round"] == 2 for event in events)
-    assert strategy.take_events() == []
 
 
 def test_the_log_of_a_reply_holds_its_metrics_and_the_bytes_of_its_arrays(start):
@@ -100,7 +100,7 @@ def test_the_log_of_a_reply_holds_its_metrics_and_the_bytes_of_its_arrays(start)
     told |= {f"train/shared/{name}": 3 for name in ("num_steps", "num_tokens")}
     strategy.aggregate_train(2, [trained(m, 1.0, **told) for m in messages])
     about = {"event": "train", "round": 2, "client": "a", "num_bytes_up": 2 * 4, "num_examples": 1}
-    assert strategy.take_events()[0] == about | {"seconds": 1.0} | told
+    assert strategy.events()[0] == about | {"seconds": 1.0} | told
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_round_goes_on_at_the_quorum_and_stops_below_it(start, quorum: float, 
         if num_good >= needed:
             strategy.aggregate_train(2, replies)
         else:
-            with pytest.raises(UserError, match=f"{num_good} of {num_asked} asked.* asks for {needed}"):
+            with pytest.raises(UserError, match=f"{num_good} of {num_asked} sampled.* needs {needed}"):
                 strategy.aggregate_train(2, replies)
 
 
@@ -144,7 +144,7 @@ def test_scores_of_a_client_that_answers_badly_are_dropped_and_the_others_kept(s
         failed(d),
     ]
     strategy.aggregate_evaluate(2, replies)
-    events = strategy.take_events()
+    events = strategy.events()
     assert [(event["event"], event["client"]) for event in events] == [
         ("dropped", "a"), ("dropped", "c"), ("dropped", "d"), ("evaluate", "b"),
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def test_scores_of_a_client_that_answers_badly_are_dropped_and_the_others_kept(s
 
 def test_an_evaluation_below_the_quorum_stops_the_run(start):
     strategy, messages = start("evaluate", quorum=0.75)
-    with pytest.raises(UserError, match="2 of 4 asked clients"):
+    with pytest.raises(UserError, match="2 of 4 sampled clients"):
         strategy.aggregate_evaluate(
             2, [*(scored(m, **SCORED) for m in messages[:2]), *map(failed, messages[2:])]
         )
@@ -171,8 +171,7 @@ def test_the_draw_belongs_to_run_seed_and_round_and_touches_no_random_state():
     state = random.getstate()
 
     def draw(seed: int) -> list[list[str]]:
-        settings = choose(clients_per_round=3, seed=seed)
-        return [draw_clients(settings, clients, n) for n in range(1, 31)]
+        return [draw_clients(clients, 3, seed, n) for n in range(1, 31)]
 
     first = draw(0)
     assert random.getstate() == state
@@ -188,12 +187,11 @@ def test_a_client_that_is_away_changes_nothing_of_who_is_drawn_and_counts_as_dro
     strategy, messages = start("train", clients_per_round=3, quorum=0.5)
     drawn = [strategy.roster[message.metadata.dst_node_id] for message in messages]
     strategy.absent = {drawn[0]}
-    strategy.take_events()
     record, config = broadcast(strategy.arrays), ConfigRecord({"settings": "{}"})
     messages = list(strategy.configure_train(2, record, config, None))
     assert [strategy.roster[message.metadata.dst_node_id] for message in messages] == drawn[1:]
     strategy.aggregate_train(2, [trained(message, 1.0) for message in messages])
-    (dropped,) = [event for event in strategy.take_events() if event["event"] == "dropped"]
+    (dropped,) = [event for event in strategy.events() if event["event"] == "dropped"]
     assert (dropped["client"], dropped["reason"]) == (drawn[0], "it is not connected")
 
 
@@ -203,7 +201,7 @@ def test_the_quorum_counts_those_that_are_away(start):
     strategy.absent = {"a", "b"}
     record, config = broadcast(strategy.arrays), ConfigRecord({"settings": "{}"})
     messages = list(strategy.configure_train(2, record, config, None))
-    with pytest.raises(UserError, match="2 of 4 asked clients gave a usable reply"):
+    with pytest.raises(UserError, match="2 of 4 sampled clients gave a usable reply"):
         strategy.aggregate_train(2, [trained(message, 1.0) for message in messages])
 
 
@@ -211,7 +209,7 @@ def test_who_does_not_answer_in_time_is_dropped_and_the_round_goes_on(start):
     strategy, messages = start("train", quorum=0.5)
     late = strategy.roster[messages[-1].metadata.dst_node_id]
     strategy.aggregate_train(2, [trained(message, 1.0) for message in messages[:-1]])
-    (dropped,) = [event for event in strategy.take_events() if event["event"] == "dropped"]
+    (dropped,) = [event for event in strategy.events() if event["event"] == "dropped"]
     assert (dropped["client"], dropped["reason"]) == (late, "no answer in 3600 s")
 
 
@@ -221,7 +219,7 @@ def test_an_error_that_flower_answers_with_names_the_client_that_is_gone(start):
     gone = Message(Error(7, "unavailable"), reply_to=messages[0])
     gone.metadata.__dict__["_src_node_id"] = 1
     strategy.aggregate_train(2, [gone, *(trained(message, 1.0) for message in messages[1:])])
-    dropped = [event["client"] for event in strategy.take_events() if event["event"] == "dropped"]
+    dropped = [event["client"] for event in strategy.events() if event["event"] == "dropped"]
     assert dropped == [strategy.roster[messages[0].metadata.dst_node_id]]
 
 
@@ -230,7 +228,7 @@ def test_a_client_that_answers_twice_counts_once(start):
     strategy, (first, second, *_) = start(clients_per_round=0, quorum=0.5)
     strategy.aggregate_train(2, [trained(first, 1.0), trained(first, 1.0), trained(second, 0.0)])
     assert strategy.arrays[KEY].tolist() == [[0.25, 0.25]]
-    dropped = [event["client"] for event in strategy.events if event["event"] == "dropped"]
+    dropped = [event["client"] for event in strategy.events() if event["event"] == "dropped"]
     assert dropped == ["-", "c", "d"]  # the second answer; and those that gave none
 
 
@@ -313,7 +311,7 @@ def test_control_variates_lead_unlike_clients_to_the_optimum_of_their_mean(start
         strategy.roster = {node: client for node, client in ROSTER.items() if client in own}
         strategy.prepared = {client: {"num_train": 1} for client in own}
         for _ in range(100):
-            strategy.asked, strategy.num_asked = set(strategy.roster), 2
+            strategy.configure_train(2, strategy.record(), ConfigRecord(), None)
             replies = []
             x = strategy.arrays[KEY].ravel()
             for message, client in zip(messages, own, strict=False):

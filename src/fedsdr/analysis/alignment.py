@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.errors import UserError
-from fedsdr.intervals import half_samples, with_interval
 from fedsdr.seeds import seed_for
+from fedsdr.stats import half_samples, with_interval
 from fedsdr.storage import Event
 
 Pair = tuple[str, str]

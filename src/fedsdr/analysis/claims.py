@@ -1,4 +1,4 @@
-"""From records to the one that a claim is about, and to what became of the claim."""
+"""From records to the one that a claim is about, and to the verdict on the claim."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -32,11 +32,11 @@ def claim(text: str, record: Event, better: int, what: str) -> Event:
     Args:
         text: The claim.
         record: With value, low and high of the difference.
-        better: Sign of a difference that speaks for the claim.
+        better: Sign of a difference that supports the claim.
         what: What the difference is of.
     """
     low, high = record["low"], record["high"]
-    value = "not known" if record["value"] is None else f"{record['value']:+.3f}"
+    value = "unknown" if record["value"] is None else f"{record['value']:+.3f}"
     interval = "" if low is None else f", 95 % interval {low:+.3f} to {high:+.3f}"
     return {
         "claim": text,

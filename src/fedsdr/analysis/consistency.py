@@ -13,10 +13,9 @@ import torch
 
 from fedsdr.analysis.transfer import example_losses, ratio
 from fedsdr.data.conversation import Conversation
-from fedsdr.intervals import with_error
 from fedsdr.messages.wire import Arrays, pairs
-from fedsdr.model.adapters import PREFIX, Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import PREFIX, LoraModel
+from fedsdr.stats import with_error
 from fedsdr.storage import Event
 
 
@@ -102,8 +101,7 @@ class Round(NamedTuple):
 
 
 def gain_survival(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     rounds: Iterable[Round],
     tests: Mapping[str, Sequence[Conversation]],
     batch_size: int,
@@ -120,8 +118,7 @@ def gain_survival(
     its own gain is above 0. Intervals are those of `ratio`, over test examples.
 
     Args:
-        base: The frozen base.
-        adapters: Whose shared adapter is overwritten.
+        model: Whose shared adapter is overwritten.
         rounds: In order; where one follows the other, its `before` is the other's `aggregated`.
         tests: Client -> its test conversations; clients without any are left out.
         batch_size: Conversations in one forward pass.
@@ -135,9 +132,9 @@ def gain_survival(
     }
 
     def losses(values: Arrays, names: Iterable[str]) -> dict[str, np.ndarray]:
-        adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
-        with adapters.inference(("shared",), base.dtype):
-            return {name: example_losses(base, tests[name], batch_size) for name in names}
+        model.load("shared", values)
+        with model.inference(("shared",)):
+            return {name: example_losses(model.base, tests[name], batch_size) for name in names}
 
     records: list[Event] = []
     done, last = -1, dict[str, np.ndarray]()

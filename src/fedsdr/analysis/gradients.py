@@ -12,12 +12,11 @@ from torch import Tensor
 from fedsdr.analysis.alignment import VIEWS, pair_records
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.intervals import half_samples
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
-from fedsdr.progress import track
+from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
+from fedsdr.stats import half_samples
 from fedsdr.storage import Event
 
 NUM_GROUPS = 8
@@ -26,8 +25,7 @@ MEASURES = ("gradient", "gradient_corrected")
 
 
 def gradient_alignment(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     views: Mapping[str, Mapping[str, Sequence[Conversation]]],
     batch_size: int,
     seed: int,
@@ -46,8 +44,7 @@ def gradient_alignment(
     groups (`half_samples`).
 
     Args:
-        base: The frozen base.
-        adapters: Holding the shared adapter's values.
+        model: Holding the shared adapter's values.
         views: "raw" and "distilled" -> client -> its conversations, the same examples in the same order.
         batch_size: Conversations in one forward pass.
         seed: Seed of the groups.
@@ -65,7 +62,7 @@ def gradient_alignment(
     if len(names) < 2:
         raise UserError("gradients are compared between clients, and there is one: two or more are needed")
     grams = np.stack(
-        [_gram(base, adapters, views[view], groups, batch_size, view) for view in VIEWS]
+        [_gram(model, views[view], groups, batch_size, view) for view in VIEWS]
     )  # (views, clients * groups, clients * groups)
     rng = np.random.default_rng(seed_for(seed, "gradients", "halves"))
     everything = [np.arange(NUM_GROUPS)] * len(names)
@@ -87,35 +84,31 @@ def _groups(num_examples: int, seed: int, name: str) -> list[list[int]]:
 
 
 def _gram(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     conversations: Mapping[str, Sequence[Conversation]],
     groups: Mapping[str, Sequence[Sequence[int]]],
     batch_size: int,
-    what: str,
+    view: str,
 ) -> NDArray[np.float64]:
     """Inner products of the gradients of all groups of all clients."""
     batches = [[conversations[name][place] for place in group] for name in groups for group in groups[name]]
-    adapters.set(active=("shared",), train=("shared",))
-    adapters.training(False)
-    parameters = adapters.parameters(("shared",))
-    vectors = torch.stack(list(_gradients(base, parameters, batches, batch_size, f"gradients on {what}")))
-    adapters.set(active=(), train=())
+    model.set(active=("shared",), train=("shared",))
+    model.training(False)
+    with within(f"gradients on {view} responses"):
+        vectors = torch.stack(list(_gradients(model, batches, batch_size)))
+    model.set(active=(), train=())
     gram: NDArray[np.float64] = (vectors @ vectors.T).double().numpy()
     return gram
 
 
 def _gradients(
-    base: Base,
-    parameters: Sequence[Tensor],
-    batches: Sequence[Sequence[Conversation]],
-    batch_size: int,
-    what: str,
+    model: LoraModel, batches: Sequence[Sequence[Conversation]], batch_size: int
 ) -> Iterator[Tensor]:
     """Gradient of each batch's summed loss, as one vector on the host."""
-    for batch in track(batches, what, "groups"):
+    parameters = model.parameters(("shared",))
+    for batch in track(batches, "groups"):
         for start in range(0, len(batch), batch_size):
-            loss, _ = response_loss(base, batch[start : start + batch_size])
+            loss, _ = response_loss(model.base, batch[start : start + batch_size])
             loss.backward()
         found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         yield torch.cat([gradient.flatten().cpu() for gradient in found])

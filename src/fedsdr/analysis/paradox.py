@@ -24,7 +24,8 @@ from fedsdr.analysis.claims import over_all_domains
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.examples import Example
 from fedsdr.evaluate.entailment import Checker
-from fedsdr.intervals import difference_interval, half_sample_interval, wilson
+from fedsdr.progress import within
+from fedsdr.stats import difference_interval, half_sample_interval, wilson
 from fedsdr.storage import Event
 
 Pair = tuple[Example, str]
@@ -72,8 +73,9 @@ def check(pairs: Sequence[Pair], checker: Checker | None = None, code_timeout: f
             [unsupported(example, text) for example, text in pairs],
             missing,
         )
-    omits = checker.entails([(text, example.response) for example, text in pairs])
-    adds = checker.entails([(_given(example), text) for example, text in pairs])
+    with within(f"checking by {checker.name}"):
+        omits = checker.entails([(text, example.response) for example, text in pairs])
+        adds = checker.entails([(_given(example), text) for example, text in pairs])
     return Verdicts(checker.name, _negated(omits), _negated(adds), [()] * len(pairs))
 
 

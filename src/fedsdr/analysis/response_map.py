@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fedsdr.analysis.alignment import VIEWS
 from fedsdr.data.batching import by_length, collate
 from fedsdr.data.conversation import Conversation
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.loss import last_states
 from fedsdr.seeds import seed_for
@@ -16,8 +16,7 @@ from fedsdr.storage import Event
 
 
 def response_map(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     views: Mapping[str, Mapping[str, Sequence[Conversation]]],
     batch_size: int,
     seed: int,
@@ -31,8 +30,7 @@ def response_map(
     Paper: van der Maaten and Hinton, "Visualizing data using t-SNE", JMLR 9 (2008), 2579-2605.
 
     Args:
-        base: The frozen base.
-        adapters: Of the model; none is active.
+        model: Of which no adapter is active.
         views: "raw" and "distilled" -> client -> conversations.
         batch_size: Conversations in one forward pass.
         seed: Seed of the layout.
@@ -48,8 +46,8 @@ def response_map(
         for client, some in views[view].items():
             texts += some
             owners += [{"view": view, "client": client} for _ in some]
-    with adapters.inference((), base.dtype):
-        states = _mean_states(base, texts, batch_size)
+    with model.inference(()):
+        states = _mean_states(model.base, texts, batch_size)
     places = TSNE(
         perplexity=min(30.0, (len(texts) - 1) / 3),
         init="pca",

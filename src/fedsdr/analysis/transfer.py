@@ -12,12 +12,13 @@ from fedsdr.client.update import local_update
 from fedsdr.config import Client
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.intervals import with_error
 from fedsdr.methods import METHODS
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.progress import within
 from fedsdr.seeds import seed_for
+from fedsdr.stats import with_error
 from fedsdr.storage import Event
 
 Floats = NDArray[np.float64]
@@ -29,17 +30,16 @@ METHOD = {"raw": "fedit", "distilled": "fedsd"}
 
 
 def loss_transfer(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     training: Mapping[str, Mapping[str, Sequence[Conversation]]],
     tests: Mapping[str, Mapping[str, Sequence[Conversation]]],
-    settings: Client,
+    steps: Client,
     batch_size: int,
     seed: int,
 ) -> list[Event]:
     """Change of the held-out loss on each client's test examples by training on one client's data alone.
 
-    Training: a fresh shared adapter, `settings.local_steps` steps, on raw or on rewritten responses. Negative
+    Training: a fresh shared adapter, `steps.local_steps` steps, on raw or on rewritten responses. Negative
     is better. The interval covers the draw of test examples, not of training: with d_i the change of example
     i's summed -log p and n_i its response tokens, the change is r = sum d_i / sum n_i, its standard error
     sqrt(n / (n - 1) sum (d_i - r n_i)^2) / sum n_i.
@@ -47,11 +47,10 @@ def loss_transfer(
     Paper: FedSDR (arXiv 2605.18028) shows such a matrix; how it was trained is not told.
 
     Args:
-        base: The frozen base.
-        adapters: Whose shared adapter is overwritten.
+        model: Whose shared adapter is overwritten.
         training: "raw" and "distilled" -> client -> conversations.
         tests: "raw" and "distilled" (empty where they were not rewritten) -> client -> test conversations.
-        settings: Steps, batches and learning rate.
+        steps: Steps, batches and learning rate.
         batch_size: Conversations in one forward pass without gradient.
         seed: Seed of the adapter and the data order.
 
@@ -70,24 +69,23 @@ def loss_transfer(
         raise UserError("transfer is measured on test examples, and no client has any")
     sides = {on: {name: texts for name, texts in tests[view].items() if texts} for on, view in TEXTS.items()}
     sides = {on: side for on, side in sides.items() if side}
-    adapters.initialise("shared", seed_for(seed, "transfer"))  # B is zero: the base
-    before = {on: _losses(base, adapters, side, batch_size) for on, side in sides.items()}
+    model.initialise("shared", seed_for(seed, "transfer"))  # B is zero: the base
+    before = {on: _losses(model, side, batch_size) for on, side in sides.items()}
     changes: dict[str, Changes] = {view: {} for view in VIEWS}
     for view in VIEWS:
         for trained_on in names:
-            adapters.initialise("shared", seed_for(seed, "transfer"))
-            local_update(
-                base,
-                adapters,
-                METHODS[METHOD[view]],
-                {view: training[view][trained_on]},  # type: ignore[dict-item]
-                settings,
-                settings.learning_rate,
-                seed_for(seed, "transfer", trained_on),
-                f"transfer, {trained_on}",
-            )
+            model.initialise("shared", seed_for(seed, "transfer"))
+            with within(f"transfer, {trained_on}"):
+                local_update(
+                    model,
+                    METHODS[METHOD[view]],
+                    {view: training[view][trained_on]},  # type: ignore[dict-item]
+                    steps,
+                    steps.learning_rate,
+                    seed_for(seed, "transfer", trained_on),
+                )
             for on, side in sides.items():
-                after = _losses(base, adapters, side, batch_size)
+                after = _losses(model, side, batch_size)
                 changes[view] |= {(on, trained_on, name): after[name] - before[on][name] for name in side}
     changes["difference"] = {key: changes["distilled"][key] - raw for key, raw in changes["raw"].items()}
     return [
@@ -147,14 +145,14 @@ def ratio(sums: Floats, sizes: Floats) -> tuple[float, float]:
 def example_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> Floats:
     """Summed -log p of the response tokens of each conversation (num_conversations,).
 
-    Called inside `Adapters.inference`.
+    Called inside `LoraModel.inference`.
     """
     questions = [(text.ids[: text.prompt_length], [text.ids[text.prompt_length :]]) for text in conversations]
     return -np.array([value for (value,) in log_likelihoods(base, questions, batch_size)])
 
 
 def _losses(
-    base: Base, adapters: Adapters, side: Mapping[str, Sequence[Conversation]], batch_size: int
+    model: LoraModel, side: Mapping[str, Sequence[Conversation]], batch_size: int
 ) -> dict[str, Floats]:
-    with adapters.inference(("shared",), base.dtype):
-        return {name: example_losses(base, texts, batch_size) for name, texts in side.items()}
+    with model.inference(("shared",)):
+        return {name: example_losses(model.base, texts, batch_size) for name, texts in side.items()}

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from scipy.optimize import direct
 from torch import Tensor
 
-from fedsdr.config import Eval
 from fedsdr.data.conversation import Conversation
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import held_out_loss
 
 BOUND = 1.5
@@ -51,29 +49,28 @@ def fuse(
 
 
 def search_fusion(
-    base: Base, adapters: Adapters, examples: Sequence[Conversation], num_evaluations: int, settings: Eval
+    model: LoraModel, examples: Sequence[Conversation], num_evaluations: int, batch_size: int
 ) -> Fusion:
     """Find the weights of the two adapters, and leave their fusion in place of the private one.
 
     Args:
-        base: The frozen base.
-        adapters: Holding the shared adapter and the client's private one.
+        model: Holding the shared adapter and the client's private one.
         examples: Some of the client's training examples.
         num_evaluations: After about so many trials the search ends.
-        settings: Size of the batches.
+        batch_size: Examples in one forward pass.
     """
-    shared, private = adapters.state("shared"), adapters.state("private")
+    shared, private = model.state("shared"), model.state("private")
     trials: list[Fusion] = []
 
     def evaluate(weights: Sequence[float]) -> float:
         w_shared, w_private = map(float, weights)
-        adapters.load("private", fuse(shared, private, w_shared, w_private))
-        with adapters.inference(("private",), base.dtype):
-            loss, _ = held_out_loss(base, examples, settings.batch_size)
+        model.load("private", fuse(shared, private, w_shared, w_private))
+        with model.inference(("private",)):
+            loss, _ = held_out_loss(model.base, examples, batch_size)
         trials.append(Fusion(w_shared, w_private, loss, len(trials) + 1))
         return trials[-1].objective
 
     direct(evaluate, [(-BOUND, BOUND)] * 2, maxfun=num_evaluations)
     best = min(trials, key=lambda trial: trial.objective)
-    adapters.load("private", fuse(shared, private, best.shared, best.private))
+    model.load("private", fuse(shared, private, best.shared, best.private))
     return Fusion(best.shared, best.private, best.loss, len(trials))

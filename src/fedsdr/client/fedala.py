@@ -2,7 +2,7 @@
 
 Theta = theta_own + W (theta_sent - theta_own), number by number, W in [0, 1]. W begins at one, which takes
 what was sent; it learns by W <- clip(W - eta (theta_sent - theta_own) dL/dTheta) on a share of the client's
-raw data, drawn anew in each round, and is kept between rounds. The first time it learns until the loss
+raw data, drawn anew in each round, and is saved between rounds. The first time it learns until the loss
 settles, afterwards in one pass.
 
 Paper: Zhang et al., FedALA, AAAI 2023, arXiv 2212.01197; variants as in its public code. Differs: the tensors
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from fedsdr.config import Settings
+from fedsdr.client.update import Step, summarise
+from fedsdr.config import FedALA
 from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import Float32
-from fedsdr.methods import Factor
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
+from fedsdr.rows import Factor
 from fedsdr.seeds import seed_for
 
 SETTLED = 0.1
@@ -36,22 +36,22 @@ MOST_PASSES = 30
 
 
 def aggregate_locally(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     conversations: Sequence[Conversation],
     weights: Float32 | None,
-    settings: Settings,
+    fedala: FedALA,
+    batch_size: int,
     seed: int,
     shared_factors: Sequence[Factor] = ("A", "B"),
 ) -> tuple[Float32, dict[str, float]]:
     """Move the shared adapter to where the client begins its round, and learn W meanwhile.
 
     Args:
-        base: The frozen base.
-        adapters: `shared` as it was sent, `private` holding the client's own last shared adapter.
+        model: `shared` as it was sent, `private` holding the client's own last shared adapter.
         conversations: The client's raw ones.
-        weights: W as the client kept it (num_values,), in the order of the layers; None at first.
-        settings: Batches, share and eta.
+        weights: W as the client saved it (num_values,), in the order of the layers; None at first.
+        fedala: Share and eta.
+        batch_size: Conversations in one step.
         seed: Seed of this client and round.
         shared_factors: Which factors of the shared adapter travel.
 
@@ -59,39 +59,30 @@ def aggregate_locally(
         The new W, and as in `local_update` the losses, steps and tokens, under train/weights. A step is
         a forward and a backward pass over one batch.
     """
-    adapters.set(("shared",), ("shared",), shared_factors)
-    pairs = zip(adapters.parameters(("shared",)), adapters.parameters(("private",)), strict=True)
+    model.set(("shared",), ("shared",), shared_factors)
+    pairs = zip(model.parameters(("shared",)), model.parameters(("private",)), strict=True)
     parameters, mine = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
     sent, own = (parameters_to_vector(values).detach() for values in (parameters, mine))
     w = torch.ones_like(sent) if weights is None else torch.from_numpy(weights).to(sent)
-    num = ceil(settings.fedala.share * len(conversations))
+    num = ceil(fedala.share * len(conversations))
     chosen = random.Random(seed_for(seed, "share")).sample(conversations, num)
-    losses: list[float] = []
+    steps: list[Step] = []
     of_passes: list[float] = []
-    num_tokens = 0
     with torch.random.fork_rng():  # for dropout, as in training
         torch.manual_seed(seed_for(seed, "dropout"))
-        adapters.training(True)
+        model.training(True)
         _move(parameters, own, sent, w)
         while not of_passes or (weights is None and not _is_settled(of_passes)):
-            for start in range(0, num, settings.client.batch_size):
-                loss, num_read = response_loss(base, chosen[start : start + settings.client.batch_size])
-                gradients = torch.autograd.grad(loss / num_read, parameters)
+            for start in range(0, num, batch_size):
+                loss, num_tokens = response_loss(model.base, chosen[start : start + batch_size])
+                gradients = torch.autograd.grad(loss / num_tokens, parameters)
                 gradient = torch.cat([part.flatten() for part in gradients])
-                w = (w - settings.fedala.rate * (sent - own) * gradient).clamp(0, 1)
+                w = (w - fedala.rate * (sent - own) * gradient).clamp(0, 1)
                 _move(parameters, own, sent, w)
-                losses.append(loss.item() / num_read)
-                num_tokens += num_read
-            of_passes.append(losses[-1])
-    adapters.set(active=(), train=())
-    metrics = {
-        "train/weights/loss": sum(losses) / len(losses),
-        "train/weights/first_loss": losses[0],
-        "train/weights/last_loss": losses[-1],
-        "train/weights/num_steps": len(losses),
-        "train/weights/num_tokens": num_tokens,
-    }
-    return w.cpu().numpy(), metrics
+                steps.append(Step(loss.item() / num_tokens, num_tokens))
+            of_passes.append(steps[-1].loss)
+    model.set(active=(), train=())
+    return w.cpu().numpy(), summarise("weights", steps)
 
 
 def _move(parameters: Sequence[nn.Parameter], own: Tensor, sent: Tensor, w: Tensor) -> None:

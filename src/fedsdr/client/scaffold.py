@@ -1,4 +1,4 @@
-"""Control variates: what a client's steps owe to the others, and what it tells them of its own.
+"""Control variates: what the other clients add to a client's steps, and what it sends them of its own.
 
 Notation: x the broadcast shared adapter, y the same after K local steps of rate lr, c_k the control
 variate of client k and c the server's, their mean; all are zero at first. SCAFFOLD, option II:
@@ -9,7 +9,7 @@ variate of client k and c the server's, their mean; all are zero at first. SCAFF
 
 With another optimizer than plain SGD, c_k is the mean of the steps it took, divided by lr. All are of the
 part of the shared adapter that travels, as one vector (num_values,), packed as in `wire`. The step is in
-`update`, c in `server.strategy`.
+`client.drift`, c in `server.strategy`.
 
 c_k+ is made from dc_k as it is sent, so a client that is alone keeps c_k = c to the last bit, and trains as
 if there were no correction. A client does not learn whether the server used its message: of a dropped one

@@ -10,10 +10,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.deployment.flower_grid import ResilientGrid
-from fedsdr.deployment.submit import ENDED, take_submission
+from fedsdr.deployment.submit import take_submission
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
-from fedsdr.recipe import asked_settings
+from fedsdr.progress import show
+from fedsdr.recipe import requested_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import write_file
 
 app = ServerApp()
@@ -24,12 +26,13 @@ def main(grid: Grid, context: Context) -> None:
     """Begin the run of the run configuration, or go on with it.
 
     Raises:
-        UserError: As `take_submission`, `asked_settings` and `run_over`.
+        UserError: As `take_submission`, `requested_settings` and `run_over`.
     """
+    show()
     if name := context.run_config.get("submission"):
         serve_submission(grid, str(name))
     else:
-        run_over(ResilientGrid(grid), asked_settings(context.run_config))
+        run_over(ResilientGrid(grid), requested_settings(context.run_config))
 
 
 def serve_submission(grid: Grid, name: str) -> None:
@@ -40,7 +43,7 @@ def serve_submission(grid: Grid, name: str) -> None:
     """
     server = Path(os.environ["FLWR_HOME"]).parent
     settings = take_submission(server, name)
-    ended = Path(settings.run.dir) / ENDED  # `fedsdr run --on` reads it
+    ended = RunFolder(settings.run.dir).ended  # `fedsdr run --on` reads it
     try:
         run_over(ResilientGrid(grid), settings)
     except UserError as reason:

@@ -4,6 +4,7 @@
 organisations each makes its own and sends its public half (docs/deployment.md).
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from fedsdr.data.sources import check_client
 from fedsdr.deployment.certificates import certify, make_authority, node_key
 from fedsdr.deployment.superlink import CONNECTION, HERE, QUIET, split_address
 from fedsdr.errors import UserError
-from fedsdr.recipe import to_toml
 from fedsdr.storage import SECRET, write_file
 
 OFFSET = 9000
@@ -149,7 +149,7 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
             write_file(place / "node.key", private, SECRET)
             write_file(server / "keys" / f"{client}.pub", opened)
         values = {"address": address, "client": client, "data": "data", "model": model}
-        shown = {key: to_toml(value) for key, value in values.items()}
+        shown = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}  # TOML's, too
         write_file(place / "node.toml", NODE.format(port=inner + 100 + number, **shown))
     return [server, *(folder / client for client in clients)]
 

@@ -24,7 +24,6 @@ from fedsdr.deployment.superlink import end_with_parent, environment, split_addr
 from fedsdr.errors import UserError
 from fedsdr.federation.node_config import Keys, NodeConfig, check_keys
 from fedsdr.progress import say
-from fedsdr.recipe import to_toml
 
 PATIENCE = 120.0
 """Seconds in which a SuperNode that ends at once is started again. For a minute after a node was killed its
@@ -63,6 +62,8 @@ def run_node(path: Path) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
     own = file.node.model_dump(by_alias=True, exclude_defaults=True)
+    # JSON's strings, numbers and booleans are TOML's, which Flower reads.
+    config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
     with tempfile.TemporaryDirectory() as place:
         secret, path_of_secret = secrets.token_bytes(32), Path(place) / "secret"
         path_of_secret.write_bytes(secret)  # only this user can read the folder
@@ -71,7 +72,7 @@ def run_node(path: Path) -> None:
             *("--auth-supernode-private-key", file.private_key),
             *("--host", "127.0.0.1", "--port", str(file.port)),
             *("--isolation", "process", "--superexec-auth-secret-file", str(path_of_secret)),
-            *("--node-config", " ".join(f"{key}={to_toml(value)}" for key, value in own.items())),
+            *("--node-config", config),
         ]
         # -P: nothing is imported from the folder that it is started in.
         command = [sys.executable, "-P", "-m", "fedsdr.deployment.supernode"]

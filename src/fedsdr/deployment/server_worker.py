@@ -25,7 +25,7 @@ from fedsdr.deployment.flower_app import serve_submission
 from fedsdr.deployment.runtime import beat, connect
 from fedsdr.errors import UserError
 from fedsdr.messages.flower import become_server
-from fedsdr.progress import say
+from fedsdr.progress import say, show
 
 
 def work(address: str, certificates: bytes, token: str) -> None:
@@ -72,6 +72,7 @@ def work(address: str, certificates: bytes, token: str) -> None:
 def main() -> None:
     """Serve the run that standard input names."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have had ignored
+    show()
     given = json.load(sys.stdin)
     work(given["address"], Path(given["authority"]).read_bytes(), given["token"])
 

@@ -15,11 +15,9 @@ from fedsdr.deployment.superlink import CONNECTION, environment, flower_home, re
 from fedsdr.errors import UserError
 from fedsdr.federation.preflight import check_deployed
 from fedsdr.progress import say
-from fedsdr.recipe import check_settings, to_toml
+from fedsdr.recipe import check_settings
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import SECRET, write_file
-
-ENDED = "ended"
-"""File in a run's folder: the name of the last submission, and on the next lines why it stopped early."""
 
 APP = f"""\
 # What `flwr run` sends: no code, only the names of the apps that server and clients have installed.
@@ -70,7 +68,7 @@ def submit(server: Path, settings: Settings) -> Path:
     home = flower_home(server)
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
-            config.write(f"submission = {to_toml(name)}\n")
+            config.write(f'submission = "{name}"\n')
             config.flush()
             command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
             command += ["--run-config", config.name]
@@ -81,7 +79,7 @@ def submit(server: Path, settings: Settings) -> Path:
         say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
         raise
     submission.unlink(missing_ok=True)  # if no run took it
-    ended = place / ENDED
+    ended = RunFolder(place).ended
     whose, _, reason = (ended.read_text() if ended.exists() else "").partition("\n")
     if whose != name:
         raise UserError(

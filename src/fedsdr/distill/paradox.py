@@ -2,16 +2,18 @@
 
 For pairs (y, y~) given (c, x). Omission: y~ loses the label, final answer, a fact or a test that y
 has. Unsupported: y~ holds another label or a number that (c, x, y) does not. Both are exact and
-cover only examples that carry ground truth; the share covered is given beside them.
+cover only examples that carry ground truth; the share covered is reported with them.
 
 Paper: FedSDR, section 3 (about 47 % of rewritings do not entail the true response); the
 definitions are ours (docs/paper_map.md).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.examples import Example
+from fedsdr.distill.rewrite import Rewriting
 
 RATES = ("omission_rate", "omission_rate_true", "unsupported_rate", "redundancy", "redundancy_true")
 """Counts that are shares, from 0 to 1."""
@@ -56,3 +58,22 @@ def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[st
         "redundancy": sum(map(redundancy, texts)) / num,
         "redundancy_true": sum(map(redundancy, true_texts)) / num,
     }
+
+
+def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]) -> dict[str, float]:
+    """Counts of the paradox before and after fall-back, of the prompts, and of the reasons to fall back.
+
+    Before: over the examples that the teacher was shown.
+    """
+    metrics: dict[str, float] = {}
+    shown = [(e, new.first) for e, new in zip(examples, rewritings, strict=True) if new.first is not None]
+    taught = [(e, new.distilled) for e, new in zip(examples, rewritings, strict=True)]
+    for when, pairs in (("before", shown), ("after", taught)):
+        counts = paradox_counts([example for example, _ in pairs], [text for _, text in pairs])
+        metrics |= {f"{name}@{when}": value for name, value in counts.items()}
+    for kind, names in (
+        ("fallback", Counter(new.fallback for new in rewritings if new.fallback)),
+        ("prompt", Counter(new.prompt for new in rewritings if new.prompt)),
+    ):
+        metrics |= {f"num_{kind}/{name.replace(' ', '_')}": num for name, num in names.items()}
+    return metrics

@@ -1,7 +1,7 @@
 """Self-distillation: D_raw = {(c, x, y)} becomes D_dist = {(c, x, y~)} at each client.
 
 Done once before round 1, by the base model, in this process or at the client's own server (`remote`).
-What the teacher wrote is kept in the client's cache by whole batches, so a stopped run goes on where it
+What the teacher wrote is saved in the client's cache by whole batches, so a stopped run goes on where it
 was, and the same rewriting is never paid for twice. A rewriting that cannot be taught falls back to the
 true response, counted by reason.
 
@@ -10,22 +10,23 @@ Differs: the paper does not say what happens to empty, cut-off or refusing rewri
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from fedsdr import __version__
 from fedsdr.config import Distill
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import is_refusal, is_self_referring, lost
 from fedsdr.data.conversation import encode_prompt
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
+from fedsdr.data.lengths import loses_truth
 from fedsdr.distill.prompts import VERSION, rewriting_turns
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
-from fedsdr.progress import track
+from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
 
@@ -59,46 +60,40 @@ class Rewriting:
 
 
 def rewrite(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     examples: Sequence[Example],
-    settings: Distill,
+    distill: Distill,
     longest: int,
     folder: Path,
-    what: str,
 ) -> list[Rewriting]:
     """Rewrite the responses of the examples.
 
     With checks on, the prompts are tried in order until one passes; without, the first alone.
 
     Args:
-        base: The teacher is the base model without adapters, as the global model is before round 1. Where
+        model: The teacher is its base without adapters, as the global model is before round 1. Where
             `distill.url` is set, the server's model is, and of this one only the tokenizer is used.
-        adapters: Both are switched off while rewriting.
         examples: (c, x, y) of one client.
-        settings: Prompts, checks and sampling.
+        distill: Prompts, checks and sampling.
         longest: Longest rewriting prompt in tokens; what is longer falls back. One response of
             thousands of words in a batch would ask for more memory than the rest of the run.
-        folder: Where rewritings are kept; runs may share it.
-        what: Whose responses these are, for the progress line.
+        folder: Where rewritings are saved; runs may share it.
 
     Returns:
         One `Rewriting` for each example, in their order.
     """
-    prompts = settings.prompts if settings.verify == "answer" else settings.prompts[:1]
+    prompts = distill.prompts if distill.verify == "answer" else distill.prompts[:1]
     first: list[str | None] = [None] * len(examples)
     taken: dict[int, Rewriting] = {}
     reasons: dict[int, str] = {}
     waiting = list(range(len(examples)))
     for attempt, prompt in enumerate(prompts):
-        asked = [examples[index] for index in waiting]
-        answers = _ask(
-            base, adapters, asked, prompt, settings, longest, folder, f"rewriting {what} ({prompt})"
-        )
+        with within(f"rewriting ({prompt})"):
+            answers = _ask(model, [examples[index] for index in waiting], prompt, distill, longest, folder)
         for index, answer in zip(waiting, answers, strict=True):
             if attempt == 0:
                 first[index] = answer.text if answer else None
-            reasons[index] = fault(examples[index], answer, settings.verify)
+            reasons[index] = fault(examples[index], answer, distill.verify)
             if answer and not reasons[index]:
                 taken[index] = Rewriting(first[index], answer.text, prompt, "")
         waiting = [index for index in waiting if reasons[index]]
@@ -109,8 +104,23 @@ def rewrite(
     return [taken[index] for index in range(len(examples))]
 
 
+def fall_back_where_cut(
+    tokenizer: Any, examples: Sequence[Example], rewritings: Sequence[Rewriting], max_length: int
+) -> list[Rewriting]:
+    """Take the true response where `max_length` cuts off the ground truth of a rewriting.
+
+    What remains of it would teach to stop before the answer.
+    """
+    return [
+        replace(new, distilled=example.response, prompt="", fallback="cut off")
+        if new.prompt and loses_truth(tokenizer, example, new.distilled, max_length)
+        else new
+        for example, new in zip(examples, rewritings, strict=True)
+    ]
+
+
 def fault(example: Example, answer: Answer | None, verify: str) -> str:
-    """Say why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: it was not asked for."""
+    """Why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: its prompt was too long."""
     if answer is None:
         return "too long"
     if not answer.text:
@@ -127,14 +137,12 @@ def fault(example: Example, answer: Answer | None, verify: str) -> str:
 
 
 def _ask(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     examples: Sequence[Example],
     prompt: str,
-    settings: Distill,
+    distill: Distill,
     longest: int,
     folder: Path,
-    what: str,
 ) -> list[Answer | None]:
     """Answers to one rewriting prompt, from the cache as far as it goes; None where it is too long.
 
@@ -142,18 +150,19 @@ def _ask(
     determines the answers to the last bit, the plan included: in bfloat16 the batch that a prompt
     is in can change its answer. Of a server's answers it holds what is known of it, the served name.
     """
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
-    hashes = [content_hash(asdict(example)) for example in examples]
-    engine = ["server", settings.served_name] if settings.url else base.fingerprint
+    base = model.base
+    sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
+    hashes = [content_hash(as_record(example)) for example in examples]
+    engine = ["server", distill.served_name] if distill.url else base.fingerprint
     key = content_hash(
-        __version__, base.identity, engine, prompt, VERSION, asdict(sampling), settings.seed,
-        settings.batch_size, longest, hashes,
+        __version__, base.identity, engine, prompt, VERSION, asdict(sampling), distill.seed,
+        distill.batch_size, longest, hashes,
     )  # fmt: skip
     path = folder / f"{prompt}-{key}.jsonl"
     turns = [rewriting_turns(prompt, example) for example in examples]
-    prompts = [encode_prompt(base.tokenizer, asked) for asked in turns]
+    prompts = [encode_prompt(base.tokenizer, some) for some in turns]
     fitting = [index for index, ids in enumerate(prompts) if len(ids) <= longest]
-    batches = by_length([len(prompts[index]) for index in fitting], settings.batch_size)
+    batches = by_length([len(prompts[index]) for index in fitting], distill.batch_size)
     plan = [[fitting[place] for place in batch] for batch in batches]
 
     with locked(path):  # another run may be writing the same
@@ -169,12 +178,12 @@ def _ask(
             num_whole += 1
         if path.exists():
             rewrite_lines(path, records)
-        with adapters.inference((), base.dtype):
+        with model.inference(()):
             missing = plan[num_whole:]
-            for batch in track(missing, what, "examples", [len(batch) for batch in missing]):
-                seeds = [seed_for(settings.seed, "distill", prompt, hashes[index]) for index in batch]
-                if settings.url:
-                    answers = ask_server([turns[index] for index in batch], settings, seeds)
+            for batch in track(missing, "examples", [len(batch) for batch in missing]):
+                seeds = [seed_for(distill.seed, "distill", prompt, hashes[index]) for index in batch]
+                if distill.url:
+                    answers = ask_server([turns[index] for index in batch], distill, seeds)
                 else:
                     answers = generate(base, [prompts[index] for index in batch], sampling, seeds)
                 new = [

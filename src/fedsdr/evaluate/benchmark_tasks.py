@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.data.examples import Example
-from fedsdr.data.readers import Row, file_rows, hub_rows
+from fedsdr.data.files import Row, file_rows, hub_rows
 from fedsdr.errors import UserError
 
 Reader = Callable[[dict[str, Any]], dict[str, Any]]
@@ -88,7 +88,7 @@ INSTRUCTIONS = {
     "rte": "Does the first sentence entail the second? Answer entailment or not_entailment.",
     "mrpc": "Do the two sentences mean the same? Answer equivalent or not_equivalent.",
 }
-"""What rows of the hub are asked with, in the words of the files."""
+"""Instructions for rows of the hub, in the words of the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Question:
     answers: tuple[str, ...] = ()
     """Every accepted answer, of a question that is answered in free words."""
     tests: str = ""
-    """Assertions on the program that is asked for."""
+    """Assertions on the program that the question demands."""
     entry_point: str = ""
     """Name of the function that the prompt begins; "" where the answer is the whole program."""
     subject: str = ""
@@ -126,7 +126,7 @@ def from_folder(task: str, folder: Path) -> Source | None:
     """
     paths = sorted(folder.glob(FILES[task]))
     rows = [row for path in paths for row in file_rows(path)]
-    if task == "fpb":  # beside other sources of its domain
+    if task == "fpb":  # not other sources of its domain
         rows = [(place, row) for place, row in rows if row.get("source") == "fpb"]
     return Source(_questions(task, rows), "local", FILES[task]) if rows else None
 
@@ -143,8 +143,8 @@ def from_hub(task: str) -> Source:
     rows: list[Row] = []
     for part, instruction in parts.items():
         for place, row in hub_rows(name, split, part):
-            told = {"subject": part, "instruction": instruction} if config == "*" else {}
-            rows.append((place, row | told))
+            fields = {"subject": part, "instruction": instruction} if config == "*" else {}
+            rows.append((place, row | fields))
     return Source(_questions(task, rows, _READERS[task]), "hub", f"{name} {config}".strip())
 
 

@@ -3,10 +3,10 @@
 Goes in: a model and where the questions are. Comes out: one record for each task and metric.
 
 - likelihood: share of questions whose label is the likeliest of the choices as the whole answer;
-- strict, flexible: share of greedy answers whose result is accepted (`measure.extraction`);
+- strict, flexible: share of greedy answers whose result is accepted (`evaluate.extraction`);
 - pass@1: share of greedy answers that are programs that pass their tests in `data.sandbox`.
 
-A question of BBH with choices is asked in both ways. A value is the mean over questions, as lm-eval's
+A question of BBH with choices is posed in both ways. A value is the mean over questions, as lm-eval's
 groups weigh it, so MMLU and BBH are no means over subjects; its standard error is s / sqrt(n) with
 s^2 = sum (x - mean)^2 / (n - 1), which covers the draw of questions alone.
 """
@@ -19,10 +19,9 @@ from pathlib import Path
 from fedsdr.data.examples import Example
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.evaluate.benchmark_tasks import FILES, Question, Source, from_examples, from_folder, from_hub
-from fedsdr.methods import Adapter
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
-from fedsdr.progress import say
+from fedsdr.model.adapters import LoraModel
+from fedsdr.progress import say, within
+from fedsdr.rows import Adapter
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event
 
@@ -31,8 +30,7 @@ MAX_NEW_TOKENS: Mapping[str, int] = {"drop": 48, "bbh": 48, "humaneval": 384}
 
 
 def run_benchmarks(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     active: Sequence[Adapter],
     tasks: Sequence[str] = (),
     *,
@@ -48,8 +46,7 @@ def run_benchmarks(
     """Ask one model the questions of benchmarks.
 
     Args:
-        base: The frozen base.
-        adapters: Holding the adapters' values.
+        model: Base and adapters.
         active: Which adapters make up the model.
         tasks: Names in `benchmark_tasks.FILES`, or domains of `data`; empty: all that are there.
         data: A folder laid out as `FILES` says, examples that make one task for each domain, or None:
@@ -69,7 +66,7 @@ def run_benchmarks(
 
     Raises:
         Unreachable: lm-eval is missing, or a data set of the hub cannot be had.
-        UserError: A task is unknown, or has no questions and was asked for by name; data are malformed.
+        UserError: A task is unknown, or was named and has no questions; data are malformed.
     """
     try:
         from lm_eval.evaluator import evaluate
@@ -94,9 +91,9 @@ def run_benchmarks(
             if not some:
                 continue
             task = harness.QuestionTask(name, some, config)
-            with adapters.inference(active, base.dtype, mix):
+            with model.inference(active, mix), within(name):
                 result = evaluate(
-                    harness.HarnessModel(base, batch_size, name),
+                    harness.HarnessModel(model.base, batch_size),
                     {"tasks": {name: task}, "groups": {}},
                     apply_chat_template=True,
                     fewshot_as_multiturn=True,
@@ -110,7 +107,7 @@ def run_benchmarks(
 
 
 def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, Source]]:
-    """Questions of every task that is asked for, by name."""
+    """Questions of every task that was chosen, by name."""
     if data is None or isinstance(data, Path):
         known = list(FILES)
     else:

@@ -61,13 +61,13 @@ class NliChecker:
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
                 f"--nli = {source} cannot be read as a sequence classifier: {first_line(error)}\n"
-                "What would do: the hub id or folder of a model for natural language inference"
+                "How to fix it: the hub id or folder of a model for natural language inference"
             ) from None
         labels = model.config.id2label
         found = [number for number, label in labels.items() if label.casefold() == "entailment"]
         if len(found) != 1:
             raise UserError(
-                f"--nli = {source} has the classes {', '.join(labels.values())}; what would do is a model"
+                f"--nli = {source} has the classes {', '.join(labels.values())}; use a model"
                 " for natural language inference, with one class called entailment in its id2label"
             )
         (self.entailment,) = found
@@ -98,7 +98,7 @@ class NliChecker:
             [rows[place] for place in batch]
             for batch in by_length([lengths[row] for row in rows], self.batch_size)
         ]
-        for batch in track(plan, f"checking by {self.name}", "pairs", [len(batch) for batch in plan]):
+        for batch in track(plan, "pairs", [len(batch) for batch in plan]):
             encoded = self.tokenizer(
                 [pairs[row][0] for row in batch],
                 [pairs[row][1] for row in batch],
@@ -115,7 +115,7 @@ class NliChecker:
 
 
 class JudgeChecker:
-    """A language model behind a server that is asked whether one text supports another."""
+    """A language model behind a server that judges whether one text supports another."""
 
     def __init__(self, judge: Judge) -> None:
         """Ask this judge."""
@@ -129,4 +129,4 @@ class JudgeChecker:
             UserError: As `ask_server`.
         """
         prompts = [QUESTION.format(premise=premise, hypothesis=hypothesis) for premise, hypothesis in pairs]
-        return [VERDICTS.get(text) for text in ask_judge(prompts, self.judge, f"checking by {self.name}")]
+        return [VERDICTS.get(text) for text in ask_judge(prompts, self.judge)]

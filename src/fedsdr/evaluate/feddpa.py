@@ -18,45 +18,41 @@ from fedsdr.config import Eval
 from fedsdr.data.batching import by_length, collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.evaluate.scores import pool
-from fedsdr.evaluate.tasks import TestSet, evaluate
-from fedsdr.methods import Adapter
-from fedsdr.model.adapters import Adapters
+from fedsdr.evaluate.tasks import Evaluation, TestSet, evaluate
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.loss import last_states
+from fedsdr.rows import Adapter
 from fedsdr.storage import Event
 
 
 def private_weights(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     known: Sequence[Conversation],
-    asked: Sequence[Conversation],
+    tests: Sequence[Conversation],
     max_weight: float,
-    settings: Eval,
+    batch_size: int,
 ) -> list[float]:
-    """Weight of the private adapter for each prompt in `asked`, from 0 to `max_weight`.
+    """Weight of the private adapter for each test prompt, from 0 to `max_weight`.
 
     Args:
-        base: The frozen base.
-        adapters: Holding the client's private adapter.
-        known: Training examples of the client; only their prompts are looked at.
-        asked: Test examples; only their prompts are looked at.
-        max_weight: What a prompt that is as all the known ones would get.
-        settings: Size of the batches.
+        model: Holding the client's private adapter.
+        known: Training examples of the client, of which the prompts alone are read.
+        tests: Test examples, of which the prompts alone are read.
+        max_weight: Weight of a prompt whose state equals those of all known prompts.
+        batch_size: Prompts in one forward pass.
     """
-    with adapters.inference(("private",), base.dtype):
-        states = _prompt_states(base, [*known, *asked], settings.batch_size)
+    with model.inference(("private",)):
+        states = _prompt_states(model.base, [*known, *tests], batch_size)
     states = torch.nn.functional.normalize(states, dim=1)
     similar = (states[len(known) :] @ states[: len(known)].T).mean(dim=1)
     return (max_weight * similar.clamp(min=0)).tolist()
 
 
-def evaluate_weighed(
-    base: Base, adapters: Adapters, tests: TestSet, weights: Sequence[float], settings: Eval, what: str
-) -> tuple[dict[str, dict[str, float]], list[Event]]:
+def evaluate_weighed(model: LoraModel, tests: TestSet, weights: Sequence[float], scoring: Eval) -> Evaluation:
     """Score shared and private adapter together, as `tasks.evaluate` does, one test example at a time.
 
-    Slow: no two prompts share a batch. The record of a prompt tells the weight of its private adapter.
+    Slow: no two prompts share a batch. The record of a prompt holds the weight of its private adapter.
     """
     parts: dict[str, list[dict[str, float]]] = {}
     records: list[Event] = []
@@ -64,7 +60,7 @@ def evaluate_weighed(
         one = slice(row, row + 1)
         test = TestSet(tests.examples[one], tests.raw[one], tests.distilled[one])
         mix: dict[Adapter, float] = {"shared": 1 - weight, "private": weight}
-        by_domain, (record,) = evaluate(base, adapters, ("shared", "private"), test, settings, what, mix)
+        by_domain, (record,) = evaluate(model, ("shared", "private"), test, scoring, mix)
         for domain, metrics in by_domain.items():
             parts.setdefault(domain, []).append(metrics)
         records.append(record | {"private_weight": weight})

@@ -33,17 +33,16 @@ class HarnessModel(LM):
     """A base model with the adapters that are set, for `evaluate(..., apply_chat_template=True)`.
 
     Prompts are read, and whole answers are scored, in the tokens of training (`data.conversation.encode`):
-    the templated conversation, end of turn included. Used inside `Adapters.inference`.
+    the templated conversation, end of turn included. Used inside `LoraModel.inference`.
 
     Args:
         base: The model, with adapters set as wanted.
         batch_size: Questions in one forward pass, and answers written at a time.
-        what: Which model and task this is, for the progress line.
     """
 
-    def __init__(self, base: Base, batch_size: int, what: str) -> None:
+    def __init__(self, base: Base, batch_size: int) -> None:
         super().__init__()
-        self.base, self.batch_size, self.what = base, batch_size, what
+        self.base, self.batch_size = base, batch_size
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         whole = base.tokenizer.apply_chat_template(turns, tokenize=False)
         self.end = whole.removeprefix(self.apply_chat_template(turns[:1]) + "b")
@@ -74,7 +73,7 @@ class HarnessModel(LM):
             questions.append((ids, [text[len(ids) :] for text in texts]))
         plan = by_length([len(prompt) for prompt, _ in questions], self.batch_size)
         found: dict[int, list[float]] = {}
-        for rows in track(plan, self.what, "questions", [len(rows) for rows in plan]):
+        for rows in track(plan, "questions", [len(rows) for rows in plan]):
             values = log_likelihoods(self.base, [questions[row] for row in rows], self.batch_size)
             found |= zip(rows, values, strict=True)
         return [(value, False) for row in range(len(questions)) for value in found[row]]
@@ -85,7 +84,7 @@ class HarnessModel(LM):
         limits = requests[0].args[1]
         plan = by_length([len(prompt) for prompt in prompts], self.batch_size)
         found: dict[int, str] = {}
-        for rows in track(plan, self.what, "answers", [len(rows) for rows in plan]):
+        for rows in track(plan, "answers", [len(rows) for rows in plan]):
             answers = generate(self.base, [prompts[row] for row in rows], Sampling(limits["max_gen_toks"]))
             found |= zip(rows, (answer.text for answer in answers), strict=True)
         for stop in limits["until"]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from fedsdr.data.batching import by_length
 from fedsdr.data.conversation import Turn, prompt_turns
 from fedsdr.data.examples import Example
-from fedsdr.intervals import wilson
 from fedsdr.model.remote import Judge, ask_server
-from fedsdr.progress import track
+from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
+from fedsdr.stats import wilson
 from fedsdr.storage import Event
 
 WORDS = {"a": "first", "b": "second", "tie": "tie"}
@@ -33,13 +33,12 @@ Answer B:
 Reply with one word and nothing else: A, B or tie."""
 
 
-def ask_judge(prompts: Sequence[str], judge: Judge, what: str) -> list[str]:
+def ask_judge(prompts: Sequence[str], judge: Judge) -> list[str]:
     """Ask the judge, `judge.batch_size` prompts at a time.
 
     Args:
         prompts: One user turn each.
         judge: Whom to ask.
-        what: Named on the progress line.
 
     Returns:
         Its answers in lower case, without white space around them and a full stop at their end.
@@ -50,7 +49,7 @@ def ask_judge(prompts: Sequence[str], judge: Judge, what: str) -> list[str]:
     turns: list[list[Turn]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
     plan = by_length([len(prompt) for prompt in prompts], judge.batch_size)
     found: dict[int, str] = {}
-    for rows in track(plan, what, "questions", [len(rows) for rows in plan]):
+    for rows in track(plan, "questions", [len(rows) for rows in plan]):
         seeds = [seed_for(0, "judge", prompts[row]) for row in rows]
         answers = ask_server([turns[row] for row in rows], judge, seeds)
         found |= {
@@ -68,7 +67,7 @@ class _Pair:
     first: str | None
     """"first", "second" or "tie" by place; None: unreadable."""
     second: str | None
-    is_asked: bool = True
+    is_judged: bool = True
 
     @property
     def is_readable(self) -> bool:
@@ -98,7 +97,7 @@ def win_rate(
     3.4: both orders, and a win only where they agree.
 
     Args:
-        prompts: What was asked; the true responses are not shown.
+        prompts: The examples; their true responses are not shown.
         answers_a: One answer for each prompt.
         answers_b: The other model's.
         judge: Whom to ask.
@@ -110,7 +109,7 @@ def win_rate(
         readable prompts, `wins`, `ties` and `losses` of a among them, `num_unreadable` others;
         `rate` = (wins + ties / 2) / num; `agreement`, share of prompts whose two orders gave one verdict,
         and `first_rate`, share of first places in verdicts that name an answer, both over prompts that
-        were asked and are readable. `low` and `high` are Wilson's 95 % interval of the rate, which is wide
+        were judged and are readable. `low` and `high` are Wilson's 95 % interval of the rate, which is wide
         rather than narrow: ties spread less than wins and losses. None where nothing was counted.
 
     Raises:
@@ -119,8 +118,9 @@ def win_rate(
     rows = [row for row in range(len(prompts)) if answers_a[row].strip() != answers_b[row].strip()]
     orders = (answers_a, answers_b), (answers_b, answers_a)
     questions = [_question(prompts[row], one[row], other[row]) for one, other in orders for row in rows]
-    said = [WORDS.get(text) for text in ask_judge(questions, judge, f"judging {a} against {b}")]
-    pairs = [_Pair(example.domain, "tie", "tie", is_asked=False) for example in prompts]
+    with within(f"judging {a} against {b}"):
+        said = [WORDS.get(text) for text in ask_judge(questions, judge)]
+    pairs = [_Pair(example.domain, "tie", "tie", is_judged=False) for example in prompts]
     for row, first, second in zip(rows, said[: len(rows)], said[len(rows) :], strict=True):
         pairs[row] = _Pair(prompts[row].domain, first, second)
     domains = sorted({example.domain for example in prompts})
@@ -143,8 +143,8 @@ def _counts(pairs: Sequence[_Pair]) -> Event:
     ties = num - wins - losses
     rate = (wins + ties / 2) / num if num else None
     low, high = wilson(rate, num) if rate is not None else (None, None)
-    asked = [pair for pair in readable if pair.is_asked]
-    named = [place for pair in asked for place in (pair.first, pair.second) if place != "tie"]
+    judged = [pair for pair in readable if pair.is_judged]
+    named = [place for pair in judged for place in (pair.first, pair.second) if place != "tie"]
     return {
         "num": num,
         "wins": wins,
@@ -154,6 +154,6 @@ def _counts(pairs: Sequence[_Pair]) -> Event:
         "rate": rate,
         "low": low,
         "high": high,
-        "agreement": sum(pair.agrees for pair in asked) / len(asked) if asked else None,
+        "agreement": sum(pair.agrees for pair in judged) / len(judged) if judged else None,
         "first_rate": named.count("first") / len(named) if named else None,
     }

@@ -8,14 +8,11 @@ small one.
 from collections.abc import Sequence
 from typing import Any
 
-from fedsdr.methods import METRICS, group_scores
+from fedsdr.metrics import METRICS, Scores, group_scores
 from fedsdr.storage import Event
 
-Table = dict[str, dict[str, dict[str, float]]]
-"""Model -> domain or "mean" -> metric -> value."""
 
-
-def table_of_round(events: Sequence[Event], num_test: int) -> Table:
+def table_of_round(events: Sequence[Event], num_test: int) -> Scores:
     """Pool the `evaluate` events of one round.
 
     A model has a mean only if it was scored on all test examples: replies may be dropped, and clients
@@ -29,7 +26,7 @@ def table_of_round(events: Sequence[Event], num_test: int) -> Table:
     for event in events:
         for (model, domain), metrics in group_scores(event).items():
             parts.setdefault(model, {}).setdefault(domain, []).append(metrics)
-    table: Table = {}
+    table: Scores = {}
     for model, by_domain in parts.items():
         table[model] = {domain: pool(found) for domain, found in sorted(by_domain.items())}
         rows = list(table[model].values())

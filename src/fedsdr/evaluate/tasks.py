@@ -2,13 +2,13 @@
 
 An answer is right if it keeps whatever ground truth the example carries: label, final answer,
 facts, and tests that its code passes. Domains whose examples carry none have no score, only
-losses. Where an example has choices, the likeliest of them is told too, which needs no words to be
+losses. Where an example has choices, the likeliest of them is given too, which needs no words to be
 found in an answer. The loss is given on the true response y and on the rewriting y~ side by side,
 since loss on y alone punishes FedSD by construction.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedsdr import __version__
@@ -16,16 +16,18 @@ from fedsdr.config import Eval
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
-from fedsdr.data.examples import Example
-from fedsdr.methods import Adapter
-from fedsdr.model.adapters import Adapters
+from fedsdr.data.examples import Example, as_record
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import Question, log_likelihoods
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import track
+from fedsdr.rows import Adapter
 from fedsdr.storage import Event, content_hash, locked, read_json, write_json
 
+Evaluation = tuple[dict[str, dict[str, float]], list[Event]]
+"""Metrics by domain, and one record for each prompt."""
 NO_LIMIT = 10**9
 """Longest conversation where nothing may be cut off."""
 
@@ -44,52 +46,47 @@ class TestSet:
 
 
 def evaluate(
-    base: Base,
-    adapters: Adapters,
+    model: LoraModel,
     active: Sequence[Adapter],
     tests: TestSet,
-    settings: Eval,
-    what: str,
+    scoring: Eval,
     mix: Mapping[Adapter, float] | None = None,
-) -> tuple[dict[str, dict[str, float]], list[Event]]:
+) -> Evaluation:
     """Score one model on a client's test examples.
 
     Args:
-        base: The frozen base.
-        adapters: Holding the adapters' values.
-        active: Which adapters make up the model.
+        model: Base and adapters.
+        active: Which adapters are in the forward pass.
         tests: The client's test examples.
-        settings: Lengths and batches.
-        what: Which model this is, for the progress line.
+        scoring: Lengths and batches.
         mix: Weights of the adapters, where not one.
 
     Returns:
         Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
         one record for each prompt.
     """
-    with adapters.inference(active, base.dtype, mix):
-        answers = answer(base, tests.examples, settings, what)
-        chosen = choose(base, tests.examples, settings.batch_size)
+    base = model.base
+    with model.inference(active, mix):
+        answers = answer(base, tests.examples, scoring)
+        chosen = choose(base, tests.examples, scoring.batch_size)
         by_domain: dict[str, dict[str, float]] = {}
         records: list[Event] = []
         for domain in sorted({example.domain for example in tests.examples}):
             rows = [row for row, example in enumerate(tests.examples) if example.domain == domain]
             new = [
-                judge(tests.examples[row], answers[row], settings.code_timeout, chosen[row]) for row in rows
+                judge(tests.examples[row], answers[row], scoring.code_timeout, chosen[row]) for row in rows
             ]
             metrics = summarise(new)
             for name, side in (("loss", tests.raw), ("loss_distilled", tests.distilled)):
                 if side:
-                    loss, num_tokens = held_out_loss(base, [side[row] for row in rows], settings.batch_size)
+                    loss, num_tokens = held_out_loss(base, [side[row] for row in rows], scoring.batch_size)
                     metrics |= {name: loss, f"{name}_tokens": num_tokens}
             by_domain[domain] = metrics
             records += new
     return by_domain, records
 
 
-def evaluate_base(
-    base: Base, adapters: Adapters, tests: TestSet, settings: Eval, folder: Path, what: str
-) -> tuple[dict[str, dict[str, float]], list[Event]]:
+def evaluate_base(model: LoraModel, tests: TestSet, scoring: Eval, folder: Path) -> Evaluation:
     """Score the base model, as `evaluate` does, or take its scores from the cache in `folder`.
 
     All runs on the same tests begin with the same base; the name of the file is a hash of all that
@@ -97,24 +94,24 @@ def evaluate_base(
     """
     distilled = [conversation.ids for conversation in tests.distilled]
     key = content_hash(
-        base.fingerprint, settings.model_dump(), [asdict(example) for example in tests.examples],
+        model.base.fingerprint, scoring.model_dump(), [as_record(example) for example in tests.examples],
         [conversation.ids for conversation in tests.raw], distilled, __version__,
     )  # fmt: skip
     path = folder / f"base-{key}.json"
     with locked(path):
         if not path.exists():
-            write_json(path, evaluate(base, adapters, (), tests, settings, what))
+            write_json(path, evaluate(model, (), tests, scoring))
     by_domain, records = read_json(path)
     return by_domain, records
 
 
-def answer(base: Base, examples: Sequence[Example], settings: Eval, what: str) -> list[Answer]:
+def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
     """Greedy answers to the examples' prompts, in their order."""
     prompts = [encode_prompt(base.tokenizer, prompt_turns(example)) for example in examples]
-    plan = by_length([len(prompt) for prompt in prompts], settings.batch_size)
+    plan = by_length([len(prompt) for prompt in prompts], scoring.batch_size)
     answers: dict[int, Answer] = {}
-    for batch in track(plan, what, "answers", [len(batch) for batch in plan]):
-        new = generate(base, [prompts[row] for row in batch], Sampling(settings.max_new_tokens))
+    for batch in track(plan, "answers", [len(batch) for batch in plan]):
+        new = generate(base, [prompts[row] for row in batch], Sampling(scoring.max_new_tokens))
         answers |= zip(batch, new, strict=True)
     return [answers[row] for row in range(len(examples))]
 
@@ -125,21 +122,21 @@ def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str
     None where the example has no label or no choices. Log probabilities are not divided by lengths: they
     are those of whole answers.
     """
-    asked = [row for row, example in enumerate(examples) if example.label and example.choices]
+    rows = [row for row, example in enumerate(examples) if example.label and example.choices]
     questions: list[Question] = []
-    for row in asked:
+    for row in rows:
         texts = [encode(base.tokenizer, examples[row], choice, NO_LIMIT) for choice in examples[row].choices]
         length = texts[0].prompt_length
         questions.append((texts[0].ids[:length], [text.ids[length:] for text in texts]))
     likelihoods = log_likelihoods(base, questions, batch_size)
     chosen: list[str | None] = [None] * len(examples)
-    for row, values in zip(asked, likelihoods, strict=True):
+    for row, values in zip(rows, likelihoods, strict=True):
         chosen[row] = examples[row].choices[values.index(max(values))]
     return chosen
 
 
 def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
-    """Judge one answer: the record that is kept for its prompt.
+    """Judge one answer: the record of its prompt.
 
     `right` is None where the example carries no ground truth, `chosen` where it has no choices.
     """

@@ -1,13 +1,13 @@
 """`fedsdr compare`: every arm of a grid with every seed, each a run folder, and the tables that compare them.
 
 Where the grid lists learning rates, each arm first chooses one on validation examples. Finished runs are
-kept, so a stopped grid goes on. Rewritings and scores of the base model are shared through one cache: they
-depend on model, data and `distill.seed`, and not on the seed of a run.
+kept, so a stopped grid can be resumed. Rewritings and scores of the base model are shared through one cache:
+they depend on model, data and `distill.seed`, and not on the seed of a run.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from functools import partial
@@ -20,51 +20,52 @@ from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
-from fedsdr.federation.run import Result, read_settings, resume, run
-from fedsdr.progress import say
+from fedsdr.federation.run import resume, run
+from fedsdr.progress import say, show
 from fedsdr.recipe import flat
 from fedsdr.report.sheets import Sheet
+from fedsdr.run_folder import Result, RunFolder, read_settings
 from fedsdr.storage import write_file
 
 Place = TypeVar("Place")
 
 
 def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> dict[str, Sheet]:
-    """Run what is not finished, and write comparison.json, .md, CSV files and report.html.
+    """Make all runs that are not finished, and write comparison.json, .md, CSV files and report.html.
 
     Args:
         grid: A TOML file, see docs/methods.md.
         to: The grid's folder; None: runs/<name of the file>.
-        jobs: How many runs go on at a time, each in a process of its own with its share of the cores. 0: one
-            after the other in this process, which loads the model once but cannot tell their memory apart.
+        jobs: How many runs run at a time, each in a process of its own with its share of the cores. 0: one
+            after the other in this process, which loads the model once but cannot measure the memory of each.
 
     Returns:
-        The tables by name: for each budget exact score, losses and counts against the baseline, and costs;
-        all metrics by domain; the choice of learning rates.
+        The tables by name: for each budget of steps exact score, losses and counts against the baseline, and
+        costs; all metrics by domain; the choice of learning rates.
 
     Raises:
-        UserError: The grid is not as it should be, or a run was made with other settings: all are checked
-            before the first run. Or some runs failed: the others are finished and in the tables by then.
+        UserError: The grid is not valid, or a run was made with other settings: all are checked before the
+            first run. Or some runs failed: the others are finished and in the tables by then.
     """
     folder = Path(to) if to else Path("runs") / Path(grid).stem
     plan = read_grid(Path(grid), folder, jobs)
-    for settings in (*plan.trials.values(), *plan.cells.values()):
-        _demand_same(settings, any_rate=bool(plan.trials))
+    for settings in (*plan.trials.values(), *plan.runs.values()):
+        _require_same(settings, any_rate=bool(plan.trials))
     write_plan(folder, plan)
     _make_trials(plan, jobs)
     rates = chosen_rates(read_trials(folder))
     # Seed by seed: a grid that is stopped has the same seeds of all arms.
-    cells = {
+    runs = {
         (arm, seed): with_rate(settings, rates[plan.rate_of[arm]]) if rates else settings
-        for (arm, seed), settings in sorted(plan.cells.items(), key=lambda cell: cell[0][1])
+        for (arm, seed), settings in sorted(plan.runs.items(), key=lambda item: item[0][1])
     }
-    errors = _finish_all(cells, jobs, lambda cell: f"{cell[0]}, seed {cell[1]}")
-    if len(errors) == len(cells):
-        raise _listed(errors, len(cells))
+    errors = _finish_all(runs, jobs, lambda place: f"{place[0]}, seed {place[1]}")
+    if len(errors) == len(runs):
+        raise _listed(errors, len(runs))
     sheets, page = tabulate(folder)
     say(f"tables: {folder}/comparison.md, comparison.json and comparison-*.csv; page: {page}")
     if errors:
-        raise _listed(errors, len(cells))
+        raise _listed(errors, len(runs))
     return sheets
 
 
@@ -83,7 +84,7 @@ def _make_trials(plan: Plan, jobs: int) -> None:
 
 
 def _listed(errors: Mapping[Place, UserError], num: int) -> UserError:
-    """All errors as one; what several have in common is said once."""
+    """All errors as one, each reason once."""
     reasons = "\n".join(dict.fromkeys(map(str, errors.values())))
     return UserError(f"{len(errors)} of {num} runs could not be finished:\n{reasons}")
 
@@ -91,10 +92,10 @@ def _listed(errors: Mapping[Place, UserError], num: int) -> UserError:
 def _finish_all(
     runs: Mapping[Place, Settings], jobs: int, name: Callable[[Place], str]
 ) -> dict[Place, UserError]:
-    """Finish all runs; one that fails does not keep the others from it. Its error is returned."""
+    """Finish all runs and return the errors of those that fail, which do not stop the others."""
     errors: dict[Place, UserError] = {}
     for settings in runs.values():
-        _demand_same(settings)
+        _require_same(settings)
     waiting = {place: settings for place, settings in runs.items() if not finished(Path(settings.run.dir))}
     for number, (place, finish) in enumerate(_each(waiting, jobs), start=1):
         say(f"run {number} of {len(waiting)}{' ended' if jobs else ''}: {name(place)}")
@@ -113,41 +114,39 @@ def _each(runs: Mapping[Place, Settings], jobs: int) -> Iterator[tuple[Place, Ca
         return
     if jobs > 1:  # idle threads that spin would take the cores from the other runs
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    waiting, running = list(runs.items()), dict[Future[Result], Place]()
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            place, settings = waiting.pop(0)
-            # A process for each run: its peak of memory is its own, and so is its end. Not forked: torch's
-            # threads do not survive that.
-            pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-            running[pool.submit(_finish_aside, settings)] = place
-            pool.shutdown(wait=False)
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            place = running.pop(future)
-            yield place, partial(_result, future, runs[place])
-
-
-def _result(future: Future[Result], settings: Settings) -> Result:
+    threads = ThreadPoolExecutor(jobs)
+    futures = {threads.submit(_finish_in_process, settings): place for place, settings in runs.items()}
     try:
-        return future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"the process of {settings.run.dir} was ended from outside, perhaps for want of memory"
-            " (log.txt there has what it said); give the command again to go on"
-        ) from None
+        yield from ((futures[future], future.result) for future in as_completed(futures))
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _finish_aside(settings: Settings) -> Result:
-    """Finish a run in a process of its own; what it tells goes to log.txt in its folder."""
+def _finish_in_process(settings: Settings) -> Result:
+    """Finish a run in a process of its own, whose peak of memory and whose end concern no other run."""
+    # Not forked: torch's threads do not survive that.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_finish_logged, settings).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the process of {settings.run.dir} was killed, perhaps because memory ran out (see log.txt"
+                " there); give the command again to resume"
+            ) from None
+
+
+def _finish_logged(settings: Settings) -> Result:
+    """Finish a run with its messages in log.txt in its folder."""
     folder = Path(settings.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     _end_with_parent()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
+        show()
         return _finish(settings)
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that began it is gone: killed, it could not say so. Nothing is lost."""
+    """End this process when its parent is gone: a killed parent cannot end it. Nothing is lost."""
     parent = parent_process()
     assert parent is not None
 
@@ -159,22 +158,22 @@ def _end_with_parent() -> None:
 
 
 def _finish(settings: Settings) -> Result:
-    """Make a run, or go on with it."""
+    """Make a run, or resume it."""
     folder = Path(settings.run.dir)
-    return resume(folder) if (folder / "config.toml").exists() else run(settings)
+    return resume(folder) if RunFolder(folder).config.exists() else run(settings)
 
 
-def _demand_same(settings: Settings, any_rate: bool = False) -> None:
+def _require_same(settings: Settings, any_rate: bool = False) -> None:
     """Refuse a run that was begun with other settings.
 
-    What the machine chose when it began stays: a run goes on as it began, however many go on beside it and
-    wherever the grid was moved.
+    What the machine chose when the run began stays, whatever the number of jobs now and wherever the grid was
+    moved.
 
     Raises:
         UserError: Names the first setting that differs.
     """
     folder = Path(settings.run.dir)
-    if not (folder / "config.toml").exists():
+    if not RunFolder(folder).config.exists():
         return
     before = read_settings(folder)
     machine = {"threads": before.run.threads, "cache": before.run.cache}

@@ -1,22 +1,21 @@
 """Tables that compare the arms of a grid: means over seeds, paired differences to a baseline, costs.
 
-In: the results of every cell. An arm is one choice of settings, a cell one arm with one seed. Tests over
-seeds cover what seeds draw (order of the data, initial adapters, draw of clients); tests over seeds and
-examples cover the draw of the test examples too.
+In: the results of all finished runs. An arm is one choice of settings; a run is one arm with one seed. Tests
+over seeds cover what seeds draw (order of the data, initial adapters, draw of clients). Tests over seeds and
+examples also cover the draw of the test examples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from fedsdr.experiments.grid_runs import VERDICTS, Cell, over_examples
-from fedsdr.experiments.refutation_report import refutation
-from fedsdr.report.events import cost_records, data_size
-from fedsdr.report.sheets import NONE, Sheet, number
-from fedsdr.stats import Difference, holm, paired
+from fedsdr.experiments.grid_runs import VERDICTS, GridRun, compare_arms, correct, ends, means
+from fedsdr.experiments.refutation import refutation
+from fedsdr.report.events import cost_records, data_size, total_costs
+from fedsdr.report.sheets import NONE, Sheet, number, signed, signed_interval
 from fedsdr.storage import Event
 
-METRICS = {
+COMPARED = {
     "score": ("exact score", 3),
     "loss": ("loss, true responses", 3),
     "loss_distilled": ("loss, rewritings", 3),
@@ -24,9 +23,19 @@ METRICS = {
     "words": ("words", 1),
     "choice_score": ("choice by likelihood", 3),
 }
-COSTS = ("num_steps", "num_tokens", "num_bytes_up", "num_bytes_down", "prepare", "train", "evaluate")
-Arm = tuple[str, str]
-"""Name of an arm, and which of its models; the base model is an arm of its own."""
+"""Metric -> its name, and decimals."""
+COSTS = {
+    "num_steps": "steps",
+    "num_tokens": "response tokens",
+    "num_bytes_up": "up",
+    "num_bytes_down": "down",
+    "prepare": "prepare s",
+    "train": "train s",
+    "evaluate": "evaluate s",
+    "seconds": "all s",
+    "peak_memory": "peak",
+}
+BYTES = ("num_bytes_up", "num_bytes_down", "peak_memory")
 
 
 @dataclass(frozen=True)
@@ -61,119 +70,88 @@ class Comparison:
     drawn: dict[str, Sequence[Event]]
     """What is equal between the arms -> records of score and losses."""
     verdicts: Sequence[Event] = ()
-    """What the cells say of the method: {"claim", "verdict", "text"} each."""
+    """Claims about the method and what the runs say of them: {"claim", "verdict", "text"} each."""
 
 
-def compare_cells(cells: Sequence[Cell], groups: Mapping[str, Group], trials: Sequence[Trial]) -> Comparison:
+def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: Sequence[Trial]) -> Comparison:
     """Make all tables.
 
     Args:
-        cells: All that were run.
+        runs: All finished runs.
         groups: What is equal, in words ("" where nothing is said) -> the arms compared on it.
         trials: How learning rates were chosen; empty where they were not.
     """
     sheets: dict[str, Sheet] = {}
     drawn: dict[str, Sequence[Event]] = {}
     for place, (equal, group) in enumerate(groups.items(), start=1):
-        own = [cell for cell in cells if cell.arm in group.arms]
+        own = [run for run in runs if run.arm in group.arms]
         prefix = f"{place}-" if len(groups) > 1 else ""
-        some = {metric: score_comparison(own, group, metric, equal) for metric in METRICS}
-        sheets |= {f"{prefix}{metric}": sheet for metric, sheet in some.items() if sheet.rows}
+        found = {metric: score_comparison(own, group, metric, equal) for metric in COMPARED}
+        sheets |= {f"{prefix}{metric}": sheet for metric, sheet in found.items()}
         sheets[f"{prefix}costs"] = cost_comparison(own, equal)
         drawn[equal] = [
-            {"metric": metric, **record} for metric, sheet in some.items() for record in sheet.records
+            {"metric": metric, **record} for metric, sheet in found.items() for record in sheet.records
         ]
-    sheets["domains"] = domain_comparison(cells)
-    if trials:
-        sheets["rates"] = rate_choice(trials)
-    tested, verdicts = refutation(cells)
-    if tested.rows:
-        sheets["refutation"] = tested
-    return Comparison(sheets, drawn, verdicts)
+    tested, verdicts = refutation(runs)
+    sheets |= {"domains": domain_comparison(runs), "rates": rate_choice(trials), "refutation": tested}
+    return Comparison({name: sheet for name, sheet in sheets.items() if sheet.rows}, drawn, verdicts)
 
 
-def score_comparison(cells: Sequence[Cell], group: Group, metric: str = "score", equal: str = "") -> Sheet:
+def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score", equal: str = "") -> Sheet:
     """Mean over domains of one metric: mean and spread over seeds, and the difference to the baseline.
 
     Global models are compared with the baseline's global model, personalised ones with its personalised one.
     Where the metric is a mean of verdicts on answers, a second test covers the draw of examples too.
     """
-    name, digits = METRICS[metric]
-    values = _by_arm(cells, metric)
-    over_seeds: dict[Arm, Difference] = {}
-    over_both: dict[Arm, Difference] = {}
-    for (arm, model), of_seed in values.items():
-        baseline = group.baseline_of(model)
-        if arm == baseline or (baseline, model) not in values:
-            continue
-        other = values[baseline, model]
-        shared = sorted(of_seed.keys() & other.keys())
-        if found := paired([of_seed[seed] for seed in shared], [other[seed] for seed in shared]):
-            over_seeds[arm, model] = found
-        if metric in VERDICTS and (both := over_examples(cells, arm, baseline, model, VERDICTS[metric])):
-            over_both[arm, model] = both
-    tests = {"": over_seeds} | ({"_examples": over_both} if metric in VERDICTS else {})
-    corrected = {
-        suffix: dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
-        for suffix, differences in tests.items()
-    }
+    name, digits = COMPARED[metric]
+    suffixes = ("", "_examples") if metric in VERDICTS else ("",)
     records: list[Event] = []
-    for (arm, model), of_seed in values.items():
-        numbers = list(of_seed.values())
-        record: Event = {"arm": arm, "model": model, "num_seeds": len(numbers), "mean": fmean(numbers)}
-        record["sd"] = stdev(numbers) if len(numbers) > 1 else None
-        baseline = group.baseline_of(model)
-        shared = sorted(of_seed.keys() & values.get((baseline, model), {}).keys())
-        is_compared = arm != baseline and bool(shared)
-        gains = [of_seed[seed] - values[baseline, model][seed] for seed in shared]
-        record["difference"] = fmean(gains) if is_compared else None
-        for suffix, differences in tests.items():
-            d = differences.get((arm, model))
-            record |= {f"low{suffix}": d.low if d else None, f"high{suffix}": d.high if d else None}
-            record[f"p_holm{suffix}"] = corrected[suffix].get((arm, model))
+    for (arm, model), of_seed in means(runs, metric).items():
+        gain = compare_arms(runs, (arm, model), (group.baseline_of(model), model), metric)
+        record: Event = {"arm": arm, "model": model, "num_seeds": len(of_seed), **_spread(of_seed.values())}
+        record["difference"] = fmean(gain.by_seed) if gain else None
+        tests = (gain.over_seeds, gain.over_examples) if gain else (None, None)
+        for suffix, test in zip(suffixes, tests, strict=False):
+            record |= {**ends(test, suffix), f"p_holm{suffix}": test and test.p}
         records.append(record)
+    for suffix in suffixes:
+        correct(records, f"p_holm{suffix}")
     is_one = group.baseline == group.personal_baseline
-    against = group.baseline if is_one else "baseline"
-    heads = ["arm", "model", "seeds", "mean", "sd", f"minus {against}"]
-    for suffix in tests:
-        over = "seeds, examples" if suffix else "seeds"
+    heads = ["arm", "model", "seeds", "mean", "sd", f"minus {group.baseline if is_one else 'baseline'}"]
+    for over in ("seeds", "seeds, examples")[: len(suffixes)]:
         heads += [f"95 % ({over})", "p (Holm)"]
-    rows = [
-        (
-            record["arm"],
-            record["model"],
-            str(record["num_seeds"]),
-            number(record["mean"], digits),
-            number(record["sd"], digits),
-            NONE if record["difference"] is None else f"{record['difference']:+.{digits}f}",
-            *(cell for suffix in tests for cell in _test_cells(record, suffix, digits)),
-        )
-        for record in records
-    ]
     baselines = f"; against {group.baseline}, personalised against {group.personal_baseline}"
     return Sheet(
-        f"{name.capitalize()}, mean over domains"
-        + (f"; {equal}" if equal else "")
-        + baselines * (not is_one),
+        f"{name.capitalize()}, mean over domains" + _given(equal) + baselines * (not is_one),
         "ll" + "r" * (len(heads) - 2),
         tuple(heads),
-        tuple(rows),
+        tuple(
+            (
+                record["arm"],
+                record["model"],
+                str(record["num_seeds"]),
+                number(record["mean"], digits),
+                number(record["sd"], digits),
+                signed(record["difference"], digits),
+                *(text for suffix in suffixes for text in _test(record, suffix, digits)),
+            )
+            for record in records
+        ),
         tuple(records),
     )
 
 
-def domain_comparison(cells: Sequence[Cell]) -> Sheet:
+def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
     """All metrics by domain: mean over seeds, with the standard deviation where there are several seeds."""
     records: list[Event] = []
-    for arm, model in _by_arm(cells, "words"):
-        tables = [_model_of(cell, arm, model) for cell in cells]
-        having = [table for table in tables if table]
-        for domain in dict.fromkeys(name for table in having for name in table):
-            record: Event = {"arm": arm, "model": model, "domain": domain}
-            for metric in METRICS:
-                numbers = [table[domain][metric] for table in having if metric in table.get(domain, {})]
-                record[metric] = fmean(numbers) if numbers else None
-                record[f"{metric}_sd"] = stdev(numbers) if len(numbers) > 1 else None
+    for arm in means(runs, "words"):
+        tables = [run.scores(arm) for run in runs]
+        for domain in dict.fromkeys(name for table in tables for name in table):
+            record: Event = {"arm": arm[0], "model": arm[1], "domain": domain}
+            rows = [table.get(domain, {}) for table in tables]
+            for metric in COMPARED:
+                found = _spread([row[metric] for row in rows if metric in row])
+                record |= {metric: found["mean"], f"{metric}_sd": found["sd"]}
             records.append(record)
 
     def shown(record: Event, metric: str, digits: int) -> str:
@@ -182,127 +160,91 @@ def domain_comparison(cells: Sequence[Cell]) -> Sheet:
 
     return Sheet(
         "By domain: mean over seeds (standard deviation)",
-        "lll" + "r" * len(METRICS),
-        ("arm", "model", "domain", *(name for name, _ in METRICS.values())),
+        "lll" + "r" * len(COMPARED),
+        ("arm", "model", "domain", *(name for name, _ in COMPARED.values())),
         tuple(
-            (r["arm"], r["model"], r["domain"], *(shown(r, m, digits) for m, (_, digits) in METRICS.items()))
+            (r["arm"], r["model"], r["domain"], *(shown(r, m, digits) for m, (_, digits) in COMPARED.items()))
             for r in records
         ),
         tuple(records),
     )
 
 
-def cost_comparison(cells: Sequence[Cell], equal: str = "") -> Sheet:
-    """What a cell of each arm costs, all clients together, as a mean over seeds."""
-    names = (*COSTS, "seconds", "peak_memory")
+def cost_comparison(runs: Sequence[GridRun], equal: str = "") -> Sheet:
+    """What a run of each arm costs, all clients together, as a mean over seeds."""
+    totals: dict[str, list[Mapping[str, float]]] = {}
+    for run in runs:
+        totals.setdefault(run.arm, []).append(_costs(run))
     records: list[Event] = []
-    for arm in dict.fromkeys(cell.arm for cell in cells):
-        totals = [_costs(cell) for cell in cells if cell.arm == arm]
-        record: Event = {"arm": arm}
-        for name in names:
-            known = [total[name] for total in totals if name in total]
-            record[name] = fmean(known) if known else None
-        records.append(record)
-    rows = [
-        (
-            record["arm"],
-            *(f"{record[name]:,.0f}" for name in names[:2]),
-            *(data_size(record[name]) for name in names[2:4]),
-            *(number(record[name], 0) for name in names[4:8]),
-            NONE if record["peak_memory"] is None else data_size(record["peak_memory"]),
-        )
-        for record in records
-    ]
+    for arm, found in totals.items():
+        known = {name: [total[name] for total in found if name in total] for name in COSTS}
+        records.append({"arm": arm} | {name: _spread(values)["mean"] for name, values in known.items()})
     return Sheet(
-        "Costs of a cell, all clients together, mean over seeds" + (f"; {equal}" if equal else ""),
-        "l" + "r" * len(names),
-        (
-            "arm",
-            "steps",
-            "response tokens",
-            "up",
-            "down",
-            "prepare s",
-            "train s",
-            "evaluate s",
-            "all s",
-            "peak",
-        ),
-        tuple(rows),
+        "Costs of a run, all clients together, mean over seeds" + _given(equal),
+        "l" + "r" * len(COSTS),
+        ("arm", *COSTS.values()),
+        tuple((r["arm"], *(_cost(name, r[name]) for name in COSTS)) for r in records),
         tuple(records),
-        note="Cells share rewritings, which do not depend on the seed: the first that needs them pays, and"
-        " those beside it wait for it. All s: of the process that ended the cell. Peak: its memory on the"
-        " host. Steps before round 1, and passes that learn weights of aggregation, are beside the budget.",
+        note="Runs share rewritings, which do not depend on the seed. The first run that needs them pays, and"
+        " those running at the same time wait for it. All s: seconds of the process that ended the run. Peak:"
+        " its memory on the host. The budget of steps does not include steps before round 1 and passes that"
+        " learn weights of aggregation.",
     )
 
 
 def rate_choice(trials: Sequence[Trial]) -> Sheet:
     """Validation loss of every arm with every learning rate."""
     rates = list(dict.fromkeys(trial.rate for trial in trials))
-    by_arm: dict[str, dict[float, Trial]] = {}
-    for trial in trials:
-        by_arm.setdefault(trial.arm, {})[trial.rate] = trial
-    rows = []
-    for arm, of_rate in by_arm.items():
-        chosen = next((rate for rate, trial in of_rate.items() if trial.is_chosen), None)
-        at_end = len(rates) > 1 and chosen in (min(rates), max(rates))
-        losses = (_loss_cell(of_rate.get(rate)) for rate in rates)
-        shown = NONE if chosen is None else f"{chosen:g}"
-        rows.append((arm, *losses, shown, "at the end of the list" if at_end else ""))
+    losses = {(trial.arm, trial.rate): _loss(trial) for trial in trials}
+    chosen = {trial.arm: trial.rate for trial in trials if trial.is_chosen}
+    at_end = {min(rates), max(rates)} if len(rates) > 1 else set()
     return Sheet(
         "Learning rates: loss on validation examples of what each arm learns last",
         "l" + "r" * (len(rates) + 1) + "l",
         ("arm", *(f"{rate:g}" for rate in rates), "chosen", ""),
-        tuple(rows),
+        tuple(
+            (
+                arm,
+                *(losses.get((arm, rate), NONE) for rate in rates),
+                f"{chosen[arm]:g}" if arm in chosen else NONE,
+                "at the end of the list" if chosen.get(arm) in at_end else "",
+            )
+            for arm in dict.fromkeys(trial.arm for trial in trials)
+        ),
         tuple(vars(trial) for trial in trials),
-        note="With the first seed. Losses of arms that learn true responses and of arms that learn rewritings"
-        " are not of the same texts. A choice at the end of the list might be beaten beyond it.",
+        note="With the first seed. Arms that learn true responses and arms that learn rewritings have losses"
+        " of different texts. Where the choice is at the end of the list, a rate beyond it might be better.",
     )
 
 
-def _loss_cell(trial: Trial | None) -> str:
-    if trial is None:
-        return NONE
+def _loss(trial: Trial) -> str:
     return "diverged" if trial.loss is None else number(trial.loss, 3)
 
 
-def _test_cells(record: Event, suffix: str, digits: int) -> tuple[str, str]:
-    low, high = record[f"low{suffix}"], record[f"high{suffix}"]
-    interval = NONE if low is None else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+def _cost(name: str, value: float | None) -> str:
+    return data_size(value) if name in BYTES and value is not None else number(value, 0)
+
+
+def _given(equal: str) -> str:
+    return f"; {equal}" if equal else ""
+
+
+def _test(record: Event, suffix: str, digits: int) -> tuple[str, str]:
     p = record[f"p_holm{suffix}"]
-    return interval, "<0.001" if p is not None and p < 0.001 else number(p, 3)
+    shown = "<0.001" if p is not None and p < 0.001 else number(p, 3)
+    return signed_interval(record[f"low{suffix}"], record[f"high{suffix}"], digits), shown
 
 
-def _costs(cell: Cell) -> dict[str, float]:
-    records = cost_records(cell.events)
-    total: dict[str, float] = {
-        work: sum(r["seconds"] for r in records if r["work"] == work)
-        for work in ("prepare", "train", "evaluate")
+def _spread(values: Collection[float]) -> dict[str, float | None]:
+    """Mean and standard deviation; None where there are too few values for them."""
+    return {"mean": fmean(values) if values else None, "sd": stdev(values) if len(values) > 1 else None}
+
+
+def _costs(run: GridRun) -> Mapping[str, float]:
+    total = total_costs(cost_records(run.events))
+    steps = sum(value for name, value in total.items() if name.startswith("num_steps_"))
+    end = next((event for event in run.events if event["event"] == "end"), {})
+    # A run in several processes has neither.
+    return {**total, "num_steps": steps} | {
+        name: end[name] for name in ("seconds", "peak_memory") if name in end
     }
-    for name in ("num_tokens", "num_bytes_up", "num_bytes_down"):
-        total[name] = sum(record.get(name, 0) for record in records)
-    total["num_steps"] = sum(v for r in records for k, v in r.items() if k.startswith("num_steps_"))
-    end = next((event for event in cell.events if event["event"] == "end"), {})
-    # A cell in several processes tells neither.
-    return total | {name: end[name] for name in ("seconds", "peak_memory") if name in end}
-
-
-def _model_of(cell: Cell, arm: str, model: str) -> Mapping[str, dict[str, float]]:
-    """Numbers of one model in a cell; {} where the cell is of another arm or has no such model."""
-    if arm == "base":
-        return cell.base.get("global", {})
-    return cell.final.get(model, {}) if cell.arm == arm else {}
-
-
-def _by_arm(cells: Sequence[Cell], metric: str) -> dict[Arm, dict[int, float]]:
-    """(arm, model) -> seed -> mean over domains. The base model is an arm, if it is one for all."""
-    bases = {cell.base.get("global", {}).get("mean", {}).get(metric) for cell in cells}
-    arms = [("base", NONE)] if len(bases) == 1 else []
-    arms += [(cell.arm, model) for cell in cells for model in ("global", "personalised")]
-    values: dict[Arm, dict[int, float]] = {}
-    for arm, model in dict.fromkeys(arms):
-        for cell in cells:
-            mean = _model_of(cell, arm, model).get("mean", {})
-            if metric in mean:
-                values.setdefault((arm, model), {})[cell.seed] = mean[metric]
-    return values

@@ -1,4 +1,4 @@
-"""A grid as a file: which arms and seeds there are, and the settings of every run that they ask for."""
+"""A grid as a file: which arms and seeds there are, and the settings of every run."""
 
 import os
 import re
@@ -6,43 +6,110 @@ import tomllib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedsdr.config import Section, Settings
 from fedsdr.errors import UserError
 from fedsdr.experiments.comparison import Group
 from fedsdr.methods import METHODS
-from fedsdr.recipe import flat, load_settings, to_toml
+from fedsdr.recipe import flat, load_settings
 
-KEYS = {
-    "recipe": "a recipe that all cells begin with",
-    "baseline": "the arm that the others are compared with",
-    "personal_baseline": "the arm that personalised models are compared with; the baseline, if left out",
-    "seeds": "run.seed of the cells, such as [0, 1, 2]",
-    "vary": "a table of settings, each with a list of values; an arm is one choice of each",
-    "arms": "a table of arms by name, each a table of settings; with vary, each comes in every choice",
-    "set": "a table of settings that hold for all cells",
-    "rates": "values of client.learning_rate; each arm takes the best of them on validation examples",
-    "budgets": 'values of client.budget, such as ["per_round", "per_stage"]; each gets its own tables',
-}
-NEEDED = {"recipe", "baseline", "seeds"}
 OWNED = {"client.learning_rate": "rates", "client.budget": "budgets"}
 """Settings that a key of the grid gives, where it is there."""
 VALIDATION = 0.1
 """Share of the training examples that is kept out where learning rates are chosen."""
-BUDGETS = {
+STEP_BUDGETS = {
+    "": "",
     "per_round": "equal steps per round, over all stages",
     "per_stage": "equal steps of each stage",
 }
+"""Value of client.budget -> what is equal between arms, in words."""
 Own = dict[str, Any]
 """Settings by dotted key."""
+
+
+def _differ(values: Any) -> Any:
+    if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+        raise ValueError(f"{values!r} is not a list of different values")
+    return values
+
+
+Different = Annotated[list[Any], AfterValidator(_differ)]
+
+
+class Grid(Section):
+    """The keys of a grid's file."""
+
+    recipe: str = Field(description="the path of a recipe that all runs begin with")
+    baseline: str = Field(description="the name of the arm that the others are compared with")
+    personal_baseline: str = Field(
+        "",
+        description="the name of the arm that personalised models are compared with; else the baseline",
+    )
+    seeds: Different = Field(description="a list of different values of run.seed, such as [0, 1, 2]")
+    vary: Own = Field(
+        {}, description="a table of settings, each with a list of values; an arm is one choice of each"
+    )
+    arms: dict[str, Own] = Field(
+        {}, description="a table of arms by name, each a table of settings; with vary, each in every choice"
+    )
+    common: Own = Field({}, alias="set", description="a table of settings that hold for all runs")
+    rates: Different | None = Field(
+        None,
+        description="a list of different values of client.learning_rate, such as [0.0002, 0.0005]; each arm"
+        " takes the best of them on validation examples",
+    )
+    budgets: Annotated[list[Literal["", "per_round", "per_stage"]], AfterValidator(_differ)] | None = Field(
+        None, description='a list of values of client.budget, such as ["per_round", "per_stage"]'
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not {"vary", "arms"} & self.model_fields_set:
+            raise ValueError("vary and arms are both missing; expected one of them, or both")
+        for name, own in self.arms.items():
+            if (name and not re.fullmatch(r"\w[\w.+-]*", name)) or name == "cache":
+                raise ValueError(f"arm {name!r} would be a folder's name; expected letters, digits, . + -")
+            if self.rates is None and "rates" in own:
+                raise ValueError(f"arms.{name}.rates replaces rates, which the grid does not give")
+            _differ(own.get("rates", [0]))
+        for key, choices in flat(self.vary):
+            if not isinstance(choices, list) or not choices or any(isinstance(one, dict) for one in choices):
+                raise ValueError(f"vary.{key} = {choices!r}; expected a list of values")
+        for key in (key for table in (self.vary, self.common, *self.arms.values()) for key, _ in flat(table)):
+            if OWNED.get(key) in self.model_fields_set:
+                raise ValueError(f"{key} and {OWNED[key]} are both given; leave out one of them")
+            if key in ("run.seed", "run.dir"):
+                raise ValueError(f"{key} is set by the grid; leave it out, and give seeds")
+        return self
+
+    def settings_of_arms(self) -> dict[str, Own]:
+        """Settings of each arm by its name: its own, a choice of what is varied, and what is common to all.
+
+        Raises:
+            ValueError: Two arms have one name, or a baseline is none of them.
+        """
+        varied = dict(flat(self.vary))
+        arms: dict[str, Own] = {}
+        for (name, own), choice in product((self.arms or {"": {}}).items(), product(*varied.values())):
+            words = [name] * bool(name) + [re.sub(r"[^\w.+-]+", "_", str(value)) for value in choice]
+            arm = "-".join(words)
+            if arm in arms:
+                raise ValueError(f"two arms are called {arm}; give a value once")
+            arms[arm] = dict(flat(self.common)) | dict(flat(own)) | dict(zip(varied, choice, strict=True))
+        for key in ("baseline", "personal_baseline"):
+            if (found := getattr(self, key) or self.baseline) not in arms:
+                raise ValueError(f"{key} = {found!r} is none of the arms {', '.join(arms)}")
+        return arms
 
 
 @dataclass(frozen=True)
 class Plan:
     """The runs of a grid, and what they are compared with."""
 
-    cells: dict[tuple[str, int], Settings]
+    runs: dict[tuple[str, int], Settings]
     """(arm, seed) -> settings, in the order in which they are run; learning rates are still the recipe's
     where `trials` choose them."""
     trials: dict[tuple[str, float], Settings]
@@ -59,87 +126,16 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
     Args:
         path: A TOML file, see docs/methods.md.
         folder: Where the runs will be.
-        jobs: How many will go on at a time; each takes its share of the cores where `run.threads` is 0.
+        jobs: How many will run at a time; each takes its share of the cores where `run.threads` is 0.
 
     Raises:
         UserError: With what was found and what was expected.
     """
-    values = _read(path)
-    rates, budgets, seeds = values.get("rates", []), values.get("budgets", [""]), values["seeds"]
-    arms = _arms(path, values)
-    baselines = [values["baseline"], values.get("personal_baseline", values["baseline"])]
-    for key, name in zip(("baseline", "personal_baseline"), baselines, strict=True):
-        if name not in arms:
-            raise UserError(f"grid {path}: {key} = {name!r} is none of the arms {', '.join(arms)}")
-
-    def load(own: Own, arm: str, place: str, seed: Any) -> Settings:
-        words = {**own, "run.dir": str(folder / arm / place), "run.seed": seed}
-        settings = load_settings(
-            values["recipe"], [f"{key}={to_toml(value)}" for key, value in words.items()]
-        )
-        if rates and not settings.data.validation:
-            settings = _update(settings, "data", validation=VALIDATION)
-        changes: dict[str, Any] = {"cache": settings.run.cache or str(folder / "cache")}
-        if not settings.run.threads and jobs > 1:
-            changes["threads"] = max(1, (os.cpu_count() or 1) // jobs)
-        return _update(settings, "run", **changes)
-
-    cells: dict[tuple[str, int], Settings] = {}
-    trials: dict[tuple[str, float], Settings] = {}
-    rate_of: dict[str, str] = {}
-    groups: dict[str, Group] = {}
-    for budget in budgets:
-        here: dict[str, str] = {}
-        """Name in the grid -> the arm that it is under this budget."""
-        for name, settings in arms.items():
-            own = settings | ({"client.budget": budget} if budget else {})
-            own_rates = own.pop("rates", rates)
-            method = METHODS[load(own, name, "", seeds[0]).method]
-            if budget == budgets[0] or len(method.stages) == 1:  # one stage takes the same steps either way
-                here[name] = name
-            else:
-                here[name] = f"{name}-{budget}"
-                if here[name] in arms:
-                    raise UserError(f"grid {path}: arm {here[name]} is the name of {name} under that budget")
-            arm = here[name]
-            if arm in rate_of:
-                continue
-            rate_of[arm] = name
-            cells |= {(arm, seed): load(own, arm, f"seed-{seed}", seed) for seed in seeds}
-            for rate in own_rates if arm == name else ():
-                trial = load({**own, "client.learning_rate": rate}, arm, f"rate-{rate}", seeds[0])
-                trials[arm, rate] = _as_trial(trial)
-        groups[BUDGETS.get(budget, "")] = Group(list(here.values()), *(here[name] for name in baselines))
-    return Plan(cells, trials, rate_of, groups)
-
-
-def _arms(path: Path, values: dict[str, Any]) -> dict[str, Own]:
-    """Settings of each arm by its name: its own, a choice of what is varied, and what is common to all."""
-    varied, common = dict(flat(values.get("vary", {}))), dict(flat(values.get("set", {})))
-    named = {name: dict(flat(own)) for name, own in values.get("arms", {"": {}}).items()}
-    for key, choices in varied.items():
-        if not isinstance(choices, list) or not choices or any(isinstance(one, dict) for one in choices):
-            raise UserError(f"grid {path}: vary.{key} = {choices!r}; expected a list of values")
-    for name, own in named.items():
-        if (name and not re.fullmatch(r"\w[\w.+-]*", name)) or name == "cache":
-            raise UserError(
-                f"grid {path}: arm {name!r} would be a folder's name; expected letters, digits, . + -"
-            )
-        if "rates" in own and "rates" not in values:
-            raise UserError(f"grid {path}: arms.{name}.rates replaces rates, which the grid does not give")
-    for key in {*varied, *common, *(key for own in named.values() for key in own)}:
-        if key in OWNED and OWNED[key] in values:
-            raise UserError(f"grid {path}: {key} is given beside {OWNED[key]}; leave out one of them")
-        if key in ("run.seed", "run.dir"):
-            raise UserError(f"grid {path}: {key} is the grid's own; leave it out, and give seeds")
-    arms: dict[str, Own] = {}
-    for (name, own), choice in product(named.items(), product(*varied.values())):
-        words = [name] * bool(name) + [re.sub(r"[^\w.+-]+", "_", str(value)) for value in choice]
-        arm = "-".join(words)
-        if arm in arms:
-            raise UserError(f"grid {path}: two arms are called {arm}; give a value once")
-        arms[arm] = common | own | dict(zip(varied, choice, strict=True))
-    return arms
+    try:
+        grid = Grid.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return _plan(grid, folder, jobs)
+    except (OSError, ValueError) as error:
+        raise UserError(f"grid {path}: {_explain(error)}") from None
 
 
 def with_rate(settings: Settings, rate: float) -> Settings:
@@ -147,38 +143,42 @@ def with_rate(settings: Settings, rate: float) -> Settings:
     return _update(settings, "client", learning_rate=rate)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The keys of a grid, each of its kind."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"grid {path} cannot be read: {error}") from None
-    if wrong := sorted((NEEDED - values.keys()) | (values.keys() - KEYS.keys())):
-        known = "; ".join(f"{key}: {meaning}" for key, meaning in KEYS.items())
-        raise UserError(f"grid {path}: key {wrong[0]} is missing or unknown; a grid has {known}")
-    if not {"vary", "arms"} & values.keys():
-        raise UserError(f"grid {path}: vary and arms are both missing; expected one of them, or both")
-    tables = [(key, values.get(key, {})) for key in ("vary", "arms", "set")]
-    if isinstance(values.get("arms"), dict):
-        tables += [(f"arms.{name}", own) for name, own in values["arms"].items()]
-    for key, found in tables:
-        if not isinstance(found, dict):
-            raise UserError(f"grid {path}: {key} = {found!r}; expected a table of settings")
-    for key in ("recipe", "baseline", "personal_baseline"):
-        if not isinstance(values.get(key, ""), str):
-            raise UserError(f"grid {path}: {key} = {values[key]!r}; expected a text")
-    examples: dict[str, list[Any]] = {"seeds": [0, 1, 2], "rates": [2e-4, 5e-4], "budgets": [*BUDGETS]}
-    lists = [(key, values[key], example) for key, example in examples.items() if key in values]
-    of_arms = ((f"arms.{name}.rates", own) for name, own in values.get("arms", {}).items())
-    lists += [(key, own["rates"], examples["rates"]) for key, own in of_arms if "rates" in own]
-    for key, found, example in lists:
-        if not isinstance(found, list) or not found or len(set(map(str, found))) < len(found):
-            raise UserError(
-                f"grid {path}: {key} = {found!r}; expected a list of different values, such as {example}"
-            )
-    if unknown := [budget for budget in values.get("budgets", ()) if budget not in [*BUDGETS]]:
-        raise UserError(f"grid {path}: budgets = {unknown!r}; known are {', '.join(BUDGETS)}")
-    return values
+def _plan(grid: Grid, folder: Path, jobs: int) -> Plan:
+    plan = Plan({}, {}, {}, {})
+    arms, budgets = grid.settings_of_arms(), grid.budgets or [""]
+
+    def load(own: Own, arm: str, place: str, seed: Any) -> Settings:
+        place_and_seed = {"run.dir": str(folder / arm / place), "run.seed": seed}
+        settings = load_settings(grid.recipe, own | place_and_seed)
+        if grid.rates and not settings.data.validation:
+            settings = _update(settings, "data", validation=VALIDATION)
+        changes: dict[str, Any] = {"cache": settings.run.cache or str(folder / "cache")}
+        if not settings.run.threads and jobs > 1:
+            changes["threads"] = max(1, (os.cpu_count() or 1) // jobs)
+        return _update(settings, "run", **changes)
+
+    for budget in budgets:
+        here: dict[str, str] = {}
+        """Name in the grid -> the arm that it is under this budget."""
+        for name, settings in arms.items():
+            own = settings | ({"client.budget": budget} if budget else {})
+            rates = own.pop("rates", grid.rates or [])
+            method = METHODS[load(own, name, "", grid.seeds[0]).method]
+            # One stage takes the same steps under either budget.
+            is_same = budget == budgets[0] or len(method.stages) == 1
+            arm = here[name] = name if is_same else f"{name}-{budget}"
+            if arm != name and arm in arms:
+                raise ValueError(f"arm {arm} is the name of {name} under that budget")
+            if arm in plan.rate_of:
+                continue
+            plan.rate_of[arm] = name
+            plan.runs.update({(arm, seed): load(own, arm, f"seed-{seed}", seed) for seed in grid.seeds})
+            for rate in rates if arm == name else ():
+                trial = load({**own, "client.learning_rate": rate}, arm, f"rate-{rate}", grid.seeds[0])
+                plan.trials[arm, rate] = _as_trial(trial)
+        baselines = (grid.baseline, grid.personal_baseline or grid.baseline)
+        plan.groups[STEP_BUDGETS[budget]] = Group(list(here.values()), *(here[name] for name in baselines))
+    return plan
 
 
 def _as_trial(settings: Settings) -> Settings:
@@ -191,3 +191,18 @@ def _as_trial(settings: Settings) -> Settings:
 def _update(settings: Settings, section: str, **changes: Any) -> Settings:
     table: Section = getattr(settings, section)
     return settings.model_copy(update={section: table.model_copy(update=changes)})
+
+
+def _explain(error: Exception) -> str:
+    """What was found in the file and what was expected."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    if not problem["loc"]:
+        return str(problem["ctx"]["error"])
+    keys = {field.alias or name: field for name, field in Grid.model_fields.items()}
+    key = str(problem["loc"][0])
+    if problem["type"] in ("missing", "extra_forbidden"):
+        known = "; ".join(f"{name}: {field.description}" for name, field in keys.items())
+        return f"key {key} is missing or unknown; a grid has {known}"
+    return f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}; expected {keys[key].description}"

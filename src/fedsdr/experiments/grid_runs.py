@@ -1,4 +1,4 @@
-"""What a finished cell of a grid has to show, and its answers against those of another arm."""
+"""What a finished run of a grid shows, and how two arms differ over seeds and over test examples."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,40 +6,80 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsdr.evaluate.scores import Table
-from fedsdr.stats import Difference, clustered
+from fedsdr.metrics import Scores
+from fedsdr.report.sheets import NONE
+from fedsdr.stats import Difference, clustered, holm, paired
 from fedsdr.storage import Event
 
 VERDICTS = {"score": "right", "unsupported_rate": "unsupported"}
 """Metrics that are means of verdicts on single answers, and the key of the verdict."""
+BASE = ("base", NONE)
+Arm = tuple[str, str]
+"""Name of an arm, and which of its models; the base model is an arm of its own."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What a finished cell has to show."""
+class GridRun:
+    """One finished run: one arm with one seed."""
 
     arm: str
     seed: int
-    base: Table
-    final: Table
+    base: Scores
+    final: Scores
     events: Sequence[Event]
     answers: Mapping[str, Sequence[Event]]
     """Model ("base", "global" or "personalised") -> one record for each test prompt."""
     method: str = ""
     rest: str = ""
-    """Hash of the settings but for method, learning rate and [run]."""
+    """Hash of all settings except method, learning rate and [run]."""
+
+    def scores(self, arm: Arm) -> Mapping[str, dict[str, float]]:
+        """Scores of a model by domain; {} where the run is of another arm or has no such model."""
+        if arm == BASE:
+            return self.base.get("global", {})
+        return self.final.get(arm[1], {}) if self.arm == arm[0] else {}
 
 
-def over_examples(
-    cells: Sequence[Cell], arm: str, baseline: str, model: str, verdict: str
-) -> Difference | None:
-    """Test over seeds and examples: answers of the arm's model against the baseline's to the same prompts."""
-    mine, others = (_verdicts(cells, name, model, verdict) for name in (arm, baseline))
+@dataclass(frozen=True)
+class Gain:
+    """An arm's model against the baseline's, on the seeds that both have."""
+
+    by_seed: Sequence[float]
+    over_seeds: Difference | None
+    over_examples: Difference | None
+    """Test over seeds and examples, of a metric in `VERDICTS`."""
+
+
+def means(runs: Sequence[GridRun], metric: str) -> dict[Arm, dict[int, float]]:
+    """Arm -> seed -> mean over domains. The base model is an arm if all runs have the same."""
+    is_one = len({run.scores(BASE).get("mean", {}).get(metric) for run in runs}) == 1
+    arms = [BASE] * is_one + [(run.arm, model) for run in runs for model in ("global", "personalised")]
+    values = {
+        arm: {run.seed: mean[metric] for run in runs if metric in (mean := run.scores(arm).get("mean", {}))}
+        for arm in dict.fromkeys(arms)
+    }
+    return {arm: of_seed for arm, of_seed in values.items() if of_seed}
+
+
+def compare_arms(runs: Sequence[GridRun], arm: Arm, baseline: Arm, metric: str) -> Gain | None:
+    """Compare two arms on the same seeds and prompts; None without a common seed."""
+    by_arm = means([run for run in runs if run.arm in (arm[0], baseline[0])], metric)
+    mine, others = by_arm.get(arm, {}), by_arm.get(baseline, {})
     seeds = sorted(mine.keys() & others.keys())
-    if not seeds:
+    if arm == baseline or not seeds:
         return None
-    common = [of_seed[seed].keys() for seed in seeds for of_seed in (mine, others)]
-    prompts = [prompt for prompt in mine[seeds[0]] if all(prompt in found for found in common)]
+    values = [[of_seed[seed] for seed in seeds] for of_seed in (mine, others)]
+    gains = [a - b for a, b in zip(*values, strict=True)]
+    of_answers = over_examples(runs, arm, baseline, VERDICTS[metric]) if metric in VERDICTS else None
+    return Gain(gains, paired(*values), of_answers)
+
+
+def over_examples(runs: Sequence[GridRun], arm: Arm, baseline: Arm, verdict: str) -> Difference | None:
+    """Test over seeds and examples: answers of the arm's model against the baseline's to the same prompts."""
+    mine, others = (_verdicts(runs, one, verdict) for one in (arm, baseline))
+    seeds = sorted(mine.keys() & others.keys())
+    answered = [of_seed[seed] for seed in seeds for of_seed in (mine, others)]
+    prompts = [prompt for prompt in answered[0] if all(prompt in one for one in answered)] if seeds else []
     if not prompts:
         return None
     differences = np.array(
@@ -48,19 +88,27 @@ def over_examples(
     return clustered(differences, [domain for domain, *_ in prompts])
 
 
-def _verdicts(
-    cells: Sequence[Cell], arm: str, model: str, verdict: str
-) -> dict[int, dict[tuple[str, str, int], bool]]:
-    """Seed -> prompt -> verdict; a prompt is told by its domain, its texts, and which of equal ones it is."""
+def ends(test: Difference | None, suffix: str = "") -> Event:
+    """Ends of a test's interval, for a record."""
+    return {f"low{suffix}": test and test.low, f"high{suffix}": test and test.high}
+
+
+def correct(records: Sequence[Event], key: str = "p_holm") -> None:
+    """Replace the p values under a key by those that Holm's method corrects for their number."""
+    tested = [record for record in records if record[key] is not None]
+    for record, p in zip(tested, holm([record[key] for record in tested]), strict=True):
+        record[key] = p
+
+
+def _verdicts(runs: Sequence[GridRun], arm: Arm, verdict: str) -> dict[int, dict[tuple[str, str, int], bool]]:
+    """Seed -> prompt -> verdict. A prompt is its domain, its texts, and which of equal ones it is."""
     found: dict[int, dict[tuple[str, str, int], bool]] = {}
-    for cell in cells:
-        if cell.arm != arm:
-            continue
+    for run in runs:
         seen: Counter[tuple[str, str]] = Counter()
-        for record in cell.answers.get(model, ()):
+        for record in run.answers.get(arm[1], ()) if run.arm == arm[0] else ():
             texts = "\0".join(record[key] for key in ("instruction", "input", "output"))
             seen[record["domain"], texts] += 1
             if record[verdict] is not None:
                 place = (record["domain"], texts, seen[record["domain"], texts])
-                found.setdefault(cell.seed, {})[place] = record[verdict]
+                found.setdefault(run.seed, {})[place] = record[verdict]
     return found

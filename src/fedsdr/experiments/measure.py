@@ -1,7 +1,7 @@
 """`fedsdr measure`: what the paper claims, measured on a run and written into its folder.
 
 Each measurement is a file of its own, `measurements/<name>.json`, written as soon as it is made. All need the
-data of all clients at one place, so they are for simulations.
+data of all clients in one place, so they are for simulations.
 """
 
 import os
@@ -12,54 +12,53 @@ from pathlib import Path
 
 from fedsdr import __version__
 from fedsdr.errors import UserError
-from fedsdr.experiments.measured_run import Options, Subject
+from fedsdr.experiments.measured_run import MeasuredRun, Options
 from fedsdr.experiments.measurements import MEASUREMENTS
-from fedsdr.experiments.results import PLAN, finished, tabulate
+from fedsdr.experiments.results import finished, planned_runs, tabulate
 from fedsdr.federation.client_context import close_clients
-from fedsdr.federation.run import checked_round, read_settings
 from fedsdr.progress import say
-from fedsdr.report.measurements import FOLDER
 from fedsdr.report.page import write_report
 from fedsdr.report.sheets import Sheet
-from fedsdr.storage import Event, read_json, write_json
+from fedsdr.run_folder import RunFolder, checked_round, read_settings
+from fedsdr.storage import Event, write_json
 
 
 def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[str, Sheet]:
-    """Measure every finished cell of a grid, those apart that have the measurement, and tabulate it anew.
+    """Measure every finished run of a grid, except those that have the measurement, and tabulate it again.
 
-    What cannot be made of a cell, such as rewritings of fedit, is told and passed over.
+    What a run lacks the data for, such as rewritings of fedit, is reported and skipped.
 
     Raises:
-        UserError: A name or option is wrong, or no cell has a measurement that was asked for by name.
+        UserError: A name or option is wrong, or no run has a measurement that was asked for by name.
     """
     _check(names, options)
     missing: dict[str, str] = {}
     had: set[str] = set()
-    for arm, seed, place in read_json(folder / PLAN)["cells"]:
-        cell = folder / place
-        if not finished(cell):
+    for arm, seed, run in planned_runs(folder):
+        if not finished(run):
             continue
-        there = {name for name in names or MEASUREMENTS if (cell / FOLDER / f"{name}.json").exists()}
+        there = {name for name in names or MEASUREMENTS if RunFolder(run).measurement(name).exists()}
         had |= there
         if wanted := [name for name in names or MEASUREMENTS if name not in there]:
             say(f"{arm}, seed {seed}")
-            made, lacking = _measure(cell, wanted, options)
+            made, lacking = _measure(run, wanted, options)
             had |= made.keys()
             missing |= lacking
-    if lost := [name for name in names if name not in had]:
-        told = missing.get(lost[0], "no cell is finished")
-        raise UserError(f"{folder}: {lost[0]} could be measured in no cell: {told}")
+    for name in names:
+        if name not in had:
+            reason = missing.get(name, "no run is finished")
+            raise UserError(f"{folder}: {name} could not be measured in any run: {reason}")
     sheets, _ = tabulate(folder)
     return sheets
 
 
 def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, Event]:
-    """Make measurements of a run and write its page anew.
+    """Make measurements of a run and write its page again.
 
     Args:
         folder: A run's folder, with at least one finished round.
-        names: Of `MEASUREMENTS`; none: all that the run has what is needed for.
-        options: What the run's folder does not tell.
+        names: Of `MEASUREMENTS`; none: all that the run has the data for.
+        options: What the run's folder does not contain.
 
     Returns:
         Name -> measurement, as written.
@@ -71,11 +70,11 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
     _check(names, options)
     made, missing = _measure(folder, names or list(MEASUREMENTS), options)
     if missing and (names or not made):
-        whose: dict[str, list[str]] = {}
-        for name, reason in missing.items():
-            whose.setdefault(reason, []).append(name)
-        told = "; ".join(f"{', '.join(some)}: {reason}" for reason, some in whose.items())
-        raise UserError(f"{folder}: not measured: {told}")
+        reasons = {
+            reason: [name for name in missing if missing[name] == reason] for reason in missing.values()
+        }
+        listed = "; ".join(f"{', '.join(some)}: {reason}" for reason, some in reasons.items())
+        raise UserError(f"{folder}: not measured: {listed}")
     return made
 
 
@@ -83,7 +82,7 @@ def _check(names: Sequence[str], options: Options) -> None:
     """Refuse unknown names, and options that no measurement asked for uses.
 
     Raises:
-        UserError: Names what would do.
+        UserError: Says how to fix it.
     """
     if unknown := [name for name in names if name not in MEASUREMENTS]:
         raise UserError(f"measurement {unknown[0]!r} is unknown; known are {', '.join(MEASUREMENTS)}")
@@ -101,7 +100,7 @@ def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict
     alone = settings.run.model_copy(
         update={"threads": int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or 0)}
     )
-    subject = Subject(folder, settings.model_copy(update={"run": alone}), options)
+    run = MeasuredRun(folder, settings.model_copy(update={"run": alone}), options)
     made: dict[str, Event] = {}
     missing: dict[str, str] = {}
     try:
@@ -109,22 +108,21 @@ def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict
             start = time.monotonic()
             say(f"measuring {name}")
             try:
-                found = MEASUREMENTS[name](subject)
+                found = MEASUREMENTS[name](run)
             except UserError as reason:
                 say(f"  not measured: {reason}")
                 missing[name] = str(reason)
                 continue
+            words = ["fedsdr", "measure", str(folder), "--only", name, *options.words(name)]
             made[name] = {
                 "measure": name,
                 "version": __version__,
-                "command": shlex.join(
-                    ["fedsdr", "measure", str(folder), "--only", name, *options.words(name)]
-                ),
+                "command": shlex.join(words),
                 "seconds": time.monotonic() - start,
                 **found,
+                "notes": [f"Of the run after round {done}.", *found["notes"]],
             }
-            made[name]["notes"] = [f"Of the run after round {done}.", *made[name]["notes"]]
-            write_json(folder / FOLDER / f"{name}.json", made[name])
+            write_json(RunFolder(folder).measurement(name), made[name])
     finally:
         close_clients()
     if made:

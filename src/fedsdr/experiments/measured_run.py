@@ -1,4 +1,4 @@
-"""A run that is measured: its clients, its model, its shared adapters, as measurements want them."""
+"""A run that is measured: its clients, its model and its shared adapters, as measurements need them."""
 
 import random
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from pathlib import Path
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import ClientContext, data_of, model_of, open_client
+from fedsdr.federation.client_context import ClientContext, data_of, open_client
 from fedsdr.federation.export import check_identity
+from fedsdr.federation.model_cache import model_of
 from fedsdr.messages.wire import Arrays
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.base import Base
+from fedsdr.model.adapters import LoraModel
+from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_round
 
@@ -22,7 +23,7 @@ Views = dict[str, dict[str, list[Conversation]]]
 
 @dataclass(frozen=True)
 class Options:
-    """What a run's folder does not tell."""
+    """What a run's folder does not contain."""
 
     nli: str = ""
     """Name or folder of an NLI cross-encoder."""
@@ -31,7 +32,7 @@ class Options:
     judge_model: str = ""
     """Name of the model there."""
     against: Path | None = None
-    """A run whose global model is judged beside this one's; None: the base model."""
+    """A run whose global model is judged against this one's; None: the base model alone."""
     data: str = ""
     """Folder with the benchmarks' local data, or "hub"; empty: the run's own test examples."""
     tasks: tuple[str, ...] = ()
@@ -40,7 +41,7 @@ class Options:
     """Examples of each benchmark; 0: all."""
 
     def words(self, name: str) -> list[str]:
-        """Those that a measurement uses, as options of the command line."""
+        """The options that a measurement uses, as words of the command line."""
         judge = {"--judge": self.judge, "--judge-model": self.judge_model}
         given = {
             "paradox": {"--nli": self.nli, **judge},
@@ -55,35 +56,36 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A run that is measured, with what it was made of."""
+class MeasuredRun:
+    """A run that is measured, with its clients and its model."""
 
     folder: Path
     settings: Settings
     options: Options
 
     @property
-    def model(self) -> tuple[Base, Adapters]:
-        """The base and its adapters, without what another measurement left added to the base."""
-        base, adapters = model_of(self.settings)
-        check_identity(self.settings, base.identity)
-        adapters.load_residual({})
-        return base, adapters
+    def model(self) -> LoraModel:
+        """The base and its adapters, without the residual that another measurement added to the base."""
+        model = model_of(self.settings)
+        check_identity(self.folder, model.base.identity)
+        model.load_residual({})
+        return model
 
     @cached_property
-    def sites(self) -> list[ClientContext]:
+    def clients(self) -> list[ClientContext]:
         """All clients.
 
         Raises:
             UserError: They are on other machines.
         """
-        if not (self.folder / "clients").is_dir():
+        clients = RunFolder(self.folder).clients
+        if not clients.is_dir():
             raise UserError(
-                f"{self.folder} has no folder clients: they are on other machines, and this needs the data of"
-                " all at one place. A client alone can `fedsdr analyze` its own distilled.jsonl"
+                f"{self.folder} has no folder clients: they are on other machines, and this measurement needs"
+                " the data of all in one place. Each client can `fedsdr analyze` its own distilled.jsonl"
             )
         num = len(data_of(self.settings)[1])
-        return [open_client(self.settings, number, self.folder / "clients") for number in range(num)]
+        return [open_client(self.settings, number, clients) for number in range(num)]
 
     def rewritten(self) -> list[ClientContext]:
         """All clients, with rewritings of their training responses.
@@ -91,37 +93,37 @@ class Subject:
         Raises:
             UserError: The method rewrites nothing.
         """
-        if not all("train" in site.rewritings for site in self.sites):
+        if not all("train" in client.rewritings for client in self.clients):
             raise UserError(
                 f"method = {self.settings.method} rewrites no training response; measure a run of fedsd or"
                 " fedsdr"
             )
-        return self.sites
+        return self.clients
 
     def training(self, most: int = 0) -> Views:
         """Training conversations of all clients in both views.
 
         Args:
-            most: Of more examples of a client, so many are drawn, the same in both views; 0: all.
+            most: Of a client with more examples, this many are drawn, the same in both views; 0: all.
         """
         found: Views = {"raw": {}, "distilled": {}}
-        for site in self.rewritten():
-            places = list(range(len(site.data.train)))
+        for client in self.rewritten():
+            places = list(range(len(client.data.train)))
             if 0 < most < len(places):
-                draw = random.Random(seed_for(self.settings.run.seed, "measure", site.id))
+                draw = random.Random(seed_for(self.settings.run.seed, "measure", client.id))
                 places = sorted(draw.sample(places, most))
-            found["raw"][site.id] = [site.views["raw"][place] for place in places]
-            found["distilled"][site.id] = [site.views["distilled"][place] for place in places]
+            found["raw"][client.id] = [client.views["raw"][place] for place in places]
+            found["distilled"][client.id] = [client.views["distilled"][place] for place in places]
         return found
 
     def tests(self) -> Views:
         """Test conversations of all clients, with true responses and with rewritings."""
         return {
-            "raw": {site.id: list(site.tests.raw) for site in self.sites},
-            "distilled": {site.id: list(site.tests.distilled) for site in self.sites},
+            "raw": {client.id: list(client.tests.raw) for client in self.clients},
+            "distilled": {client.id: list(client.tests.distilled) for client in self.clients},
         }
 
     def shared(self, server_round: int) -> Arrays:
         """The shared adapter of a round."""
-        arrays, _ = load_round(self.folder / "server", server_round, self.settings.adapter.rank)
+        arrays, _ = load_round(RunFolder(self.folder), server_round, self.settings.adapter.rank)
         return arrays

@@ -1,10 +1,8 @@
-"""Each measurement of a run: from the run to its records, and where it tests a claim its verdict."""
+"""Each measurement of a run: from the run to its records and, where it tests a claim, its verdict."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-
-import torch
 
 from fedsdr.analysis.claims import claim, only
 from fedsdr.analysis.consistency import Round, gain_survival, update_consistency
@@ -15,44 +13,39 @@ from fedsdr.analysis.transfer import loss_transfer
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import run_benchmarks
 from fedsdr.evaluate.judge import win_rate
-from fedsdr.experiments.measured_run import Subject
+from fedsdr.experiments.measured_run import MeasuredRun
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
-from fedsdr.federation.export import demand_global
-from fedsdr.federation.run import answer_files, checked_round, read_settings
+from fedsdr.federation.export import require_global
 from fedsdr.messages.wire import Arrays
-from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
-from fedsdr.model.adapters import Adapters
-from fedsdr.report.measurements import FOLDER
+from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.rows import Adapter
+from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round, load_updates
-from fedsdr.storage import Event, list_rounds, read_lines, rewrite_lines
+from fedsdr.storage import Event, read_lines, rewrite_lines
 
 MOST_GRADIENTS, MOST_MAPPED = 32, 60
 """Training examples of a client, drawn by seed, of which gradients are taken, and which are mapped."""
 
 
-def _alignment(subject: Subject) -> Event:
-    note = "Training responses and what is taught after fall-back."
-    return alignment(_texts(subject), subject.settings.run.seed) | {"notes": [note]}
-
-
-def _texts(subject: Subject) -> dict[str, list[tuple[str, str]]]:
-    """Responses and what is taught instead, of every client."""
-    return {
-        site.id: [
+def _alignment(run: MeasuredRun) -> Event:
+    texts = {
+        client.id: [
             (example.response, new.distilled)
-            for example, new in zip(site.data.train, site.rewritings["train"], strict=True)
+            for example, new in zip(client.data.train, client.rewritings["train"], strict=True)
         ]
-        for site in subject.rewritten()
+        for client in run.rewritten()
     }
+    note = "Training responses and what is taught after fall-back."
+    return alignment(texts, run.settings.run.seed) | {"notes": [note]}
 
 
-def _gradients(subject: Subject) -> Event:
-    base, adapters = subject.model
-    views = subject.training(MOST_GRADIENTS)
-    _load(adapters, subject.shared(0))
-    settings = subject.settings
-    records = gradient_alignment(base, adapters, views, settings.client.batch_size, settings.run.seed)
+def _gradients(run: MeasuredRun) -> Event:
+    model = run.model
+    views = run.training(MOST_GRADIENTS)
+    model.load("shared", run.shared(0))
+    settings = run.settings
+    records = gradient_alignment(model, views, settings.client.batch_size, settings.run.seed)
     note = f"At the shared adapter of round 0; at most {MOST_GRADIENTS} training examples of each client."
     verdict = claim(
         "Rewriting makes the clients pull the shared adapter one way",
@@ -63,88 +56,74 @@ def _gradients(subject: Subject) -> Event:
     return {"records": records, "notes": [note], "verdicts": [verdict]}
 
 
-def _transfer(subject: Subject) -> Event:
-    base, adapters = subject.model
-    settings = subject.settings
-    client = settings.client.model_copy(update={"budget": "per_stage", "drift_correction": "none"})
+def _transfer(run: MeasuredRun) -> Event:
+    settings = run.settings
+    steps = settings.client.model_copy(update={"budget": "per_stage", "drift_correction": "none"})
     records = loss_transfer(
-        base,
-        adapters,
-        subject.training(),
-        subject.tests(),
-        client,
-        settings.eval.batch_size,
-        settings.run.seed,
+        run.model, run.training(), run.tests(), steps, settings.eval.batch_size, settings.run.seed
     )
-    work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs} epochs"
-    note = (
-        f"{work} of {client.batch_size * client.accumulation} examples at a rate of {client.learning_rate:g}."
-    )
-    verdicts = []
-    for on in dict.fromkeys(record["on"] for record in records):
-        wanted = {"view": "difference", "on": on, "trained_on": "others", "tested_on": "mean"}
-        verdicts.append(
-            claim(
-                f"On {on}, training on another's rewritings leaves a client better off than on raw responses",
-                only(records, wanted),
-                -1,
-                "One training each, whose seed the interval does not cover. Loss, distilled minus raw:",
-            )
+    work = f"{steps.local_steps} steps" if steps.local_steps else f"{steps.local_epochs} epochs"
+    note = f"{work} of {steps.batch_size * steps.accumulation} examples at a rate of {steps.learning_rate:g}."
+    others = {"view": "difference", "trained_on": "others", "tested_on": "mean"}
+    verdicts = [
+        claim(
+            f"On {on}, training on another's rewritings leaves a client better off than on raw responses",
+            only(records, others | {"on": on}),
+            -1,
+            "One training each; the interval does not cover its seed. Loss, distilled minus raw:",
         )
+        for on in dict.fromkeys(record["on"] for record in records)
+    ]
     return {"records": records, "notes": [note], "verdicts": verdicts}
 
 
-def _map(subject: Subject) -> Event:
-    base, adapters = subject.model
-    settings = subject.settings
-    records = response_map(
-        base, adapters, subject.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed
-    )
-    return {"records": records, "notes": ["A picture, no evidence: other seeds give others."]}
+def _map(run: MeasuredRun) -> Event:
+    settings = run.settings
+    records = response_map(run.model, run.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed)
+    return {"records": records, "notes": ["A picture, not evidence: other seeds give other pictures."]}
 
 
-def _consistency(subject: Subject) -> Event:
-    records: list[Event] = []
-    for number, updates in _updates(subject):
-        before = subject.shared(number - 1)
-        records += [{"round": number, **record} for record in update_consistency(before, updates)]
+def _consistency(run: MeasuredRun) -> Event:
+    records = [
+        {"round": number, **record}
+        for number, updates in _updates(run)
+        for record in update_consistency(run.shared(number - 1), updates)
+    ]
     return {"records": records, "notes": ["Changes of the products B A of the shared adapter in one round."]}
 
 
-def _survival(subject: Subject) -> Event:
-    base, adapters = subject.model
-    tests = {name: texts for name, texts in subject.tests()["raw"].items() if texts}
+def _survival(run: MeasuredRun) -> Event:
+    tests = {name: texts for name, texts in run.tests()["raw"].items() if texts}
     if not tests:
         raise UserError("gains are measured on test examples, and no client has any")
     rounds = (
-        Round(number, subject.shared(number - 1), updates, subject.shared(number))
-        for number, updates in _updates(subject)
+        Round(number, run.shared(number - 1), updates, run.shared(number))
+        for number, updates in _updates(run)
     )
-    records = gain_survival(base, adapters, rounds, tests, subject.settings.eval.batch_size)
+    records = gain_survival(run.model, rounds, tests, run.settings.eval.batch_size)
     return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
 
 
-def _benchmarks(subject: Subject) -> Event:
-    base, adapters = subject.model
-    options, settings = subject.options, subject.settings
-    demand_global(settings, "benchmarks are of the base and the global model")
+def _benchmarks(run: MeasuredRun) -> Event:
+    model = run.model
+    options, settings = run.options, run.settings
+    require_global(settings, "benchmarks are of the base and the global model")
     if options.data not in ("", "hub") and not Path(options.data).is_dir():
         raise UserError(
-            f"--data = {options.data} is no folder; give one laid out as docs/data.md says, or hub"
+            f"--data = {options.data} is not a folder; give one laid out as in docs/data.md, or hub"
         )
-    own = [example for site in subject.sites for example in site.tests.examples]
-    last = checked_round(subject.folder, None)
-    shared, residual = load_round(subject.folder / "server", last, settings.adapter.rank)
-    _load(adapters, shared)
-    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    own = [example for client in run.clients for example in client.tests.examples]
+    last = checked_round(run.folder, None)
+    shared, residual = load_round(RunFolder(run.folder), last, settings.adapter.rank)
+    model.load("shared", shared)
+    model.load_residual(residual)
     models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
     records: list[Event] = []
     answers: list[Event] = []
-    for model, active in models.items():
+    for name, active in models.items():
         said: list[Event] = []
         found = run_benchmarks(
-            base,
-            adapters,
+            model,
             active,
             options.tasks,
             data={"": own, "hub": None}.get(options.data, Path(options.data)),
@@ -154,132 +133,117 @@ def _benchmarks(subject: Subject) -> Event:
             code_timeout=settings.eval.code_timeout,
             answers=said,
         )
-        records += [{"model": model, **record} for record in found]
-        answers += [{"model": model, **answer} for answer in said]
+        records += [{"model": name, **record} for record in found]
+        answers += [{"model": name, **answer} for answer in said]
     if not records:
         raise UserError(f"--data = {options.data or 'the run'}: found no question that benchmarks could ask")
-    rewrite_lines(subject.folder / FOLDER / "benchmark-answers.jsonl", answers)
+    rewrite_lines(RunFolder(run.folder).benchmark_answers, answers)
     return {"records": records, "notes": ["Every answer is in benchmark-answers.jsonl."]}
 
 
-def _updates(subject: Subject) -> list[tuple[int, dict[str, Arrays]]]:
+def _updates(run: MeasuredRun) -> list[tuple[int, dict[str, Arrays]]]:
     """What the clients sent in each round.
 
     Raises:
-        UserError: It was not kept, or the clients do not begin from what the server has.
+        UserError: It was not saved, or the clients do not begin from what the server has.
     """
-    server = subject.folder / "server"
-    aggregation = AGGREGATIONS[subject.settings.server.aggregation]
-    settings = subject.settings
+    folder, settings = RunFolder(run.folder), run.settings
+    aggregation = AGGREGATIONS[settings.server.aggregation]
     adapts = METHODS[settings.method].on_receive == "adapt"
     if aggregation.is_fresh or aggregation.kept or aggregation.adds_to_base or adapts:
         raise UserError(
             f"method = {settings.method}, server.aggregation = {settings.server.aggregation}: clients do not"
-            " begin a round from the server's factors alone, so their changes cannot be told"
+            " begin a round from the server's factors alone, so their changes cannot be determined"
         )
     if settings.lora.client_ranks:
         raise UserError("lora.client_ranks: changes of clients of different rank are not comparable")
     if len(data_of(settings)[1]) < 2:
-        raise UserError("there is one client, and changes of several are compared")
-    kept = [(number, load_updates(server, number)) for number in list_rounds(server) if number]
-    found = [(number, updates) for number, updates in kept if len(updates) > 1]
+        raise UserError("there is only one client; changes of several are compared")
+    saved = ((number, load_updates(folder, number)) for number in list_rounds(folder.server) if number)
+    found = [(number, updates) for number, updates in saved if len(updates) > 1]
     if not found:
-        raise UserError("what the clients sent was not kept; run with server.keep_updates=true")
+        raise UserError("what the clients sent was not saved; run with server.keep_updates=true")
     return found
 
 
-def _paradox(subject: Subject) -> Event:
+def _paradox(run: MeasuredRun) -> Event:
     """Of what the teacher wrote, before fall-back, and of what the models answer."""
-    options, texts = subject.options, dict[str, list[Pair]]()
-    likeness = None
-    if all("train" in site.rewritings for site in subject.sites):
+    options, texts, likeness = run.options, dict[str, list[Pair]](), None
+    if all("train" in client.rewritings for client in run.clients):
         written = {
-            site.id: [
+            client.id: [
                 (example, new.first)
-                for example, new in zip(site.data.train, site.rewritings["train"], strict=True)
+                for example, new in zip(client.data.train, client.rewritings["train"], strict=True)
                 if new.first is not None
             ]
-            for site in subject.sites
+            for client in run.clients
         }
         texts[REWRITING] = [pair for pairs in written.values() for pair in pairs]
-        with suppress(UserError):  # one client, or too few words: the verdict says that it is missing
+        with suppress(UserError):  # one client, or too few words: the verdict reports that it is missing
             pairs = {name: [(e.response, new) for e, new in some] for name, some in written.items()}
-            likeness = alignment(pairs, subject.settings.run.seed)["records"]
-    for model, answers in _answers(subject).items():
+            likeness = alignment(pairs, run.settings.run.seed)["records"]
+    for model, answers in _answers(run).items():
         texts[f"{model} answer"] = list(answers.values())
     if not texts:
         raise UserError("there are neither rewritings of training responses nor answers to test prompts")
-    with_checkers = checkers(options.nli, options.judge, options.judge_model)
-    found = paradox(texts, with_checkers, likeness)
+    found = paradox(texts, checkers(options.nli, options.judge, options.judge_model), likeness)
     found["notes"].append("Rewritings of training responses before fall-back; answers to test prompts.")
     return found
 
 
-def _answers(subject: Subject) -> dict[str, dict[tuple[str, int], Pair]]:
+def _answers(run: MeasuredRun) -> dict[str, dict[tuple[str, int], Pair]]:
     """Model -> client and place -> test example and what the model answered, as evaluations recorded it."""
     found: dict[str, dict[tuple[str, int], Pair]] = {}
-    for model, file in answer_files(subject.settings).items():
-        for site in subject.sites:
-            records = read_lines(site.folder / "evaluation" / file)
-            # Records stand by domain, in the order of the examples.
-            examples = sorted(site.tests.examples, key=lambda example: example.domain)
-            if records:
-                if len(records) != len(examples) or not all("answer" in record for record in records):
-                    raise UserError(
-                        f"{site.folder / 'evaluation' / file}: expected {len(examples)} answers, as fedsdr"
-                        " wrote them; remove evaluation/ in the run's folder and `fedsdr evaluate` it anew"
-                    )
-                said = zip(examples, (record["answer"] for record in records), strict=True)
-                found.setdefault(model, {}).update(
-                    {(site.id, place): pair for place, pair in enumerate(said)}
+    for client in run.clients:
+        # Records stand by domain, in the order of the examples.
+        examples = sorted(client.tests.examples, key=lambda example: example.domain)
+        for model, path in ClientFolder(client.folder).final_answers(run.settings.server.num_rounds).items():
+            if not (records := read_lines(path)):
+                continue
+            if len(records) != len(examples) or not all("answer" in record for record in records):
+                raise UserError(
+                    f"{path}: expected {len(examples)} answers, as fedsdr wrote them; remove evaluation/ in"
+                    " the run's folder and `fedsdr evaluate` it again"
                 )
+            for place, (example, record) in enumerate(zip(examples, records, strict=True)):
+                found.setdefault(model, {})[client.id, place] = (example, record["answer"])
     return found
 
 
-def _win_rate(subject: Subject) -> Event:
+def _win_rate(run: MeasuredRun) -> Event:
     """The global model against the base, and against another run's global model, where one is given.
 
     Models are called by their methods; of two runs of one method, by their folders.
     """
-    options = subject.options
+    options = run.options
     if not options.judge:
         raise UserError("win rates need a judge: give --judge ADDRESS and --judge-model NAME")
     judge = judge_at(options.judge, options.judge_model)
-    own = _answers(subject)
-    if "global" not in own:
-        raise UserError("the global model's answers are not on record: the run is not finished, or has none")
-    name, others = subject.settings.method, {"base": own.get("base", {})}
+    answers = _answers(run)
+    if "global" not in answers:
+        raise UserError(
+            "the global model has no answers on record: the run is not finished, or has no global model"
+        )
+    name, own, others = run.settings.method, answers["global"], {"base": answers.get("base", {})}
     if options.against:
-        other = Subject(options.against, read_settings(options.against), options)
+        other = MeasuredRun(options.against, read_settings(options.against), options)
         against = other.settings.method
         if against == name:
-            name, against = str(subject.folder), str(options.against)
+            name, against = str(run.folder), str(options.against)
         others[against] = _answers(other).get("global", {})
     records: list[Event] = []
-    for against, answers in others.items():
-        places = [place for place in own["global"] if place in answers]
-        if not places:
-            raise UserError(f"the answers of {against}'s model are not on record: its run is not finished")
-        if any(own["global"][place][0] != answers[place][0] for place in places):
-            raise UserError(
-                f"--against = {options.against} was tested on other examples than {subject.folder}"
-            )
-        records += win_rate(
-            [own["global"][place][0] for place in places],
-            [own["global"][place][1] for place in places],
-            [answers[place][1] for place in places],
-            judge,
-            name,
-            against,
-        )
+    for against, theirs in others.items():
+        both = [(pair, theirs[place]) for place, pair in own.items() if place in theirs]
+        if not both:
+            raise UserError(f"{against}'s model has no answers on record: its run is not finished")
+        if any(mine[0] != other[0] for mine, other in both):
+            raise UserError(f"--against = {options.against} was tested on other examples than {run.folder}")
+        examples, texts = zip(*(mine for mine, _ in both), strict=True)
+        records += win_rate(examples, texts, [other[1] for _, other in both], judge, name, against)
     return {"records": records, "notes": [f"Judged by {options.judge_model}."]}
 
 
-def _load(adapters: Adapters, values: Arrays) -> None:
-    adapters.load("shared", {key: torch.from_numpy(value) for key, value in values.items()})
-
-
-MEASUREMENTS: Mapping[str, Callable[[Subject], Event]] = {
+MEASUREMENTS: Mapping[str, Callable[[MeasuredRun], Event]] = {
     "alignment": _alignment,
     "gradients": _gradients,
     "transfer": _transfer,

@@ -1,16 +1,14 @@
 """The page of a grid: the arms side by side, with the spread over seeds, and every table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Settings
 from fedsdr.experiments.comparison import Comparison
-from fedsdr.report.blocks import Part, Table, Verdict
+from fedsdr.report.blocks import Tab, Table
 from fedsdr.report.figures import comparison_figure
-from fedsdr.report.page import render
+from fedsdr.report.page import data_fact, model_fact, render
 from fedsdr.storage import write_file
 
 COMMON = {
@@ -20,7 +18,7 @@ COMMON = {
     "domains": "By domain",
     "rates": "Learning rates",
 }
-"""Tables of all budgets, and their titles."""
+"""Tables of all step budgets, and their titles."""
 
 
 def write_grid_report(
@@ -36,10 +34,10 @@ def write_grid_report(
         folder: The grid's folder.
         comparison: Its tables.
         status: What is missing; empty for a finished grid.
-        settings: Of one of its cells; what is told of them is common to all.
-        environment: What that cell's environment.json holds.
+        settings: Of one of its runs; what the page shows of them is common to all.
+        environment: What that run's environment.json holds.
     """
-    parts: list[Part] = []
+    tabs: list[Tab] = []
     first: list[Table] = []
     for place, (equal, records) in enumerate(comparison.drawn.items(), start=1):
         prefix = f"{place}-" if len(comparison.drawn) > 1 else ""
@@ -48,34 +46,36 @@ def write_grid_report(
             for name, sheet in comparison.sheets.items()
             if name not in COMMON and name.startswith(prefix)
         ]
+        if not records:  # none of its runs is finished yet
+            continue
         first.append(own.pop(0))
         title = equal[:1].upper() + equal[1:] or "Comparison"
-        figure = comparison_figure(records, f"comparison-{place}")
-        parts.append(Part(f"part-{place}", title, title, [figure, *own]))
+        tabs.append(
+            Tab(f"part-{place}", title, title, [comparison_figure(records, f"comparison-{place}"), *own])
+        )
     for name, title in COMMON.items():
         if name in comparison.sheets:
-            parts.append(Part(f"part-{name}", title, title, [Table(name, comparison.sheets[name])]))
-    model, server, data = settings.model, settings.server, environment["data"]
-    arms = dict.fromkeys(record["arm"] for records in comparison.drawn.values() for record in records)
-    seeds = {record["num_seeds"] for records in comparison.drawn.values() for record in records}
-    facts = [
-        ("Arms", ", ".join(arm for arm in arms if arm != "base")),
-        ("Seeds", " to ".join(map(str, sorted({min(seeds), max(seeds)}))) + " for each arm"),
-        ("Model", f"{model.name}, computed in {model.dtype}; {environment['model']['origin']}"),
-        ("Rounds", f"{server.num_rounds}, {len(data['num_train'])} clients"),
-        ("Data", f"{data['origin']}; {sum(data['num_train'].values()):,} training and"
-                 f" {sum(data['num_test'].values()):,} test examples, the same for every seed"),
-    ]  # fmt: skip
-    path = folder / "report.html"
+            tabs.append(Tab(f"part-{name}", title, title, [Table(name, comparison.sheets[name])]))
+    drawn = [record for records in comparison.drawn.values() for record in records]
+    arms = dict.fromkeys(record["arm"] for record in drawn if record["arm"] != "base")
+    seeds = {record["num_seeds"] for record in drawn}
+    clients = environment["data"]["num_train"]
     page = render(
         "grid.html",
         name=folder.resolve().name,
         status=status,
-        facts=facts,
-        verdicts=list(map(Verdict.of, comparison.verdicts)),
-        no_verdict="No claim was put to the test in this grid.",
+        facts=[
+            ("Arms", ", ".join(arms)),
+            ("Seeds", " to ".join(map(str, sorted({min(seeds), max(seeds)}))) + " for each arm"),
+            model_fact(settings.model, environment),
+            ("Rounds", f"{settings.server.num_rounds}, {len(clients)} clients"),
+            data_fact(environment, ", the same for every seed"),
+        ],
+        verdicts=comparison.verdicts,
+        no_verdict="No claim was tested in this grid.",
         first=first,
-        parts=parts,
+        tabs=tabs,
     )
+    path = folder / "report.html"
     write_file(path, page)
     return path

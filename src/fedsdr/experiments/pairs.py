@@ -19,13 +19,15 @@ from fedsdr.analysis.paradox import (
     style_differences,
     worst,
 )
-from fedsdr.data.readers import Row, file_rows, to_records
+from fedsdr.data.files import Row, file_rows
+from fedsdr.data.readers import to_records
 from fedsdr.data.sources import BUILT_IN, RESERVED
 from fedsdr.errors import UserError
 from fedsdr.evaluate.entailment import Checker, JudgeChecker, NliChecker
-from fedsdr.intervals import Z
 from fedsdr.model.remote import Judge
 from fedsdr.progress import say
+from fedsdr.report.sheets import signed_interval
+from fedsdr.stats import Z
 from fedsdr.storage import Event
 
 SEED = 0
@@ -34,9 +36,9 @@ ALL, UNNAMED = "all", "unnamed"
 """Domain of rows that name none: where none does, and where others do."""
 PARAPHRASES = BUILT_IN / "paraphrases.jsonl"
 """True paraphrases, written by hand, 8 for each built-in domain. Each says what its response says, no less
-and no more, so what a check finds there is a false alarm. No change of a check is a reason to change them."""
+and no more, so what a check finds there is a false positive. A changed check is no reason to change them."""
 NUM_WORST = 12
-"""Examples that are shown to be read."""
+"""Examples shown on the page."""
 
 
 def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: str) -> dict[str, Event]:
@@ -44,7 +46,7 @@ def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: st
 
     Args:
         path: As `read_pairs`.
-        clusters: Where the file names no domains: clusters of instructions that stand for clients; 0: none.
+        clusters: Where the file names no domains: clusters of instructions in place of clients; 0: none.
         nli: Name or folder of an NLI cross-encoder; empty: none.
         judge_url: Base address of a judge; empty: none.
         judge_model: Name of the model there.
@@ -69,13 +71,12 @@ def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: st
     for name, (example, text) in sorted(zip(names, pairs, strict=True), key=lambda item: item[0]):
         groups.setdefault(name, []).append((example.response, text))
     made: dict[str, Event] = {}
-    if len(groups) > 1:
-        try:
-            made["alignment"] = alignment(groups, SEED)
-        except UserError as reason:
-            say(f"no alignment: {reason}")
-    else:
-        say("no alignment: the rows name no domains; --clusters 5 puts clusters of instructions there")
+    try:
+        if len(groups) < 2:
+            raise UserError("the rows have no domains; --clusters 5 uses clusters of instructions instead")
+        made["alignment"] = alignment(groups, SEED)
+    except UserError as reason:
+        say(f"no alignment: {reason}")
     difference = made["alignment"]["records"] if made else None
     made["paradox"] = paradox({REWRITING: pairs}, checkers(nli, judge_url, judge_model), difference)
     given = {"--clusters": clusters, "--nli": nli, "--judge": judge_url, "--judge-model": judge_model}
@@ -107,18 +108,13 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def checkers(nli: str, judge_url: str, judge_model: str) -> list[Checker | None]:
-    """The exact checks (None), and what was asked for beside them.
+    """The exact checks (None), and the checkers that the options name.
 
     Raises:
         UserError: The NLI model cannot be read, or as `judge_at`.
     """
-    judge = judge_at(judge_url, judge_model) if judge_url or judge_model else None
-    found: list[Checker | None] = [None]
-    if nli:
-        found.append(NliChecker(nli))
-    if judge:
-        found.append(JudgeChecker(judge))
-    return found
+    judges = [JudgeChecker(judge_at(judge_url, judge_model))] if judge_url or judge_model else []
+    return [None, *([NliChecker(nli)] if nli else []), *judges]
 
 
 def judge_at(url: str, model: str) -> Judge:
@@ -131,7 +127,7 @@ def judge_at(url: str, model: str) -> Judge:
         raise UserError(f"--judge = {url!r} and --judge-model = {model!r}: give both, or neither")
     if not url.startswith(("http://", "https://")):
         raise UserError(
-            f"--judge = {url} does not begin with http:// or https://: give an address such as"
+            f"--judge = {url} does not begin with http:// or https://; give an address such as"
             " http://localhost:8000/v1"
         )
     return Judge(url, model)
@@ -159,12 +155,12 @@ def paradox(
     with_checkers: Sequence[Checker | None],
     likeness: Sequence[Event] | None,
 ) -> Event:
-    """The rewrite paradox by every checker, its false alarms, and the worst examples.
+    """The rewrite paradox by every checker, the checker's false positives, and the worst examples.
 
     Args:
         texts: What texts are ("rewriting", "global answer", ...) -> examples with them.
         with_checkers: As `checkers` gives them.
-        likeness: Records of `alignment`, where there are any: the paradox wants texts to become more alike.
+        likeness: Records of `alignment`, where there are any: in the paradox, texts become more alike.
     """
     first = next(iter(texts.values()))
     known = {
@@ -194,28 +190,28 @@ def paradox(
 
 def _paradox_verdicts(conditions: Sequence[Event], likeness: Sequence[Event] | None) -> list[Event]:
     """Of each checker, whether all three conditions of the paradox hold."""
-    parts = ["alignment was not measured"]
     aligned: Word = "undecided"
+    parts = ["alignment was not measured"]
     if likeness is not None:
         gain = mean_difference(likeness, "js")
-        aligned = verdict_of(gain["low"], gain["high"], -1)
-        parts = [f"divergence {_shown(gain)}"]
+        aligned, parts = verdict_of(gain["low"], gain["high"], -1), [f"divergence {_shown(gain)}"]
     style = [one for one in conditions if one["kind"] != "unsupported"]
     padded = _any_of([_corrected(one, len(style)) for one in style])
+    parts += [f"{one['kind'].replace('_', ' ')} {_shown(one)}" for one in style]
     verdicts = []
     for checker in dict.fromkeys(one["checker"] for one in conditions):
         alarms = [one for one in conditions if (one["checker"], one["kind"]) == (checker, "unsupported")]
         words: list[Word] = [aligned, padded]
         words += [verdict_of(one["low"], one["high"], 1) for one in alarms] or ["undecided"]
-        told = [f"unsupported beyond {one['against']}s {_shown(one)}" for one in alarms]
-        told += [f"{one['kind'].replace('_', ' ')} {_shown(one)}" for one in style]
-        changes = "; ".join([*parts, *told])
+        changes = "; ".join(
+            [*(f"unsupported beyond {one['against']}s {_shown(one)}" for one in alarms), *parts]
+        )
         verdicts.append(
             {
-                "claim": f"The rewrite paradox ({checker}): texts get more alike, and less true, and padded",
+                "claim": f"The rewrite paradox ({checker}): texts become more alike, less true, and padded",
                 "verdict": next((word for word in ("refuted", "undecided") if word in words), "supported"),
-                "text": f"Changes with 95 % intervals: {changes}. Padded is told if one of three stays above"
-                " 0 by Bonferroni's correction.",
+                "text": f"Changes with 95 % intervals: {changes}. Texts are padded if one of three changes in"
+                " style is above 0 after Bonferroni's correction.",
             }
         )
     return verdicts
@@ -237,10 +233,11 @@ def _any_of(words: Sequence[Word]) -> Word:
 
 def _shown(record: Event) -> str:
     """Difference with its interval."""
-    value = record.get("difference", record.get("value"))
-    if value is None or record["low"] is None:
-        return "not known"
-    return f"{value:+.3f} [{record['low']:+.3f}, {record['high']:+.3f}]"
+    if record["low"] is None:
+        return "unknown"
+    return (
+        f"{record.get('difference', record['value']):+.3f} {signed_interval(record['low'], record['high'])}"
+    )
 
 
 def _rewriting(row: Row) -> str:

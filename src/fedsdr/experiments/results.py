@@ -1,23 +1,23 @@
-"""What a grid's folder has to show: its finished runs, their tables and its page.
+"""What a grid's folder shows: its finished runs, their tables and its page.
 
-`grid.json` there says which runs there are; nothing else than the folder is needed.
+`grid.json` there names the runs; nothing but the folder is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedsdr.errors import UserError
-from fedsdr.experiments.comparison import Comparison, Group, Trial, compare_cells
+from fedsdr.experiments.comparison import Comparison, Group, Trial, compare_runs
 from fedsdr.experiments.grid import Plan
-from fedsdr.experiments.grid_runs import Cell
+from fedsdr.experiments.grid_runs import GridRun
 from fedsdr.experiments.page import write_grid_report
-from fedsdr.federation.run import Result, answer_files, is_finished, read_result, read_settings
 from fedsdr.methods import METHODS
 from fedsdr.recipe import flat
 from fedsdr.report.consistency import arms_sheet
 from fedsdr.report.sheets import Sheet, render_text, to_csv
+from fedsdr.run_folder import Result, RunFolder, read_result, read_settings
 from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
 
 PLAN = "grid.json"
@@ -26,17 +26,18 @@ DIVERGED = "diverged.txt"
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Keep what the tables must know of a grid."""
-    write_json(
-        folder / PLAN,
-        {
-            "groups": {equal: asdict(group) for equal, group in plan.groups.items()},
-            "cells": [[arm, seed, _inside(folder, some.run.dir)] for (arm, seed), some in plan.cells.items()],
-            "trials": [
-                [arm, rate, _inside(folder, some.run.dir)] for (arm, rate), some in plan.trials.items()
-            ],
-        },
-    )
+    """Keep what the tables need to know of a grid."""
+
+    def listed(runs: Mapping[Any, Any]) -> list[list[Any]]:
+        return [[*place, str(Path(some.run.dir).relative_to(folder))] for place, some in runs.items()]
+
+    groups = {equal: asdict(group) for equal, group in plan.groups.items()}
+    write_json(folder / PLAN, {"groups": groups, "cells": listed(plan.runs), "trials": listed(plan.trials)})
+
+
+def planned_runs(folder: Path) -> list[tuple[str, int, Path]]:
+    """Arm, seed and folder of every run of a grid, finished or not."""
+    return [(arm, seed, folder / place) for arm, seed, place in read_json(folder / PLAN)["cells"]]
 
 
 def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
@@ -46,25 +47,25 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
         The tables by name, and where the page is.
 
     Raises:
-        UserError: No cell is finished yet.
+        UserError: No run is finished yet.
     """
-    plan = read_json(folder / PLAN)
-    results = [(arm, seed, finished(folder / place)) for arm, seed, place in plan["cells"]]
-    cells = [_read_cell(arm, seed, result) for arm, seed, result in results if result]
-    if not cells:
-        raise UserError(f"no cell of the grid in {folder} is finished yet")
-    groups = {equal: Group(**group) for equal, group in plan["groups"].items()}
-    comparison = compare_cells(cells, groups, read_trials(folder))
-    if agreement := _agreement({result.folder: arm for arm, _, result in results if result}):
+    planned = planned_runs(folder)
+    results = [(arm, seed, result) for arm, seed, place in planned if (result := finished(place))]
+    if not results:
+        raise UserError(f"no run of the grid in {folder} is finished yet")
+    groups = {equal: Group(**group) for equal, group in read_json(folder / PLAN)["groups"].items()}
+    runs = [_read_run(*one) for one in results]
+    comparison = compare_runs(runs, groups, read_trials(folder))
+    if agreement := _agreement(results):
         comparison.sheets["consistency"] = arms_sheet(agreement)
-    comparison.sheets["arms"] = _arms_sheet({arm: result.folder for arm, _, result in results if result})
+    comparison.sheets["arms"] = _arms_sheet({arm: result.folder for arm, _, result in results})
     _write(folder, comparison)
-    missing = len(results) - len(cells)
-    status = f"unfinished: {len(cells)} of {len(results)} cells" if missing else ""
-    example = next(result.folder for _, _, result in results if result)
-    environment = read_json(example / "environment.json")
-    settings = read_settings(example)
-    return comparison.sheets, write_grid_report(folder, comparison, status, settings, environment)
+    status = f"unfinished: {len(runs)} of {len(planned)} runs" if len(runs) < len(planned) else ""
+    example = results[0][2].folder
+    environment = read_json(RunFolder(example).environment)
+    return comparison.sheets, write_grid_report(
+        folder, comparison, status, read_settings(example), environment
+    )
 
 
 def as_json(sheets: dict[str, Sheet]) -> list[dict[str, Any]]:
@@ -73,7 +74,7 @@ def as_json(sheets: dict[str, Sheet]) -> list[dict[str, Any]]:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """Loss of every arm with every rate that was tried, on the validation examples; the least is chosen.
+    """Validation loss of every arm with every rate that was tried; the least is chosen.
 
     It is the loss on what the arm's model learns last, true responses or rewritings: on true responses, any
     rate above zero would hurt an arm that learns rewritings. Mixed: the mean of both. The model is the global
@@ -100,12 +101,10 @@ def chosen_rates(trials: Sequence[Trial]) -> dict[str, float]:
         UserError: An arm diverged with every rate.
     """
     chosen = {trial.arm: trial.rate for trial in trials if trial.is_chosen}
-    for trial in trials:
-        if trial.arm not in chosen:
-            rates = [other.rate for other in trials if other.arm == trial.arm]
-            raise UserError(
-                f"{trial.arm}: training diverged with every one of rates = {rates}; add lower ones"
-            )
+    for arm in dict.fromkeys(trial.arm for trial in trials):
+        if arm not in chosen:
+            rates = [trial.rate for trial in trials if trial.arm == arm]
+            raise UserError(f"{arm}: training diverged with every one of rates = {rates}; add lower ones")
     return chosen
 
 
@@ -125,37 +124,37 @@ def _validation_loss(result: Result) -> float:
 
 def finished(folder: Path) -> Result | None:
     """Result of a run; None if it has not begun or is not finished."""
-    if not (folder / "config.toml").exists() or not is_finished(read_settings(folder)):
-        return None
-    return read_result(folder)
+    return read_result(folder) if RunFolder(folder).is_finished() else None
 
 
-def _read_cell(arm: str, seed: int, result: Result) -> Cell:
-    """What a finished cell has to show, with every answer: a simulation's server holds the tests itself."""
-    settings = read_settings(result.folder)
+def _read_run(arm: str, seed: int, result: Result) -> GridRun:
+    """Read a finished run with every answer: in a simulation the server's machine holds the tests."""
+    settings, run = read_settings(result.folder), RunFolder(result.folder)
     answers: dict[str, list[Event]] = {}
-    for model, file in answer_files(settings).items():
-        paths = sorted(result.folder.glob(f"clients/*/evaluation/{file}"))
-        answers[model] = [record for path in paths for record in read_lines(path)]
+    for client in run.client_folders():
+        for model, path in client.final_answers(settings.server.num_rounds).items():
+            answers.setdefault(model, []).extend(read_lines(path))
     rest = settings.model_dump(
         mode="json", exclude={"run": True, "method": True, "client": {"learning_rate"}}
     )
-    events = read_lines(result.folder / "metrics.jsonl")
-    return Cell(arm, seed, result.base, result.final, events, answers, settings.method, content_hash(rest))
+    events = read_lines(run.log)
+    return GridRun(arm, seed, result.base, result.final, events, answers, settings.method, content_hash(rest))
 
 
-def _agreement(cells: dict[Path, str]) -> list[tuple[str, Sequence[Event], Sequence[Event]]]:
-    """Arm and records of consistency and survival of the cells that were measured."""
+def _agreement(
+    results: Sequence[tuple[str, int, Result]],
+) -> list[tuple[str, Sequence[Event], Sequence[Event]]]:
+    """Arm and records of consistency and survival of the runs that were measured."""
     found = []
-    for folder, arm in cells.items():
-        paths = [folder / "measurements" / f"{name}.json" for name in ("consistency", "survival")]
+    for arm, _, result in results:
+        paths = [RunFolder(result.folder).measurement(name) for name in ("consistency", "survival")]
         if all(path.exists() for path in paths):
             updates, survival = (read_json(path)["records"] for path in paths)
             found.append((arm, updates, survival))
     return found
 
 
-def _arms_sheet(folders: dict[str, Path]) -> Sheet:
+def _arms_sheet(folders: Mapping[str, Path]) -> Sheet:
     """What the arms are: the settings in which they differ."""
     found = {arm: dict(flat(read_settings(place).model_dump(mode="json"))) for arm, place in folders.items()}
     keys = dict.fromkeys(key for own in found.values() for key in own if not key.startswith("run."))
@@ -173,7 +172,3 @@ def _write(folder: Path, comparison: Comparison) -> None:
     write_file(folder / "comparison.md", "\n\n".join(texts) + "\n")
     for name, sheet in comparison.sheets.items():
         write_file(folder / f"comparison-{name}.csv", to_csv(sheet.records))
-
-
-def _inside(folder: Path, place: str) -> str:
-    return str(Path(place).relative_to(folder))

@@ -1,30 +1,30 @@
-"""What both apps find on a machine: the model, loaded once per process, and one client's data and folder."""
+"""A client on its machine: its data as the model sees it, its rewritings, and its folder; read once."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
-import torch
-
-from fedsdr.config import Lora, Model, Settings
+from fedsdr.config import Run, Settings
 from fedsdr.data.conversation import Conversation, encode
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
+from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
-from fedsdr.distill.rewrite import Rewriting, rewrite
+from fedsdr.data.summary import check_consistent, notices
+from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
-from fedsdr.methods import METHODS, View
-from fedsdr.model.adapters import Adapters
-from fedsdr.model.allocator import keep_pages
-from fedsdr.model.base import Base, load_base
+from fedsdr.federation.model_cache import load_model, model_of
+from fedsdr.methods import METHODS
+from fedsdr.progress import say, within
+from fedsdr.rows import View
+from fedsdr.run_folder import ClientFolder
 from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 
 REWRITING = tuple(field.name for field in fields(Rewriting))
-TRUTH = ("label", "choices", "answer", "facts", "tests")
-"""What of an example is kept beside its rewriting, so that `fedsdr analyze` can check it."""
+TRUTH = ("label", "choices", "answer", "facts", "tests", "history")
+"""Fields of an example that are saved with its rewriting, so that `fedsdr analyze` can check it."""
 
 
 @dataclass(frozen=True)
@@ -35,38 +35,34 @@ class ClientContext:
     folder: Path
     data: ClientData
     rewritings: dict[str, Sequence[Rewriting]]
-    """Of the "train" and "test" responses, where method and settings want them."""
+    """Of the "train" and "test" responses, where method and settings need them."""
     views: dict[View, list[Conversation]]
     """The training examples as conversations, with true and with rewritten responses."""
     tests: TestSet
 
 
-@lru_cache(maxsize=1)
-def load_model(model: Model, lora: Lora, threads: int) -> tuple[Base, Adapters]:
-    """Load the base and put both adapters on it; one base serves all clients of this process."""
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    keep_pages()
-    base = load_base(model)
-    return base, Adapters(base.model, lora)
-
-
-def model_of(settings: Settings) -> tuple[Base, Adapters]:
-    """The model of a run."""
-    return load_model(settings.model, settings.adapter, settings.run.threads)
-
-
-@lru_cache(maxsize=1)
-def _load_data(settings: str) -> tuple[dict[str, Domain], list[ClientData]]:
-    chosen = Settings.model_validate_json(settings)
-    domains = load_domains(chosen.data, chosen.partition.id_column)
-    return domains, partition(domains, chosen)
+_data: dict[str, tuple[dict[str, Domain], list[ClientData]]] = {}
 
 
 def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
-    """All domains of a simulation, and all clients, sorted by id; read once per process."""
-    return _load_data(
-        settings.model_dump_json(include={"method": True, "data": True, "partition": True, "eval": {"on"}})
+    """All domains of a simulation, and all clients, sorted by id; read once per process.
+
+    Without what cannot be taught within `model.max_length`, which the domains count.
+    """
+    key = settings.model_dump_json(
+        include={"method": True, "data": True, "partition": True, "eval": {"on"}, "model": True}
     )
+    if key not in _data:
+        _data.clear()
+        domains = _fit(load_domains(settings.data, settings.partition.id_column), settings)
+        _data[key] = domains, partition(domains, settings)
+    return _data[key]
+
+
+def _fit(domains: dict[str, Domain], settings: Settings) -> dict[str, Domain]:
+    check_consistent(domains)
+    tokenizer = model_of(settings).base.tokenizer
+    return fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
 
 
 _clients: dict[tuple[str, str], ClientContext] = {}
@@ -75,7 +71,7 @@ _clients: dict[tuple[str, str], ClientContext] = {}
 def open_client(
     settings: Settings, who: int | str, root: Path, runs_programs: bool = True, identity: str = ""
 ) -> ClientContext:
-    """Open a client: check its data, rewrite what is wanted, encode. Done once per process.
+    """Open a client: check its data, rewrite what is needed, encode. Done once per process.
 
     Args:
         settings: Those of the run, as the client's node has them.
@@ -83,7 +79,7 @@ def open_client(
             own, and read again at each message, since someone may change it.
         root: Where the client's folder is.
         runs_programs: Whether examples keep their `tests`, for which programs of the model are run.
-        identity: Of the server's base model; "" of a message that does not tell it.
+        identity: Of the server's base model; "" in a message without it.
 
     Raises:
         AnotherBaseModel: Than the server's; nothing was rewritten.
@@ -92,7 +88,8 @@ def open_client(
     if isinstance(who, str):
         if METHODS[settings.method].is_pooled:
             raise UserError(f"method = {settings.method} pools the data of all clients: simulate it instead")
-        data = own_data(load_domains(settings.data, settings.partition.id_column), settings, who)
+        domains = load_domains(settings.data, settings.partition.id_column)
+        data = own_data(domains, settings, who)
     else:
         clients = data_of(settings)[1]
         if who >= len(clients):
@@ -105,12 +102,17 @@ def open_client(
     if key not in _clients:
         if is_deployed:
             _clients.clear()  # a worker lives long, and serves one run at a time:
-            load_model.cache_clear()  # not two models side by side
-        if identity and model_of(settings)[0].identity != identity:
+            load_model.cache_clear()  # not two models at once
+        if identity and model_of(settings).base.identity != identity:
             raise AnotherBaseModel(
                 f"model = {settings.model.name!r} is not the server's base model: set `model` in this node's"
                 " configuration to the server's"
             )
+        if is_deployed:
+            domains = _fit(domains, settings)
+            for notice in notices(domains):
+                say(f"  {notice}")
+            data = own_data(domains, settings, str(who))
         if not runs_programs:
             train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
             data = ClientData(data.id, train, test)
@@ -121,21 +123,41 @@ def open_client(
 def close_clients() -> None:
     """Forget all clients, at the end of a run: the files may be others when the next one begins."""
     _clients.clear()
-    _load_data.cache_clear()
+    _data.clear()
 
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
+    model, longest = model_of(settings), settings.model.max_length
+    cache = cache_of(settings.run, folder) / "rewritings"
+
+    def conversations(
+        examples: Sequence[Example], new: Sequence[Rewriting] | None = None
+    ) -> list[Conversation]:
+        texts = [one.distilled for one in new] if new else [example.response for example in examples]
+        pairs = zip(examples, texts, strict=True)
+        return [encode(model.base.tokenizer, example, text, longest) for example, text in pairs]
+
+    def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
+        def rewrite_all() -> list[Rewriting]:
+            # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
+            new = rewrite(model, examples, settings.distill, 2 * longest, cache)
+            return fall_back_where_cut(model.base.tokenizer, examples, new, longest)
+
+        return _distil(ClientFolder(folder).rewritings(part), rewrite_all, examples)
+
     rewritings: dict[str, Sequence[Rewriting]] = {}
-    views: dict[View, list[Conversation]] = {"raw": _encode(settings, data.train)}
+    views: dict[View, list[Conversation]] = {"raw": conversations(data.train)}
     if METHODS[settings.method].needs_rewritings:
-        rewritings["train"] = _distil(settings, data.train, folder, "distilled", data.id)
-        views["distilled"] = _encode(settings, data.train, rewritings["train"])
+        with within(data.id):
+            rewritings["train"] = distilled(data.train, "train")
+        views["distilled"] = conversations(data.train, rewritings["train"])
         views["mixed"] = [*views["raw"], *views["distilled"]]
     distilled_tests = []
     if settings.eval.rewritings and data.test:
-        rewritings["test"] = _distil(settings, data.test, folder, "distilled-test", f"{data.id} test")
-        distilled_tests = _encode(settings, data.test, rewritings["test"])
-    tests = TestSet(data.test, _encode(settings, data.test), distilled_tests)
+        with within(f"{data.id} test"):
+            rewritings["test"] = distilled(data.test, "test")
+        distilled_tests = conversations(data.test, rewritings["test"])
+    tests = TestSet(data.test, conversations(data.test), distilled_tests)
     return ClientContext(data.id, folder, data, rewritings, views, tests)
 
 
@@ -145,14 +167,14 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
     Raises:
         UserError: The data changed since the folder was begun.
     """
-    path, found = folder / "data.hash", _hashes(data)
+    path, found = ClientFolder(folder).data_hash, _hashes(data)
     if not path.exists():
-        write_file(path, "".join(f"{value} {what}\n" for what, value in found.items()))
+        write_file(path, "".join(f"{value} {name}\n" for name, value in found.items()))
         return
     before = {
-        what: value for value, _, what in (line.partition(" ") for line in path.read_text().splitlines())
+        name: value for value, _, name in (line.partition(" ") for line in path.read_text().splitlines())
     }
-    if changed := [what for what in found if before.get(what) != found[what]]:
+    if changed := [name for name in found if before.get(name) != found[name]]:
         raise UserError(
             f"the data of client {data.id} changed since {folder} was begun: {' and '.join(changed)}"
             f" ({len(data.train)} training and {len(data.test)} test examples now); start a new run, or"
@@ -161,35 +183,30 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
 
 
 def _hashes(data: ClientData) -> dict[str, str]:
-    """What is compared -> its hash."""
+    """Hash of each part of the data, by its name."""
     parts = {"training examples": data.train, "test examples": data.test}
-    return {what: content_hash([asdict(example) for example in part]) for what, part in parts.items()}
+    return {name: content_hash([as_record(example) for example in part]) for name, part in parts.items()}
 
 
 def data_hash(data: ClientData) -> str:
     """Hash all that a client holds, in order."""
-    return content_hash([[asdict(example) for example in part] for part in (data.train, data.test)])
+    return content_hash([[as_record(example) for example in part] for part in (data.train, data.test)])
 
 
 def _distil(
-    settings: Settings, examples: Sequence[Example], folder: Path, name: str, what: str
+    path: Path, rewrite_all: Callable[[], list[Rewriting]], examples: Sequence[Example]
 ) -> list[Rewriting]:
-    """Rewrite once; keep the pairs for people to read, and to take up again after a stop.
+    """Rewrite once; save the pairs for people to read, and to go on with after a stop.
 
-    The verdict of the checks is kept with the text: a program that passed its tests when the run began
+    The verdict of the checks is saved with the text: a program that passed its tests when the run began
     might exceed its time on a busier machine.
     """
-    path = folder / f"{name}.jsonl"
     if path.exists():
         try:
             return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
         except (KeyError, TypeError):
             raise UserError(f"{path} is damaged; expected the rewritings as fedsdr wrote them") from None
-    base, adapters = model_of(settings)
-    # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
-    longest = 2 * settings.model.max_length
-    kept = cache_of(settings, folder)
-    rewritings = rewrite(base, adapters, examples, settings.distill, longest, kept / "rewritings", what)
+    rewritings = rewrite_all()
     pairs = [
         {
             "domain": example.domain,
@@ -205,19 +222,6 @@ def _distil(
     return rewritings
 
 
-def cache_of(settings: Settings, folder: Path) -> Path:
-    """Where a client keeps what other runs may reuse."""
-    return Path(settings.run.cache) if settings.run.cache else folder
-
-
-def _encode(
-    settings: Settings, examples: Sequence[Example], rewritings: Sequence[Rewriting] | None = None
-) -> list[Conversation]:
-    base, _ = model_of(settings)
-    texts = (
-        [new.distilled for new in rewritings] if rewritings else [example.response for example in examples]
-    )
-    return [
-        encode(base.tokenizer, example, text, settings.model.max_length)
-        for example, text in zip(examples, texts, strict=True)
-    ]
+def cache_of(run: Run, folder: Path) -> Path:
+    """Where a client saves what other runs may reuse."""
+    return Path(run.cache) if run.cache else folder

@@ -1,21 +1,22 @@
 """`fedsdr run --dry-run`: check a recipe and estimate what it would take. Nothing is trained or written.
 
-No weights are loaded: shapes come from the model's configuration (`model.skeleton`). What cannot be had (a
-data set, a configuration or a tokenizer on the hub) is named, and the estimate goes on with what is known.
+No weights are loaded: shapes come from the model's configuration (`model.meta`). What cannot be had (a data
+set, a configuration or a tokenizer on the hub) is named, and the estimate continues with what is known.
 """
 
-import os
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedsdr.config import Settings
+from fedsdr.config import Model, Settings
 from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
+from fedsdr.data.summary import check_consistent, notices
 from fedsdr.errors import Unreachable
-from fedsdr.federation.estimate import Client, Part, duration, memory, messages, sizes_of
+from fedsdr.federation.estimate import Client, Part, memory, messages, sizes_of
 from fedsdr.federation.preflight import check_counts
 from fedsdr.methods import METHODS
 from fedsdr.model.base import resolve_model
@@ -26,7 +27,6 @@ from fedsdr.report.sheets import Sheet
 CAPTIONS = {
     "memory": "Memory of the machine that trains, roughly",
     "messages": "Bytes of the adapter in messages, exactly; Flower adds less than 2 kB to each",
-    "time": "Time on this machine, roughly; clients one after the other",
 }
 
 
@@ -41,33 +41,29 @@ class Estimate:
     parts: tuple[Part, ...]
 
     def __getitem__(self, name: str) -> float:
-        """Amount of the line of that name, such as "up" or "peak"."""
-        return next(part.amount for part in self.parts if part.name == name)
+        """Bytes of the line of that name, such as "up" or "peak"."""
+        return next(part.num_bytes for part in self.parts if part.name == name)
 
 
 def dry_run(settings: Settings) -> Estimate:
-    """Check settings, data and the model's configuration, and estimate memory, bytes and time of a run.
+    """Check settings, data and the model's configuration, and estimate memory and bytes of a run.
 
     Raises:
         UserError: For what the run itself would be refused for, as far as it shows without the weights.
     """
-    run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
-    settings = settings.model_copy(update={"run": run, "model": resolve_model(settings.model)})
+    settings = settings.model_copy(update={"model": resolve_model(settings.model)})
     known: list[str] = []
     unknown: list[str] = []
     parts: list[Part] = []
-    data = _read_data(settings, known, unknown)
-    skeleton, tokenizer = _read_model(settings, known, unknown)
+    domains = _read_data(settings, known, unknown)
+    skeleton, tokenizer = _read_model(settings.model, known, unknown)
+    data = _divide(settings, domains, tokenizer, known) if domains else None
     if skeleton is not None:
         sizes = sizes_of(skeleton, settings.adapter)
         clients = _in_tokens(settings, data, tokenizer, unknown)
         if clients:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            parts = [
-                *memory(settings, sizes, clients, is_gpu=device.type == "cuda"),
-                *messages(settings, sizes, len(clients)),
-                *duration(settings, sizes, clients, device),
-            ]
+            parts = memory(settings, sizes, clients, is_gpu=torch.cuda.is_available())
+            parts += messages(settings, sizes, len(clients))
     return Estimate(tuple(known), tuple(unknown), tuple(parts))
 
 
@@ -79,7 +75,7 @@ def sheets(estimate: Estimate) -> list[Sheet]:
             CAPTIONS[section],
             "lrl",
             (section, "estimate", "counted"),
-            tuple((p.name, _write(p), p.how) for p in estimate.parts if p.section == section),
+            tuple((p.name, data_size(p.num_bytes), p.how) for p in estimate.parts if p.section == section),
             (),
             num_summary=1,
         )
@@ -87,16 +83,8 @@ def sheets(estimate: Estimate) -> list[Sheet]:
     ]
 
 
-def _write(part: Part) -> str:
-    if part.unit == "bytes":
-        return data_size(part.amount)
-    minutes, seconds = divmod(round(part.amount), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
-
-
-def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> list[ClientData] | None:
-    """The clients' examples; None if some of them cannot be had. Those that can be are checked."""
+def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> dict[str, Domain] | None:
+    """All domains; None if some of them cannot be had. Those that can be are checked."""
     data, id_column = settings.data, settings.partition.id_column
     domains: dict[str, Domain] = {}
     if data.root or not data.sources:
@@ -108,25 +96,37 @@ def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> list
             except Unreachable as reason:
                 unknown.append(f"domain {name}: its columns could not be checked; {reason}")
     known += [f"domain {name}: {len(domain.train)} training examples" for name, domain in domains.items()]
-    if unknown:
-        return None
+    check_consistent(domains)
+    return None if unknown else domains
+
+
+def _divide(
+    settings: Settings,
+    domains: dict[str, Domain],
+    tokenizer: PreTrainedTokenizerBase | None,
+    known: list[str],
+) -> list[ClientData]:
+    """The clients' examples, without what `model.max_length` leaves out."""
+    if tokenizer is not None:
+        domains = fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
+    known += notices(domains)
     clients = partition(domains, settings)
-    check_counts(settings, [client.id for client in clients])
+    check_counts(settings.server, settings.lora, [client.id for client in clients])
     num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)
     known.append(f"{len(clients)} clients: {num_train} training and {num_test} test examples")
     return clients
 
 
 def _read_model(
-    settings: Settings, known: list[str], unknown: list[str]
+    model: Model, known: list[str], unknown: list[str]
 ) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
     try:
-        skeleton, tokenizer = load_skeleton(settings.model)
+        skeleton, tokenizer = load_skeleton(model)
     except Unreachable as reason:
-        unknown.append(f"memory, bytes and time; {reason}")
+        unknown.append(f"memory and bytes; {reason}")
         return None, None
     num = sum(value.numel() for value in skeleton.parameters())
-    known.append(f"model: {settings.model.name}, {skeleton.config.model_type}, {num / 1e6:,.1f} M parameters")
+    known.append(f"model: {model.name}, {skeleton.config.model_type}, {num / 1e6:,.1f} M parameters")
     return skeleton, tokenizer
 
 

@@ -1,4 +1,4 @@
-"""What decides the bits of a run on this machine: chosen, described, and demanded again to go on."""
+"""What decides the bits of a run on this machine: chosen, described, and required again to resume."""
 
 import os
 import platform
@@ -10,19 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Settings
+from fedsdr.config import Model, Settings
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.progress import say
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import content_hash, read_json, read_lines
 
 APART: Any = {"run": {"dir"}, "federation": True}
-"""Settings that may change while a run goes on: where it lies, and how long it waits."""
+"""Settings that may change when a run is resumed: where it lies, and how long it waits."""
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 
 def resolve(settings: Settings) -> Settings:
     """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
-    from fedsdr.federation.client_context import model_of
+    from fedsdr.federation.model_cache import model_of
     from fedsdr.model.base import resolve_model
 
     run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
@@ -36,13 +37,13 @@ def resolve(settings: Settings) -> Settings:
     return settings.model_copy(update={"run": run, "model": model})
 
 
-def describe_performance(settings: Settings) -> list[str]:
+def describe_performance(model: Model, threads: int) -> list[str]:
     """Say how this machine will compute, and why so; a line for each choice."""
     import torch
 
     from fedsdr.model.base import choose_dtype
 
-    model, is_gpu = settings.model, torch.cuda.is_available()
+    is_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if is_gpu else "cpu")
     machine = torch.cuda.get_device_name() if is_gpu else "this processor"
     fast = str(choose_dtype(device)).removeprefix("torch.")
@@ -54,7 +55,7 @@ def describe_performance(settings: Settings) -> list[str]:
     }[model.attention]
     recompute = {"off": "states are kept for the backward pass", "on": "states are computed twice"}
     return [
-        f"computing: {model.dtype} ({dtype}), {settings.run.threads} threads of {os.cpu_count()} cores",
+        f"computing: {model.dtype} ({dtype}), {threads} threads of {os.cpu_count()} cores",
         f"  attention {model.attention} ({attention}), checkpointing {model.checkpointing}"
         f" ({recompute[model.checkpointing]})",
     ]
@@ -63,13 +64,13 @@ def describe_performance(settings: Settings) -> list[str]:
 def describe_environment(settings: Settings, has_data: bool = True) -> dict[str, Any]:
     """Versions, machine, model and data: what a reader needs to judge or repeat the run.
 
-    Without `has_data` the data are at the clients, and only how many they are is told, as the clients say.
+    Without `has_data` the data are at the clients; only the numbers that they reported are given.
     """
     import torch
 
-    from fedsdr.federation.client_context import model_of
+    from fedsdr.federation.model_cache import model_of
 
-    base, _ = model_of(settings)
+    base = model_of(settings).base
     return {
         # The arguments of a deployment's program are Flower's, and hold a secret.
         "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if has_data else ())]),
@@ -84,13 +85,13 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
         },
         "settings": {"hash": content_hash(settings.model_dump(mode="json", exclude=APART))},
         "model": {"name": settings.model.name, "origin": base.origin, "identity": base.identity},
-        "data": _describe_data(settings) if has_data else told_data(settings),
+        "data": _describe_data(settings) if has_data else reported_data(RunFolder(settings.run.dir)),
     }
 
 
 def _describe_data(settings: Settings) -> dict[str, Any]:
     from fedsdr.data.sources import count_known_responses, find_duplicates
-    from fedsdr.data.summary import count_inconsistent
+    from fedsdr.data.summary import count_inconsistent, notices
     from fedsdr.federation.client_context import data_hash, data_of
 
     domains, clients = data_of(settings)
@@ -100,26 +101,28 @@ def _describe_data(settings: Settings) -> dict[str, Any]:
         "num_duplicates": {name: len(find_duplicates(domain)) for name, domain in domains.items()},
         "num_known_responses": {name: count_known_responses(d) for name, d in domains.items()},
         "num_inconsistent": {c.id: count_inconsistent([*c.train, *c.test]) for c in clients},
+        "left_out": {name: dict(domain.left_out) for name, domain in domains.items()},
+        "num_cut": {name: domain.num_cut for name, domain in domains.items()},
+        "notices": notices(domains),
         "num_train": {client.id: len(client.train) for client in clients},
         "num_test": {client.id: len(client.test) for client in clients},
     }
 
 
-def told_data(settings: Settings) -> dict[str, Any]:
-    """What the clients of a deployment told of their data when they prepared: numbers of examples."""
-    events = read_lines(Path(settings.run.dir) / "metrics.jsonl")
-    told = {event["client"]: event for event in events if event["event"] == "prepare"}
-    counts = {name: {client: e[name] for client, e in told.items()} for name in ("num_train", "num_test")}
+def reported_data(folder: RunFolder) -> dict[str, Any]:
+    """What the clients of a deployment reported of their data when they prepared: numbers of examples."""
+    prepared = {event["client"]: event for event in read_lines(folder.log) if event["event"] == "prepare"}
+    counts = {name: {client: e[name] for client, e in prepared.items()} for name in ("num_train", "num_test")}
     return {"origin": "at the clients", "hash": "", "num_duplicates": {}, **counts}
 
 
-def demand_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
-    """Describe the environment, and refuse one in which results would not be those of one run.
+def require_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
+    """Describe the environment, and refuse one in which the run would continue with other results.
 
     Raises:
         UserError: Settings, data, model, or what decides the last bits, changed since the run began.
     """
-    before = read_json(Path(settings.run.dir) / "environment.json")
+    before = read_json(RunFolder(settings.run.dir).environment)
     now = describe_environment(settings, has_data)
     for section, key in (
         ("settings", "hash"),
@@ -134,7 +137,7 @@ def demand_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
         if before[section][key] != now[section][key]:
             what = "config.toml" if section == "settings" else f"{section} {key}"
             raise UserError(
-                f"cannot go on: {what} was {before[section][key]} when the run began and is"
+                f"cannot continue: {what} was {before[section][key]} when the run began and is"
                 f" {now[section][key]} now, so its results would not be those of one run; restore it, or"
                 " start a new run"
             )

@@ -7,22 +7,23 @@ import torch
 from torch import Tensor
 
 from fedsdr.client.fdlora import fuse
-from fedsdr.client.state import fusion_file, load_kept, load_private
-from fedsdr.config import Lora, Settings
+from fedsdr.client.state import load_state
+from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import model_of
-from fedsdr.federation.run import checked_round, read_settings
+from fedsdr.federation.model_cache import model_of
 from fedsdr.messages.wire import rank_of
-from fedsdr.methods import AGGREGATIONS, METHODS, Adapter
+from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
-from fedsdr.model.adapters import Adapters
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base, public_name
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.progress import say
+from fedsdr.rows import Adapter
+from fedsdr.run_folder import RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round
-from fedsdr.storage import list_rounds, read_json, round_folder, write_folder
+from fedsdr.storage import read_json, write_folder
 
 
 def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, str]]:
@@ -32,21 +33,21 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
         UserError: The folder holds no run or no finished round, or the run has no global model.
     """
     settings = read_settings(folder)
-    demand_global(settings, "export a client's model by --client instead")
-    shared, residual = load_round(folder / "server", checked_round(folder, None), settings.adapter.rank)
-    base, adapters = model_of(settings)
-    check_identity(settings, base.identity)
-    adapters.load("shared", {key: torch.from_numpy(value) for key, value in shared.items()})
-    adapters.load_residual({key: torch.from_numpy(value) for key, value in residual.items()})
+    require_global(settings, "export a client's model by --client instead")
+    shared, residual = load_round(RunFolder(folder), checked_round(folder, None), settings.adapter.rank)
+    model = model_of(settings)
+    check_identity(folder, model.base.identity)
+    model.load("shared", shared)
+    model.load_residual(residual)
 
     def ask(question: str) -> dict[str, str]:
-        prompt = encode_prompt(base.tokenizer, [{"role": "user", "content": question}])
+        prompt = encode_prompt(model.base.tokenizer, [{"role": "user", "content": question}])
         models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
         answers = {}
-        for model, active in models.items():
-            with adapters.inference(active, base.dtype):
-                (answer,) = generate(base, [prompt], Sampling(max_new_tokens))
-            answers[model] = answer.text
+        for name, active in models.items():
+            with model.inference(active):
+                (answer,) = generate(model.base, [prompt], Sampling(max_new_tokens))
+            answers[name] = answer.text
         return answers
 
     return ask
@@ -68,26 +69,26 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
     if to.exists():
         raise UserError(f"{to} exists already; name a folder that does not")
     if not client:
-        demand_global(settings, "name a client by --client")
+        require_global(settings, "name a client by --client")
     number = checked_round(folder, server_round)
-    state = load_adapter(round_folder(folder / "server", number))
+    state = load_adapter(RunFolder(folder).round(number))
     if client:
         state = _personal_of(settings, client, number, state)
     lora = settings.adapter.widened(rank_of(state))
     if merged:
-        _export_merged(settings, state, lora, to)
+        _export_merged(settings.model, state, lora, to)
         return
     write_folder(to, lambda aside: save_adapter(aside, state, lora, public_name(settings.model.name)))
     named = public_name(settings.model.name)
     if named != settings.model.name:
-        origin = read_json(folder / "environment.json")["model"]["origin"]
+        origin = read_json(RunFolder(folder).environment)["model"]["origin"]
         say(
             f"  the adapter names {named} as its base; it was trained on {origin} (`fedsdr models` names the"
             " folder), so on the hub's own weights its answers differ a little"
         )
 
 
-def demand_global(settings: Settings, hint: str) -> None:
+def require_global(settings: Settings, hint: str) -> None:
     """Refuse a run that has no global model.
 
     Raises:
@@ -105,17 +106,17 @@ def demand_global(settings: Settings, hint: str) -> None:
         )
 
 
-def check_identity(settings: Settings, identity: str) -> None:
+def check_identity(folder: Path, identity: str) -> None:
     """Refuse a base model that is not the one the run was made with.
 
     Raises:
         UserError: Weights or chat template differ.
     """
-    before = read_json(Path(settings.run.dir) / "environment.json")["model"]["identity"]
-    if before != identity:
+    before = read_json(RunFolder(folder).environment)["model"]
+    if before["identity"] != identity:
         raise UserError(
-            f"model.name = {settings.model.name} is not the model that the run was made with (identity"
-            f" {identity[:16]}, then {before[:16]}); restore it"
+            f"model.name = {before['name']} is not the model that the run was made with (identity"
+            f" {identity[:16]}, then {before['identity'][:16]}); restore it"
         )
 
 
@@ -123,18 +124,18 @@ def _personal_of(
     settings: Settings, client: str, number: int, shared: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """A client's personalised model of a round as one adapter."""
-    folder, method = Path(settings.run.dir) / "clients", METHODS[settings.method]
+    run, method = RunFolder(settings.run.dir), METHODS[settings.method]
     if method.personal == "weighed":
         raise UserError(
             f"method = {settings.method} weighs a client's adapters anew for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
-    place, before = folder / check_name(client, "client"), number + 1
-    keeps = AGGREGATIONS[settings.server.aggregation].keeps
-    kept = {key: torch.from_numpy(value) for key, value in load_kept(place, before).items() if keeps(key)}
-    own = load_private(place, before) if method.has_personal else None
+    place, keeps = run.client(check_name(client, "client")), AGGREGATIONS[settings.server.aggregation].keeps
+    state = load_state(place.path, number + 1, method.has_personal)
+    kept = {key: torch.from_numpy(value) for key, value in state.arrays.items() if keeps(key)}
+    own = state.adapter
     if own is None and not kept:
-        known = sorted(path.name for path in folder.glob("*") if path.is_dir() and list_rounds(path))
+        known = [other.path.name for other in run.client_folders() if list_rounds(other.path)]
         raise UserError(
             f"client {client!r} has no adapter of its own of round {number};"
             f" clients that have any: {', '.join(known) or 'none'}"
@@ -143,10 +144,10 @@ def _personal_of(
     if own is None:
         return shared
     if method.personal == "own":
-        return own
+        return dict(own)
     if method.personal == "sum":
-        return join(shared, own)
-    path = fusion_file(place, number)
+        return join(shared, dict(own))
+    path = place.fusion(number)
     if not path.exists():
         raise UserError(
             f"client {client!r} has not fused its adapters of round {number}, which it does when it is"
@@ -156,14 +157,14 @@ def _personal_of(
     return fuse(shared, own, fusion["shared"], fusion["private"])
 
 
-def _export_merged(settings: Settings, state: dict[str, Tensor], lora: Lora, to: Path) -> None:
-    if settings.model.quantization != "none":
-        say(f"  the {settings.model.quantization} base of the run is merged as the unquantised one")
-    plain = settings.model.model_copy(update={"dtype": "float32", "quantization": "none"})
+def _export_merged(base_model: Model, state: dict[str, Tensor], lora: Lora, to: Path) -> None:
+    if base_model.quantization != "none":
+        say(f"  the {base_model.quantization} base of the run is merged as the unquantised one")
+    plain = base_model.model_copy(update={"dtype": "float32", "quantization": "none"})
     base = load_base(plain)  # not the shared one of this process: its weights are written
-    adapters = Adapters(base.model, lora)
-    adapters.load("shared", state)
-    adapters.merge("shared")
+    model = LoraModel(base, lora)
+    model.load("shared", state)
+    model.merge("shared")
 
     def fill(aside: Path) -> None:
         base.model.save_pretrained(aside)

@@ -1,7 +1,7 @@
 """The `local` engine: a Flower grid that calls the ClientApp in the same process.
 
 No Ray, no sockets, no serialisation to disk; one frozen base serves all simulated clients, one
-after the other. Messages are what they are in a deployment: the client gets a copy, and only what
+after the other. Messages are the same as in a deployment: the client gets a copy, and only what
 it puts into its reply comes back.
 """
 
@@ -26,7 +26,7 @@ class LocalGrid(Grid):
         Args:
             client_app: Called once for each message.
             num_clients: Node n is partition n - 1.
-            folder: Where the clients keep their folders.
+            folder: Holds the clients' folders.
             node: More of the nodes' configuration (`cache`, `distill-url`).
         """
         self.client_app = client_app
@@ -75,7 +75,7 @@ class LocalGrid(Grid):
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let each message's client answer at once and keep the replies."""
+        """Let each message's client answer at once and hold the replies."""
         ids: list[str] = []
         for message in messages:
             self.num_messages += 1
@@ -102,11 +102,11 @@ class LocalGrid(Grid):
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         content = copy.deepcopy(message.content)
-        asked = Message(content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload]
-        reply = self.client_app(asked, self.contexts[node])
+        request = Message(content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload]
+        reply = self.client_app(request, self.contexts[node])
         failure = self.contexts[node].state.get("error")
         if reply.has_error() and isinstance(failure, ConfigRecord):
-            # One person runs all clients here and can mend it; a full disk is of all of them.
+            # One person runs all clients here and can fix it; a full disk concerns all of them.
             for kind in (UserError, Diverged, OSError):
                 if failure["type"] == kind.__name__:
                     raise kind(str(failure["text"]))

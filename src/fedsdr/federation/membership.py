@@ -1,7 +1,7 @@
-"""Which clients are connected: each prepares once, and may go and come back.
+"""Which clients are connected: each prepares once, and may disconnect and come back.
 
-On other machines clients come late, restart, and fail. A run begins when all are there; after that a round
-needs a quorum, and who was away is asked again when it is back.
+On other machines clients come late, restart, and fail. A run begins when all are connected; after that a
+round needs a quorum, and clients that were away take part again when they are back.
 """
 
 import time
@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsdr.config import Settings
+from fedsdr.config import Federation
 from fedsdr.errors import UserError
 from fedsdr.messages.flower import AWAY
 from fedsdr.progress import say
@@ -21,14 +21,20 @@ from fedsdr.storage import Event, read_json
 POLL = 1.0
 """Seconds between two looks at who is connected."""
 AGAIN = 60.0
-"""Seconds after which a node that could not be let in is asked again: it may have been mended."""
+"""Seconds after which a node that was refused is asked again: its owner may have fixed it."""
 
 
 class Membership:
     """The clients of a federation and their nodes."""
 
     def __init__(
-        self, grid: Grid, config: ConfigRecord, identity: str, settings: Settings, known: dict[str, Event]
+        self,
+        grid: Grid,
+        config: ConfigRecord,
+        identity: str,
+        federation: Federation,
+        quorum: float,
+        known: dict[str, Event],
     ) -> None:
         """Begin with no one connected.
 
@@ -36,14 +42,16 @@ class Membership:
             grid: The way to the nodes.
             config: What goes with each message.
             identity: Of the server's base model.
-            settings: Of the run.
-            known: Client id -> what it told when it prepared; {} at first. Those of a run that is gone on
-                with are its clients, and no others.
+            federation: How many clients there are, and how long to wait for them.
+            quorum: Share of them that is enough to resume a run.
+            known: Client id -> what it reported when it prepared; {} at first. A run that is resumed has
+                these clients, and no others.
         """
         self.grid = grid
         self.config = ConfigRecord({**config, "round": 0, "model": identity})
         self.identity = identity
-        self.settings = settings
+        self.federation = federation
+        self.quorum = quorum
         self.known = known
         self.is_open = not known
         """Whether clients may still join: until all are there for the first time."""
@@ -53,7 +61,7 @@ class Membership:
         self.pending: dict[str, int] = {}
         """Nodes that are preparing, by the id of the message that asked them."""
         self.refused: dict[int, float] = {}
-        """Nodes that could not be let in, until when they are left alone."""
+        """Nodes that were refused, until when they are left alone."""
         self.reasons: dict[int, str] = {}
         self.names: dict[int, str] = {}
         """Node id -> the client whose key it has; {} where keys are not bound to names."""
@@ -63,25 +71,25 @@ class Membership:
         return self.known.keys() - {self.roster[node] for node in self.connected & self.roster.keys()}
 
     def wait_for_all(self) -> None:
-        """Wait for all clients of the federation; to go on with a run a quorum of them will do.
+        """Wait for all clients of the federation; to resume a run a quorum of them is enough.
 
-        The time does not run while a connected client prepares: rewriting may take hours, and has a limit of
+        While a connected client prepares, time does not count: rewriting may take hours, and has a limit of
         its own.
 
         Raises:
             UserError: Too few connect in `federation.wait` seconds; or a simulated one cannot prepare.
         """
-        federation, wanted = self.settings.federation, self.settings.federation.num_clients or 1
-        wait, begun, told = federation.wait, time.monotonic(), -1
+        federation, wanted = self.federation, self.federation.num_clients or 1
+        wait, begun, said = federation.wait, time.monotonic(), -1
         until = begun + wait
         # Simulated clients are all there at once: one that cannot prepare now never will.
-        is_local = not self.settings.federation.num_clients
+        is_local = not federation.num_clients
         while True:
             self.look(is_strict=is_local)
             num = len(self.known.keys() - self.absent())
             if num >= wanted and not self.pending:
                 break
-            is_enough = num >= (wanted if self.is_open else self.settings.server.quorum * wanted)
+            is_enough = num >= (wanted if self.is_open else self.quorum * wanted)
             if self.pending and not is_enough:
                 until = max(until, min(time.monotonic() + POLL, begun + wait + federation.prepare))
             if time.monotonic() > until:
@@ -96,23 +104,23 @@ class Membership:
                 raise UserError(
                     f"{num} of {wanted} clients have connected in {wait:g} s (federation.wait,"
                     f" federation.num_clients): start the others"
-                    f"{', mend what follows' if reasons else ''} and run again{reasons}"
+                    f"{', fix what follows' if reasons else ''} and run again{reasons}"
                 )
-            if num != told:
+            if num != said:
                 say(f"  {num} of {wanted} clients are connected, waiting for the others")
-                told = num
+                said = num
             time.sleep(POLL)
-        if told >= 0:
+        if said >= 0:
             say(f"  {num} of {wanted} clients are connected")
         self.is_open = False
 
     def wait_for(self, clients: Sequence[str], num: int, server_round: int) -> None:
-        """Wait until so many of these clients are connected; let in who comes back.
+        """Wait until so many of these clients are connected; admit those that come back.
 
         Raises:
             UserError: They are not in `federation.wait` seconds.
         """
-        wait = self.settings.federation.wait
+        wait = self.federation.wait
         until = time.monotonic() + wait
         while True:
             self.look()
@@ -121,27 +129,27 @@ class Membership:
                 return
             if time.monotonic() > until:
                 raise UserError(
-                    f"round {server_round}: {len(there)} of {len(clients)} asked clients were connected after"
-                    f" {wait:g} s (federation.wait), server.quorum = {self.settings.server.quorum} asks for"
-                    f" {num}. Finished rounds are kept: run again when they are back"
+                    f"round {server_round}: {len(there)} of {len(clients)} sampled clients were connected"
+                    f" after {wait:g} s (federation.wait), server.quorum = {self.quorum}"
+                    f" needs {num}. Finished rounds are saved: run again when they are back"
                 )
             time.sleep(POLL)
 
     def look(self, is_strict: bool = False) -> None:
-        """See who is connected, ask nodes that are new to prepare, and take in those that have; never wait.
+        """See who is connected, ask new nodes to prepare, and admit those that have; never wait.
 
         Raises:
-            UserError: One cannot, and `is_strict`; else it is told, and asked again after a while.
+            UserError: One cannot, and `is_strict`; else it is refused, and asked again after a while.
         """
         now = time.monotonic()
         self.connected = set(self.grid.get_node_ids())
-        if folder := self.settings.federation.nodes:  # read again: a key may have been replaced
+        if folder := self.federation.nodes:  # read again: a key may have been replaced
             self.names = {node: client for client, (node, _) in registered(folder).items()}
             self.connected &= self.names.keys()
         self.refused = {node: until for node, until in self.refused.items() if until > now}
         busy = self.roster.keys() | self.refused.keys() | set(self.pending.values())
         for node in sorted(self.connected - busy):
-            # Its own log then tells it of a wrong name, before it rewrites its data.
+            # The client then finds a wrong name itself, before it rewrites its data.
             content = RecordDict(
                 {"config": ConfigRecord({**self.config, "client": self.names.get(node, "")})}
             )
@@ -166,14 +174,14 @@ class Membership:
         self.pending = {one: node for one, node in self.pending.items() if node in self.connected}
 
     def _admit(self, reply: Message, node: int) -> None:
-        """Take a client in, or back.
+        """Admit a client, for the first time or again.
 
         Raises:
             Rejected: With the reason.
         """
         client, metrics = check_prepared(reply, self.identity)
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
-        if self.settings.federation.nodes and self.names.get(node) != client:
+        if self.federation.nodes and self.names.get(node) != client:
             raise Rejected(f"it says that it is client {client}, whose registered key is not its own")
         before = [other for other, name in self.roster.items() if name == client]
         if self.connected & set(before):
@@ -200,9 +208,9 @@ def registered(folder: str) -> dict[str, tuple[int, str]]:
     for path in sorted(Path(folder).glob("*.json")) if folder else ():
         try:
             kept = read_json(path)
-        except FileNotFoundError:  # taken off this instant
+        except FileNotFoundError:  # removed this instant
             continue
-        except UserError:  # said below, with what would do
+        except UserError:  # refused below, with how to fix it
             kept = None
         if not isinstance(kept, dict) or (type(kept.get("node-id")), type(kept.get("key"))) != (int, str):
             raise UserError(

@@ -20,6 +20,15 @@ from fedsdr.messages.privacy import Ledger
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
+OWN_MODEL = ("name", "revision", "trust_remote_code")
+"""Keys of [model] that a node decides."""
+OWN_DATA: Mapping[str, Any] = {
+    **{"sources": (), "domains": (), "built_in": "domains"},
+    # Which columns and rows are taught is the client's choice: a server could select one person's.
+    **{"columns": {}, "label_names": (), "choices_after": "", "where": {}},
+}
+"""Keys of [data] that a node decides, and what they are at each; `root` is its own."""
+
 
 class Keys(Section):
     """Keys of a file that are written with dashes."""
@@ -133,12 +142,11 @@ class Node:
         threads = self.own.threads or min(run.threads, os.cpu_count() or 1)
         names = {"name": self.own.model, "revision": self.own.revision}
         model = names | {"trust_remote_code": self.own.trust_remote_code}
-        data = {"root": self.own.data, "sources": (), "domains": (), "built_in": "domains"}
         return settings.model_copy(
             update={
                 "run": run.model_copy(update={"threads": threads}),
                 "model": settings.model.model_copy(update=model),
-                "data": settings.data.model_copy(update=data),
+                "data": settings.data.model_copy(update={"root": self.own.data, **OWN_DATA}),
             }
         )
 

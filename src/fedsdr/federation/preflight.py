@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fedsdr.config import Settings
+from fedsdr.config import Lora, Server, Settings
 from fedsdr.data.sources import check_name
-from fedsdr.errors import UserError
+from fedsdr.errors import Unreachable, UserError
 from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.progress import say
 
@@ -15,21 +16,50 @@ def check_fit(settings: Settings) -> None:
 
     Raises:
         UserError: The data cannot be read or divided, more clients are to be drawn than there are, a client
-            with a rank of its own is unknown, or a prompt leaves no room for a response.
+            with a rank of its own is unknown, a prompt leaves no room for a response, or all examples of a
+            domain contradict their own ground truth.
     """
-    from fedsdr.data.conversation import encode
-    from fedsdr.federation.client_context import data_of, model_of
+    from fedsdr.federation.client_context import data_of
 
     _, clients = data_of(settings)
-    check_counts(settings, [client.id for client in clients])
-    base, _ = model_of(settings)
-    for client in clients:
-        for example in (*client.train, *client.test):
-            encode(base.tokenizer, example, example.response, settings.model.max_length)
+    check_counts(settings.server, settings.lora, [client.id for client in clients])
+
+
+def describe_data(settings: Settings) -> dict[str, Any]:
+    """What each client would hold, and what `model.max_length` does to it: the summary of `fedsdr data`.
+
+    Lengths are counted where the tokenizer is to be had without the weights; else a notice says why not.
+    """
+    from fedsdr.data.lengths import fit, measure
+    from fedsdr.data.partition import partition
+    from fedsdr.data.sources import load_domains
+    from fedsdr.data.summary import summarize
+    from fedsdr.model.base import list_models
+    from fedsdr.model.meta import load_skeleton
+
+    longest = settings.model.max_length
+    domains = load_domains(settings.data, settings.partition.id_column)
+    name = settings.model.name
+    try:
+        if any(model["name"] == name and not model["cached"] and name != "tiny" for model in list_models()):
+            raise Unreachable(f"model.name = {name} is not fetched yet: fedsdr fetch {name}")
+        _, tokenizer = load_skeleton(settings.model)
+        if tokenizer is None:
+            raise Unreachable(f"the tokenizer of model.name = {name} cannot be had")
+    except UserError as reason:
+        summary = summarize(domains, partition(domains, settings))
+        summary["notices"].append(f"token lengths are not known: {reason}")
+        return summary
+    lengths = {
+        name: [each for part in measure(domain, tokenizer, longest) for each in part]
+        for name, domain in domains.items()
+    }
+    fitted = fit(domains, tokenizer, longest, skips_long=True)
+    return summarize(fitted, partition(fitted, settings), lengths=lengths, max_length=longest)
 
 
 def check_deployed(settings: Settings) -> None:
-    """Refuse what no engine of Flower can run, before anyone is asked.
+    """Refuse what no engine of Flower can run, before any client works.
 
     Raises:
         UserError: No number of clients to wait for, no name of a run, noise that clients can compute, or more
@@ -53,24 +83,28 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
 
     Args:
         settings: Of the run.
-        clients: All of them; [] where they are not known yet, and then only a run that asks all is judged.
+        clients: All of them; [] where they are not known yet, and then only a run without draws is judged.
 
     Raises:
         UserError: With the number of rounds that the budget pays for.
     """
     from fedsdr.messages.privacy import affordable, epsilon
-    from fedsdr.server.strategy import num_trainings
+    from fedsdr.server.sampling import num_trainings
 
     privacy, num_rounds = settings.privacy, settings.server.num_rounds
     if privacy.kind == "none" or (settings.server.clients_per_round and not clients):
         return
-    known = clients or ["all"]
-    total = epsilon(privacy, num_trainings(settings, known, num_rounds))
+
+    def trainings(server_round: int) -> int:
+        num, seed = settings.server.clients_per_round, settings.run.seed
+        return num_trainings(clients or ["all"], num, seed, server_round)
+
+    total = epsilon(privacy, trainings(num_rounds))
     if clients:
         say(f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after all rounds")
     if privacy.budget and total > privacy.budget:
         most = affordable(privacy, num_rounds)
-        paid = max(n for n in range(num_rounds) if num_trainings(settings, known, n) <= most)
+        paid = max(n for n in range(num_rounds) if trainings(n) <= most)
         fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
         raise UserError(
             f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="
@@ -78,26 +112,26 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
         )
 
 
-def check_counts(settings: Settings, clients: Sequence[str]) -> None:
+def check_counts(server: Server, lora: Lora, clients: Sequence[str]) -> None:
     """Refuse fewer clients than are drawn or the robust aggregator needs, and ranks of unknown ones.
 
     Raises:
-        UserError: With what was asked for and what there is.
+        UserError: With what was set and what there is.
     """
-    server, asked = settings.server, settings.server.clients_per_round or len(clients)
-    if asked > len(clients):
-        raise UserError(f"server.clients_per_round = {asked}, but there are {len(clients)} clients")
-    if unknown := sorted(set(settings.lora.client_ranks) - set(clients)):
+    sampled = server.clients_per_round or len(clients)
+    if sampled > len(clients):
+        raise UserError(f"server.clients_per_round = {sampled}, but there are {len(clients)} clients")
+    if unknown := sorted(set(lora.client_ranks) - set(clients)):
         raise UserError(f"lora.client_ranks names {', '.join(unknown)}; the clients are {', '.join(clients)}")
-    if len(settings.lora.client_ranks) == len(clients):
-        largest = max(settings.lora.client_ranks.values())
+    if len(lora.client_ranks) == len(clients):
+        largest = max(lora.client_ranks.values())
         raise UserError(
-            f"lora.rank = {settings.lora.rank} is above the rank of every client: set lora.rank = {largest},"
+            f"lora.rank = {lora.rank} is above the rank of every client: set lora.rank = {largest},"
             " and leave the clients of that rank out of lora.client_ranks"
         )
     needed = ROBUST_AGGREGATORS[server.robust].num_needed(server.num_byzantine)
-    if asked < needed:
+    if sampled < needed:
         raise UserError(
             f"server.robust = {server.robust!r} with server.num_byzantine = {server.num_byzantine}"
-            f" needs {needed} clients in each round, and {asked} are asked"
+            f" needs {needed} clients in each round, and {sampled} are sampled"
         )

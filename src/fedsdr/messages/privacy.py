@@ -278,7 +278,8 @@ def _epsilon(mu: float, delta: float) -> float:
     if not mu or excess(-mu / 2) <= 0:
         return 0.0
     most = math.sqrt(-2 * math.log(delta))  # where the first term alone is at most delta / 2
-    return mu * (mu / 2 + brentq(excess, -mu / 2, most, xtol=1e-300, rtol=1e-14, maxiter=1000))
+    root = float(brentq(excess, -mu / 2, most, xtol=1e-300, rtol=1e-14, maxiter=1000))
+    return mu * (mu / 2 + root)
 
 
 def affordable(privacy: Privacy, most: int) -> int:

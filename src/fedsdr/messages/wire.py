@@ -1,19 +1,18 @@
-"""The shared adapter on its way: one vector, and what a smaller type makes of it.
+"""The shared adapter in messages: one vector, and what a smaller type makes of it.
 
 All tensors that travel lie in one array, in the order of their keys: Flower describes each array in 500
-bytes, and an adapter has hundreds of tensors. What goes to the clients is float32, so all begin a round
-from the same. Where an aggregation changes the base, the factors of that change go down whole beside it, so
-that a client that missed rounds has them too. What comes back, of a client of smaller rank in its own ranks
-only, is
+bytes, and an adapter has hundreds of tensors. The server sends float32, so all clients start a round from the
+same values. Where an aggregation changes the base, the server sends all factors of that change too, also to
+clients that missed rounds. A client of smaller rank returns its own ranks only. What a client returns is
 
 - float32: the adapter's values;
 - float16: its change since the broadcast, v~ = half(v + e);
 - int8: the same in 255 steps, v~ = s round((v + e) / s) with s = max |v + e| / 127 for each tensor.
 
-With control variates (`client.scaffold`) c travels down and dc_k up beside it, in float32 of the same length.
+With control variates (`client.scaffold`) the server also sends c, and a client dc_k, float32 of equal length.
 
-e is what earlier messages lost, e <- v + e - v~ (error feedback). It is kept at the client, which does not
-learn whether the server used its message: what a dropped one held is lost with it, its part of e too.
+e is what earlier messages lost, e <- v + e - v~ (error feedback). The client stores it. It does not learn
+whether the server used its message: what a dropped message held is lost, its part of e too.
 
 Papers: Seide et al., Interspeech 2014 (error feedback); Karimireddy et al., ICML 2019, arXiv 1901.09847.
 """
@@ -26,8 +25,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
-from fedsdr.config import Settings
-from fedsdr.methods import AGGREGATIONS, METHODS, MessageDtype
+from fedsdr.rows import Aggregation, MessageDtype, Method
 
 Tensors = TypeVar("Tensors", bound=Any)
 """Arrays of NumPy or tensors of torch."""
@@ -56,16 +54,14 @@ def layout(
     return arrays
 
 
-def travelling(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def travelling(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter, by PEFT key, that method and aggregation send."""
-    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     return {key: value for key, value in shared.items() if method.sends(key, aggregation)}
 
 
-def going_down(settings: Settings, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def going_down(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter that the server sends: what comes up, unless it is drawn anew."""
-    is_fresh = AGGREGATIONS[settings.server.aggregation].is_fresh
-    return {} if is_fresh else travelling(settings, shared)
+    return {} if aggregation.is_fresh else travelling(method, aggregation, shared)
 
 
 def broadcast(
@@ -96,8 +92,8 @@ def receive_residual(record: ArrayRecord, shapes: Shapes) -> Arrays:
 
 def encode(
     new: Arrays, received: Arrays, error_feedback: Float32 | None, dtype: MessageDtype
-) -> tuple[ArrayRecord, Float32 | None]:
-    """Put a trained adapter into a message to the server.
+) -> tuple[dict[str, NDArray[Any]], Float32 | None]:
+    """Turn a trained adapter into the arrays of a message to the server.
 
     Args:
         new: The adapter after training.
@@ -109,7 +105,7 @@ def encode(
         The arrays, and the new e; None for float32, which loses nothing.
     """
     if dtype == "float32":
-        return ArrayRecord({VALUES: Array(pack(new))}), None
+        return {VALUES: pack(new)}, None
     wanted = pack(new) - pack(received)
     if error_feedback is not None:
         wanted += error_feedback
@@ -125,7 +121,7 @@ def encode(
         steps = np.divide(wanted, _spread(scales, shapes), out=np.zeros_like(wanted), where=wanted != 0)
         arrays = {VALUES: np.rint(steps).astype(np.int8), SCALES: scales}
     lost = wanted - _change(arrays, shapes)
-    return ArrayRecord({name: Array(value) for name, value in arrays.items()}), lost
+    return arrays, lost
 
 
 def decode(arrays: Mapping[str, NDArray[Any]], sent: Arrays, dtype: MessageDtype) -> Arrays:
@@ -160,7 +156,7 @@ def pairs(keys: Iterable[str]) -> list[tuple[str, str]]:
 
 def rank_of(tensors: Mapping[str, Tensors]) -> int:
     """Rank of an adapter, the largest where layers differ."""
-    return max(value.shape[0] for key, value in tensors.items() if ".lora_A." in key)
+    return max(int(value.shape[0]) for key, value in tensors.items() if ".lora_A." in key)
 
 
 def cut(tensors: Mapping[str, Tensors], rank: int) -> dict[str, Tensors]:

@@ -1,4 +1,4 @@
-"""Adapters on disk, in PEFT's format: adapter_model.safetensors beside adapter_config.json.
+"""Adapters on disk, in PEFT's format: adapter_model.safetensors and adapter_config.json.
 
 PEFT itself is not needed to write it; that `PeftModel.from_pretrained` loads it with equal logits
 is a test (invariant 9).

@@ -16,23 +16,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsdr.config import Lora
 from fedsdr.errors import UserError
-from fedsdr.methods import Adapter, Factor
+from fedsdr.model.base import Base
+from fedsdr.rows import Adapter, Factor
 from fedsdr.seeds import seed_for
 
+Values = Tensor | NDArray[np.float32]
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 PREFIX = "base_model.model."
 """What PEFT puts before a layer's path in the keys of an adapter file."""
 
 
 class _LoraProduct(torch.autograd.Function):
-    """W0 h + bias + b a h with W0 frozen: sums go into what is there already, and only h and a h are kept."""
+    """W0 h + bias + b a h with W0 frozen: sums go into what is there, and only h and a h are saved."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
@@ -55,7 +59,7 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer W0 (d_out, d_in) with the factors of both adapters beside it."""
+    """A frozen linear layer W0 (d_out, d_in) and the factors of both adapters."""
 
     def __init__(self, base: nn.Linear, lora: Lora) -> None:
         super().__init__()
@@ -107,7 +111,7 @@ class LoraLinear(nn.Module):
         """Concatenate what is active along the rank: A (n r + m, d_in) and (alpha/r) B (d_out, n r + m).
 
         Where an adapter has a weight in `mix`, its B is multiplied by it, so gradients are too.
-        A factor that does not learn has `requires_grad` False, so no gradient is kept for it.
+        A factor that does not learn has `requires_grad` False, so it has no gradient.
         """
         return self._concatenated(self._adapter_pairs() + self._residual_pairs(), dtype)
 
@@ -128,24 +132,25 @@ class LoraLinear(nn.Module):
         return a.to(dtype), (b * self.scale).to(dtype)
 
 
-class Adapters:
-    """Both adapters of a whole model: which are active, which learn, and their tensors by PEFT key."""
+class LoraModel:
+    """The frozen base and both adapters: which are active, which learn, and their tensors by PEFT key."""
 
-    def __init__(self, model: nn.Module, lora: Lora) -> None:
-        """Put adapters on the linear layers that `lora.targets` names.
+    def __init__(self, base: Base, lora: Lora) -> None:
+        """Put adapters on the linear layers of the base that `lora.targets` names.
 
         Raises:
             UserError: A target names no linear layer of the model.
         """
-        self.model = model
+        self.base = base
         self.layers = {
-            path: LoraLinear(base, lora) for path, base in find_targets(model, lora.targets).items()
+            path: LoraLinear(layer, lora) for path, layer in find_targets(base.model, lora.targets).items()
         }
         for path, layer in self.layers.items():
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, layer)
+            self._replace(path, layer)
         # They compute their states again in the backward pass, where that is enabled, if in training mode.
-        self.blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self.blocks = [
+            module for module in base.model.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
         self.set(active=(), train=())
 
     def set(
@@ -177,7 +182,7 @@ class Adapters:
 
     @contextmanager
     def inference(
-        self, active: Sequence[Adapter], dtype: torch.dtype, mix: Mapping[Adapter, float] | None = None
+        self, active: Sequence[Adapter], mix: Mapping[Adapter, float] | None = None
     ) -> Iterator[None]:
         """Activate adapters for many forward passes without gradient: factors are cast once."""
         self.set(active, train=(), mix=mix)
@@ -185,7 +190,7 @@ class Adapters:
             with torch.inference_mode():
                 self.training(False)
                 for layer in self.layers.values():
-                    layer.ready = layer.factors(dtype) if layer.is_active else None
+                    layer.ready = layer.factors(self.base.dtype) if layer.is_active else None
                 yield
         finally:
             self.set(active=(), train=())
@@ -218,11 +223,15 @@ class Adapters:
         return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self._tensors(name).items()}
 
     def shapes(self, name: Adapter) -> dict[str, tuple[int, ...]]:
-        """Shapes of the adapter's tensors, by the same keys; the model may be one without values."""
+        """Shapes of the adapter's tensors, by the same keys."""
         return {key: tuple(tensor.shape) for key, tensor in self._tensors(name).items()}
 
-    def load(self, name: Adapter, state: dict[str, Tensor]) -> None:
+    def load(self, name: Adapter, state: Mapping[str, Values]) -> None:
         """Overwrite the adapter's values; nothing else changes, `requires_grad` included.
+
+        Args:
+            name: Which adapter.
+            state: Tensors of torch or arrays of NumPy by PEFT key: A (rank, d_in) and B (d_out, rank).
 
         Raises:
             UserError: A key is missing or unknown, or a shape differs.
@@ -230,33 +239,50 @@ class Adapters:
         tensors = self._tensors(name)
         check_keys(tensors, state)
         for key, tensor in tensors.items():
-            tensor.data.copy_(state[key])
+            tensor.data.copy_(torch.as_tensor(state[key]))
 
-    def load_residual(self, state: dict[str, Tensor]) -> None:
+    def load_residual(self, state: Mapping[str, Values]) -> None:
         """Take the factors of what was added to W0, A (m, d_in) and B (d_out, m) by PEFT key; {} for none."""
         for path, layer in self.layers.items():
-            a, b = (f"{PREFIX}{path}.lora_{letter}.weight" for letter in "AB")
+            a, b = (torch.as_tensor(state[_key(path, letter)]) if state else None for letter in "AB")
             device = layer.base.weight.device
-            layer.residual = (state[a].to(device), state[b].to(device)) if state else None
+            layer.residual = None if a is None or b is None else (a.to(device), b.to(device))
 
     def merge(self, name: Adapter) -> None:
         """Fold an adapter into the base and take the adapters off; for export, at the end of use."""
         for path, layer in self.layers.items():
-            parent, _, last = path.rpartition(".")
             product = layer.B[name] @ layer.A[name] * layer.scale
             layer.base.weight.data += product.to(layer.base.weight.dtype)
-            setattr(self.model.get_submodule(parent), last, layer.base)
+            self._replace(path, layer.base)
+
+    def _replace(self, path: str, layer: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self.base.model.get_submodule(parent), name, layer)
 
     def _tensors(self, name: Adapter) -> dict[str, nn.Parameter]:
         return {
-            f"{PREFIX}{path}.lora_{letter}.weight": factor[name]
+            _key(path, letter): factor[name]
             for path, layer in self.layers.items()
             for letter, factor in (("A", layer.A), ("B", layer.B))
         }
 
 
-def check_keys(expected: dict[str, Tensor] | dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
-    """Compare the keys and shapes of an adapter with those that the model wants.
+def adapter_shapes(model: nn.Module, lora: Lora) -> dict[str, tuple[int, ...]]:
+    """Shapes of an adapter's tensors by PEFT key, on a model that may have no values (`model.meta`)."""
+    return {
+        _key(path, letter): shape
+        for path, layer in find_targets(model, lora.targets).items()
+        for letter, shape in (("A", (lora.rank, layer.in_features)), ("B", (layer.out_features, lora.rank)))
+    }
+
+
+def _key(path: str, letter: str) -> str:
+    """PEFT's key of a factor of a layer."""
+    return f"{PREFIX}{path}.lora_{letter}.weight"
+
+
+def check_keys(expected: Mapping[str, nn.Parameter], found: Mapping[str, Values]) -> None:
+    """Compare the keys and shapes of an adapter with those of the model.
 
     Raises:
         UserError: Names the number of differing keys and the first of them.

@@ -1,7 +1,7 @@
 """Attention and RMS norm of the base model, with backward passes that keep less and copy less.
 
 transformers' eager attention keeps the softmax of every layer, twice, for the backward pass, and copies
-keys and values once for each query head that shares them. Here nothing of the scores is kept: they are
+keys and values once for each query head that shares them. Here no scores are saved: they are
 computed again, which costs one product of six. Its RMS norm keeps a float32 copy of its input.
 
 The results are those of transformers up to rounding; `tests/model/test_attention.py` holds both together.
@@ -140,7 +140,7 @@ AttentionMaskInterface.register("grouped", eager_mask)
 
 
 def in_one_row(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """What a decoder must be told beside the token ids (1, tokens) when sequences share the row."""
+    """What a decoder needs with the token ids (1, tokens) when sequences share the row."""
     places = torch.cat([torch.arange(length, device=device) for length in lengths])
     # transformers takes a mask of four dimensions as it is; else it would make one of (tokens, tokens).
     unused = torch.empty(1, 1, 0, 0, device=device)

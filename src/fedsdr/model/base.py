@@ -1,6 +1,6 @@
 """The frozen base model: from the name in the settings to a checked model and its tokenizer.
 
-Nothing here knows of adapters or training. Heavy libraries are imported inside the functions that need them.
+Independent of adapters and training. Heavy libraries are imported inside the functions that need them.
 """
 
 import difflib
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Model
 from fedsdr.errors import UnfitAttention, UserError
+from fedsdr.model.checks import check_head, check_length, settle_tokens
 from fedsdr.model.download import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
 from fedsdr.model.tiny import build_tiny
 
@@ -53,7 +54,7 @@ class Base:
     """SHA-256 over weights, configuration, tokenizer and chat template, with the quantization appended
     where there is one."""
     origin: str
-    """What the model is, shown beside every score."""
+    """What the model is, shown with every score."""
     dtype: "torch.dtype"
     device: "torch.device"
     keeps_apart: bool
@@ -91,15 +92,15 @@ def public_name(name: str) -> str:
 
 
 def built_in_folder(name: str) -> Path:
-    """Where a built-in model is kept once it was fetched or made."""
+    """Where a built-in model is stored once it was fetched or made."""
     return cache_folder() / FORMAT / "tiny" if name == "tiny" else gguf_folder(SMOLLM2.member_sha256)
 
 
-def load_base(settings: Model, device: "torch.device | str | None" = None) -> Base:
+def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     """Load the base model and check that fedsdr can work with it.
 
     Args:
-        settings: The recipe's [model].
+        spec: The recipe's [model].
         device: Where to put it; None: the first GPU, else the processor.
 
     Raises:
@@ -111,53 +112,53 @@ def load_base(settings: Model, device: "torch.device | str | None" = None) -> Ba
     import torch
 
     device = _device(device)
-    settings = resolve_model(settings, device)
-    dtype = getattr(torch, settings.dtype)
+    spec = resolve_model(spec, device)
+    dtype = getattr(torch, spec.dtype)
     with quiet():
-        folder, origin = find(settings.name)
+        folder, origin = find(spec.name)
     from_hub = folder is None
-    folder = folder or _find_on_hub(settings)
-    is_grouped = settings.attention == "grouped"
+    folder = folder or _find_on_hub(spec)
+    is_grouped = spec.attention == "grouped"
     if is_grouped:
         from fedsdr.model.attention import keeps_apart, replace_norms  # makes the name known to transformers
-    model, tokenizer = _read(settings, folder, from_hub, dtype, device)
+    model, tokenizer = _read(spec, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
-    if settings.checkpointing == "on":
+    if spec.checkpointing == "on":
         if not model.supports_gradient_checkpointing:
-            raise UserError(f"model.name = {settings.name} cannot do model.checkpointing = 'on': set 'off'")
+            raise UserError(f"model.name = {spec.name} cannot do model.checkpointing = 'on': set 'off'")
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    check_length(settings, model)
-    settle_tokens(settings.name, model, tokenizer)
-    _check_head(settings.name, model)
+    check_length(spec, model)
+    settle_tokens(spec.name, model, tokenizer)
+    check_head(spec.name, model)
     identity = _identity(folder, tokenizer.chat_template)
-    if settings.quantization != "none":
-        identity, origin = f"{identity}-{settings.quantization}", f"{origin}, {settings.quantization}"
+    if spec.quantization != "none":
+        identity, origin = f"{identity}-{spec.quantization}", f"{origin}, {spec.quantization}"
     if is_grouped:
         if not keeps_apart(model):
             raise UnfitAttention(
-                f"model.name = {settings.name}: model.attention = 'grouped' does not give this model's"
+                f"model.name = {spec.name}: model.attention = 'grouped' does not give this model's"
                 " results; 'eager' and 'sdpa' do"
             )
         replace_norms(model)
     return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_grouped)
 
 
-def resolve_model(settings: Model, device: "torch.device | str | None" = None) -> Model:
+def resolve_model(spec: Model, device: "torch.device | str | None" = None) -> Model:
     """Replace "auto" in dtype, attention and checkpointing by what the device does best; nothing is loaded.
 
     Args:
-        settings: The recipe's [model].
+        spec: The recipe's [model].
         device: As for `load_base`.
     """
     device = _device(device)
     choice: dict[str, str] = {}
-    if settings.dtype == "auto":
+    if spec.dtype == "auto":
         choice["dtype"] = str(choose_dtype(device)).removeprefix("torch.")
-    if settings.checkpointing == "auto":
-        choice["checkpointing"] = "on" if device.type == "cuda" and settings.quantization != "none" else "off"
-    if settings.attention == "auto":
+    if spec.checkpointing == "auto":
+        choice["checkpointing"] = "on" if device.type == "cuda" and spec.quantization != "none" else "off"
+    if spec.attention == "auto":
         choice["attention"] = "sdpa" if device.type == "cuda" else "grouped"
-    return settings.model_copy(update=choice)
+    return spec.model_copy(update=choice)
 
 
 def choose_dtype(device: "torch.device") -> "torch.dtype":
@@ -176,7 +177,7 @@ def choose_dtype(device: "torch.device") -> "torch.dtype":
 
 
 def describe_machine(device: "torch.device") -> dict[str, str]:
-    """Say what decides the last bits of results beside the settings: releases, and the kind of processor."""
+    """What decides the last bits of results, apart from the settings: releases, and the kind of processor."""
     import torch
     import transformers
 
@@ -197,7 +198,11 @@ def _device(device: "torch.device | str | None") -> "torch.device":
 
 
 def find(name: str) -> tuple[Path | None, str]:
-    """Return the model's folder, None for a hub id, and its origin."""
+    """Return the model's folder, None for a hub id, and its origin.
+
+    Raises:
+        UserError: The folder or file holds no model, or the name is nearly that of a built-in model.
+    """
     if name in BUILT_IN:
         folder = built_in_folder(name)
         if name == "tiny":
@@ -220,19 +225,22 @@ def find(name: str) -> tuple[Path | None, str]:
         return path, path.resolve().name
     if name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:
         raise UserError(f"model.name = {name}: there is no such folder")
+    near = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.8)
+    if near and "/" not in name:  # before the hub is asked, which takes half a minute without a network
+        raise UserError(f"model.name = {name}: did you mean the built-in {near[0]}? A hub id is owner/name")
     return None, name
 
 
-def _find_on_hub(settings: Model) -> Path:
+def _find_on_hub(spec: Model) -> Path:
     """Return the folder in the hub's own cache, named by the commit; it may still lack the weights."""
     from huggingface_hub import hf_hub_download
 
     try:
-        file = hf_hub_download(settings.name, "config.json", revision=settings.revision or None)
+        file = hf_hub_download(spec.name, "config.json", revision=spec.revision or None)
     except (OSError, ValueError) as error:
-        near = difflib.get_close_matches(settings.name, BUILT_IN, n=1) or BUILT_IN
+        near = difflib.get_close_matches(spec.name, BUILT_IN, n=1) or BUILT_IN
         raise UserError(
-            f"model.name = {settings.name} is no built-in name and no folder, and cannot be had as a hub id:"
+            f"model.name = {spec.name} is no built-in name and no folder, and cannot be had as a hub id:"
             f" {first_line(error)}\nCheck the name, the revision, the network and your access"
             " (`hf auth login`), or give the path of a folder or of a .gguf file, or a built-in name:"
             f" {', '.join(near)}"
@@ -241,16 +249,16 @@ def _find_on_hub(settings: Model) -> Path:
 
 
 def _read(
-    settings: Model, folder: Path, from_hub: bool, dtype: "torch.dtype", device: "torch.device"
+    spec: Model, folder: Path, from_hub: bool, dtype: "torch.dtype", device: "torch.device"
 ) -> tuple[Any, Any]:
     """Read model and tokenizer from the folder, or from the hub at the commit that the folder is named by."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {
-        "pretrained_model_name_or_path": settings.name if from_hub else folder,
+        "pretrained_model_name_or_path": spec.name if from_hub else folder,
         "revision": folder.name if from_hub else "main",
-        "trust_remote_code": settings.trust_remote_code,
+        "trust_remote_code": spec.trust_remote_code,
     }
     try:
         with quiet(keep_bars=from_hub):  # a download shows its progress, a folder has none to show
@@ -258,20 +266,20 @@ def _read(
             model, report = AutoModelForCausalLM.from_pretrained(
                 **source,
                 dtype=dtype,
-                attn_implementation=settings.attention,
+                attn_implementation=spec.attention,
                 device_map={"": device},
-                quantization_config=_quantization(settings, dtype),
+                quantization_config=_quantization(spec, dtype),
                 output_loading_info=True,
                 use_safetensors=True,  # a pickle would run code
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"model.name = {settings.name} cannot be read as a language model: {first_line(error)}"
+            f"model.name = {spec.name} cannot be read as a language model: {first_line(error)}"
         ) from None
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"model.name = {settings.name}: its weight files lack {missing}")
-    if settings.quantization == "4bit":
+        raise UserError(f"model.name = {spec.name}: its weight files lack {missing}")
+    if spec.quantization == "4bit":
         from bitsandbytes.nn import Linear4bit
 
         for layer in model.modules():
@@ -287,19 +295,19 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _quantization(settings: Model, dtype: "torch.dtype") -> Any:
+def _quantization(spec: Model, dtype: "torch.dtype") -> Any:
     """Return bitsandbytes' settings, or None. The output head is never quantised."""
-    if settings.quantization == "none":
+    if spec.quantization == "none":
         return None
     if find_spec("bitsandbytes") is None:
         raise UserError(
-            f"model.quantization = {settings.quantization} needs bitsandbytes: pip install 'fedsdr[quant]'"
+            f"model.quantization = {spec.quantization} needs bitsandbytes: pip install 'fedsdr[quant]'"
         )
     from transformers import BitsAndBytesConfig
 
     # It remarks on a cast in each layer of each forward pass.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if settings.quantization == "8bit":
+    if spec.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -307,64 +315,6 @@ def _quantization(settings: Model, dtype: "torch.dtype") -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
-    """Make sure that turns end in a token that stops generation, and that there is a padding token."""
-    from transformers import GenerationConfig
-
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"model.name = {name}: the tokenizer has no chat template (key chat_template in"
-            " tokenizer_config.json, or a file chat_template.jinja): use an instruct model"
-        )
-    answer = "fedsdr"
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
-    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = [number for number in tokenizer(tail, add_special_tokens=False).input_ids if number in special]
-    if not ends:
-        raise UserError(
-            f"model.name = {name}: the chat template ends an answer with {tail!r}, in which no special token"
-            " tells the model to stop: use an instruct model"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
-    known = model.generation_config.eos_token_id
-    known = known if isinstance(known, list) else [known]
-    # The model's own sampling settings are dropped: how fedsdr samples is said in its settings alone.
-    model.generation_config = GenerationConfig(
-        bos_token_id=model.generation_config.bos_token_id,
-        eos_token_id=sorted({*known, ends[0]} - {None}),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def check_length(settings: Model, model: Any) -> None:
-    """Refuse conversations that are longer than the model was built for."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and settings.max_length > longest:
-        raise UserError(
-            f"model.max_length = {settings.max_length}: {settings.name} was built for conversations of at"
-            f" most {longest} tokens; set that or less"
-        )
-
-
-def _check_head(name: str, model: Any) -> None:
-    """Refuse models that cap or scale their logits: the loss applies the head by itself, in chunks."""
-    import torch
-
-    tokens = torch.tensor([[0, 1, 2]], device=model.device)
-    with torch.no_grad():
-        logits = model(tokens, use_cache=False).logits
-        hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
-        plain = model.get_output_embeddings()(hidden)
-    if not torch.allclose(logits.float(), plain.float(), rtol=1e-4, atol=1e-4):
-        raise UserError(
-            f"model.name = {name}: its logits are not its output head applied to its last hidden state (it"
-            " caps or scales them, as Gemma 2, Cohere and Granite do); fedsdr does not train such models"
-        )
 
 
 def _identity(folder: Path, chat_template: str) -> str:

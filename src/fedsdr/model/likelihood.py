@@ -20,7 +20,7 @@ def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) 
 
     A question is one row, prompt and then all answers; a mask hides the answers from each other, and each
     begins at the position after the prompt. With attention that was not tried on such rows, each answer
-    has a row of its own. Called inside `Adapters.inference`.
+    has a row of its own. Called inside `LoraModel.inference`.
 
     Args:
         base: The model, with adapters set as wanted.

@@ -92,7 +92,7 @@ def last_states(base: Base, batch: Batch) -> Tensor:
 def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size: int) -> tuple[float, int]:
     """Mean cross entropy per response token over all conversations, and the number of tokens.
 
-    Called inside `Adapters.inference`.
+    Called inside `LoraModel.inference`.
     """
     total, count = 0.0, 0
     for rows in by_length([len(conversation.ids) for conversation in conversations], batch_size):

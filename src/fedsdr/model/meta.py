@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Model
 from fedsdr.errors import Unreachable, UserError
-from fedsdr.model.base import BUILT_IN, built_in_folder, check_length, find, first_line, quiet, settle_tokens
+from fedsdr.model.base import BUILT_IN, built_in_folder, find, first_line, quiet
+from fedsdr.model.checks import check_length, settle_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_skeleton(settings: Model) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase | None"]:
+def load_skeleton(spec: Model) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase | None"]:
     """Build the model on the meta device; no weights are fetched, read or converted.
 
     Args:
-        settings: The recipe's [model].
+        spec: The recipe's [model].
 
     Returns:
         The model, and its tokenizer if it can be had.
@@ -32,41 +33,37 @@ def load_skeleton(settings: Model) -> tuple["PreTrainedModel", "PreTrainedTokeni
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    source, from_hub = _source(settings)
+    source, from_hub = _source(spec)
     with quiet():
         try:
             config = AutoConfig.from_pretrained(**source)
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
         except (OSError, ValueError, ImportError) as error:
             kind = Unreachable if from_hub else UserError
             raise kind(
-                f"model.name = {settings.name}: its configuration cannot be had: {first_line(error)}"
+                f"model.name = {spec.name}: its configuration cannot be had: {first_line(error)}"
             ) from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(**source)
         except (OSError, ValueError, ImportError):
             tokenizer = None
     model.requires_grad_(False)
-    check_length(settings, model)
+    check_length(spec, model)
     if tokenizer is not None:
-        settle_tokens(settings.name, model, tokenizer)
+        settle_tokens(spec.name, model, tokenizer)
     return model, tokenizer
 
 
-def _source(settings: Model) -> tuple[dict[str, Any], bool]:
+def _source(spec: Model) -> tuple[dict[str, Any], bool]:
     """Where transformers finds the configuration, and whether that is the hub."""
-    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    path = Path(settings.name).expanduser()
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    path = Path(spec.name).expanduser()
     if path.suffix == ".gguf":  # its header is read; it is not converted
         return {**options, "pretrained_model_name_or_path": path.parent, "gguf_file": path.name}, False
-    if (
-        settings.name in BUILT_IN
-        and BUILT_IN[settings.name]["hub"]
-        and not built_in_folder(settings.name).is_dir()
-    ):
-        return {**options, "pretrained_model_name_or_path": BUILT_IN[settings.name]["hub"]}, True
-    folder, _ = find(settings.name)
+    if spec.name in BUILT_IN and BUILT_IN[spec.name]["hub"] and not built_in_folder(spec.name).is_dir():
+        return {**options, "pretrained_model_name_or_path": BUILT_IN[spec.name]["hub"]}, True
+    folder, _ = find(spec.name)
     if folder is None:
-        options["revision"] = settings.revision or "main"
-    return {**options, "pretrained_model_name_or_path": folder or settings.name}, folder is None
+        options["revision"] = spec.revision or "main"
+    return {**options, "pretrained_model_name_or_path": folder or spec.name}, folder is None

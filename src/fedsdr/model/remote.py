@@ -1,8 +1,8 @@
 """Answers of an OpenAI-compatible server (vLLM, llama.cpp, ...): of the model that rewrites, or of a judge.
 
-Turns go out, answers come back; what is asked, checked and kept is decided in `rewrite`, and of a judge
-in `measure`. The server applies its own chat template, and its batches are its own matter: asked twice,
-it may answer in other words, greedy or not.
+Turns go out, answers come back. The prompts, checks and the cache are those of `distill.rewrite` and of
+`evaluate.judge`. The server applies its own chat template and forms its own batches, so the same request
+may have another answer the second time, greedy or not.
 """
 
 import os
@@ -16,7 +16,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from fedsdr.config import Distill
-from fedsdr.data.conversation import Turn
+from fedsdr.data.conversation import Turn, trimmed
 from fedsdr.errors import UserError
 from fedsdr.model.generation import Answer
 
@@ -32,12 +32,12 @@ ADVICE = {
     404: "check {url}, which usually ends in /v1, and {served_name}: /models under that address lists the"
     " names",
 }
-"""What would do, by status."""
+"""How to fix it, by status."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model behind a server that judges texts of others; asked greedily, for one word."""
+    """A model behind a server that judges texts of others: greedy answers of one word."""
 
     url: str
     """Base address, such as http://localhost:8000/v1. It sees all texts that it judges."""
@@ -86,14 +86,12 @@ class _Reply(BaseModel):
     usage: _Usage
 
 
-def ask_server(
-    prompts: Sequence[list[Turn]], settings: Distill | Judge, seeds: Sequence[int]
-) -> list[Answer]:
-    """Have the server at `settings.url` answer prompts, `settings.batch_size` of them at once.
+def ask_server(prompts: Sequence[list[Turn]], server: Distill | Judge, seeds: Sequence[int]) -> list[Answer]:
+    """Have the server at `server.url` answer prompts, `server.batch_size` of them at once.
 
     Args:
         prompts: Turns, of which the server writes the next.
-        settings: Address, served name and sampling.
+        server: Address, served name and sampling.
         seeds: One for each prompt; sent modulo 2**31, which every server takes.
 
     Returns:
@@ -110,7 +108,7 @@ def ask_server(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         client = httpx.Client(
-            base_url=settings.url,
+            base_url=server.url,
             headers=headers,
             timeout=TIMEOUT,
             limits=httpx.Limits(max_connections=None),
@@ -118,51 +116,49 @@ def ask_server(
         )
     except httpx.InvalidURL as error:
         raise UserError(
-            f"{_name(settings, 'url')} = {settings.url}: {error}; set an address such as"
-            " http://localhost:8000/v1"
+            f"{_name(server, 'url')} = {server.url}: {error}; set an address such as http://localhost:8000/v1"
         ) from None
-    with client, ThreadPoolExecutor(settings.batch_size) as pool:
-        return list(pool.map(lambda turns, seed: _ask(client, settings, turns, seed), prompts, seeds))
+    with client, ThreadPoolExecutor(server.batch_size) as pool:
+        return list(pool.map(lambda turns, seed: _ask(client, server, turns, seed), prompts, seeds))
 
 
-def _ask(client: httpx.Client, settings: Distill | Judge, turns: list[Turn], seed: int) -> Answer:
+def _ask(client: httpx.Client, server: Distill | Judge, turns: list[Turn], seed: int) -> Answer:
     reply = _post(
         client,
-        settings,
+        server,
         {
-            "model": settings.served_name,
+            "model": server.served_name,
             "messages": turns,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "max_tokens": settings.max_new_tokens,
+            "temperature": server.temperature,
+            "top_p": server.top_p,
+            "max_tokens": server.max_new_tokens,
             "seed": seed % 2**31,
         },
     )
     if not reply.is_success:
         advice = ADVICE.get(
             reply.status_code,
-            "check {served_name}, and that the server's context holds {room}"
-            f" = {settings.max_new_tokens}",
-        ).format(**_NAMES[type(settings)])
+            f"check {{served_name}}, and that the server's context holds {{room}} = {server.max_new_tokens}",
+        ).format(**_NAMES[type(server)])
         raise UserError(
-            f"{_name(settings, 'url')} = {settings.url} refuses"
-            f" {_name(settings, 'served_name')} = {settings.served_name!r}: {_describe(reply)}\n"
-            f"What would do: {advice}"
+            f"{_name(server, 'url')} = {server.url} refuses"
+            f" {_name(server, 'served_name')} = {server.served_name!r}: {_describe(reply)}\n"
+            f"How to fix it: {advice}"
         )
     try:
         read = _Reply.model_validate_json(reply.content)
     except ValidationError:
         raise UserError(
-            f"{_name(settings, 'url')} = {settings.url} answered, but with no chat completion:"
+            f"{_name(server, 'url')} = {server.url} answered, but with no chat completion:"
             f" {_describe(reply)}\n"
-            "What would do: the base address of an OpenAI-compatible server, which usually ends in /v1"
+            "How to fix it: the base address of an OpenAI-compatible server, which usually ends in /v1"
         ) from None
     choice = read.choices[0]
-    text = (choice.message.content or "").strip()
+    text = trimmed(choice.message.content or "")
     return Answer(text, choice.finish_reason == "stop", read.usage.completion_tokens)
 
 
-def _post(client: httpx.Client, settings: Distill | Judge, body: dict[str, object]) -> httpx.Response:
+def _post(client: httpx.Client, server: Distill | Judge, body: dict[str, object]) -> httpx.Response:
     """Return the first reply that another try would not change."""
     for wait in (0.0, *WAITS):
         time.sleep(wait)
@@ -175,15 +171,15 @@ def _post(client: httpx.Client, settings: Distill | Judge, body: dict[str, objec
             return reply
         found = _describe(reply)
     raise UserError(
-        f"{_name(settings, 'url')} = {settings.url} gave no answer in {1 + len(WAITS)} tries: {found}\n"
-        "What would do: a server that runs at that address; where it is overloaded, a smaller"
-        f" {_name(settings, 'batch_size')} than {settings.batch_size}, which is the number of requests at"
-        " once" + ". Batches answered so far are kept" * isinstance(settings, Distill)
+        f"{_name(server, 'url')} = {server.url} gave no answer in {1 + len(WAITS)} tries: {found}\n"
+        "How to fix it: a server that runs at that address; where it is overloaded, a smaller"
+        f" {_name(server, 'batch_size')} than {server.batch_size}, which is the number of requests at"
+        " once" + ". Batches answered so far are saved" * isinstance(server, Distill)
     )
 
 
-def _name(settings: Distill | Judge, key: str) -> str:
-    return _NAMES[type(settings)][key]
+def _name(server: Distill | Judge, key: str) -> str:
+    return _NAMES[type(server)][key]
 
 
 def _describe(reply: httpx.Response) -> str:

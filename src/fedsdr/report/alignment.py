@@ -1,12 +1,11 @@
-"""How alike the clients' data are: figures and sheets of measured likeness, transfer of losses, and maps."""
+"""How alike the clients' data are: figures and sheets of likeness, of loss transfer, and of maps."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fedsdr.report.blocks import Block, Table
 from fedsdr.report.figures import Figure, limited
 from fedsdr.report.maps import MOST_NUMBERS, Matrix, Ramp, heat_panel, palette, scatter_panel
-from fedsdr.report.plots import MOST_PANELS
+from fedsdr.report.plots import MOST_PANELS, Series
 from fedsdr.report.sheets import Sheet, with_interval
 from fedsdr.storage import Event
 
@@ -18,8 +17,8 @@ TITLES = {
 }
 LIKENESS = {
     "js": (
-        "Jensen-Shannon divergence of words, less what chance gives",
-        "0: as alike as two samples of one text; 1: no common word. Lower is more alike.",
+        "Jensen-Shannon divergence of words, corrected for chance",
+        "0: like two samples of one text; 1: no common word. Lower is more alike.",
     ),
     "js_plain": (
         "Jensen-Shannon divergence of words, unadjusted",
@@ -28,7 +27,7 @@ LIKENESS = {
     "tfidf": ("Cosine of TF-IDF vectors", "1: the same words in the same shares. Higher is more alike."),
     "gradient": (
         "Cosine of gradients of the shared adapter",
-        "1: the clients pull one way; 0: unrelated; below 0: against each other. Higher is more alike.",
+        "1: the same direction; 0: unrelated; below 0: opposite directions. Higher is more alike.",
     ),
     "gradient_corrected": (
         "Cosine of gradients, corrected for the noise of examples",
@@ -66,8 +65,8 @@ def likeness_sheet(records: Sequence[Event]) -> Sheet:
             for measure in measures
         ),
         tuple(means),
-        note="The difference is taken in each draw of examples, so its interval says whether rewriting made"
-        " the clients more alike.",
+        note="The difference is computed in each draw of examples, so its interval shows whether rewriting"
+        " made the clients more alike.",
     )
 
 
@@ -92,7 +91,7 @@ def likeness_figure(measure: str, records: Sequence[Event]) -> Figure:
 
 
 def transfer_blocks(name: str, record: Event) -> list[Block]:
-    """Matrices of who helps whom, and what the others' data do for a client."""
+    """Matrices of transfer from client to client, and transfer from the others' data to a client."""
     records = record["records"]
     blocks: list[Block] = [
         transfer_figure(on, [one for one in records if one["on"] == on])
@@ -107,19 +106,26 @@ def transfer_figure(on: str, records: Sequence[Event]) -> Figure:
     found = [record for record in records if record["tested_on"] != "mean"]
     rows = list(dict.fromkeys(record["trained_on"] for record in found))
     columns = list(dict.fromkeys(record["tested_on"] for record in found))
-    trained = [record["value"] for record in found if record["view"] != "difference"]
-    change = [record["value"] for record in found if record["view"] == "difference"]
+    values = {view: [record["value"] for record in found if record["view"] == view] for view in VIEWS}
+    trained = Ramp.of(values["raw"] + values["distilled"], is_change=True)
+    ramps = {
+        "raw": trained,
+        "distilled": trained,
+        "difference": Ramp.of(values["difference"], is_change=True),
+    }
+    titles = TITLES | {view: f"trained on {view} responses" for view in VIEWS[:2]}
     panels = []
     for view in VIEWS:
         matrix = {(r["trained_on"], r["tested_on"]): r["value"] for r in found if r["view"] == view}
-        title = TITLES[view] if view == "difference" else f"trained on {view} responses"
-        ramp = Ramp.of(change if view == "difference" else trained, is_change=True)
-        panels.append(heat_panel(title, matrix, rows[:MOST_PANELS], columns[:MOST_PANELS], ramp))
+        panels.append(
+            heat_panel(titles[view], matrix, rows[:MOST_PANELS], columns[:MOST_PANELS], ramps[view])
+        )
     return Figure(
         f"transfer-{on.replace(' ', '-')}",
         f"Transfer: change of the loss on {on}",
-        "Nats per token against the base model; below 0 is better. Rows: the client whose data were learnt;"
-        " columns: whose test examples were scored." + without_numbers(max(len(rows), len(columns))),
+        "Nats per token against the base model; below 0 is better. Rows: the client whose data were used for"
+        " training. Columns: the client whose test examples were scored."
+        + without_numbers(max(len(rows), len(columns))),
         (),
         tuple(panels),
         records,
@@ -129,7 +135,7 @@ def transfer_figure(on: str, records: Sequence[Event]) -> Figure:
 def transfer_sheet(records: Sequence[Event]) -> Sheet:
     """What learning the other clients' data does to the loss of each client, mean over the others."""
     others = [record for record in records if record["trained_on"] == "others"]
-    cells = {(r["tested_on"], r["on"], r["view"]): r for r in others}
+    found = {(r["tested_on"], r["on"], r["view"]): r for r in others}
     places = dict.fromkeys((record["tested_on"], record["on"]) for record in others)
     ordered = sorted(places, key=lambda place: place[0] == "mean")
     return Sheet(
@@ -137,7 +143,7 @@ def transfer_sheet(records: Sequence[Event]) -> Sheet:
         "llrrr",
         ("tested on", "on", "trained on raw", "trained on distilled", "distilled minus raw"),
         tuple(
-            (*place, *(with_interval(cells.get((*place, view)), 3) for view in VIEWS)) for place in ordered
+            (*place, *(with_interval(found.get((*place, view)), 3) for view in VIEWS)) for place in ordered
         ),
         tuple(others),
         num_summary=sum(place[0] == "mean" for place in ordered),
@@ -151,22 +157,19 @@ def map_blocks(name: str, record: Event) -> list[Block]:
     points = record["records"]
     series = palette(one["client"] for one in points)
     xs, ys = [one["x"] for one in points], [one["y"] for one in points]
-    panels = []
-    for view in dict.fromkeys(one["view"] for one in points):
-        some: dict[Any, list[tuple[float, float]]] = {}
-        for one in points:
-            if one["view"] == view:
-                place = series[one["client"]]
-                some.setdefault(place, []).append((one["x"], one["y"]))
-        panels.append(scatter_panel(f"{view} responses", some, (min(xs), max(xs), min(ys), max(ys))))
+    bounds = (min(xs), max(xs), min(ys), max(ys))
+    views: dict[str, dict[Series, list[tuple[float, float]]]] = {}
+    for one in points:
+        of_view = views.setdefault(one["view"], {})
+        of_view.setdefault(series[one["client"]], []).append((one["x"], one["y"]))
     return [
         Figure(
             name,
             "Map of the responses (t-SNE of the base model's states)",
-            "A picture and no evidence: distances between far groups mean nothing, and another seed gives"
-            " another picture. Both views are laid out together; axes have no units.",
+            "A picture, not evidence: distances between far groups mean nothing, and another seed gives"
+            " another picture. Both views have one layout; axes have no units.",
             tuple(series.values()),
-            tuple(panels),
+            tuple(scatter_panel(f"{view} responses", some, bounds) for view, some in views.items()),
             points,
         )
     ]
@@ -183,5 +186,5 @@ def symmetric(records: Sequence[Event], value: str, **where: object) -> Matrix:
 
 
 def without_numbers(num: int) -> str:
-    """What a figure says whose matrices, of so many clients, have no room for numbers or for all."""
+    """Note of a figure whose matrices, of so many clients, have no room for numbers or for all."""
     return limited(num) or " The CSV file has the numbers." * (num > MOST_NUMBERS)

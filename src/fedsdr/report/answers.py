@@ -1,14 +1,13 @@
 """What models say: figures and sheets of the rewrite paradox as checked, of benchmarks, and of win rates."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fedsdr.analysis.claims import over_all_domains
-from fedsdr.intervals import wilson
 from fedsdr.report.blocks import Block, Examples, Table
 from fedsdr.report.figures import Figure, limited
-from fedsdr.report.plots import MOST_PANELS, Series, bar_panel
+from fedsdr.report.plots import Series, Value, bar_groups, bar_panel
 from fedsdr.report.sheets import Sheet, number, with_interval
+from fedsdr.stats import wilson
 from fedsdr.storage import Event
 
 OF = {
@@ -23,7 +22,7 @@ OF = {
         "personalised answer": Series("personalised model's answer", "s-personalised"),
     },
 }
-"""Figure -> the texts that it sets side by side, as `of` names them."""
+"""Figure -> the texts that it compares, as `of` names them."""
 KINDS = {
     "omission": ("omission, share", 2),
     "unsupported": ("unsupported, share", 2),
@@ -35,7 +34,6 @@ KINDS = {
 """Kind -> its name, and decimals."""
 MODELS = {model: Series(model, f"s-{model}") for model in ("base", "global", "personalised")}
 PAIRS = ("s-global", "s-personalised", "s-new", "s-taught")
-Bars = dict[str, dict[Series, tuple[float, tuple[float, float] | None] | None]]
 
 
 def paradox_blocks(name: str, record: Event) -> list[Block]:
@@ -45,7 +43,7 @@ def paradox_blocks(name: str, record: Event) -> list[Block]:
                for number, (title, series) in enumerate(OF.items(), start=1)]  # fmt: skip
     blocks: list[Block] = [Table(f"{name}-checks", checks_sheet(records)), *(one for one in figures if one)]
     if record.get("examples"):
-        blocks.append(Examples("The worst, to be read beside their true responses", record["examples"]))
+        blocks.append(Examples("The worst texts, with their true responses", record["examples"]))
     return blocks
 
 
@@ -58,22 +56,19 @@ def checks_figure(
     panels = []
     for checker, kind in dict.fromkeys((record["checker"], record["kind"]) for record in found):
         label, digits = KINDS[kind]
-        groups: Bars = {}
-        for record in found:
-            if (record["checker"], record["kind"]) == (checker, kind):
-                groups.setdefault(record["domain"], {})[series[record["of"]]] = _bar(record)
-        shown = {domain: groups[domain] for domain in [*groups][-MOST_PANELS:]}  # all domains come last
-        high = 1.0 if kind in ("omission", "unsupported") else None
-        told = f"{label}; by {checker}" if kind in ("omission", "unsupported") else label
-        panels.append(bar_panel(told, shown, high=high, digits=digits))
+        is_share = kind in ("omission", "unsupported")
+        own = [record for record in found if (record["checker"], record["kind"]) == (checker, kind)]
+        bars = bar_groups((record["domain"], series[record["of"]], _bar(record, "value")) for record in own)
+        measure = f"{label}; by {checker}" if is_share else label
+        panels.append(bar_panel(measure, bars, high=1.0 if is_share else None, digits=digits))
     if not panels:
         return None
     used = tuple(one for of, one in series.items() if any(record["of"] == of for record in found))
     return Figure(
         key,
         f"{title}, by domain",
-        "What the named checker finds; lines are 95 % intervals. Of true responses and true paraphrases it is"
-        " the checker's own false alarms." + limited(len({record["domain"] for record in found})),
+        "What the named checker finds; lines are 95 % intervals. For true responses and true paraphrases this"
+        " is the checker's false-positive rate." + limited(len({record["domain"] for record in found})),
         used,
         tuple(panels),
         found,
@@ -100,8 +95,8 @@ def checks_sheet(records: Sequence[Event]) -> Sheet:
             for row in rows
         ),
         tuple(records),
-        note="Omission: the text does not give what the true response says. Unsupported: prompt and true"
-        " response do not bear out the text. Length ratio: words over words of the true response.",
+        note="Omission: the text lacks what the true response says. Unsupported: prompt and true response do"
+        " not support the text. Length ratio: words over words of the true response.",
     )
 
 
@@ -112,19 +107,17 @@ def benchmark_blocks(name: str, record: Event) -> list[Block]:
 
 
 def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
-    """Bars of every task, a panel for each metric; subjects of a task stand in the sheet alone."""
+    """Bars of every task, a panel for each metric; subjects of a task are in the sheet's records alone."""
     whole = [record for record in records if not record.get("subject")]
+    chance = {r["task"]: ("chance", r["chance"]) for r in whole if r["chance"] is not None}
     panels = []
     for metric in dict.fromkeys(record["metric"] for record in whole):
-        groups: Bars = {}
-        chance = {}
-        for record in whole:
-            if record["metric"] == metric:
-                value, interval = record["value"], wilson(record["value"], record["num"])
-                groups.setdefault(record["task"], {})[MODELS[record["model"]]] = (value, interval)
-                if record["chance"] is not None:
-                    chance[record["task"]] = ("chance", record["chance"])
-        panels.append(bar_panel(f"{metric}, share right", groups, high=1.0, marks=chance))
+        bars = bar_groups(
+            (r["task"], MODELS[r["model"]], (r["value"], wilson(r["value"], r["num"])))
+            for r in whole
+            if r["metric"] == metric
+        )
+        panels.append(bar_panel(f"{metric}, share right", bars, high=1.0, marks=chance))
     used = dict.fromkeys(record["model"] for record in records)
     return Figure(
         name,
@@ -137,7 +130,7 @@ def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
 
 
 def benchmark_sheet(records: Sequence[Event]) -> Sheet:
-    """Task and metric by model; subjects stand in the records alone."""
+    """Task and metric by model; subjects are in the records alone."""
     models = list(dict.fromkeys(record["model"] for record in records))
     whole = [record for record in records if not record.get("subject")]
     cells = {(r["task"], r["metric"], r["model"]): r for r in whole}
@@ -157,7 +150,7 @@ def benchmark_sheet(records: Sequence[Event]) -> Sheet:
             for place, record in rows.items()
         ),
         tuple(records),
-        note="Where all or none are right a standard error would be 0: the 95 % interval (Wilson) is shown.",
+        note="Where all or none are right, the standard error is 0: the 95 % interval (Wilson) is shown.",
     )
 
 
@@ -167,17 +160,13 @@ def win_rate_blocks(name: str, record: Event) -> list[Block]:
     pairs = dict.fromkeys((one["a"], one["b"]) for one in records)
     series = {pair: Series(f"{pair[0]} against {pair[1]}", PAIRS[number % len(PAIRS)])
               for number, pair in enumerate(pairs)}  # fmt: skip
-    groups: dict[str, dict[Series, Any]] = {}
-    for one in records:
-        value = None if one["rate"] is None else (one["rate"], (one["low"], one["high"]))
-        groups.setdefault(one["domain"], {})[series[one["a"], one["b"]]] = value
-    shown = {domain: groups[domain] for domain in [*groups][-MOST_PANELS:]}
-    panel = bar_panel("win rate", shown, high=1.0, marks=dict.fromkeys(shown, ("even", 0.5)))
+    bars = bar_groups((one["domain"], series[one["a"], one["b"]], _bar(one, "rate")) for one in records)
+    panel = bar_panel("win rate", bars, high=1.0, marks=dict.fromkeys(bars, ("even", 0.5)))
     figure = Figure(
         name,
         "Win rates by a judge",
-        "Wins and half the ties, as a share; both orders were asked. Dotted: neither is better. Lines are"
-        " 95 % intervals over prompts." + limited(len(groups)),
+        "Wins and half the ties, as a share; the judge saw both orders. Dotted: neither is better. Lines are"
+        " 95 % intervals over prompts." + limited(len({one["domain"] for one in records})),
         tuple(series.values()),
         (panel,),
         records,
@@ -206,19 +195,22 @@ def win_rate_sheet(records: Sequence[Event]) -> Sheet:
             for one in records
         ),
         tuple(records),
-        note="A win or loss is one in both orders. Orders agree: share of prompts where both orders name the"
-        " same answer. First preferred: share of verdicts for the answer shown first; 0.5 is no preference.",
+        note="A win or a loss counts if both orders have it. Orders agree: share of prompts where both orders"
+        " prefer the same answer. First preferred: share of verdicts for the answer shown first; 0.5 is no"
+        " preference.",
     )  # fmt: skip
 
 
-def _bar(record: Event) -> tuple[float, tuple[float, float] | None]:
-    return record["value"], None if record["low"] is None else (record["low"], record["high"])
+def _bar(record: Event, key: str) -> Value | None:
+    if (value := record[key]) is None:
+        return None
+    return value, None if record["low"] is None else (record["low"], record["high"])
 
 
 def _with_error(record: Event | None) -> str:
     if record is None or record["stderr"] is None:
         return number(record["value"] if record else None, 2)
-    if not record["stderr"]:  # all are right, or none: no error is not what that says
+    if not record["stderr"]:  # all or none are right, which does not make the share exact
         low, high = wilson(record["value"], record["num"])
         return f"{record['value']:.2f} [{low:.2f}, {high:.2f}]"
     return f"{record['value']:.2f} ± {record['stderr']:.2f}"

@@ -1,8 +1,6 @@
-"""What the tabs of a page hold. `parts.html` shows them in the order in which they stand here."""
+"""What the tabs of a page hold. `blocks.html` shows them in the given order."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsdr.report.figures import Figure
@@ -12,7 +10,7 @@ from fedsdr.storage import Event
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; what stands between two ` is shown as code."""
+    """A paragraph; text between two ` is shown as code."""
 
     text: str
     style: str = ""
@@ -44,7 +42,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts beside the true responses they stand for."""
+    """Texts next to the true responses that they replace."""
 
     caption: str
     examples: Sequence[Event]
@@ -55,8 +53,8 @@ Block = Figure | Table | Text | Titled | Folded | Examples
 
 
 @dataclass(frozen=True)
-class Part:
-    """A tab."""
+class Tab:
+    """A tab of a page."""
 
     key: str
     """Names its ids."""
@@ -65,19 +63,3 @@ class Part:
     title: str
     """Its heading."""
     blocks: Sequence[Block]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a claim."""
-
-    claim: str
-    verdict: str
-    """supported, refuted, undecided or not measured."""
-    text: str
-    """The evidence in words, with its numbers."""
-
-    @classmethod
-    def of(cls, record: Mapping[str, str]) -> Verdict:
-        """Read the record of a verdict."""
-        return cls(record["claim"], record["verdict"], record["text"])

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from fedsdr.report.alignment import symmetric, without_numbers
 from fedsdr.report.blocks import Block, Table
 from fedsdr.report.figures import Figure, limited, line_panels
-from fedsdr.report.maps import MOST_ROWS, Matrix, Ramp, heat_panel
-from fedsdr.report.plots import MOST_PANELS, Series
+from fedsdr.report.maps import MOST_ROWS, Ramp, heat_panel
+from fedsdr.report.plots import MOST_PANELS, Series, line_groups
 from fedsdr.report.sheets import Sheet, number, with_interval
 from fedsdr.storage import Event
 
 VALUES = {"cosine": "cosine of the updates", "sign_agreement": "share of entries with equal sign"}
-READ = "Cosine 1: the clients change the shared adapter alike; 0: unrelated. Equal signs: 0.5 is chance."
+READ = "Cosine: 1 for equal changes of the shared adapter, 0 for unrelated ones. Equal signs: 0.5 is chance."
 GAINS = {
     "cosine_first": "cosine, round 1",
     "cosine_last": "cosine, last",
@@ -22,7 +22,7 @@ GAINS = {
     "gain_left": "gain left",
     "kept": "kept",
 }
-"""What is told of an arm of a grid."""
+"""Columns of the table that compares the arms of a grid."""
 LOSSES = {
     "before": Series("before the round", "s-base"),
     "own": Series("with the client's own update", "s-personalised"),
@@ -37,14 +37,9 @@ def consistency_blocks(name: str, record: Event) -> list[Block]:
     last = max(one["round"] for one in records)
     pairs = [one for one in records if one["round"] == last and one["layer"] == "all" and one["a"] != "mean"]
     layers = [one for one in means if one["layer"] != "all"]
-    found = [
-        layer_figure(name, layers) if layers else None,
-        pair_figure(name, pairs, last) if pairs else None,
-    ]
-    return [
-        Table(f"{name}-rounds", round_sheet(means)),
-        *(figure for figure in found if figure),
-    ]
+    figures = [layer_figure(name, layers)] if layers else []
+    figures += [pair_figure(name, pairs, last)] if pairs else []
+    return [Table(f"{name}-rounds", round_sheet(means)), *figures]
 
 
 def round_sheet(means: Sequence[Event]) -> Sheet:
@@ -61,19 +56,18 @@ def round_sheet(means: Sequence[Event]) -> Sheet:
 
 
 def layer_figure(name: str, means: Sequence[Event]) -> Figure:
-    """Agreement in each layer over rounds; many layers are put together by block."""
+    """Agreement in each layer over rounds; many layers are averaged by block."""
     layers = list(dict.fromkeys(record["layer"] for record in means))
     is_grouped = len(layers) > MOST_ROWS
     rows = {layer: _label(layer, is_grouped) for layer in layers}
     rounds = _columns(means)
+    names = list(dict.fromkeys(rows.values()))
     panels = []
     for value, title in VALUES.items():
-        sums: dict[tuple[str, str], list[float]] = {}
+        groups: dict[tuple[str, str], list[float | None]] = {}
         for record in means:
-            if record[value] is not None:
-                sums.setdefault((rows[record["layer"]], str(record["round"])), []).append(record[value])
-        matrix: Matrix = {place: sum(some) / len(some) for place, some in sums.items()}
-        names = list(dict.fromkeys(rows.values()))
+            groups.setdefault((rows[record["layer"]], str(record["round"])), []).append(record[value])
+        matrix = {place: _mean(some) for place, some in groups.items()}
         panels.append(heat_panel(title, matrix, names, rounds, Ramp.of(matrix.values())))
     grouped = " Mean over the layers of a block." if is_grouped else ""
     return Figure(
@@ -90,22 +84,22 @@ def pair_figure(name: str, pairs: Sequence[Event], server_round: int) -> Figure:
     """Agreement of each pair of clients over all layers."""
     clients = list(dict.fromkeys(record[side] for side in "ab" for record in pairs))
     shown = clients[:MOST_PANELS]
-    panels = []
-    for value, title in VALUES.items():
-        matrix = symmetric(pairs, value)
-        panels.append(heat_panel(title, matrix, shown, shown, Ramp.of(matrix.values())))
+    matrices = {title: symmetric(pairs, value) for value, title in VALUES.items()}
     return Figure(
         f"{name}-clients",
         f"Agreement of the clients' updates over all layers, by pair of clients, in round {server_round}",
         READ + without_numbers(len(clients)),
         (),
-        tuple(panels),
+        tuple(
+            heat_panel(title, matrix, shown, shown, Ramp.of(matrix.values()))
+            for title, matrix in matrices.items()
+        ),
         pairs,
     )
 
 
 def survival_blocks(name: str, record: Event) -> list[Block]:
-    """What is kept of each client's own gain: a matrix over rounds, losses over rounds, the last round."""
+    """The share of each client's own gain that is left: a matrix and losses over rounds, the last round."""
     records = record["records"]
     return [
         kept_figure(name, records),
@@ -123,7 +117,7 @@ def kept_figure(name: str, records: Sequence[Event]) -> Figure:
         f"{name}-kept",
         "Share of a client's own gain that is left after aggregation, by round",
         "Columns are rounds. 1: all of it; 0: none; below 0: the client is worse off than before the"
-        " round; above 1: the others helped. Empty where the client gained nothing to speak of by itself."
+        " round; above 1: the others helped. Empty where the client's own gain is not above 0."
         + without_numbers(len(clients)),
         (),
         (heat_panel("share kept", matrix, clients[:MOST_PANELS], rounds, Ramp.of(matrix.values())),),
@@ -133,11 +127,9 @@ def kept_figure(name: str, records: Sequence[Event]) -> Figure:
 
 def survival_figure(name: str, records: Sequence[Event]) -> Figure:
     """Loss of each client on its own tests before a round, with its own and with the aggregated update."""
-    panels: dict[str, dict[Series, dict[int, float]]] = {}
-    for record in records:
-        of_client = panels.setdefault(record["client"], {})
-        for key, series in LOSSES.items():
-            of_client.setdefault(series, {})[record["round"]] = record[key]
+    panels = line_groups(
+        (r["client"], series, r["round"], r[key]) for r in records for key, series in LOSSES.items()
+    )
     return Figure(
         f"{name}-losses",
         "Loss on a client's own test examples in each round",
@@ -173,32 +165,32 @@ def _columns(records: Sequence[Event]) -> list[str]:
 
 
 def _label(layer: str, is_grouped: bool) -> str:
-    """Block and projection of a layer, or its block alone; its path, where that has no block's number."""
+    """Block and projection of a layer, or its block alone; its path where that has no number of a block."""
     found = re.search(r"\.(\d+)\.(?:.*\.)?(\w+)$", layer)
     if not found:
         return layer
     return f"block {found[1]}" if is_grouped else f"{found[1]} {found[2]}"
 
 
-def arms_sheet(cells: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) -> Sheet:
+def arms_sheet(runs: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) -> Sheet:
     """How far the clients' updates agree, and what aggregation leaves of their gains, by arm of a grid.
 
     Args:
-        cells: Arm, and records of `consistency` and of `survival`, of each cell that has them.
+        runs: Arm, and records of `consistency` and of `survival`, of each run that has them.
 
     Returns:
-        Means over cells. Gains are in nats per response token of the clients' own test examples, means over
-        rounds and clients; kept is the share of the summed own gains that is left, where these are above 0.
+        Means over runs. Gains are in nats per response token of the clients' own test examples, means over
+        rounds and clients; kept is the share of the summed own gains that is left, where that sum is above 0.
     """
     by_arm: dict[str, list[Event]] = {}
-    for arm, updates, survival in cells:
-        by_arm.setdefault(arm, []).append(_of_cell(updates, survival))
+    for arm, updates, survival in runs:
+        by_arm.setdefault(arm, []).append(_summary(updates, survival))
     records: list[Event] = [
         {"arm": arm, "num_seeds": len(found)} | {name: _mean([one[name] for one in found]) for name in GAINS}
         for arm, found in by_arm.items()
     ]
     return Sheet(
-        "Agreement of the clients' updates, and what aggregation leaves of a client's gain; means over cells",
+        "Agreement of the clients' updates, and what aggregation leaves of a client's gain; means over runs",
         "l" + "r" * (1 + len(GAINS)),
         ("arm", "seeds", *GAINS.values()),
         tuple((r["arm"], str(r["num_seeds"]), *(number(r[name], 3) for name in GAINS)) for r in records),
@@ -209,7 +201,7 @@ def arms_sheet(cells: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) ->
     )
 
 
-def _of_cell(updates: Sequence[Event], survival: Sequence[Event]) -> Event:
+def _summary(updates: Sequence[Event], survival: Sequence[Event]) -> Event:
     means = {r["round"]: r for r in updates if r["layer"] == "all" and r["a"] == "mean"}
     first, last = means[min(means)], means[max(means)]
     own = sum(r["before"] - r["own"] for r in survival) / len(survival)

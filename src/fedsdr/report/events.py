@@ -1,6 +1,6 @@
 """Tables of what happened in a run: rewriting, training, costs, dropped replies.
 
-Goes in: the events of metrics.jsonl. Comes out: records and `Sheet`s, as in `tables`.
+In: the events of metrics.jsonl. Out: records and `Sheet`s, as in `sheets`.
 """
 
 from collections.abc import Sequence
@@ -10,25 +10,28 @@ from fedsdr.storage import Event
 
 TEXTS = ("true response", "rewriting", "as taught")
 """The rewriting is what the first prompt gave; what is taught is that, or what it fell back to."""
-
 TRUE = ("omission_rate", "words", "filler_rate", "redundancy")
 """What is counted of the true response too."""
-
 ALL = "all clients"
+WORK = ("prepare", "train", "evaluate")
+SENT = ("num_bytes_up", "num_bytes_down")
 
 
 def paradox_records(events: Sequence[Event]) -> list[Event]:
     """Counts of the rewrite paradox: one record for each client and text, then for all clients.
 
-    The omission rate of the true responses is the check's own false alarm. It is None where no example
+    The omission rate of the true responses is the check's false-positive rate. It is None where no example
     is checkable; nothing in a true response is unsupported by definition. All clients: pooled over
     examples.
     """
     records = []
     for event in _rewritten(events):
         for text, when in zip(TEXTS, ("after", "before", "after"), strict=True):
-            found = {key.split("/")[1]: value for key, value in event.items() if key.endswith(f"@{when}")}
-            values = {name.removesuffix(f"@{when}"): value for name, value in found.items()}
+            values: Event = {
+                key.removeprefix("distill/").removesuffix(f"@{when}"): value
+                for key, value in event.items()
+                if key.endswith(f"@{when}")
+            }
             if text == TEXTS[0]:
                 values |= {name: values[f"{name}_true"] for name in TRUE}
                 values |= {"unsupported_rate": None, "length_ratio": 1.0}
@@ -69,7 +72,7 @@ def paradox_sheet(events: Sequence[Event]) -> Sheet:
         tuple(records),
         num_summary=sum(record["client"] == ALL for record in records),
         note="Omits: share of checkable responses whose label, final answer, fact or test is lost;"
-        " for true responses, the check's own false alarms."
+        " for true responses it is the check's false-positive rate."
         " Unsupported: share of all responses with another label, or a number found in neither prompt nor"
         " true response. Words: per response. Fillers: per 100 words. Repeats: share of word 3-grams that"
         " repeat an earlier one.",
@@ -77,7 +80,7 @@ def paradox_sheet(events: Sequence[Event]) -> Sheet:
 
 
 def fallback_sheet(events: Sequence[Event]) -> Sheet:
-    """How many rewritings fell back to the true response, why, and which prompts served, by client."""
+    """How many rewritings fell back to the true response, why, and which prompts were used, by client."""
     records = []
     for event in _rewritten(events):
         counts: dict[str, dict[str, int]] = {"fallback": {}, "prompt": {}}
@@ -97,7 +100,7 @@ def fallback_sheet(events: Sequence[Event]) -> Sheet:
             }
         )
     return Sheet(
-        "Fall-back to the true response, and the prompt whose rewriting is taught otherwise",
+        "Fall-back to the true response, and otherwise the prompt whose rewriting is taught",
         "lrrrll",
         ("client", "examples", "checkable", "fell back", "why", "prompts"),
         tuple(tuple(map(str, record.values())) for record in records),
@@ -107,37 +110,39 @@ def fallback_sheet(events: Sequence[Event]) -> Sheet:
 
 def train_records(events: Sequence[Event]) -> list[Event]:
     """One record for each round, client and stage: losses per response token, steps, tokens."""
-    records = []
-    for event in events:
-        if event["event"] == "train":
-            for adapter, values in _stages(event).items():
-                where = {"round": event["round"], "client": event["client"], "adapter": adapter}
-                records.append(where | values)
-    return records
+    return [
+        {"round": event["round"], "client": event["client"], "adapter": adapter, **values}
+        for event in events
+        if event["event"] == "train"
+        for adapter, values in _stages(event).items()
+    ]
 
 
 def cost_records(events: Sequence[Event]) -> list[Event]:
     """One record for each client, round and piece of work: seconds, array bytes, steps, tokens."""
     down = {event["round"]: event["num_bytes_down"] for event in events if event["event"] == "round"}
-    records = []
-    for event in events:
-        if event["event"] not in ("prepare", "train", "evaluate"):
-            continue
-        record = {
-            "client": event["client"],
-            "round": event["round"],
-            "work": event["event"],
-            "seconds": event["seconds"],
-        }
+    records: list[Event] = []
+    for event in (event for event in events if event["event"] in WORK):
+        record = {key: event[key] for key in ("client", "round")} | {"work": event["event"]}
+        records.append(record | {"seconds": event["seconds"]})
         if event["event"] == "train":
             stages = _stages(event)
-            record |= {f"num_steps_{name}": values["num_steps"] for name, values in stages.items()}
-            record["num_tokens"] = sum(values["num_tokens"] for values in stages.values())
-            record["num_bytes_up"] = event["num_bytes_up"]
+            records[-1] |= {f"num_steps_{name}": values["num_steps"] for name, values in stages.items()}
+            records[-1]["num_tokens"] = sum(values["num_tokens"] for values in stages.values())
+            records[-1]["num_bytes_up"] = event["num_bytes_up"]
             # The log has it once the round is complete.
-            record["num_bytes_down"] = down.get(event["round"], 0)
-        records.append(record)
+            records[-1]["num_bytes_down"] = down.get(event["round"], 0)
     return records
+
+
+def total_costs(records: Sequence[Event]) -> dict[str, float]:
+    """Seconds of each kind of work, and all counts, summed over records of `cost_records`."""
+    total: dict[str, float] = dict.fromkeys((*WORK, "num_tokens", *SENT), 0)
+    for record in records:
+        total[record["work"]] += record["seconds"]
+        for name in (name for name in record if name.startswith("num_")):
+            total[name] = total.get(name, 0) + record[name]
+    return total
 
 
 def cost_sheet(events: Sequence[Event]) -> Sheet:
@@ -147,28 +152,29 @@ def cost_sheet(events: Sequence[Event]) -> Sheet:
     by_client: dict[str, list[Event]] = {}
     for record in records:
         by_client.setdefault(record["client"], []).append(record)
-    groups = dict(sorted(by_client.items()))
-    if len(groups) > 1:
-        groups[ALL] = records
+    groups = dict(sorted(by_client.items())) | ({ALL: records} if len(by_client) > 1 else {})
     rows = []
     for client, found in groups.items():
-        seconds = [
-            sum(record["seconds"] for record in found if record["work"] == work)
-            for work in ("prepare", "train", "evaluate")
-        ]
-        total = {name: sum(record.get(name, 0) for record in found) for name in (*steps, *_SUMS)}
+        total = total_costs(found)
         rows.append(
             (
                 client,
                 str(sum(record["work"] == "train" for record in found)),
-                *(number(value, 1 if value < 100 else 0) for value in seconds),
-                *(f"{int(total[name]):,}" for name in (*steps, "num_tokens")),
-                *(data_size(total[name]) for name in ("num_bytes_up", "num_bytes_down")),
+                *(number(total[work], 1 if total[work] < 100 else 0) for work in WORK),
+                *(f"{int(total.get(name, 0)):,}" for name in (*steps, "num_tokens")),
+                *(data_size(total[name]) for name in SENT),
             )
         )
     step_heads = (f"steps {name.removeprefix('num_steps_')}" for name in steps)
-    seconds_heads = ("prepare s", "train s", "evaluate s")
-    heads = ("client", "updates", *seconds_heads, *step_heads, "response tokens", "up", "down")
+    heads = (
+        "client",
+        "updates",
+        *(f"{work} s" for work in WORK),
+        *step_heads,
+        "response tokens",
+        "up",
+        "down",
+    )
     return Sheet(
         "Costs of each client, summed over rounds",
         "l" + "r" * (len(heads) - 1),
@@ -176,32 +182,24 @@ def cost_sheet(events: Sequence[Event]) -> Sheet:
         tuple(rows),
         tuple(records),
         num_summary=1 if len(groups) > 1 else 0,
-        note="Seconds of work at the client. Steps: optimizer updates of each adapter. Response tokens: what"
-        " the loss was counted over. Up and down: arrays of training messages; evaluation sends the shared"
-        " adapter down once more.",
+        note="Seconds of work at the client. Steps: optimizer updates of each adapter. Response tokens: the"
+        " tokens in the loss. Up and down: arrays of training messages. Evaluation sends the shared adapter"
+        " down once more.",
     )
 
 
 def dropped_sheet(events: Sequence[Event]) -> Sheet:
-    """Replies that the guard refused, and why."""
-    records = [
-        {name: event[name] for name in ("round", "client", "reason")}
-        for event in events
-        if event["event"] == "dropped"
-    ]
+    """Replies that validation refused, and why."""
+    names = ("round", "client", "reason")
+    records = [{name: event[name] for name in names} for event in events if event["event"] == "dropped"]
     rows = tuple(tuple(map(str, record.values())) for record in records)
-    return Sheet(
-        "Replies that the server dropped", "rll", ("round", "client", "reason"), rows, tuple(records)
-    )
+    return Sheet("Replies that the server dropped", "rll", names, rows, tuple(records))
 
 
 def privacy_sheet(events: Sequence[Event]) -> Sheet:
-    """Epsilon after each round, of a client that was asked most often."""
-    records = [
-        {name: event[name] for name in ("round", "epsilon", "delta")}
-        for event in events
-        if "epsilon" in event
-    ]
+    """Epsilon after each round, of the client that was sampled most often."""
+    names = ("round", "epsilon", "delta")
+    records = [{name: event[name] for name in names} for event in events if "epsilon" in event]
     rows = tuple((str(r["round"]), f"{r['epsilon']:.3g}", f"{r['delta']:g}") for r in records)
     return Sheet("Privacy spent", "rrr", ("after round", "epsilon", "delta"), rows, tuple(records))
 
@@ -215,9 +213,6 @@ def data_size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} B" if units[0] == "B" else f"{num_bytes:.1f} {units[0]}"
 
 
-_SUMS = ("num_tokens", "num_bytes_up", "num_bytes_down")
-
-
 def _rewritten(events: Sequence[Event]) -> list[Event]:
     """The `prepare` events of clients that rewrote their responses."""
     return [e for e in events if e["event"] == "prepare" and "distill/num_examples@before" in e]
@@ -226,10 +221,9 @@ def _rewritten(events: Sequence[Event]) -> list[Event]:
 def _stages(event: Event) -> dict[str, dict[str, float]]:
     """The numbers of each stage of a local update, by the adapter that learnt."""
     stages: dict[str, dict[str, float]] = {}
-    for key, value in event.items():
-        if key.startswith("train/"):
-            _, adapter, name = key.split("/")
-            stages.setdefault(adapter, {})[name] = value
+    for key in (key for key in event if key.startswith("train/")):
+        _, adapter, name = key.split("/")
+        stages.setdefault(adapter, {})[name] = event[key]
     return stages
 
 

@@ -1,22 +1,29 @@
-"""Which plots the page has: the figures, each made from records of `tables` and `events`.
+"""Which plots the page has: the figures, each made from records of `sheets` and `events`.
 
 `plots` lays them out, `plots.html` draws them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import fmean
 
-from fedsdr.config import Settings
-from fedsdr.evaluate.scores import Table
-from fedsdr.intervals import seed_interval, wilson
-from fedsdr.methods import METHODS
+from fedsdr.metrics import Scores
 from fedsdr.report.events import TEXTS
 from fedsdr.report.maps import HeatPanel, ScatterPanel
-from fedsdr.report.plots import MOST_PANELS, BarPanel, LinePanel, Series, bar_panel, line_panel
+from fedsdr.report.plots import (
+    MOST_PANELS,
+    BarPanel,
+    LinePanel,
+    Lines,
+    Series,
+    Value,
+    bar_groups,
+    bar_panel,
+    line_groups,
+    line_panel,
+)
 from fedsdr.report.sheets import MODELS, NONE, loss_records
+from fedsdr.stats import seed_interval, wilson
 from fedsdr.storage import Event
 
 Panel = LinePanel | BarPanel | HeatPanel | ScatterPanel
@@ -42,56 +49,54 @@ class Figure:
 
 def score_figure(records: Sequence[Event]) -> Figure | None:
     """Scores as bars with intervals; None where nothing was scored."""
-    found = [record for record in records if record["score"] is not None]
+    found = {(r["domain"], r["model"]): r for r in records if r["score"] is not None}
     if not found:
         return None
-    models = {record["model"]: Series(record["model"], f"s-{record['model']}") for record in found}
-    used = tuple(models.values())
-    groups: dict[str, dict[Series, Any]] = {record["domain"]: dict.fromkeys(used) for record in found}
-    for record in found:
-        value = (record["score"], (record["low"], record["high"]))
-        groups[record["domain"]][models[record["model"]]] = value
+    models = {model: Series(model, f"s-{model}") for _, model in found}
+    shown = {place: (r["score"], (r["low"], r["high"])) for place, r in found.items()}
+    domains = dict.fromkeys(domain for domain, _ in found)
+    groups = {
+        domain: {series: shown.get((domain, model)) for model, series in models.items()} for domain in domains
+    }
     return Figure(
         "scores",
         "Exact score by domain",
         "Share of right answers, 0 to 1; lines are 95 % intervals.",
-        used,
+        tuple(models.values()),
         (bar_panel("share of right answers", groups, high=1.0),),
         records,
     )
 
 
-def training_figure(records: Sequence[Event], settings: Settings) -> Figure | None:
-    """Training loss over rounds: the mean of the clients, then each client."""
+def training_figure(records: Sequence[Event], adapters: Mapping[str, str]) -> Figure | None:
+    """Training loss over rounds: the mean of the clients, then each client.
+
+    Args:
+        records: As `events.train_records`.
+        adapters: What was trained, by the name in the log -> its description.
+    """
     if not records:
         return None
-    all_series = {
-        name: Series(description, _style(name))
-        for name, description in METHODS[settings.method].logged().items()
-    }
-    losses: dict[str, dict[Series, dict[int, float]]] = {}
-    of_round: dict[Series, dict[int, list[float]]] = {}
-    for record in records:
-        series, number = all_series[record["adapter"]], record["round"]
-        losses.setdefault(record["client"], {}).setdefault(series, {})[number] = record["loss"]
-        of_round.setdefault(series, {}).setdefault(number, []).append(record["loss"])
-    mean = {
-        series: {number: sum(values) / len(values) for number, values in by_round.items()}
-        for series, by_round in of_round.items()
-    }
-    panels = {f"mean of {len(losses)} clients": mean, **dict(sorted(losses.items()))}
+    series = {name: Series(description, _style(name)) for name, description in adapters.items()}
+    points = [(r["client"], series[r["adapter"]], r["round"], r["loss"]) for r in records]
+    clients = dict(sorted(line_groups(points).items()))
+    losses: dict[tuple[Series, int], list[float]] = {}
+    for _, one, number, loss in points:
+        losses.setdefault((one, number), []).append(loss)
+    title = f"mean of {len(clients)} clients"
+    mean = line_groups((title, *place, fmean(values)) for place, values in losses.items())
     return Figure(
         "training",
         "Training loss over rounds, by client",
         "Nats per response token, mean over a client's steps of the round; each panel has its own scale."
-        + limited(len(panels)),
-        tuple(all_series.values()),
-        line_panels(panels),
+        + limited(1 + len(clients)),
+        tuple(series.values()),
+        line_panels(mean | clients),
         records,
     )
 
 
-def held_out_figure(tables: Mapping[int, Table]) -> Figure | None:
+def held_out_figure(tables: Mapping[int, Scores]) -> Figure | None:
     """Held-out loss over the evaluated rounds; both models start from the base model in round 0."""
     later = {number: table for number, table in tables.items() if number}
     models = [model for model in MODELS[1:] if any(model in table for table in (later or tables).values())]
@@ -100,27 +105,24 @@ def held_out_figure(tables: Mapping[int, Table]) -> Figure | None:
         for model in models
         for on in ("true responses", "rewritings")
     }
-    panels: dict[str, dict[Series, dict[int, float]]] = {}
-    for record in loss_records({0: tables.get(0, {})}, ("base",)):
-        for model in models:
-            of_domain = panels.setdefault(record["domain"], {})
-            of_domain.setdefault(series[model, record["on"]], {})[0] = record["loss"]
-    for record in loss_records(later, models):
-        of_domain = panels.setdefault(record["domain"], {})
-        of_domain.setdefault(series[record["model"], record["on"]], {})[record["round"]] = record["loss"]
+    base = loss_records({0: tables.get(0, {})}, ("base",))
+    trained = loss_records(later, models)
+    starts = [record | {"model": model} for record in base for model in models]
+    panels = line_groups(
+        (r["domain"], series[r["model"], r["on"]], r["round"], r["loss"]) for r in starts + trained
+    )
     if not panels:
         return None
-    ordered = dict(sorted(panels.items(), key=lambda item: (item[0] != "mean", item[0])))
-    if "mean" in ordered:
-        ordered = {"mean of domains": ordered.pop("mean"), **ordered}
+    mean = {"mean of domains": panels.pop("mean")} if "mean" in panels else {}
+    ordered = mean | dict(sorted(panels.items()))
     return Figure(
         "held-out-loss",
         "Held-out loss over rounds, by domain",
         "Nats per response token of the test examples; round 0 is the base model; each panel has its own"
-        " scale." + limited(len(panels)),
-        tuple(kind for kind in series.values() if any(kind in lines for lines in panels.values())),
+        " scale." + limited(len(ordered)),
+        tuple(kind for kind in series.values() if any(kind in lines for lines in ordered.values())),
         line_panels(ordered),
-        loss_records({0: tables.get(0, {})}, ("base",)) + loss_records(later, models),
+        base + trained,
     )
 
 
@@ -139,22 +141,15 @@ def paradox_figure(records: Sequence[Event]) -> Figure | None:
         ("fillers per 100 words", "filler_rate", None),
         ("repeats: share of 3-grams", "redundancy", None),
     ):
-        groups: dict[str, dict[Series, Any]] = {}
-        for record in records:
-            # A rate is of two texts, the others are of three.
-            if record["text"] == TEXTS[0] and weight:
-                continue
-            value = record[name]
-            whisker = wilson(value, record[weight]) if weight and value is not None else None
-            bars = groups.setdefault(record["client"], {})
-            bars[series[record["text"]]] = None if value is None else (value, whisker)
-        shown = {client: groups[client] for client in [*groups][-MOST_PANELS:]}
-        panels.append(bar_panel(title, shown, high=1.0 if weight else None))
+        # A rate is of two texts, the others are of three.
+        found = [r for r in records if not (weight and r["text"] == TEXTS[0])]
+        groups = bar_groups((r["client"], series[r["text"]], _value(r, name, weight)) for r in found)
+        panels.append(bar_panel(title, groups, high=1.0 if weight else None))
     return Figure(
         "paradox",
         "Rewrite paradox, by client",
-        "Before fall-back (rewriting) and after (as taught), beside the true responses; lines are 95 %"
-        " intervals of shares." + limited(len(groups)),
+        "Before fall-back (rewriting) and after (as taught), with the true responses; lines are 95 %"
+        " intervals of shares." + limited(len({record["client"] for record in records})),
         tuple(series.values()),
         tuple(panels),
         records,
@@ -162,49 +157,50 @@ def paradox_figure(records: Sequence[Event]) -> Figure | None:
 
 
 def comparison_figure(records: Sequence[Event], key: str) -> Figure:
-    """Bars of scores and losses of the arms of a grid, with what the seeds leave open."""
+    """Bars of scores and losses of the arms of a grid, with the uncertainty of the seeds."""
     models = dict.fromkeys(record["model"] for record in records)
     series = {model: Series(model if model in MODELS else "base", _style(model)) for model in models}
-    panels = []
-    for metric, title in (
-        ("score", "exact score, share of right answers"),
-        ("loss", "loss on true responses, nats per token"),
-        ("loss_distilled", "loss on rewritings, nats per token"),
-        ("unsupported_rate", "unsupported answers, share"),
-    ):
-        groups: dict[str, dict[Series, Any]] = {}
-        for record in records:
-            if record["metric"] == metric:
-                whisker = seed_interval(record["mean"], record["sd"], record["num_seeds"])
-                groups.setdefault(record["arm"], {})[series[record["model"]]] = (record["mean"], whisker)
-        if groups:
-            panels.append(bar_panel(title, groups, digits=3))
+    titles = {
+        "score": "exact score, share of right answers",
+        "loss": "loss on true responses, nats per token",
+        "loss_distilled": "loss on rewritings, nats per token",
+        "unsupported_rate": "unsupported answers, share",
+    }
+    bars: dict[str, list[tuple[str, Series, Value]]] = {}
+    for r in records:
+        whisker = seed_interval(r["mean"], r["sd"], r["num_seeds"])
+        bars.setdefault(r["metric"], []).append((r["arm"], series[r["model"]], (r["mean"], whisker)))
     return Figure(
         key,
         "Means over domains and seeds",
-        "Lines are 95 % intervals of the mean over seeds (Student's t); all seeds share the test examples.",
+        "Lines are 95 % intervals of the mean over seeds (Student's t); all seeds share the test examples."
+        + limited(len({record["arm"] for record in records})),
         tuple(series.values()),
-        tuple(panels),
+        tuple(bar_panel(title, bar_groups(bars[m]), digits=3) for m, title in titles.items() if m in bars),
         records,
     )
 
 
-def line_panels(panels: Mapping[str, Mapping[Series, Mapping[int, float]]]) -> tuple[LinePanel, ...]:
-    """One panel for each title, of series -> round -> value; of many, the first."""
-    return tuple(
-        line_panel(title, {series: sorted(points.items()) for series, points in lines.items()})
-        for title, lines in list(panels.items())[:MOST_PANELS]
-    )
+def line_panels(panels: Lines) -> tuple[LinePanel, ...]:
+    """One panel for each title; of many, the first."""
+    return tuple(line_panel(title, lines) for title, lines in list(panels.items())[:MOST_PANELS])
 
 
 def limited(num: int) -> str:
-    """What a figure says that does not draw all its panels."""
+    """Note of a figure that does not draw all its panels."""
     return f" The page draws {MOST_PANELS} of {num}; the CSV file has all." if num > MOST_PANELS else ""
+
+
+def _value(record: Event, name: str, weight: str | None) -> Value | None:
+    """A number, with Wilson's interval where it is a share of a count."""
+    if (value := record[name]) is None:
+        return None
+    return value, wilson(value, record[weight]) if weight else None
 
 
 def _style(name: str) -> str:
     """Colour of a model or adapter: the shared adapter's is the global model's."""
-    if name == "shared-distilled":  # beside shared-raw
+    if name == "shared-distilled":  # shared-raw has the shared adapter's colour
         return "s-new"
     if name == NONE:
         return "s-base"

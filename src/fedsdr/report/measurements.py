@@ -1,7 +1,7 @@
 """The measurements of a run on its page: which are there, and what each shows in which tab.
 
 A measurement is a file `measurements/<name>.json` in the run's folder with measure, command, seconds, notes
-and records, and, where it has them, examples and verdicts.
+and records, and for some measurements examples and verdicts.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,12 +10,12 @@ from pathlib import Path
 from fedsdr.errors import UserError
 from fedsdr.report.alignment import likeness_blocks, map_blocks, transfer_blocks
 from fedsdr.report.answers import benchmark_blocks, paradox_blocks, win_rate_blocks
-from fedsdr.report.blocks import Block, Table, Text, Titled, Verdict
+from fedsdr.report.blocks import Block, Table, Text, Titled
 from fedsdr.report.consistency import consistency_blocks, survival_blocks
 from fedsdr.report.sheets import Sheet
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json
 
-FOLDER = "measurements"
 SHOWN: dict[str, tuple[str, str, Callable[[str, Event], list[Block]]]] = {
     "alignment": ("alignment", "Words", likeness_blocks),
     "gradients": ("alignment", "Gradients", likeness_blocks),
@@ -36,26 +36,27 @@ def read_measurements(folder: Path) -> dict[str, Event]:
     Raises:
         UserError: A file is damaged.
     """
-    paths = {path.stem: path for path in sorted((folder / FOLDER).glob("*.json"))}
+    paths = RunFolder(folder).measurements()
     names = [*(name for name in SHOWN if name in paths), *(name for name in paths if name not in SHOWN)]
     found = {name: read_json(paths[name]) for name in names}
     for name, record in found.items():
         if not isinstance(record, dict) or {"records", "notes", "command", "seconds"} - record.keys():
-            raise UserError(f"{paths[name]} is no measurement as fedsdr wrote it: remove it, or measure anew")
+            raise UserError(
+                f"{paths[name]} is not a measurement as fedsdr wrote it: remove it, or measure again"
+            )
     return found
 
 
-def measurement_parts(measurements: Mapping[str, Event]) -> dict[str, list[Block]]:
+def measurement_tabs(measurements: Mapping[str, Event]) -> dict[str, list[Block]]:
     """Tab -> what a run's measurements show there; no entry for a tab without any."""
-    parts: dict[str, list[Block]] = {}
-    shown_here = {name: one for name, one in measurements.items() if name in SHOWN}
-    for name, record in shown_here.items():
-        tab, heading, blocks = SHOWN[name]
+    tabs: dict[str, list[Block]] = {}
+    for name in (name for name in measurements if name in SHOWN):
+        record, (tab, heading, blocks) = measurements[name], SHOWN[name]
         shown = blocks(name, record) if record["records"] else [Text("Nothing could be measured.")]
         made = f"Measured by `{record['command']}` in {record['seconds']:,.0f} s."
-        notes = [Text(" ".join([*record["notes"], made]), "note")]
-        parts.setdefault(tab, []).extend([Titled(heading), *shown, *notes])
-    return parts
+        note = Text(" ".join([*record["notes"], made]), "note")
+        tabs.setdefault(tab, []).extend([Titled(heading), *shown, note])
+    return tabs
 
 
 def measurement_sheets(measurements: Mapping[str, Event]) -> list[Sheet]:
@@ -69,20 +70,15 @@ def measurement_sheets(measurements: Mapping[str, Event]) -> list[Sheet]:
     ]
 
 
-def verdicts(measurements: Mapping[str, Event]) -> list[Verdict]:
-    """What the measurements say of claims."""
-    return [Verdict.of(one) for record in measurements.values() for one in record.get("verdicts", ())]
-
-
-def seconds_sheet(measurements: Mapping[str, Event]) -> Sheet:
-    """How long each measurement took."""
-    records = [
-        {key: record[key] for key in ("measure", "seconds", "command")} for record in measurements.values()
-    ]
-    rows = tuple((r["measure"], f"{r['seconds']:,.1f}", r["command"]) for r in records)
-    return Sheet("Measurements", "lrl", ("measurement", "seconds", "command"), rows, tuple(records))
+def verdicts(measurements: Mapping[str, Event]) -> list[Event]:
+    """Verdicts on claims: {"claim", "verdict", "text"} each."""
+    return [one for record in measurements.values() for one in record.get("verdicts", ())]
 
 
 def seconds_blocks(measurements: Mapping[str, Event]) -> list[Block]:
-    """What measurements cost; nothing where there are none."""
-    return [Table("measurements", seconds_sheet(measurements))] if measurements else []
+    """How long each measurement took; nothing where there are none."""
+    keys = ("measure", "seconds", "command")
+    records = [{key: record[key] for key in keys} for record in measurements.values()]
+    rows = tuple((r["measure"], f"{r['seconds']:,.1f}", r["command"]) for r in records)
+    sheet = Sheet("Measurements", "lrl", ("measurement", "seconds", "command"), rows, tuple(records))
+    return [Table("measurements", sheet)] if rows else []

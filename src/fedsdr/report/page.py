@@ -1,7 +1,7 @@
 """The report of a run: one HTML file without scripts that needs no network, made from the run's folder.
 
 `page.html` is its layout. Text from data is escaped by the template engine. A run that has not finished
-is shown as far as it went.
+is shown with the rounds that it has.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsdr.config import Settings
-from fedsdr.evaluate.scores import Table as Pooled
-from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL, has_global
+from fedsdr.config import Model, Privacy, Settings
+from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
+from fedsdr.metrics import Scores
 from fedsdr.recipe import dump_settings, flat
-from fedsdr.report.blocks import Block, Examples, Folded, Part, Table, Text, Titled
+from fedsdr.report.blocks import Block, Examples, Folded, Tab, Table, Text, Titled
 from fedsdr.report.events import (
     cost_sheet,
     dropped_sheet,
@@ -28,15 +28,17 @@ from fedsdr.report.events import (
     train_records,
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
-from fedsdr.report.measurements import measurement_parts, read_measurements, seconds_blocks, verdicts
+from fedsdr.report.measurements import measurement_tabs, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.rows import has_global
+from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines, write_file
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-MEASURE = "`fedsdr measure RUN`, with this run's folder for RUN"
+MEASURE = "`fedsdr measure RUN`, where RUN is this run's folder"
 
 
 def write_report(folder: Path, settings: Settings) -> Path:
@@ -49,53 +51,50 @@ def write_report(folder: Path, settings: Settings) -> Path:
     Returns:
         Path of the page.
     """
-    environment = read_json(folder / "environment.json")
-    tables = {
-        int(path.stem.removeprefix("round-")): read_json(path)
-        for path in sorted((folder / "evaluation").glob("round-*.json"))
-    }
-    events = read_lines(folder / "metrics.jsonl")
+    run = RunFolder(folder)
+    environment = read_json(run.environment)
+    tables = run.evaluations()
+    events = read_lines(run.log)
     base, after = tables.get(0, {}), max(tables, default=0)
     final = tables[after] if after else {}
     measurements = read_measurements(folder)
-    measured = measurement_parts(measurements)
-    parts = [
-        Part("scores", "Scores", "Scores by domain and held-out loss", score_blocks(base, final, tables)),
-        Part("training", "Training", "Training", training_blocks(events, settings)),
-        Part("alignment", "Alignment", "Alignment of the clients' data", _or_missing(measured, "alignment")),
-        Part(
+    measured = measurement_tabs(measurements)
+    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
+    tabs = [
+        Tab("scores", "Scores", "Scores by domain and held-out loss", score_blocks(base, final, tables)),
+        Tab("training", "Training", "Training", training_blocks(events, method.logged())),
+        Tab("alignment", "Alignment", "Alignment of the clients' data", _or_missing(measured, "alignment")),
+        Tab(
             "paradox",
             "Rewrite paradox",
             "Rewrite paradox: what rewriting loses and adds",
             [*rewriting_blocks(events), *_or_missing(measured, "paradox")],
         ),
-        Part("consistency", "Consistency", "Consistency of updates", _or_missing(measured, "consistency")),
-        Part("benchmarks", "Benchmarks", "Benchmarks and win rates", _or_missing(measured, "benchmarks")),
-        Part("costs", "Costs", "Costs", [*cost_blocks(events), *seconds_blocks(measurements)]),
-        Part("settings", "Settings", "Settings and environment", setting_blocks(settings, environment)),
+        Tab("consistency", "Consistency", "Consistency of updates", _or_missing(measured, "consistency")),
+        Tab("benchmarks", "Benchmarks", "Benchmarks and win rates", _or_missing(measured, "benchmarks")),
+        Tab("costs", "Costs", "Costs", [*cost_blocks(events), *seconds_blocks(measurements)]),
+        Tab("settings", "Settings", "Settings and environment", setting_blocks(settings, environment)),
     ]
-    method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     page = render(
         "page.html",
         name=folder.resolve().name,
-        status=_status(settings, events, after),
-        facts=[*_facts(settings, environment), *_privacy(settings, events)],
+        status=_status(settings.server.num_rounds, events, after),
+        facts=[*_facts(settings, environment), *_privacy_facts(settings.privacy, events)],
         verdicts=verdicts(measurements),
-        no_verdict=f"No claim was put to the test. {MEASURE}, does it.",
+        no_verdict=f"No claim was tested. To test claims, run {MEASURE}.",
         first=[Table("scores-table", score_sheet(base, final))] if base or final else [],
-        parts=parts,
+        tabs=tabs,
         after=after,
         personal=PERSONAL[method.personal] if method.has_personal else "",
         method=settings.method,
         aggregation=aggregation,
         has_global=has_global(method, aggregation),
     )
-    path = folder / "report.html"
-    write_file(path, page)
-    return path
+    write_file(run.report, page)
+    return run.report
 
 
-def score_blocks(base: Pooled, final: Pooled, tables: Mapping[int, Pooled]) -> list[Block]:
+def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> list[Block]:
     """Scores as bars, wording of the answers, held-out losses."""
     if not tables:
         return [Text("Nothing was evaluated yet.")]
@@ -109,12 +108,11 @@ def score_blocks(base: Pooled, final: Pooled, tables: Mapping[int, Pooled]) -> l
     ]
 
 
-def training_blocks(events: Sequence[Event], settings: Settings) -> list[Block]:
-    """Losses over rounds, replies that were dropped, and what privacy has cost."""
-    losses = training_figure(train_records(events), settings)
-    shown: Block = losses or Text("No round was trained yet.")
+def training_blocks(events: Sequence[Event], adapters: Mapping[str, str]) -> list[Block]:
+    """Losses over rounds, as `training_figure`, replies that were dropped, and the privacy spent."""
+    losses = training_figure(train_records(events), adapters) or Text("No round was trained yet.")
     tables = {"dropped": dropped_sheet(events), "privacy": privacy_sheet(events)}
-    return [shown, *(Table(key, sheet) for key, sheet in tables.items() if sheet.rows)]
+    return [losses, *(Table(key, sheet) for key, sheet in tables.items() if sheet.rows)]
 
 
 def rewriting_blocks(events: Sequence[Event]) -> list[Block]:
@@ -122,9 +120,12 @@ def rewriting_blocks(events: Sequence[Event]) -> list[Block]:
     figure = paradox_figure(paradox_records(events))
     if not figure:
         return [Text("No training response was rewritten in this run.")]
-    sheets = {"paradox-table": paradox_sheet(events), "fallback": fallback_sheet(events)}
-    tables = [Table(key, sheet) for key, sheet in sheets.items()]
-    return [Titled("By exact checks, when responses were rewritten"), figure, *tables]
+    return [
+        Titled("By exact checks, when responses were rewritten"),
+        figure,
+        Table("paradox-table", paradox_sheet(events)),
+        Table("fallback", fallback_sheet(events)),
+    ]
 
 
 def cost_blocks(events: Sequence[Event]) -> list[Block]:
@@ -132,26 +133,25 @@ def cost_blocks(events: Sequence[Event]) -> list[Block]:
     costs = cost_sheet(events)
     if not costs.rows:
         return [Text("No work was done yet.")]
-    blocks: list[Block] = [Table("costs", costs)]
-    if seconds := [event["seconds"] for event in events if event["event"] == "round"]:
-        blocks.append(
-            Text(
-                f"Rounds of training took {sum(seconds):.1f} s by the server's clock, {min(seconds):.1f} to"
-                f" {max(seconds):.1f} s each, without evaluation."
-            )
-        )
-    return blocks
+    if not (seconds := [event["seconds"] for event in events if event["event"] == "round"]):
+        return [Table("costs", costs)]
+    clock = (
+        f"Rounds of training took {sum(seconds):.1f} s by the server's clock, {min(seconds):.1f} to"
+        f" {max(seconds):.1f} s each, without evaluation."
+    )
+    return [Table("costs", costs), Text(clock)]
 
 
 def setting_blocks(settings: Settings, environment: Mapping[str, Any]) -> list[Block]:
-    """Settings that differ from the defaults, all of them, and what they were run on."""
-    changed = _changed(settings)
+    """Settings that differ from the defaults, all settings, and the environment of the run."""
+    now, usual = (dict(_as_text(some.model_dump(mode="json"))) for some in (settings, Settings()))
+    changed = [(key, value, usual.get(key, "")) for key, value in now.items() if value != usual.get(key)]
     sheet = Sheet(
         "Settings that differ from the defaults",
         "lll",
         ("key", "value", "default"),
         tuple(changed),
-        tuple({"key": key, "value": value, "default": usual} for key, value, usual in changed),
+        tuple(dict(zip(("key", "value", "default"), row, strict=True)) for row in changed),
         note="Threads, dtype and attention were fixed when the run began.",
     )
     lines = (f"{key} = {value}" for key, value in _as_text(environment))
@@ -164,7 +164,7 @@ def setting_blocks(settings: Settings, environment: Mapping[str, Any]) -> list[B
 
 def _or_missing(measured: Mapping[str, list[Block]], tab: str) -> list[Block]:
     """What was measured, or how to measure it."""
-    return measured.get(tab, [Text(f"Not measured yet. {MEASURE}, does it.")])
+    return measured.get(tab, [Text(f"Not measured yet. To measure it, run {MEASURE}.")])
 
 
 def render(template: str, **values: Any) -> str:
@@ -185,9 +185,21 @@ def render(template: str, **values: Any) -> str:
     return engine.get_template(template).render(**values)
 
 
-def _status(settings: Settings, events: Sequence[Event], after: int) -> str:
+def model_fact(model: Model, environment: Mapping[str, Any]) -> tuple[str, str]:
+    """Which base model was used."""
+    quantised = f", loaded in {model.quantization}" if model.quantization != "none" else ""
+    return "Model", f"{model.name}, computed in {model.dtype}{quantised}; {environment['model']['origin']}"
+
+
+def data_fact(environment: Mapping[str, Any], more: str = "") -> tuple[str, str]:
+    """Which data were used, and how many examples."""
+    data = environment["data"]
+    num_train, num_test = (sum(data[key].values()) for key in ("num_train", "num_test"))
+    return "Data", f"{data['origin']}; {num_train:,} training and {num_test:,} test examples{more}"
+
+
+def _status(num_rounds: int, events: Sequence[Event], after: int) -> str:
     """Empty for a finished run."""
-    num_rounds = settings.server.num_rounds
     if after == num_rounds:
         return ""
     done = max((event["round"] for event in events if event["event"] == "round"), default=0)
@@ -197,57 +209,45 @@ def _status(settings: Settings, events: Sequence[Event], after: int) -> str:
 
 def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run, as terms and descriptions."""
-    method, model, client, server = METHODS[settings.method], settings.model, settings.client, settings.server
-    data, clients = environment["data"], list(environment["data"]["num_train"])
-    drawn = (
-        f"; {settings.server.clients_per_round} drawn each round" if settings.server.clients_per_round else ""
-    )
-    named = (
-        ", ".join(clients) if len(clients) <= 8 else f"{', '.join(clients[:7])} and {len(clients) - 7} more"
-    )
-    work = (
-        f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs} passes over the data"
-    )
-    step = client.batch_size * client.accumulation
-    quantised = f", loaded in {model.quantization}" if model.quantization != "none" else ""
+    method, client, server = METHODS[settings.method], settings.client, settings.server
+    clients = list(environment["data"]["num_train"])
+    sampled = f"; {server.clients_per_round} sampled each round" if server.clients_per_round else ""
+    shown = clients if len(clients) <= 8 else [*clients[:7], f"and {len(clients) - 7} more"]
+    named = ", ".join(shown).replace(", and ", " and ")
+    passes = f"{client.local_epochs} passes over the data"
+    work = f"{client.local_steps} steps" if client.local_steps else passes
+    steps = [name for name in (server.aggregation, server.robust, server.optimizer) if name != "none"]
     return [
         ("Method", f"{settings.method}: {method.summary} ({method.paper})"),
-        ("Model", f"{model.name}, computed in {model.dtype}{quantised}; {environment['model']['origin']}"),
-        ("Clients", f"{len(clients)}: {named}{drawn}"),
+        model_fact(settings.model, environment),
+        ("Clients", f"{len(clients)}: {named}{sampled}"),
         (
             "Rounds",
-            f"{settings.server.num_rounds}; {work} {client.budget.replace('_', ' ')} at each client,"
-            f" {step} examples a step; {server.aggregation}, {server.robust}, {server.optimizer}",
+            f"{server.num_rounds}; {work} {client.budget.replace('_', ' ')} at each client,"
+            f" {client.batch_size * client.accumulation} examples a step; {', '.join(steps)}",
         ),
         ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
-        (
-            "Data",
-            f"{data['origin']}; {sum(data['num_train'].values()):,} training and"
-            f" {sum(data['num_test'].values()):,} test examples",
-        ),
+        data_fact(environment),
+        *(("Data, notice", notice) for notice in environment["data"].get("notices", ())),
     ]
 
 
-def _privacy(settings: Settings, events: Sequence[Event]) -> list[tuple[str, str]]:
-    """What differential privacy has cost; nothing without it."""
-    privacy, spent = settings.privacy, [e["epsilon"] for e in events if "epsilon" in e]
+def _privacy_facts(privacy: Privacy, events: Sequence[Event]) -> list[tuple[str, str]]:
+    """The privacy spent; nothing without differential privacy."""
     if privacy.kind == "none":
         return []
-    told = f"epsilon {spent[-1]:.3g} at delta {privacy.delta:g} so far" if spent else "nothing spent yet"
+    epsilons = [event["epsilon"] for event in events if "epsilon" in event]
+    spent = (
+        f"epsilon {epsilons[-1]:.3g} at delta {privacy.delta:g} so far" if epsilons else "nothing spent yet"
+    )
     seeded = "; the noise repeats run.seed and protects nothing" if privacy.source == "seeded" else ""
     return [
         (
             "Privacy",
-            f"of the shared adapter, {privacy.kind}, a client being the unit: {told}; clipped to"
+            f"of the shared adapter, {privacy.kind}, a client being the unit: {spent}; clipped to"
             f" {privacy.clip:g}, noise {privacy.noise:g}{seeded}",
         )
     ]
-
-
-def _changed(settings: Settings) -> list[tuple[str, str, str]]:
-    """Settings that differ from the defaults: key, value, default."""
-    now, usual = (dict(_as_text(some.model_dump(mode="json"))) for some in (settings, Settings()))
-    return [(key, value, usual.get(key, "")) for key, value in now.items() if value != usual.get(key)]
 
 
 def _as_text(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -257,7 +257,7 @@ def _as_text(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _code(text: str) -> Markup:
-    """Show what stands between two ` as code."""
+    """Show text between two ` as code."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))

@@ -5,14 +5,15 @@ keeps its size; a page lays several side by side.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 WIDTH = 340
 HEIGHT = 190
 MOST_PANELS = 24
-"""More clients than this are not drawn; the CSV files have all."""
+"""Of more clients than this, only so many are drawn; the CSV files have all."""
 MOST_LETTERS = 14
 BAR, GAP = 9, 9  # height of a bar, and the space between two groups of bars
 
@@ -45,15 +46,37 @@ class Scale:
 
 
 Tick = tuple[float, str]
+Value = tuple[float, tuple[float, float] | None]
+"""A number, and the ends of its interval if they are known."""
+Lines = dict[str, dict[Series, dict[int, float]]]
+"""Title of a panel -> series -> round -> value."""
+Bars = dict[str, dict[Series, Value | None]]
+"""Label -> series -> value; None where there is none."""
+
+
+def line_groups(points: Iterable[tuple[str, Series, int, float]]) -> Lines:
+    """Sort points by title of the panel, series and round."""
+    panels: Lines = {}
+    for title, series, number, value in points:
+        panels.setdefault(title, {}).setdefault(series, {})[number] = value
+    return panels
+
+
+def bar_groups(bars: Iterable[tuple[str, Series, Value | None]]) -> Bars:
+    """Sort bars by label; of many labels, the last are kept, which hold those for all clients or domains."""
+    groups: Bars = {}
+    for label, series, value in bars:
+        groups.setdefault(label, {})[series] = value
+    return {label: groups[label] for label in [*groups][-MOST_PANELS:]}
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one series, joined in the order given."""
+    """Points of one series, joined in the given order."""
 
     series: Series
     points: tuple[tuple[float, float, str], ...]
-    """x, y and what a pointer resting there is told."""
+    """x, y and the text shown to a pointer resting there."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +86,7 @@ class LinePanel:
     kind: ClassVar[str] = "lines"
     title: str
     summary: str
-    """The lines in words, for who cannot see them."""
+    """The lines in words, for readers who cannot see them."""
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -91,21 +114,21 @@ class BarPanel:
     groups: tuple[tuple[str, str, float, tuple[Bar, ...]], ...]
     """Label as it fits, whole label, height of its middle, bars."""
     marks: tuple[tuple[float, float, float, str], ...]
-    """x, top and bottom of what a group is held against, and what a pointer is told."""
+    """x, top and bottom of a group's reference, and the text shown to a pointer."""
     ticks: tuple[Tick, ...]
     left: float
     height: float
 
 
-def line_panel(title: str, lines: Mapping[Series, Sequence[tuple[int, float]]]) -> LinePanel:
+def line_panel(title: str, lines: Mapping[Series, Mapping[int, float]]) -> LinePanel:
     """Lay out lines over rounds; the vertical axis spans the values, not zero.
 
     Args:
         title: What the panel is about, such as a client.
-        lines: For each series (round, value) in order of rounds, at least one.
+        lines: Series -> round -> value, of at least one round.
     """
-    rounds = [x for points in lines.values() for x, _ in points]
-    values = [y for points in lines.values() for _, y in points]
+    points = {series: sorted(by_round.items()) for series, by_round in lines.items()}
+    rounds, values = zip(*(point for some in points.values() for point in some), strict=True)
     y_ticks = nice_ticks(min(values), max(values))
     labels = tick_labels(y_ticks)
     left = 10 + 6.5 * max(map(len, ["round", *labels]))
@@ -117,15 +140,15 @@ def line_panel(title: str, lines: Mapping[Series, Sequence[tuple[int, float]]]) 
     return LinePanel(
         title,
         "; ".join(
-            f"{series.name} " + ", ".join(f"{v:.3f} in round {r}" for r, v in (points[0], points[-1]))
-            for series, points in lines.items()
+            f"{series.name} " + ", ".join(f"{v:.3f} in round {r}" for r, v in (some[0], some[-1]))
+            for series, some in points.items()
         ),
         tuple(
             Line(
                 series,
-                tuple((x.at(r), y.at(v), f"{title}, {series.name}, round {r}: {v:.3f}") for r, v in points),
+                tuple((x.at(r), y.at(v), f"{title}, {series.name}, round {r}: {v:.3f}") for r, v in some),
             )
-            for series, points in lines.items()
+            for series, some in points.items()
         ),
         tuple((x.at(r), str(r)) for r in range(first, last + 1, every)),
         tuple((y.at(tick), label) for tick, label in zip(y_ticks, labels, strict=True)),
@@ -135,22 +158,20 @@ def line_panel(title: str, lines: Mapping[Series, Sequence[tuple[int, float]]]) 
 
 def bar_panel(
     title: str,
-    groups: Mapping[str, Mapping[Series, tuple[float, tuple[float, float] | None] | None]],
+    groups: Mapping[str, Mapping[Series, Value | None]],
     high: float | None = None,
     digits: int = 2,
-    marks: Mapping[str, tuple[str, float]] | None = None,
+    marks: Mapping[str, tuple[str, float]] = MappingProxyType({}),
 ) -> BarPanel:
     """Lay out groups of horizontal bars from zero.
 
     Args:
         title: What the bars measure, with its unit.
-        groups: For each label, such as a client, and series: value and, if known, its interval;
-            None where there is no value.
+        groups: As `bar_groups`; a label is a client, a domain or an arm.
         high: Right end of the axis; None: what the values need.
         digits: Decimals in words.
-        marks: Label -> name and value of what its bars are held against, such as chance.
+        marks: Label -> name and value of a reference for its bars, such as chance.
     """
-    marks = marks or {}
     found = [value for bars in groups.values() for value in bars.values() if value]
     ends = [end for value, whisker in found for end in (value, *(whisker or ()))]
     ends += [value for _, value in marks.values()]
@@ -174,8 +195,8 @@ def bar_panel(
         placed.append((shortened(label), label, top + len(bars) * BAR / 2, row))
         if label in marks:
             name, value = marks[label]
-            told = f"{label}, {name}: {value:.{digits}f}"
-            lines.append((x.at(value), top - 2, top + len(bars) * BAR + 2, told))
+            text = f"{label}, {name}: {value:.{digits}f}"
+            lines.append((x.at(value), top - 2, top + len(bars) * BAR + 2, text))
         top += len(bars) * BAR + GAP
     labels = tick_labels(ticks)
     return BarPanel(
@@ -201,17 +222,17 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Write ticks with as many decimals as tell them apart."""
+    """Write ticks with as many decimals as it takes to make them differ."""
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return [f"{tick:,.{digits}f}" for tick in ticks]
 
 
 def shortened(label: str) -> str:
-    """Cut a label to what fits beside bars; the whole one is told in words."""
+    """Cut a label to what fits next to bars; the text for a pointer has the whole label."""
     return label if len(label) <= MOST_LETTERS else label[: MOST_LETTERS - 1] + "…"
 
 
-def _in_words(value: tuple[float, tuple[float, float] | None], digits: int) -> str:
+def _in_words(value: Value, digits: int) -> str:
     share, whisker = value
     if whisker is None:
         return f"{share:.{digits}f}"

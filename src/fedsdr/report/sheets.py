@@ -1,6 +1,6 @@
 """Tables of a run: scores and held-out losses here, shown as text, Markdown or, by `page`, HTML.
 
-Goes in: the pooled numbers of evaluations (`measure.scores.Table`). Comes out: a `Sheet`, which
+Goes in: the pooled numbers of evaluations (`metrics.Scores`). Comes out: a `Sheet`, which
 holds the cells as they are shown, and the same numbers as records for a CSV file. The tables of
 distillation, training and costs are in `events`.
 """
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedsdr.evaluate.scores import Table
-from fedsdr.intervals import mean_interval, wilson
+from fedsdr.metrics import Scores
+from fedsdr.stats import mean_interval, wilson
 from fedsdr.storage import Event
 
 MODELS = ("base", "global", "personalised")
@@ -38,7 +38,7 @@ class Sheet:
     """What a reader must know to read the numbers; shown on the page only."""
 
 
-def score_sheet(base: Table, final: Table) -> Sheet:
+def score_sheet(base: Scores, final: Scores) -> Sheet:
     """Exact score by domain and mean, of base, global and personalised model, with 95 % intervals.
 
     Args:
@@ -70,7 +70,7 @@ def score_sheet(base: Table, final: Table) -> Sheet:
     )
 
 
-def score_records(base: Table, final: Table) -> list[Event]:
+def score_records(base: Scores, final: Scores) -> list[Event]:
     """One record for each domain and model: score, ends of its interval, number of scored answers.
 
     The mean is the plain mean over the domains that have a score; its interval is `mean_interval`.
@@ -93,7 +93,7 @@ def score_records(base: Table, final: Table) -> list[Event]:
     return records
 
 
-def loss_sheet(base: Table, final: Table) -> Sheet:
+def loss_sheet(base: Scores, final: Scores) -> Sheet:
     """Held-out loss by domain and mean, on true responses and on rewritings, of the three models."""
     records = loss_records({0: base}, ("base",)) + loss_records({1: final}, MODELS[1:])
     cells = {(record["domain"], record["on"], record["model"]): record["loss"] for record in records}
@@ -113,7 +113,7 @@ def loss_sheet(base: Table, final: Table) -> Sheet:
     )
 
 
-def loss_records(tables: Mapping[int, Table], models: Sequence[str]) -> list[Event]:
+def loss_records(tables: Mapping[int, Scores], models: Sequence[str]) -> list[Event]:
     """Held-out losses over the rounds that were evaluated.
 
     Args:
@@ -130,7 +130,7 @@ def loss_records(tables: Mapping[int, Table], models: Sequence[str]) -> list[Eve
     ]
 
 
-def answer_sheet(base: Table, final: Table) -> Sheet:
+def answer_sheet(base: Scores, final: Scores) -> Sheet:
     """How the models' answers are worded, by domain and mean: statements without support, length, padding.
 
     If the averaged adapter said more that is unsupported than plain FedSD's, rectification would not
@@ -209,6 +209,16 @@ def number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
+def signed(value: float | None, digits: int = 3) -> str:
+    """Write a difference with its sign, or "-" where there is none."""
+    return NONE if value is None else f"{value:+.{digits}f}"
+
+
+def signed_interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """Write the interval of a difference, or "-" where there is none."""
+    return NONE if low is None else f"[{signed(low, digits)}, {signed(high, digits)}]"
+
+
 def with_interval(record: Event | None, digits: int, key: str = "value") -> str:
     """Write a record's value and the ends of its interval, low and high; "-" where there is no value."""
     if record is None or record[key] is None:
@@ -218,7 +228,7 @@ def with_interval(record: Event | None, digits: int, key: str = "value") -> str:
     return f"{record[key]:.{digits}f} [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
 
 
-def _by_model(base: Table, final: Table) -> dict[str, dict[str, dict[str, float]]]:
+def _by_model(base: Scores, final: Scores) -> dict[str, dict[str, dict[str, float]]]:
     return {
         "base": base.get("global", {}),
         "global": final.get("global", {}),

@@ -4,8 +4,8 @@ The functions behind `methods.AGGREGATIONS`. Updates come in the order of client
 order of arrival changes no byte. Notation: A_k (r_k, d_in) and B_k (d_out, r_k) of client k after its
 local update, w_k = n_k / n its weight.
 
-What an aggregation adds to the base is never written into it: it is kept as float32 factors beside it, the
-residual, and travels to the clients whole.
+What an aggregation adds to the base is never written into it: it stays a pair of float32 factors, the
+residual, and all of it is sent to the clients.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,8 +41,8 @@ class Target(NamedTuple):
     """Factors of what is added to the base, A (m, d_in) and B (d_out, m), float32; {} for nothing."""
 
 
-def average(updates: Iterable[Update], server: Server, before: Before) -> Target:
-    """Aggregator each factor for itself; with the mean R <- sum over k of (n_k / n) R_k.
+def average(updates: Iterable[Update], server: Server) -> Target:
+    """Aggregate each factor for itself; with the mean R <- sum over k of (n_k / n) R_k.
 
     Equal to R + sum of (n_k / n) dR_k, as the paper writes it, since the weights sum to one. The
     mean of A and of B is not the mean of B A; aggregations that mend this are other rows. With "ffa"
@@ -55,13 +55,11 @@ def average(updates: Iterable[Update], server: Server, before: Before) -> Target
     Args:
         updates: At least one, ordered by client id.
         server: Says which robust aggregator.
-        before: What the server holds.
     """
-    del before
     return Target(ROBUST[server.robust](updates, server.num_byzantine), {})
 
 
-def flexlora(updates: Iterable[Update], server: Server, before: Before) -> Target:
+def flexlora(updates: Iterable[Update], shared: Arrays) -> Target:
     """Cut the mean product to the server's rank r: M = sum of (n_k / n) B_k A_k ~ U_r S_r V_r^T.
 
     New B = U_r sqrt(S_r) and A = sqrt(S_r) V_r^T: the best approximation of M of rank r (Eckart and
@@ -72,25 +70,24 @@ def flexlora(updates: Iterable[Update], server: Server, before: Before) -> Targe
     Paper: Bai et al., FlexLoRA, arXiv 2402.11505, section 3. Differs: how the singular values are
     divided between A and B is open there.
     """
-    del server
     updates, weights = _weighted(updates)
     target: Arrays = {}
-    for key_a, key_b in pairs(before.shared):
+    for key_a, key_b in pairs(shared):
         b, a = _stacked(updates, weights, key_a, key_b)
         (q_b, r_b), (q_a, r_a) = np.linalg.qr(b), np.linalg.qr(a.T)
         u, s, vt = np.linalg.svd(r_b @ r_a.T)
         # Fewer where the layer, or all clients together, are narrower than the rank. Of the others A stays as
         # it was and B is zero: where both were zero, they would have no gradient and never learn again.
-        kept = min(before.shared[key_a].shape[0], int((s > 1e-12 * s[0]).sum()))
+        kept = min(shared[key_a].shape[0], int((s > 1e-12 * s[0]).sum()))
         root = np.sqrt(s[:kept])
-        target[key_a] = before.shared[key_a].copy()
-        target[key_b] = np.zeros_like(before.shared[key_b])
+        target[key_a] = shared[key_a].copy()
+        target[key_b] = np.zeros_like(shared[key_b])
         target[key_a][:kept] = root[:, None] * (vt[:kept] @ q_a.T)
         target[key_b][:, :kept] = q_b @ u[:, :kept] * root
     return Target(target, {})
 
 
-def flora(updates: Iterable[Update], server: Server, before: Before) -> Target:
+def flora(updates: Iterable[Update], shared: Arrays) -> Target:
     """Add the mean product to the base, as the stack of the clients' factors.
 
     sum of w_k B_k A_k = [w_1 B_1 ... w_K B_K] [A_1; ...; A_K], whatever the clients' ranks. The server's
@@ -99,16 +96,15 @@ def flora(updates: Iterable[Update], server: Server, before: Before) -> Target:
     Paper: Wang et al., FLoRA, arXiv 2409.05976, section 3. Differs: all clients draw the same A in a round,
     where the authors' code draws one for each; B and not A carries the weight.
     """
-    del server
     updates, weights = _weighted(updates)
     added: Arrays = {}
-    for key_a, key_b in pairs(before.shared):
+    for key_a, key_b in pairs(shared):
         b, a = _stacked(updates, weights, key_a, key_b)
         added |= {key_a: a.astype(np.float32), key_b: b.astype(np.float32)}
-    return Target(before.shared, added)
+    return Target(shared, added)
 
 
-def fedex(updates: Iterable[Update], server: Server, before: Before) -> Target:
+def fedex(updates: Iterable[Update], shared: Arrays) -> Target:
     """Take the means of A and B, and add to the base what they leave out of the mean product.
 
     sum of w_k B_k A_k - B A, with the means B and A, is sum over k < K of w_k (B_k - B)(A_k - A_K), since the
@@ -117,12 +113,11 @@ def fedex(updates: Iterable[Update], server: Server, before: Before) -> Target:
     Paper: Singhal et al., FedEx-LoRA, arXiv 2410.09432. Differs: weights n_k / n, where the paper has 1 / K;
     its code adds the product to the base weights and does not keep the factors.
     """
-    del server
     updates, weights = _weighted(updates)
     mean = ROBUST["none"](updates, 0)
     last = updates[-1]
     added: Arrays = {}
-    for key_a, key_b in pairs(before.shared):
+    for key_a, key_b in pairs(shared):
         others = list(zip(weights[:-1], updates[:-1], strict=True))
         no_a, no_b = last.arrays[key_a][:0], last.arrays[key_b][:, :0]
         a = [u.arrays[key_a].astype(np.float64) - last.arrays[key_a] for _, u in others]
@@ -169,7 +164,7 @@ def _rotated(update: Update, reference: Arrays, factor: str, strength: float) ->
     return replace(update, arrays=arrays)
 
 
-def zeropad(updates: Iterable[Update], server: Server, before: Before) -> Target:
+def zeropad(updates: Iterable[Update], shared: Arrays) -> Target:
     """Fill up the factors of clients of smaller rank with zeros, and take the means.
 
     The zeros count: a rank that few clients have shrinks by the weight of those that lack it. A rank that no
@@ -178,8 +173,7 @@ def zeropad(updates: Iterable[Update], server: Server, before: Before) -> Target
     Paper: Cho et al., HetLoRA, arXiv 2401.06432. Differs: its padding alone, without the pruning of ranks and
     the weights by norm.
     """
-    del server
-    shapes = {key: value.shape for key, value in before.shared.items()}
+    shapes = {key: value.shape for key, value in shared.items()}
     ranks: list[int] = []
 
     def padded() -> Iterator[Update]:
@@ -188,7 +182,7 @@ def zeropad(updates: Iterable[Update], server: Server, before: Before) -> Target
             yield replace(update, arrays=pad(update.arrays, shapes))
 
     mean = cut(ROBUST["none"](padded(), 0), max(ranks))
-    target = {key: value.copy() for key, value in before.shared.items()}
+    target = {key: value.copy() for key, value in shared.items()}
     for key, value in mean.items():
         target[key][: len(value), : value.shape[1]] = value
     return Target(target, {})
@@ -197,9 +191,8 @@ def zeropad(updates: Iterable[Update], server: Server, before: Before) -> Target
 def add_residual(residual: Arrays, added: Arrays) -> Arrays:
     """Stack what is added to the base onto what was added before: [B B'] [A; A'].
 
-    Where that would take more ranks than the layer (d_out, d_in) can have, its product takes their place,
-    beside an identity: exact to the rounding of float32, and of min(d_out, d_in) ranks however many rounds
-    follow.
+    Where that would take more ranks than the layer (d_out, d_in) can have, its product and an identity take
+    their place: exact to the rounding of float32, and of min(d_out, d_in) ranks however many rounds follow.
 
     Args:
         residual: Factors by PEFT key; {} for nothing.
@@ -240,12 +233,12 @@ def _stacked(
 
 Aggregate = Callable[[Iterable[Update], Server, Before], Target]
 AGGREGATE: Mapping[str, Aggregate] = {
-    "average": average,
-    "ffa": average,
-    "fedsa": average,
-    "flexlora": flexlora,
-    "flora": flora,
-    "fedex": fedex,
+    "average": lambda updates, server, before: average(updates, server),
+    "ffa": lambda updates, server, before: average(updates, server),
+    "fedsa": lambda updates, server, before: average(updates, server),
+    "flexlora": lambda updates, server, before: flexlora(updates, before.shared),
+    "flora": lambda updates, server, before: flora(updates, before.shared),
+    "fedex": lambda updates, server, before: fedex(updates, before.shared),
     "fedrot": fedrot,
-    "zeropad": zeropad,
+    "zeropad": lambda updates, server, before: zeropad(updates, before.shared),
 }

@@ -17,20 +17,15 @@ from safetensors.numpy import load_file, save
 from fedsdr.config import Lora
 from fedsdr.messages.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.model.adapter_files import join, load_adapter, read_whole, save_adapter
+from fedsdr.run_folder import RunFolder
 from fedsdr.server.optimize import Moments
-from fedsdr.storage import list_rounds, round_folder, write_file, write_folder
+from fedsdr.storage import write_file, write_folder
 
 MOMENTS = "optimizer.safetensors"
-UPDATES = "updates"
-
-
-def last_round(folder: Path) -> int:
-    """The last finished round, -1 if there is none."""
-    return max(list_rounds(folder), default=-1)
 
 
 def save_round(
-    folder: Path,
+    folder: RunFolder,
     server_round: int,
     arrays: Arrays,
     residual: Arrays,
@@ -52,22 +47,22 @@ def save_round(
             # Not by `save_file`, which hides what the system says of a full disk.
             (aside / MOMENTS).write_bytes(save(moments))
 
-    write_folder(round_folder(folder, server_round), fill)
+    write_folder(folder.round(server_round), fill)
 
 
-def load_moments(folder: Path, server_round: int) -> Moments:
+def load_moments(folder: RunFolder, server_round: int) -> Moments:
     """Read the server optimizer's moments after a round; none before its first step and for fedavg.
 
     Raises:
         UserError: The file is damaged.
     """
-    path = round_folder(folder, server_round) / MOMENTS
+    path = folder.round(server_round) / MOMENTS
     return read_whole(path, load_file) if path.exists() else {}
 
 
-def load_round(folder: Path, server_round: int, rank: int) -> tuple[Arrays, Arrays]:
+def load_round(folder: RunFolder, server_round: int, rank: int) -> tuple[Arrays, Arrays]:
     """Read the shared adapter, of that rank, and the residual of a round, {} if there is none."""
-    state = load_adapter(round_folder(folder, server_round))
+    state = load_adapter(folder.round(server_round))
     arrays = {key: tensor.numpy() for key, tensor in state.items()}
     shared = {key: np.ascontiguousarray(value) for key, value in cut(arrays, rank).items()}
     rest = {key: value[rank:] if ".lora_A." in key else value[:, rank:] for key, value in arrays.items()}
@@ -77,21 +72,21 @@ def load_round(folder: Path, server_round: int, rank: int) -> tuple[Arrays, Arra
     return shared, residual if more else {}
 
 
-def forget_updates(folder: Path, server_round: int) -> None:
+def remove_updates(folder: RunFolder, server_round: int) -> None:
     """Remove what clients sent in a round that was cut short, before it is made again."""
-    shutil.rmtree(round_folder(folder / UPDATES, server_round), ignore_errors=True)
+    shutil.rmtree(folder.updates(server_round), ignore_errors=True)
 
 
-def keep_update(folder: Path, server_round: int, client: str, arrays: Arrays) -> None:
-    """Keep a client's shared adapter as it came up, in the server's folder."""
-    write_file(round_folder(folder / UPDATES, server_round) / f"{client}.safetensors", save(arrays))
+def save_update(folder: RunFolder, server_round: int, client: str, arrays: Arrays) -> None:
+    """Save a client's shared adapter as it came, in the server's folder."""
+    write_file(folder.updates(server_round) / f"{client}.safetensors", save(arrays))
 
 
-def load_updates(folder: Path, server_round: int) -> dict[str, Arrays]:
-    """Read what the clients of a round sent, by client id; {} if it was not kept.
+def load_updates(folder: RunFolder, server_round: int) -> dict[str, Arrays]:
+    """Read what the clients of a round sent, by client id; {} if it was not saved.
 
     Raises:
         UserError: A file is damaged.
     """
-    paths = sorted(round_folder(folder / UPDATES, server_round).glob("*.safetensors"))
+    paths = sorted(folder.updates(server_round).glob("*.safetensors"))
     return {path.stem: read_whole(path, load_file) for path in paths}

@@ -1,7 +1,7 @@
 """Server optimizer: how the server steps from its state towards the aggregated target.
 
 Notation: x the shared adapter before the round, D = target - x the mean change, m and v moments
-kept between rounds (zero and tau^2 at first), eta = server.eta, b1 = server.beta1, b2 =
+stored between rounds (zero and tau^2 at first), eta = server.eta, b1 = server.beta1, b2 =
 server.beta2, tau = server.tau. All steps are elementwise and computed in float64.
 
 The functions behind `methods.OPTIMIZERS`. D is the opposite of a gradient, so steps are added.
@@ -23,13 +23,7 @@ from fedsdr.messages.wire import Arrays
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]
 """m and v of each tensor, as "m/<key>" and "v/<key>"; empty before the first step and for fedavg. The
-strategy keeps the clients' mean control variates beside them, as "control_variates"."""
-
-
-def fedavg(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
-    """Take the target: x <- x + D."""
-    del current, moments, server
-    return target, {}
+strategy stores the clients' mean control variates with them, as "control_variates"."""
 
 
 def _momentum(share: Callable[[Server], float]) -> "Optimize":
@@ -73,7 +67,7 @@ def _moved(value: NDArray[np.float32], step: Float64) -> NDArray[np.float32]:
 
 Optimize = Callable[[Arrays, Arrays, Moments, Server], tuple[Arrays, Moments]]
 OPTIMIZE: Mapping[str, Optimize] = {
-    "fedavg": fedavg,
+    "fedavg": lambda current, target, moments, server: (target, {}),  # x <- x + D
     "fedavgm": _momentum(lambda server: 1.0),
     "fedavgm-damped": _momentum(lambda server: 1 - server.beta1),
     "fedadagrad": _adaptive(lambda v, square, beta2: v + square),

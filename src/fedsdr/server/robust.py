@@ -2,8 +2,7 @@
 
 The functions behind `methods.ROBUST_AGGREGATORS`. Notation: n clients, f of them bad
 (`server.num_byzantine`), v_k all factors of client k as one vector (d,). Clients come in the order of their
-ids; ties go to the
-first. The robust ones take no weights, since a bad client would claim a large one.
+ids; ties go to the first. The robust ones take no weights, since a bad client would claim a large one.
 
 Papers: Blanchard et al., NeurIPS 2017, arXiv 1703.02757 (krum, multi-krum); El Mhamdi et al., ICML 2018,
 arXiv 1802.07927 (bulyan); Yin et al., ICML 2018, arXiv 1803.01498 (median, trimmed mean).
@@ -19,14 +18,15 @@ from fedsdr.server.validate import Update
 
 Vectors = NDArray[np.float64]
 """v_k of every client (n, d)."""
+Vector = NDArray[np.float64]
+"""A number for each of the factors (d,)."""
 
 
-def mean(updates: Iterable[Update], num_byzantine: int) -> Arrays:
+def mean(updates: Iterable[Update]) -> Arrays:
     """Weighted mean of each factor: (sum over k of n_k v_k) / n, in float64.
 
     One client's factors come back unchanged. No update is held once it is added.
     """
-    del num_byzantine
     total = 0
     sums: dict[str, NDArray[np.float64]] = {}
     for update in updates:
@@ -37,30 +37,29 @@ def mean(updates: Iterable[Update], num_byzantine: int) -> Arrays:
     return {key: (value / total).astype(np.float32) for key, value in sums.items()}
 
 
-def median(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+def median(vectors: Vectors) -> Vector:
     """Median of each number; of an even number of clients the mean of the middle two."""
-    del num_byzantine
-    return np.median(vectors, axis=0)
+    return np.asarray(np.median(vectors, axis=0))
 
 
-def trimmed_mean(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+def trimmed_mean(vectors: Vectors, num_byzantine: int) -> Vector:
     """Mean of each number without its f smallest and f largest values."""
     ordered = np.sort(vectors, axis=0)
-    return ordered[num_byzantine : len(vectors) - num_byzantine].mean(axis=0)
+    return np.asarray(ordered[num_byzantine : len(vectors) - num_byzantine].mean(axis=0))
 
 
-def krum(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+def krum(vectors: Vectors, num_byzantine: int) -> Vector:
     """The vector with the least score."""
-    return vectors[_scores(vectors, num_byzantine).argmin()]
+    return np.asarray(vectors[_scores(vectors, num_byzantine).argmin()])
 
 
-def multi_krum(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+def multi_krum(vectors: Vectors, num_byzantine: int) -> Vector:
     """Mean of the m = n - f - 2 vectors with the least scores (m as in El Mhamdi et al.)."""
     best = _scores(vectors, num_byzantine).argsort(kind="stable")
-    return vectors[best[: len(vectors) - num_byzantine - 2]].mean(axis=0)
+    return np.asarray(vectors[best[: len(vectors) - num_byzantine - 2]].mean(axis=0))
 
 
-def bulyan(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+def bulyan(vectors: Vectors, num_byzantine: int) -> Vector:
     """Choose theta = n - 2 f vectors by repeated krum, then average around their median.
 
     Of each number the theta - 2 f chosen values that are nearest to the median are averaged.
@@ -73,10 +72,10 @@ def bulyan(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
     kept = vectors[sorted(chosen)]
     distance = np.abs(kept - np.median(kept, axis=0))
     nearest = distance.argsort(axis=0, kind="stable")[: len(kept) - 2 * num_byzantine]
-    return np.take_along_axis(kept, nearest, axis=0).mean(axis=0)
+    return np.asarray(np.take_along_axis(kept, nearest, axis=0).mean(axis=0))
 
 
-def _scores(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
+def _scores(vectors: Vectors, num_byzantine: int) -> Vector:
     """Krum's score of each vector: sum of squared distances to its n - f - 2 nearest others.
 
     Distances are differences squared and not expanded, which would cancel. At least one neighbour is
@@ -84,35 +83,31 @@ def _scores(vectors: Vectors, num_byzantine: int) -> NDArray[np.float64]:
     """
     squared = np.array([((vectors - vector) ** 2).sum(axis=1) for vector in vectors])
     num_near = max(1, len(vectors) - num_byzantine - 2)
-    return np.sort(squared, axis=1)[:, 1 : 1 + num_near].sum(axis=1)  # column 0: the distance to itself
+    near = np.sort(squared, axis=1)[:, 1 : 1 + num_near]  # column 0: the distance to itself
+    return np.asarray(near.sum(axis=1))
+
+
+def _each(updates: Iterable[Update], aggregate: Callable[..., Vector], *options: int) -> Arrays:
+    """Let a function of vectors work on the clients' factors."""
+    updates = list(updates)
+    first = updates[0].arrays
+    vectors = np.stack(
+        [np.concatenate([update.arrays[key].ravel() for key in first]) for update in updates],
+        dtype=np.float64,
+    )
+    target = aggregate(vectors, *options).astype(np.float32)
+    ends = np.cumsum([value.size for value in first.values()])[:-1]
+    parts = np.split(target, ends)
+    return {key: part.reshape(first[key].shape) for key, part in zip(first, parts, strict=True)}
 
 
 Aggregator = Callable[[Iterable[Update], int], Arrays]
-
-
-def _of_vectors(aggregate: Callable[[Vectors, int], NDArray[np.float64]]) -> Aggregator:
-    """Let a function of vectors work on the clients' factors."""
-
-    def aggregated(updates: Iterable[Update], num_byzantine: int) -> Arrays:
-        updates = list(updates)
-        first = updates[0].arrays
-        vectors = np.stack(
-            [np.concatenate([update.arrays[key].ravel() for key in first]) for update in updates],
-            dtype=np.float64,
-        )
-        target = aggregate(vectors, num_byzantine).astype(np.float32)
-        ends = np.cumsum([value.size for value in first.values()])[:-1]
-        parts = np.split(target, ends)
-        return {key: part.reshape(first[key].shape) for key, part in zip(first, parts, strict=True)}
-
-    return aggregated
-
-
+"""Takes the updates and f."""
 ROBUST: Mapping[str, Aggregator] = {
-    "none": mean,
-    "median": _of_vectors(median),
-    "trimmed-mean": _of_vectors(trimmed_mean),
-    "krum": _of_vectors(krum),
-    "multi-krum": _of_vectors(multi_krum),
-    "bulyan": _of_vectors(bulyan),
+    "none": lambda updates, f: mean(updates),
+    "median": lambda updates, f: _each(updates, median),
+    "trimmed-mean": lambda updates, f: _each(updates, trimmed_mean, f),
+    "krum": lambda updates, f: _each(updates, krum, f),
+    "multi-krum": lambda updates, f: _each(updates, multi_krum, f),
+    "bulyan": lambda updates, f: _each(updates, bulyan, f),
 }

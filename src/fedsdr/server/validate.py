@@ -20,11 +20,13 @@ from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
 from fedsdr.messages import wire
 from fedsdr.messages.flower import AWAY
-from fedsdr.methods import ALWAYS_SCORED, METRICS, PROMPTS, MessageDtype, View, group_scores
+from fedsdr.methods import PROMPTS
+from fedsdr.metrics import ALWAYS_SCORED, METRICS, group_scores
+from fedsdr.rows import MessageDtype, View
 
 MAX_EXAMPLES = 10**9
 OF_STAGE = ("loss", "first_loss", "last_loss", "num_steps", "num_tokens")
-"""What a client tells of each stage, all of it."""
+"""What a client reports of each stage, all of it."""
 LARGEST = 1e12
 """Largest value of a metric that is no share."""
 LEAST = -1e-3
@@ -37,7 +39,7 @@ SHARES = (*RATES, "score", "choice_score", "cut_off_rate")
 """Metrics that lie from 0 to 1."""
 ALLOWED_METRICS = {
     "prepare": re.compile(
-        rf"num_(train|test)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
+        rf"num_(train|test|cut_raw|cut_distilled)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
         rf"|distill(-test)?/num_fallback/({'|'.join(FAULTS).replace(' ', '_')})"
         rf"|distill(-test)?/num_prompt/({'|'.join(PROMPTS)})"
     ),
@@ -87,11 +89,11 @@ def check_reply(
 
     Args:
         reply: What the client sent.
-        client: The client's id, for the record; empty if its answer is not awaited.
-        num_train: Its training examples as it told when it prepared; its weight must still be that.
+        client: The client's id.
+        num_train: Its training examples as it reported when it prepared; its weight must still be that.
         sent: The shared adapter as it was broadcast.
         dtype: The type that travels; it says which arrays there must be, no more and no fewer.
-        server_round: The round that was asked for.
+        server_round: The round of the exchange.
         max_norm: Largest Euclidean norm of one tensor of the adapter, and of its control variates' change.
         has_control_variates: Whether a change of control variates must come with it.
 
@@ -100,7 +102,7 @@ def check_reply(
     """
     shapes = {key: value.shape for key, value in sent.items()}
     layout = wire.layout(shapes, dtype, has_control_variates)
-    content = _content(reply, client, {"arrays": ArrayRecord, "metrics": MetricRecord})
+    content = _content(reply, {"arrays": ArrayRecord, "metrics": MetricRecord})
     arrays: ArrayRecord = content["arrays"]  # type: ignore[assignment]
     numbers = _numbers(content, "train", server_round)
     num_examples = numbers.get("num_examples")
@@ -122,22 +124,19 @@ def check_reply(
     return Update(client, tensors, num_examples, numbers, num_bytes, control_variates)
 
 
-def check_scores(
-    reply: Message, client: str, num_test: int, server_round: int, has_global: bool
-) -> dict[str, float]:
+def check_scores(reply: Message, num_test: int, server_round: int, has_global: bool) -> dict[str, float]:
     """Check an evaluation reply and return its metrics: of each model and domain the full set.
 
     Args:
         reply: What the client sent.
-        client: The client's id; empty if its answer is not awaited.
-        num_test: Its test examples as it told when it prepared; every model was scored on all of them.
-        server_round: The round that was asked for.
+        num_test: Its test examples as it reported when it prepared; every model was scored on all of them.
+        server_round: The round of the exchange.
         has_global: Whether there is a global model, which must then be scored.
 
     Raises:
         Rejected: With the reason.
     """
-    numbers = _numbers(_content(reply, client, {"metrics": MetricRecord}), "evaluate", server_round)
+    numbers = _numbers(_content(reply, {"metrics": MetricRecord}), "evaluate", server_round)
     scored: dict[str, float] = {"global": 0} if has_global else {}
     for (model, domain), found in group_scores(numbers).items():
         where = f"eval/{domain}/...@{model}"
@@ -170,7 +169,7 @@ def check_prepared(reply: Message, identity: str) -> tuple[str, dict[str, float]
     Raises:
         Rejected: With the reason.
     """
-    content = _content(reply, "new", {"client": ConfigRecord, "metrics": MetricRecord})
+    content = _content(reply, {"client": ConfigRecord, "metrics": MetricRecord})
     client = content["client"].get("id")
     if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
         raise Rejected(f"client id {str(client)[:80]!r} is no short name")
@@ -200,10 +199,8 @@ def _check_paradox(numbers: Mapping[str, float], part: str, num: float) -> None:
             raise Rejected(f"{part}: more checkable examples than examples")
 
 
-def _content(reply: Message, client: str, expected: Mapping[str, type]) -> RecordDict:
+def _content(reply: Message, expected: Mapping[str, type]) -> RecordDict:
     """Return the records of a reply if they are the expected ones, each of its type."""
-    if not client:
-        raise Rejected("comes from a node that was not asked or has answered")
     if reply.has_error():
         said = "".join(char for char in (reply.error.reason or "")[:120] if char.isprintable())
         what = "was gone" if reply.error.code in AWAY else "failed"
@@ -216,10 +213,10 @@ def _content(reply: Message, client: str, expected: Mapping[str, type]) -> Recor
 
 
 def _numbers(content: RecordDict, kind: str, server_round: int) -> dict[str, float]:
-    """Return the metrics of a reply if they are listed and of the round that was asked for."""
+    """Return the metrics of a reply if they are listed and of that round."""
     numbers = check_metrics(content["metrics"], kind)  # type: ignore[arg-type]
     if numbers.get("round") != server_round:
-        raise Rejected(f"answers round {numbers.get('round')}, asked was {server_round}")
+        raise Rejected(f"answers round {numbers.get('round')}, expected {server_round}")
     return numbers
 
 

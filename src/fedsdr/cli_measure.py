@@ -1,0 +1,105 @@
+"""`fedsdr measure` and `fedsdr analyze`: what the paper claims, measured on runs or on a file of pairs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsdr import progress
+from fedsdr.terminal import AsJson, Quiet, RunOrGrid, print_json, print_sheets, split_names
+
+Nli = Annotated[
+    str, typer.Option(help="NLI cross-encoder that checks entailment (paradox): a hub id or a folder.")
+]
+Judge = Annotated[
+    str, typer.Option(help="Base URL of an OpenAI-compatible server with a judge (winrate, paradox).")
+]
+JudgeModel = Annotated[str, typer.Option(help="Name of the judge on that server.")]
+
+
+def measure(
+    folder: RunOrGrid,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Names, separated by commas: alignment, gradients, transfer, map, consistency, survival,"
+            " paradox, benchmarks, winrate. Default: all that are possible."
+        ),
+    ] = "",
+    nli: Nli = "",
+    judge: Judge = "",
+    judge_model: JudgeModel = "",
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another run, whose global model is the opponent (winrate)."),
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Questions of the benchmarks: a folder as described in docs/data.md, or hub. Default: the"
+            " run's own test examples."
+        ),
+    ] = "",
+    tasks: Annotated[str, typer.Option(help="Names of benchmarks, separated by commas.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Number of examples from each benchmark; 0: all.")] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Test the paper's claims on a run, or on every run of a grid, and add the results to its page."""
+    progress.show(quiet)
+    from fedsdr.experiments.measure import measure as measure_run
+    from fedsdr.experiments.measure import measure_grid
+    from fedsdr.experiments.measured_run import Options
+    from fedsdr.experiments.results import PLAN
+    from fedsdr.run_folder import RunFolder
+
+    options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit)
+    if (folder / PLAN).exists():
+        print_sheets(measure_grid(folder, split_names(only), options), as_json)
+    elif as_json:
+        print_json(measure_run(folder, split_names(only), options))
+    else:
+        print_measurements(measure_run(folder, split_names(only), options))
+        print(f"\nreport:  {RunFolder(folder).report}")
+
+
+def analyze(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help="A .jsonl, .json or .csv file with instruction, input, output, distilled and optionally"
+            " domain, label, answer or facts.",
+            metavar="PAIRS",
+        ),
+    ],
+    clusters: Annotated[
+        int,
+        typer.Option(min=0, help="Number of clusters of instructions, for a file that names no domains."),
+    ] = 0,
+    nli: Nli = "",
+    judge: Judge = "",
+    judge_model: JudgeModel = "",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure rewritings in a file of pairs, without a run: alignment of domains and rewrite paradox."""
+    progress.show(quiet)
+    from fedsdr.experiments.pairs import analyze as analyze_pairs
+
+    made = analyze_pairs(pairs, clusters, nli, judge, judge_model)
+    if as_json:
+        print_json(made)
+    else:
+        print_measurements(made)
+
+
+def print_measurements(made: Any) -> None:
+    """Print the tables and verdicts of measurements."""
+    from fedsdr.report.measurements import measurement_sheets
+    from fedsdr.report.sheets import render_text
+
+    for sheet in measurement_sheets(made):
+        print(f"\n{render_text(sheet)}")
+    for measurement in made.values():
+        for verdict in measurement.get("verdicts", ()):
+            print(f"\n{verdict['verdict']}: {verdict['claim']}\n  {verdict['text']}")

@@ -1,0 +1,258 @@
+"""A client's round: load what was sent, smooth, rectify, pack what leaves, save what stays.
+
+Notation: R the shared adapter (LoRA-R), S the private one (LoRA-S), k the client, t the round.
+
+    load      R_k <- R_t; S_k <- the client's own
+    smooth    S_k learns on the rewritten data
+    rectify   R_k learns on the raw data
+    pack      R_k, or its change, leaves: rounded, or with noise, as the run demands
+    save      S_k stays, with what the client must remember
+
+Smooth and rectify are FedSDR's stages; another method has others (`methods`). Nothing here depends on how
+messages travel.
+
+Paper: Ren et al., FedSDR, ICML 2026, arXiv 2605.18028, section 4.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsdr.client.drift import NO_DRIFT, Drift, by_control_variates, towards_broadcast
+from fedsdr.client.fedala import aggregate_locally
+from fedsdr.client.scaffold import ControlVariates
+from fedsdr.client.state import State, load_state, save_state
+from fedsdr.client.update import Views, before_rounds, learning_rate, local_update
+from fedsdr.config import Client, FedALA, Lora, Privacy
+from fedsdr.errors import Diverged
+from fedsdr.messages import wire
+from fedsdr.messages.privacy import Ledger, noise_seed, noised
+from fedsdr.messages.wire import Arrays, Float32
+from fedsdr.methods import DRIFT_CORRECTIONS
+from fedsdr.model.adapters import LoraModel
+from fedsdr.progress import here, within
+from fedsdr.rows import Adapter, Aggregation, MessageDtype, Method
+from fedsdr.run_folder import ClientFolder
+from fedsdr.seeds import seed_for
+
+ERROR_FEEDBACK, WEIGHTS = "error_feedback", "weights"
+"""Names of saved arrays, as `wire.CONTROL_VARIATES` is: what messages lost, and W of fedala."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run demands of its clients, the same in all rounds."""
+
+    method: Method
+    aggregation: Aggregation
+    lora: Lora
+    training: Client
+    before_rounds: Client
+    """Training in the stages before round 1."""
+    fedala: FedALA
+    dtype: MessageDtype
+    privacy: Privacy
+    num_rounds: int
+    max_norm: float
+    """Largest norm of a tensor that the server accepts."""
+    seed: int
+    """Of the run."""
+    base: str
+    """Public name of the base model, for the files of adapters."""
+
+
+@dataclass(frozen=True)
+class Participant:
+    """Client k, as its rounds need it."""
+
+    id: str
+    folder: Path
+    views: Views
+    ledger: Ledger | None = None
+    """Its account of noised updates, where it has one."""
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sent."""
+
+    shared: Arrays
+    """The part of R that travels down."""
+    residual: Arrays = field(default_factory=dict)
+    """What the aggregation added to the base."""
+    control_variates: Float32 | None = None
+    """c, where the drift correction has control variates."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What leaves the client."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    """As `wire.layout` has them."""
+    metrics: dict[str, float]
+
+
+def run_round(model: LoraModel, client: Participant, plan: Plan, server_round: int, sent: Broadcast) -> Reply:
+    """Do one round at one client; the model holds its adapters afterwards.
+
+    Raises:
+        Diverged: Training did, or the server would drop the update.
+        UserError: What the client saved is damaged, or its account of privacy is exhausted.
+    """
+    rank, rate = plan.lora.rank_of(client.id), learning_rate(plan.training, server_round, plan.num_rounds)
+    received = wire.cut(sent.shared, rank)
+
+    before = load_adapters(model, client, plan, server_round, sent, rank)
+    metrics, saved = _prepare(model, client, plan, server_round, before)
+
+    control_variates = _control_variates(sent, before)
+    metrics |= local_update(
+        model,
+        plan.method,
+        client.views,
+        plan.training,
+        rate,
+        _seed(plan, client, "round", server_round),
+        plan.aggregation.factors,
+        _drift(model, plan, control_variates, received),
+    )
+
+    trained = {key: value.numpy() for key, value in model.state("shared").items()}
+    arrays, feedback = _pack(client, plan, server_round, wire.cut(trained, rank), received, before)
+
+    saved |= {key: value for key, value in trained.items() if plan.aggregation.keeps(key)} | feedback
+    if control_variates:
+        num_steps = _num_shared_steps(plan.method, metrics)
+        change = control_variates.change(wire.pack(received), arrays[wire.VALUES], num_steps, rate)
+        arrays[wire.CONTROL_VARIATES] = change
+        saved[wire.CONTROL_VARIATES] = control_variates.own + change
+    name: Adapter = "shared" if plan.method.personal == "own" else "private"
+    own = model.state(name) if plan.method.has_personal else None
+    save_state(client.folder, server_round, State(own, saved), plan.lora, plan.base)
+    return Reply(arrays, metrics)
+
+
+def load_adapters(
+    model: LoraModel, client: Participant, plan: Plan, server_round: int, sent: Broadcast, rank: int
+) -> State:
+    """Load R_t, its first `rank` ranks, what the aggregation added to the base, and the client's own adapter.
+
+    Ranks beyond are zero in both factors. So are their gradients, and they stay zero in training.
+
+    Returns:
+        What the client saved before this round.
+    """
+    state = load_state(client.folder, server_round, plan.method.has_personal)
+    shapes = model.shapes("shared")
+    if len(sent.shared) < len(shapes):  # what does not travel follows from the run's seed
+        path = ("round", server_round) if plan.aggregation.is_fresh else ()
+        model.initialise("shared", seed_for(plan.seed, "shared", *path))
+    drawn = {key: value.numpy() for key, value in model.state("shared").items()}
+    own = {key: value for key, value in state.arrays.items() if plan.aggregation.keeps(key)}
+    model.load("shared", wire.pad(wire.cut(drawn | sent.shared | own, rank), shapes))
+    model.load_residual(sent.residual)
+    if state.adapter is not None:
+        model.load("private", state.adapter)
+    elif plan.method.has_personal:
+        model.initialise("private", _seed(plan, client, "private"))
+    return state
+
+
+def has_own_model(state: State, aggregation: Aggregation) -> bool:
+    """Whether the client has trained before and saved an adapter, or a factor, of its own."""
+    return state.adapter is not None or any(map(aggregation.keeps, state.arrays))
+
+
+def _prepare(
+    model: LoraModel, client: Participant, plan: Plan, server_round: int, state: State
+) -> tuple[dict[str, float], Arrays]:
+    """Do what the method does before the stages of a round; return metrics, and arrays to save."""
+    if not plan.method.keeps_private:
+        model.initialise("private", _seed(plan, client, "private", server_round))
+    if not has_own_model(state, plan.aggregation):
+        if not plan.method.before_rounds:
+            return {}, {}
+        with within("before round 1"):
+            seed = _seed(plan, client)
+            return before_rounds(model, plan.method, client.views, plan.before_rounds, seed), {}
+    if plan.method.on_receive == "take":
+        return {}, {}
+    weights, metrics = aggregate_locally(
+        model,
+        client.views["raw"],
+        state.arrays.get(WEIGHTS),
+        plan.fedala,
+        plan.training.batch_size,
+        _seed(plan, client, "weights", server_round),
+        plan.aggregation.factors,
+    )
+    return metrics, {WEIGHTS: weights}
+
+
+def _control_variates(sent: Broadcast, state: State) -> ControlVariates | None:
+    """C and c_k, which is zero at first; None without them."""
+    if sent.control_variates is None:
+        return None
+    own = state.arrays.get(wire.CONTROL_VARIATES)
+    return ControlVariates(
+        sent.control_variates, np.zeros_like(sent.control_variates) if own is None else own
+    )
+
+
+def _drift(model: LoraModel, plan: Plan, control_variates: ControlVariates | None, received: Arrays) -> Drift:
+    if control_variates:
+        shapes = {key: value.shape for key, value in received.items()}
+        return by_control_variates(model, wire.unpack(control_variates.shift, shapes))
+    if DRIFT_CORRECTIONS[plan.training.drift_correction].is_proximal:
+        return towards_broadcast(model, plan.training.mu)
+    return NO_DRIFT
+
+
+def _pack(
+    client: Participant, plan: Plan, server_round: int, trained: Arrays, received: Arrays, state: State
+) -> tuple[dict[str, NDArray[Any]], Arrays]:
+    """The arrays of the reply, and what rounding lost of them, to be saved.
+
+    Raises:
+        Diverged: The server would drop the update. Not under local privacy, which bounds the change itself:
+            whether it had to is the client's secret.
+    """
+    new = {key: value for key, value in trained.items() if plan.method.sends(key, plan.aggregation)}
+    if plan.privacy.kind == "local":
+        seed = noise_seed(plan.privacy, plan.seed, "client", client.id, "round", server_round)
+        new = noised(new, received, plan.privacy, seed, ClientFolder(client.folder).noise_key, client.ledger)
+    else:
+        require_acceptable(trained, plan)
+    arrays, lost = wire.encode(new, received, state.arrays.get(ERROR_FEEDBACK), plan.dtype)
+    return arrays, {} if lost is None else {ERROR_FEEDBACK: lost}
+
+
+def require_acceptable(trained: Arrays, plan: Plan) -> None:
+    """Refuse an update that the server would drop, at the client, where the reason can be given.
+
+    Raises:
+        Diverged: A tensor of the shared adapter is not finite, or its norm exceeds `server.max_norm`.
+    """
+    for value in trained.values():
+        norm = float(np.linalg.norm(value))
+        if not norm <= plan.max_norm:  # which NaN is not
+            raise Diverged(
+                f"{here()}: training diverged: a tensor of the shared adapter has the norm {norm:.3g}; lower"
+                f" client.learning_rate = {plan.training.learning_rate}"
+            )
+
+
+def _num_shared_steps(method: Method, metrics: Mapping[str, float]) -> int:
+    """K: optimizer steps of the shared adapter in this round."""
+    stages = zip(method.stage_names(), method.stages, strict=True)
+    return sum(int(metrics[f"train/{name}/num_steps"]) for name, stage in stages if "shared" in stage.train)
+
+
+def _seed(plan: Plan, client: Participant, *path: str | int) -> int:
+    """Seed of a random choice at this client."""
+    return seed_for(plan.seed, "client", client.id, *path)

@@ -1,0 +1,349 @@
+"""Which settings go together, which do not, and why.
+
+The rules are data. `check` refuses settings by them, and `fedsdr methods` and docs/methods.md list them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, get_args
+
+from fedsdr.methods import (
+    AGGREGATIONS,
+    DRIFT_CORRECTIONS,
+    METHODS,
+    OPTIMIZERS,
+    PROMPTS,
+    ROBUST_AGGREGATORS,
+    look_up,
+)
+from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind
+
+Test = tuple[Any, ...] | Callable[[Any], bool]
+"""What a setting must be: one of these values, or a choice whose row has a property."""
+
+TABLES: Mapping[str, Mapping[str, Any]] = {
+    "method": METHODS,
+    "client.drift_correction": DRIFT_CORRECTIONS,
+    "server.aggregation": AGGREGATIONS,
+    "server.robust": ROBUST_AGGREGATORS,
+    "server.optimizer": OPTIMIZERS,
+    "distill.prompts": PROMPTS,
+}
+"""Settings that choose a row of a table, and the table."""
+
+CHOICES: Mapping[str, Mapping[str, Any]] = {
+    **{key: table for key, table in TABLES.items() if key != "distill.prompts"},
+    "client.optimizer": dict.fromkeys(get_args(LocalOptimizer)),
+    "communication.dtype": dict.fromkeys(get_args(MessageDtype)),
+    "privacy.kind": dict.fromkeys(get_args(PrivacyKind)),
+}
+"""Settings with a few named values that not all go together, and the values."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Under some settings, others are restricted."""
+
+    under: Mapping[str, Test]
+    """Setting -> what it must be for the rule to hold; all of them."""
+    needs: Mapping[str, Test]
+    """Setting -> what it must be then."""
+    reason: str
+    """Continues the sentence "... does not go with these settings, which ..."."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A setting, or a section, that only some choices read. Under others it must have its default."""
+
+    setting: str
+    key: str
+    by: Test
+
+
+RULES = (
+    Rule(
+        {"server.aggregation": lambda row: not row.is_linear},
+        {"server.robust": ("none",), "server.optimizer": ("fedavg",), "communication.dtype": ("float32",)},
+        "aggregates whole products B A, on which nothing can work number by number",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.is_turned},
+        {"communication.dtype": ("float32",)},
+        "rotates what a client sends, but not what rounding took off its earlier messages",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.kept},
+        {"client.drift_correction": ("none",), "method": lambda row: row.on_receive == "take"},
+        "keeps part of the adapter at the client, which no broadcast anchors",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.is_turned or not row.is_linear},
+        {"method": lambda row: row.on_receive == "take"},
+        "makes new factors in each round, which have no numbers in common with a client's last ones",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.adds_to_base},
+        {"method": lambda row: row.personal == "sum"},
+        "adds to the base what a client's own adapter could neither weigh nor hold",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.ranks == "one"},
+        {"lora.client_ranks": ({},)},
+        "takes factors of one rank",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.ranks == "several"},
+        {"server.robust": ("none",)},
+        "pads with zeros, which a robust aggregator would count as values of a client",
+    ),
+    Rule(
+        {"lora.client_ranks": ({},)},
+        {"server.aggregation": lambda row: row.ranks != "several"},
+        "gives all clients one rank, so that there is nothing to pad",
+    ),
+    Rule(
+        {"server.num_byzantine": (0,)},
+        {"server.robust": lambda row: not row.wants_byzantine},
+        "leaves a robust aggregator no client to withstand",
+    ),
+    Rule(
+        {"client.drift_correction": lambda row: row.optimizer == "sgd"},
+        {"client.optimizer": ("sgd",), "client.max_grad_norm": (0,)},
+        "computes gradients from the steps, so these must be plain SGD, without clipping",
+    ),
+    Rule(
+        {"client.drift_correction": lambda row: row.optimizer == "adamw"},
+        {"client.optimizer": ("adamw",)},
+        "corrects the steps of AdamW",
+    ),
+    Rule(
+        {"client.drift_correction": lambda row: row.has_control_variates},
+        {
+            "server.aggregation": lambda row: row.is_plain,
+            "server.robust": ("none",),
+            "communication.dtype": ("float32",),
+        },
+        "has control variates, whose plain mean is right only where the server takes one of the adapters too",
+    ),
+    Rule(
+        {"client.final_rate": (0,), "client.schedule": ("cosine", "linear")},
+        {"client.drift_correction": lambda row: not row.has_control_variates},
+        "makes the last round's rate 0, and control variates are divided by it",
+    ),
+    Rule(
+        {"method": lambda row: not row.shares},
+        {
+            "client.drift_correction": ("none",),
+            "server.aggregation": ("average",),
+            "server.robust": ("none",),
+            "server.optimizer": ("fedavg",),
+            "communication.dtype": ("float32",),
+            "lora.client_ranks": ({},),
+            "server.keep_updates": (False,),
+            "privacy.kind": ("none",),
+        },
+        "sends nothing",
+    ),
+    Rule(
+        {"method": lambda row: row.on_receive == "adapt"},
+        {"client.drift_correction": ("none",)},
+        "does not begin a round at the broadcast adapter, to which a correction refers",
+    ),
+    Rule(
+        {"privacy.kind": ("central", "local")},
+        {
+            "server.aggregation": ("average", "ffa"),
+            "server.robust": ("none",),
+            "client.drift_correction": ("none", "fedprox"),
+            "communication.dtype": ("float32",),
+            "lora.client_ranks": ({},),
+            "server.keep_updates": (False,),
+        },
+        "accounts for means of the clients' changes of one adapter, and for nothing more",
+    ),
+    Rule(
+        {"client.local_steps": (0,)},
+        {"client.budget": ("per_stage",)},
+        "leaves the length of a stage to client.local_epochs, and only steps can be divided over the stages",
+    ),
+    Rule(
+        {"data.validation": (0,)},
+        {"eval.on": ("test",)},
+        "keeps no validation examples out of training",
+    ),
+    Rule(
+        {"data.built_in": ("disputed",)},
+        {"data.root": ("",), "data.sources": ((),), "partition.kind": ("natural",)},
+        "brings its own examples, and says which client holds which",
+    ),
+)
+
+USES = (
+    Use("feddpa", "method", lambda row: row.personal == "weighed"),
+    Use("fdlora", "method", lambda row: row.personal == "fused"),
+    Use("fedala", "method", lambda row: row.on_receive == "adapt"),
+    Use("client.mu", "client.drift_correction", lambda row: row.is_proximal),
+    Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
+    Use("server.rotation_reference", "server.aggregation", lambda row: row.is_turned),
+    Use("server.num_byzantine", "server.robust", lambda row: row.num_needed(1) > row.num_needed(0)),
+    Use("server.learning_rate", "server.optimizer", lambda row: "learning_rate" in row.reads),
+    Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),
+    Use("server.beta2", "server.optimizer", lambda row: "beta2" in row.reads),
+    Use("server.tau", "server.optimizer", lambda row: "tau" in row.reads),
+    Use("privacy", "privacy.kind", ("central", "local")),
+)
+
+
+def check(settings: Any) -> None:
+    """Refuse settings that do not go together.
+
+    Args:
+        settings: `config.Settings`, each section of which is already checked.
+
+    Raises:
+        UserError: A name is in no table.
+        ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
+    """
+    for key, table in TABLES.items():
+        named = attrgetter(key)(settings)
+        for name in (named,) if isinstance(named, str) else named:
+            look_up(table, name, key)
+    keys = {key for rule in RULES for key in (*rule.under, *rule.needs)}
+    chosen = {key: attrgetter(key)(settings) for key in keys}
+    found = [line for rule in RULES for line in _broken(rule, chosen)]
+    found += [line for use in USES for line in _unused(use, settings)]
+    steps, num_stages = settings.client.local_steps, len(METHODS[settings.method].stages)
+    if settings.client.budget == "per_round" and 0 < steps < num_stages:
+        found.append(
+            f"client.local_steps = {steps} cannot be divided over the {num_stages} stages of method ="
+            f" {settings.method!r}: set at least {num_stages}"
+        )
+    if found:
+        raise ValueError("\n".join(found))
+
+
+def allowed_with(key: str, name: str) -> dict[str, list[str]]:
+    """Name what goes with one choice, for each of the other choices."""
+    return {
+        other: [n for n in names if not any(any(_broken(rule, {key: name, other: n})) for rule in RULES)]
+        for other, names in CHOICES.items()
+        if other != key
+    }
+
+
+def as_json() -> dict[str, Any]:
+    """All tables, and the pairs that go together: setting -> name -> other setting -> its names."""
+    tables = {
+        key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
+        for key, table in TABLES.items()
+    }
+    pairs = {key: {name: allowed_with(key, name) for name in names} for key, names in CHOICES.items()}
+    ranks = {name: row.ranks for name, row in AGGREGATIONS.items()}
+    return {**tables, "pairs": pairs, "ranks": ranks}
+
+
+def as_text() -> str:
+    """All tables, and what goes with what, for the terminal."""
+    lines = []
+    width = max(len(name) for table in TABLES.values() for name in table) + 2
+    for key, table in TABLES.items():
+        lines.append(f"{key} =")
+        for name, row in table.items():
+            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{row.paper}"]
+    lines.append("All choices go together, except:")
+    for under, needs, reason in _rows("", ", "):
+        lines += [f"  {under}: {needs}", f"    {reason}"]
+    lines.append("Settings that only some choices use:")
+    lines += [f"  {setting}: {used}" for setting, used in _used("")]
+    return "\n".join(lines)
+
+
+def as_markdown() -> str:
+    """What goes with what, as the tables of docs/methods.md."""
+    lines = ["| with | only | because the former |", "|---|---|---|"]
+    lines += [f"| {under} | {needs} | {reason} |" for under, needs, reason in _rows("`", "<br>")]
+    lines += ["", "| setting | used with |", "|---|---|"]
+    lines += [f"| {setting} | {used} |" for setting, used in _used("`")]
+    return "\n".join(lines)
+
+
+def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
+    """Conditions, requirements and reason of each rule, in words."""
+    for rule in RULES:
+        under = " and ".join(_words(key, test, quote) for key, test in rule.under.items())
+        yield under, between.join(_words(key, test, quote) for key, test in rule.needs.items()), rule.reason
+
+
+def _used(quote: str) -> Iterator[tuple[str, str]]:
+    """Each setting that only some choices use, and these, in words."""
+    for use in USES:
+        setting = use.setting if "." in use.setting else f"[{use.setting}]"
+        yield f"{quote}{setting}{quote}", _words(use.key, use.by, quote)
+
+
+def _words(key: str, test: Test, quote: str) -> str:
+    values = [_toml(value) for value in _names(key, test)]
+    options = _listed(values, CHOICES.get(key, values), lambda value: f"{quote}{value}{quote}")
+    return f"{quote}{key}{quote} = {options}"
+
+
+def _toml(value: Any) -> str:
+    """A value as a recipe has it, names without quotes."""
+    return {"": '""', "()": "[]", "False": "false"}.get(str(value), str(value))
+
+
+def _listed(values: Iterable[Any], every: Iterable[Any], shown: Callable[[Any], str] = repr) -> str:
+    """Values in words: "a, b or c", or "any but d" where that is shorter."""
+    chosen = list(values)
+    others = [value for value in every if value not in chosen]
+    few, last = (others, " and ") if 0 < len(others) < len(chosen) else (chosen, " or ")
+    *first, final = map(shown, few)
+    text = last.join(filter(None, [", ".join(first), final]))
+    return f"any but {text}" if few is others else text
+
+
+def _names(key: str, test: Test) -> list[Any]:
+    """The values of a setting that pass a test."""
+    return list(test) if isinstance(test, tuple) else [n for n, row in CHOICES[key].items() if test(row)]
+
+
+def _broken(rule: Rule, chosen: Mapping[str, Any]) -> Iterator[str]:
+    """A message for each requirement of a rule that is not met; of settings that are chosen alone."""
+    if not all(key in chosen and chosen[key] in _names(key, test) for key, test in rule.under.items()):
+        return
+    found = " and ".join(f"{key} = {chosen[key]!r}" for key in rule.under)
+    instead = " or ".join(_instead(key, test) for key, test in rule.under.items())
+    for key, test in rule.needs.items():
+        if key in chosen and chosen[key] not in _names(key, test):
+            fitting = _listed(_names(key, test), CHOICES.get(key, ()))
+            yield (
+                f"{key} = {chosen[key]!r} does not go with {found}, which {rule.reason}:"
+                f" set {key} to {fitting}, or {instead}"
+            )
+
+
+def _instead(key: str, test: Test) -> str:
+    """How to leave the condition of a rule."""
+    if key not in CHOICES:
+        return f"change {key}"
+    barred = _names(key, test)
+    return f"set {key} to {_listed([n for n in CHOICES[key] if n not in barred], CHOICES[key])}"
+
+
+def _unused(use: Use, settings: Any) -> Iterator[str]:
+    """A message for each setting that differs from its default and that nothing reads."""
+    chosen = attrgetter(use.key)(settings)
+    if chosen in _names(use.key, use.by):
+        return
+    section, _, name = use.setting.partition(".")
+    part = getattr(settings, section)
+    for field, info in type(part).model_fields.items():
+        value = getattr(part, field)
+        if name in ("", field) and value != info.default:
+            needed = _listed(_names(use.key, use.by), CHOICES[use.key])
+            yield (
+                f"{section}.{field} = {value!r} does nothing under {use.key} = {chosen!r}:"
+                f" leave it out, or set {use.key} to {needed}"
+            )

@@ -1,0 +1,214 @@
+"""Settings of federated training: adapters, self-distillation, local update, server, single methods."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fedsdr.methods import OPTIMIZERS
+from fedsdr.rows import LocalOptimizer
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A table of the recipe: frozen, unknown keys refused, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Lora(Section):
+    """[lora]: shape of both adapters."""
+
+    rank: Count = 8
+    """Rank r of each adapter."""
+    alpha: Positive = 16.0
+    """Scale is alpha / rank."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Names of the linear layers that get adapters, such as ["q_proj", "v_proj"]."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the input of the adapters in training."""
+    client_ranks: dict[str, Count] = {}
+    """Rank of the shared adapter at the clients that have a smaller one, by client id; the server and all
+    others have `rank`. The scale stays alpha / rank, and private adapters keep `rank`."""
+
+    def __hash__(self) -> int:
+        """Hash what may be hashed, so that models can be remembered by it."""
+        return hash((self.rank, self.alpha, self.targets, self.dropout))
+
+    def rank_of(self, client: str) -> int:
+        """Rank of the shared adapter at a client."""
+        return self.client_ranks.get(client, self.rank)
+
+    def widened(self, rank: int) -> "Lora":
+        """The same scale alpha / rank at another rank."""
+        return self.model_copy(update={"rank": rank, "alpha": self.alpha * (rank / self.rank)})
+
+    @model_validator(mode="after")
+    def _clients_have_smaller_ranks(self) -> Self:
+        for client, rank in self.client_ranks.items():
+            if rank >= self.rank:
+                raise ValueError(
+                    f"client_ranks.{client} = {rank} is not below rank = {self.rank}, which the server and"
+                    " all clients not named have: set less, or leave it out"
+                )
+        return self
+
+
+class Distill(Section):
+    """[distill]: how the model rewrites the responses before round 1."""
+
+    verify: Literal["off", "answer"] = "off"
+    """off: what a rewriting says is not checked (the paper's FedSD); only empty, cut-off, refusing and
+    self-referring ones, and what is too long, fall back to the true response. answer: one that loses
+    the label, final answer, facts or tests falls back too (ours, beyond the paper)."""
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("reference", "paraphrase", "turn")
+    """Rewriting prompts, tried in order until the checks pass; without checks only the first."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """0: greedy. The paper leaves the sampling open."""
+    top_p: Share = 1.0
+    """Nucleus of the sampling; 1: the whole vocabulary."""
+    max_new_tokens: Count = 192
+    """Longest rewriting; what is cut off there falls back to the true response."""
+    batch_size: Count = 48
+    """Responses rewritten at a time."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the sampling. Apart from run.seed, so that runs may share rewritings."""
+    url: str = ""
+    """Base address of an OpenAI-compatible server that rewrites, such as http://localhost:8000/v1; empty:
+    the model of this process. It sees the client's prompts and responses, so it must be the client's own.
+    An API key, if needed, is read from the environment variable FEDSDR_API_KEY."""
+    served_name: str = ""
+    """Name of the model there. Self-distillation means the run's own model. With another one as teacher, the
+    run is not the FedSD or FedSDR of the paper."""
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> Self:
+        if bool(self.url) != bool(self.served_name):
+            raise ValueError(
+                f"url = {self.url!r} and served_name = {self.served_name!r}: set both to rewrite by a server,"
+                " or neither"
+            )
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"url = {self.url!r} does not begin with http:// or https://: set an address such as"
+                " http://localhost:8000/v1"
+            )
+        return self
+
+
+class Client(Section):
+    """[client]: the local update."""
+
+    local_steps: Annotated[int, Field(ge=0)] = 8
+    """Optimizer steps of a stage or of a round (`budget`); 0: use local_epochs."""
+    local_epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the client's data in each stage, instead of local_steps."""
+    budget: Literal["per_stage", "per_round"] = "per_stage"
+    """per_stage: each stage takes local_steps. per_round: the stages of a round divide local_steps
+    evenly among them, so that methods with one and two stages take equal steps."""
+    batch_size: Count = 4
+    """Examples in one forward pass."""
+    accumulation: Count = 1
+    """Forward passes in one optimizer step."""
+    optimizer: LocalOptimizer = "adamw"
+    """adamw, or sgd: plain, without momentum. Sgd needs a larger learning_rate."""
+    learning_rate: Positive = 2e-4
+    """The optimizer's rate in round 1."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the rate falls over the rounds; within a round it is constant."""
+    final_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Rate of the last round as a share of the first's (cosine and linear)."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Decoupled weight decay in both optimizers: each step subtracts rate * weight_decay * w."""
+    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Gradients are clipped to this global norm; 0: not at all."""
+    drift_correction: str = "none"
+    """Correction of client drift in stages that train the shared adapter: none, fedprox, scaffold or
+    scaffold-adamw (`fedsdr methods`)."""
+    mu: Positive = 0.01
+    """Weight of the proximal term."""
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if (self.local_steps > 0) == (self.local_epochs > 0):
+            raise ValueError(
+                "set one of local_steps and local_epochs above 0 and the other to 0"
+                f" (found local_steps = {self.local_steps}, local_epochs = {self.local_epochs})"
+            )
+        return self
+
+
+class Server(Section):
+    """[server]: rounds and aggregation."""
+
+    num_rounds: Count = 3
+    """Rounds of the whole run."""
+    aggregation: str = "average"
+    """How the clients' factors become one target (`fedsdr methods`)."""
+    robust: str = "none"
+    """Robust aggregator (`fedsdr methods`); none: the mean weighted by example counts. The others use no
+    weights and hold the factors of all clients in memory."""
+    num_byzantine: Annotated[int, Field(ge=0)] = 0
+    """f: how many bad clients a robust aggregator must withstand in a round."""
+    optimizer: str = "fedavg"
+    """How the server steps towards the target (`fedsdr methods`)."""
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """eta of the server optimizer; 0: its own default (1 for momentum, 1e-3 for the adaptive ones, whose
+    steps do not shrink with the clients' changes). fedavg takes the target as it is."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment (all but fedavg)."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the second moment (fedadam, fedyogi)."""
+    tau: Positive = 1e-3
+    """Added to the root of the second moment, whose first value is its square (adaptive ones)."""
+    clients_per_round: Annotated[int, Field(ge=0)] = 0
+    """Clients drawn for each round; 0: all."""
+    quorum: Share = 0.5
+    """Share of the sampled clients whose replies must pass validation, or the run stops."""
+    rotation: Share = 1.0
+    """lambda of fedrot: 1 rotates the clients' factors fully towards the reference, less only partly."""
+    rotation_reference: Literal["alternate", "A", "B"] = "alternate"
+    """Which broadcast factor fedrot rotates towards; alternate: A in even rounds, B in odd ones."""
+    max_norm: Positive = 1e4
+    """A reply with a tensor of larger Euclidean norm is dropped."""
+    keep_updates: bool = False
+    """Save what each client sent in each round, to measure how similar the clients' updates are
+    (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's
+    update says more of its data than the mean does: in a deployment each client must consent."""
+
+    @property
+    def eta(self) -> float:
+        """The server optimizer's learning rate."""
+        return self.learning_rate or OPTIMIZERS[self.optimizer].rate
+
+
+class FedDPA(Section):
+    """[feddpa]: weights of the shared and the private adapter for each test prompt (method feddpa)."""
+
+    num_examples: Count = 5
+    """Training examples to which a prompt is compared."""
+    max_weight: Share = 0.5
+    """Weight of the private adapter for a prompt that is as the client's own."""
+
+
+class FDLoRA(Section):
+    """[fdlora]: the private adapter before round 1, and the fusion of both adapters (method fdlora)."""
+
+    before_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of a stage before round 1; 0: as many as client.local_steps or client.local_epochs
+    give a stage."""
+    num_examples: Count = 5
+    """Training examples on which a fusion is tried."""
+    num_evaluations: Count = 40
+    """Fusions that are tried; some more, since the search ends with a whole sweep."""
+
+
+class FedALA(Section):
+    """[fedala]: the local aggregation at the start of a round (method fedala)."""
+
+    share: Share = 0.8
+    """Share of the training examples on which its weights are learnt."""
+    rate: Positive = 1.0
+    """Step size of those weights. The paper's 1 hardly moves them (docs/methods.md)."""

@@ -1,0 +1,51 @@
+"""Scores of a client's personalised model, which each method makes in its own way (`methods.PERSONAL`)."""
+
+import random
+from collections.abc import Sequence
+
+from fedsdr.client.fdlora import Fusion, search_fusion
+from fedsdr.config import Eval, FDLoRA, FedDPA
+from fedsdr.data.conversation import Conversation
+from fedsdr.evaluate.feddpa import evaluate_weighed, private_weights
+from fedsdr.evaluate.tasks import Evaluation, TestSet, evaluate
+from fedsdr.model.adapters import LoraModel
+from fedsdr.rows import Adapter, Method
+
+
+def evaluate_personal(
+    model: LoraModel,
+    method: Method,
+    tests: TestSet,
+    scoring: Eval,
+    training: Sequence[Conversation],
+    seed: int,
+    feddpa: FedDPA,
+    fdlora: FDLoRA,
+) -> tuple[Evaluation, Fusion | None]:
+    """Score the client's personalised model.
+
+    Args:
+        model: Holding the shared adapter and the client's own. The fusion of both takes the place of the
+            latter, where the method has one.
+        method: Which model is the personalised one.
+        tests: The client's test examples.
+        scoring: Lengths and batches.
+        training: The client's raw training examples; some find the weights of both adapters.
+        seed: Of the draw of those examples.
+        feddpa: How many, and the largest weight.
+        fdlora: How many, and how many fusions are tried.
+
+    Returns:
+        The scores, and the fusion, where the method has one.
+    """
+    if method.personal in ("sum", "own"):
+        both: tuple[Adapter, ...] = ("shared", "private") if method.has_private else ("shared",)
+        active: tuple[Adapter, ...] = both if method.personal == "sum" else ("private",)
+        return evaluate(model, active, tests, scoring), None
+    num = (feddpa if method.personal == "weighed" else fdlora).num_examples
+    examples = random.Random(seed).sample(training, min(num, len(training)))
+    if method.personal == "weighed":
+        weights = private_weights(model, examples, tests.raw, feddpa.max_weight, scoring.batch_size)
+        return evaluate_weighed(model, tests, weights, scoring), None
+    fusion = search_fusion(model, examples, fdlora.num_evaluations, scoring.batch_size)
+    return evaluate(model, ("private",), tests, scoring), fusion

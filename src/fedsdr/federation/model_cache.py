@@ -1,0 +1,24 @@
+"""The model of this process: one frozen base with its adapters serves all clients, one after the other."""
+
+import os
+from functools import lru_cache
+
+import torch
+
+from fedsdr.config import Lora, Model, Settings
+from fedsdr.model.adapters import LoraModel
+from fedsdr.model.allocator import keep_pages
+from fedsdr.model.base import load_base
+
+
+@lru_cache(maxsize=1)
+def load_model(spec: Model, lora: Lora, threads: int) -> LoraModel:
+    """Load the base and put both adapters on it."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    keep_pages()
+    return LoraModel(load_base(spec), lora)
+
+
+def model_of(settings: Settings) -> LoraModel:
+    """The model of a run."""
+    return load_model(settings.model, settings.adapter, settings.run.threads)

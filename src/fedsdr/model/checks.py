@@ -1,0 +1,64 @@
+"""What a language model must satisfy before fedsdr trains it: end of turns, length, output head."""
+
+from typing import Any
+
+from fedsdr.config import Model
+from fedsdr.errors import UserError
+
+
+def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
+    """Make sure that turns end in a token that stops generation, and that there is a padding token."""
+    from transformers import GenerationConfig
+
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"model.name = {name}: the tokenizer has no chat template (key chat_template in"
+            " tokenizer_config.json, or a file chat_template.jinja): use an instruct model"
+        )
+    answer = "fedsdr"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = [number for number in tokenizer(tail, add_special_tokens=False).input_ids if number in special]
+    if not ends:
+        raise UserError(
+            f"model.name = {name}: the chat template ends an answer with {tail!r}, in which no special token"
+            " makes the model stop: use an instruct model"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    # The model's own sampling settings are dropped: how fedsdr samples is said in its settings alone.
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.generation_config.bos_token_id,
+        eos_token_id=sorted({*known, ends[0]} - {None}),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def check_length(spec: Model, model: Any) -> None:
+    """Refuse conversations that are longer than the model was built for."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and spec.max_length > longest:
+        raise UserError(
+            f"model.max_length = {spec.max_length}: {spec.name} was built for conversations of at"
+            f" most {longest} tokens; set that or less"
+        )
+
+
+def check_head(name: str, model: Any) -> None:
+    """Refuse models that cap or scale their logits: the loss applies the head by itself, in chunks."""
+    import torch
+
+    tokens = torch.tensor([[0, 1, 2]], device=model.device)
+    with torch.no_grad():
+        logits = model(tokens, use_cache=False).logits
+        hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
+        plain = model.get_output_embeddings()(hidden)
+    if not torch.allclose(logits.float(), plain.float(), rtol=1e-4, atol=1e-4):
+        raise UserError(
+            f"model.name = {name}: its logits are not its output head applied to its last hidden state (it"
+            " caps or scales them, as Gemma 2, Cohere and Granite do); fedsdr does not train such models"
+        )

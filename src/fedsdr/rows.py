@@ -1,0 +1,199 @@
+"""The types of the rows in `methods`."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Adapter = Literal["shared", "private"]
+View = Literal["raw", "distilled", "mixed"]
+"""mixed: raw and distilled examples together, twice as many."""
+MessageDtype = Literal["float32", "float16", "int8"]
+Personal = Literal["sum", "weighed", "fused", "own"]
+"""What a client's personalised model is (`PERSONAL`)."""
+LocalOptimizer = Literal["adamw", "sgd"]
+Factor = Literal["A", "B"]
+PrivacyKind = Literal["none", "central", "local"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a local update."""
+
+    train: tuple[Adapter, ...]
+    """The adapters that learn."""
+    on: View
+    """The view of the client's data."""
+    active: tuple[Adapter, ...]
+    """The adapters in the forward pass."""
+    mix: tuple[float, ...] | None = None
+    """Their weights there, in that order; None: all one."""
+
+    @property
+    def description(self) -> str:
+        """What learns on what, in words."""
+        return f"{'+'.join(self.train)} adapter, on {self.on} data"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a client trains, on what, in which order."""
+
+    summary: str
+    paper: str
+    stages: tuple[Stage, ...]
+    keeps_private: bool = True
+    """Whether a client continues with its private adapter in the next round, or starts a new one."""
+    is_pooled: bool = False
+    """Whether one client holds the data of all."""
+    before_rounds: tuple[Stage, ...] = ()
+    """Stages that a client runs once, before its first round. They train the private adapter."""
+    on_receive: Literal["take", "adapt"] = "take"
+    """take: a round starts from the broadcast shared adapter. adapt: from the client's last one, moved
+    towards the broadcast one by learned weights."""
+    times_rank: int = 1
+    """The rank of its adapters as a multiple of lora.rank, at the same scale."""
+    personal: Personal = "sum"
+    """What a client's personalised model is, where it has one (`PERSONAL`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a row with two stages of the same name in seeds and log."""
+        if len({(stage.train, stage.on) for stage in self.stages}) < len(self.stages):
+            raise ValueError("two stages train the same adapters on the same view; make them one")
+        if any(stage.train != ("private",) for stage in self.before_rounds):
+            raise ValueError("before the rounds there is no shared adapter yet; train the private one")
+
+    def sends(self, key: str, aggregation: "Aggregation") -> bool:
+        """Whether the shared adapter's tensor of that PEFT key travels."""
+        return self.shares and aggregation.sends(key)
+
+    @property
+    def shares(self) -> bool:
+        """Whether the shared adapter learns, and so is sent to the server."""
+        return any("shared" in stage.train for stage in self.stages)
+
+    @property
+    def learns_last(self) -> View:
+        """The view that the evaluated model learns last: the shared adapter's, if it learns."""
+        return [stage.on for stage in self.stages if "shared" in stage.train or not self.shares][-1]
+
+    @property
+    def has_private(self) -> bool:
+        """Whether a client trains a private adapter."""
+        return any("private" in stage.active for stage in (*self.before_rounds, *self.stages))
+
+    @property
+    def has_personal(self) -> bool:
+        """Whether a client keeps an adapter, and so has a personalised model."""
+        return self.has_private or self.personal == "own"
+
+    @property
+    def needs_rewritings(self) -> bool:
+        """Whether some stage trains on the rewritten data."""
+        return any(stage.on != "raw" for stage in (*self.before_rounds, *self.stages))
+
+    def stage_names(self) -> tuple[str, ...]:
+        """Name each stage by its learner; where one learns twice, by learner and view."""
+        learners = ["+".join(stage.train) for stage in self.stages]
+        return tuple(
+            f"{learner}-{stage.on}" if learners.count(learner) > 1 else learner
+            for learner, stage in zip(learners, self.stages, strict=True)
+        )
+
+    def logged(self) -> dict[str, str]:
+        """All training that is logged as train/<name>/...: name -> description."""
+        before = {
+            f"before-{name}": f"{stage.description}, before round 1"
+            for name, stage in zip(self.before().stage_names(), self.before_rounds, strict=True)
+        }
+        weights = {"weights": "weights of the local aggregation"} if self.on_receive == "adapt" else {}
+        stages = zip(self.stage_names(), self.stages, strict=True)
+        return before | weights | {name: stage.description for name, stage in stages}
+
+    def before(self) -> "Method":
+        """The method whose stages are those before round 1."""
+        return replace(self, stages=self.before_rounds, before_rounds=())
+
+
+@dataclass(frozen=True)
+class Named:
+    """A choice whose function or wording is looked up by its name in its package."""
+
+    summary: str
+    paper: str
+
+
+@dataclass(frozen=True)
+class Aggregation(Named):
+    """How the clients' LoRA factors become one target; its function is in `server.aggregate`."""
+
+    factors: tuple[Factor, ...] = ("A", "B")
+    """The factors of the shared adapter that learn; the others keep their initial values."""
+    kept: tuple[Factor, ...] = ()
+    """Those of them that stay at the client, so that there is no global model; the others travel."""
+    is_linear: bool = True
+    """Whether each number of the target depends only on the same number of every client. Server optimizers
+    with moments, robust aggregators and error feedback need this."""
+    adds_to_base: bool = False
+    """Whether part of the target is added to the base, as a third pair of factors (the residual)."""
+    is_fresh: bool = False
+    """Whether every round starts with new random factors, which need no broadcast."""
+    is_turned: bool = False
+    """Whether each client's factors are rotated before they are aggregated."""
+    ranks: Literal["one", "any", "several"] = "one"
+    """Whether clients must have the same rank (one), may differ (any) or must differ (several)."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the server takes the plain mean of every number that a client sends."""
+        return self.is_linear and not self.is_turned and not self.kept and self.ranks == "one"
+
+    def keeps(self, key: str) -> bool:
+        """Whether the tensor of that PEFT key learns and stays at the client."""
+        return any(f".lora_{factor}." in key for factor in self.kept)
+
+    def sends(self, key: str) -> bool:
+        """Whether the tensor of that PEFT key learns and travels."""
+        return any(f".lora_{factor}." in key for factor in self.factors) and not self.keeps(key)
+
+
+@dataclass(frozen=True)
+class RobustAggregator(Named):
+    """How the same factor of several clients becomes one; its function is in `server.robust`."""
+
+    least: tuple[int, int] = (0, 1)
+    """(a, b): for f bad clients its theory requires a f + b clients."""
+    wants_byzantine: bool = True
+    """Whether f is part of the computation, so that f = 0 gives no protection."""
+
+    def num_needed(self, num_byzantine: int) -> int:
+        """Fewest clients for that many bad ones among them."""
+        factor, more = self.least
+        return factor * num_byzantine + more
+
+
+@dataclass(frozen=True)
+class DriftCorrection(Named):
+    """How client drift of the shared adapter is corrected in local steps; see `client.update`."""
+
+    is_proximal: bool = False
+    """Whether the shared adapter is pulled to the broadcast one, with the weight `client.mu`."""
+    has_control_variates: bool = False
+    """Whether control variates steer the steps (`client.scaffold`): one more array up and down. The server
+    keeps their plain mean."""
+    optimizer: LocalOptimizer | None = None
+    """The only local optimizer that it is defined for; None: any. With sgd, gradients are computed from the
+    steps, so these may not be clipped."""
+
+
+@dataclass(frozen=True)
+class Optimizer(Named):
+    """A server optimizer; its step is in `server.optimize`."""
+
+    rate: float = 1.0
+    """Default learning rate."""
+    reads: tuple[str, ...] = ("learning_rate", "beta1")
+    """The keys of [server] that its step depends on."""
+
+
+def has_global(method: Method, aggregation: Aggregation) -> bool:
+    """Whether a run has a global model: all factors of the shared adapter that learn are shared."""
+    return method.shares and not aggregation.kept

@@ -1,0 +1,193 @@
+"""What lies where in a run's folder, and which of its rounds are finished.
+
+A round is finished when its folder `server/round-0003` is there; nothing else decides where a run resumes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.metrics import Scores
+from fedsdr.recipe import load_settings
+from fedsdr.storage import read_json
+
+
+@dataclass(frozen=True)
+class ClientFolder:
+    """Paths in a client's folder; its state after a round is in `client.state`."""
+
+    path: Path
+
+    @property
+    def data_hash(self) -> Path:
+        """Hashes of the data with which the folder was begun."""
+        return self.path / "data.hash"
+
+    @property
+    def noise_key(self) -> Path:
+        """The secret that the noise of local privacy is made from."""
+        return self.path / "noise.key"
+
+    def rewritings(self, part: Literal["train", "test"]) -> Path:
+        """Examples of the training or test data with their rewritings, one on each line."""
+        return self.path / ("distilled.jsonl" if part == "train" else "distilled-test.jsonl")
+
+    def answers(self, server_round: int, model: str) -> Path:
+        """Answers of the "global" or "personalised" model after a round, one on each line."""
+        return self.path / "evaluation" / f"round-{server_round:04d}-{model}.jsonl"
+
+    def final_answers(self, num_rounds: int) -> Mapping[str, Path]:
+        """Answers of the base model, and of the others after the last round, by model."""
+        return {
+            "base": self.answers(0, "global"),
+            "global": self.answers(num_rounds, "global"),
+            "personalised": self.answers(num_rounds, "personalised"),
+        }
+
+    def fusion(self, server_round: int) -> Path:
+        """Weights that fuse the client's adapters after a round, once it was evaluated."""
+        return self.path / "evaluation" / f"round-{server_round:04d}-fusion.json"
+
+
+class RunFolder:
+    """Paths in a run's folder, which may not exist yet."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Name the paths; nothing is read or made."""
+        self.path = path = Path(path)
+        self.config = path / "config.toml"
+        """The settings. A folder with this file holds a run."""
+        self.environment = path / "environment.json"
+        """Versions, machine, model and data at the start of the run."""
+        self.log = path / "metrics.jsonl"
+        """The events, one on each line."""
+        self.report = path / "report.html"
+        self.nonce = path / "nonce"
+        """Only of a run over Flower: distinguishes it from others of the same name."""
+        self.ended = path / "ended"
+        """Token of the last submission by `fedsdr run --on`, and on the next lines why it stopped early."""
+        self.benchmark_answers = path / "measurements" / "benchmark-answers.jsonl"
+        self.server = path / "server"
+        self.clients = path / "clients"
+        """Only where the clients are on this machine."""
+
+    def round(self, number: int) -> Path:
+        """The global model after a round (`server.checkpoint`)."""
+        return round_folder(self.server, number)
+
+    def updates(self, number: int) -> Path:
+        """What each client sent in a round, where `server.keep_updates` is set."""
+        return round_folder(self.server / "updates", number)
+
+    def evaluation(self, number: int) -> Path:
+        """Pooled scores of a round; the file is there once the evaluation is complete."""
+        return round_folder(self.path / "evaluation", number).with_suffix(".json")
+
+    def evaluations(self) -> dict[int, Scores]:
+        """Scores of all rounds that were evaluated, by round; 0 is the base model."""
+        paths = sorted((self.path / "evaluation").glob("round-*.json"))
+        return {int(path.stem.removeprefix("round-")): read_json(path) for path in paths}
+
+    def measurement(self, name: str) -> Path:
+        """What `fedsdr measure` found."""
+        return self.path / "measurements" / f"{name}.json"
+
+    def measurements(self) -> dict[str, Path]:
+        """All measurements that are there, by name."""
+        return {path.stem: path for path in sorted(self.measurement("*").parent.glob("*.json"))}
+
+    def client(self, client: str) -> ClientFolder:
+        """The folder of a client."""
+        return ClientFolder(self.clients / client)
+
+    def client_folders(self) -> list[ClientFolder]:
+        """The folders of all clients, by client id; none where they are on other machines."""
+        return [ClientFolder(path) for path in sorted(self.clients.glob("*")) if path.is_dir()]
+
+    def last_round(self) -> int:
+        """The last finished round, -1 if there is none."""
+        return max(list_rounds(self.server), default=-1)
+
+    def is_finished(self) -> bool:
+        """Whether the run has all its rounds, and the scores of the base model and of the last round."""
+        if not self.config.exists():
+            return False
+        last = read_settings(self.path).server.num_rounds
+        return self.evaluation(0).exists() and self.evaluation(last).exists()
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores and files of a finished run."""
+
+    folder: Path
+    base: Scores
+    """Scores of the base model: {"global": {domain or "mean": {metric: value}}}."""
+    final: Scores
+    """Scores after the last round, "global" and, with a private adapter, "personalised"."""
+
+    @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return RunFolder(self.folder).report
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the final shared adapter, in PEFT's format."""
+        folder = RunFolder(self.folder)
+        return folder.round(folder.last_round())
+
+
+def read_settings(folder: Path) -> Settings:
+    """Settings of the run in a folder; `run.dir` is the folder, wherever it was moved.
+
+    Raises:
+        UserError: The folder holds no run.
+    """
+    path = RunFolder(folder).config
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run: {path.name} is missing")
+    settings = load_settings(path)
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(folder)})})
+
+
+def read_result(folder: Path) -> Result:
+    """Read the scores of a finished run.
+
+    Raises:
+        UserError: The run is not finished.
+    """
+    last, run = read_settings(folder).server.num_rounds, RunFolder(folder)
+    if not run.is_finished():
+        raise UserError(f"the run in {folder} is not finished; continue it by `fedsdr resume {folder}`")
+    return Result(folder, read_json(run.evaluation(0)), read_json(run.evaluation(last)))
+
+
+def checked_round(folder: Path, server_round: int | None) -> int:
+    """Return the round, or the last finished one for None.
+
+    Raises:
+        UserError: That round is not finished.
+    """
+    last = RunFolder(folder).last_round()
+    if last < 0:
+        raise UserError(f"no round of the run in {folder} is finished yet")
+    number = last if server_round is None else server_round
+    if not 0 <= number <= last:
+        raise UserError(f"{folder} has no round {number}; finished are rounds 0 to {last}")
+    return number
+
+
+def round_folder(folder: Path, number: int) -> Path:
+    """Folder of a round; rounds have four digits or more."""
+    return folder / f"round-{number:04d}"
+
+
+def list_rounds(folder: Path) -> list[int]:
+    """Rounds whose folders are there, ascending; other names, such as "round-0003.bak", are ignored."""
+    names = [path.name for path in folder.glob("round-*") if path.is_dir()]
+    return sorted(int(name.removeprefix("round-")) for name in names if re.fullmatch(r"round-\d{4,}", name))

@@ -1,0 +1,132 @@
+"""One exchange with the clients: whom the server asks, which replies it uses, and why not the others."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedsdr.errors import UserError
+from fedsdr.progress import say
+from fedsdr.server.validate import Rejected
+from fedsdr.storage import Event
+
+Checked = TypeVar("Checked")
+
+
+class Exchange:
+    """Messages to the clients of a round, and their replies."""
+
+    def __init__(
+        self,
+        kind: str,
+        server_round: int,
+        clients: Sequence[str],
+        roster: Mapping[int, str],
+        absent: Collection[str],
+        required: Mapping[str, int],
+        timeout: float,
+    ) -> None:
+        """Note whom to ask; clients that are not connected are dropped at once.
+
+        Args:
+            kind: "train" or "evaluate".
+            server_round: The round.
+            clients: Ids of the clients that are sampled.
+            roster: Node id -> client id, of the nodes that have connected.
+            absent: Clients that are not connected now.
+            required: Rule, as an error says it -> how many usable replies it needs.
+            timeout: Seconds that the clients have to answer, for the log.
+        """
+        self.kind = kind
+        self.server_round = server_round
+        self.clients = clients
+        self.required = required
+        self.timeout = timeout
+        nodes = {client: node for node, client in roster.items()}
+        self.waiting = {nodes[client]: client for client in clients if client not in absent}
+        """Node id -> client id, of those that have not answered yet."""
+        self.messages: list[Message] = []
+        self.events: list[Event] = []
+        """A record for each reply, for the log."""
+        self.num_usable = 0
+        for client in clients:
+            if client in absent:
+                self._drop(client, "it is not connected")
+
+    def ask(self, arrays: ArrayRecord, config: ConfigRecord) -> list[Message]:
+        """Messages to the clients that are connected."""
+        config = ConfigRecord({**config, "round": self.server_round})
+        group = str(self.server_round)
+        self.messages = [
+            Message(RecordDict({"arrays": arrays, "config": config}), node, self.kind, group_id=group)
+            for node in self.waiting
+        ]
+        return self.messages
+
+    def usable(
+        self, replies: Iterable[Message], check: Callable[[str, Message], Checked]
+    ) -> Iterator[tuple[str, Checked]]:
+        """Yield client id and content of the replies that pass a check, as they come.
+
+        Args:
+            replies: In any order; some may never come.
+            check: Takes client id and reply, and raises Rejected for one that is not to be used.
+
+        Raises:
+            UserError: Fewer passed than are required, after the last.
+        """
+        for reply in replies:
+            client = self._sender(reply)
+            try:
+                if not client:
+                    raise Rejected("comes from a node that was not asked or has answered")
+                checked = check(client, reply)
+            except Rejected as reason:
+                self._drop(client, str(reason))
+                continue
+            self.num_usable += 1
+            yield client, checked
+        for client in sorted(self.waiting.values()):
+            self._drop(client, f"no answer in {self.timeout:g} s")
+        self.waiting = {}
+        self._require_enough()
+
+    def in_order(
+        self, replies: Iterable[Message], check: Callable[[str, Message], Checked]
+    ) -> Iterator[Checked]:
+        """Yield what is usable in the order of client ids, each once all clients before it have answered.
+
+        Where they answer in order, as simulated ones do, one is in memory at a time.
+        """
+        held: dict[str, Checked] = {}
+        for client, checked in self.usable(replies, check):
+            held[client] = checked
+            first = min(self.waiting.values(), default=None)
+            for ready in sorted(one for one in held if first is None or one < first):
+                yield held.pop(ready)
+        yield from (held.pop(client) for client in sorted(held))
+
+    def _sender(self, reply: Message) -> str:
+        """Client id of a reply that is awaited, or ""."""
+        node = reply.metadata.src_node_id
+        if reply.has_error():  # Flower itself answers for a node that is gone, and names the message alone
+            nodes = {one.metadata.message_id: one.metadata.dst_node_id for one in self.messages}
+            node = nodes.get(reply.metadata.reply_to_message_id, node)
+        return self.waiting.pop(node, "")
+
+    def _drop(self, client: str, reason: str) -> None:
+        say(f"  dropped the reply of {client or 'an unknown node'}: {reason}")
+        self.events.append(
+            {"event": "dropped", "work": self.kind, "round": self.server_round, "client": client or "-"}
+            | {"reason": reason}
+        )
+
+    def _require_enough(self) -> None:
+        for rule, needed in self.required.items():
+            if self.num_usable < needed:
+                dropped = [event for event in self.events if event["event"] == "dropped"]
+                reasons = "; ".join(f"{event['client']}: {event['reason']}" for event in dropped)
+                raise UserError(
+                    f"round {self.server_round}: {self.num_usable} of {len(self.clients)} sampled clients"
+                    f" gave a usable reply, {rule} needs {needed}. Dropped: {reasons}"
+                )

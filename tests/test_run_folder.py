@@ -1,0 +1,25 @@
+"""What is where in a run's folder."""
+
+from pathlib import Path
+
+from fedsdr.run_folder import RunFolder, list_rounds, round_folder
+
+
+def test_rounds_are_numbered_folders_and_nothing_that_looks_like_them(tmp_path: Path):
+    assert list_rounds(tmp_path / "none") == []
+    for number in (10_000, 3, 0):
+        round_folder(tmp_path, number).mkdir()
+    for name in ("round-0004.bak", "round-0005 copy", "round-6", "old-round-0007", ".round-0008.1.aside"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "round-0009").touch()
+    assert list_rounds(tmp_path) == [0, 3, 10_000]
+    assert round_folder(tmp_path, 3).name == "round-0003"
+
+
+def test_the_evaluations_of_a_run_are_found_by_their_rounds(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert folder.evaluations() == {}
+    for number in (10_000, 0, 3):
+        folder.evaluation(number).parent.mkdir(exist_ok=True)
+        folder.evaluation(number).write_text('{"global": {}}')
+    assert folder.evaluations() == {number: {"global": {}} for number in (0, 3, 10_000)}
