@@ -89,7 +89,7 @@ def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, r
         (["resume", "RUN"], {"base", "final", "folder", "adapter", "report"}),
         (["evaluate", "RUN", "--round", "0"], {"base", "final"}),
         (["report", "RUN"], {"report"}),
-        (["data", "RECIPE"], {"domains", "clients"}),
+        (["data", "RECIPE"], {"clients", "domains", "notices", "tokens"}),
         (
             ["methods"],
             {
@@ -215,8 +215,8 @@ def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
     ("words", "told"),
     [
         (("measure", "nowhere"), "nowhere holds no run: config.toml is missing"),
-        (("analyze", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
-        (("analyze", "pairs.txt"), "unknown kind of file '.txt'"),
+        (("analyze", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
+        (("analyze", "."), "unknown kind of file ''"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_message(fedsdr: Fedsdr, words: tuple[str, ...], told: str):

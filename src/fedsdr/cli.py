@@ -175,15 +175,12 @@ for command in (measure, analyze, node):
 
 @app.command()
 def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show the data of each client: counts, words, labels, samples, duplicates."""
-    from fedsdr.data.partition import partition
-    from fedsdr.data.sources import load_domains
-    from fedsdr.data.summary import render_summary, summarize
+    """Show the data of each client: counts, words, tokens, labels, samples, duplicates."""
+    from fedsdr.data.summary import render_summary
+    from fedsdr.federation.preflight import describe_data
     from fedsdr.recipe import load_settings
 
-    settings = load_settings(recipe, overrides or [])
-    domains = load_domains(settings.data, settings.partition.id_column)
-    summary = summarize(domains, partition(domains, settings))
+    summary = describe_data(load_settings(recipe, overrides or []))
     if as_json:
         print_json(summary)
     else:

@@ -69,7 +69,25 @@ class Model(Section):
     """Run Python code that comes with a hub model. Off unless you have read it."""
 
 
-class Source(Section):
+class Reading(Section):
+    """How rows become examples: keys of [data], for all domains, and of a source, whose own win."""
+
+    columns: dict[str, str] = {}
+    """Which column feeds which field, such as {response = "answer"}; fields as in `Example`, and client and
+    messages. A text with columns in braces is filled from them: {context = "{title}: {body}"}; points lead
+    into nested objects; "" switches a field off. A column named here feeds no other field by its name."""
+    label_names: tuple[str, ...] = ()
+    """Names of numbered labels, that of 0 first; true and false are 1 and 0."""
+    choices_after: str = ""
+    """Text in the prompt after which its lines list the choices, such as "OPTIONS:"; for rows without."""
+    where: dict[str, str | tuple[str, ...]] = {}
+    """Only rows whose columns have these values, such as {task = "fix_*"}; a list: any of them."""
+    train_on: Literal["", "last", "all"] = ""
+    """Which answers of a conversation are trained on, and rewritten: the last, or all, each with the turns
+    before it. "" in a source: as [data] has it; there: the last."""
+
+
+class Source(Reading):
     """[[data.sources]]: the examples of one domain, from a file, a folder or the hub."""
 
     domain: str
@@ -77,7 +95,8 @@ class Source(Section):
     preset: str = ""
     """One of the paper's sets: fingpt, mathinstruct, codealpaca, alpaca, medalpaca. Sets hub and columns."""
     train: str = ""
-    """Training examples: a .jsonl, .json or .csv file, or a data set folder of Hugging Face `datasets`."""
+    """Training examples: a .jsonl, .json, .csv, .tsv or .parquet file, a pattern such as "parts/*.jsonl", or
+    a data set folder of Hugging Face `datasets`."""
     test: str = ""
     """Test examples; empty: the last `test_share` of a seeded shuffle of the training examples."""
     hub: str = ""
@@ -90,16 +109,14 @@ class Source(Section):
     """Split with the test examples; empty: taken off the training examples as above."""
     test_share: Share = 0.1
     """Share of the examples that becomes the test set where none is given."""
-    columns: dict[str, str] = {}
-    """Which column feeds which field, such as {response = "answer"}; fields as in `Example`. A text with
-    columns in braces is filled from them: {context = "{title}: {body}"}."""
 
 
-class Data(Section):
+class Data(Reading):
     """[data]: which examples there are."""
 
     root: str = ""
-    """A folder with <domain>/train.jsonl and <domain>/test.jsonl; wins over `sources`."""
+    """A folder with <domain>/train.jsonl and <domain>/test.jsonl, or files of another format that `sources`
+    take; wins over `sources`."""
     sources: tuple[Source, ...] = ()
     """Domains from elsewhere; with neither `root` nor `sources` the built-in data is used."""
     built_in: Literal["domains", "disputed"] = "domains"
@@ -110,6 +127,9 @@ class Data(Section):
     """Training examples drawn from each domain; 0: all."""
     num_test: Annotated[int, Field(ge=0)] = 0
     """Test examples drawn from each domain; 0: all."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used, prompts longer than model.max_length among them, and count them by
+    reason; else they are an error."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each domain's training examples that is kept out of training, to choose settings by."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from fedsdr.data.conversation import encode, encode_prompt, prompt_turns
+from fedsdr.data.conversation import encode, encode_prompt, prompt_turns, trimmed
 from fedsdr.data.examples import Example
 from fedsdr.errors import UserError
 from fedsdr.model.base import Base
@@ -58,9 +58,22 @@ def test_text_that_looks_like_the_start_of_a_response_moves_nothing(tiny_base: B
     assert taught.strip() == f"{response}<|im_end|>"
 
 
-def test_white_space_around_a_response_is_not_taught(tiny_base: Base):
+def test_blank_lines_around_a_response_are_not_taught(tiny_base: Base):
     plain = encode(tiny_base.tokenizer, EXAMPLE, "Paris.", 512)
-    assert encode(tiny_base.tokenizer, EXAMPLE, "\n Paris. \n", 512) == plain
+    assert encode(tiny_base.tokenizer, EXAMPLE, "\n \r\nParis. \n\n", 512) == plain
+    assert encode(tiny_base.tokenizer, EXAMPLE, " Paris.", 512) == plain  # older completion files begin so
+    assert [trimmed(text) for text in ("\tx", "  x", "\n", " ", "")] == ["\tx", "  x", "", "", ""]
+
+
+def test_blanks_that_indent_a_response_are_taught(tiny_base: Base):
+    """Went wrong once: of a function's body the first line lost its indentation, and no longer ran."""
+    body = "    total = 0\n    for x in xs:\n        total += x\n    return total"
+    conversation = encode(tiny_base.tokenizer, EXAMPLE, f"\n{body}\n", 512)
+    taught = tiny_base.tokenizer.decode(conversation.ids[conversation.prompt_length :])
+    assert taught.removesuffix("\n") == f"{body}<|im_end|>"
+    # From the very tokens with which the model is asked.
+    asked = encode_prompt(tiny_base.tokenizer, prompt_turns(EXAMPLE))
+    assert list(conversation.ids[: conversation.prompt_length]) == asked
 
 
 def test_a_long_response_loses_its_end_and_so_is_not_taught_to_end_there(tiny_base: Base):
@@ -69,6 +82,7 @@ def test_a_long_response_loses_its_end_and_so_is_not_taught_to_end_there(tiny_ba
         cut = encode(tiny_base.tokenizer, EXAMPLE, EXAMPLE.response, len(whole.ids) - lost)
         assert cut.ids == whole.ids[:-lost]
         assert cut.prompt_length == whole.prompt_length
+        assert (whole.num_cut, cut.num_cut) == (0, lost)
     # The template writes a line break after the end of turn: two tokens less, and the end is gone.
     assert not set(tiny_base.model.generation_config.eos_token_id) & set(cut.ids[cut.prompt_length :])
 

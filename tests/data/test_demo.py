@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 import re
@@ -17,7 +16,7 @@ from fedsdr.data.checks import (
     num_words,
     unsupported,
 )
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
 from fedsdr.data.sandbox import run_python
 from fedsdr.data.sources import BUILT_IN, load_domains
 from tools import demo_data as maker
@@ -34,7 +33,7 @@ HASH = "82734866aa49414d569500e893a32a5dc3a200b66e978a206933284916576688"
 
 
 def _hash(data):
-    plain = {k: [[dataclasses.asdict(e) for e in part] for part in parts] for k, parts in data.items()}
+    plain = {k: [[as_record(e) for e in part] for part in parts] for k, parts in data.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

@@ -51,7 +51,10 @@ def test_each_client_is_tested_on_its_own_answers_in_words_that_no_one_was_taugh
 
 @pytest.mark.parametrize(
     ("more", "told"),
-    [(["partition.kind=iid"], "set partition.kind = 'natural'"), (["data.root=somewhere"], "leave it out")],
+    [
+        (["partition.kind=iid"], "set partition.kind to 'natural'"),
+        (["data.root=somewhere"], "set data.root to ''"),
+    ],
 )
 def test_settings_that_would_undo_the_experiment_are_refused(more: list[str], told: str):
     with pytest.raises(UserError, match=told):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsdr.config import Reading
 from fedsdr.data.examples import Example
-from fedsdr.data.readers import Record, hub_rows, read_file, to_records
+from fedsdr.data.files import hub_rows
+from fedsdr.data.readers import Record, read_file, to_records
 from fedsdr.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -47,7 +49,7 @@ def test_json_list_with_the_field_names_as_keys():
 
 def test_csv_with_a_column_mapping():
     columns = {"instruction": "question", "response": "reply", "client": "ward", "facts": "must_say"}
-    assert read_file(FIXTURES / "table.csv", "geo", columns) == [
+    assert read_file(FIXTURES / "table.csv", "geo", Reading(columns=columns)) == [
         Record(
             Example("Where is\nOslo?", "In Norway, far north.", "geo", facts=("Norway", "north")), "north"
         ),
@@ -61,15 +63,15 @@ def test_a_field_is_made_of_several_columns():
         ("x:1", {"a": "rain {here}", "b": 7, "reply": "no", "note": None}),
         ("x:2", {"a": "rain", "b": "wet", "reply": "yes", "note": "June"}),
     ]
-    assert [record.example for record in to_records(rows, "nli", columns)] == [
+    assert [record.example for record in to_records(rows, "nli", Reading(columns=columns))] == [
         Example("Does 7 follow from rain {here}?", "no", "nli"),
         Example("Does wet follow from rain?", "yes", "nli", context="June"),
     ]
     with pytest.raises(UserError, match="no record has the key 'c' that columns names for instruction"):
-        to_records(rows, "nli", {**columns, "instruction": "{a} and {c}"})
+        to_records(rows, "nli", Reading(columns={**columns, "instruction": "{a} and {c}"}))
     rows[0][1]["b"] = None
     with pytest.raises(UserError, match="x:1: instruction is missing"):
-        to_records(rows, "nli", columns)
+        to_records(rows, "nli", Reading(columns=columns))
 
 
 def test_numbered_classes_become_their_names_and_a_hidden_one_is_missing(tmp_path):
@@ -107,7 +109,7 @@ LINE = json.dumps(GOOD)
         ),
         ("a.jsonl", '{"instruction": " ", "output": "y"}', [":1", "instruction is empty"]),
         ("a.jsonl", '{"instruction": 3, "output": "y"}', [":1", "instruction", "int 3", "expected text"]),
-        ("a.jsonl", json.dumps({**GOOD, "answer": True}), [":1", "answer", "bool True", "expected text"]),
+        ("a.jsonl", json.dumps({**GOOD, "answer": True}), [":1", "answer", "bool True", "text or a number"]),
         ("a.jsonl", json.dumps({**GOOD, "label": 1}), [":1", "label", "int 1", "expected text"]),
         (
             "a.jsonl",
@@ -145,7 +147,7 @@ LINE = json.dumps(GOOD)
         ("a.csv", "Where is Oslo?,In Norway.\nWhere is Rome?,In Italy.\n", ["instruction is missing"]),
         ("a.csv", 'instruction,output\n"a\nb",c\nd\n', ["a.csv:4", "found 1 cells", "expected 2"]),
         ("a.csv", 'instruction,output\n"a"b,c\n', ["a.csv:2", "not CSV"]),
-        ("a.txt", LINE, ["a.txt", "'.txt'", ".jsonl, .json, .csv"]),
+        ("a.txt", LINE, ["a.txt", "'.txt'", ".jsonl, .ndjson, .json, .csv"]),
     ],
 )
 def test_a_wrong_file_is_an_error_with_its_place(tmp_path, name, data, expected):
@@ -158,21 +160,6 @@ def test_missing_file_and_folder_are_named(tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(UserError, match=str(path)):
             read_file(path, "geo")
-
-
-@pytest.mark.parametrize(
-    "roles",
-    [
-        ["user", "assistant", "user", "assistant"],
-        ["user"],
-        ["assistant", "user"],
-        ["user", "system", "assistant"],
-    ],
-)
-def test_conversations_of_more_turns_are_refused(tmp_path, roles):
-    turns = [{"role": role, "content": "x"} for role in roles]
-    with pytest.raises(UserError, match="multi-turn conversations are not supported"):
-        read_file(write(tmp_path, "a.jsonl", json.dumps({"messages": turns})), "geo")
 
 
 def test_errors_show_little_of_the_data(tmp_path):
@@ -195,9 +182,9 @@ def test_errors_show_little_of_the_data(tmp_path):
 def test_columns_name_known_fields_and_keys_that_are_there():
     rows = [("a:1", GOOD)]
     with pytest.raises(UserError, match="unknown field 'reply'; known fields: instruction, response"):
-        to_records(rows, "geo", {"reply": "output"})
+        to_records(rows, "geo", Reading(columns={"reply": "output"}))
     with pytest.raises(UserError, match="no record has the key 'sentiment' that columns names for label"):
-        to_records(rows, "geo", {"label": "sentiment"})
+        to_records(rows, "geo", Reading(columns={"label": "sentiment"}))
 
 
 @pytest.fixture
@@ -222,7 +209,9 @@ def test_data_set_folders_of_every_kind_give_the_same_records(tmp_path, datasets
     loaded.to_parquet(tmp_path / "parquet" / "train.parquet")
     for folder in ("saved", "saved_alone", "csv", "parquet"):
         records = to_records(
-            hub_rows(str(tmp_path / folder), "train"), "geo", {"instruction": "question", "response": "reply"}
+            hub_rows(str(tmp_path / folder), "train"),
+            "geo",
+            Reading(columns={"instruction": "question", "response": "reply"}),
         )
         assert [record.example for record in records] == [OSLO, ROME], folder
 

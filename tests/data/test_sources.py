@@ -151,7 +151,7 @@ def test_presets_read_a_local_copy_and_count_what_is_empty(tmp_path, preset):
     many = [{**good, "input": str(n)} for n in range(10)]
     path = write(tmp_path / "copy.jsonl", [{**good, "output": ""}, *many, {**good, "output": None}])
     domain = load_domains(Data(sources=(Source(domain="d", preset=preset, train=path),)))["d"]
-    assert (len(domain.train), len(domain.test), domain.num_left_out) == (9, 1, 2)
+    assert (len(domain.train), len(domain.test), sum(domain.left_out.values())) == (9, 1, 2)
     assert domain.train[0].example.label == ("positive" if preset == "fingpt" else "")
 
 

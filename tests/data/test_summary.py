@@ -3,12 +3,22 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from fedsdr.config import Settings
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import partition
 from fedsdr.data.readers import Record
 from fedsdr.data.sources import Domain
-from fedsdr.data.summary import count_inconsistent, render_summary, summarize
+from fedsdr.data.summary import (
+    MOST_CHOICES,
+    check_consistent,
+    count_inconsistent,
+    notices,
+    render_summary,
+    summarize,
+)
+from fedsdr.errors import UserError
 
 
 def test_summary_counts_words_labels_and_duplicates():
@@ -17,7 +27,11 @@ def test_summary_counts_words_labels_and_duplicates():
         Example("What tone is this?", "down " * 50, "fin", label="down", choices=("down", "up")),
     ]
     test = [Example("what TONE?", "up", "fin", context="sales rose a lot."), Example("New?", "up", "fin")]
-    domains = {"fin": Domain([Record(e) for e in train], [Record(e) for e in test], num_left_out=4)}
+    domains = {
+        "fin": Domain(
+            [Record(e) for e in train], [Record(e) for e in test], left_out={"response is empty": 4}
+        )
+    }
     summary = summarize(domains, partition(domains, Settings()))
     assert json.loads(json.dumps(summary)) == summary
     assert summary["domains"] == [
@@ -25,7 +39,7 @@ def test_summary_counts_words_labels_and_duplicates():
             "domain": "fin",
             "num_train": 2,
             "num_test": 2,
-            "num_left_out": 4,
+            "left_out": {"response is empty": 4},
             "num_duplicates": 1,
             "duplicates": ["what TONE?"],
             "num_known_responses": 1,
@@ -66,3 +80,32 @@ def test_examples_whose_own_response_loses_its_ground_truth_are_counted_and_the_
     assert line.startswith("fin: 3 examples")
     assert "Tone? xxx" in line
     assert "x" * 60 not in line
+
+
+def test_a_domain_that_contradicts_itself_throughout_stops_the_run():
+    """Solutions that are taken for final answers too: no rewriting could be faithful to them."""
+    wrong = [
+        Record(
+            Example(f"{n} + 1?", f"It is {n + 1}.", "math", answer=f"{n} + 1 = {n + 1} so"), place=f"m:{n}"
+        )
+        for n in range(4)
+    ]
+    right = Record(Example("1 + 1?", "It is 2.", "math", answer="2"))
+    free = [Record(Example(f"Why {n}?", "So.", "math")) for n in range(5)]
+    with pytest.raises(UserError, match=r"m:0: all 4 examples of domain 'math'.*columns = \{answer = \"\"\}"):
+        check_consistent({"math": Domain(wrong[:3], wrong[3:])})
+    check_consistent({"math": Domain([*wrong, right], [])})
+    check_consistent({"math": Domain(wrong, free)})  # most carry no ground truth
+    check_consistent({"math": Domain(free, free), "empty": Domain([right], [])})
+
+
+def test_a_label_with_more_choices_than_are_meant_is_told():
+    def told(num: int) -> list[str]:
+        choices = tuple(f"name {n}" for n in range(num))
+        return notices(
+            {"coref": Domain([Record(Example("Who?", "name 0", "coref", "", "", "name 0", choices))], [])}
+        )
+
+    assert told(MOST_CHOICES) == []
+    (line,) = told(MOST_CHOICES + 1)
+    assert line.startswith("coref: 21 choices for one label")

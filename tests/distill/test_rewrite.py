@@ -12,7 +12,7 @@ import torch
 from fedsdr.config import Distill, Lora, Settings
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
-from fedsdr.distill.rewrite import Rewriting, rewrite
+from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
 from fedsdr.methods import PROMPTS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import Base, load_base
@@ -263,3 +263,14 @@ def test_the_teacher_is_the_base_model_whatever_the_adapters_hold(model, tmp_pat
         model.initialise(name, seed=0)
     assert new == rewrite(model, EXAMPLES, settings, 512, tmp_path / "zero")
     assert all(rewriting.first for rewriting in new)
+
+
+def test_a_rewriting_that_loses_its_answer_at_max_length_falls_back(tiny_base: Base):
+    """What is left of it would teach to stop before the answer."""
+    example = Example("What is 6 * 7?", "It is 42.", "math", answer="42")
+    texts = ["Because so, " * 40 + "it is 42.", "It is 42, " + "because so, " * 40, "So it is 42."]
+    made = [Rewriting(text, text, "reference", "") for text in texts]
+    left = fall_back_where_cut(tiny_base.tokenizer, [example] * 3, made, 128)
+    assert [new.distilled for new in left] == [example.response, *texts[1:]]
+    assert [new.fallback for new in left] == ["cut off", "", ""]
+    assert [new.first for new in left] == texts

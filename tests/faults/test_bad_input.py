@@ -106,9 +106,9 @@ def files(tmp_path: Path) -> dict[str, tuple[bytes, Callable[[Path], Any]]]:
     toml = tmp_path / "given.toml"
     toml.write_text(node)
     return {
-        "rows.jsonl": (lines.encode(), lambda path: read_file(path, "d", {})),
-        "rows.json": (json.dumps(rows).encode(), lambda path: read_file(path, "d", {})),
-        "rows.csv": (b"instruction,output\nWhat?,This.\nWhen?,Now.\n", lambda p: read_file(p, "d", {})),
+        "rows.jsonl": (lines.encode(), lambda path: read_file(path, "d")),
+        "rows.json": (json.dumps(rows).encode(), lambda path: read_file(path, "d")),
+        "rows.csv": (b"instruction,output\nWhat?,This.\nWhen?,Now.\n", lambda p: read_file(p, "d")),
         "recipe.toml": (dump_settings(Settings()).encode(), load_settings),
         "node.toml": (node.encode(), read_node_file),
         "bank.pub": (key[1], read_public),
@@ -147,6 +147,14 @@ FIELDS = [
     "choices",
     "answer",
     "facts",
+    "conversations",
+    "from",
+    "value",
+    "prompt",
+    "completion",
+    "history",
+    "tests",
+    "text",
 ]
 VALUES = st.recursive(
     st.none()
@@ -154,7 +162,7 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats()
     | st.text()
-    | st.sampled_from(["user", "assistant"]),
+    | st.sampled_from(["user", "assistant", "human", "gpt", "A"]),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS), inner),
     max_leaves=8,
 )
@@ -162,7 +170,10 @@ TABLES = st.lists(st.dictionaries(st.sampled_from(FIELDS) | st.text(), VALUES), 
 CONTENTS = (
     st.tuples(st.just("json"), TABLES.map(json.dumps).map(str.encode))
     | st.tuples(st.just("jsonl"), TABLES.map(lambda rows: "\n".join(map(json.dumps, rows)).encode()))
-    | st.tuples(st.sampled_from(["json", "jsonl", "csv"]), st.binary() | st.text().map(str.encode))
+    | st.tuples(
+        st.sampled_from(["json", "jsonl", "csv", "TSV", "parquet", "jsonl.gz"]),
+        st.binary() | st.text().map(str.encode),
+    )
 )
 
 
@@ -187,6 +198,7 @@ def test_whatever_stands_in_a_file_is_an_example_or_named_by_file_and_place(cont
     for record in records or ():
         assert record.example.instruction.strip() and record.example.response.strip()
         assert not record.example.choices or record.example.label in ("", *record.example.choices)
+        assert all(isinstance(text, str) for pair in record.example.history for text in pair)
 
 
 @settings(deadline=None)

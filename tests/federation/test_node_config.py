@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsdr import __version__
-from fedsdr.config import Privacy, Settings
+from fedsdr.config import Data, Privacy, Settings
 from fedsdr.data.sources import BUILT_IN
 from fedsdr.deployment import node
 from fedsdr.deployment.init import init
@@ -33,7 +33,12 @@ OWN = {"client": "bank", "data": "/srv/data", "folder": "/var/lib/fedsdr", "mode
 HOSTILE = {
     "run": {"dir": "/etc", "cache": "/tmp/theirs", "threads": 2},
     "model": {"name": "evil/model", "revision": "theirs", "trust_remote_code": True},
-    "data": {"root": "/home/other", "domains": ["secret"]},
+    "data": {
+        "root": "/home/other",
+        "domains": ["secret"],
+        "columns": {"response": "name"},
+        "where": {"name": "Ann"},
+    },
 }
 SETTINGS_THAT_A_NODE_TAKES = {
     "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "feddpa", "fdlora", "fedala", "eval",
@@ -48,7 +53,7 @@ def applied(settings: dict[str, Any], **own: Any) -> Settings:
 def test_data_model_and_folders_are_the_nodes_whatever_the_server_says():
     found = applied(HOSTILE)
     assert (found.model.name, found.model.revision, found.model.trust_remote_code) == ("mine", "", False)
-    assert (found.data.root, found.data.domains, found.data.sources) == ("/srv/data", (), ())
+    assert found.data == Data(root="/srv/data")
     assert found.run.cache == ""
     assert read_node(OWN, Path("/elsewhere"), "first-1234").folder == Path("/var/lib/fedsdr/first-1234")
     own = applied(HOSTILE, **{"trust-remote-code": True, "revision": "v1", "cache": "/mine", "threads": 3})

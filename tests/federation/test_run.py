@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+import fedsdr.client.round as client_round
 import fedsdr.federation.client_app as client_app
 from fedsdr import __version__
-from fedsdr.client import round as client_round
 from fedsdr.config import Settings
+from fedsdr.data.lengths import ANSWER_CUT, TOO_LONG
 from fedsdr.errors import Diverged, UserError
 from fedsdr.federation import client_context
 from fedsdr.federation.export import export_round
@@ -23,7 +23,7 @@ from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.progress import here, within
+from fedsdr.progress import here
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import read_result, read_settings
 from fedsdr.storage import read_lines
@@ -494,13 +494,72 @@ def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_sett
         run(settings)
 
 
-def test_one_tensor_that_is_no_number_is_told_as_divergence_wherever_it_lies(tiny_settings):
-    """The largest of several norms is not NaN if one that is a number comes first."""
-    settings = tiny_settings()
-    plan, sound = client_app._plan(settings), np.ones((2, 3), np.float32)
-    client_round.require_acceptable({"a": sound, "b": sound}, plan)
-    with (
-        within("round 1, math"),
-        pytest.raises(Diverged, match=r"round 1, math: training diverged: a tensor .* has the norm nan"),
-    ):
-        client_round.require_acceptable({"a": sound, "b": np.full((2, 3), np.nan, np.float32)}, plan)
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]
+
+
+def test_what_is_left_out_or_cut_is_told_before_the_run_and_on_record(
+    quick: Callable[..., Settings], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    good = {"instruction": "6 * 7?", "output": "It is 42.", "answer": 42}
+    rows = [
+        *({**good, "input": str(n)} for n in range(3)),
+        {**good, "input": "cut", "output": "Well, " * 300 + "it is 42."},
+        {**good, "input": "free", "output": "Well, " * 300, "answer": None},
+        {**good, "input": "long " * 900},
+        {"instruction": "6 * 7?"},
+    ]
+    for name in ("train", "test"):
+        path = tmp_path / "data" / "math" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = {"data.root": str(tmp_path / "data"), "data.domains": ["math"], "model.max_length": 256}
+    chosen |= {"data.num_train": 0, "data.num_test": 0, "run.dir": str(tmp_path / "run")}
+    chosen["partition.num_clients"] = 1
+    with pytest.raises(UserError, match=r"train\.jsonl:7.*response is missing.*\n.*test\.jsonl:7|2 rows"):
+        run(quick(**chosen))
+    assert not (tmp_path / "run" / "config.toml").exists()
+    settings = quick(**chosen, **{"data.skip_bad_rows": True})
+    run(settings)
+    data = json.loads((tmp_path / "run" / "environment.json").read_text())["data"]
+    assert data["left_out"] == {"math": {"response is missing": 2, TOO_LONG: 2, ANSWER_CUT: 1}}
+    assert data["num_cut"] == {"math": 3}  # free in both parts, and cut where it is only asked
+    (prepared,) = [e for e in read_lines(tmp_path / "run" / "metrics.jsonl") if e["event"] == "prepare"]
+    assert (prepared["num_train"], prepared["num_cut_raw"]) == (4, 1)
+    told = capfd.readouterr().err
+    assert f"math: 1 rows left out: {ANSWER_CUT}" in told
+    assert "3 of 9 responses are cut at model.max_length" in told
+    assert "3 of 9 responses are cut" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_all_answers_of_a_conversation_are_rewritten_and_taught(
+    quick: Callable[..., Settings], tmp_path: Path
+):
+    said = ["Where is Oslo?", "In Norway.", "And Rome?", "In Italy."]
+    for name in ("train", "test"):
+        path = tmp_path / "data" / "geo" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"conversations": turns(f"{name}: {said[0]}", *said[1:])}) + "\n")
+    chosen = {"data.root": str(tmp_path / "data"), "data.domains": ["geo"], "method": "fedsdr"}
+    chosen |= {"data.train_on": "all", "run.dir": str(tmp_path / "run"), "client.local_steps": 2}
+    run(quick(**chosen))
+    pairs = read_lines(tmp_path / "run" / "clients" / "geo" / "distilled.jsonl")
+    assert [pair["output"] for pair in pairs] == ["In Norway.", "In Italy."]
+    assert [pair.get("history") for pair in pairs] == [None, [["train: Where is Oslo?", "In Norway."]]]
+
+
+def test_data_that_contradict_themselves_stop_the_run_before_it_begins(
+    quick: Callable[..., Settings], tmp_path: Path
+):
+    """GSM8K with its column `answer` taken for the final answer too: rewriting fell back, the score was 0."""
+    rows = [{"question": f"{n} + 1?", "answer": f"{n} + 1 = {n + 1} #### {n + 1}"} for n in range(6)]
+    for name in ("train", "test"):
+        path = tmp_path / "data" / "math" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = {"data.root": str(tmp_path / "data"), "data.domains": ["math"], "run.dir": str(tmp_path / "run")}
+    chosen |= {"data.columns.instruction": "question", "data.columns.response": "answer"}
+    with pytest.raises(UserError, match=r"train\.jsonl:1: all 8 examples of domain 'math' contradict"):
+        run(quick(**chosen, **{"data.columns.answer": "{answer} so"}))
+    assert not (tmp_path / "run" / "config.toml").exists()
+    assert run(quick(**chosen)).final

@@ -23,7 +23,7 @@ COUNTS = r"num_(examples|scored|chosen|text)|loss_tokens|loss_distilled_tokens|n
 PAIRS = "words|words_true|filler_rate|filler_rate_true|redundancy|redundancy_true|length_ratio"
 METRICS = {
     "query.prepare": (
-        "num_train|num_test|seconds"
+        "num_train|num_test|num_cut_raw|num_cut_distilled|seconds"
         rf"|distill(-test)?/({PAIRS}|num_examples|num_checkable|omission_rate|omission_rate_true|unsupported_rate)@(before|after)"
         "|distill(-test)?/num_prompt/(reference|paraphrase|turn)"
         "|distill(-test)?/num_fallback/(too_long|empty|cut_off|refusal|self-reference|lost_(label|answer|facts|tests))"

@@ -45,7 +45,7 @@ KILLS = {
     "in the middle of the log": ("fedsdr.federation.server_app.append_lines", 5, lines_with_the_last_torn),
     "between log and round": ("fedsdr.federation.server_app.save_round", 3),
     "after a round, before its evaluation": ("fedsdr.federation.server_app.save_round", 3, None, True),
-    "during evaluation": ("fedsdr.federation.client_app.evaluate", 8),
+    "during evaluation": ("fedsdr.federation.client_app._evaluate", 11),
     "between the log and the scores": ("fedsdr.federation.server_app.write_json", 2),
     "after the last scores, before the end is logged": (
         "fedsdr.federation.server_app.write_json",

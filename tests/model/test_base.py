@@ -171,11 +171,23 @@ def test_a_torn_weight_file_is_a_user_error(copy: Path):
         ("./no-such-model", "no such folder"),
         ("/no/such/model.gguf", "no such file"),
         ("nobody/nothing", "nobody/nothing is no built-in name.*a folder.*tiny$"),
-        ("smollm2-135m-instrcut", "built-in name: smollm2-135m-instruct$"),
+        ("my-own-model", "my-own-model is no built-in name.*tiny$"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_named_with_what_would_do(name: str, message: str):
     with pytest.raises(UserError, match=f"(?s){message}"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instuct", "SmolLM2-135M-Instruct"])
+def test_a_misspelt_built_in_name_is_suggested_before_the_hub_is_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Six tries without a network took 25 seconds."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(UserError, match=f"{name}: did you mean the built-in smollm2-135m-instruct"):
         load(name)
 
 

@@ -41,4 +41,4 @@ def _write_kind(folder: Path, domains: Mapping[str, tuple[list[Record], list[Rec
 
 def _as_row(record: Record) -> dict[str, Any]:
     fields = {**asdict(record.example), "client": record.client}
-    return {keys[0]: fields[field] for field, keys in KEYS.items() if fields[field]}
+    return {keys[0]: fields[field] for field, keys in KEYS.items() if fields.get(field)}

@@ -2,23 +2,30 @@
 
 Goes in: an `Example` and a text, which is a rewriting of its response or a model's answer. Comes out:
 counts and yes or no. No model is asked, so every number can be recomputed by hand; where a check is a
-stand-in for entailment its docstring says how it errs. How the text is read stands in files of one subject
-each: `labels`, `answers`, `equality` and `numbers`, `facts`, `programs`, `negation`, `wording`.
+stand-in for entailment its docstring says how it errs. How a text is read stands in `data.truth`, a file for
+each subject.
 """
 
 import re
 from dataclasses import replace
 from itertools import pairwise
 
-from fedsdr.data.answers import final_answer
-from fedsdr.data.equality import gives_answer, same_answer
 from fedsdr.data.examples import Example
-from fedsdr.data.facts import says
-from fedsdr.data.labels import find_label, fold_label, named_labels
-from fedsdr.data.numbers import plain_values, word_values
-from fedsdr.data.programs import extract_code, programs
 from fedsdr.data.sandbox import run_python
-from fedsdr.data.wording import FILLERS, filler_rate, is_refusal, is_self_referring, num_words, redundancy
+from fedsdr.data.truth.answers import final_answer
+from fedsdr.data.truth.equality import gives_answer, same_answer
+from fedsdr.data.truth.facts import says
+from fedsdr.data.truth.labels import find_label, fold_label, named_labels
+from fedsdr.data.truth.numbers import plain_values, word_values
+from fedsdr.data.truth.programs import extract_code, programs
+from fedsdr.data.truth.wording import (
+    FILLERS,
+    filler_rate,
+    is_refusal,
+    is_self_referring,
+    num_words,
+    redundancy,
+)
 
 __all__ = [
     "FILLERS",

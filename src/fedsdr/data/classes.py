@@ -7,7 +7,7 @@ choices belong to the rows.
 from collections.abc import Iterable
 
 from fedsdr.data.examples import Example
-from fedsdr.data.labels import fold_label
+from fedsdr.data.truth.labels import fold_label
 
 MOST_CLASSES = 100
 

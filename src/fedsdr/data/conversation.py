@@ -5,6 +5,8 @@ templated prompt, never a search for some token (other tools lost their loss tha
 of a marker depend on what stands before it).
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from fedsdr.data.examples import Example
 from fedsdr.errors import UserError
 
 Turn = dict[str, str]
+LINES_ABOVE = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class Conversation:
     """Token ids of prompt and response, at most `model.max_length` of them."""
     prompt_length: int
     """Number of leading tokens that are prompt."""
+    num_cut: int = 0
+    """Tokens of the response that `model.max_length` cut off."""
 
     @property
     def num_response_tokens(self) -> int:
@@ -30,16 +35,20 @@ class Conversation:
 
 
 def prompt_turns(example: Example) -> list[Turn]:
-    """Turns that the model answers: the system prompt, if any, then instruction and context."""
+    """Turns that the model answers: system prompt, if any, earlier turns, then instruction and context."""
     user = f"{example.instruction}\n\n{example.context}" if example.context else example.instruction
     system = [{"role": "system", "content": example.system}] if example.system else []
-    return [*system, {"role": "user", "content": user}]
+    earlier = [
+        {"role": role, "content": text}
+        for exchange in example.history
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    ]
+    return [*system, *earlier, {"role": "user", "content": user}]
 
 
 def encode_prompt(tokenizer: Any, turns: list[Turn]) -> list[int]:
     """Token ids of the turns, up to where the model's answer begins."""
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _tokens(tokenizer, _prompt_text(tokenizer, turns))
 
 
 def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> Conversation:
@@ -52,10 +61,15 @@ def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> 
         UserError: The prompt is no prefix of the conversation, or leaves no room for a response.
     """
     turns = prompt_turns(example)
-    prompt = encode_prompt(tokenizer, turns)
-    turns.append({"role": "assistant", "content": response.strip()})
+    before = _prompt_text(tokenizer, turns)
+    prompt = _tokens(tokenizer, before)
+    turns.append({"role": "assistant", "content": trimmed(response)})
     text = tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = _tokens(tokenizer, text)
+    if ids[: len(prompt)] != prompt and text.startswith(before):
+        # Blanks that begin a response may form a token with the line break before them. The model is asked
+        # without it, and goes on from there.
+        ids = prompt + _tokens(tokenizer, text.removeprefix(before))
     if ids[: len(prompt)] != prompt:
         raise UserError(
             "the chat template's prompt is no prefix of its conversation, so the response cannot be told"
@@ -67,4 +81,27 @@ def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> 
             f"a prompt of {example.domain} has {len(prompt)} tokens, which leaves no room for a response in"
             f" model.max_length = {max_length}; raise it or shorten the prompt"
         )
-    return Conversation(tuple(ids[:max_length]), len(prompt))
+    return Conversation(tuple(ids[:max_length]), len(prompt), max(0, len(ids) - max_length))
+
+
+def count_cut(conversations: Iterable[Conversation]) -> int:
+    """Number of conversations whose response is cut at `model.max_length`."""
+    return sum(conversation.num_cut > 0 for conversation in conversations)
+
+
+def trimmed(response: str) -> str:
+    """A response as it is taught: without blank lines around it or a lone blank before its first word.
+
+    That one comes from templates and tokenizers. More blanks, or a tab, indent what follows, and stay.
+    """
+    text = LINES_ABOVE.sub("", response).rstrip()
+    return text[1:] if text.startswith(" ") and not text[1].isspace() else text
+
+
+def _prompt_text(tokenizer: Any, turns: list[Turn]) -> str:
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,13 +1,14 @@
 """The instruction example, the unit that flows through every package."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One instruction with its true response: (c, x, y) in the paper.
 
-    The last five fields are optional ground truth. They make faithfulness of a rewriting and
+    The fields from `label` to `tests` are optional ground truth. They make faithfulness of a rewriting and
     correctness of an answer a matter of exact comparison (`data.checks`).
     """
 
@@ -31,3 +32,12 @@ class Example:
     """Phrases that every faithful response contains (case and white space aside)."""
     tests: str = ""
     """Python assertions that the code in the response must pass."""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier exchanges of the conversation, each what was asked and what was answered; shown before the
+    instruction."""
+
+
+def as_record(example: Example) -> dict[str, Any]:
+    """An example as JSON holds it; an empty history is left out, so that single turns keep their hashes."""
+    record = asdict(example)
+    return record if example.history else {key: record[key] for key in record if key != "history"}

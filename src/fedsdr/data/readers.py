@@ -1,33 +1,38 @@
-"""Read instruction examples from files and from Hugging Face `datasets`.
+"""From raw rows to examples: which column feeds which field, and what makes a row unusable.
 
-In: a .jsonl, .json or .csv file, a data set folder or a hub id. Out: records, which are examples with
-the client's id where the data carries one. Reading has two steps: `file_rows` or `hub_rows` give raw
-rows with their places, `to_records` checks them and makes examples. What a set of domains is, and who
-holds which example, is decided in `sources` and `partition`.
+In: rows, as from `files`. Out: records, which are examples with the client's id where the data carries one.
+What a set of domains is, and who holds which example, is decided in `sources` and `partition`.
 """
 
-import csv
-import io
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
+from fedsdr.config import Reading
 from fedsdr.data.examples import Example
-from fedsdr.errors import Unreachable, UserError
-
-Row = tuple[str, dict[str, Any]]
-"""A raw record and its place, such as "train.jsonl:12"."""
+from fedsdr.data.files import BadRow, Row, cut, file_rows, parse_json, refuse, refuse_bad
+from fedsdr.data.label_names import (
+    choices_in_prompt,
+    lettered,
+    read_choices,
+    read_label,
+    read_texts,
+    whole_text,
+)
+from fedsdr.data.turns import Exchange, exchanges, history_of
+from fedsdr.errors import UserError
 
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "instruction": ("instruction",),
-    "response": ("output", "response"),
+    "instruction": ("instruction", "prompt"),
+    "response": ("output", "response", "completion"),
     "context": ("input", "context"),
     "system": ("system",),
+    "history": ("history",),
+    "messages": ("messages", "conversations"),
     "label": ("label",),
     "answer": ("answer",),
     "facts": ("facts",),
@@ -36,275 +41,235 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "client": ("client",),
 }
 """The keys under which each field is looked for, in this order; `columns` replaces them."""
+NEEDED = ("instruction", "response")
+TEXTS = (*NEEDED, "context", "system", "answer", "tests", "client")
 
-ROLES = {"system": "system", "user": "instruction", "assistant": "output"}
 IN_BRACES = re.compile(r"\{([^{}]+)\}")
 """A column's place in a text that is made of several."""
-NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An example and who holds it."""
+    """An example, who holds it, and where it was read."""
 
     example: Example
     client: str = ""
     """Id of the client that the data names; empty where it names none."""
+    place: str = field(default="", compare=False)
+    """File and line, or what comes nearest to it; empty for built-in data."""
 
 
-def read_file(path: str | Path, domain: str, columns: Mapping[str, str] = NO_COLUMNS) -> list[Record]:
+def read_file(
+    path: str | Path, domain: str, reading: Reading | None = None, bad: list[BadRow] | None = None
+) -> list[Record]:
     """Read the examples of a file, in the file's order.
 
     Args:
-        path: A .jsonl file (one object a line), a .json file (a list of objects) or a .csv file (with a
-            header).
+        path: As for `files.file_rows`.
         domain: The domain that the examples get.
-        columns: Which key of the file feeds which field, such as ``{"response": "answer"}``, or a text
-            with keys in braces, ``{"context": "{title}: {body}"}``.
+        reading: Which rows are taken, and which column feeds which field.
+        bad: Takes the rows that cannot be used; without it they are an error.
 
     Raises:
         UserError: With file and line, what was found there, and what was expected.
     """
-    return to_records(file_rows(path), domain, columns)
+    found = [] if bad is None else bad
+    records = to_records(file_rows(path, found), domain, reading, found)
+    if bad is None:
+        refuse_bad(found)
+    return records
 
 
-def file_rows(path: str | Path) -> list[Row]:
-    """Return the raw records of a file, each with its place; blank lines are passed over.
-
-    Raises:
-        UserError: The file cannot be read, is not UTF-8, is malformed, or holds no record.
-    """
-    path = Path(path)
-    formats = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
-    if path.suffix not in formats:
-        raise UserError(f"{path}: unknown kind of file {path.suffix!r}; expected {', '.join(formats)}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a file of examples") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        found = data[error.start : error.start + 4].hex(" ")
-        raise UserError(f"{path}:{line}: found the bytes {found}; expected text in UTF-8") from None
-    rows = formats[path.suffix](path, text)
-    if not rows:
-        raise UserError(f"{path}: found no example; expected at least one")
-    return rows
-
-
-def hub_rows(name: str, split: str, config: str = "") -> list[Row]:
-    """Return the raw rows of one split of a Hugging Face data set, each with its place.
-
-    Classes that the set numbers become their names, "_" in them a space; one without a name (GLUE marks
-    hidden labels by -1) becomes None.
-
-    Args:
-        name: A hub id, a folder written by `save_to_disk`, or a folder of data files.
-        split: Name of the split.
-        config: Configuration name of a hub data set; empty: its default.
-
-    Raises:
-        Unreachable: The package is missing, or a hub data set cannot be had.
-        UserError: A folder cannot be read, or the split is unknown or empty.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise Unreachable(
-            f"{name}: reading it needs the package datasets: pip install 'fedsdr[hub]'"
-        ) from None
-    saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
-    try:
-        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = f"data set {name} cannot be loaded: {cut(str(error), 120)}"
-        if Path(name).is_dir():
-            raise UserError(reason) from None
-        raise Unreachable(f"{reason}; a local copy can be named by `train = ...` of the source") from None
-    # A set saved alone remembers the split that it came from, or has none.
-    splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-    if split not in splits:
-        raise UserError(f"data set {name} has no split {split!r}; its splits: {', '.join(splits)}")
-    classes = {
-        column: [label.replace("_", " ") for label in feature.names]
-        for column, feature in splits[split].features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    rows = [
-        (f"{name}, split {split}, row {n}", row | {key: _class(row[key], classes[key]) for key in classes})
-        for n, row in enumerate(splits[split], start=1)
-    ]
-    if not rows:
-        raise UserError(f"data set {name}, split {split}: found no example; expected at least one")
-    return rows
-
-
-def to_records(rows: list[Row], domain: str, columns: Mapping[str, str] = NO_COLUMNS) -> list[Record]:
+def to_records(
+    rows: list[Row], domain: str, reading: Reading | None = None, bad: list[BadRow] | None = None
+) -> list[Record]:
     """Check raw rows and make examples of them; keys that feed no field are ignored.
 
-    The first row decides for all whether they are in messages form or in flat (Alpaca) form.
+    A row with a list of turns is a conversation, and gives one example or, with ``train_on = "all"``, one for
+    each answer.
 
     Args:
-        rows: At least one row, as from `file_rows` or `hub_rows`.
+        rows: As from `files`.
         domain: The domain that the examples get.
-        columns: Which key feeds which field.
+        reading: Which rows are taken, and which column feeds which field.
+        bad: Takes the rows that cannot be used; without it they are an error.
 
     Raises:
-        UserError: A field is missing, empty or of the wrong type, or `columns` names what is not there.
+        UserError: A field is missing, empty or of the wrong type, or `columns` or `where` names what is not
+            there.
     """
-    place, first = rows[0]
-    for field, column in columns.items():
-        if field not in KEYS:
-            raise UserError(f"columns: unknown field {field!r}; known fields: {', '.join(KEYS)}")
-        for key in IN_BRACES.findall(column) or [column]:
-            if not any(key in row for _, row in rows):
-                raise UserError(
-                    f"{place}: no record has the key {key!r} that columns names for {field};"
-                    f" found the keys {cut(', '.join(first))}"
-                )
-    keys = {**KEYS, **{field: (column,) for field, column in columns.items()}}
-    if "messages" in first and not {"instruction", "response"} & set(columns):
-        rows = [(place, _flatten(place, row)) for place, row in rows]
-    return [_record(place, row, domain, keys) for place, row in rows]
+    reading, found = reading or Reading(), [] if bad is None else bad
+    rows = _select(rows, reading)
+    keys = _keys(rows, reading.columns)
+    records: list[Record] = []
+    for place, row in rows:
+        try:
+            records += _records(place, row, domain, keys, reading)
+        except BadRow as error:
+            found.append(error)
+    if bad is None:
+        refuse_bad(found)
+    return records
 
 
-def cut(value: Any, length: int = 60) -> str:
-    """Shorten a value for an error message or a sample, white space folded."""
-    text = value if isinstance(value, str) else repr(value)
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def _jsonl_rows(path: Path, text: str) -> list[Row]:
-    # Not splitlines: it also cuts at separators that JSON allows inside a string.
-    lines = ((f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), start=1))
-    return [(place, _object(place, _parse(place, line))) for place, line in lines if line.strip()]
-
-
-def _json_rows(path: Path, text: str) -> list[Row]:
-    values = _parse(str(path), text) if text.strip() else []
-    if not isinstance(values, list):
-        _refuse(str(path), "the file", values, "a list of objects")
-    places = [f"{path}, record {n}" for n in range(1, len(values) + 1)]
-    return [(place, _object(place, value)) for place, value in zip(places, values, strict=True)]
-
-
-def _csv_rows(path: Path, text: str) -> list[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if "" in header or len(set(header)) < len(header):
-            _refuse(f"{path}:1", "the header", header, "a name for each column, no name twice")
-        last = reader.line_num
-        for cells in reader:
-            place, last = f"{path}:{last + 1}", reader.line_num
-            if cells and len(cells) != len(header):
-                raise UserError(f"{place}: found {len(cells)} cells; expected {len(header)}, as in line 1")
-            if cells:
-                rows.append((place, dict(zip(header, cells, strict=True))))
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+def _select(rows: list[Row], reading: Reading) -> list[Row]:
+    """The rows that `where` asks for."""
+    for column, wanted in reading.where.items():
+        patterns = (wanted,) if isinstance(wanted, str) else wanted
+        values = [_plain(_look(row, column)) for _, row in rows]
+        chosen = [any(v == pattern or fnmatchcase(v, pattern) for pattern in patterns) for v in values]
+        if rows and not any(chosen):
+            there = cut(", ".join(sorted(set(values) - {""})) or "nothing", 120)
+            raise UserError(
+                f"{rows[0][0]}: no row has {column} = {' or '.join(map(repr, patterns))}, which where asks"
+                f" for; under {column} stand: {there}"
+            )
+        rows = [row for row, is_chosen in zip(rows, chosen, strict=True) if is_chosen]
     return rows
 
 
-def _parse(place: str, text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, " if error.lineno > 1 else ""
-        found = cut(text[error.pos :]) or f"the end after {cut(text.strip()[-60:])}"
-        raise UserError(
-            f"{place}: not JSON ({error.msg}, {where}character {error.colno}), found {found};"
-            " expected one object a line in .jsonl, a list of objects in .json"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{place}: not JSON ({cut(str(error))})") from None
-    except RecursionError:
-        raise UserError(f"{place}: not JSON that can be read: nested too deeply") from None
+def _keys(rows: list[Row], columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The keys under which each field is looked for.
+
+    A column that `columns` names for one field feeds no other by its name; instruction and response, which
+    every example must have, keep their names.
+    """
+    used: set[str] = set()
+    for name, column in columns.items():
+        if name not in KEYS:
+            raise UserError(f"columns: unknown field {name!r}; known fields: {', '.join(KEYS)}")
+        parts = IN_BRACES.findall(column) or ([column] if column else [])
+        used.update(part.partition(".")[0] for part in parts)
+        for key in parts:
+            if rows and not any(key in row or _look(row, key) is not None for _, row in rows):
+                place, first = rows[0]
+                raise UserError(
+                    f"{place}: no record has the key {key!r} that columns names for {name};"
+                    f" found the keys {cut(', '.join(first))}"
+                )
+    free = {
+        name: tuple(key for key in known if key not in used or name in NEEDED) for name, known in KEYS.items()
+    }
+    return {**free, **{name: (column,) if column else () for name, column in columns.items()}}
 
 
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON value")
+def _records(
+    place: str, row: dict[str, Any], domain: str, keys: Mapping[str, tuple[str, ...]], reading: Reading
+) -> list[Record]:
+    """The examples of a row: one, or one for each answer of its conversation that is trained on."""
+    values = _values(place, row, keys)
+    said = _conversation(place, values, reading)
+    texts, letters = read_choices(place, values["choices"])
+    if reading.choices_after and not texts:
+        prompt = said[-1].question if said else f"{values['instruction']}\n\n{values['context']}"
+        texts = choices_in_prompt(prompt, reading.choices_after)
+    label, choices = read_label(place, values["label"], reading.label_names, texts, letters)
+    for key in keys["label"]:
+        if _look(row, key) not in (
+            None,
+            label,
+        ):  # other fields that this column feeds get the name of its number too
+            values = _values(place, {**row, key: label or None}, keys)
+    history = history_of(place, values["history"], "history" in reading.columns)
+    if said:
+        history = said[-1].history
+        values |= {"instruction": said[-1].question, "response": said[-1].answer}
+        values["system"] = said[-1].system or values["system"]
+    flat = {name: _text(place, name, values[name], name in reading.columns) for name in TEXTS}
+    client = flat.pop("client")
+    for name in NEEDED:
+        if not flat[name].strip():
+            what = "missing" if values[name] is None else "empty"
+            wanted = f"text under {' or '.join(keys[name])}, found the keys {cut(', '.join(row))}"
+            hint = f'another key is named by columns = {{{name} = "..."}}'
+            raise BadRow(place, f"{name} is {what}", f"{name} is {what}; expected {wanted}; {hint}")
+    example = Example(
+        domain=domain,
+        label=label,
+        choices=choices,
+        facts=read_texts(place, "facts", values["facts"]),
+        history=history,
+        **flat,
+    )
+    earlier = [
+        Example(turn.question, turn.answer, domain, system=example.system, history=turn.history)
+        for turn in said[:-1]
+    ]
+    return [Record(each, client, place) for each in (*earlier, example)]
 
 
-def _object(place: str, value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else _refuse(place, "the record", value, "an object")
+def _conversation(place: str, values: Mapping[str, Any], reading: Reading) -> list[Exchange]:
+    """What was asked and answered, where a row holds a list of turns; [] where it is flat."""
+    turns = values["messages"]
+    if isinstance(turns, str) and turns.startswith("["):  # in a cell of a CSV file
+        turns = parse_json(place, turns)
+    prompt, completion = values["instruction"], values["response"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        turns = prompt + completion
+    elif turns is None or set(NEEDED) & set(reading.columns):
+        return []
+    return exchanges(place, turns, reading.train_on or "last")
 
 
-def _flatten(place: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Turn the messages form into the flat form."""
-    turns = row.get("messages")
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        _refuse(place, "messages", turns, "a list of objects with role and content")
-    roles = [turn.get("role") for turn in turns]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        _refuse(
-            place,
-            "roles",
-            roles,
-            "system (optional), user, assistant; multi-turn conversations are not supported",
-        )
-    return {**row, **{ROLES[turn["role"]]: turn.get("content") for turn in turns}}
+def _values(place: str, row: dict[str, Any], keys: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """What a row holds for each field; None where it holds nothing."""
+    found = {name: [_value(place, row, name, key) for key in known] for name, known in keys.items()}
+    return {name: next((v for v in several if v is not None), None) for name, several in found.items()}
 
 
-def _record(place: str, row: dict[str, Any], domain: str, keys: Mapping[str, tuple[str, ...]]) -> Record:
-    found = {field: (_value(row, key) for key in names) for field, names in keys.items()}
-    values = {field: next((v for v in several if v is not None), None) for field, several in found.items()}
-    texts = {field: _text(place, field, values[field]) for field in keys if field not in ("facts", "choices")}
-    for field in ("instruction", "response"):
-        if not texts[field].strip():
-            what = "missing" if values[field] is None else "empty"
-            raise UserError(
-                f"{place}: {field} is {what}; expected text under {' or '.join(keys[field])}, found the keys"
-                f' {cut(", ".join(row))}; another key is named by columns = {{{field} = "..."}}'
-            )
-    client = texts.pop("client")
-    facts, choices = (_texts(place, field, values[field]) for field in ("facts", "choices"))
-    if choices and texts["label"] and texts["label"] not in choices:
-        _refuse(place, "label", texts["label"], f"one of the choices {cut(list(choices))}")
-    return Record(Example(domain=domain, facts=facts, choices=choices, **texts), client)
-
-
-def _value(row: dict[str, Any], key: str) -> Any:
+def _value(place: str, row: dict[str, Any], name: str, key: str) -> Any:
     """What a row holds under a key, or the text that it makes of a key with others in braces."""
-    named = IN_BRACES.findall(key)
-    if any(row.get(name) is None for name in named):
+    parts = {part: _look(row, part) for part in IN_BRACES.findall(key)}
+    if not parts:
+        return _look(row, key)
+    if any(value is None for value in parts.values()):
         return None
-    return IN_BRACES.sub(lambda name: str(row[name[1]]), key) if named else row.get(key)
+    shown = {part: _shown(place, part, value, name) for part, value in parts.items()}
+    return IN_BRACES.sub(lambda found: shown[found[1]], key)
 
 
-def _class(number: int | None, names: list[str]) -> str | None:
-    return None if number is None or number < 0 else names[number]
+def _shown(place: str, part: str, value: Any, name: str) -> str:
+    """A column's value inside the text of a field."""
+    if isinstance(value, list | dict):
+        return "\n".join(read_texts(place, part, value)) if name == "tests" else lettered(place, value)
+    return _plain(value)
 
 
-def _text(place: str, field: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if field in ("answer", "client") and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            _refuse(place, field, value, "a finite number or text")
-        # Tables often turn whole numbers into floats; the response says 18, not 18.0.
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    if not isinstance(value, str):
-        _refuse(place, field, value, "text")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        _refuse(place, field, ascii(value), "text in UTF-8, but half of a surrogate pair is missing")
+def _look(row: dict[str, Any], key: str) -> Any:
+    """What stands under a key, which may lead into nested objects and lists: "answers.text.0"."""
+    if key in row or "." not in key:
+        return row.get(key)
+    value: Any = row
+    for part in key.split("."):
+        if isinstance(value, list):
+            value = value[int(part)] if part.isdecimal() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
-def _texts(place: str, field: str, value: Any) -> tuple[str, ...]:
-    if value is None or value == "":
-        return ()
-    if isinstance(value, str) and value.startswith("["):
-        # A cell of a CSV file holds a list as JSON.
-        value = _parse(f"{place}, {field}", value)
-    if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
-        _refuse(place, field, value, "a list of texts, none of them empty")
-    return tuple(_text(place, field, item) for item in value)
+def _plain(value: Any) -> str:
+    """A value as text: numbers that are whole without a point, true and false as in JSON; "" for None."""
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
+    # Tables often turn whole numbers into floats; the response says 18, not 18.0.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _refuse(place: str, what: str, found: Any, expected: str) -> NoReturn:
-    raise UserError(f"{place}: {what}: found {type(found).__name__} {cut(found)}; expected {expected}")
+def _text(place: str, name: str, value: Any, is_mapped: bool) -> str:
+    if value is None:
+        return ""
+    if name == "tests" and isinstance(value, list):
+        return "\n".join(read_texts(place, name, value))
+    if isinstance(value, bool | int | float) and (is_mapped or name in ("answer", "client")):
+        if isinstance(value, bool) and not is_mapped:
+            hint = (
+                f'columns = {{{name} = ""}} switches the field off, columns = {{{name} = "{name}"}} takes it'
+            )
+            refuse(place, name, value, f"text or a number; {hint} as text")
+        if not math.isfinite(value):
+            refuse(place, name, value, "a finite number or text")
+        return _plain(value)
+    if not isinstance(value, str):
+        refuse(place, name, value, "text")
+    return whole_text(place, name, value)

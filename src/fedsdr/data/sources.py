@@ -6,13 +6,16 @@ In: `config.Data`. Out: for each domain its training and test records. Who holds
 
 import random
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from glob import glob
 from pathlib import Path
 
-from fedsdr.config import Data, Source
+from fedsdr.config import Data, Reading, Source
 from fedsdr.data.examples import Example
-from fedsdr.data.readers import Record, file_rows, hub_rows, read_file, to_records
+from fedsdr.data.files import BadRow, file_rows, hub_rows, is_known_format, refuse_bad
+from fedsdr.data.readers import NEEDED, Record, to_records
 from fedsdr.errors import UserError
 from fedsdr.methods import look_up
 from fedsdr.seeds import seed_for
@@ -20,9 +23,12 @@ from fedsdr.seeds import seed_for
 RESERVED = ("all", "mean", "others")
 """What rows of tables are called."""
 FILES = ("train.jsonl", "test.jsonl")
+"""What a domain's files are called; another suffix that `files` reads will do."""
 BUILT_IN = Path(__file__).parent / "demo"
 """Folder of the built-in data, one folder for each value of `data.built_in`; made by `tools/demo_data`."""
 LAYOUT = "expected <root>/<domain>/train.jsonl and <root>/<domain>/test.jsonl, one folder for each domain"
+EMPTY = frozenset(f"{name} is {what}" for name in NEEDED for what in ("missing", "empty"))
+"""Kinds of bad rows that the public sets hold, whose users cannot mend them."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,10 @@ class Domain:
 
     train: list[Record]
     test: list[Record]
-    num_left_out: int = 0
-    """Rows of a preset whose instruction or response is empty."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows that could not be used, by reason."""
+    num_cut: int = 0
+    """Examples whose response loses its end at `model.max_length` (`data.lengths`)."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +84,12 @@ def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
                 f"data.sources: a domain is named twice ({', '.join(s.domain for s in data.sources)})"
             )
         names = _choose(data, list(sources))
-        domains = {name: _from_source(sources[name], columns, data.seed) for name in names}
+        domains = {name: _from_source(sources[name], columns, data) for name in names}
     else:
         folders = _folders(Path(data.root) if data.root else BUILT_IN / data.built_in)
         names = _choose(data, list(folders))
-        # The built-in data have keys of their own.
-        domains = {name: _from_folder(folders[name], name, columns if data.root else {}) for name in names}
+        reading = _reading(data, columns if data.root else {})  # the built-in data name clients as we do
+        domains = {name: _from_folder(folders[name], name, reading, data) for name in names}
     return {name: _draw(_fill_choices(domain), data, name) for name, domain in domains.items()}
 
 
@@ -137,7 +145,14 @@ def domain_files(root: Path) -> tuple[dict[str, Path], list[Path]]:
     places = sorted(root.iterdir()) if root.is_dir() else []
     folders = {p.name: p for p in places if p.is_dir() and not p.name.startswith(".")}
     files = [folder / file for folder in folders.values() for file in FILES]
-    return folders, [file for file in files if not file.is_file()]
+    return folders, [file for file in files if not _in_any_format(file)]
+
+
+def _in_any_format(file: Path) -> list[Path]:
+    """The files of this name in any format and case, such as train.csv.gz and TRAIN.JSONL for train.jsonl."""
+    beside = file.parent.iterdir() if file.parent.is_dir() else []
+    stem = file.stem.lower()
+    return sorted(p for p in beside if p.name.lower().partition(".")[0] == stem and is_known_format(p))
 
 
 def _choose(data: Data, names: list[str]) -> list[str]:
@@ -149,17 +164,44 @@ def _choose(data: Data, names: list[str]) -> list[str]:
     return [check_name(name, "domain") for name in data.domains or sorted(names)]
 
 
-def _from_folder(folder: Path, name: str, columns: Mapping[str, str]) -> Domain:
-    train, test = (read_file(folder / file, name, columns) for file in FILES)
-    return Domain(train, test)
+def _reading(data: Data, columns: Mapping[str, str], source: Reading | None = None) -> Reading:
+    """How a domain is read: as [data] says, unless its source says otherwise; `columns` go first of all."""
+    own = source or Reading()
+    return Reading(
+        columns={**columns, **data.columns, **own.columns},
+        label_names=own.label_names or data.label_names,
+        choices_after=own.choices_after or data.choices_after,
+        where={**data.where, **own.where},
+        train_on=own.train_on or data.train_on,
+    )
 
 
-def _from_source(source: Source, columns: Mapping[str, str], seed: int) -> Domain:
+def _from_folder(folder: Path, name: str, reading: Reading, data: Data) -> Domain:
+    parts: list[list[Record]] = []
+    bad: list[BadRow] = []
+    for file in FILES:
+        found = _in_any_format(folder / file)
+        if len(found) > 1:
+            raise UserError(f"{folder} holds {' and '.join(p.name for p in found)}; leave one of them")
+        parts.append(to_records(file_rows(found[0], bad), name, reading, bad))
+    train, test = parts
+    left_out = _leave_out(bad, data.skip_bad_rows, (train, test))
+    return Domain(train, test, left_out)
+
+
+def _leave_out(bad: list[BadRow], skips: bool, parts: Iterable[list[Record]]) -> dict[str, int]:
+    """Count bad rows by reason, or refuse them where they are not to be passed over, or nothing is left."""
+    if not skips or not all(parts):
+        refuse_bad(bad)
+    return dict(sorted(Counter(row.kind for row in bad).items()))
+
+
+def _from_source(source: Source, columns: Mapping[str, str], data: Data) -> Domain:
     preset = look_up(PRESETS, source.preset, "data.sources.preset") if source.preset else Preset("", {})
     place = source.train or source.hub or preset.hub
     if not place:
         raise UserError(f"source of domain {source.domain!r}: set one of preset, train and hub")
-    columns = {**preset.columns, **columns, **source.columns}
+    reading = _reading(data, {**preset.columns, **columns}, source)
     tests, split = source.test or place, source.test_split or "test"
     has_test = bool(source.test or source.test_split)
     if has_test and tests == place and (split == source.train_split or not _has_splits(place, source)):
@@ -168,11 +210,16 @@ def _from_source(source: Source, columns: Mapping[str, str], seed: int) -> Domai
             " test, or another test_split of a data set folder or hub id, or leave out both to hold out"
             " test_share of it"
         )
-    train, left_out = _read(place, source.train_split, source, columns)
+    bad: list[BadRow] = []
+    parts = [_read(place, source.train_split, source, reading, bad)]
     if has_test:
-        test, also = _read(tests, split, source, columns)
-        return Domain(train, test, left_out + also)
-    train, test = _hold_out(train, source.test_share, seed_for(seed, "test", source.domain))
+        parts.append(_read(tests, split, source, reading, bad))
+    _leave_out([row for row in bad if not (source.preset and row.kind in EMPTY)], data.skip_bad_rows, parts)
+    left_out = _leave_out(bad, True, parts)
+    if has_test:
+        train, test = parts
+    else:
+        train, test = _hold_out(parts[0], source.test_share, seed_for(data.seed, "test", source.domain))
     return Domain(train, test, left_out)
 
 
@@ -181,22 +228,22 @@ def _has_splits(place: str, source: Source) -> bool:
     return place not in (source.train, source.test) or Path(place).is_dir()
 
 
-def _read(place: str, split: str, source: Source, columns: Mapping[str, str]) -> tuple[list[Record], int]:
-    """Return the records of a file or of a split, and how many rows of a preset were left out."""
-    has_splits = _has_splits(place, source)
-    rows = hub_rows(place, split, source.config) if has_splits else file_rows(place)
-    if not source.preset:
-        return to_records(rows, source.domain, columns), 0
-    # The public sets hold some empty responses, which their users cannot mend.
-    keys = columns.get("instruction", "instruction"), columns.get("response", "output")
-    kept = [(where, row) for where, row in rows if all(str(row.get(key) or "").strip() for key in keys)]
-    # With nothing left the first row tells what is wrong.
-    return to_records(kept or rows, source.domain, columns), len(rows) - len(kept)
+def _read(place: str, split: str, source: Source, reading: Reading, bad: list[BadRow]) -> list[Record]:
+    """The records of a file, of all files that a pattern names, or of a split."""
+    if _has_splits(place, source):
+        rows = hub_rows(place, split, source.config)
+    else:
+        paths = [place] if Path(place).exists() else sorted(glob(place, recursive=True)) or [place]
+        rows = [row for path in paths for row in file_rows(path, bad)]
+    return to_records(rows, source.domain, reading, bad)
 
 
 def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Take a share of the prompts as test set; examples with the same prompt stay together."""
-    prompts = list(dict.fromkeys(_prompt(record.example) for record in records))
+    """Take a share of the prompts as test set; what begins with the same prompt stays together.
+
+    So do the examples of one conversation: the later ones hold the answers of the earlier ones.
+    """
+    prompts = list(dict.fromkeys(_opening(record.example) for record in records))
     random.Random(seed).shuffle(prompts)
     num_test = max(1, round(share * len(prompts)))
     if num_test >= len(prompts):
@@ -205,8 +252,8 @@ def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Reco
             " leaves none to train on; lower test_share or name a test set"
         )
     held = set(prompts[-num_test:])
-    train = [record for record in records if _prompt(record.example) not in held]
-    return train, [record for record in records if _prompt(record.example) in held]
+    train = [record for record in records if _opening(record.example) not in held]
+    return train, [record for record in records if _opening(record.example) in held]
 
 
 def _fill_choices(domain: Domain) -> Domain:
@@ -239,5 +286,13 @@ def _draw(domain: Domain, data: Data, name: str) -> Domain:
 
 
 def _prompt(example: Example) -> tuple[str, ...]:
-    parts = (example.instruction, example.context, example.system)
+    earlier = [text for exchange in example.history for text in exchange]
+    parts = (example.instruction, example.context, example.system, *earlier)
     return tuple(" ".join(part.split()).casefold() for part in parts)
+
+
+def _opening(example: Example) -> tuple[str, ...]:
+    """The prompt with which a conversation begins."""
+    if not example.history:
+        return _prompt(example)
+    return _prompt(replace(example, instruction=example.history[0][0], context="", history=()))

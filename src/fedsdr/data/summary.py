@@ -4,32 +4,52 @@ In: domains and the clients' data. Out: plain dicts that JSON can hold. Nothing 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from fedsdr.data.checks import is_inconsistent
+from fedsdr.data.checks import is_checkable, is_inconsistent, lost
 from fedsdr.data.examples import Example
+from fedsdr.data.files import cut
+from fedsdr.data.lengths import Length, summarize_lengths
 from fedsdr.data.partition import ClientData
-from fedsdr.data.readers import cut
 from fedsdr.data.sources import Domain, count_known_responses, find_duplicates
+from fedsdr.errors import UserError
+
+MOST_CHOICES = 20
+"""More choices than this for one label are hardly meant."""
 
 
-def summarize(domains: dict[str, Domain], clients: list[ClientData], num_samples: int = 2) -> dict[str, Any]:
+def summarize(
+    domains: dict[str, Domain],
+    clients: list[ClientData],
+    num_samples: int = 2,
+    lengths: Mapping[str, Sequence[Length]] | None = None,
+    max_length: int = 0,
+) -> dict[str, Any]:
     """Count what there is and what each client would hold.
 
     Args:
         domains: As from `load_domains`.
         clients: As from `partition`.
         num_samples: How many samples, duplicates and inconsistent examples are shown.
+        lengths: Tokens of all examples of each domain, where the model's tokenizer is at hand.
+        max_length: Longest conversation in tokens, which `lengths` are held against.
 
     Returns:
-        ``{"domains": [...], "clients": [...]}``, one dict for each. Words are means over the training
+        ``{"notices": [...], "tokens": {...}, "domains": [...], "clients": [...]}``: lines to read, tokens by
+        domain, and one dict for each domain and client. Words are means over the training
         examples; domains and labels are counts of them. `num_duplicates` counts the test examples
         whose prompt is a training prompt of the domain too, `num_known_responses` those whose response
         is a training response (labels aside), `num_inconsistent` the examples whose own
         response loses their label, answer or facts.
     """
     return {
+        "notices": notices(domains),
+        "tokens": {
+            name: {"max_length": max_length, **summarize_lengths(some, max_length)}
+            for name, some in (lengths or {}).items()
+        },
         "domains": [_domain(name, domain, num_samples) for name, domain in domains.items()],
         "clients": [_client(client, num_samples) for client in clients],
     }
@@ -40,9 +60,67 @@ def count_inconsistent(examples: Iterable[Example]) -> int:
     return sum(map(is_inconsistent, examples))
 
 
+def check_consistent(domains: Mapping[str, Domain]) -> None:
+    """Refuse a domain all of whose examples contradict their own label, answer or facts.
+
+    No rewriting of them could be faithful, and no answer right: a column feeds a field that it should not, or
+    the ground truth is written in a way that `checks` does not find.
+
+    Raises:
+        UserError: With the first such example.
+    """
+    for name, domain in domains.items():
+        records = domain.train + domain.test
+        checked = [r for r in records if is_checkable(replace(r.example, tests=""))]
+        if 2 * len(checked) < len(records) or not all(is_inconsistent(r.example) for r in checked):
+            continue
+        first = checked[0].example
+        kinds = lost(replace(first, tests=""), first.response)
+        truth = ", ".join(f"{kind} {cut(getattr(first, kind))!r}" for kind in kinds)
+        raise UserError(
+            f"{checked[0].place or name}: all {len(checked)} examples of domain {name!r} contradict their own"
+            f" ground truth: this one has the {truth}, and the response {cut(first.response)!r} does not give"
+            f' it; name the right column by columns = {{{kinds[0]} = "..."}}, or switch the field off by'
+            f' columns = {{{kinds[0]} = ""}}'
+        )
+
+
+def notices(domains: Mapping[str, Domain]) -> list[str]:
+    """One line for each thing that the user should know of the domains before a run is paid for."""
+    lines: list[str] = []
+    for name, domain in domains.items():
+        examples = [record.example for record in domain.train + domain.test]
+        lines += [f"{name}: {num} rows left out: {reason}" for reason, num in domain.left_out.items()]
+        if domain.num_cut:
+            lines.append(
+                f"{name}: {domain.num_cut} of {len(examples)} responses are cut at model.max_length, and do"
+                " not teach where to end"
+            )
+        most = max((len(example.choices) for example in examples), default=0)
+        if most > MOST_CHOICES:
+            lines.append(
+                f"{name}: {most} choices for one label: where rows name none, all labels of the domain are"
+                " choices; name those of each row by columns = {choices = ...} or choices_after, or switch"
+                ' the label off by columns = {label = ""}'
+            )
+    return lines
+
+
 def render_summary(summary: dict[str, Any]) -> str:
     """Lay out a summary as text for a terminal."""
-    lines = []
+    lines = list(summary["notices"])
+    for name, tokens in summary["tokens"].items():
+        fits = (
+            f"{tokens['num_cut']} responses are cut at model.max_length = {tokens['max_length']},"
+            f" {tokens['num_losing_truth']} of them before their ground truth, and {tokens['num_too_long']}"
+            " prompts leave no room for one"
+            if tokens["num_cut"] + tokens["num_too_long"]
+            else f"all fit model.max_length = {tokens['max_length']}"
+        )
+        lines.append(
+            f"{name}: prompts of {tokens['mean_prompt']:.0f} tokens (at most {tokens['longest_prompt']:,}),"
+            f" responses of {tokens['mean_response']:.0f} (at most {tokens['longest_response']:,}); {fits}"
+        )
     for domain in summary["domains"]:
         if domain["num_duplicates"]:
             lines.append(
@@ -59,8 +137,6 @@ def render_summary(summary: dict[str, Any]) -> str:
                 f"{domain['domain']}: {domain['num_inconsistent']} examples whose own response loses their"
                 f" label, answer or facts, such as: {' | '.join(domain['inconsistent'])}"
             )
-        if domain["num_left_out"]:
-            lines.append(f"{domain['domain']}: {domain['num_left_out']} rows of the source were empty")
     for client in summary["clients"]:
         words = ", ".join(f"{field} {mean:.0f}" for field, mean in client["words"].items())
         lines += [
@@ -86,7 +162,7 @@ def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
         "domain": name,
         "num_train": len(domain.train),
         "num_test": len(domain.test),
-        "num_left_out": domain.num_left_out,
+        "left_out": dict(domain.left_out),
         "num_duplicates": len(duplicates),
         "duplicates": [cut(text) for text in duplicates[:num_samples]],
         "num_known_responses": count_known_responses(domain),

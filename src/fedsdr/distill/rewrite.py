@@ -10,16 +10,18 @@ Differs: the paper does not say what happens to empty, cut-off or refusing rewri
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from fedsdr import __version__
 from fedsdr.config import Distill
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import is_refusal, is_self_referring, lost
 from fedsdr.data.conversation import encode_prompt
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
+from fedsdr.data.lengths import loses_truth
 from fedsdr.distill.prompts import VERSION, rewriting_turns
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
@@ -102,6 +104,21 @@ def rewrite(
     return [taken[index] for index in range(len(examples))]
 
 
+def fall_back_where_cut(
+    tokenizer: Any, examples: Sequence[Example], rewritings: Sequence[Rewriting], max_length: int
+) -> list[Rewriting]:
+    """Take the true response where `max_length` cuts off the ground truth of a rewriting.
+
+    What remains of it would teach to stop before the answer.
+    """
+    return [
+        replace(new, distilled=example.response, prompt="", fallback="cut off")
+        if new.prompt and loses_truth(tokenizer, example, new.distilled, max_length)
+        else new
+        for example, new in zip(examples, rewritings, strict=True)
+    ]
+
+
 def fault(example: Example, answer: Answer | None, verify: str) -> str:
     """Why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: its prompt was too long."""
     if answer is None:
@@ -135,7 +152,7 @@ def _ask(
     """
     base = model.base
     sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
-    hashes = [content_hash(asdict(example)) for example in examples]
+    hashes = [content_hash(as_record(example)) for example in examples]
     engine = ["server", distill.served_name] if distill.url else base.fingerprint
     key = content_hash(
         __version__, base.identity, engine, prompt, VERSION, asdict(sampling), distill.seed,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.data.examples import Example
-from fedsdr.data.readers import Row, file_rows, hub_rows
+from fedsdr.data.files import Row, file_rows, hub_rows
 from fedsdr.errors import UserError
 
 Reader = Callable[[dict[str, Any]], dict[str, Any]]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from fedsdr.data.classes import classes_of
 from fedsdr.data.examples import Example
-from fedsdr.data.labels import fold_label
+from fedsdr.data.truth.labels import fold_label
 from fedsdr.metrics import LABEL_COUNT, LABEL_SETS, NO_LABEL, read_labels
 from fedsdr.storage import Event, content_hash
 

@@ -8,7 +8,7 @@ since loss on y alone punishes FedSD by construction.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedsdr import __version__
@@ -16,8 +16,8 @@ from fedsdr.config import Eval
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
-from fedsdr.data.examples import Example
-from fedsdr.data.labels import find_label, fold_label
+from fedsdr.data.examples import Example, as_record
+from fedsdr.data.truth.labels import find_label, fold_label
 from fedsdr.evaluate.confusion import count_labels
 from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.adapters import LoraModel
@@ -96,7 +96,7 @@ def evaluate_base(model: LoraModel, tests: TestSet, scoring: Eval, folder: Path)
     """
     distilled = [conversation.ids for conversation in tests.distilled]
     key = content_hash(
-        model.base.fingerprint, scoring.model_dump(), [asdict(example) for example in tests.examples],
+        model.base.fingerprint, scoring.model_dump(), [as_record(example) for example in tests.examples],
         [conversation.ids for conversation in tests.raw], distilled, __version__,
     )  # fmt: skip
     path = folder / f"base-{key}.json"

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from fedsdr.data.text import UNSPACED, plain
+from fedsdr.data.truth.text import UNSPACED, plain
 
 _TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 

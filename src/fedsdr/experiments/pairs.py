@@ -19,7 +19,8 @@ from fedsdr.analysis.paradox import (
     style_differences,
     worst,
 )
-from fedsdr.data.readers import Row, file_rows, to_records
+from fedsdr.data.files import Row, file_rows
+from fedsdr.data.readers import to_records
 from fedsdr.data.sources import BUILT_IN, RESERVED
 from fedsdr.errors import UserError
 from fedsdr.evaluate.entailment import Checker, JudgeChecker, NliChecker

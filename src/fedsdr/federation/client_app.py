@@ -22,6 +22,7 @@ from fedsdr import __version__
 from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, load_adapters, run_round
 from fedsdr.client.update import before_training
 from fedsdr.config import Settings
+from fedsdr.data.conversation import count_cut
 from fedsdr.distill.paradox import distill_metrics
 from fedsdr.errors import UserError
 from fedsdr.evaluate.personal import evaluate_personal
@@ -96,6 +97,7 @@ def prepare(message: Message, context: Context) -> Message:
             f"{client.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}"
         )
     metrics: dict[str, float] = {"num_train": len(client.data.train), "num_test": len(client.data.test)}
+    metrics |= {f"num_cut_{view}": count_cut(some) for view, some in client.views.items() if view != "mixed"}
     for part, examples in (("distill", client.data.train), ("distill-test", client.data.test)):
         if rewritings := client.rewritings.get("train" if part == "distill" else "test"):
             numbers = distill_metrics(examples, rewritings)

@@ -2,27 +2,28 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from fedsdr.config import Run, Settings
 from fedsdr.data.conversation import Conversation, encode
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
+from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
-from fedsdr.distill.rewrite import Rewriting, rewrite
+from fedsdr.data.summary import check_consistent, notices
+from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
 from fedsdr.federation.model_cache import load_model, model_of
 from fedsdr.methods import METHODS
-from fedsdr.progress import within
+from fedsdr.progress import say, within
 from fedsdr.rows import View
 from fedsdr.run_folder import ClientFolder
 from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 
 REWRITING = tuple(field.name for field in fields(Rewriting))
-TRUTH = ("label", "choices", "answer", "facts", "tests")
+TRUTH = ("label", "choices", "answer", "facts", "tests", "history")
 """Fields of an example that are saved with its rewriting, so that `fedsdr analyze` can check it."""
 
 
@@ -40,18 +41,28 @@ class ClientContext:
     tests: TestSet
 
 
-@lru_cache(maxsize=1)
-def _load_data(text: str) -> tuple[dict[str, Domain], list[ClientData]]:
-    chosen = Settings.model_validate_json(text)
-    domains = load_domains(chosen.data, chosen.partition.id_column)
-    return domains, partition(domains, chosen)
+_data: dict[str, tuple[dict[str, Domain], list[ClientData]]] = {}
 
 
 def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
-    """All domains of a simulation, and all clients, sorted by id; read once per process."""
-    return _load_data(
-        settings.model_dump_json(include={"method": True, "data": True, "partition": True, "eval": {"on"}})
+    """All domains of a simulation, and all clients, sorted by id; read once per process.
+
+    Without what cannot be taught within `model.max_length`, which the domains count.
+    """
+    key = settings.model_dump_json(
+        include={"method": True, "data": True, "partition": True, "eval": {"on"}, "model": True}
     )
+    if key not in _data:
+        _data.clear()
+        domains = _fit(load_domains(settings.data, settings.partition.id_column), settings)
+        _data[key] = domains, partition(domains, settings)
+    return _data[key]
+
+
+def _fit(domains: dict[str, Domain], settings: Settings) -> dict[str, Domain]:
+    check_consistent(domains)
+    tokenizer = model_of(settings).base.tokenizer
+    return fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
 
 
 _clients: dict[tuple[str, str], ClientContext] = {}
@@ -77,7 +88,8 @@ def open_client(
     if isinstance(who, str):
         if METHODS[settings.method].is_pooled:
             raise UserError(f"method = {settings.method} pools the data of all clients: simulate it instead")
-        data = own_data(load_domains(settings.data, settings.partition.id_column), settings, who)
+        domains = load_domains(settings.data, settings.partition.id_column)
+        data = own_data(domains, settings, who)
     else:
         clients = data_of(settings)[1]
         if who >= len(clients):
@@ -96,6 +108,11 @@ def open_client(
                 f"model = {settings.model.name!r} is not the server's base model: set `model` in this node's"
                 " configuration to the server's"
             )
+        if is_deployed:
+            domains = _fit(domains, settings)
+            for notice in notices(domains):
+                say(f"  {notice}")
+            data = own_data(domains, settings, str(who))
         if not runs_programs:
             train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
             data = ClientData(data.id, train, test)
@@ -106,7 +123,7 @@ def open_client(
 def close_clients() -> None:
     """Forget all clients, at the end of a run: the files may be others when the next one begins."""
     _clients.clear()
-    _load_data.cache_clear()
+    _data.clear()
 
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
@@ -121,9 +138,12 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
         return [encode(model.base.tokenizer, example, text, longest) for example, text in pairs]
 
     def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
-        path = ClientFolder(folder).rewritings(part)
-        # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
-        return _distil(path, lambda: rewrite(model, examples, settings.distill, 2 * longest, cache), examples)
+        def rewrite_all() -> list[Rewriting]:
+            # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
+            new = rewrite(model, examples, settings.distill, 2 * longest, cache)
+            return fall_back_where_cut(model.base.tokenizer, examples, new, longest)
+
+        return _distil(ClientFolder(folder).rewritings(part), rewrite_all, examples)
 
     rewritings: dict[str, Sequence[Rewriting]] = {}
     views: dict[View, list[Conversation]] = {"raw": conversations(data.train)}
@@ -165,12 +185,12 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
 def _hashes(data: ClientData) -> dict[str, str]:
     """Hash of each part of the data, by its name."""
     parts = {"training examples": data.train, "test examples": data.test}
-    return {name: content_hash([asdict(example) for example in part]) for name, part in parts.items()}
+    return {name: content_hash([as_record(example) for example in part]) for name, part in parts.items()}
 
 
 def data_hash(data: ClientData) -> str:
     """Hash all that a client holds, in order."""
-    return content_hash([[asdict(example) for example in part] for part in (data.train, data.test)])
+    return content_hash([[as_record(example) for example in part] for part in (data.train, data.test)])
 
 
 def _distil(

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsdr.config import Model, Settings
 from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
+from fedsdr.data.summary import check_consistent, notices
 from fedsdr.errors import Unreachable
 from fedsdr.federation.estimate import Client, Part, memory, messages, sizes_of
 from fedsdr.federation.preflight import check_counts
@@ -53,8 +55,9 @@ def dry_run(settings: Settings) -> Estimate:
     known: list[str] = []
     unknown: list[str] = []
     parts: list[Part] = []
-    data = _read_data(settings, known, unknown)
+    domains = _read_data(settings, known, unknown)
     skeleton, tokenizer = _read_model(settings.model, known, unknown)
+    data = _divide(settings, domains, tokenizer, known) if domains else None
     if skeleton is not None:
         sizes = sizes_of(skeleton, settings.adapter)
         clients = _in_tokens(settings, data, tokenizer, unknown)
@@ -80,8 +83,8 @@ def sheets(estimate: Estimate) -> list[Sheet]:
     ]
 
 
-def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> list[ClientData] | None:
-    """The clients' examples; None if some of them cannot be had. Those that can be are checked."""
+def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> dict[str, Domain] | None:
+    """All domains; None if some of them cannot be had. Those that can be are checked."""
     data, id_column = settings.data, settings.partition.id_column
     domains: dict[str, Domain] = {}
     if data.root or not data.sources:
@@ -93,8 +96,20 @@ def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> list
             except Unreachable as reason:
                 unknown.append(f"domain {name}: its columns could not be checked; {reason}")
     known += [f"domain {name}: {len(domain.train)} training examples" for name, domain in domains.items()]
-    if unknown:
-        return None
+    check_consistent(domains)
+    return None if unknown else domains
+
+
+def _divide(
+    settings: Settings,
+    domains: dict[str, Domain],
+    tokenizer: PreTrainedTokenizerBase | None,
+    known: list[str],
+) -> list[ClientData]:
+    """The clients' examples, without what `model.max_length` leaves out."""
+    if tokenizer is not None:
+        domains = fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
+    known += notices(domains)
     clients = partition(domains, settings)
     check_counts(settings.server, settings.lora, [client.id for client in clients])
     num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)

@@ -107,8 +107,10 @@ class Node:
                 "trust_remote_code": self.own["trust-remote-code"],
             }
         )
+        # Which columns and rows are taught is the client's affair: a server could choose one person's.
+        own_rows = {"columns": {}, "label_names": (), "choices_after": "", "where": {}}
         data = settings.data.model_copy(
-            update={"root": self.own["data"], "sources": (), "domains": (), "built_in": "domains"}
+            update={"root": self.own["data"], "sources": (), "domains": (), "built_in": "domains", **own_rows}
         )
         return settings.model_copy(update={"run": run, "model": model, "data": data})
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedsdr.config import Lora, Server, Settings
 from fedsdr.data.sources import check_name
-from fedsdr.errors import UserError
+from fedsdr.errors import Unreachable, UserError
 from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.progress import say
 
@@ -15,18 +16,46 @@ def check_fit(settings: Settings) -> None:
 
     Raises:
         UserError: The data cannot be read or divided, more clients are to be drawn than there are, a client
-            with a rank of its own is unknown, or a prompt leaves no room for a response.
+            with a rank of its own is unknown, a prompt leaves no room for a response, or all examples of a
+            domain contradict their own ground truth.
     """
-    from fedsdr.data.conversation import encode
     from fedsdr.federation.client_context import data_of
-    from fedsdr.federation.model_cache import model_of
 
     _, clients = data_of(settings)
     check_counts(settings.server, settings.lora, [client.id for client in clients])
-    base = model_of(settings).base
-    for client in clients:
-        for example in (*client.train, *client.test):
-            encode(base.tokenizer, example, example.response, settings.model.max_length)
+
+
+def describe_data(settings: Settings) -> dict[str, Any]:
+    """What each client would hold, and what `model.max_length` does to it: the summary of `fedsdr data`.
+
+    Lengths are counted where the tokenizer is to be had without the weights; else a notice says why not.
+    """
+    from fedsdr.data.lengths import fit, measure
+    from fedsdr.data.partition import partition
+    from fedsdr.data.sources import load_domains
+    from fedsdr.data.summary import summarize
+    from fedsdr.model.base import list_models
+    from fedsdr.model.meta import load_skeleton
+
+    longest = settings.model.max_length
+    domains = load_domains(settings.data, settings.partition.id_column)
+    name = settings.model.name
+    try:
+        if any(model["name"] == name and not model["cached"] and name != "tiny" for model in list_models()):
+            raise Unreachable(f"model.name = {name} is not fetched yet: fedsdr fetch {name}")
+        _, tokenizer = load_skeleton(settings.model)
+        if tokenizer is None:
+            raise Unreachable(f"the tokenizer of model.name = {name} cannot be had")
+    except UserError as reason:
+        summary = summarize(domains, partition(domains, settings))
+        summary["notices"].append(f"token lengths are not known: {reason}")
+        return summary
+    lengths = {
+        name: [each for part in measure(domain, tokenizer, longest) for each in part]
+        for name, domain in domains.items()
+    }
+    fitted = fit(domains, tokenizer, longest, skips_long=True)
+    return summarize(fitted, partition(fitted, settings), lengths=lengths, max_length=longest)
 
 
 def check_deployed(settings: Settings) -> None:

@@ -192,6 +192,8 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
         f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, drift correction"
         f" {client.drift_correction}"
     )
+    for notice in data["notices"]:
+        say(f"  {notice}")
     for domain, num in data["num_duplicates"].items():
         if num:
             say(f"  {domain}: {num} test prompts are training prompts too (see `fedsdr data`)")

@@ -36,7 +36,7 @@ PREFIX = "base_model.model."
 
 
 class _LoraProduct(torch.autograd.Function):
-    """W0 h + bias + b a h with W0 frozen: sums are made in place, and only h and a h are saved."""
+    """W0 h + bias + b a h with W0 frozen: sums go into what is there, and only h and a h are saved."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def choose_dtype(device: "torch.device") -> "torch.dtype":
 
 
 def describe_machine(device: "torch.device") -> dict[str, str]:
-    """Name what, apart from the settings, decides the last bits: releases, and the kind of processor."""
+    """What decides the last bits of results, apart from the settings: releases, and the kind of processor."""
     import torch
     import transformers
 
@@ -198,7 +198,11 @@ def _device(device: "torch.device | str | None") -> "torch.device":
 
 
 def find(name: str) -> tuple[Path | None, str]:
-    """Return the model's folder, None for a hub id, and its origin."""
+    """Return the model's folder, None for a hub id, and its origin.
+
+    Raises:
+        UserError: The folder or file holds no model, or the name is nearly that of a built-in model.
+    """
     if name in BUILT_IN:
         folder = built_in_folder(name)
         if name == "tiny":
@@ -221,6 +225,9 @@ def find(name: str) -> tuple[Path | None, str]:
         return path, path.resolve().name
     if name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:
         raise UserError(f"model.name = {name}: there is no such folder")
+    near = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.8)
+    if near and "/" not in name:  # before the hub is asked, which takes half a minute without a network
+        raise UserError(f"model.name = {name}: did you mean the built-in {near[0]}? A hub id is owner/name")
     return None, name
 
 

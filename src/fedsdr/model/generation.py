@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from fedsdr.data.conversation import trimmed
 from fedsdr.model.attention import RowCache, additive, in_one_row
 from fedsdr.model.base import Base
 
@@ -95,7 +96,7 @@ def generate(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, 0]
-    texts = [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+    texts = [trimmed(base.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
     return [
         Answer(text, done, len(tokens)) for text, done, tokens in zip(texts, finished, written, strict=True)
     ]

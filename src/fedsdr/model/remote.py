@@ -16,7 +16,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from fedsdr.config import Distill
-from fedsdr.data.conversation import Turn
+from fedsdr.data.conversation import Turn, trimmed
 from fedsdr.errors import UserError
 from fedsdr.model.generation import Answer
 
@@ -154,7 +154,7 @@ def _ask(client: httpx.Client, server: Distill | Judge, turns: list[Turn], seed:
             "How to fix it: the base address of an OpenAI-compatible server, which usually ends in /v1"
         ) from None
     choice = read.choices[0]
-    text = (choice.message.content or "").strip()
+    text = trimmed(choice.message.content or "")
     return Answer(text, choice.finish_reason == "stop", read.usage.completion_tokens)
 
 

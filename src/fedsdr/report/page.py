@@ -228,6 +228,7 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
         ),
         ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
         data_fact(environment),
+        *(("Data, notice", notice) for notice in environment["data"].get("notices", ())),
     ]
 
 

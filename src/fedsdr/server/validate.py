@@ -40,7 +40,7 @@ SHARES = (*RATES, "score", "choice_score", "cut_off_rate", "exact_match", "token
 """Metrics that lie from 0 to 1."""
 ALLOWED_METRICS = {
     "prepare": re.compile(
-        rf"num_(train|test)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
+        rf"num_(train|test|cut_raw|cut_distilled)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
         rf"|distill(-test)?/num_fallback/({'|'.join(FAULTS).replace(' ', '_')})"
         rf"|distill(-test)?/num_prompt/({'|'.join(PROMPTS)})"
     ),

@@ -7,7 +7,7 @@ that is made by other words ("I would be surprised if it were X"), is missed.
 
 import re
 
-from fedsdr.data.text import words
+from fedsdr.data.truth.text import words
 
 # Here a clause ends, and with it what a negation covers.
 _ENDS = re.compile(

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum
 
-from fedsdr.data.negation import asked, clause_before, sentence_after
-from fedsdr.data.text import ANSWER_IS, words
+from fedsdr.data.truth.negation import asked, clause_before, sentence_after
+from fedsdr.data.truth.text import ANSWER_IS, words
 
 
 class Weight(IntEnum):

@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
-from fedsdr.data.mentions import INTERJECTIONS, Mention, Weight, weigh
-from fedsdr.data.negation import denied, denied_after
-from fedsdr.data.options import Place, find_letters
-from fedsdr.data.text import AFTER, BEFORE, alternatives, fold, plain, unmarked, words
+from fedsdr.data.truth.mentions import INTERJECTIONS, Mention, Weight, weigh
+from fedsdr.data.truth.negation import denied, denied_after
+from fedsdr.data.truth.options import Place, find_letters
+from fedsdr.data.truth.text import AFTER, BEFORE, alternatives, fold, plain, unmarked, words
 
 _CORRECTS = re.compile(
     words(

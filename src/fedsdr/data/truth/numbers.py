@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from fedsdr.data.text import UNSPACED, plain
+from fedsdr.data.truth.text import UNSPACED, plain
 
 Value = Fraction | float
 

@@ -6,11 +6,11 @@ expression is not the answer.
 
 import re
 
-from fedsdr.data.answers import Found, find_answer
-from fedsdr.data.labels import find_label
-from fedsdr.data.negation import asked, denied
-from fedsdr.data.numbers import QUANTITY, in_digits, quantities, same_value, unlatex, value
-from fedsdr.data.text import AFTER, BEFORE, fold, unmarked, words
+from fedsdr.data.truth.answers import Found, find_answer
+from fedsdr.data.truth.labels import find_label
+from fedsdr.data.truth.negation import asked, denied
+from fedsdr.data.truth.numbers import QUANTITY, in_digits, quantities, same_value, unlatex, value
+from fedsdr.data.truth.text import AFTER, BEFORE, fold, unmarked, words
 
 # Near a number these say that it is not the answer, or not yet: "not 5", "5 ** 2", "less than 5".
 _NO_STATEMENT = re.compile(

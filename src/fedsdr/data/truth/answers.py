@@ -7,15 +7,15 @@ a text that does not say what its answer is, the last number may be another.
 import re
 from typing import NamedTuple
 
-from fedsdr.data.negation import called_wrong, denied, denied_before
-from fedsdr.data.numbers import (
+from fedsdr.data.truth.negation import called_wrong, denied, denied_before
+from fedsdr.data.truth.numbers import (
     NUMBER_WORDS,
     PLAIN_NUMBER,
     QUANTITY,
     unlatex,
     value,
 )
-from fedsdr.data.text import ANSWER_IS, plain, unmarked, words
+from fedsdr.data.truth.text import ANSWER_IS, plain, unmarked, words
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _STATED = re.compile(rf"(?:{ANSWER_IS})(?!\s*\?)", re.IGNORECASE)

@@ -7,9 +7,9 @@ article and "I" a pronoun, letters name vitamins and people, and models repeat t
 import re
 from collections.abc import Sequence
 
-from fedsdr.data.mentions import Weight, is_called_right, is_stated
-from fedsdr.data.negation import asked
-from fedsdr.data.text import AFTER, BEFORE, words
+from fedsdr.data.truth.mentions import Weight, is_called_right, is_stated
+from fedsdr.data.truth.negation import asked
+from fedsdr.data.truth.text import AFTER, BEFORE, words
 
 Place = tuple[int, int, str, Weight | None]
 """Start, end, choice in folded form, and its weight where that is known."""

@@ -5,7 +5,7 @@ Goes in: a text. Comes out: counts and yes or no. What is true of it is no matte
 
 import re
 
-from fedsdr.data.text import any_of, fold
+from fedsdr.data.truth.text import any_of, fold
 
 # Phrases that carry no content, such as chat models put around an answer. "sure" stands with its
 # punctuation, since "make sure that" is content.

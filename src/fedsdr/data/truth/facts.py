@@ -10,9 +10,9 @@ import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fedsdr.data.negation import asked, denied, denied_directly
-from fedsdr.data.numbers import ORDINALS, in_digits
-from fedsdr.data.text import UNSPACED, fold, plain, unmarked
+from fedsdr.data.truth.negation import asked, denied, denied_directly
+from fedsdr.data.truth.numbers import ORDINALS, in_digits
+from fedsdr.data.truth.text import UNSPACED, fold, plain, unmarked
 
 _REWORDED = (
     (re.compile(r"\btwice\b"), "2 times"),
