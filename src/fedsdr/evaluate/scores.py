@@ -1,8 +1,8 @@
 """From the clients' evaluation replies to one table: per domain and mean, for each model.
 
 Each number is pooled over the clients that hold test examples of the domain, weighted by what it
-was counted over; scores by label come from summed counts (`confusion`). "mean" is the plain mean over domains, so that a large domain does not hide a
-small one.
+counted over; scores by label come from summed counts (`confusion`). "mean" is the plain mean over
+domains, so that a large domain does not hide a small one.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
 An answer is right if it keeps whatever ground truth the example carries: label, final answer,
 facts, and tests that its code passes. Domains whose examples carry none have no score, only
 losses, and scores of their words (`text_scores`). Where an example has choices, the likeliest of
-them is given too, which needs no words to be found in an answer. The loss is given on the true response y and on the rewriting y~ side by side,
-since loss on y alone punishes FedSD by construction.
+them is given too, which needs no words to be found in an answer. The loss is given on the true response y and
+on the rewriting y~ side by side, since loss on y alone punishes FedSD by construction.
 """
 
 from collections.abc import Mapping, Sequence

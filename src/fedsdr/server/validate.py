@@ -19,6 +19,7 @@ from fedsdr.data.sources import RESERVED
 from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
 from fedsdr.messages import wire
+from fedsdr.messages.flower import AWAY
 from fedsdr.methods import PROMPTS
 from fedsdr.metrics import (
     ALWAYS_SCORED,
@@ -31,8 +32,6 @@ from fedsdr.metrics import (
 )
 from fedsdr.rows import MessageDtype, View
 
-AWAY = (3, 4, 5)
-"""Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
 MAX_EXAMPLES = 10**9
 OF_STAGE = ("loss", "first_loss", "last_loss", "num_steps", "num_tokens")
 """What a client reports of each stage, all of it."""
