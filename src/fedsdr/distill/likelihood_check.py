@@ -1,4 +1,4 @@
-"""A second check of a rewriting: asked which label it expresses, the base model must find the true one likeliest.
+"""A second check of a rewriting: asked which label it says, the base model must find the true one likeliest.
 
 It catches what the exact check reads wrongly, and errs as the model does: one that is biased to a label keeps
 the rewritings of that label alone, which is why the share kept is counted by label.

@@ -81,9 +81,9 @@ def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]
     ):
         metrics |= {f"num_{kind}/{name.replace(' ', '_')}": num for name, num in names.items()}
     for domain in sorted({example.domain for example in examples}):
-        pairs = [pair for pair in zip(examples, rewritings, strict=True) if pair[0].domain == domain]
-        place = {label: number for number, label in enumerate(classes_of(example for example, _ in pairs))}
-        for example, new in pairs if place else ():
+        of_domain = [pair for pair in zip(examples, rewritings, strict=True) if pair[0].domain == domain]
+        place = {label: n for n, label in enumerate(classes_of(example for example, _ in of_domain))}
+        for example, new in of_domain if place else ():
             if example.label:
                 number = place[fold_label(example.label)]
                 for name, num in (("examples", 1), ("kept", int(not new.fallback))):

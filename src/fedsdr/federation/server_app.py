@@ -77,7 +77,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         rounds.evaluate(only_round)
         return
     strategy.summary()
-    classes = read_json(folder.environment)["data"].get("classes", {})
+    classes = read_json(folder.environment).get("data", {}).get("classes", {})
     for notice in (*rewriting_notices(events, classes), *cut_notices(events)):
         say(f"  {notice}")
     if begun:

@@ -39,7 +39,7 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
         final: Scores of the round that is shown; {} where there are none yet.
     """
     run = RunFolder(folder)
-    data = read_json(run.environment)["data"]
+    data = read_json(run.environment).get("data", {})
     classes, events = data.get("classes", {}), read_lines(run.log)
     found = [
         *rewriting_notices(events, classes),
@@ -97,7 +97,7 @@ def cut_notices(events: Iterable[Event]) -> list[Notice]:
     found = []
     for view, what in (("raw", "training responses"), ("distilled", "responses that are taught rewritten")):
         num = sum(int(event.get(f"num_cut_{view}", 0)) for event in prepared)
-        of = sum(int(event["num_train"]) for event in prepared)
+        of = sum(int(event.get("num_train", 0)) for event in prepared)
         if num:
             text = f"{num} of {of} {what} are cut at model.max_length, and do not teach where to end"
             found.append(Notice(text, 2 * num > of))
@@ -115,8 +115,9 @@ def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]
                 given = {label for _, label in counts}
                 if len({true for true, _ in counts}) > 1 and len(given) == 1:
                     (label,) = given
-                    name = class_name(classes, domain, label)
-                    text = "no answer gives a label" if label == NO_LABEL else f"{what} {name}"
+                    text = "no answer gives a label"
+                    if label != NO_LABEL:
+                        text = f"{what} {class_name(classes, domain, label)}"
                     found.setdefault(f"{domain}: {text}", []).append(model)
     return [Notice(f"{text} ({', '.join(names)} model)", True) for text, names in found.items()]
 
