@@ -38,7 +38,7 @@ def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
 def check_vocabulary(name: str, model: Any, tokenizer: Any, written: list[int]) -> None:
     """Refuse a tokenizer of another model, whose tokens have no row in the embedding.
 
-    Special tokens that the chat template does not write may lie outside, as those for images do in Gemma 3 1B.
+    Special tokens that the chat template does not write may lie outside, such as Gemma 3's for images.
 
     Args:
         name: Of the model, for the error.
