@@ -5,9 +5,11 @@ are checked here, and what goes with what in `compatibility`. An error names the
 fix it.
 """
 
-from typing import Annotated, Literal, Self
+import re
+from datetime import date as Day
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedsdr.compatibility import check
 from fedsdr.config_training import (
@@ -65,8 +67,33 @@ class Model(Section):
     a fraction of the memory. auto: on for a quantised base on a GPU, else off."""
     max_length: Annotated[int, Field(ge=16)] = 512
     """Longest conversation in tokens; what is longer loses the end of its response, never the prompt."""
+    chat_template: Literal["own", "plain"] = "own"
+    """own: the one that comes with the tokenizer. plain: instruction and response under headings
+    (docs/models.md), for base models without a template."""
+    template_args: dict[str, bool | int | float | str] = {}
+    """What the chat template is given besides the turns, such as {enable_thinking = false}."""
+    date: str = "2026-01-01"
+    """The day that it is for chat templates which write the date, so that a run can be repeated."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Off unless you have read it."""
+
+    @field_validator("template_args")
+    @classmethod
+    def _arguments_have_names(cls, value: dict[str, bool | int | float | str]) -> dict[str, Any]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z]\w*", name) or name in ("messages", "add_generation_prompt"):
+                raise ValueError(f"template_args.{name} cannot be an argument of a chat template")
+        return value
+
+    @field_validator("date")
+    @classmethod
+    def _date_is_a_day(cls, value: str) -> str:
+        Day.fromisoformat(value)
+        return value
+
+    def __hash__(self) -> int:
+        """Hash what may be hashed, so that models can be remembered by it."""
+        return hash(self.model_dump_json())
 
 
 class Reading(Section):

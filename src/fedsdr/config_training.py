@@ -82,6 +82,9 @@ class Distill(Section):
     served_name: str = ""
     """Name of the model there. Self-distillation means the run's own model. With another one as teacher, the
     run is not the FedSD or FedSDR of the paper."""
+    template_args: dict[str, bool | int | float | str] = {}
+    """What the server's chat template is given, such as {enable_thinking = false}: sent as
+    chat_template_kwargs, which vLLM, SGLang and llama.cpp take. Empty: not sent."""
 
     @model_validator(mode="after")
     def _server_is_named(self) -> Self:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.data.examples import Example
+from fedsdr.data.template import Turn, render, tokens
+from fedsdr.data.thinking import closing, opened
 from fedsdr.errors import UserError
 
-Turn = dict[str, str]
 LINES_ABOVE = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 
@@ -48,7 +49,7 @@ def prompt_turns(example: Example) -> list[Turn]:
 
 def encode_prompt(tokenizer: Any, turns: list[Turn]) -> list[int]:
     """Token ids of the turns, up to where the model's answer begins."""
-    return _tokens(tokenizer, _prompt_text(tokenizer, turns))
+    return tokens(tokenizer, render(tokenizer, turns, asks=True))
 
 
 def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> Conversation:
@@ -61,15 +62,14 @@ def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> 
         UserError: The prompt is no prefix of the conversation, or leaves no room for a response.
     """
     turns = prompt_turns(example)
-    before = _prompt_text(tokenizer, turns)
-    prompt = _tokens(tokenizer, before)
-    turns.append({"role": "assistant", "content": trimmed(response)})
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = _tokens(tokenizer, text)
+    before = render(tokenizer, turns, asks=True)
+    prompt = tokens(tokenizer, before)
+    text = _answered(tokenizer, turns, before, trimmed(response))
+    ids = tokens(tokenizer, text)
     if ids[: len(prompt)] != prompt and text.startswith(before):
         # Blanks that begin a response may form a token with the line break before them. The model is asked
         # without it, and goes on from there.
-        ids = prompt + _tokens(tokenizer, text.removeprefix(before))
+        ids = prompt + tokens(tokenizer, text.removeprefix(before))
     if ids[: len(prompt)] != prompt:
         raise UserError(
             "the chat template's prompt is no prefix of its conversation, so the response cannot be told"
@@ -98,10 +98,16 @@ def trimmed(response: str) -> str:
     return text[1:] if text.startswith(" ") and not text[1].isspace() else text
 
 
-def _prompt_text(tokenizer: Any, turns: list[Turn]) -> str:
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return text
+def _answered(tokenizer: Any, turns: list[Turn], before: str, response: str) -> str:
+    """Text of the turns and the response.
 
-
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    Templates that strip the response would take the indentation off a function's body: it is put back. Where
+    the prompt opens thinking, the response comes after thinking that is closed at once.
+    """
+    text = render(tokenizer, [*turns, {"role": "assistant", "content": response}])
+    is_stripped = response[:1].isspace() and response not in text
+    tag = "" if text.startswith(before) else opened(before)
+    if not (is_stripped or tag):
+        return text
+    head, _, tail = text.rpartition(response.strip())
+    return f"{before}{closing(tag)}{response}{tail}" if tag else f"{head}{response}{tail}"

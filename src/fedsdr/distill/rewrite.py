@@ -22,10 +22,12 @@ from fedsdr.data.checks import is_refusal, is_self_referring, lost
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import loses_truth
+from fedsdr.data.thinking import is_unclosed
 from fedsdr.distill.prompts import VERSION, rewriting_turns
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
+from fedsdr.model.template import as_taken
 from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
@@ -33,6 +35,7 @@ from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines
 FAULTS = (
     "too long",
     "empty",
+    "unclosed thinking",
     "cut off",
     "refusal",
     "self-reference",
@@ -125,6 +128,8 @@ def fault(example: Example, answer: Answer | None, verify: str) -> str:
         return "too long"
     if not answer.text:
         return "empty"
+    if is_unclosed(answer.text):
+        return "unclosed thinking"
     if not answer.finished:
         return "cut off"
     if is_refusal(answer.text):
@@ -153,13 +158,13 @@ def _ask(
     base = model.base
     sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
     hashes = [content_hash(as_record(example)) for example in examples]
-    engine = ["server", distill.served_name] if distill.url else base.fingerprint
+    engine = ["server", distill.served_name, distill.template_args] if distill.url else base.fingerprint
     key = content_hash(
         __version__, base.identity, engine, prompt, VERSION, asdict(sampling), distill.seed,
         distill.batch_size, longest, hashes,
     )  # fmt: skip
     path = folder / f"{prompt}-{key}.jsonl"
-    turns = [rewriting_turns(prompt, example) for example in examples]
+    turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
     prompts = [encode_prompt(base.tokenizer, some) for some in turns]
     fitting = [index for index, ids in enumerate(prompts) if len(ids) <= longest]
     batches = by_length([len(prompts[index]) for index in fitting], distill.batch_size)

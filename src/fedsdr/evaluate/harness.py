@@ -19,6 +19,7 @@ from lm_eval.api.task import ConfigurableTask
 from fedsdr.data.batching import by_length
 from fedsdr.data.conversation import prompt_turns
 from fedsdr.data.sandbox import run_python
+from fedsdr.data.template import render, tokens
 from fedsdr.evaluate.benchmark_tasks import Question
 from fedsdr.evaluate.extraction import flexible_answer, is_accepted, program, strict_answer
 from fedsdr.model.base import Base
@@ -44,7 +45,7 @@ class HarnessModel(LM):
         super().__init__()
         self.base, self.batch_size = base, batch_size
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        whole = base.tokenizer.apply_chat_template(turns, tokenize=False)
+        whole = render(base.tokenizer, turns)
         self.end = whole.removeprefix(self.apply_chat_template(turns[:1]) + "b")
         """What the template writes after an answer."""
 
@@ -57,9 +58,7 @@ class HarnessModel(LM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Text of the turns, up to where the model's answer begins."""
-        return self.base.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return render(self.base.tokenizer, chat_history, add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log p of each whole answer, in nats; a prompt is read once for all its answers.
@@ -96,7 +95,7 @@ class HarnessModel(LM):
         raise NotImplementedError
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.base.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tokens(self.base.tokenizer, text)
 
 
 class QuestionTask(ConfigurableTask):

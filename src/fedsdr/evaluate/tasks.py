@@ -17,6 +17,7 @@ from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example, as_record
+from fedsdr.data.thinking import is_unclosed
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
@@ -138,9 +139,12 @@ def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str
 def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
     """Judge one answer: the record of its prompt.
 
-    `right` is None where the example carries no ground truth, `chosen` where it has no choices.
+    `right` is None where the example carries no ground truth, `chosen` where it has no choices. Thinking
+    that never ends is no answer, and counts as cut off.
     """
-    missing = lost(example, given.text, code_timeout)
+    has_answer = not is_unclosed(given.text)
+    text = given.text if has_answer else ""
+    missing = lost(example, text, code_timeout)
     return {
         "domain": example.domain,
         "instruction": example.instruction,
@@ -150,8 +154,8 @@ def judge(example: Example, given: Answer, code_timeout: float, chosen: str | No
         "answer": given.text,
         "right": not missing if is_checkable(example) else None,
         "lost": list(missing),
-        "unsupported": unsupported(example, given.text),
-        "finished": given.finished,
+        "unsupported": unsupported(example, text),
+        "finished": given.finished and has_answer,
         "chosen": chosen,
     }
 

@@ -18,6 +18,7 @@ from fedsdr.config import Model
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.model.checks import check_head, check_length, settle_tokens
 from fedsdr.model.download import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
+from fedsdr.model.template import settle_template
 from fedsdr.model.tiny import build_tiny
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ class Base:
     """In eval mode; no parameter requires a gradient. `generation_config` holds token ids only:
     `eos_token_id` is a list with the end of turn in it."""
     tokenizer: "PreTrainedTokenizerBase"
-    """Has a chat template, and a padding token (the end of turn where the model brings none)."""
+    """Has a chat template, with the settings written into it, and a padding token (the end of turn where the model brings none)."""
     identity: str
-    """SHA-256 over weights, configuration, tokenizer and chat template, with the quantization appended
-    where there is one."""
+    """SHA-256 over weights, configuration, tokenizer, chat template and what it writes, with the
+    quantization appended where there is one."""
     origin: str
     """What the model is, shown with every score."""
     dtype: "torch.dtype"
@@ -128,9 +129,10 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
             raise UserError(f"model.name = {spec.name} cannot do model.checkpointing = 'on': set 'off'")
         model.gradient_checkpointing_enable({"use_reentrant": False})
     check_length(spec, model)
+    written = settle_template(spec, tokenizer)
     settle_tokens(spec.name, model, tokenizer)
     check_head(spec.name, model)
-    identity = _identity(folder, tokenizer.chat_template)
+    identity = _identity(folder, [tokenizer.chat_template, written])
     if spec.quantization != "none":
         identity, origin = f"{identity}-{spec.quantization}", f"{origin}, {spec.quantization}"
     if is_grouped:
@@ -325,11 +327,12 @@ def _quantization(spec: Model, dtype: "torch.dtype") -> Any:
     )
 
 
-def _identity(folder: Path, chat_template: str) -> str:
+def _identity(folder: Path, template: list[str]) -> str:
+    """Hash of the weights, the configuration, the tokenizer, and the template with what it writes."""
     # The release of transformers that wrote the folder is no part of the model.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("transformers_version", None)
-    digest = hashlib.sha256(json.dumps([chat_template, config], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([template, config], sort_keys=True).encode())
     for file in [*sorted(folder.glob("*.safetensors")), *folder.glob("tokenizer.json")]:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

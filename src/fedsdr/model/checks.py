@@ -3,6 +3,7 @@
 from typing import Any
 
 from fedsdr.config import Model
+from fedsdr.data.template import render, tokens
 from fedsdr.errors import UserError
 
 
@@ -10,21 +11,17 @@ def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
     """Make sure that turns end in a token that stops generation, and that there is a padding token."""
     from transformers import GenerationConfig
 
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"model.name = {name}: the tokenizer has no chat template (key chat_template in"
-            " tokenizer_config.json, or a file chat_template.jinja): use an instruct model"
-        )
     answer = "fedsdr"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
-    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
+    tail = render(tokenizer, turns).rpartition(answer)[2]
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = [number for number in tokenizer(tail, add_special_tokens=False).input_ids if number in special]
+    ends = [number for number in tokens(tokenizer, tail) if number in special]
     if not ends:
         raise UserError(
             f"model.name = {name}: the chat template ends an answer with {tail!r}, in which no special token"
             " makes the model stop: use an instruct model"
         )
+    check_vocabulary(name, model, tokenizer, tokens(tokenizer, render(tokenizer, turns)))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
     known = model.generation_config.eos_token_id
@@ -36,6 +33,28 @@ def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def check_vocabulary(name: str, model: Any, tokenizer: Any, written: list[int]) -> None:
+    """Refuse a tokenizer of another model, whose tokens have no row in the embedding.
+
+    Special tokens that the chat template does not write may lie outside, as those for images do in Gemma 3 1B.
+
+    Args:
+        name: Of the model, for the error.
+        model: Its embedding counts.
+        tokenizer: Its vocabulary counts.
+        written: Token ids of a conversation.
+    """
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    largest = max({*tokenizer.get_vocab().values()} - special | {*written})
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if largest >= num_rows:
+        raise UserError(
+            f"model.name = {name}: the tokenizer has a token of number {largest}, and the embedding has"
+            f" {num_rows} rows: the tokenizer is that of another model, or tokens were added to it and not to"
+            " the model (`resize_token_embeddings`)"
+        )
 
 
 def check_length(spec: Model, model: Any) -> None:

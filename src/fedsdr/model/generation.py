@@ -8,15 +8,19 @@ prompts share its batch or on any global random state.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from fedsdr.data.conversation import trimmed
+from fedsdr.data.thinking import opened, without_thinking
 from fedsdr.model.attention import RowCache, additive, in_one_row
 from fedsdr.model.base import Base
 
+TAIL = 8
+"""Tokens at the end of a prompt in which a tag that opens thinking would be."""
 COMPACT_BELOW = 0.75
 """Finished rows are taken out when fewer than this share of the rows is still being written."""
 
@@ -96,10 +100,23 @@ def generate(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, 0]
-    texts = [trimmed(base.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
+    texts = [_text(base.tokenizer, *pair) for pair in zip(prompts, written, strict=True)]
     return [
         Answer(text, done, len(tokens)) for text, done, tokens in zip(texts, finished, written, strict=True)
     ]
+
+
+def _text(tokenizer: Any, prompt: Sequence[int], written: list[int]) -> str:
+    """What the tokens say, without special tokens and without thinking before the answer."""
+    tag = opened(tokenizer.decode(prompt[-TAIL:]))
+    whole = tag + tokenizer.decode(written)
+    answer = without_thinking(whole)
+    if answer == whole and not tag:
+        return trimmed(tokenizer.decode(written, skip_special_tokens=True))
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for content in special:
+        answer = answer.replace(content, "")
+    return trimmed(answer)
 
 
 def _read_in_one_row(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:

@@ -11,6 +11,7 @@ from fedsdr.config import Model
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.model.base import BUILT_IN, built_in_folder, find, first_line, quiet
 from fedsdr.model.checks import check_length, settle_tokens
+from fedsdr.model.template import settle_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ def load_skeleton(spec: Model) -> tuple["PreTrainedModel", "PreTrainedTokenizerB
     model.requires_grad_(False)
     check_length(spec, model)
     if tokenizer is not None:
+        settle_template(spec, tokenizer)
         settle_tokens(spec.name, model, tokenizer)
     return model, tokenizer
 

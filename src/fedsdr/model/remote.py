@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from fedsdr.config import Distill
 from fedsdr.data.conversation import Turn, trimmed
+from fedsdr.data.thinking import without_thinking
 from fedsdr.errors import UserError
 from fedsdr.model.generation import Answer
 
@@ -68,6 +69,8 @@ _NAMES: dict[type, dict[str, str]] = {
 
 class _Message(BaseModel):
     content: str | None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class _Choice(BaseModel):
@@ -123,6 +126,8 @@ def ask_server(prompts: Sequence[list[Turn]], server: Distill | Judge, seeds: Se
 
 
 def _ask(client: httpx.Client, server: Distill | Judge, turns: list[Turn], seed: int) -> Answer:
+    given = server.template_args if isinstance(server, Distill) else {}
+    arguments: dict[str, object] = {"chat_template_kwargs": given} if given else {}
     reply = _post(
         client,
         server,
@@ -133,6 +138,7 @@ def _ask(client: httpx.Client, server: Distill | Judge, turns: list[Turn], seed:
             "top_p": server.top_p,
             "max_tokens": server.max_new_tokens,
             "seed": seed % 2**31,
+            **arguments,
         },
     )
     if not reply.is_success:
@@ -154,7 +160,9 @@ def _ask(client: httpx.Client, server: Distill | Judge, turns: list[Turn], seed:
             "How to fix it: the base address of an OpenAI-compatible server, which usually ends in /v1"
         ) from None
     choice = read.choices[0]
-    text = trimmed(choice.message.content or "")
+    text = trimmed(without_thinking(choice.message.content or ""))
+    if thoughts := not text and (choice.message.reasoning_content or choice.message.reasoning):
+        text = f"<think>{thoughts}"  # the server parts thinking from the answer, and the answer never came
     return Answer(text, choice.finish_reason == "stop", read.usage.completion_tokens)
 
 

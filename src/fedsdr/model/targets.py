@@ -32,7 +32,7 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, 
             there are.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    has_experts = any(weight.dim() == 3 for weight in model.parameters())
+    has_experts = any("experts" in path and weight.dim() == 3 for path, weight in model.named_parameters())
     linear: dict[str, Layer] = {}
     for path, layer in model.named_modules():
         parent, _, name = path.rpartition(".")

@@ -1,0 +1,117 @@
+"""The chat template as a model has it in a run: the settings, and what it lacks, are written into it.
+
+So the merged model that is exported asks as the trained one was asked. Jinja's own means suffice: a variable
+for each argument, a macro instead of the clock, and the text of the system turn at the head of the user's
+where the template has no place for one.
+"""
+
+import json
+from datetime import date
+from typing import Any
+
+from fedsdr.config import Model
+from fedsdr.data.template import Turn, render
+from fedsdr.errors import UserError
+
+PLAIN = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+    "{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}\n\n### Response:\n"
+    "{% else %}{{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+)
+"""For models without a chat template; a prompt ends in the heading of the response."""
+FOLDED = (
+    "{% if messages[0]['role'] == 'system' %}{% set messages = [{'role': 'user', 'content': "
+    "messages[0]['content'] + '\n\n' + messages[1]['content']}] + messages[2:] %}{% endif %}"
+)
+DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
+"""Of `strftime`."""
+SYSTEM, USER, ANSWER = "Abide by the rules.", "What is said?", "fedsdr"
+CONVERSATION: list[Turn] = [
+    {"role": "system", "content": SYSTEM},
+    {"role": "user", "content": USER},
+    {"role": "assistant", "content": ANSWER},
+]
+
+
+def settle_template(spec: Model, tokenizer: Any) -> str:
+    """Write the settings into the tokenizer's chat template, and check it.
+
+    Args:
+        spec: The recipe's [model].
+        tokenizer: Its `chat_template` is replaced where anything changes.
+
+    Returns:
+        A fixed conversation as the template writes it; it belongs to the model's identity.
+
+    Raises:
+        UserError: There is no template, it fails, does not end, leaves out what is said, or does not write
+            the same text twice.
+    """
+    named = f"model.name = {spec.name}"
+    if spec.chat_template == "plain":
+        starts = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [
+            tokenizer.bos_token_id
+        ]
+        tokenizer.chat_template = "{{ bos_token }}" * starts + PLAIN
+    elif tokenizer.chat_template is None:
+        raise UserError(
+            f"{named}: the tokenizer has no chat template (key chat_template in tokenizer_config.json, or a file"
+            " chat_template.jinja): use an instruct model, or set model.chat_template = 'plain'"
+        )
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several templates, none of which is the default
+        raise UserError(f"{named}: {error}") from None
+    arguments = "".join(
+        f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}"
+        for name, value in spec.template_args.items()
+    )
+    clock = _fixed_clock(spec.date) if "strftime_now" in template else ""
+    tokenizer.chat_template = arguments + clock + template
+    try:
+        render(tokenizer, CONVERSATION[1:])
+        if not _has_system(tokenizer):
+            tokenizer.chat_template = FOLDED + tokenizer.chat_template
+        whole = render(tokenizer, CONVERSATION)
+        texts = {
+            f"{render(tokenizer, CONVERSATION[:-1], asks=True)}\n{render(tokenizer, CONVERSATION)}"
+            for _ in range(8)
+        }
+    except UserError as error:
+        raise UserError(f"{named}: {error}") from None
+    for text in (SYSTEM, USER, ANSWER):
+        if text not in whole:
+            raise UserError(
+                f"{named}: the chat template leaves out what is said: of {text!r} nothing is left in"
+                f" {whole[:200]!r}; use a model whose template takes turns of text"
+            )
+    if len(texts) > 1:
+        raise UserError(f"{named}: the chat template does not write the same text twice; use another model")
+    return texts.pop()
+
+
+def as_taken(tokenizer: Any, turns: list[Turn]) -> list[Turn]:
+    """Turns as the template takes them, for a server of the same model: system text folded where it must be."""
+    if turns[0]["role"] != "system" or not tokenizer.chat_template.startswith(FOLDED):
+        return turns
+    system, user, *rest = turns
+    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+
+def _has_system(tokenizer: Any) -> bool:
+    """Whether the template takes a turn of the system, and writes it."""
+    try:
+        return SYSTEM in render(tokenizer, CONVERSATION)
+    except UserError:
+        return False
+
+
+def _fixed_clock(day: str) -> str:
+    """A macro that stands for transformers' `strftime_now` and knows one moment, the beginning of a day."""
+    moment = date.fromisoformat(day)
+    filters = "".join(
+        f"|replace('%{flag}{letter}', {json.dumps(moment.strftime(f'%{flag}{letter}'))})"
+        for letter in DIRECTIVES
+        for flag in ("", "-")
+    )
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}"
