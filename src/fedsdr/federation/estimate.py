@@ -18,8 +18,8 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import adapter_shapes
-from fedsdr.model.targets import find_targets
 from fedsdr.model.loss import CHUNK
+from fedsdr.model.targets import find_targets
 from fedsdr.rows import Aggregation, MessageDtype
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -50,7 +50,8 @@ class Base:
     """In eval mode; no parameter requires a gradient. `generation_config` holds token ids only:
     `eos_token_id` is a list with the end of turn in it."""
     tokenizer: "PreTrainedTokenizerBase"
-    """Has a chat template, with the settings written into it, and a padding token (the end of turn where the model brings none)."""
+    """Has a chat template, with the settings written into it, and a padding token (the end of turn where the
+    model brings none)."""
     identity: str
     """SHA-256 over weights, configuration, tokenizer, chat template and what it writes, with the
     quantization appended where there is one."""

@@ -1,13 +1,16 @@
 """Which layers of a model get adapters, and which of its weights get none."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsdr.errors import UserError
 
-Layer = nn.Linear | Conv1D
+LINEAR = (nn.Linear, Conv1D)
+"""Kinds of layer that get adapters."""
+Layer = Any
 """A layer W0 h + bias. GPT-2's Conv1D is one whose weight is stored the other way round, (d_in, d_out)."""
 OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """Names that experts had before transformers fused them, for which PEFT takes these names still: layers that
@@ -37,9 +40,9 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, 
     for path, layer in model.named_modules():
         parent, _, name = path.rpartition(".")
         is_state_space = name == "out_proj" and hasattr(model.get_submodule(parent), "A_log")
-        if isinstance(layer, Layer) and layer is not head and not is_state_space:
-            if not (has_experts and name in OF_EXPERTS):
-                linear[path] = layer
+        is_left_out = layer is head or is_state_space or (has_experts and name in OF_EXPERTS)
+        if isinstance(layer, LINEAR) and not is_left_out:
+            linear[path] = layer
     if not linear:
         raise UserError(
             f"the model ({type(model).__name__}) has no linear layer that could get an adapter; use another"
@@ -50,8 +53,8 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, 
     unknown = sorted(set(targets) - names)
     if unknown:
         raise UserError(
-            f"lora.targets: {', '.join(unknown)} is no linear layer of the model that can get an adapter; it has:"
-            f" {', '.join(sorted(names))}"
+            f"lora.targets: {', '.join(unknown)} is no linear layer of the model that can get an adapter; it"
+            f" has: {', '.join(sorted(names))}"
         )
     return {path: layer for path, layer in linear.items() if path.rpartition(".")[2] in targets}
 

@@ -55,8 +55,8 @@ def settle_template(spec: Model, tokenizer: Any) -> str:
         tokenizer.chat_template = "{{ bos_token }}" * starts + PLAIN
     elif tokenizer.chat_template is None:
         raise UserError(
-            f"{named}: the tokenizer has no chat template (key chat_template in tokenizer_config.json, or a file"
-            " chat_template.jinja): use an instruct model, or set model.chat_template = 'plain'"
+            f"{named}: the tokenizer has no chat template (key chat_template in tokenizer_config.json, or a"
+            " file chat_template.jinja): use an instruct model, or set model.chat_template = 'plain'"
         )
     try:
         template = tokenizer.get_chat_template()
@@ -91,7 +91,7 @@ def settle_template(spec: Model, tokenizer: Any) -> str:
 
 
 def as_taken(tokenizer: Any, turns: list[Turn]) -> list[Turn]:
-    """Turns as the template takes them, for a server of the same model: system text folded where it must be."""
+    """Turns as the template takes them, for a server of the same model: the system's folded if need be."""
     if turns[0]["role"] != "system" or not tokenizer.chat_template.startswith(FOLDED):
         return turns
     system, user, *rest = turns
