@@ -181,7 +181,7 @@ def summarise(records: Sequence[Event], text_scores: str = "free text") -> dict[
     if chosen:
         metrics |= {"choice_score": sum(chosen) / len(chosen), "num_chosen": len(chosen)}
     compared = [
-        (record["answer"], record["output"])
+        ("" if is_unclosed(record["answer"]) else record["answer"], record["output"])
         for record in records
         if text_scores == "all" or (text_scores == "free text" and record["right"] is None)
     ]
