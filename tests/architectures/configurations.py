@@ -44,7 +44,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "num_layers": 2,
         "num_heads": 4,
         "attention_types": [[["global", "local"], 1]],
-    },  # fmt: skip
+    },
     "gpt_neox": _PLAIN,
     "gpt_oss": {**_WIDE, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gptj": {**_OLD, "rotary_dim": 8},
@@ -72,7 +72,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
         "word_embed_proj_dim": 64,
         "init_std": 0.1,
-    },  # fmt: skip
+    },
     "persimmon": _PLAIN,
     "phi": _PLAIN,
     "phi3": _PLAIN,

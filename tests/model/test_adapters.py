@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from fedsdr.config import Lora, Settings
 from fedsdr.errors import UserError
 from fedsdr.model.adapters import ADAPTERS, LoraLinear, LoraModel
-from fedsdr.model.targets import find_targets
 from fedsdr.model.base import Base, load_base
+from fedsdr.model.targets import find_targets
 
 LORA = Lora(rank=3, alpha=6.0)
 D_IN, D_OUT, SCALE = 6, 5, 2.0

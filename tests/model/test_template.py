@@ -104,7 +104,9 @@ def test_a_template_that_fails_or_never_ends_is_refused_in_words(
 def test_a_template_that_fails_on_one_conversation_names_its_roles(load: Load):
     base = load(CHAT_TEMPLATE + "{{ raise_exception('too long') if messages | length > 3 }}")
     example = Example("And?", "No.", "x", history=(("Who?", "Nobody."),) * 2)
-    with pytest.raises(UserError, match="conversation of user, assistant, user, assistant, user: .*too long"):
+    with pytest.raises(
+        UserError, match=r"conversation of user, assistant, user, assistant, user: .*too long"
+    ):
         encode_prompt(base.tokenizer, prompt_turns(example))
 
 
@@ -165,7 +167,7 @@ def test_a_base_model_has_the_plain_template_by_a_setting(load: Load, tiny_folde
     folder = tmp_path / "none"
     shutil.copytree(tiny_folder, folder)
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="set model.chat_template = 'plain'"):
+    with pytest.raises(UserError, match=r"set model.chat_template = 'plain'"):
         load_base(Model(name=str(folder), dtype="float32", max_length=384))
     load_base(Model(name=str(folder), dtype="float32", max_length=384, chat_template="plain"))
 

@@ -93,7 +93,9 @@ def describe_adapters(model: nn.Module, layers: Mapping[str, nn.Module]) -> list
     names = dict.fromkeys(path.rpartition(".")[2] for path in layers)
     lines = [f"adapters on {len(layers)} layers: {', '.join(names)}"]
     if missing := without_adapter(model, layers):
-        total = sum(value.numel() for path, value in model.named_parameters() if "lora_" not in path)
+        total = sum(
+            value.numel() for path, value in model.named_parameters() if path.split(".")[-2] not in ("A", "B")
+        )
         few = sorted(missing, key=lambda name: -missing[name])[:NUM_NAMED]
         rest = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
         share = f"{sum(missing.values()) / total:.0%} of the model's weights"
