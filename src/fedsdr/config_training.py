@@ -59,10 +59,12 @@ class Lora(Section):
 class Distill(Section):
     """[distill]: how the model rewrites the responses before round 1."""
 
-    verify: Literal["off", "answer"] = "off"
+    verify: Literal["off", "answer", "answer+likelihood"] = "off"
     """off: what a rewriting says is not checked (the paper's FedSD); only empty, cut-off, refusing and
     self-referring ones, and what is too long, fall back to the true response. answer: one that loses
-    the label, final answer, facts or tests falls back too (ours, beyond the paper)."""
+    the label, final answer, facts or tests falls back too (ours, beyond the paper). answer+likelihood: so
+    does one of a labelled example where the base model, asked what the rewriting says, finds another choice
+    likelier. A small model's bias to one label then teaches that label alone: see the counts by label."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("reference", "paraphrase", "turn")
     """Rewriting prompts, tried in order until the checks pass; without checks only the first."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -25,6 +25,8 @@ LABEL_SCORES = ("majority_share", "balanced_accuracy", "macro_f1", "matthews", "
 NO_LABEL = "none"
 LABEL_COUNT = rf"num_(answer|choice)-(\d{{1,2}})-(\d{{1,2}}|{NO_LABEL})"
 """Name of a count: of answers or likeliest choices, place of the true label, place of the given one."""
+LABEL_CHANGES = "by-label"
+"""Between distill/ and <domain>/num_examples-<place> or num_kept-<place>: counts of rewritings by label."""
 LABEL_SETS = 2**16
 """Values of `label_set`, a short hash of the choices that the places belong to."""
 

@@ -37,6 +37,10 @@ def print_result(result: Any, as_json: bool) -> None:
         places = {"folder": result.folder, "adapter": result.adapter, "report": result.report}
         print_json({"base": result.base, "final": result.final, **{k: str(v) for k, v in places.items()}})
         return
+    from fedsdr.report.notices import run_notices
+
+    for notice in run_notices(result.folder, result.base, result.final):
+        print(notice)
     print_scores(result.base, result.final)
     no_global = f"none is global; `fedsdr export {result.folder} NEW --client NAME` writes a client's"
     print(f"adapter: {result.adapter if 'global' in result.final else no_global}\nreport:  {result.report}")

@@ -3,7 +3,8 @@
 import pytest
 
 from fedsdr.data.examples import Example
-from fedsdr.distill.paradox import paradox_counts
+from fedsdr.distill.paradox import distill_metrics, paradox_counts
+from fedsdr.distill.rewrite import Rewriting
 
 LABELLED = Example("Label?", "POSITIVE", "finance", label="POSITIVE", choices=("POSITIVE", "NEGATIVE"))
 SUM = Example("2 plus 3?", "2 plus 3 is 5. The answer is 5.", "math", answer="5")
@@ -58,3 +59,25 @@ def test_without_ground_truth_nothing_counts_as_omitted_and_the_cover_says_so():
     assert counts["num_checkable"] == 0
     assert counts["omission_rate"] == 0
     assert counts["length_ratio"] == 0
+
+
+def test_rewritings_that_are_taught_are_counted_by_label():
+    """Sorted labels: 0 negative, 1 positive. Of two negatives one is taught, of one positive none."""
+    choices = ("positive", "negative")
+    examples = [
+        Example("q", label, "finance", label=label, choices=choices)
+        for label in ("negative", "negative", "positive")
+    ]
+    examples.append(Example("q", "r", "general"))
+    rewritings = [
+        Rewriting("x", "x", "reference", ""),
+        *(Rewriting("x", "r", "", "unlikely label") for _ in range(2)),
+        Rewriting("x", "x", "reference", ""),
+    ]
+    counts = {key: num for key, num in distill_metrics(examples, rewritings).items() if "by-label" in key}
+    assert counts == {
+        "by-label/finance/num_examples-0": 2,
+        "by-label/finance/num_kept-0": 1,
+        "by-label/finance/num_examples-1": 1,
+        "by-label/finance/num_kept-1": 0,
+    }

@@ -119,6 +119,31 @@ def test_with_checks_prompts_are_tried_in_order_and_only_for_those_that_failed(t
     assert [r.first for r in new] == ["Try 0: POSITIVE"] + ["Try 0: NEGATIVE"] * 4
 
 
+def test_with_the_check_by_likelihood_other_prompts_are_tried_for_labels_that_are_not_the_likeliest(
+    teach, monkeypatch: pytest.MonkeyPatch
+):
+    """Example 0 passes at once, 1 with the second prompt; 2 never does; 3 and 4 lose their label before that."""
+
+    def answers(prompt: str, n: int) -> Answer:
+        return Answer(f"Try {THREE_PROMPTS.index(prompt)} of {n}: {LABELS[n > 2]}", True, 4)
+
+    passing = ("Try 0 of 0", "Try 1 of 1")
+    monkeypatch.setattr(
+        module, "express_label", lambda model, examples, texts, size: [t.startswith(passing) for t in texts]
+    )
+    _, go = teach(answers)
+    new = go(verify="answer+likelihood", batch_size=9)
+    assert [(one.prompt, one.fallback) for one in new] == [
+        ("reference", ""),
+        ("paraphrase", ""),
+        ("", "unlikely label"),
+        ("", "lost label"),
+        ("", "lost label"),
+    ]
+    # The answers are shared with the other modes, the verdicts are not.
+    assert [one.fallback for one in go(verify="answer", batch_size=9)] == ["", "", ""] + ["lost label"] * 2
+
+
 def test_what_does_not_fit_is_not_shown_to_the_teacher_and_taught_as_it_is(teach):
     """One response of thousands of words in a batch of 32 would ask for many gigabytes of attention."""
     long = replace(EXAMPLES[1], response="It is POSITIVE 1" + " and so on" * 2000)

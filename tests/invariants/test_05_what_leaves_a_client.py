@@ -24,6 +24,7 @@ PAIRS = "words|words_true|filler_rate|filler_rate_true|redundancy|redundancy_tru
 METRICS = {
     "query.prepare": (
         "num_train|num_test|num_cut_raw|num_cut_distilled|seconds"
+        r"|distill(-test)?/by-label/[\w-]+/num_(examples|kept)-\d{1,2}"
         rf"|distill(-test)?/({PAIRS}|num_examples|num_checkable|omission_rate|omission_rate_true|unsupported_rate)@(before|after)"
         "|distill(-test)?/num_prompt/(reference|paraphrase|turn)"
         "|distill(-test)?/num_fallback/(too_long|empty|cut_off|refusal|self-reference|lost_(label|answer|facts|tests))"

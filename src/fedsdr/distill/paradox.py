@@ -12,8 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
+from fedsdr.data.classes import classes_of
 from fedsdr.data.examples import Example
+from fedsdr.data.truth.labels import fold_label
 from fedsdr.distill.rewrite import Rewriting
+from fedsdr.metrics import LABEL_CHANGES
 
 RATES = ("omission_rate", "omission_rate_true", "unsupported_rate", "redundancy", "redundancy_true")
 """Counts that are shares, from 0 to 1."""
@@ -63,7 +66,8 @@ def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[st
 def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]) -> dict[str, float]:
     """Counts of the paradox before and after fall-back, of the prompts, and of the reasons to fall back.
 
-    Before: over the examples that the teacher was shown.
+    Before: over the examples that the teacher was shown. With them go, for each domain whose labels are
+    classes, the examples of each label and those whose rewriting is taught, by the label's place.
     """
     metrics: dict[str, float] = {}
     shown = [(e, new.first) for e, new in zip(examples, rewritings, strict=True) if new.first is not None]
@@ -76,4 +80,13 @@ def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]
         ("prompt", Counter(new.prompt for new in rewritings if new.prompt)),
     ):
         metrics |= {f"num_{kind}/{name.replace(' ', '_')}": num for name, num in names.items()}
+    for domain in sorted({example.domain for example in examples}):
+        of_domain = [pair for pair in zip(examples, rewritings, strict=True) if pair[0].domain == domain]
+        place = {label: n for n, label in enumerate(classes_of(example for example, _ in of_domain))}
+        for example, new in of_domain if place else ():
+            if example.label:
+                number = place[fold_label(example.label)]
+                for name, num in (("examples", 1), ("kept", int(not new.fallback))):
+                    key = f"{LABEL_CHANGES}/{domain}/num_{name}-{number}"
+                    metrics[key] = metrics.get(key, 0) + num
     return metrics

@@ -23,6 +23,7 @@ from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import loses_truth
 from fedsdr.data.thinking import is_unclosed
+from fedsdr.distill.likelihood_check import express_label
 from fedsdr.distill.prompts import VERSION, rewriting_turns
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
@@ -43,6 +44,7 @@ FAULTS = (
     "lost answer",
     "lost facts",
     "lost tests",
+    "unlikely label",
 )
 """Why a rewriting is not taught."""
 
@@ -85,7 +87,7 @@ def rewrite(
     Returns:
         One `Rewriting` for each example, in their order.
     """
-    prompts = distill.prompts if distill.verify == "answer" else distill.prompts[:1]
+    prompts = distill.prompts[:1] if distill.verify == "off" else distill.prompts
     first: list[str | None] = [None] * len(examples)
     taken: dict[int, Rewriting] = {}
     reasons: dict[int, str] = {}
@@ -97,8 +99,17 @@ def rewrite(
             if attempt == 0:
                 first[index] = answer.text if answer else None
             reasons[index] = fault(examples[index], answer, distill.verify)
-            if answer and not reasons[index]:
-                taken[index] = Rewriting(first[index], answer.text, prompt, "")
+        new = {index: answer for index, answer in zip(waiting, answers, strict=True) if answer}
+        if distill.verify == "answer+likelihood":
+            passed = [index for index in new if not reasons[index]]
+            texts = [new[index].text for index in passed]
+            express = express_label(model, [examples[index] for index in passed], texts, distill.batch_size)
+            reasons |= {
+                index: "unlikely label" for index, is_so in zip(passed, express, strict=True) if not is_so
+            }
+        for index in waiting:
+            if not reasons[index]:
+                taken[index] = Rewriting(first[index], new[index].text, prompt, "")
         waiting = [index for index in waiting if reasons[index]]
         if not waiting:
             break
@@ -136,7 +147,7 @@ def fault(example: Example, answer: Answer | None, verify: str) -> str:
         return "refusal"
     if is_self_referring(answer.text):
         return "self-reference"
-    if verify == "answer" and (missing := lost(example, answer.text)):
+    if verify != "off" and (missing := lost(example, answer.text)):
         return f"lost {missing[0]}"
     return ""
 

@@ -100,11 +100,13 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
 
 
 def _describe_data(settings: Settings) -> dict[str, Any]:
+    from fedsdr.data.classes import classes_of
     from fedsdr.data.sources import count_known_responses, find_duplicates
     from fedsdr.data.summary import count_inconsistent, notices
     from fedsdr.federation.client_context import data_hash, data_of
 
     domains, clients = data_of(settings)
+    classes = {name: classes_of(r.example for r in (*d.train, *d.test)) for name, d in domains.items()}
     return {
         "origin": settings.data.root or ("sources" if settings.data.sources else "built-in"),
         "hash": content_hash({client.id: data_hash(client) for client in clients}),
@@ -114,6 +116,7 @@ def _describe_data(settings: Settings) -> dict[str, Any]:
         "left_out": {name: dict(domain.left_out) for name, domain in domains.items()},
         "num_cut": {name: domain.num_cut for name, domain in domains.items()},
         "notices": notices(domains),
+        "classes": {name: list(labels) for name, labels in classes.items() if labels},
         "num_train": {client.id: len(client.train) for client in clients},
         "num_test": {client.id: len(client.test) for client in clients},
     }

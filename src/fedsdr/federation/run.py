@@ -172,6 +172,7 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     """Print what will be done, and the training budget."""
     from fedsdr.client.update import before_training, count_steps
     from fedsdr.federation.model_cache import model_of
+    from fedsdr.report.notices import data_notices
 
     data, client = environment["data"], settings.client
     method, largest = METHODS[settings.method], max(data["num_train"].values())
@@ -200,17 +201,8 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
         f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, drift correction"
         f" {client.drift_correction}"
     )
-    for notice in data["notices"]:
+    for notice in data_notices(data):
         say(f"  {notice}")
-    for domain, num in data["num_duplicates"].items():
-        if num:
-            say(f"  {domain}: {num} test prompts are training prompts too (see `fedsdr data`)")
-    for domain, num in data["num_known_responses"].items():
-        if num:
-            say(f"  {domain}: {num} test responses are training responses too, to other prompts")
-    for name, num in data["num_inconsistent"].items():
-        if num:
-            say(f"  {name}: {num} responses lack their own label, answer or facts (see `fedsdr data`)")
 
 
 def _local_grid(settings: Settings) -> "Grid":

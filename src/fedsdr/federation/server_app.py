@@ -23,12 +23,13 @@ from fedsdr.federation.preflight import check_budget, check_counts
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
 from fedsdr.progress import say
+from fedsdr.report.notices import cut_notices, rewriting_notices
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_moments, load_round, save_round
 from fedsdr.server.sampling import num_trainings
 from fedsdr.server.strategy import FedStrategy
-from fedsdr.storage import Event, append_lines, content_hash, read_lines, rewrite_lines, write_json
+from fedsdr.storage import Event, append_lines, content_hash, read_json, read_lines, rewrite_lines, write_json
 
 
 def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None:
@@ -76,6 +77,9 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         rounds.evaluate(only_round)
         return
     strategy.summary()
+    classes = read_json(folder.environment).get("data", {}).get("classes", {})
+    for notice in (*rewriting_notices(events, classes), *cut_notices(events)):
+        say(f"  {notice}")
     if begun:
         say(f"  continuing after round {begun}")
     if rounds.is_due(begun):

@@ -29,6 +29,7 @@ from fedsdr.report.events import (
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.measurements import measurement_tabs, read_measurements, seconds_blocks, verdicts
+from fedsdr.report.notices import run_notices
 from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
 from fedsdr.rows import has_global
 from fedsdr.run_folder import RunFolder
@@ -76,6 +77,7 @@ def write_report(folder: Path, settings: Settings) -> Path:
         name=folder.resolve().name,
         status=_status(settings.server.num_rounds, events, after),
         facts=[*_facts(settings, environment), *_privacy_facts(settings.privacy, events)],
+        notices=run_notices(folder, base, final),
         verdicts=verdicts(measurements),
         no_verdict=f"No claim was tested. To test claims, run {MEASURE}.",
         first=[Table("scores-table", score_sheet(base, final))] if base or final else [],
@@ -224,7 +226,6 @@ def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str
         ),
         ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
         data_fact(environment),
-        *(("Data, notice", notice) for notice in environment["data"].get("notices", ())),
     ]
 
 

@@ -21,7 +21,15 @@ from fedsdr.distill.rewrite import FAULTS
 from fedsdr.messages import wire
 from fedsdr.messages.flower import AWAY
 from fedsdr.methods import PROMPTS
-from fedsdr.metrics import ALWAYS_SCORED, LABEL_COUNT, LABEL_SETS, METRICS, group_scores, read_labels
+from fedsdr.metrics import (
+    ALWAYS_SCORED,
+    LABEL_CHANGES,
+    LABEL_COUNT,
+    LABEL_SETS,
+    METRICS,
+    group_scores,
+    read_labels,
+)
 from fedsdr.rows import MessageDtype, View
 
 MAX_EXAMPLES = 10**9
@@ -42,6 +50,7 @@ ALLOWED_METRICS = {
         rf"num_(train|test|cut_raw|cut_distilled)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
         rf"|distill(-test)?/num_fallback/({'|'.join(FAULTS).replace(' ', '_')})"
         rf"|distill(-test)?/num_prompt/({'|'.join(PROMPTS)})"
+        rf"|distill(-test)?/{LABEL_CHANGES}/{SHORT_NAME}/num_(examples|kept)-\d{{1,2}}"
     ),
     "train": re.compile(
         r"round|num_examples|seconds"

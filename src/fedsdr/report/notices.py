@@ -1,0 +1,140 @@
+"""What a reader must know before the numbers of a run: one list, for the terminal and the head of the page.
+
+Goes in: a run's records (environment.json, the events of metrics.jsonl, pooled scores). Comes out: sentences,
+warnings first. A warning says that the run, or a number of it, is not what its name promises.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsdr.metrics import LABEL_CHANGES, NO_LABEL, Scores, read_labels
+from fedsdr.run_folder import RunFolder
+from fedsdr.storage import Event, read_json, read_lines
+
+Classes = Mapping[str, Sequence[str]]
+"""Domain -> its labels in the order by which counts name them; only where the data are at hand."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One sentence."""
+
+    text: str
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        """The sentence as a line of a terminal."""
+        return f"warning: {self.text}" if self.is_warning else self.text
+
+
+def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
+    """All notices of a run, finished or not, warnings first.
+
+    Args:
+        folder: The run's folder, with at least environment.json.
+        base: Scores of the base model; {} where there are none yet.
+        final: Scores of the round that is shown; {} where there are none yet.
+    """
+    run = RunFolder(folder)
+    data = read_json(run.environment).get("data", {})
+    classes, events = data.get("classes", {}), read_lines(run.log)
+    found = [
+        *rewriting_notices(events, classes),
+        *label_notices(base, final, classes),
+        *cut_notices(events),
+        *data_notices(data),
+    ]
+    return sorted(found, key=lambda notice: not notice.is_warning)
+
+
+def data_notices(data: Mapping[str, Any]) -> list[Notice]:
+    """What the data hold that makes scores mean something else; of environment.json's "data"."""
+    counted = {
+        "num_duplicates": "test prompts are training prompts too (see `fedsdr data`)",
+        "num_known_responses": "test responses are training responses too, to other prompts",
+        "num_inconsistent": "responses lack their own label, answer or facts (see `fedsdr data`)",
+    }
+    lines = list(data.get("notices", ()))
+    for key, what in counted.items():
+        lines += [f"{name}: {num} {what}" for name, num in data.get(key, {}).items() if num]
+    return [Notice(line) for line in lines]
+
+
+def rewriting_notices(events: Iterable[Event], classes: Classes) -> list[Notice]:
+    """How many rewritings fell back and why; a warning where more than half did, or all of one label."""
+    prepared = [event for event in events if "distill/num_examples@after" in event]
+    total = _fallback("", prepared)
+    if not total:
+        return []
+    of_clients = [_fallback(f"{event['client']}: ", [event]) for event in prepared if len(prepared) > 1]
+    found = [total, *(notice for notice in of_clients if notice and notice.is_warning)]
+    for event in prepared:
+        for domain, counts in kept_by_label(event).items():
+            lost = [label for label, (num, kept) in counts.items() if num and not kept]
+            if lost and len(lost) < len(counts):
+                names = " and ".join(class_name(classes, domain, label) for label in lost)
+                found.append(Notice(f"{event['client']}: no rewriting of {domain}'s {names} is taught", True))
+    return found
+
+
+def kept_by_label(event: Event, part: str = "distill") -> dict[str, dict[str, tuple[int, int]]]:
+    """Of a `prepare` event: domain -> place of the label -> examples, and those whose rewriting is taught."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for key, num in event.items():
+        if key.startswith(f"{part}/{LABEL_CHANGES}/") and "/num_examples-" in key:
+            domain, label = key.split("/")[2], key.rpartition("-")[2]
+            kept = event.get(key.replace("num_examples-", "num_kept-"), 0)
+            found.setdefault(domain, {})[label] = int(num), int(kept)
+    return found
+
+
+def cut_notices(events: Iterable[Event]) -> list[Notice]:
+    """How many responses lose their end at model.max_length; a warning where more than half do."""
+    prepared = [event for event in events if event["event"] == "prepare"]
+    found = []
+    for view, what in (("raw", "training responses"), ("distilled", "responses that are taught rewritten")):
+        num = sum(int(event.get(f"num_cut_{view}", 0)) for event in prepared)
+        of = sum(int(event.get("num_train", 0)) for event in prepared)
+        if num:
+            text = f"{num} of {of} {what} are cut at model.max_length, and do not teach where to end"
+            found.append(Notice(text, 2 * num > of))
+    return found
+
+
+def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]:
+    """Name each domain whose answers, or likeliest choices, are one label although the true labels differ."""
+    models = {"base": base.get("global", {}), **final}
+    found: dict[str, list[str]] = {}
+    for model, by_domain in models.items():
+        for domain, row in by_domain.items():
+            for kind, what in (("answer", "every answer is"), ("choice", "the likeliest choice is always")):
+                counts = read_labels(row, kind)
+                given = {label for _, label in counts}
+                if len({true for true, _ in counts}) > 1 and len(given) == 1:
+                    (label,) = given
+                    text = "no answer gives a label"
+                    if label != NO_LABEL:
+                        text = f"{what} {class_name(classes, domain, label)}"
+                    found.setdefault(f"{domain}: {text}", []).append(model)
+    return [Notice(f"{text} ({', '.join(names)} model)", True) for text, names in found.items()]
+
+
+def class_name(classes: Classes, domain: str, label: str) -> str:
+    """The label at a place among the domain's sorted choices; its number where they are not known here."""
+    return repr(classes[domain][int(label)]) if domain in classes else f"label {int(label) + 1}"
+
+
+def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:
+    """How many rewritings of some clients fell back; None where none did."""
+    prefix = "distill/num_fallback/"
+    reasons: Counter[str] = Counter()
+    for event in prepared:
+        reasons.update({k.removeprefix(prefix): int(n) for k, n in event.items() if k.startswith(prefix)})
+    num, of = reasons.total(), sum(int(event["distill/num_examples@after"]) for event in prepared)
+    if not num:
+        return None
+    why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.most_common())
+    return Notice(f"{who}{num} of {of} rewritings fell back to the true response: {why}", 2 * num > of)
