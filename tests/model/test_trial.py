@@ -103,8 +103,8 @@ def test_layers_named_as_experts_were_get_no_adapter_beside_fused_experts(
         fedsdr.run(tiny_settings(**{"model.name": folder, "lora.targets": ["gate_proj"], **BRIEF}))
 
 
-def test_a_trial_leaves_the_adapters_as_they_were(tiny_settings: Callable[..., Settings]):
-    model = LoraModel(load_base(tiny_settings().model), tiny_settings().lora)
+def test_a_trial_leaves_adapters_and_random_state_as_they_were(tiny_settings: Callable[..., Settings]):
+    model = LoraModel(load_base(tiny_settings().model), tiny_settings(**{"lora.dropout": 0.1}).lora)
     model.initialise("shared", 0)
     before = model.state("shared")
     state = torch.random.get_rng_state()

@@ -29,7 +29,8 @@ def try_out(name: str, model: LoraModel) -> None:
     """
     kind = model.base.model.config.model_type
     try:
-        _one_gradient(model)
+        with torch.random.fork_rng():  # dropout draws
+            _one_gradient(model)
         with model.inference(()):
             differs = _cache_differs(model)
     except Exception as error:  # of any kind: it comes from the model's own code
