@@ -16,10 +16,10 @@ export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo test test-deployment test-faults test-server measure bench lint check format clean
+.PHONY: help install model demo test test-architectures test-deployment test-faults test-server measure bench lint check format clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: $(DEVELOP) ## Make the virtual environment and install fedsdr with its tested versions, tests included
 
@@ -42,6 +42,9 @@ demo: model ## Run FedSDR on the built-in data with the default model, and show 
 
 test: $(DEVELOP) model ## Run the tests, some of them on the default model
 	$(BIN)/pytest
+
+test-architectures: $(DEVELOP) ## Run the tests of all architectures; with FEDSDR_RECORD=1 write the table of docs/models.md anew
+	FEDSDR_FULL=1 $(BIN)/pytest tests/architectures
 
 test-deployment: $(DEVELOP) ## Run the tests of a deployment on this machine: TLS, keys, processes that are killed (some minutes)
 	$(PIP) --editable '.[simulation]'

@@ -239,7 +239,7 @@ def test_a_quantised_base_has_nearly_the_gradients_of_the_plain_one(tiny_base: B
 def test_quantization_without_bitsandbytes_says_what_to_install(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("fedsdr.model.base.find_spec", lambda name: None)
+    monkeypatch.setattr("fedsdr.model.quantization.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'fedsdr\[quant\]'"):
         load(tiny_folder, quantization="4bit")
 

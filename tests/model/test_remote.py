@@ -375,6 +375,41 @@ def test_a_stopped_rewriting_asks_only_for_the_batches_that_are_missing(serve, t
     assert len(other.bodies) == 1
 
 
+THOUGHT = "<think>\nA place is asked for; one sentence will do.\n</think>\n\n"
+
+
+def test_thinking_before_a_rewriting_is_not_taught(serve, teach):
+    new = teach(serve(lambda body: completion(f"{THOUGHT}New {number_of(body)}")), examples=EXAMPLES)
+    assert new == [Rewriting(f"New {n}", f"New {n}", "turn", "") for n in range(5)]
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_thinking_that_never_ends_is_a_fault_of_its_own(serve, teach, reason: str):
+    """In the text, or parted from it by the server."""
+
+    def answer(body: dict[str, Any]) -> tuple[int, str]:
+        if number_of(body) % 2:
+            return completion("<think>\nA place is", reason)
+        status, text = completion(None, reason)
+        document = json.loads(text)
+        document["choices"][0]["message"]["reasoning_content"] = "A place is"
+        return status, json.dumps(document)
+
+    new = teach(serve(answer), examples=EXAMPLES)
+    assert {one.fallback for one in new} == {"unclosed thinking"}
+    assert [one.distilled for one in new] == [example.response for example in EXAMPLES]
+
+
+def test_arguments_of_the_servers_template_are_sent_and_asked_anew(serve, teach):
+    fake = serve(lambda body: completion(f"New {number_of(body)}"))
+    teach(fake)
+    assert all("chat_template_kwargs" not in body for body in fake.bodies)
+    fake.bodies.clear()
+    teach(fake, template_args={"enable_thinking": False})
+    assert len(fake.bodies) == len(EXAMPLES)
+    assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for body in fake.bodies)
+
+
 def test_another_served_name_is_asked_anew(serve, teach, model, tmp_path: Path):
     fake = serve(lambda body: completion("Yes."))
     teach(fake)

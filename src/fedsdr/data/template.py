@@ -82,6 +82,8 @@ def _in_time(work: Callable[[], str]) -> str | Exception | None:
     def run() -> None:
         try:
             found.append(work())
+        except SystemExit:  # it was stopped
+            return
         except Exception as error:  # of any kind: a template is a program
             found.append(error)
 

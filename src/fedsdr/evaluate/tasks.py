@@ -130,8 +130,8 @@ def judge(example: Example, given: Answer, code_timeout: float, chosen: str | No
     """Judge one answer: the record of its prompt.
 
     `right` is None where the example carries no ground truth, `chosen` and `given` where it has no label or
-    no choices; `given` is the label that the answer gives, "" for none. Thinking
-    that never ends is no answer, and counts as cut off.
+    no choices; `given` is the label that the answer gives, "" for none. Thinking that never ends is no
+    answer, and counts as cut off.
     """
     has_answer = not is_unclosed(given.text)
     text = given.text if has_answer else ""
@@ -181,7 +181,7 @@ def summarise(records: Sequence[Event], text_scores: str = "free text") -> dict[
     if chosen:
         metrics |= {"choice_score": sum(chosen) / len(chosen), "num_chosen": len(chosen)}
     compared = [
-        (record["answer"], record["output"])
+        ("" if is_unclosed(record["answer"]) else record["answer"], record["output"])
         for record in records
         if text_scores == "all" or (text_scores == "free text" and record["right"] is None)
     ]

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from fedsdr.config import Lora, Settings
 from fedsdr.data.batching import collate
 from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
 from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import adapter_shapes
@@ -84,8 +85,14 @@ class Sizes:
 
 
 def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
-    """Measure a model without values (`model.meta`), and put adapters on it."""
+    """Measure a model without values (`model.meta`), and put adapters on it.
+
+    Raises:
+        UserError: It has no attention.
+    """
     config = skeleton.config.get_text_config()
+    if not hasattr(config, "num_attention_heads"):
+        raise UserError(f"fedsdr cannot work with this model ({config.model_type}): it has no attention")
     linear = find_targets(skeleton, "all-linear").values()
     num_linear = sum(layer.weight.numel() for layer in linear)
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

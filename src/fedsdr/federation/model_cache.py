@@ -9,14 +9,17 @@ from fedsdr.config import Lora, Model, Settings
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import load_base
+from fedsdr.model.trial import try_out
 
 
 @lru_cache(maxsize=1)
 def load_model(spec: Model, lora: Lora, threads: int) -> LoraModel:
-    """Load the base and put both adapters on it."""
+    """Load the base, put both adapters on it, and try it out."""
     torch.set_num_threads(threads or os.cpu_count() or 1)
     keep_pages()
-    return LoraModel(load_base(spec), lora)
+    model = LoraModel(load_base(spec), lora)
+    try_out(spec.name, model)
+    return model
 
 
 def model_of(settings: Settings) -> LoraModel:

@@ -181,10 +181,12 @@ def check_window(model: PreTrainedModel, longest: int) -> None:
     Raises:
         UnfitAttention: A layer's sliding window is shorter than `longest` tokens.
     """
-    windows = [window for layer in model.modules() if (window := getattr(layer, "sliding_window", None))]
-    if windows and min(windows) < RowCache.room(longest):
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]  # of all layers, where none says
+    if window and "sliding_attention" in kinds and window < RowCache.room(longest):
         raise UnfitAttention(
-            f"the model's sliding window of {min(windows)} tokens is shorter than {longest}, the longest that"
+            f"the model's sliding window of {window} tokens is shorter than {longest}, the longest that"
             " model.max_length allows with prompts of rewriting, and model.attention = 'grouped' does not"
             " know windows ('eager' and 'sdpa' do)"
         )

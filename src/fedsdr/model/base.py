@@ -6,11 +6,9 @@ Independent of adapters and training. Heavy libraries are imported inside the fu
 import difflib
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from fedsdr.config import Model
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.model.checks import check_head, check_length, settle_tokens
 from fedsdr.model.download import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
+from fedsdr.model.quantization import quantization, settle_kernels
 from fedsdr.model.template import settle_template
 from fedsdr.model.tiny import build_tiny
 
@@ -50,8 +49,8 @@ class Base:
     """In eval mode; no parameter requires a gradient. `generation_config` holds token ids only:
     `eos_token_id` is a list with the end of turn in it."""
     tokenizer: "PreTrainedTokenizerBase"
-    """Has a chat template with the settings written into it, and a padding token: the end of turn where the
-    model brings none."""
+    """Has a chat template, with the settings written into it, and a padding token (the end of turn where the
+    model brings none)."""
     identity: str
     """SHA-256 over weights, configuration, tokenizer, chat template and what it writes, with the
     quantization appended where there is one."""
@@ -268,7 +267,7 @@ def _read(
                 dtype=dtype,
                 attn_implementation=spec.attention,
                 device_map={"": device},
-                quantization_config=_quantization(spec, dtype),
+                quantization_config=quantization(spec, dtype),
                 output_loading_info=True,
                 use_safetensors=True,  # a pickle would run code
             )
@@ -283,14 +282,7 @@ def _read(
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"model.name = {spec.name}: its weight files lack {missing}")
-    if spec.quantization == "4bit":
-        from bitsandbytes.nn import Linear4bit
-
-        for layer in model.modules():
-            if isinstance(layer, Linear4bit):
-                # On some processors a forward pass without gradients repacks the weights for a kernel
-                # that has no backward pass; later gradients would be wrong without an error.
-                layer.support_avx512bf16_for_cpu = False
+    settle_kernels(spec, model)
     return model, tokenizer
 
 
@@ -304,28 +296,6 @@ def _unfit(spec: Model) -> UnfitAttention:
 def first_line(error: Exception) -> str:
     """What an error says, without the advice that transformers adds on further lines."""
     return str(error).strip().partition("\n")[0]
-
-
-def _quantization(spec: Model, dtype: "torch.dtype") -> Any:
-    """Return bitsandbytes' settings, or None. The output head is never quantised."""
-    if spec.quantization == "none":
-        return None
-    if find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"model.quantization = {spec.quantization} needs bitsandbytes: pip install 'fedsdr[quant]'"
-        )
-    from transformers import BitsAndBytesConfig
-
-    # It remarks on a cast in each layer of each forward pass.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if spec.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _identity(folder: Path, template: list[str]) -> str:

@@ -38,7 +38,8 @@ def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
 def check_vocabulary(name: str, model: Any, tokenizer: Any, written: list[int]) -> None:
     """Refuse a tokenizer of another model, whose tokens have no row in the embedding.
 
-    Special tokens that the chat template does not write may lie outside, such as Gemma 3's for images.
+    Special tokens that the chat template does not write may lie outside, as the one for images does in
+    Gemma 3 1B.
 
     Args:
         name: Of the model, for the error.
@@ -72,10 +73,18 @@ def check_head(name: str, model: Any) -> None:
     import torch
 
     tokens = torch.tensor([[0, 1, 2]], device=model.device)
-    with torch.no_grad():
-        logits = model(tokens, use_cache=False).logits
-        hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
-        plain = model.get_output_embeddings()(hidden)
+    try:
+        with torch.no_grad():
+            logits = model(tokens, use_cache=False).logits
+            hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state
+            plain = model.get_output_embeddings()(hidden)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: it comes from the model's own code
+        raise UserError(
+            f"model.name = {name}: fedsdr cannot work with this model ({model.config.model_type}):"
+            f" {type(error).__name__}: {error}"
+        ) from error
     if not torch.allclose(logits.float(), plain.float(), rtol=1e-4, atol=1e-4):
         raise UserError(
             f"model.name = {name}: its logits are not its output head applied to its last hidden state (it"

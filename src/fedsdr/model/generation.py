@@ -63,14 +63,14 @@ def generate(
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     ends = torch.tensor(base.model.generation_config.eos_token_id, device=base.device)
-    decoder, head = base.model.get_decoder(), base.model.get_output_embeddings()
+    head = base.model.get_output_embeddings()
 
     written: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     width = max(map(len, prompts))
     padding = torch.tensor([width - len(prompt) for prompt in prompts], device=base.device)
-    states, cache = (_read_in_one_row if base.keeps_apart else _read_padded)(base, prompts)
+    states, cache = read(base, prompts)
     for num_written in range(1, sampling.max_new_tokens + 1):
         tokens = _choose(
             head(states).float(), sampling, [generators[row] for row in rows] if generators else []
@@ -83,27 +83,51 @@ def generate(
         open_rows = [place for place, row in enumerate(rows) if not finished[row]]
         if not open_rows or num_written == sampling.max_new_tokens:
             break
-        if len(open_rows) < COMPACT_BELOW * len(rows):
+        if len(open_rows) < COMPACT_BELOW * len(rows) and is_selectable(cache):
             kept = torch.tensor(open_rows, device=base.device)
             cache.batch_select_indices(kept)
             tokens, padding = tokens[kept], padding[kept]
             rows = [rows[place] for place in open_rows]
         length = width + num_written
-        columns = torch.arange(RowCache.room(length) if base.keeps_apart else length, device=base.device)
-        visible = (columns >= padding[:, None]) & (columns < length)
-        # transformers makes its own masks of (rows, columns), as sliding windows need them.
-        mask = additive(visible[:, None, None], base.dtype) if base.keeps_apart else visible.long()
-        states = decoder(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=(length - 1 - padding)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, 0]
+        states = next_states(base, cache, tokens, padding, length)
     texts = [_text(base.tokenizer, *pair) for pair in zip(prompts, written, strict=True)]
     return [
         Answer(text, done, len(tokens)) for text, done, tokens in zip(texts, finished, written, strict=True)
     ]
+
+
+def read(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
+    """States of the prompts' last tokens (prompts, d), and the cache to go on from."""
+    return (_read_in_one_row if base.keeps_apart else _read_padded)(base, prompts)
+
+
+def is_selectable(cache: Cache) -> bool:
+    """Whether rows can be taken out; layers that keep a state instead of keys and values have no way to."""
+    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+
+
+def next_states(base: Base, cache: Cache, tokens: Tensor, padding: Tensor, length: int) -> Tensor:
+    """States (rows, d) of one more token of each row.
+
+    Args:
+        base: The model, with adapters set as wanted.
+        cache: Of all tokens before.
+        tokens: The new ones (rows,).
+        padding: How many columns of each row are padding (rows,).
+        length: Columns with the new one.
+    """
+    columns = torch.arange(RowCache.room(length) if base.keeps_apart else length, device=base.device)
+    visible = (columns >= padding[:, None]) & (columns < length)
+    # transformers makes its own masks of (rows, columns), as sliding windows need them.
+    mask = additive(visible[:, None, None], base.dtype) if base.keeps_apart else visible.long()
+    states: Tensor = base.model.get_decoder()(
+        input_ids=tokens[:, None],
+        attention_mask=mask,
+        position_ids=(length - 1 - padding)[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, 0]
+    return states
 
 
 def _text(tokenizer: Any, prompt: Sequence[int], written: list[int]) -> str:
@@ -120,7 +144,7 @@ def _text(tokenizer: Any, prompt: Sequence[int], written: list[int]) -> str:
 
 
 def _read_in_one_row(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
-    """States of the prompts' last tokens (prompts, d), and the cache; no padding is computed."""
+    """By our attention: no padding is computed."""
     lengths = [len(prompt) for prompt in prompts]
     cache = Cache(layers=[RowCache(lengths) for _ in range(base.model.config.num_hidden_layers)])
     ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=base.device)

@@ -1,14 +1,16 @@
 """Which layers of a model get adapters, and which of its weights get none."""
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsdr.errors import UserError
 
-Layer: TypeAlias = nn.Linear | Conv1D
+LINEAR = (nn.Linear, Conv1D)
+"""Kinds of layer that get adapters."""
+Layer = Any
 """A layer W0 h + bias. GPT-2's Conv1D is one whose weight is stored the other way round, (d_in, d_out)."""
 OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """Names that experts had before transformers fused them, for which PEFT takes these names still: layers that
@@ -38,8 +40,8 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, 
     for path, layer in model.named_modules():
         parent, _, name = path.rpartition(".")
         is_state_space = name == "out_proj" and hasattr(model.get_submodule(parent), "A_log")
-        is_beside = has_experts and name in OF_EXPERTS
-        if isinstance(layer, Layer) and layer is not head and not (is_state_space or is_beside):
+        is_left_out = layer is head or is_state_space or (has_experts and name in OF_EXPERTS)
+        if isinstance(layer, LINEAR) and not is_left_out:
             linear[path] = layer
     if not linear:
         raise UserError(
@@ -91,7 +93,9 @@ def describe_adapters(model: nn.Module, layers: Mapping[str, nn.Module]) -> list
     names = dict.fromkeys(path.rpartition(".")[2] for path in layers)
     lines = [f"adapters on {len(layers)} layers: {', '.join(names)}"]
     if missing := without_adapter(model, layers):
-        total = sum(value.numel() for path, value in model.named_parameters() if "lora_" not in path)
+        total = sum(
+            value.numel() for path, value in model.named_parameters() if path.split(".")[-2] not in ("A", "B")
+        )
         few = sorted(missing, key=lambda name: -missing[name])[:NUM_NAMED]
         rest = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
         share = f"{sum(missing.values()) / total:.0%} of the model's weights"

@@ -86,12 +86,12 @@ def settle_template(spec: Model, tokenizer: Any) -> str:
                 f" {whole[:200]!r}; use a model whose template takes turns of text"
             )
     if len(texts) > 1:
-        raise UserError(f"{named}: the chat template writes another text each time; use another model")
+        raise UserError(f"{named}: the chat template does not write the same text twice; use another model")
     return texts.pop()
 
 
 def as_taken(tokenizer: Any, turns: list[Turn]) -> list[Turn]:
-    """Turns as the template takes them, for a server of the same model: system text folded where needed."""
+    """Turns as the template takes them, for a server of the same model: the system's folded if need be."""
     if turns[0]["role"] != "system" or not tokenizer.chat_template.startswith(FOLDED):
         return turns
     system, user, *rest = turns

@@ -1,0 +1,72 @@
+"""A trial of a model that was just loaded: one gradient, and one token with a cache.
+
+Architectures are many, and each comes with code of its own. What fails here would fail in the middle of a
+run, and what answers otherwise from a cache would write nonsense.
+"""
+
+import torch
+
+from fedsdr.data.conversation import Conversation
+from fedsdr.errors import UserError
+from fedsdr.model.adapters import LoraModel
+from fedsdr.model.base import first_line
+from fedsdr.model.generation import is_selectable, next_states, read
+from fedsdr.model.loss import response_loss
+
+PROMPTS = (tuple(range(3, 12)), tuple(range(20, 26)))
+"""Of two lengths, so that padding counts."""
+
+
+def try_out(name: str, model: LoraModel) -> None:
+    """Refuse a model that cannot be trained, or whose answers depend on the batch that they are written in.
+
+    Args:
+        name: Of the model, for the error.
+        model: Its adapters are left as they were.
+
+    Raises:
+        UserError: With what the model's code said, or what differed.
+    """
+    kind = model.base.model.config.model_type
+    try:
+        with torch.random.fork_rng():  # dropout draws
+            _one_gradient(model)
+        with model.inference(()):
+            differs = _cache_differs(model)
+    except Exception as error:  # of any kind: it comes from the model's own code
+        raise UserError(
+            f"model.name = {name}: fedsdr cannot work with this model ({kind}): {type(error).__name__}:"
+            f" {first_line(error)}"
+        ) from error
+    if differs:
+        raise UserError(
+            f"model.name = {name}: this model ({kind}) answers otherwise when prompts of several lengths"
+            " share a batch, or when it goes on from its cache; use another"
+        )
+
+
+def _one_gradient(model: LoraModel) -> None:
+    model.set(active=("shared",), train=("shared",))
+    model.training(True)
+    conversations = [Conversation(prompt, len(prompt) - 2) for prompt in PROMPTS]
+    response_loss(model.base, conversations)[0].backward()
+    for parameter in model.parameters(("shared",)):
+        parameter.grad = None
+    model.training(False)
+    model.set(active=(), train=())
+
+
+def _cache_differs(model: LoraModel) -> bool:
+    """Whether a prompt that is padded goes on from the cache otherwise than it does alone, without one."""
+    base, last = model.base, 30
+    _, cache = read(base, PROMPTS)
+    rows = [1] if is_selectable(cache) else [0, 1]
+    if len(rows) == 1:
+        cache.batch_select_indices(torch.tensor(rows, device=base.device))
+    padding = torch.tensor([len(PROMPTS[0]) - len(PROMPTS[row]) for row in rows], device=base.device)
+    tokens = torch.full_like(padding, last)
+    state = next_states(base, cache, tokens, padding, len(PROMPTS[0]) + 1)[-1]
+    ids = torch.tensor([[*PROMPTS[1], last]], device=base.device)
+    alone = base.model.get_decoder()(ids, use_cache=False).last_hidden_state[0, -1]
+    tolerance = 0.1 if base.dtype == torch.float32 else 0.5  # a router may choose other experts
+    return bool((state - alone).float().norm() > tolerance * alone.float().norm())
