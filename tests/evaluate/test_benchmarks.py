@@ -33,6 +33,7 @@ from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.generation import Answer
 from fedsdr.model.loss import response_loss
+from fedsdr.model.tiny import CHAT_TEMPLATE
 
 NEWS = Example("Sentiment?", "up", "finance", context="Sales rose.", label="up", choices=("up", "down"))
 SUM = Example("2 plus 3?", "The answer is 5.", "math", system="Be short.", answer="5")
@@ -78,10 +79,22 @@ def row(context: str, label: str, **more) -> dict:
     return {"instruction": "Answer.", "input": context, "output": label, "label": label, **more}
 
 
-@pytest.mark.parametrize("example", [NEWS, SUM, replace(NEWS, system="Be short.")])
-def test_prompts_and_answers_have_the_tokens_of_training(model, monkeypatch: pytest.MonkeyPatch, example):
+OPENS = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+CLOSES = CHAT_TEMPLATE.replace(
+    "\n{{ message", "\n{{ '<think></think>' if message['role'] == 'assistant' }}{{ message"
+)
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, OPENS, CLOSES], ids=["plain", "opens", "closes"])
+@pytest.mark.parametrize(
+    "example", [NEWS, SUM, replace(NEWS, system="Be short."), replace(NEWS, context="A <|im_end|> within.")]
+)
+def test_prompts_and_answers_have_the_tokens_of_training(
+    model, monkeypatch: pytest.MonkeyPatch, example, template: str
+):
     """Token for token as `data.conversation` encodes them, through the harness's own templating."""
     base = model.base
+    monkeypatch.setattr(base.tokenizer, "chat_template", template)
     asked: list = []
 
     def likelihoods(base, questions, batch_size):

@@ -63,9 +63,9 @@ def test_without_a_system_role_its_text_heads_the_users_turn(load: Load, refusal
 
 
 def test_a_run_without_a_system_role_rewrites_by_a_prompt_that_has_one(
-    load: Load, tiny_settings: Callable[..., Settings]
+    load: Load, tiny_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
 ):
-    folder = load(NO_SYSTEM + CHAT_TEMPLATE).tokenizer.name_or_path
+    folder = load(NO_SYSTEM + DATE + CHAT_TEMPLATE).tokenizer.name_or_path
     settings = tiny_settings(**{"model.name": folder, "server.num_rounds": 1, "data.domains": ["math"],
                                 "distill.prompts": ["paraphrase"]})  # fmt: skip
     dry_run(settings)
@@ -74,6 +74,9 @@ def test_a_run_without_a_system_role_rewrites_by_a_prompt_that_has_one(
         e for e in read_lines(Path(settings.run.dir) / "metrics.jsonl") if e["event"] == "prepare"
     )
     assert prepared["num_train"] == 6
+    shown = capsys.readouterr().err
+    assert "without a system role" in shown
+    assert "model.date = 2026-01-01" in shown
 
 
 @pytest.mark.parametrize(

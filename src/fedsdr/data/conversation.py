@@ -64,7 +64,7 @@ def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> 
     turns = prompt_turns(example)
     before = render(tokenizer, turns, asks=True)
     prompt = tokens(tokenizer, before)
-    text = _answered(tokenizer, turns, before, trimmed(response))
+    text = answered(tokenizer, turns, before, trimmed(response))
     ids = tokens(tokenizer, text)
     if ids[: len(prompt)] != prompt and text.startswith(before):
         # Blanks that begin a response may form a token with the line break before them. The model is asked
@@ -98,7 +98,7 @@ def trimmed(response: str) -> str:
     return text[1:] if text.startswith(" ") and not text[1].isspace() else text
 
 
-def _answered(tokenizer: Any, turns: list[Turn], before: str, response: str) -> str:
+def answered(tokenizer: Any, turns: list[Turn], before: str, response: str) -> str:
     """Text of the turns and the response.
 
     Templates that strip the response would take the indentation off a function's body: it is put back. Where

@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 
 from fedsdr.data.batching import by_length
-from fedsdr.data.conversation import prompt_turns
+from fedsdr.data.conversation import answered, prompt_turns
 from fedsdr.data.sandbox import run_python
 from fedsdr.data.template import render, tokens
 from fedsdr.evaluate.benchmark_tasks import Question
@@ -44,10 +44,11 @@ class HarnessModel(LM):
     def __init__(self, base: Base, batch_size: int) -> None:
         super().__init__()
         self.base, self.batch_size = base, batch_size
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        whole = render(base.tokenizer, turns)
-        self.end = whole.removeprefix(self.apply_chat_template(turns[:1]) + "b")
-        """What the template writes after an answer."""
+        turns = [{"role": "user", "content": "Which?"}]
+        before = self.apply_chat_template(turns)
+        whole = answered(base.tokenizer, turns, before, "fedsdr")
+        self.start, _, self.end = whole.removeprefix(before).partition("fedsdr")
+        """What the template writes before an answer, such as the end of thinking, and after it."""
 
     @property
     def tokenizer_name(self) -> str:
@@ -68,7 +69,7 @@ class HarnessModel(LM):
         questions = []
         for prompt, group in groupby((request.args for request in requests), key=lambda args: args[0]):
             ids = self._encode(prompt)
-            texts = [self._encode(prompt + answer.strip() + self.end) for _, answer in group]
+            texts = [self._encode(f"{prompt}{self.start}{answer.strip()}{self.end}") for _, answer in group]
             questions.append((ids, [text[len(ids) :] for text in texts]))
         plan = by_length([len(prompt) for prompt, _ in questions], self.batch_size)
         found: dict[int, list[float]] = {}

@@ -172,6 +172,7 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     """Print what will be done, and the training budget."""
     from fedsdr.client.update import before_training, count_steps
     from fedsdr.federation.model_cache import model_of
+    from fedsdr.model.template import describe_template
     from fedsdr.report.notices import data_notices
 
     data, client = environment["data"], settings.client
@@ -191,7 +192,8 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     say(f"  model: {environment['model']['origin']}, seed {settings.run.seed}")
     for choice in describe_performance(settings.model, settings.run.threads):
         say(f"  {choice}")
-    for line in model_of(settings).describe():
+    model = model_of(settings)
+    for line in [*model.describe(), *describe_template(settings.model, model.base.tokenizer)]:
         say(f"  {line}")
     if method.before_rounds:
         before = before_training(client, settings.fdlora)

@@ -23,6 +23,7 @@ FOLDED = (
     "{% if messages[0]['role'] == 'system' %}{% set messages = [{'role': 'user', 'content': "
     "messages[0]['content'] + '\n\n' + messages[1]['content']}] + messages[2:] %}{% endif %}"
 )
+_CLOCK = "{% macro strftime_now(format) %}"
 DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
 """Of `strftime`."""
 SYSTEM, USER, ANSWER = "Abide by the rules.", "What is said?", "fedsdr"
@@ -90,6 +91,16 @@ def settle_template(spec: Model, tokenizer: Any) -> str:
     return texts.pop()
 
 
+def describe_template(spec: Model, tokenizer: Any) -> list[str]:
+    """Say what was written into the template by itself, a line for each."""
+    lines = []
+    if tokenizer.chat_template.startswith(FOLDED):
+        lines.append("chat template: without a system role; that text goes to the head of the user's turn")
+    if _CLOCK in tokenizer.chat_template:
+        lines.append(f"chat template: writes the date, which is always model.date = {spec.date}")
+    return lines
+
+
 def as_taken(tokenizer: Any, turns: list[Turn]) -> list[Turn]:
     """Turns as the template takes them, for a server of the same model: the system's folded if need be."""
     if turns[0]["role"] != "system" or not tokenizer.chat_template.startswith(FOLDED):
@@ -114,4 +125,4 @@ def _fixed_clock(day: str) -> str:
         for letter in DIRECTIVES
         for flag in ("", "-")
     )
-    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}"
+    return f"{_CLOCK}{{{{ format{filters} }}}}{{% endmacro %}}"
