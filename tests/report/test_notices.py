@@ -39,6 +39,10 @@ def test_more_than_half_is_a_warning_of_the_run_and_of_the_client_that_has_it():
         "warning: 8 of 12 rewritings fell back to the true response: 8 cut off",
         "warning: a: 8 of 8 rewritings fell back to the true response: 8 cut off",
     ]
+    everywhere = [prepared("a", 8, **fallbacks(cut_off=8)), prepared("b", 4, **fallbacks(cut_off=4))]
+    assert [str(notice) for notice in rewriting_notices(everywhere, {})] == [
+        "warning: 12 of 12 rewritings fell back to the true response: 12 cut off"
+    ]
     half = [prepared("a", 8, **fallbacks(cut_off=4))]
     assert not any(notice.is_warning for notice in rewriting_notices(half, {}))
 

@@ -67,8 +67,9 @@ def rewriting_notices(events: Iterable[Event], classes: Classes) -> list[Notice]
     total = _fallback("", prepared)
     if not total:
         return []
-    of_clients = [_fallback(f"{event['client']}: ", [event]) for event in prepared if len(prepared) > 1]
-    found = [total, *(notice for notice in of_clients if notice and notice.is_warning)]
+    of_clients = [_fallback(f"{event['client']}: ", [event]) for event in prepared]
+    warned = [notice for notice in of_clients if notice and notice.is_warning]
+    found = [total, *(warned if len(warned) < len(prepared) else ())]  # of all, one line says it
     for event in prepared:
         for domain, counts in kept_by_label(event).items():
             lost = [label for label, (num, kept) in counts.items() if num and not kept]
