@@ -63,8 +63,8 @@ class Distill(Section):
     """off: what a rewriting says is not checked (the paper's FedSD); only empty, cut-off, refusing and
     self-referring ones, and what is too long, fall back to the true response. answer: one that loses
     the label, final answer, facts or tests falls back too (ours, beyond the paper). answer+likelihood: so
-    does one of a labelled example where the base model, asked what the rewriting says, finds another choice
-    likelier. A small model's bias to one label then teaches that label alone: see the counts by label."""
+    does one of a labelled example where the rewriting raises the base model's likelihood of another choice
+    more than that of the label. It errs as the model does: see the shares taught by label."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("reference", "paraphrase", "turn")
     """Rewriting prompts, tried in order until the checks pass; without checks only the first."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

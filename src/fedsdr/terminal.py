@@ -26,7 +26,7 @@ AsJson = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 
 
-NOT_SHOWN = ("domains", "words", "choice_score")
+NOT_SHOWN = ("domains", "words", "choice_score", "macro_f1", "matthews", "exact_match", "token_f1")
 """Tables of a grid that are in its files and on its page, and too long for a terminal."""
 Round = Annotated[int | None, typer.Option("--round", help="Number of the round; default: the last one.")]
 
@@ -76,11 +76,13 @@ def resumable(how: str) -> Iterator[None]:
 
 
 def print_scores(base: Any, final: Any) -> None:
-    """Print exact scores and held-out losses, one row for each domain."""
-    from fedsdr.report.sheets import loss_sheet, render_text, score_sheet
+    """Print exact scores, scores of labels and of free text where there are any, and held-out losses."""
+    from fedsdr.report.sheets import label_sheet, loss_sheet, render_text, score_sheet, text_sheet
 
-    for sheet in (score_sheet(base, final), loss_sheet(base, final)):
-        print(f"\n{render_text(sheet)}\n")
+    for make in (score_sheet, label_sheet, text_sheet, loss_sheet):
+        sheet = make(base, final)
+        if sheet.rows:
+            print(f"\n{render_text(sheet)}\n")
 
 
 def print_sheets(sheets: Any, as_json: bool) -> None:

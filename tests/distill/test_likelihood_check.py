@@ -24,19 +24,35 @@ class NoModel:
         return nullcontext()
 
 
-def test_the_true_label_must_be_the_likeliest_and_examples_without_labels_pass(
+def test_a_rewriting_must_raise_the_true_label_most_whatever_the_model_prefers_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """A model that reads "positive" unless prices fall: of "It is so." it keeps the positive one alone."""
-    asked: list[Example] = []
+    """A model that finds "positive" likeliest always: by 4 nats of nothing, by 1.5 where prices fall.
 
-    def likeliest(base: Any, examples: list[Example], batch_size: int) -> list[str]:
-        asked.extend(examples)
-        return ["negative" if "fall" in example.instruction else "positive" for example in examples]
+    The fall raises "negative" by 2 and lowers "positive" by 0.5. A gain raises "positive" by 0.5 alone.
+    """
+    nats = {"Prices fall.": [-3.0, -1.5], "Prices gain.": [-5.0, -0.5], "": [-5.0, -1.0]}
+    asked: list[str] = []
 
-    monkeypatch.setattr(likelihood_check, "likeliest", likeliest)
-    examples = [labelled("positive"), labelled("negative"), labelled("negative"), Example("q", "r", "x")]
-    texts = ["It is so.", "Prices fall.", "It is so.", "anything"]
-    assert express_label(NoModel(), examples, texts, 4) == [True, True, False, True]  # type: ignore[arg-type]
-    assert len(asked) == 3
-    assert "Answer: It is so." in asked[0].instruction and "negative, positive" in asked[0].instruction
+    def choice_likelihoods(base: Any, examples: list[Example], batch_size: int) -> list[list[float]]:
+        assert all(example.choices == CHOICES for example in examples)
+        asked.extend(example.instruction for example in examples)
+        return [nats[e.instruction.split("Answer: ")[1].split("\n")[0]] for e in examples]
+
+    monkeypatch.setattr(likelihood_check, "choice_likelihoods", choice_likelihoods)
+    cases = {
+        ("Prices fall.", "negative"): True,
+        ("Prices fall.", "positive"): False,
+        ("Prices gain.", "positive"): True,
+        ("Prices gain.", "NEGATIVE"): False,
+    }
+    examples = [labelled(label) for _, label in cases]
+    found = express_label(NoModel(), examples, [text for text, _ in cases], 4)  # type: ignore[arg-type]
+    assert dict(zip(cases, found, strict=True)) == cases
+    assert all("Sentiment?" in prompt and "negative, positive" in prompt for prompt in asked)
+
+
+def test_examples_without_labels_or_choices_pass(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(likelihood_check, "choice_likelihoods", lambda base, examples, size: [])
+    examples = [Example("q", "r", "x"), Example("q", "yes", "x", label="yes")]
+    assert express_label(NoModel(), examples, ["a", "b"], 4) == [True, True]  # type: ignore[arg-type]

@@ -72,9 +72,27 @@ def test_a_run_without_a_mean_is_left_out_and_the_number_of_seeds_says_so():
 
 
 def test_domains_show_the_mean_and_the_spread_over_seeds():
-    rows = {(row[0], row[2]): row for row in domain_comparison(runs()).rows}
+    sheet = domain_comparison(runs())
+    rows = {(row[0], row[2]): row for row in sheet.rows}
     assert rows["fedit", "math"][3] == "0.500 (0.100)"
-    assert rows["fedit", "math"][5] == "-"  # no losses on rewritings
+    assert sheet.heads[3:] == ("exact score", "loss, true responses", "unsupported", "words")  # what there is
+
+
+def test_what_one_label_for_everything_scores_stands_beside_the_score():
+    """Two arms of one score, 0.6, which is the share of the majority: one always says it, one tells them apart."""
+    some = [
+        GridRun(arm, 0, {}, {"global": {"cola": row, "mean": row}}, [], {})
+        for arm, balanced in (("fedit", 0.5), ("fedsd", 0.6))
+        for row in [{"score": 0.6, "words": 1.0, "balanced_accuracy": balanced, "majority_share": 0.6}]
+    ]
+    made = compare_runs(some, {"": Group(["fedit", "fedsd"], "fedit", "fedit")}, []).sheets
+    assert [(r["arm"], r["mean"]) for r in made["balanced_accuracy"].records] == [
+        ("fedit", 0.5),
+        ("fedsd", 0.6),
+    ]
+    assert {r["majority_share"] for r in made["domains"].records} == {0.6}
+    assert "majority label" in made["domains"].heads
+    assert "rouge_l" not in made and "majority_share" not in made
 
 
 def test_costs_are_sums_over_clients_and_means_over_seeds():

@@ -27,7 +27,7 @@ METRICS = {
         r"|distill(-test)?/by-label/[\w-]+/num_(examples|kept)-\d{1,2}"
         rf"|distill(-test)?/({PAIRS}|num_examples|num_checkable|omission_rate|omission_rate_true|unsupported_rate)@(before|after)"
         "|distill(-test)?/num_prompt/(reference|paraphrase|turn)"
-        "|distill(-test)?/num_fallback/(too_long|empty|cut_off|refusal|self-reference|lost_(label|answer|facts|tests))"
+        "|distill(-test)?/num_fallback/(too_long|empty|cut_off|refusal|self-reference|lost_(label|answer|facts|tests)|unlikely_label)"
     ),
     "train": (
         "round|num_examples|seconds|train/(shared|private|before-private|weights)/(loss|first_loss|last_loss|num_steps|num_tokens)"
@@ -50,6 +50,7 @@ Recorded = Callable[..., tuple[Path, list[tuple[Message, Message]]]]
     [
         ("fedsdr", "off"),  # most rewritings taken
         ("fedsdr", "answer"),  # most fallen back
+        ("fedsdr", "answer+likelihood"),
         *((name, "off") for name in ("feddpa", "fdlora", "fedala")),
     ],
 )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsdr.report.notices import Notice, cut_notices, kept_by_label, label_notices, rewriting_notices
+from fedsdr.report.events import kept_by_label, kept_sheet
+from fedsdr.report.notices import Notice, cut_notices, label_notices, rewriting_notices
 from fedsdr.report.page import write_report
 from fedsdr.storage import append_lines
 
@@ -38,6 +39,10 @@ def test_more_than_half_is_a_warning_of_the_run_and_of_the_client_that_has_it():
         "warning: 8 of 12 rewritings fell back to the true response: 8 cut off",
         "warning: a: 8 of 8 rewritings fell back to the true response: 8 cut off",
     ]
+    everywhere = [prepared("a", 8, **fallbacks(cut_off=8)), prepared("b", 4, **fallbacks(cut_off=4))]
+    assert [str(notice) for notice in rewriting_notices(everywhere, {})] == [
+        "warning: 12 of 12 rewritings fell back to the true response: 12 cut off"
+    ]
     half = [prepared("a", 8, **fallbacks(cut_off=4))]
     assert not any(notice.is_warning for notice in rewriting_notices(half, {}))
 
@@ -56,6 +61,12 @@ def test_a_label_of_which_no_rewriting_is_taught_is_named():
     assert kept_by_label(event) == {"finance": {"0": (4, 0), "2": (4, 3)}}
     notices = rewriting_notices([event], CLASSES)
     assert Notice("a: no rewriting of finance's 'negative' is taught", True) in notices
+    rows = kept_sheet([{**event, "distill/num_examples@before": 8}], CLASSES).rows
+    assert rows == (
+        ("a", "finance", "'negative'", "4", "0", "0.00"),
+        ("a", "finance", "'positive'", "4", "3", "0.75"),
+    )
+    assert kept_sheet([prepared("b")], CLASSES).rows == ()
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,21 @@ from types import SimpleNamespace
 
 import pytest
 
+from fedsdr.evaluate.scores import table_of_round
 from fedsdr.report.events import cost_sheet, dropped_sheet, fallback_sheet, paradox_records, train_records
-from fedsdr.report.sheets import answer_sheet, loss_sheet, render_text, score_sheet, to_csv
+from fedsdr.report.sheets import (
+    answer_sheet,
+    label_sheet,
+    loss_sheet,
+    render_text,
+    score_sheet,
+    text_sheet,
+    to_csv,
+)
 from fedsdr.stats import wilson
 
+METRICS = {"num_examples": 100, "unsupported_rate": 0.0, "words": 1.0, "filler_rate": 0.0, "redundancy": 0.0,
+           "cut_off_rate": 0.0}  # fmt: skip
 DOMAINS = ["code", "finance", "math"]
 
 
@@ -32,6 +43,22 @@ def test_an_unfinished_run_shows_the_base_model_alone(made_up: SimpleNamespace) 
     sheet = score_sheet(made_up.table(DOMAINS, {"global": 0.0}), {})
     assert sheet.rows[1][1] != "-"
     assert sheet.rows[1][2:4] == ("-", "-")
+
+
+def test_a_score_that_is_the_share_of_the_majority_stands_beside_what_says_so() -> None:
+    """60 of 100 are "no", and "no" is all the model says: right in 60, balanced (1 + 0) / 2, F1 (0.75 + 0) / 2."""
+    counts = {"num_answer-0-0": 60, "num_answer-1-0": 40, "num_choice-0-0": 30, "num_choice-0-1": 30,
+              "num_choice-1-1": 40, "label_set": 7}  # fmt: skip
+    cola = {**METRICS, "num_scored": 100, "score": 0.6, "num_chosen": 100, "choice_score": 0.7, **counts}
+    free = {**METRICS, "num_scored": 0, "num_text": 5, "exact_match": 0.2, "token_f1": 0.5, "rouge_l": 0.4}
+    events = [{"event": "evaluate"} | {f"eval/{domain}/{name}@global": value for name, value in row.items()}
+              for domain, row in (("cola", cola), ("summaries", free))]  # fmt: skip
+    final = table_of_round(events, 200)
+    assert label_sheet(final, {}).rows == (
+        ("cola", "base", "0.60", "0.60", "0.50", "0.38", "0.00", "0.70", "0.75"),
+    )
+    assert text_sheet(final, {}).rows[0] == ("summaries", "base", "0.20", "0.50", "0.40")
+    assert not label_sheet({}, {}).rows
 
 
 def test_losses_stand_side_by_side_for_true_responses_and_rewritings(made_up: SimpleNamespace) -> None:

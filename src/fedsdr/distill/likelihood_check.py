@@ -1,7 +1,11 @@
-"""A second check of a rewriting: asked which label it says, the base model must find the true one likeliest.
+"""A second check of a rewriting: to the base model, it must speak for the true label most of all choices.
 
-It catches what the exact check reads wrongly, and errs as the model does: one that is biased to a label keeps
-the rewritings of that label alone, which is why the share kept is counted by label.
+How likely the model finds a choice with the rewriting is compared with how likely without. A small model's
+liking for one label, whatever it reads, is in both and falls out. What is left of it shows in the shares of
+rewritings that are taught, by label.
+
+After Holtzman et al. 2021 (domain-conditional pointwise mutual information) and Zhao et al. 2021 (calibration
+by an empty input).
 """
 
 from collections.abc import Sequence
@@ -10,7 +14,7 @@ from dataclasses import replace
 from fedsdr.data.examples import Example
 from fedsdr.data.truth.labels import fold_label
 from fedsdr.model.adapters import LoraModel
-from fedsdr.model.likelihood import likeliest
+from fedsdr.model.likelihood import choice_likelihoods
 
 QUESTION = "Which one of these labels does the answer give: {choices}? Reply with the label only."
 
@@ -18,18 +22,24 @@ QUESTION = "Which one of these labels does the answer give: {choices}? Reply wit
 def express_label(
     model: LoraModel, examples: Sequence[Example], texts: Sequence[str], batch_size: int
 ) -> list[bool]:
-    """Whether the true label is the likeliest choice, given instruction, context and rewriting.
+    """Whether the rewriting raises log p of the true label by more than that of any other choice.
 
-    True where an example has no label or no choices.
+    For choice c, prompt x and rewriting y~: log p(c | x, y~) - log p(c | x, empty y~), in nats. True where an
+    example has no label or no choices.
     """
     rows = [row for row, example in enumerate(examples) if example.label and example.choices]
     asked = [_question(examples[row], texts[row]) for row in rows]
+    empty = [_question(examples[row], "") for row in rows]
     with model.inference(()):
-        found = dict(zip(rows, likeliest(model.base, asked, batch_size), strict=True))
-    return [
-        row not in found or fold_label(found[row]) == fold_label(example.label)
-        for row, example in enumerate(examples)
-    ]
+        values = zip(
+            *(choice_likelihoods(model.base, some, batch_size) for some in (asked, empty)), strict=True
+        )
+    verdicts = [True] * len(examples)
+    for row, (given, before) in zip(rows, values, strict=True):
+        raised = [after - prior for after, prior in zip(given, before, strict=True)]
+        favoured = examples[row].choices[raised.index(max(raised))]
+        verdicts[row] = fold_label(favoured) == fold_label(examples[row].label)
+    return verdicts
 
 
 def _question(example: Example, text: str) -> Example:

@@ -77,7 +77,8 @@ def rewrite(
 
     Args:
         model: The teacher is its base without adapters, as the global model is before round 1. Where
-            `distill.url` is set, the server's model is, and of this one only the tokenizer is used.
+            `distill.url` is set, the server's model is; of this one only the tokenizer is used, and
+            with `answer+likelihood` its likelihoods.
         examples: (c, x, y) of one client.
         distill: Prompts, checks and sampling.
         longest: Longest rewriting prompt in tokens; what is longer falls back. One response of

@@ -17,6 +17,12 @@ from fedsdr.storage import Event
 
 COMPARED = {
     "score": ("exact score", 3),
+    "balanced_accuracy": ("balanced accuracy", 3),
+    "macro_f1": ("macro-F1", 3),
+    "matthews": ("Matthews' correlation", 3),
+    "exact_match": ("exact match", 3),
+    "token_f1": ("token F1", 3),
+    "rouge_l": ("ROUGE-L", 3),
     "loss": ("loss, true responses", 3),
     "loss_distilled": ("loss, rewritings", 3),
     "unsupported_rate": ("unsupported", 3),
@@ -24,6 +30,8 @@ COMPARED = {
     "choice_score": ("choice by likelihood", 3),
 }
 """Metric -> its name, and decimals."""
+BY_DOMAIN = {**COMPARED, "majority_share": ("majority label", 3)}
+"""The share of the most frequent label is of the data, and no arm can change it."""
 COSTS = {
     "num_steps": "steps",
     "num_tokens": "response tokens",
@@ -142,17 +150,21 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
 
 
 def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
-    """All metrics by domain: mean over seeds, with the standard deviation where there are several seeds."""
+    """All metrics that any arm has, by domain: mean over seeds, with the standard deviation of several."""
     records: list[Event] = []
     for arm in means(runs, "words"):
         tables = [run.scores(arm) for run in runs]
         for domain in dict.fromkeys(name for table in tables for name in table):
             record: Event = {"arm": arm[0], "model": arm[1], "domain": domain}
             rows = [table.get(domain, {}) for table in tables]
-            for metric in COMPARED:
+            for metric in BY_DOMAIN:
                 found = _spread([row[metric] for row in rows if metric in row])
                 record |= {metric: found["mean"], f"{metric}_sd": found["sd"]}
             records.append(record)
+
+    columns = {
+        metric: column for metric, column in BY_DOMAIN.items() if any(r[metric] is not None for r in records)
+    }
 
     def shown(record: Event, metric: str, digits: int) -> str:
         spread = record[f"{metric}_sd"]
@@ -160,10 +172,10 @@ def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
 
     return Sheet(
         "By domain: mean over seeds (standard deviation)",
-        "lll" + "r" * len(COMPARED),
-        ("arm", "model", "domain", *(name for name, _ in COMPARED.values())),
+        "lll" + "r" * len(columns),
+        ("arm", "model", "domain", *(name for name, _ in columns.values())),
         tuple(
-            (r["arm"], r["model"], r["domain"], *(shown(r, m, digits) for m, (_, digits) in COMPARED.items()))
+            (r["arm"], r["model"], r["domain"], *(shown(r, m, digits) for m, (_, digits) in columns.items()))
             for r in records
         ),
         tuple(records),

@@ -21,20 +21,24 @@ NO_LIMIT = 10**9
 
 
 def likeliest(base: Base, examples: Sequence[Example], batch_size: int) -> list[str]:
-    """Return the choice of each example that is likeliest as the whole answer, end of turn included.
+    """Return the choice of each example that is likeliest as the whole answer (`choice_likelihoods`)."""
+    return [
+        example.choices[values.index(max(values))]
+        for example, values in zip(examples, choice_likelihoods(base, examples, batch_size), strict=True)
+    ]
 
-    Log probabilities are not divided by lengths: they are those of whole answers.
+
+def choice_likelihoods(base: Base, examples: Sequence[Example], batch_size: int) -> list[list[float]]:
+    """Return log p of each choice of each example as the whole answer, end of turn included, in nats.
+
+    They are not divided by lengths: they are those of whole answers.
     """
     questions: list[Question] = []
     for example in examples:
         texts = [encode(base.tokenizer, example, choice, NO_LIMIT) for choice in example.choices]
         length = texts[0].prompt_length
         questions.append((texts[0].ids[:length], [text.ids[length:] for text in texts]))
-    likelihoods = log_likelihoods(base, questions, batch_size)
-    return [
-        example.choices[values.index(max(values))]
-        for example, values in zip(examples, likelihoods, strict=True)
-    ]
+    return log_likelihoods(base, questions, batch_size)
 
 
 def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) -> list[list[float]]:

@@ -3,8 +3,9 @@
 In: the events of metrics.jsonl. Out: records and `Sheet`s, as in `sheets`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from fedsdr.metrics import LABEL_CHANGES
 from fedsdr.report.sheets import NONE, Sheet, grouped, number
 from fedsdr.storage import Event
 
@@ -15,6 +16,8 @@ TRUE = ("omission_rate", "words", "filler_rate", "redundancy")
 ALL = "all clients"
 WORK = ("prepare", "train", "evaluate")
 SENT = ("num_bytes_up", "num_bytes_down")
+Classes = Mapping[str, Sequence[str]]
+"""Domain -> its labels in the order by which counts name them; only where the data are at hand."""
 
 
 def paradox_records(events: Sequence[Event]) -> list[Event]:
@@ -133,6 +136,45 @@ def cost_records(events: Sequence[Event]) -> list[Event]:
             # The log has it once the round is complete.
             records[-1]["num_bytes_down"] = down.get(event["round"], 0)
     return records
+
+
+def kept_sheet(events: Sequence[Event], classes: Classes) -> Sheet:
+    """Of how many examples of each label the rewriting is taught, by client; no rows without classes."""
+    records: list[Event] = [
+        {"client": event["client"], "domain": domain, "label": class_name(classes, domain, label)}
+        | {"num_examples": num, "num_taught": kept}
+        for event in _rewritten(events)
+        for domain, counts in kept_by_label(event).items()
+        for label, (num, kept) in counts.items()
+    ]
+    return Sheet(
+        "Rewritings that are taught, by label",
+        "lllrrr",
+        ("client", "domain", "label", "examples", "taught", "share"),
+        tuple(
+            (*map(str, record.values()), number(record["num_taught"] / record["num_examples"], 2))
+            for record in records
+        ),
+        tuple(records),
+        note="Of the other examples the true response is taught. A check that errs towards one label leaves"
+        " rewritings of that label alone, and the shares differ.",
+    )
+
+
+def kept_by_label(event: Event) -> dict[str, dict[str, tuple[int, int]]]:
+    """Of a `prepare` event: domain -> place of the label -> examples, and those whose rewriting is taught."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for key, num in event.items():
+        if key.startswith(f"distill/{LABEL_CHANGES}/") and "/num_examples-" in key:
+            domain, label = key.split("/")[2], key.rpartition("-")[2]
+            kept = event.get(key.replace("num_examples-", "num_kept-"), 0)
+            found.setdefault(domain, {})[label] = int(num), int(kept)
+    return found
+
+
+def class_name(classes: Classes, domain: str, label: str) -> str:
+    """The label at a place among the domain's sorted choices; its number where they are not known here."""
+    return repr(classes[domain][int(label)]) if domain in classes else f"label {int(label) + 1}"
 
 
 def total_costs(records: Sequence[Event]) -> dict[str, float]:

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsdr.metrics import LABEL_CHANGES, NO_LABEL, Scores, read_labels
+from fedsdr.metrics import NO_LABEL, Scores, read_labels
+from fedsdr.report.events import Classes, class_name, kept_by_label
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines
-
-Classes = Mapping[str, Sequence[str]]
-"""Domain -> its labels in the order by which counts name them; only where the data are at hand."""
 
 
 @dataclass(frozen=True)
@@ -69,25 +67,15 @@ def rewriting_notices(events: Iterable[Event], classes: Classes) -> list[Notice]
     total = _fallback("", prepared)
     if not total:
         return []
-    of_clients = [_fallback(f"{event['client']}: ", [event]) for event in prepared if len(prepared) > 1]
-    found = [total, *(notice for notice in of_clients if notice and notice.is_warning)]
+    of_clients = [_fallback(f"{event['client']}: ", [event]) for event in prepared]
+    warned = [notice for notice in of_clients if notice and notice.is_warning]
+    found = [total, *(warned if len(warned) < len(prepared) else ())]  # of all, one line says it
     for event in prepared:
         for domain, counts in kept_by_label(event).items():
             lost = [label for label, (num, kept) in counts.items() if num and not kept]
             if lost and len(lost) < len(counts):
                 names = " and ".join(class_name(classes, domain, label) for label in lost)
                 found.append(Notice(f"{event['client']}: no rewriting of {domain}'s {names} is taught", True))
-    return found
-
-
-def kept_by_label(event: Event, part: str = "distill") -> dict[str, dict[str, tuple[int, int]]]:
-    """Of a `prepare` event: domain -> place of the label -> examples, and those whose rewriting is taught."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for key, num in event.items():
-        if key.startswith(f"{part}/{LABEL_CHANGES}/") and "/num_examples-" in key:
-            domain, label = key.split("/")[2], key.rpartition("-")[2]
-            kept = event.get(key.replace("num_examples-", "num_kept-"), 0)
-            found.setdefault(domain, {})[label] = int(num), int(kept)
     return found
 
 
@@ -120,11 +108,6 @@ def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]
                         text = f"{what} {class_name(classes, domain, label)}"
                     found.setdefault(f"{domain}: {text}", []).append(model)
     return [Notice(f"{text} ({', '.join(names)} model)", True) for text, names in found.items()]
-
-
-def class_name(classes: Classes, domain: str, label: str) -> str:
-    """The label at a place among the domain's sorted choices; its number where they are not known here."""
-    return repr(classes[domain][int(label)]) if domain in classes else f"label {int(label) + 1}"
 
 
 def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:

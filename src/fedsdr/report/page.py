@@ -19,9 +19,11 @@ from fedsdr.metrics import Scores
 from fedsdr.recipe import dump_settings, flat
 from fedsdr.report.blocks import Block, Examples, Folded, Tab, Table, Text, Titled
 from fedsdr.report.events import (
+    Classes,
     cost_sheet,
     dropped_sheet,
     fallback_sheet,
+    kept_sheet,
     paradox_records,
     paradox_sheet,
     privacy_sheet,
@@ -30,7 +32,16 @@ from fedsdr.report.events import (
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
 from fedsdr.report.measurements import measurement_tabs, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.notices import run_notices
-from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records, score_sheet, to_csv
+from fedsdr.report.sheets import (
+    Sheet,
+    answer_sheet,
+    label_sheet,
+    loss_sheet,
+    score_records,
+    score_sheet,
+    text_sheet,
+    to_csv,
+)
 from fedsdr.rows import has_global
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines, write_file
@@ -56,6 +67,9 @@ def write_report(folder: Path, settings: Settings) -> Path:
     final = tables[after] if after else {}
     measurements = read_measurements(folder)
     measured = measurement_tabs(measurements)
+    classes = environment.get("data", {}).get("classes", {})
+    first = {"scores": score_sheet, "labels": label_sheet, "texts": text_sheet}
+    sheets = {name: make(base, final) for name, make in first.items()}
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     tabs = [
         Tab("scores", "Scores", "Scores by domain and held-out loss", score_blocks(base, final, tables)),
@@ -65,7 +79,7 @@ def write_report(folder: Path, settings: Settings) -> Path:
             "paradox",
             "Rewrite paradox",
             "Rewrite paradox: what rewriting loses and adds",
-            [*rewriting_blocks(events), *_or_missing(measured, "paradox")],
+            [*rewriting_blocks(events, classes), *_or_missing(measured, "paradox")],
         ),
         Tab("consistency", "Consistency", "Consistency of updates", _or_missing(measured, "consistency")),
         Tab("benchmarks", "Benchmarks", "Benchmarks and win rates", _or_missing(measured, "benchmarks")),
@@ -80,7 +94,7 @@ def write_report(folder: Path, settings: Settings) -> Path:
         notices=run_notices(folder, base, final),
         verdicts=verdicts(measurements),
         no_verdict=f"No claim was tested. To test claims, run {MEASURE}.",
-        first=[Table("scores-table", score_sheet(base, final))] if base or final else [],
+        first=[Table(f"{name}-table", sheet) for name, sheet in sheets.items() if sheet.rows],
         tabs=tabs,
         after=after,
         personal=PERSONAL[method.personal] if method.has_personal else "",
@@ -113,16 +127,18 @@ def training_blocks(events: Sequence[Event], adapters: Mapping[str, str]) -> lis
     return [losses, *(Table(key, sheet) for key, sheet in tables.items() if sheet.rows)]
 
 
-def rewriting_blocks(events: Sequence[Event]) -> list[Block]:
+def rewriting_blocks(events: Sequence[Event], classes: Classes) -> list[Block]:
     """What the exact checks counted when responses were rewritten."""
     figure = paradox_figure(paradox_records(events))
     if not figure:
         return [Text("No training response was rewritten in this run.")]
+    kept = kept_sheet(events, classes)
     return [
         Titled("By exact checks, when responses were rewritten"),
         figure,
         Table("paradox-table", paradox_sheet(events)),
         Table("fallback", fallback_sheet(events)),
+        *([Table("kept-table", kept)] if kept.rows else []),
     ]
 
 

@@ -136,34 +136,61 @@ def answer_sheet(base: Scores, final: Scores) -> Sheet:
     If the averaged adapter said more that is unsupported than plain FedSD's, rectification would not
     help (docs/paper_map.md); this is where it shows.
     """
-    names = ("unsupported_rate", "words", "filler_rate", "redundancy", "cut_off_rate", "choice_score")
-    by_model = {model: _mean_last(found) for model, found in _by_model(base, final).items()}
-    records: list[Event] = [
-        {"domain": domain, "model": model} | {name: found[domain].get(name) for name in names}
-        for domain in _mean_last({domain: {} for found in by_model.values() for domain in found})
-        for model, found in by_model.items()
-        if domain in found
-    ]
-    rows = [
-        (
-            record["domain"],
-            record["model"],
-            *(number(record[name], places) for name, places in zip(names, (2, 1, 2, 2, 2, 2), strict=True)),
-        )
-        for record in records
-    ]
-    return Sheet(
+    columns = {
+        "unsupported_rate": ("unsupported", 2),
+        "words": ("words", 1),
+        "filler_rate": ("fillers", 2),
+        "redundancy": ("repeats", 2),
+        "cut_off_rate": ("cut off", 2),
+        "choice_score": ("likeliest", 2),
+    }
+    return _by_domain_and_model(
+        base,
+        final,
+        columns,
         "Wording of the answers to the test prompts, and choices by likelihood",
-        "llrrrrrr",
-        ("domain", "model", "unsupported", "words", "fillers", "repeats", "cut off", "likeliest"),
-        tuple(rows),
-        tuple(records),
-        num_summary=sum(record["domain"] == "mean" for record in records),
         note="Unsupported: share of answers with another label, or a number found in neither prompt nor true"
         " response; a stand-in that misses false statements in words. Words: per answer. Fillers: per 100"
         " words. Repeats: share of word 3-grams that repeat an earlier one. Cut off: share of answers that"
         " reached eval.max_new_tokens before they ended. Likeliest: share of examples with choices where the"
         " true one is the likeliest answer of all.",
+    )
+
+
+def label_sheet(base: Scores, final: Scores) -> Sheet:
+    """Scores that one label for everything cannot raise, beside the exact score; no rows without classes."""
+    columns = {
+        "score": ("score", 2),
+        "majority_share": ("majority", 2),
+        "balanced_accuracy": ("balanced", 2),
+        "macro_f1": ("macro-F1", 2),
+        "matthews": ("Matthews", 2),
+        "choice_score": ("likeliest", 2),
+        "choice_balanced_accuracy": ("likeliest, balanced", 2),
+    }
+    return _by_domain_and_model(
+        _without_mean(base),  # its score is over other domains, too
+        _without_mean(final),
+        columns,
+        "Labels: scores that one label for everything does not raise",
+        needed="majority_share",
+        note="Majority: share of the most frequent true label, the score of a model that always gives it."
+        " Balanced: mean over the labels of the share that is given right. Macro-F1: mean over the labels"
+        " of F1. Matthews: correlation of true and given labels; 0 for a model that gives one label for"
+        " everything. Likeliest: share of examples whose true label is the likeliest choice.",
+    )
+
+
+def text_sheet(base: Scores, final: Scores) -> Sheet:
+    """Answers compared with true responses word by word; no rows where none were."""
+    columns = {"exact_match": ("exact match", 2), "token_f1": ("token F1", 2), "rouge_l": ("ROUGE-L", 2)}
+    return _by_domain_and_model(
+        base,
+        final,
+        columns,
+        "Free text: answers compared with the true responses",
+        needed="rouge_l",
+        note="They compare words, not meaning: a right answer in other words scores low.",
     )
 
 
@@ -234,6 +261,52 @@ def grouped(items: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
     for key, item in items:
         groups.setdefault(key, []).append(item)
     return groups
+
+
+def _by_domain_and_model(
+    base: Scores,
+    final: Scores,
+    columns: Mapping[str, tuple[str, int]],
+    caption: str,
+    note: str,
+    needed: str = "",
+) -> Sheet:
+    """One row for each domain, or the mean, and each model.
+
+    Args:
+        base: Numbers of the base model.
+        final: Numbers after the last round.
+        columns: Metric -> its head, and decimals.
+        caption: Of the sheet.
+        note: Of the sheet.
+        needed: Rows without this metric are left out.
+    """
+    by_model = {model: _mean_last(found) for model, found in _by_model(base, final).items()}
+    records: list[Event] = [
+        {"domain": domain, "model": model} | {name: found[domain].get(name) for name in columns}
+        for domain in _mean_last({domain: {} for found in by_model.values() for domain in found})
+        for model, found in by_model.items()
+        if domain in found and (not needed or needed in found[domain])
+    ]
+    return Sheet(
+        caption,
+        "ll" + "r" * len(columns),
+        ("domain", "model", *(head for head, _ in columns.values())),
+        tuple(
+            (r["domain"], r["model"], *(number(r[name], places) for name, (_, places) in columns.items()))
+            for r in records
+        ),
+        tuple(records),
+        num_summary=sum(record["domain"] == "mean" for record in records),
+        note=note,
+    )
+
+
+def _without_mean(scores: Scores) -> Scores:
+    return {
+        model: {domain: row for domain, row in by_domain.items() if domain != "mean"}
+        for model, by_domain in scores.items()
+    }
 
 
 def _by_model(base: Scores, final: Scores) -> dict[str, dict[str, dict[str, float]]]:
