@@ -153,8 +153,8 @@ class Server(Section):
     aggregation: str = "average"
     """How the clients' factors become one target (`fedsdr methods`)."""
     robust: str = "none"
-    """Robust aggregator (`fedsdr methods`); none: the mean weighted by example counts. The others use no
-    weights and hold the factors of all clients in memory."""
+    """Robust aggregator (`fedsdr methods`); none: the mean weighted by example counts
+    (`max_weight`). The others use no weights and hold the factors of all clients in memory."""
     num_byzantine: Annotated[int, Field(ge=0)] = 0
     """f: how many bad clients a robust aggregator must withstand in a round."""
     optimizer: str = "fedavg"
@@ -178,6 +178,13 @@ class Server(Section):
     """Which broadcast factor fedrot rotates towards; alternate: A in even rounds, B in odd ones."""
     max_norm: Positive = 1e4
     """A reply with a tensor of larger Euclidean norm is dropped."""
+    max_change: Annotated[int, Field(ge=0)] = 10
+    """A reply that changes the shared adapter, or its control variates, by more than so many times the
+    round's median Euclidean norm is dropped; 0: none is. Of the mean alone: robust aggregators and
+    privacy.kind = "central" withstand large changes."""
+    max_weight: Annotated[int, Field(ge=0)] = 10
+    """A client weighs at most so many times the median of the clients' numbers of training examples; 0: as
+    many as it says that it has."""
     keep_updates: bool = False
     """Save what each client sent in each round, to measure how similar the clients' updates are
     (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's

@@ -243,25 +243,68 @@ def test_a_client_that_was_not_asked_is_not_counted(start):
     assert strategy.arrays[KEY].tolist() == [[1.0, 1.0]]
 
 
-def test_the_mean_of_clients_that_answer_in_order_holds_one_update_at_a_time(start, monkeypatch):
-    """With a thousand clients the server's memory is that of one; a late one holds back those after it."""
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 2, 3)])
+def test_the_mean_holds_one_update_at_a_time_whatever_the_order_of_replies(start, monkeypatch, order):
+    """With a thousand clients the server's memory is that of one."""
     alive: list[weakref.ref] = []
     most = []
 
     def checking(*args: Any) -> Update:
         update = check_reply(*args)
-        alive.append(weakref.ref(update))
+        alive.append(weakref.ref(update.arrays[KEY]))
         most.append(sum(ref() is not None for ref in alive))
         return update
 
     monkeypatch.setattr(strategy_module, "check_reply", checking)
-    for order, expected in (((0, 1, 2, 3), 1), ((3, 2, 1, 0), 4), ((1, 0, 2, 3), 2)):
-        strategy, messages = start()
-        alive.clear()
-        most.clear()
-        strategy.aggregate_train(2, (trained(messages[place], 1.0) for place in order))
-        # While an update is checked, the one before may still be in the hands of the mean.
-        assert expected <= max(most) <= expected + 1
+    strategy, messages = start()
+    strategy.aggregate_train(2, (trained(messages[place], 1.0) for place in order))
+    assert max(most) <= 2, "the one that is checked, and the one before, which is being written"
+
+
+def test_what_one_client_sends_a_thousand_times_too_large_is_dropped_with_the_reason(start):
+    """Norms are sqrt(2) times 1, 1, 1 and 1000: the median is sqrt(2), and the mean of the rest is 1."""
+    strategy, (a, b, c, d) = start()
+    strategy.aggregate_train(2, [trained(a, 1.0), trained(b, 1.0), trained(c, 1.0), trained(d, 1000.0)])
+    assert strategy.arrays[KEY].tolist() == [[1.0, 1.0]]
+    dropped, *used = strategy.events()
+    assert (dropped["client"], [event["client"] for event in used]) == ("d", ["a", "b", "c"])
+    assert "norm 1.41e+03, above server.max_change = 10 times the round's median 1.41" in dropped["reason"]
+
+
+def test_a_change_of_ten_times_the_median_is_still_used_and_the_operator_may_set_another_limit(start):
+    """(1 + 3 + 1 + 100 * 10) / 105."""
+    for limit, value in ((10, 10.0), (0, 1000.0), (1000, 1000.0)):
+        strategy, messages = start(max_change=limit)
+        strategy.aggregate_train(2, [trained(m, v) for m, v in zip(messages, (1, 1, 1, value), strict=True)])
+        assert strategy.arrays[KEY] == pytest.approx((5 + 100 * value) / 105)
+
+
+def test_of_two_clients_neither_can_have_the_other_dropped(start):
+    strategy, (a, b, *_) = start(quorum=0.5)
+    strategy.aggregate_train(2, [trained(a, 1e-9), trained(b, 1.0)])
+    assert {event["client"] for event in strategy.events() if event["event"] == "train"} == {"a", "b"}
+
+
+def test_too_large_changes_count_against_the_quorum(start):
+    strategy, messages = start(quorum=1.0)
+    with pytest.raises(UserError, match=r"3 of 4 sampled clients.*Dropped: d: its change of the shared"):
+        strategy.aggregate_train(2, [trained(m, v) for m, v in zip(messages, (1, 1, 1, 99), strict=True)])
+    assert strategy.arrays[KEY].tolist() == [[0.0, 0.0]]
+
+
+def test_a_robust_aggregator_drops_none_so_no_large_change_can_stop_its_round(start):
+    """krum needs five; four with one that lies is what median and trimmed mean are for."""
+    strategy, messages = start(robust="trimmed-mean", num_byzantine=1, quorum=1.0)
+    strategy.aggregate_train(2, [trained(m, v) for m, v in zip(messages, (1, 1, 1, 99), strict=True)])
+    assert strategy.arrays[KEY].tolist() == [[1.0, 1.0]]
+
+
+def test_the_weight_that_the_server_gives_a_client_is_the_one_that_counts(start):
+    """(1 * 1 + 3 * 1 + 1 * 1 + 10 * 4) / 15 = 3, where d's own 100 examples would make it 405 / 105."""
+    strategy, messages = start()
+    strategy.prepared = TOLD | {"d": TOLD["d"] | {"weight": 10}}
+    strategy.aggregate_train(2, [trained(m, v) for m, v in zip(messages, (1, 1, 1, 4), strict=True)])
+    assert strategy.arrays[KEY].tolist() == [[3.0, 3.0]]
 
 
 SCAFFOLD = {"drift_correction": "scaffold", "optimizer": "sgd", "max_grad_norm": 0.0}
@@ -288,6 +331,14 @@ def test_the_servers_control_variate_moves_by_the_plain_sum_of_changes_over_all_
     strategy.aggregate_train(2, [steered(a, 2.0, 3.0), steered(b, 6.0, 1.0), steered(d, 0.0, float("nan"))])
     assert strategy.control_variates().tolist() == [1.5, 1.5]
     assert strategy.moments[f"m/{KEY}"].tolist() == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
+
+
+def test_too_large_a_change_of_control_variates_is_dropped(start):
+    strategy, messages = start(client=SCAFFOLD)
+    replies = [steered(m, 1.0, v) for m, v in zip(messages, (1.0, 1.0, 1.0, 99.0), strict=True)]
+    strategy.aggregate_train(2, replies)
+    assert strategy.control_variates().tolist() == [0.75, 0.75]
+    assert [e["client"] for e in strategy.events() if e["event"] == "dropped"] == ["d"]
 
 
 def test_a_round_below_the_quorum_leaves_the_control_variate_as_it_was(start):

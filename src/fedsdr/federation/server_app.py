@@ -23,10 +23,11 @@ from fedsdr.federation.preflight import check_budget, check_counts
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
 from fedsdr.progress import say
-from fedsdr.report.notices import cut_notices, rewriting_notices
+from fedsdr.report.notices import cut_notices, rewriting_notices, weight_notices
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_moments, load_round, save_round
+from fedsdr.server.limits import cap_weights
 from fedsdr.server.sampling import num_trainings
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import Event, append_lines, content_hash, read_json, read_lines, rewrite_lines, write_json
@@ -64,6 +65,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         grid, config, model.base.identity, settings.federation, settings.server.quorum, prepared
     )
     membership.wait_for_all()
+    cap_weights(prepared.values(), settings.server.max_weight)
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))
     rewrite_lines(folder.log, [*events, *(event for event in past if event["event"] != "prepare")])
     check_counts(settings.server, settings.lora, sorted(prepared))
@@ -78,7 +80,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         return
     strategy.summary()
     classes = read_json(folder.environment).get("data", {}).get("classes", {})
-    for notice in (*rewriting_notices(events, classes), *cut_notices(events)):
+    for notice in (*rewriting_notices(events, classes), *cut_notices(events), *weight_notices(events)):
         say(f"  {notice}")
     if begun:
         say(f"  continuing after round {begun}")

@@ -43,6 +43,7 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
         *rewriting_notices(events, classes),
         *label_notices(base, final, classes),
         *cut_notices(events),
+        *weight_notices(events),
         *data_notices(data),
     ]
     return sorted(found, key=lambda notice: not notice.is_warning)
@@ -90,6 +91,19 @@ def cut_notices(events: Iterable[Event]) -> list[Notice]:
             text = f"{num} of {of} {what} are cut at model.max_length, and do not teach where to end"
             found.append(Notice(text, 2 * num > of))
     return found
+
+
+def weight_notices(events: Iterable[Event]) -> list[Notice]:
+    """Name each client that counts for fewer examples than it reported."""
+    return [
+        Notice(
+            f"{event['client']}: counts for {event['weight']:,} of the {event['num_train']:,} training"
+            " examples that it reported (server.max_weight)",
+            True,
+        )
+        for event in events
+        if event["event"] == "prepare" and "weight" in event
+    ]
 
 
 def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]:

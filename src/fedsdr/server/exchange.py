@@ -48,10 +48,11 @@ class Exchange:
         self.messages: list[Message] = []
         self.events: list[Event] = []
         """A record for each reply, for the log."""
-        self.num_usable = 0
+        self.accepted: set[str] = set()
+        """Clients whose replies are used."""
         for client in clients:
             if client in absent:
-                self._drop(client, "it is not connected")
+                self.drop(client, "it is not connected")
 
     def ask(self, arrays: ArrayRecord, config: ConfigRecord) -> list[Message]:
         """Messages to the clients that are connected."""
@@ -71,9 +72,6 @@ class Exchange:
         Args:
             replies: In any order; some may never come.
             check: Takes client id and reply, and raises Rejected for one that is not to be used.
-
-        Raises:
-            UserError: Fewer passed than are required, after the last.
         """
         for reply in replies:
             client = self._sender(reply)
@@ -82,29 +80,34 @@ class Exchange:
                     raise Rejected("comes from a node that was not asked or has answered")
                 checked = check(client, reply)
             except Rejected as reason:
-                self._drop(client, str(reason))
+                self.drop(client, str(reason))
                 continue
-            self.num_usable += 1
+            self.accepted.add(client)
             yield client, checked
         for client in sorted(self.waiting.values()):
-            self._drop(client, f"no answer in {self.timeout:g} s")
+            self.drop(client, f"no answer in {self.timeout:g} s")
         self.waiting = {}
-        self._require_enough()
 
-    def in_order(
-        self, replies: Iterable[Message], check: Callable[[str, Message], Checked]
-    ) -> Iterator[Checked]:
-        """Yield what is usable in the order of client ids, each once all clients before it have answered.
+    def drop(self, client: str, reason: str) -> None:
+        """Do not use the reply of a client, for a reason that is logged."""
+        self.accepted.discard(client)
+        say(f"  dropped the reply of {client or 'an unknown node'}: {reason}")
+        self.events.append(
+            {"event": "dropped", "work": self.kind, "round": self.server_round, "client": client or "-"}
+            | {"reason": reason}
+        )
 
-        Where they answer in order, as simulated ones do, one is in memory at a time.
-        """
-        held: dict[str, Checked] = {}
-        for client, checked in self.usable(replies, check):
-            held[client] = checked
-            first = min(self.waiting.values(), default=None)
-            for ready in sorted(one for one in held if first is None or one < first):
-                yield held.pop(ready)
-        yield from (held.pop(client) for client in sorted(held))
+    def require_enough(self) -> None:
+        """Raise UserError if fewer replies are accepted than are required."""
+        num = len(self.accepted)
+        for rule, needed in self.required.items():
+            if num < needed:
+                dropped = [event for event in self.events if event["event"] == "dropped"]
+                reasons = "; ".join(f"{event['client']}: {event['reason']}" for event in dropped)
+                raise UserError(
+                    f"round {self.server_round}: {num} of {len(self.clients)} sampled clients"
+                    f" gave a usable reply, {rule} needs {needed}. Dropped: {reasons}"
+                )
 
     def _sender(self, reply: Message) -> str:
         """Client id of a reply that is awaited, or ""."""
@@ -113,20 +116,3 @@ class Exchange:
             nodes = {one.metadata.message_id: one.metadata.dst_node_id for one in self.messages}
             node = nodes.get(reply.metadata.reply_to_message_id, node)
         return self.waiting.pop(node, "")
-
-    def _drop(self, client: str, reason: str) -> None:
-        say(f"  dropped the reply of {client or 'an unknown node'}: {reason}")
-        self.events.append(
-            {"event": "dropped", "work": self.kind, "round": self.server_round, "client": client or "-"}
-            | {"reason": reason}
-        )
-
-    def _require_enough(self) -> None:
-        for rule, needed in self.required.items():
-            if self.num_usable < needed:
-                dropped = [event for event in self.events if event["event"] == "dropped"]
-                reasons = "; ".join(f"{event['client']}: {event['reason']}" for event in dropped)
-                raise UserError(
-                    f"round {self.server_round}: {self.num_usable} of {len(self.clients)} sampled clients"
-                    f" gave a usable reply, {rule} needs {needed}. Dropped: {reasons}"
-                )

@@ -5,7 +5,9 @@ nothing had happened.
 """
 
 import math
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -31,8 +33,10 @@ from fedsdr.run_folder import RunFolder
 from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual
 from fedsdr.server.checkpoint import remove_updates, save_update
 from fedsdr.server.exchange import Exchange
+from fedsdr.server.limits import Norms, change_norms, too_large
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
 from fedsdr.server.sampling import draw_clients
+from fedsdr.server.spool import Spool
 from fedsdr.server.validate import Update, check_reply, check_scores
 from fedsdr.storage import Event
 
@@ -54,8 +58,8 @@ class FedStrategy(Strategy):
         Args:
             settings: The run's settings.
             roster: Node id -> client id, of the nodes that have connected.
-            prepared: Client id -> what it reported when it prepared, with `num_train` and `num_test`; of all
-                clients of the federation.
+            prepared: Client id -> what it reported when it prepared, with `num_train` and `num_test`, and
+                `weight` where that is less than num_train; of all clients of the federation.
             arrays: Shared adapter by PEFT key.
             moments: What the server optimizer keeps between rounds, and c; empty at first.
             residual: What the aggregation added to the base, as factors by PEFT key; {} for nothing.
@@ -91,13 +95,18 @@ class FedStrategy(Strategy):
     ) -> tuple[ArrayRecord, MetricRecord | None]:
         """Validate the replies, aggregate them in the order of client ids, and step.
 
+        The round's median norm is known when the last reply is there. Until then updates lie on disk.
+
         Raises:
             UserError: Fewer replies passed than the quorum or the robust aggregator needs.
         """
         server, control_variates = self.settings.server, self.control_variates()
         changes = np.zeros(0 if control_variates is None else control_variates.size)
-        updates = self.exchange.in_order(replies, self._check_update)
-        target = self._aggregate(_adding(updates, changes), server_round)
+        # In the run's folder, whose disk has room for it: /tmp may be memory.
+        with tempfile.TemporaryFile(dir=self.folder.path) as file:
+            spool = Spool(file)
+            self._collect(replies, spool)
+            target = self._aggregate(_adding(self._used(spool), changes), server_round)
         new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target.shared, self.moments, server)
         self.arrays = self.arrays | new
         self.residual = add_residual(self.residual, target.added)
@@ -106,6 +115,34 @@ class FedStrategy(Strategy):
             renewed = (control_variates + changes / len(self.prepared)).astype(np.float32)
             self.moments[CONTROL_VARIATES] = renewed.astype(np.float64)
         return self.record(), None
+
+    def _collect(self, replies: Iterable[Message], spool: Spool) -> None:
+        """Put the updates that pass validation on disk, drop those of too large a norm, and log.
+
+        Raises:
+            UserError: Fewer are left than the quorum or the robust aggregator needs.
+        """
+        server, exchange, sent = self.settings.server, self.exchange, self.sent()
+        norms: dict[str, Norms] = {}
+        reported: dict[str, Event] = {}
+        for client, update in exchange.usable(replies, self._check_update):
+            norms[client] = change_norms(update, sent, self.aggregation.is_fresh)
+            reported[client] = {"num_bytes_up": update.num_bytes} | update.metrics
+            spool.add(update)
+        if server.robust == "none" and self.settings.privacy.kind != "central":
+            for client, reason in too_large(norms, server.max_change).items():
+                exchange.drop(client, reason)
+        for client in sorted(exchange.accepted):
+            self._log("train", client, reported[client])
+        exchange.require_enough()
+
+    def _used(self, spool: Spool) -> Iterator[Update]:
+        """Updates of the replies that are used, in the order of client ids."""
+        for client in sorted(self.exchange.accepted):
+            update = spool.read(client)
+            if self.settings.server.keep_updates:
+                save_update(self.folder, self.exchange.server_round, client, update.arrays)
+            yield update
 
     def _aggregate(self, updates: Iterable[Update], server_round: int) -> Target:
         """The new shared adapter, before the server optimizer, and what is added to the base."""
@@ -131,6 +168,7 @@ class FedStrategy(Strategy):
         """
         for _ in self.exchange.usable(replies, self._check_scores):
             pass
+        self.exchange.require_enough()
 
     def sampled(self, server_round: int) -> list[str]:
         """Clients of a round."""
@@ -176,26 +214,24 @@ class FedStrategy(Strategy):
         )
 
     def _check_update(self, client: str, reply: Message) -> Update:
-        """Validate a training reply and log it.
+        """Validate a training reply.
 
         Raises:
             Rejected: With the reason.
         """
-        server, server_round = self.settings.server, self.exchange.server_round
+        prepared = self.prepared[client]
         update = check_reply(
             reply,
             client,
-            int(self.prepared[client]["num_train"]),
+            int(prepared["num_train"]),
             cut(self.sent(), self.settings.adapter.rank_of(client)),
             self.settings.communication.dtype,
-            server_round,
-            server.max_norm,
+            self.exchange.server_round,
+            self.settings.server.max_norm,
             self.correction.has_control_variates,
         )
-        self._log("train", client, {"num_bytes_up": update.num_bytes} | update.metrics)
-        if server.keep_updates:
-            save_update(self.folder, server_round, client, update.arrays)
-        return update
+        weight = prepared["weight"] if "weight" in prepared else prepared["num_train"]
+        return replace(update, num_examples=int(weight))
 
     def _check_scores(self, client: str, reply: Message) -> None:
         """Validate an evaluation reply and log it.

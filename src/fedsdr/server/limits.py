@@ -1,0 +1,79 @@
+"""Limits on what one client may do to the mean: a cap on its weight, and on the norm of its change.
+
+Both compare a client with the median client, which a minority of bad ones cannot move beyond the good ones.
+They are for the mean: robust aggregators use no weights and withstand large changes, and the central mean of
+differential privacy weighs all clients alike and clips.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from fedsdr.messages.wire import Arrays, cut, pairs, rank_of
+from fedsdr.server.validate import Update
+from fedsdr.storage import Event
+
+Norms = Mapping[str, float]
+"""What of an update -> its Euclidean norm."""
+
+
+def cap_weights(prepared: Iterable[Event], ratio: int) -> None:
+    """Give each client a `weight` whose num_train is above so many times the median of all clients.
+
+    Of an even number of clients it is the lower of the middle two: else one of two clients would set its own
+    limit.
+
+    Args:
+        prepared: What each client of the federation reported when it prepared, with `num_train`.
+        ratio: `server.max_weight`; 0: no cap.
+    """
+    prepared = list(prepared)
+    most = ratio * statistics.median_low([int(event["num_train"]) for event in prepared])
+    for event in prepared:
+        if 0 < most < event["num_train"]:
+            event["weight"] = most
+
+
+def change_norms(update: Update, sent: Arrays, is_fresh: bool) -> Norms:
+    """Norms of what an update changes: of the shared adapter, and of its control variates if it has such.
+
+    Args:
+        update: A reply that passed validation.
+        sent: The shared adapter as it was broadcast.
+        is_fresh: Whether clients begin the round with new factors, B = 0; their change is then B A.
+    """
+    if is_fresh:  # |B A|^2 is the trace of (B^T B) (A A^T), which are of rank r alone
+        wide = {key: value.astype(np.float64) for key, value in update.arrays.items()}
+        squares = [((wide[b].T @ wide[b]) * (wide[a] @ wide[a].T)).sum() for a, b in pairs(update.arrays)]
+    else:
+        before = cut(sent, rank_of(update.arrays))
+        squares = [
+            np.square(value.astype(np.float64) - before[key]).sum() for key, value in update.arrays.items()
+        ]
+    norms = {"shared adapter": float(np.sqrt(sum(squares)))}
+    if update.control_variates is not None:
+        norms["control variates"] = float(np.linalg.norm(update.control_variates.astype(np.float64)))
+    return norms
+
+
+def too_large(norms: Mapping[str, Norms], ratio: int) -> dict[str, str]:
+    """Name the clients whose change is above so many times the round's median, and why.
+
+    Of an even number of clients the median is the mean of the middle two, so of two clients none is above it
+    twice: which of them is the bad one, no norm says.
+
+    Args:
+        norms: Client id -> norms of what it changes; of all replies that passed validation.
+        ratio: `server.max_change`; 0: no limit.
+    """
+    reasons: dict[str, str] = {}
+    for what in next(iter(norms.values()), {}) if ratio else ():
+        median = statistics.median(found[what] for found in norms.values())
+        for client, found in norms.items():
+            if found[what] > ratio * median:
+                reasons[client] = (
+                    f"its change of the {what} has norm {found[what]:.3g}, above server.max_change = {ratio}"
+                    f" times the round's median {median:.3g}"
+                )
+    return reasons
