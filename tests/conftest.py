@@ -41,7 +41,9 @@ MARKED = {
         "test_recipes.py",
     ],
     "deployment": [
+        "deployment/test_closed_server.py",
         "deployment/test_loopback.py",
+        "deployment/test_plain_flower.py",
         "deployment/test_supernode.py",
         "deployment/test_worker.py",
     ],
