@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: a tiny random model, settings that fit it, a cache of its own."""
+"""Which tests are which, and fixtures that every test may use: a tiny random model, settings that fit it."""
 
 import os
 
@@ -24,6 +24,48 @@ from fedsdr.model.base import Base, built_in_folder, load_base
 from fedsdr.model.remote import Judge
 from fedsdr.model.tiny import build_tiny
 from fedsdr.recipe import load_settings
+
+HERE = Path(__file__).parent
+MARKED = {
+    "run": [
+        "experiments/test_compare.py",
+        "experiments/test_measure.py",
+        "experiments/test_pairs.py",
+        "faults",
+        "federation/test_aggregations.py",
+        "federation/test_dry_run.py",
+        "federation/test_methods.py",
+        "federation/test_run.py",
+        "invariants",
+        "test_peers.py",
+        "test_recipes.py",
+    ],
+    "deployment": [
+        "deployment/test_closed_server.py",
+        "deployment/test_loopback.py",
+        "deployment/test_plain_flower.py",
+        "deployment/test_supernode.py",
+        "deployment/test_worker.py",
+    ],
+    "browser": ["report/test_browser.py"],
+}
+"""Files and folders of tests that take long, by their mark in pyproject.toml. All other tests are units."""
+UNITS = "not run and not deployment and not browser and not real_model"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`pytest` alone runs the units; `pytest tests`, or any path or -m, runs all that it names."""
+    if config.args_source is config.ArgsSource.TESTPATHS and not config.option.markexpr:
+        config.option.markexpr = UNITS
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark, places in MARKED.items():
+            if any(item.path.is_relative_to(HERE / place) for place in places):
+                item.add_marker(mark)
+
 
 SMOLLM2 = built_in_folder("smollm2-135m-instruct")  # in the user's cache, before `own_cache` hides it
 
@@ -106,7 +148,7 @@ def real_model(own_cache: Path) -> Model:
     return settings
 
 
-SERVER = Path(__file__).parents[1] / "benchmarks/llama_server.py"
+SERVER = HERE.parent / "benchmarks/llama_server.py"
 
 
 @pytest.fixture
