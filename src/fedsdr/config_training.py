@@ -182,6 +182,8 @@ class Server(Section):
     max_weight: Annotated[int, Field(ge=0)] = 10
     """A client weighs at most so many times the median of the clients' numbers of training examples; 0: as
     many as it says that it has."""
+    max_domains: Count = 100
+    """A reply that names more domains is dropped: each is a row of the page."""
     keep_updates: bool = False
     """Save what each client sent in each round, to measure how similar the clients' updates are
     (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's

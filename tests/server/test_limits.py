@@ -39,6 +39,14 @@ def test_the_change_of_a_client_of_smaller_rank_is_measured_against_its_part_of_
     assert norms == {"shared adapter": pytest.approx(np.sqrt(3 * 2**2))}
 
 
+def test_the_change_is_measured_where_b_alone_travels_and_where_nothing_does():
+    norms = change_norms(
+        Update("a", {B: np.full((4, 2), 2, np.float32)}, 1, {}, 0), {B: np.zeros((4, 2))}, False
+    )
+    assert norms == {"shared adapter": pytest.approx(np.sqrt(8 * 2**2))}
+    assert change_norms(Update("a", {}, 1, {}, 0), {}, is_fresh=False) == {"shared adapter": 0}
+
+
 def test_where_clients_begin_with_new_factors_their_change_is_the_product():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 5)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)

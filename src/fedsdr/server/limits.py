@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fedsdr.messages.wire import Arrays, cut, pairs, rank_of
+from fedsdr.messages.wire import Arrays, pairs
 from fedsdr.server.validate import Update
 from fedsdr.storage import Event
 
@@ -46,10 +46,10 @@ def change_norms(update: Update, sent: Arrays, is_fresh: bool) -> Norms:
     if is_fresh:  # |B A|^2 is the trace of (B^T B) (A A^T), which are of rank r alone
         wide = {key: value.astype(np.float64) for key, value in update.arrays.items()}
         squares = [((wide[b].T @ wide[b]) * (wide[a] @ wide[a].T)).sum() for a, b in pairs(update.arrays)]
-    else:
-        before = cut(sent, rank_of(update.arrays))
+    else:  # a client of smaller rank began with the first ranks of what was sent
         squares = [
-            np.square(value.astype(np.float64) - before[key]).sum() for key, value in update.arrays.items()
+            np.square(value.astype(np.float64) - sent[key][tuple(map(slice, value.shape))]).sum()
+            for key, value in update.arrays.items()
         ]
     norms = {"shared adapter": float(np.sqrt(sum(squares)))}
     if update.control_variates is not None:

@@ -242,7 +242,8 @@ class FedStrategy(Strategy):
         server_round, num_test = self.exchange.server_round, int(self.prepared[client]["num_test"])
         # In round 0 the base model is scored in place of the global one.
         is_global = server_round == 0 or has_global(self.method, self.aggregation)
-        self._log("evaluate", client, check_scores(reply, num_test, server_round, is_global))
+        most = self.settings.server.max_domains
+        self._log("evaluate", client, check_scores(reply, num_test, server_round, is_global, most))
 
     def _log(self, kind: str, client: str, metrics: Mapping[str, float]) -> None:
         about = {"event": kind, "round": self.exchange.server_round, "client": client}
