@@ -14,6 +14,9 @@ Nli = Annotated[
 Judge = Annotated[
     str, typer.Option(help="Base URL of an OpenAI-compatible server with a judge (winrate, paradox).")
 ]
+RunPrograms = Annotated[
+    bool, typer.Option("--run-programs", help="Run the tests that the data carry; they are programs.")
+]
 JudgeModel = Annotated[str, typer.Option(help="Name of the judge on that server.")]
 
 
@@ -42,6 +45,7 @@ def measure(
     ] = "",
     tasks: Annotated[str, typer.Option(help="Names of benchmarks, separated by commas.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="Number of examples from each benchmark; 0: all.")] = 0,
+    run_programs: RunPrograms = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -53,7 +57,7 @@ def measure(
     from fedsdr.experiments.results import PLAN
     from fedsdr.run_folder import RunFolder
 
-    options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit)
+    options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit, run_programs)
     if (folder / PLAN).exists():
         print_sheets(measure_grid(folder, split_names(only), options), as_json)
     elif as_json:
@@ -79,6 +83,7 @@ def analyze(
     nli: Nli = "",
     judge: Judge = "",
     judge_model: JudgeModel = "",
+    run_programs: RunPrograms = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -86,7 +91,7 @@ def analyze(
     progress.show(quiet)
     from fedsdr.experiments.pairs import analyze as analyze_pairs
 
-    made = analyze_pairs(pairs, clusters, nli, judge, judge_model)
+    made = analyze_pairs(pairs, clusters, nli, judge, judge_model, run_programs)
     if as_json:
         print_json(made)
     else:

@@ -244,6 +244,10 @@ class Eval(Section):
     examples without label, answer, facts and tests, which have no other score."""
     code_timeout: Positive = 5.0
     """Seconds that a program written by the model may run."""
+    run_programs: bool = False
+    """Run the tests that examples carry, with the programs that the model writes. Both are code: leave it off
+    unless you trust the data (docs/threat_model.md). Off: such examples count as having no tests. The
+    built-in data are trusted, and at a node of a deployment its own run-programs counts."""
 
 
 class Settings(Section):
@@ -274,6 +278,11 @@ class Settings(Section):
         ranks = {client: times * rank for client, rank in self.lora.client_ranks.items()}
         wide = self.lora.widened(times * self.lora.rank)
         return wide.model_copy(update={"client_ranks": ranks})
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether examples keep their `tests`: by consent, or since they are the built-in ones."""
+        return self.eval.run_programs or not (self.data.root or self.data.sources)
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

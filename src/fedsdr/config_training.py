@@ -179,12 +179,14 @@ class Server(Section):
     max_norm: Positive = 1e4
     """A reply with a tensor of larger Euclidean norm is dropped."""
     max_change: Annotated[int, Field(ge=0)] = 10
-    """A reply that changes the shared adapter, or its control variates, by more than so many times the
-    round's median Euclidean norm is dropped; 0: none is. Of the mean alone: robust aggregators and
-    privacy.kind = "central" withstand large changes."""
+    """A reply that changes the shared adapter by more than so many times the round's median Euclidean norm is
+    dropped; 0: none is. Of the mean alone: robust aggregators and privacy.kind = "central" withstand large
+    changes."""
     max_weight: Annotated[int, Field(ge=0)] = 10
     """A client weighs at most so many times the median of the clients' numbers of training examples; 0: as
     many as it says that it has."""
+    max_domains: Count = 100
+    """A reply that names more domains is dropped: each is a row of the page."""
     keep_updates: bool = False
     """Save what each client sent in each round, to measure how similar the clients' updates are
     (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's

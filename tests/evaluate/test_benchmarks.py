@@ -158,7 +158,9 @@ def test_free_answers_are_read_strictly_and_flexibly_side_by_side(model, says):
     assert [record["read"] for record in answers[4:]] == ["5", "5", "6", ""]
 
 
-def test_programs_that_loop_connect_or_eat_memory_fail_and_the_rest_goes_on(model, says, tmp_path: Path):
+def test_programs_that_loop_connect_or_eat_memory_fail_and_the_rest_goes_on(
+    model, says, tmp_path: Path, capsys
+):
     prompt = 'def one{n}():\n    """One."""\n'
     rows = [
         row(
@@ -180,7 +182,11 @@ def test_programs_that_loop_connect_or_eat_memory_fail_and_the_rest_goes_on(mode
         }
     )
     answers: list = []
-    (record,) = run_benchmarks(model, (), ["humaneval"], data=tmp_path, code_timeout=1.0, answers=answers)
+    assert run_benchmarks(model, (), ["humaneval"], data=tmp_path) == [], "programs run on consent alone"
+    assert "5 questions have tests, which are programs and do not run" in capsys.readouterr().err
+    (record,) = run_benchmarks(
+        model, (), ["humaneval"], data=tmp_path, code_timeout=1.0, runs_programs=True, answers=answers
+    )
     assert (record["metric"], record["value"], record["num"]) == ("pass@1", 1 / 5, 5)
     assert [answer["right"] for answer in answers] == [0, 0, 0, 0, 1]
 
@@ -251,7 +257,7 @@ def test_the_adapters_that_are_active_are_asked(tiny_settings: Callable[..., Set
 def test_built_in_data_need_neither_files_nor_network(model, no_network, capsys: pytest.CaptureFixture[str]):
     """Domains without label, final answer or tests are told and left out."""
     examples = [e for _, test in demo_data().values() for e in test[:3]]
-    records = run_benchmarks(model, (), data=examples, max_new_tokens=4, code_timeout=1.0)
+    records = run_benchmarks(model, (), data=examples, max_new_tokens=4, code_timeout=1.0, runs_programs=True)
     by_domain: dict[str, set[str]] = {}
     for record in records:
         by_domain.setdefault(record["task"], set()).add(record["metric"])

@@ -106,3 +106,20 @@ def test_what_does_not_go_together_is_refused(write):
         analyze(path, 3, "", "", "")
     with pytest.raises(UserError, match="give both, or neither"):
         analyze(path, 0, "", "http://localhost:1/v1", "")
+
+
+def test_tests_in_a_file_run_only_with_consent(write, capsys):
+    """Six of twelve rewritings fail their tests; without consent there is nothing that could be lost."""
+    some = [
+        {"instruction": f"Write {n}.", "input": "", "output": f"x = {n}", "domain": "code"}
+        | {"tests": f"assert x == {n}", "distilled": f"x = {n if n % 2 else -1}"}
+        for n in range(12)
+    ]
+    found = analyze(write(some), 0, "", "", "")["paradox"]["records"]
+    assert not [r for r in found if r["of"] == "rewriting" and r["kind"] == "omission"]
+    assert "12 rows have tests, which are programs and do not run" in capsys.readouterr().err
+    made = analyze(write(some), 0, "", "", "", runs_programs=True)["paradox"]
+    assert made["command"].endswith(" --run-programs")
+    assert (
+        of(made["records"], of="rewriting", kind="omission", checker="exact", domain="code")["value"] == 0.5
+    )

@@ -353,7 +353,7 @@ def test_the_guard_refuses_random_replies_with_a_reason(
         scores = altered(SCORES, rng)
         with suppress(Rejected):
             numbers = check_scores(
-                Message(RecordDict({"metrics": MetricRecord(scores)}), reply_to=asked), *ROUND
+                Message(RecordDict({"metrics": MetricRecord(scores)}), reply_to=asked), *ROUND, 100
             )
             passed += 1
             assert numbers["eval/x/num_examples@global"] == 5 and 0 <= numbers["eval/x/score@global"] <= 1
@@ -363,7 +363,7 @@ def test_the_guard_refuses_random_replies_with_a_reason(
         }
         prepared = {"client": ConfigRecord(client), "metrics": MetricRecord(altered(PREPARED, rng))}
         with suppress(Rejected):
-            name, numbers = check_prepared(Message(RecordDict(prepared), reply_to=asked), "m")
+            name, numbers = check_prepared(Message(RecordDict(prepared), reply_to=asked), "m", 100)
             passed += 1
             assert name == "a" and numbers["num_train"] >= 1 and numbers["num_test"] >= 0
     assert 0 < passed < num

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedsdr.config import Server
 from fedsdr.errors import UserError
 from fedsdr.federation import membership as module
 from fedsdr.federation.membership import Membership
@@ -67,7 +68,7 @@ def attend(flower_task: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         place = str(tmp_path) if nodes else ""
         federation = {"num_clients": num, "wait": 0.05, "nodes": place, **more}
         settings = check_settings({"federation": federation}, "test").federation
-        return Membership(grid, ConfigRecord({}), "m", settings, 0.5, known or {})  # type: ignore[arg-type]
+        return Membership(grid, ConfigRecord({}), "m", settings, Server(quorum=0.5), known or {})  # type: ignore[arg-type]
 
     return make
 

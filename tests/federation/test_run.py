@@ -15,6 +15,7 @@ import fedsdr.client.round as client_round
 import fedsdr.federation.client_app as client_app
 from fedsdr import __version__
 from fedsdr.config import Settings
+from fedsdr.data import sandbox
 from fedsdr.data.lengths import ANSWER_CUT, TOO_LONG
 from fedsdr.errors import Diverged, UserError
 from fedsdr.federation import client_context
@@ -25,8 +26,9 @@ from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.progress import here
 from fedsdr.recipe import dump_settings
-from fedsdr.run_folder import read_result, read_settings
-from fedsdr.storage import read_lines
+from fedsdr.run_folder import RunFolder, read_result, read_settings
+from fedsdr.server.checkpoint import load_updates
+from fedsdr.storage import read_lines, rewrite_lines
 
 QUICK = {
     "data.domains": ["finance", "math"],
@@ -60,6 +62,54 @@ def write_data(root: Path, answers: dict[str, str]) -> None:
         rows = [{"instruction": f"Question {n}?", "output": f"{answer} {n}."} for n in range(5)]
         for name, part in (("train", rows[:4]), ("test", rows[4:])):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def test_the_tests_of_ones_own_data_run_on_consent_alone_and_the_built_in_ones_always(
+    quick, tmp_path, capsys, monkeypatch
+):
+    """The row's own response passes through its tests when what the rewriting loses is counted."""
+    planted = tmp_path / "planted"
+    attack = f"import ctypes\nctypes.CDLL(None).creat({bytes(planted)!r}, 0o600)"
+    rows = [{"instruction": f"Write {n}.", "output": f"x = {n}", "tests": attack} for n in range(5)]
+    for name, part in (("train", rows[:4]), ("test", rows[4:])):
+        rewrite_lines(tmp_path / f"data/code/{name}.jsonl", part)
+    own = {"data.domains": ["code"], "data.root": str(tmp_path / "data"), "method": "fedsdr"}
+
+    def num_checkable(settings: Settings) -> int:
+        run(settings)
+        events = read_lines(Path(settings.run.dir) / "metrics.jsonl")
+        return events[0]["distill/num_checkable@before"]
+
+    monkeypatch.setattr(sandbox, "_bubblewrap", tuple)
+    assert num_checkable(quick(**own)) == 0
+    assert not planted.exists()
+    said = "5 examples have tests, which are programs and do not run: they count as having none"
+    assert said in capsys.readouterr().err
+    client_context.close_clients()
+    assert num_checkable(quick(**own, **{"eval.run_programs": True})) == 4
+    assert planted.exists()
+    assert "tests of 5 examples and the model's programs run with the rights" in capsys.readouterr().err
+    client_context.close_clients()
+    assert num_checkable(quick(**{"data.domains": ["code"], "data.num_train": 2, "method": "fedsdr"})) == 2
+
+
+def test_a_client_that_claims_many_examples_weighs_ten_times_the_median(quick, tmp_path, capsys):
+    """Two clients of 4 and 100 examples: the lower of both is the median, so the second counts for 40."""
+    for name, num in (("few", 4), ("many", 100)):
+        rows = [{"instruction": f"Question {n}?", "output": f"{name} {n}."} for n in range(num)]
+        rewrite_lines(tmp_path / f"data/{name}/train.jsonl", rows)
+        rewrite_lines(tmp_path / f"data/{name}/test.jsonl", rows[:1])
+    own = {"data.domains": ["few", "many"], "data.root": str(tmp_path / "data"), "data.num_train": 0}
+    settings = quick(**own, **{"server.keep_updates": True})
+    folder = run(settings).folder
+    reason = "many: counts for 40 of the 100 training examples that it reported (server.max_weight)"
+    assert reason in capsys.readouterr().err
+    assert reason in (folder / "report.html").read_text()
+    sent = load_updates(RunFolder(folder), 1)
+    mean = load_adapter(folder / "server/round-0001")
+    for key, few in sent["few"].items():
+        expected = (4 * few.astype("float64") + 40 * sent["many"][key]) / 44
+        assert mean[key].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 def test_the_folder_of_a_finished_run_holds_all_that_the_report_and_a_reader_need(quick):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedsdr.server.limits import cap_weights, change_norms
+from fedsdr.server.limits import cap_weights, change_norm
 from fedsdr.server.validate import Update
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
@@ -35,12 +35,20 @@ def test_without_a_cap_a_client_weighs_what_it_says():
 def test_the_change_of_a_client_of_smaller_rank_is_measured_against_its_part_of_the_broadcast():
     sent = {A: np.ones((2, 3), np.float32), B: np.ones((4, 2), np.float32)}
     moved = {A: np.full((1, 3), 3, np.float32), B: np.ones((4, 1), np.float32)}
-    norms = change_norms(Update("a", moved, 1, {}, 0), sent, is_fresh=False)
-    assert norms == {"shared adapter": pytest.approx(np.sqrt(3 * 2**2))}
+    norm = change_norm(Update("a", moved, 1, {}, 0), sent, is_fresh=False)
+    assert norm == pytest.approx(np.sqrt(3 * 2**2))
+
+
+def test_the_change_is_measured_where_b_alone_travels_and_where_nothing_does():
+    norm = change_norm(
+        Update("a", {B: np.full((4, 2), 2, np.float32)}, 1, {}, 0), {B: np.zeros((4, 2))}, False
+    )
+    assert norm == pytest.approx(np.sqrt(8 * 2**2))
+    assert change_norm(Update("a", {}, 1, {}, 0), {}, is_fresh=False) == 0
 
 
 def test_where_clients_begin_with_new_factors_their_change_is_the_product():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 5)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
-    norms = change_norms(Update("a", {A: a, B: b}, 1, {}, 0), {}, is_fresh=True)
-    assert norms["shared adapter"] == pytest.approx(np.linalg.norm(b.astype(np.float64) @ a))
+    norm = change_norm(Update("a", {A: a, B: b}, 1, {}, 0), {}, is_fresh=True)
+    assert norm == pytest.approx(np.linalg.norm(b.astype(np.float64) @ a))

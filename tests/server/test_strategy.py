@@ -333,14 +333,6 @@ def test_the_servers_control_variate_moves_by_the_plain_sum_of_changes_over_all_
     assert strategy.moments[f"m/{KEY}"].tolist() == strategy.arrays[KEY].tolist() == [[5.0, 5.0]]
 
 
-def test_too_large_a_change_of_control_variates_is_dropped(start):
-    strategy, messages = start(client=SCAFFOLD)
-    replies = [steered(m, 1.0, v) for m, v in zip(messages, (1.0, 1.0, 1.0, 99.0), strict=True)]
-    strategy.aggregate_train(2, replies)
-    assert strategy.control_variates().tolist() == [0.75, 0.75]
-    assert [e["client"] for e in strategy.events() if e["event"] == "dropped"] == ["d"]
-
-
 def test_a_round_below_the_quorum_leaves_the_control_variate_as_it_was(start):
     strategy, (a, *_) = start(client=SCAFFOLD, quorum=1)
     with pytest.raises(UserError):

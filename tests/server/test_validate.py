@@ -377,9 +377,9 @@ def without(*names: str) -> dict[str, float]:
 def test_good_scores_pass():
     bare = without("score", "loss", "loss_tokens") | {"eval/finance/num_scored@global": 0}
     for good in (SCORES, SCORES | MINE, bare, SCORES | LABELS):
-        assert check_scores(reply(RecordDict({"metrics": MetricRecord(good)})), 6, 7, True) == good
+        assert check_scores(reply(RecordDict({"metrics": MetricRecord(good)})), 6, 7, True, 100) == good
     nothing = {"round": 7, "seconds": 1.0}  # a client without test examples
-    assert check_scores(reply(RecordDict({"metrics": MetricRecord(nothing)})), 0, 7, True) == nothing
+    assert check_scores(reply(RecordDict({"metrics": MetricRecord(nothing)})), 0, 7, True, 100) == nothing
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_good_scores_pass():
 )
 def test_bad_scores_are_refused_with_a_reason(content: dict[str, Any], says: str):
     with pytest.raises(Rejected, match=says):
-        check_scores(reply(RecordDict(content)), 6, 7, True)
+        check_scores(reply(RecordDict(content)), 6, 7, True, 100)
 
 
 TOLD = {"num_train": 4, "num_test": 0, "seconds": 2.0}
@@ -487,12 +487,12 @@ def prepared(client: Any, metrics: dict[str, float]) -> Message:
 def test_a_client_with_another_base_model_is_not_let_in():
     """Its adapter would be averaged into nonsense, and nobody would know why."""
     with pytest.raises(Rejected, match="client bank has another base model than the server"):
-        check_prepared(prepared("bank", PREPARED), "other")
+        check_prepared(prepared("bank", PREPARED), "other", 100)
 
 
 def test_a_client_is_known_by_its_id_and_complete_counts():
-    assert check_prepared(prepared("bank-7", PREPARED), "m") == ("bank-7", PREPARED)
-    assert check_prepared(prepared("bank-7", TOLD), "m") == ("bank-7", TOLD)
+    assert check_prepared(prepared("bank-7", PREPARED), "m", 100) == ("bank-7", PREPARED)
+    assert check_prepared(prepared("bank-7", TOLD), "m", 100) == ("bank-7", TOLD)
 
 
 @pytest.mark.parametrize(
@@ -514,18 +514,18 @@ def test_a_client_is_known_by_its_id_and_complete_counts():
 )
 def test_a_bad_introduction_is_refused(client: Any, metrics: dict[str, float], says: str):
     with pytest.raises(Rejected, match=says):
-        check_prepared(prepared(client, metrics), "m")
+        check_prepared(prepared(client, metrics), "m", 100)
 
 
 @pytest.mark.parametrize("key", ["distill/num_fallback/Tom_has_fever", "distill/num_prompt/Tom_has_fever"])
 def test_no_text_leaves_in_the_name_of_a_count(key: str):
     with pytest.raises(Rejected, match="allow-list"):
-        check_prepared(prepared("bank", {**PREPARED, key: 1}), "m")
+        check_prepared(prepared("bank", {**PREPARED, key: 1}), "m", 100)
 
 
 def test_without_a_global_model_only_personalised_scores_pass_and_there_may_be_none():
     def checked(scores: dict[str, float]) -> dict[str, float]:
-        return check_scores(reply(RecordDict({"metrics": MetricRecord(scores)})), 6, 7, False)
+        return check_scores(reply(RecordDict({"metrics": MetricRecord(scores)})), 6, 7, False, 100)
 
     nothing = {"round": 7, "seconds": 1.0}
     mine = nothing | MINE
@@ -535,3 +535,26 @@ def test_without_a_global_model_only_personalised_scores_pass_and_there_may_be_n
         checked(SCORES | MINE)
     with pytest.raises(Rejected, match="the personalised model was scored on 5 examples"):
         checked({key: 5 if "num_examples" in key else value for key, value in mine.items()})
+
+
+def test_twenty_thousand_invented_domains_make_no_page():
+    """They made one of 36 MB. One example each, with all that must come with a score."""
+    names = [key.partition("@")[0].rpartition("/")[2] for key in SCORES if "@" in key]
+    for num, is_good in ((100, True), (101, False), (20_000, False)):
+        found: dict[str, float] = {"round": 7, "seconds": 1.0}
+        for name in names:
+            value = SCORES[f"eval/finance/{name}@global"]
+            value = 1 if name in ("num_examples", "num_scored") else value
+            found |= {f"eval/invented{n}/{name}@global": value for n in range(num)}
+        message = reply(RecordDict({"metrics": MetricRecord(found)}))
+        if is_good:
+            assert check_scores(message, num, 7, True, 100) == found
+        else:
+            with pytest.raises(Rejected, match=rf"names {num} domains, above server\.max_domains = 100"):
+                check_scores(message, num, 7, True, 100)
+
+
+def test_domains_invented_for_counts_by_label_are_counted_too():
+    invented = {f"distill/by-label/d{n}/num_examples-0": 1 for n in range(101)}
+    with pytest.raises(Rejected, match=r"names 101 domains, above server\.max_domains = 100"):
+        check_prepared(prepared("bank", PREPARED | invented), "m", 100)

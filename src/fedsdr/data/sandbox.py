@@ -1,17 +1,22 @@
 """Run a short Python program that a model wrote, and say whether it ran to its end.
 
 Goes in: source code with assertions at its end. Comes out: True or False. The file knows nothing of
-examples. What it prevents are accidents (an endless loop, a full disk, a flood of processes); it is
-no security boundary: a program that sets out to break free can. Use a container or a virtual machine
-for programs that you do not trust. POSIX only, since the limits are those of `setrlimit`.
+examples. Where bubblewrap (`bwrap`) works, a program has no network, and sees no files but those of the
+system, of Python and of its own empty folder. Elsewhere what is prevented are accidents (an endless loop, a
+full disk, a flood of processes), and a program that sets out to break free can, by `ctypes` for one.
+Everywhere programs run only where the user consents (`eval.run_programs`). POSIX only, since the limits are
+those of `setrlimit`.
 """
 
+import functools
 import math
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 
 _FILE_BYTES = 1_000_000
@@ -42,6 +47,40 @@ os.write({report}, b"{nonce}")
 """
 
 
+@functools.cache
+def _bubblewrap() -> tuple[str, ...]:
+    """Begin of the command that runs another without network and files; () where it does not work here.
+
+    What is left of the file system is the system's programs and libraries, and Python's own: no data, no
+    account's files, nothing of /etc, /var, /proc and /tmp. Further options name the folder to work in.
+    """
+    bwrap = shutil.which("bwrap")
+    if not bwrap:
+        return ()
+    system = [path for path in ("/usr", "/lib", "/lib64", "/bin") if os.path.exists(path)]
+    python = {os.path.realpath(path) for path in (sys.base_exec_prefix, sysconfig.get_path("stdlib"))}
+    hidden = [path for path in sorted(python) if not path.startswith("/usr/") and path != "/usr"]
+    binds = [word for path in (*system, *hidden) for word in ("--ro-bind", path, path)]
+    command = (bwrap, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", *binds)
+    tried = subprocess.run([*command, "--", *_python(), "pass"], capture_output=True, env={}, check=False)
+    return command if tried.returncode == 0 else ()
+
+
+def _python() -> tuple[str, ...]:
+    """The interpreter, of which an environment's is a link, with the standard library alone."""
+    return os.path.realpath(sys.executable), "-I", "-S", "-c"
+
+
+def isolation() -> str:
+    """How programs run on this machine, for the user to read."""
+    if _bubblewrap():
+        return "in bubblewrap, without network and files"
+    return (
+        "with the rights of this account, so hostile ones can read its files and use the network: bubblewrap"
+        " (bwrap), whose sandbox prevents it, is not installed or not allowed here"
+    )
+
+
 def run_python(source: str, timeout: float = 5.0, memory_mb: int = 512) -> bool:
     """Run a program and say whether it reached its last line without an error.
 
@@ -66,8 +105,10 @@ def run_python(source: str, timeout: float = 5.0, memory_mb: int = 512) -> bool:
             report=report.fileno(),
             nonce=nonce,
         )
+        wrap = _bubblewrap()
+        inside = (*wrap, "--bind", folder, folder, "--chdir", folder, "--") if wrap else ()
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", driver],
+            [*inside, *_python(), driver],
             cwd=folder,
             env={},
             stdin=subprocess.PIPE,

@@ -13,6 +13,7 @@ from fedsdr.data.examples import Example
 from fedsdr.data.files import cut
 from fedsdr.data.lengths import Length, summarize_lengths
 from fedsdr.data.partition import ClientData
+from fedsdr.data.sandbox import isolation
 from fedsdr.data.sources import Domain, count_known_responses, find_duplicates
 from fedsdr.errors import UserError
 
@@ -104,6 +105,27 @@ def notices(domains: Mapping[str, Domain]) -> list[str]:
                 ' the label off by columns = {label = ""}'
             )
     return lines
+
+
+def program_notices(
+    domains: Mapping[str, Domain], runs_programs: bool, key: str = "eval.run_programs"
+) -> list[str]:
+    """Say of examples with `tests` whether these run, and how; nothing where there are none.
+
+    Args:
+        domains: The examples.
+        runs_programs: Whether the user consents.
+        key: Name of the setting by which they do.
+    """
+    num = sum(bool(r.example.tests) for domain in domains.values() for r in domain.train + domain.test)
+    if not num:
+        return []
+    if runs_programs:
+        return [f"the tests of {num} examples and the model's programs run {isolation()}"]
+    return [
+        f"{num} examples have tests, which are programs and do not run: they count as having none. If you"
+        f" trust the data, set {key} = true"
+    ]
 
 
 def render_summary(summary: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ def run_benchmarks(
     batch_size: int = 16,
     max_new_tokens: int = 256,
     code_timeout: float = 5.0,
+    runs_programs: bool = False,
     mix: Mapping[Adapter, float] | None = None,
     answers: list[Event] | None = None,
 ) -> list[Event]:
@@ -56,6 +57,7 @@ def run_benchmarks(
         batch_size: Questions in one forward pass, and answers written at a time.
         max_new_tokens: Longest answer, where `MAX_NEW_TOKENS` names none.
         code_timeout: Seconds that a program written by the model may run.
+        runs_programs: Whether tests may run; else questions that have them are not asked for a program.
         mix: Weights of the adapters, where not one.
         answers: Gets one record for each question and metric, with what the model answered.
 
@@ -83,6 +85,12 @@ def run_benchmarks(
         chosen = [q for q in questions if q.example.label and q.example.choices]
         written = [q for q in questions if q.answers]
         coded = [q for q in questions if q.tests]
+        if coded and not runs_programs:
+            say(
+                f"  {name}: {len(coded)} questions have tests, which are programs and do not run: add"
+                " --run-programs if you trust the data"
+            )
+            coded = []
         for some, config in (
             (chosen, harness.of_choices(chosen)),
             (written, harness.of_answers(written, longest)),

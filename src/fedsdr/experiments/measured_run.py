@@ -39,6 +39,8 @@ class Options:
     """Benchmarks; empty: all that are there."""
     limit: int = 0
     """Examples of each benchmark; 0: all."""
+    run_programs: bool = False
+    """Whether tests of `data` may run."""
 
     def words(self, name: str) -> list[str]:
         """The options that a measurement uses, as words of the command line."""
@@ -52,7 +54,8 @@ class Options:
                 "--limit": str(self.limit or ""),
             },
         }.get(name, {})
-        return [word for option, value in given.items() if value for word in (option, value)]
+        words = [word for option, value in given.items() if value for word in (option, value)]
+        return [*words, *(["--run-programs"] if name == "benchmarks" and self.run_programs else [])]
 
 
 @dataclass(frozen=True)

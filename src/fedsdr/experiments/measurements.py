@@ -131,6 +131,8 @@ def _benchmarks(run: MeasuredRun) -> Event:
             seed=settings.run.seed,
             batch_size=settings.eval.batch_size,
             code_timeout=settings.eval.code_timeout,
+            runs_programs=options.run_programs
+            or not options.data,  # the run's own have no tests without consent
             answers=said,
         )
         records += [{"model": name, **record} for record in found]

@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -41,7 +42,9 @@ NUM_WORST = 12
 """Examples shown on the page."""
 
 
-def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: str) -> dict[str, Event]:
+def analyze(
+    path: Path, clusters: int, nli: str, judge_url: str, judge_model: str, runs_programs: bool = False
+) -> dict[str, Event]:
     """Measure the rewritings in a file.
 
     Args:
@@ -50,6 +53,7 @@ def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: st
         nli: Name or folder of an NLI cross-encoder; empty: none.
         judge_url: Base address of a judge; empty: none.
         judge_model: Name of the model there.
+        runs_programs: Whether tests in the file may run; else rows count as having none.
 
     Returns:
         "alignment", where there are several domains or clusters, and "paradox".
@@ -59,6 +63,12 @@ def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: st
     """
     start = time.monotonic()
     pairs = read_pairs(path)
+    if (num := sum(bool(example.tests) for example, _ in pairs)) and not runs_programs:
+        say(
+            f"{num} rows have tests, which are programs and do not run: they count as having none; add"
+            " --run-programs if you trust the data"
+        )
+        pairs = [(replace(example, tests=""), text) for example, text in pairs]
     domains = sorted({example.domain for example, _ in pairs})
     if clusters and len(domains) > 1:
         raise UserError(f"{path} names the domains {', '.join(domains)}: leave out --clusters")
@@ -80,6 +90,7 @@ def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: st
     made["paradox"] = paradox({REWRITING: pairs}, checkers(nli, judge_url, judge_model), difference)
     given = {"--clusters": clusters, "--nli": nli, "--judge": judge_url, "--judge-model": judge_model}
     options = [str(word) for option, value in given.items() if value for word in (option, value)]
+    options += ["--run-programs"] if runs_programs else []
     command = shlex.join(["fedsdr", "analyze", str(path), *options])
     common = {"command": command, "seconds": time.monotonic() - start}
     return {name: {"measure": name, **common, **found} for name, found in made.items()}

@@ -231,7 +231,7 @@ def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, 
             f" {name!r}: set that, or let the server's operator save the key as {node.who}.pub"
         )
     theirs = str(config.get("model", ""))
-    client = open_client(settings, node.who, node.folder, node.runs_programs, theirs)
+    client = open_client(settings, node.who, node.folder, theirs)
     return settings, client, int(config["round"]), node  # type: ignore[arg-type]
 
 

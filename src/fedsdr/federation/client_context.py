@@ -11,7 +11,7 @@ from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
-from fedsdr.data.summary import check_consistent, notices
+from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
@@ -68,9 +68,7 @@ def _fit(domains: dict[str, Domain], settings: Settings) -> dict[str, Domain]:
 _clients: dict[tuple[str, str], ClientContext] = {}
 
 
-def open_client(
-    settings: Settings, who: int | str, root: Path, runs_programs: bool = True, identity: str = ""
-) -> ClientContext:
+def open_client(settings: Settings, who: int | str, root: Path, identity: str = "") -> ClientContext:
     """Open a client: check its data, rewrite what is needed, encode. Done once per process.
 
     Args:
@@ -78,7 +76,6 @@ def open_client(
         who: Number of the client in a simulation. In a deployment its id: all that is in `data.root` is its
             own, and read again at each message, since someone may change it.
         root: Where the client's folder is.
-        runs_programs: Whether examples keep their `tests`, for which programs of the model are run.
         identity: Of the server's base model; "" in a message without it.
 
     Raises:
@@ -110,10 +107,11 @@ def open_client(
             )
         if is_deployed:
             domains = _fit(domains, settings)
-            for notice in notices(domains):
+            consent = "run-programs of this node's configuration"
+            for notice in (*notices(domains), *program_notices(domains, settings.runs_programs, consent)):
                 say(f"  {notice}")
             data = own_data(domains, settings, str(who))
-        if not runs_programs:
+        if not settings.runs_programs:
             train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
             data = ClientData(data.id, train, test)
         _clients[key] = _open(settings, data, root / data.id)

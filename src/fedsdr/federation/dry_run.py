@@ -14,7 +14,7 @@ from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
-from fedsdr.data.summary import check_consistent, notices
+from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.errors import Unreachable
 from fedsdr.federation.estimate import Client, Part, memory, messages, sizes_of
 from fedsdr.federation.preflight import check_counts
@@ -109,7 +109,7 @@ def _divide(
     """The clients' examples, without what `model.max_length` leaves out."""
     if tokenizer is not None:
         domains = fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
-    known += notices(domains)
+    known += [*notices(domains), *program_notices(domains, settings.runs_programs)]
     clients = partition(domains, settings)
     check_counts(settings.server, settings.lora, [client.id for client in clients])
     num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)

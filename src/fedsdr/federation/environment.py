@@ -102,7 +102,7 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
 def _describe_data(settings: Settings) -> dict[str, Any]:
     from fedsdr.data.classes import classes_of
     from fedsdr.data.sources import count_known_responses, find_duplicates
-    from fedsdr.data.summary import count_inconsistent, notices
+    from fedsdr.data.summary import count_inconsistent, notices, program_notices
     from fedsdr.federation.client_context import data_hash, data_of
 
     domains, clients = data_of(settings)
@@ -115,7 +115,7 @@ def _describe_data(settings: Settings) -> dict[str, Any]:
         "num_inconsistent": {c.id: count_inconsistent([*c.train, *c.test]) for c in clients},
         "left_out": {name: dict(domain.left_out) for name, domain in domains.items()},
         "num_cut": {name: domain.num_cut for name, domain in domains.items()},
-        "notices": notices(domains),
+        "notices": [*notices(domains), *([] if settings.runs_programs else program_notices(domains, False))],
         "classes": {name: list(labels) for name, labels in classes.items() if labels},
         "num_train": {client.id: len(client.train) for client in clients},
         "num_test": {client.id: len(client.test) for client in clients},

@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsdr.config import Federation
+from fedsdr.config import Federation, Server
 from fedsdr.errors import UserError
 from fedsdr.messages.flower import AWAY
 from fedsdr.progress import say
@@ -33,7 +33,7 @@ class Membership:
         config: ConfigRecord,
         identity: str,
         federation: Federation,
-        quorum: float,
+        server: Server,
         known: dict[str, Event],
     ) -> None:
         """Begin with no one connected.
@@ -43,7 +43,7 @@ class Membership:
             config: What goes with each message.
             identity: Of the server's base model.
             federation: How many clients there are, and how long to wait for them.
-            quorum: Share of them that is enough to resume a run.
+            server: Says which share of them is enough to resume a run, and how many domains one may name.
             known: Client id -> what it reported when it prepared; {} at first. A run that is resumed has
                 these clients, and no others.
         """
@@ -51,7 +51,7 @@ class Membership:
         self.config = ConfigRecord({**config, "round": 0, "model": identity})
         self.identity = identity
         self.federation = federation
-        self.quorum = quorum
+        self.server = server
         self.known = known
         self.is_open = not known
         """Whether clients may still join: until all are there for the first time."""
@@ -89,7 +89,7 @@ class Membership:
             num = len(self.known.keys() - self.absent())
             if num >= wanted and not self.pending:
                 break
-            is_enough = num >= (wanted if self.is_open else self.quorum * wanted)
+            is_enough = num >= (wanted if self.is_open else self.server.quorum * wanted)
             if self.pending and not is_enough:
                 until = max(until, min(time.monotonic() + POLL, begun + wait + federation.prepare))
             if time.monotonic() > until:
@@ -130,7 +130,7 @@ class Membership:
             if time.monotonic() > until:
                 raise UserError(
                     f"round {server_round}: {len(there)} of {len(clients)} sampled clients were connected"
-                    f" after {wait:g} s (federation.wait), server.quorum = {self.quorum}"
+                    f" after {wait:g} s (federation.wait), server.quorum = {self.server.quorum}"
                     f" needs {num}. Finished rounds are saved: run again when they are back"
                 )
             time.sleep(POLL)
@@ -179,7 +179,7 @@ class Membership:
         Raises:
             Rejected: With the reason.
         """
-        client, metrics = check_prepared(reply, self.identity)
+        client, metrics = check_prepared(reply, self.identity, self.server.max_domains)
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
         if self.federation.nodes and self.names.get(node) != client:
             raise Rejected(f"it says that it is client {client}, whose registered key is not its own")

@@ -70,7 +70,7 @@ class NodeConfig(Keys):
     keep_updates: bool = False
     """Whether the server's settings may have `server.keep_updates`."""
     run_programs: bool = False
-    """Whether programs that the model writes may run, to score them."""
+    """Whether the tests of examples, and programs that the model writes, may run, to score answers."""
     most_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Above 0: take part only under local differential privacy, until all that left has cost this epsilon."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
@@ -111,11 +111,6 @@ class Node:
     distill_url: str = ""
 
     @property
-    def runs_programs(self) -> bool:
-        """Whether programs that the model writes may be run, to score them; always so in a simulation."""
-        return self.own is None or self.own.run_programs
-
-    @property
     def ledger(self) -> Ledger | None:
         """Account of what leaves the client under local privacy; None without a limit."""
         if self.own is None or not self.own.most_epsilon:
@@ -146,6 +141,7 @@ class Node:
             update={
                 "run": run.model_copy(update={"threads": threads}),
                 "model": settings.model.model_copy(update=model),
+                "eval": settings.eval.model_copy(update={"run_programs": self.own.run_programs}),
                 "data": settings.data.model_copy(update={"root": self.own.data, **OWN_DATA}),
             }
         )

@@ -171,6 +171,8 @@ def _peak_memory() -> int:
 def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     """Print what will be done, and the training budget."""
     from fedsdr.client.update import before_training, count_steps
+    from fedsdr.data.summary import program_notices
+    from fedsdr.federation.client_context import data_of
     from fedsdr.federation.model_cache import model_of
     from fedsdr.model.template import describe_template
     from fedsdr.report.notices import data_notices
@@ -205,6 +207,9 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     )
     for notice in data_notices(data):
         say(f"  {notice}")
+    if settings.eval.run_programs:  # depends on this machine, so the record does not hold it
+        for line in program_notices(data_of(settings)[0], True):
+            say(f"  {line}")
 
 
 def _local_grid(settings: Settings) -> "Grid":

@@ -61,9 +61,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
     # A client that only reads its rewritings again took no time for them: the first record stays.
     prepared = {str(event["client"]): event for event in past if event["event"] == "prepare"}
-    membership = Membership(
-        grid, config, model.base.identity, settings.federation, settings.server.quorum, prepared
-    )
+    membership = Membership(grid, config, model.base.identity, settings.federation, settings.server, prepared)
     membership.wait_for_all()
     cap_weights(prepared.values(), settings.server.max_weight)
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))

@@ -10,12 +10,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fedsdr.messages.wire import Arrays, cut, pairs, rank_of
+from fedsdr.messages.wire import Arrays, pairs
 from fedsdr.server.validate import Update
 from fedsdr.storage import Event
-
-Norms = Mapping[str, float]
-"""What of an update -> its Euclidean norm."""
 
 
 def cap_weights(prepared: Iterable[Event], ratio: int) -> None:
@@ -35,8 +32,8 @@ def cap_weights(prepared: Iterable[Event], ratio: int) -> None:
             event["weight"] = most
 
 
-def change_norms(update: Update, sent: Arrays, is_fresh: bool) -> Norms:
-    """Norms of what an update changes: of the shared adapter, and of its control variates if it has such.
+def change_norm(update: Update, sent: Arrays, is_fresh: bool) -> float:
+    """Euclidean norm of what an update changes in the shared adapter.
 
     Args:
         update: A reply that passed validation.
@@ -46,34 +43,31 @@ def change_norms(update: Update, sent: Arrays, is_fresh: bool) -> Norms:
     if is_fresh:  # |B A|^2 is the trace of (B^T B) (A A^T), which are of rank r alone
         wide = {key: value.astype(np.float64) for key, value in update.arrays.items()}
         squares = [((wide[b].T @ wide[b]) * (wide[a] @ wide[a].T)).sum() for a, b in pairs(update.arrays)]
-    else:
-        before = cut(sent, rank_of(update.arrays))
+    else:  # a client of smaller rank began with the first ranks of what was sent
         squares = [
-            np.square(value.astype(np.float64) - before[key]).sum() for key, value in update.arrays.items()
+            np.square(value.astype(np.float64) - sent[key][tuple(map(slice, value.shape))]).sum()
+            for key, value in update.arrays.items()
         ]
-    norms = {"shared adapter": float(np.sqrt(sum(squares)))}
-    if update.control_variates is not None:
-        norms["control variates"] = float(np.linalg.norm(update.control_variates.astype(np.float64)))
-    return norms
+    return float(np.sqrt(sum(squares)))
 
 
-def too_large(norms: Mapping[str, Norms], ratio: int) -> dict[str, str]:
+def too_large(norms: Mapping[str, float], ratio: int) -> dict[str, str]:
     """Name the clients whose change is above so many times the round's median, and why.
 
     Of an even number of clients the median is the mean of the middle two, so of two clients none is above it
-    twice: which of them is the bad one, no norm says.
+    twice: which of them is the bad one, no norm says. Changes of control variates have no such limit: those
+    of honest clients with few and with many steps differ by more than ten times.
 
     Args:
-        norms: Client id -> norms of what it changes; of all replies that passed validation.
+        norms: Client id -> norm of its change; of all replies that passed validation.
         ratio: `server.max_change`; 0: no limit.
     """
-    reasons: dict[str, str] = {}
-    for what in next(iter(norms.values()), {}) if ratio else ():
-        median = statistics.median(found[what] for found in norms.values())
-        for client, found in norms.items():
-            if found[what] > ratio * median:
-                reasons[client] = (
-                    f"its change of the {what} has norm {found[what]:.3g}, above server.max_change = {ratio}"
-                    f" times the round's median {median:.3g}"
-                )
-    return reasons
+    if not norms or not ratio:
+        return {}
+    median = statistics.median(norms.values())
+    return {
+        client: f"its change of the shared adapter has norm {norm:.3g}, above server.max_change = {ratio}"
+        f" times the round's median {median:.3g}"
+        for client, norm in norms.items()
+        if norm > ratio * median
+    }

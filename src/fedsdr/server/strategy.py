@@ -33,7 +33,7 @@ from fedsdr.run_folder import RunFolder
 from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual
 from fedsdr.server.checkpoint import remove_updates, save_update
 from fedsdr.server.exchange import Exchange
-from fedsdr.server.limits import Norms, change_norms, too_large
+from fedsdr.server.limits import change_norm, too_large
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
 from fedsdr.server.sampling import draw_clients
 from fedsdr.server.spool import Spool
@@ -123,10 +123,10 @@ class FedStrategy(Strategy):
             UserError: Fewer are left than the quorum or the robust aggregator needs.
         """
         server, exchange, sent = self.settings.server, self.exchange, self.sent()
-        norms: dict[str, Norms] = {}
+        norms: dict[str, float] = {}
         reported: dict[str, Event] = {}
         for client, update in exchange.usable(replies, self._check_update):
-            norms[client] = change_norms(update, sent, self.aggregation.is_fresh)
+            norms[client] = change_norm(update, sent, self.aggregation.is_fresh)
             reported[client] = {"num_bytes_up": update.num_bytes} | update.metrics
             spool.add(update)
         if server.robust == "none" and self.settings.privacy.kind != "central":
@@ -242,7 +242,8 @@ class FedStrategy(Strategy):
         server_round, num_test = self.exchange.server_round, int(self.prepared[client]["num_test"])
         # In round 0 the base model is scored in place of the global one.
         is_global = server_round == 0 or has_global(self.method, self.aggregation)
-        self._log("evaluate", client, check_scores(reply, num_test, server_round, is_global))
+        most = self.settings.server.max_domains
+        self._log("evaluate", client, check_scores(reply, num_test, server_round, is_global, most))
 
     def _log(self, kind: str, client: str, metrics: Mapping[str, float]) -> None:
         about = {"event": kind, "round": self.exchange.server_round, "client": client}

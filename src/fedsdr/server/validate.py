@@ -7,7 +7,7 @@ keys, shapes and numbers, never of data.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -134,7 +134,9 @@ def check_reply(
     return Update(client, tensors, num_examples, numbers, num_bytes, control_variates)
 
 
-def check_scores(reply: Message, num_test: int, server_round: int, has_global: bool) -> dict[str, float]:
+def check_scores(
+    reply: Message, num_test: int, server_round: int, has_global: bool, max_domains: int
+) -> dict[str, float]:
     """Check an evaluation reply and return its metrics: of each model and domain the full set.
 
     Args:
@@ -142,13 +144,16 @@ def check_scores(reply: Message, num_test: int, server_round: int, has_global: b
         num_test: Its test examples as it reported when it prepared; every model was scored on all of them.
         server_round: The round of the exchange.
         has_global: Whether there is a global model, which must then be scored.
+        max_domains: Most domains that one client may name (`server.max_domains`).
 
     Raises:
         Rejected: With the reason.
     """
     numbers = _numbers(_content(reply, {"metrics": MetricRecord}), "evaluate", server_round)
     scored: dict[str, float] = {"global": 0} if has_global else {}
-    for (model, domain), found in group_scores(numbers).items():
+    groups = group_scores(numbers)
+    _check_domains({domain for _, domain in groups}, max_domains)
+    for (model, domain), found in groups.items():
         where = f"eval/{domain}/...@{model}"
         if model == "global" and not has_global:
             raise Rejected(f"{where}: there is no global model")
@@ -181,12 +186,19 @@ def _check_labels(found: Mapping[str, float], where: str) -> None:
         raise Rejected(f"{where}: label_set is not from 0 to {LABEL_SETS - 1}")
 
 
-def check_prepared(reply: Message, identity: str) -> tuple[str, dict[str, float]]:
+def _check_domains(names: Collection[str], most: int) -> None:
+    """Each domain is a row of the page, whoever invented it."""
+    if len(names) > most:
+        raise Rejected(f"names {len(names)} domains, above server.max_domains = {most}")
+
+
+def check_prepared(reply: Message, identity: str, max_domains: int) -> tuple[str, dict[str, float]]:
     """Check a reply to `prepare` and return the client's id and its metrics.
 
     Args:
         reply: What the client sent.
         identity: Of the server's base model; an adapter of another one would be averaged into nonsense.
+        max_domains: As `check_scores` takes it.
 
     Raises:
         Rejected: With the reason.
@@ -202,6 +214,7 @@ def check_prepared(reply: Message, identity: str) -> tuple[str, dict[str, float]
         num = numbers.get(name)
         if type(num) is not int or not least <= num <= MAX_EXAMPLES:
             raise Rejected(f"{name} = {num!r} is not from {least} to {MAX_EXAMPLES}")
+    _check_domains({key.split("/")[2] for key in numbers if f"/{LABEL_CHANGES}/" in key}, max_domains)
     for part in ("distill", "distill-test"):
         counts = {key for key in numbers if key.startswith(f"{part}/") and "@" in key}
         if counts and counts != {f"{part}/{name}@{when}" for name in COUNTS for when in ("before", "after")}:
