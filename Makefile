@@ -40,8 +40,8 @@ model: $(READY) ## Fetch the default model (93 MB, once) and convert it
 demo: model ## Run FedSDR on the built-in data with the default model, and show the result
 	$(BIN)/fedsdr run recipes/demo.toml run.dir=$(DEMO)
 
-test: $(DEVELOP) model ## Run all tests, two at a time, with their coverage; pytest alone runs the units
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=20 --cov --cov-report=term tests
+test: $(DEVELOP) model ## Run all tests, two at a time (five minutes); pytest alone runs the units
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=20 tests
 
 test-architectures: $(DEVELOP) ## Run the tests of all architectures; with FEDSDR_RECORD=1 write the table of docs/models.md anew
 	FEDSDR_FULL=1 $(BIN)/pytest tests/architectures
