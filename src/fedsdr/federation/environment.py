@@ -16,8 +16,8 @@ from fedsdr.progress import say
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import content_hash, read_json, read_lines
 
-APART: Any = {"run": {"dir"}, "federation": True}
-"""Settings that may change when a run is resumed: where it lies, and how long it waits."""
+APART: Any = {"run": {"dir", "engine", "workers", "gpus_per_client", "ray"}, "federation": True}
+"""Settings that may change when a run is resumed: where it lies, who computes it, how long it waits."""
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 
@@ -27,7 +27,8 @@ def resolve(settings: Settings) -> Settings:
     from fedsdr.model.attention import check_window
     from fedsdr.model.base import resolve_model
 
-    run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
+    threads = settings.run.threads or max(1, (os.cpu_count() or 1) // (settings.run.workers or 1))
+    run = settings.run.model_copy(update={"threads": threads})
     model = resolve_model(settings.model)
     if model.attention == "grouped":
         chosen = settings.model_copy(update={"run": run, "model": model})

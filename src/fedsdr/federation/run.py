@@ -1,4 +1,4 @@
-"""`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, with the local engine."""
+"""`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, local or on Ray."""
 
 import resource
 import secrets
@@ -52,7 +52,8 @@ def run(settings: Settings) -> Result:
         environment = describe_environment(settings)
         _begin(settings, environment)
         _introduce(settings, environment)
-        return _drive(settings, _local_grid(settings))
+        with _simulated(settings) as grid:
+            return _drive(settings, grid)
 
 
 def run_over(grid: "Grid", settings: Settings) -> Result:
@@ -102,7 +103,8 @@ def resume(folder: str | Path) -> Result:
     with _working_in(run):
         environment = require_same(settings)
         _introduce(settings, environment)
-        return _drive(settings, _local_grid(settings))
+        with _simulated(settings) as grid:
+            return _drive(settings, grid)
 
 
 def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
@@ -122,8 +124,9 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scor
             require_same(settings)
             from fedsdr.federation.server_app import serve
 
-            for one in missing:
-                serve(_local_grid(settings), settings, only_round=one)
+            with _simulated(settings) as grid:
+                for one in missing:
+                    serve(grid, settings, only_round=one)
     return read_json(run.evaluation(0)), read_json(run.evaluation(number))
 
 
@@ -212,15 +215,29 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
             say(f"  {line}")
 
 
-def _local_grid(settings: Settings) -> "Grid":
-    """The in-process grid, with all clients of the run."""
-    from fedsdr.federation.client_app import app as client_app
+@contextmanager
+def _simulated(settings: Settings) -> Iterator["Grid"]:
+    """All clients of the run on this machine, or on a cluster, until the end."""
+    from fedsdr.federation.client_app import app
     from fedsdr.federation.client_context import data_of
     from fedsdr.federation.local_engine import LocalGrid
 
     clients = RunFolder(settings.run.dir).clients
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
-    return LocalGrid(client_app, len(data_of(settings)[1]), clients, **node)
+    num_clients = len(data_of(settings)[1])
+    grid: LocalGrid
+    if settings.run.engine == "simulation":
+        from fedsdr.federation.simulation_engine import SimulationGrid
+
+        grid = SimulationGrid(app, num_clients, clients, settings.run, **node)
+        workers, threads = grid.backend.num_workers, settings.run.threads
+        say(f"  engine: Flower's simulation, {workers} workers of {threads} threads")
+    else:
+        grid = LocalGrid(app, num_clients, clients, **node)
+    try:
+        yield grid
+    finally:
+        grid.close()
 
 
 @contextmanager
