@@ -187,6 +187,9 @@ class Server(Section):
     many as it says that it has."""
     max_domains: Count = 100
     """A reply that names more domains is dropped: each is a row of the page."""
+    keep_rounds: Literal["all", "last"] | Count = "all"
+    """Which rounds stay on the server's disk: all, the last alone, or each n-th and the last. Only these can
+    be exported, evaluated and measured later; a run that is stopped goes on from the last."""
     keep_updates: bool = False
     """Save what each client sent in each round, to measure how similar the clients' updates are
     (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's

@@ -130,32 +130,38 @@ def reported_data(folder: RunFolder) -> dict[str, Any]:
     return {"origin": "at the clients", "hash": "", "num_duplicates": {}, **counts}
 
 
-def require_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
+def require_same(settings: Settings, has_data: bool = True, on_other_machine: bool = False) -> dict[str, Any]:
     """Describe the environment, and refuse one in which the run would continue with other results.
+
+    With `on_other_machine`, versions of libraries and the processor may differ: the last bits do from here
+    on, which goes on record.
 
     Raises:
         UserError: Settings, data, model, or what decides the last bits, changed since the run began.
     """
     before = read_json(RunFolder(settings.run.dir).environment)
     now = describe_environment(settings, has_data)
-    for section, key in (
-        ("settings", "hash"),
-        ("versions", "fedsdr"),
+    of_the_run = (("settings", "hash"), ("versions", "fedsdr"), ("model", "identity"), ("data", "hash"))
+    of_the_machine = (
         ("versions", "torch"),
         ("versions", "transformers"),
         ("machine", "processor"),
         ("machine", "gpu"),
-        ("model", "identity"),
-        ("data", "hash"),
-    ):
+    )
+    moved = before.get("moved", [])
+    if on_other_machine and any(before[section][key] != now[section][key] for section, key in of_the_machine):
+        place = {"after_round": RunFolder(settings.run.dir).last_round()}
+        moved = [*moved, place | {key: before[key] for key in ("machine", "versions")}]
+    for section, key in of_the_run if on_other_machine else (*of_the_run, *of_the_machine):
         if before[section][key] != now[section][key]:
             what = "config.toml" if section == "settings" else f"{section} {key}"
             raise UserError(
                 f"cannot continue: {what} was {before[section][key]} when the run began and is"
                 f" {now[section][key]} now, so its results would not be those of one run; restore it, or"
                 " start a new run"
+                + ("" if (section, key) in of_the_run else ", or allow other last bits by --on-other-machine")
             )
-    return now
+    return now | ({"moved": moved} if moved else {})
 
 
 def git_commit() -> str | None:

@@ -90,8 +90,13 @@ def _begin(settings: Settings, environment: dict[str, Any]) -> None:
     write_file(folder.config, dump_settings(settings))
 
 
-def resume(folder: str | Path) -> Result:
+def resume(folder: str | Path, on_other_machine: bool = False) -> Result:
     """Continue a run after its last finished round; of a finished run only the report is made again.
+
+    Args:
+        folder: The run's.
+        on_other_machine: Allow another processor and other versions of libraries. The last bits of results
+            are others from here on, which goes on record.
 
     Raises:
         UserError: No run is there, its settings or data changed, or this machine would compute other
@@ -101,7 +106,9 @@ def resume(folder: str | Path) -> Result:
     run = RunFolder(folder)
     _require_local(run)
     with _working_in(run):
-        environment = require_same(settings)
+        environment = require_same(settings, on_other_machine=on_other_machine)
+        if on_other_machine:
+            write_json(run.environment, environment)
         _introduce(settings, environment)
         with _simulated(settings) as grid:
             return _drive(settings, grid)

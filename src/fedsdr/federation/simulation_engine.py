@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -92,13 +92,13 @@ def _start(client_app: ClientApp, resources: Run) -> "RayBackend":
             f"run.engine = 'simulation' needs Ray ({error}): pip install 'fedsdr[simulation]', or leave"
             " run.engine = 'local'"
         ) from None
-    each = {"num_cpus": resources.threads, "num_gpus": resources.gpus_per_client}
-    if resources.ray:
-        machine = {"address": resources.ray}
-    else:
-        machine = {"num_cpus": resources.workers * resources.threads} if resources.workers else {}
+    each = {"num_cpus": float(resources.threads), "num_gpus": resources.gpus_per_client}
+    machine: dict[str, Any] = {"address": resources.ray} if resources.ray else {}
+    if resources.workers and not resources.ray:
+        machine["num_cpus"] = resources.workers * resources.threads
+    config: Any = {"client_resources": each, "init_args": machine | {"log_to_driver": False}}
     try:
-        backend = RayBackend({"client_resources": each, "init_args": machine | {"log_to_driver": False}})
+        backend = RayBackend(config)
         backend.build(lambda: client_app)
     except (ValueError, ConnectionError) as error:
         ray.shutdown()
