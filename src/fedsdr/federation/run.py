@@ -23,7 +23,7 @@ from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
 from fedsdr.progress import say
 from fedsdr.recipe import dump_settings
-from fedsdr.rows import Stage
+from fedsdr.rows import Method
 from fedsdr.run_folder import Result, RunFolder, checked_round, read_result, read_settings
 from fedsdr.storage import locked, read_json, read_lines, rewrite_lines, write_file, write_json
 
@@ -190,11 +190,11 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     data, client = environment["data"], settings.client
     method, largest = METHODS[settings.method], max(data["num_train"].values())
 
-    def steps(stages: tuple[Stage, ...], client: Client) -> str:
+    def steps(method: Method, client: Client) -> str:
         return ", then ".join(
             f"{'+'.join(stage.train)} on {stage.on}"
-            f" {count_steps(client, len(stages), number, largest * (1 + (stage.on == 'mixed')))} steps"
-            for number, stage in enumerate(stages)
+            f" {count_steps(client, method, number, largest * (1 + (stage.on == 'mixed')))} steps"
+            for number, stage in enumerate(method.stages)
         )
 
     say(
@@ -208,10 +208,10 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     for line in [*model.describe(), *describe_template(settings.model, model.base.tokenizer)]:
         say(f"  {line}")
     if method.before_rounds:
-        before = before_training(client, settings.fdlora)
-        say(f"  before round 1, at each client: {steps(method.before_rounds, before)}")
+        before = steps(method.before(), before_training(client, settings.fdlora))
+        say(f"  before round 1, at each client: {before}")
     say(
-        f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method.stages, client)}, of"
+        f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method, client)}, of"
         f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, drift correction"
         f" {client.drift_correction}"
     )
