@@ -29,7 +29,17 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-TABS = ["scores", "training", "alignment", "paradox", "consistency", "benchmarks", "costs", "settings"]
+TABS = [
+    "scores",
+    "answers",
+    "training",
+    "alignment",
+    "paradox",
+    "consistency",
+    "benchmarks",
+    "costs",
+    "settings",
+]
 SMALL = 360
 CLIENTS = ["finance", "a-client-with-quite-a-long-name-that-does-not-fit", "math", "medicine", "code"]
 MeasuredRun = Callable[..., tuple[Path, Settings]]
@@ -182,6 +192,7 @@ def test_every_section_has_its_plots_and_each_tells_its_values(
     page = visit(write_report(*make_measured()))
     plots = {
         "scores": 1 + 6,  # scores; losses of five domains and their mean
+        "answers": 0,
         "training": 6,
         "alignment": 5 * 3 + 2 * 3 + 2,  # five measures and two texts in three views; two maps
         "paradox": 5 + 2 * 8,  # counts of the run; texts and answers, by four kinds and two checkers' shares

@@ -30,6 +30,7 @@ from fedsdr.report.events import (
     train_records,
 )
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
+from fedsdr.report.gains import did_it_help, gain_records, gain_sheet, read_answers, sample_blocks
 from fedsdr.report.measurements import measurement_tabs, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.notices import run_notices
 from fedsdr.report.sheets import (
@@ -49,12 +50,13 @@ from fedsdr.storage import Event, read_json, read_lines, write_file
 MEASURE = "`fedsdr measure RUN`, where RUN is this run's folder"
 
 
-def write_report(folder: Path, settings: Settings) -> Path:
+def write_report(folder: Path, settings: Settings, refresh: int = 0) -> Path:
     """Write `report.html` into a run's folder from the records that are there.
 
     Args:
         folder: A run's folder, with at least environment.json.
         settings: The run's settings.
+        refresh: Seconds after which the page loads itself again, while the run goes on; 0: never.
 
     Returns:
         Path of the page.
@@ -68,11 +70,13 @@ def write_report(folder: Path, settings: Settings) -> Path:
     measurements = read_measurements(folder)
     measured = measurement_tabs(measurements)
     classes = environment.get("data", {}).get("classes", {})
-    first = {"scores": score_sheet, "labels": label_sheet, "texts": text_sheet}
-    sheets = {name: make(base, final) for name, make in first.items()}
+    answers = read_answers(run, after) if after else {}
+    gains = gain_records(base, final, answers)
+    first = {"gains": gain_sheet(gains), "scores": score_sheet(base, final)}
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     tabs = [
         Tab("scores", "Scores", "Scores by domain and held-out loss", score_blocks(base, final, tables)),
+        Tab("answers", "Answers", "Sample answers, side by side", sample_blocks(answers)),
         Tab("training", "Training", "Training", training_blocks(events, method.logged())),
         Tab("alignment", "Alignment", "Alignment of the clients' data", _or_missing(measured, "alignment")),
         Tab(
@@ -89,12 +93,13 @@ def write_report(folder: Path, settings: Settings) -> Path:
     page = render(
         "page.html",
         name=folder.resolve().name,
+        refresh=refresh,
         status=_status(settings.server.num_rounds, events, after),
         facts=[*_facts(settings, environment), *_privacy_facts(settings.privacy, events)],
         notices=run_notices(folder, base, final),
-        verdicts=verdicts(measurements),
-        no_verdict=f"No claim was tested. To test claims, run {MEASURE}.",
-        first=[Table(f"{name}-table", sheet) for name, sheet in sheets.items() if sheet.rows],
+        sentence=did_it_help(gains, events),
+        verdicts=tested(verdicts(measurements)),
+        first=[Table(f"{name}-table", sheet) for name, sheet in first.items() if sheet.rows],
         tabs=tabs,
         after=after,
         personal=PERSONAL[method.personal] if method.has_personal else "",
@@ -111,9 +116,11 @@ def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> l
     if not tables:
         return [Text("Nothing was evaluated yet.")]
     scores, losses = score_figure(score_records(base, final)), held_out_figure(tables)
+    sheets = {"labels": label_sheet, "texts": text_sheet, "wording": answer_sheet}
+    made = {name: make(base, final) for name, make in sheets.items()}
     return [
         *([scores] if scores else []),
-        Table("answers-table", answer_sheet(base, final)),
+        *(Table(f"{name}-table", sheet) for name, sheet in made.items() if sheet.rows),
         Titled("Held-out loss"),
         *([losses] if losses else []),
         Table("held-out-table", loss_sheet(base, final)),
@@ -179,6 +186,11 @@ def setting_blocks(settings: Settings, environment: Mapping[str, Any]) -> list[B
 def _or_missing(measured: Mapping[str, list[Block]], tab: str) -> list[Block]:
     """What was measured, or how to measure it."""
     return measured.get(tab, [Text(f"Not measured yet. To measure it, run {MEASURE}.")])
+
+
+def tested(verdicts: Sequence[Event]) -> list[Event]:
+    """Verdicts on claims that were tested: the others do not head a page."""
+    return [verdict for verdict in verdicts if verdict["verdict"] != "not measured"]
 
 
 def render(template: str, **values: Any) -> str:
