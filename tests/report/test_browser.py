@@ -208,6 +208,27 @@ def test_every_section_has_its_plots_and_each_tells_its_values(
         assert all(plot.locator(f"> {name}").text_content() for name in ("title", "desc"))
 
 
+def test_the_page_of_a_run_that_goes_on_reloads_itself_and_keeps_the_chosen_tab(
+    browser: Any, make_run: MeasuredRun
+) -> None:
+    folder, settings = make_run(rounds=2)
+    path = write_report(folder, settings, refresh=1)
+    page, loads, said = browser.new_page(), [], []
+    page.on("load", lambda it: loads.append(it.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(path.as_uri())
+    assert "running: 2 of 4 rounds" in page.locator(".status").text_content()
+    page.locator("#show-training").check(force=True)
+    page.wait_for_function("() => performance.getEntriesByType('navigation')[0].type === 'reload'")
+    assert shown(page) == ["training"]
+    write_report(folder, settings)
+    page.wait_for_function("() => !document.querySelector('script')")
+    assert "unfinished: 2 of 4 rounds" in page.locator(".status").text_content()
+    assert len(loads) >= 3
+    assert said == []
+    page.close()
+
+
 def test_paper_has_all_parts_one_after_the_other(
     visit: Callable[..., Any], make_measured: MeasuredRun
 ) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 from fedsdr.config import Settings
 from fedsdr.experiments.comparison import Comparison
 from fedsdr.report.blocks import Tab, Table
+from fedsdr.report.facts import data_fact, model_fact
 from fedsdr.report.figures import comparison_figure
-from fedsdr.report.page import data_fact, model_fact, render, tested
+from fedsdr.report.page import render, tested
 from fedsdr.storage import write_file
 
 COMMON = {
@@ -63,7 +64,7 @@ def write_grid_report(
     page = render(
         "grid.html",
         name=folder.resolve().name,
-        refresh=0,
+        script="",
         status=status,
         facts=[
             ("Arms", ", ".join(arms)),

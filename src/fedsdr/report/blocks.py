@@ -33,10 +33,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Folded:
-    """Long text that is shown when asked for."""
+    """A long table that is shown when asked for."""
 
+    key: str
     title: str
-    long: str
+    sheet: Sheet
 
 
 @dataclass(frozen=True)
