@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no network, made from the run's folder; no scripts once it ends.
+"""The report of a run: one HTML file that needs no network, made from its folder, without scripts at the end.
 
 `page.html` is its layout. Text from data is escaped by the template engine. A run that has not finished
 is shown with the rounds that it has.
