@@ -273,6 +273,12 @@ def as_markdown() -> str:
     return "\n".join(lines)
 
 
+def as_used(key: str) -> str:
+    """Under which choices alone a setting is read; "" for one that all read."""
+    found = [use for use in USES if use.setting in (key, key.partition(".")[0]) and key != use.key]
+    return " ".join(_words(use.key, use.by, "") for use in found)
+
+
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
     """Conditions, requirements and reason of each rule, in words."""
     for rule in RULES:

@@ -630,3 +630,20 @@ def test_data_that_contradict_themselves_stop_the_run_before_it_begins(
         run(quick(**chosen, **{"data.columns.answer": "{answer} so"}))
     assert not (tmp_path / "run" / "config.toml").exists()
     assert run(quick(**chosen)).final
+
+
+def test_the_page_is_written_while_the_run_goes_on(quick, monkeypatch: pytest.MonkeyPatch):
+    """The first round finds the page of the base model; a run that ends has a page that does not reload."""
+    settings, seen = quick(**{"server.num_rounds": 2}), []
+    original = client_app.run_round
+
+    def watched(*parts: Any) -> Any:
+        seen.append(RunFolder(settings.run.dir).report.read_text())
+        return original(*parts)
+
+    monkeypatch.setattr(client_app, "run_round", watched)
+    run(settings)
+    assert "running: 0 of 2 rounds" in seen[0]
+    assert "setTimeout" in seen[0]
+    final = RunFolder(settings.run.dir).report.read_text()
+    assert "running:" not in final and "setTimeout" not in final
