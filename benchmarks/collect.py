@@ -3,7 +3,7 @@
     python benchmarks/collect.py docs/results/five-domains runs/five-domains/*
     python benchmarks/collect.py docs/results runs/compare-demo
 
-Of a grid its tables are copied, and settings and environment of one of its cells. Of a run, settings,
+Of a grid its tables are copied, and settings and environment of one of its runs. Of a run, settings,
 environment, events, pooled scores and measurements are copied. All of it is numbers, no text of any data. The
 folder of the data becomes DATA. The tables go to standard output.
 """

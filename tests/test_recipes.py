@@ -151,5 +151,5 @@ def test_every_grid_is_one_that_can_be_run_and_its_header_holds_its_command(
 ):
     monkeypatch.chdir(FOLDER.parent)  # recipes that grids begin with are named from there
     plan = read_grid(path, tmp_path)
-    assert plan.cells
+    assert plan.runs
     assert f"fedsdr compare recipes/{name_of(path)}" in path.read_text()

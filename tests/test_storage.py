@@ -1,6 +1,7 @@
 """Files after a kill: the old content or the new, and never a part."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedsdr.errors import UserError
 from fedsdr.storage import (
     append_lines,
     content_hash,
+    locked,
     read_json,
     read_lines,
     rewrite_lines,
@@ -87,6 +89,20 @@ def test_two_processes_that_write_one_file_do_not_take_each_others(
     write_file(path, "first")
     assert path.read_text() == "first"
     assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def test_a_link_that_another_user_laid_where_a_file_is_written_aside_is_not_followed(tmp_path: Path):
+    """In a folder that others may write to, it would have put the content, or an empty file, where it points to."""
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / f".new.{os.getpid()}.aside").symlink_to(victim)
+    write_file(tmp_path / "new", "secret")
+    assert victim.read_text() == "kept" and (tmp_path / "new").read_text() == "secret"
+    assert not (tmp_path / "new").is_symlink()
+    (tmp_path / ".new.lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link"), locked(tmp_path / "new"):
+        pass
+    assert victim.read_text() == "kept"
 
 
 def test_a_damaged_document_is_named(tmp_path: Path):

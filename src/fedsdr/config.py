@@ -212,6 +212,9 @@ class Eval(Section):
     """Longest answer."""
     batch_size: Count = 48
     """Answers written at a time."""
+    text_scores: Literal["off", "free text", "all"] = "free text"
+    """Whose answers are compared with the true response by exact match, token F1 and ROUGE-L. free text: of
+    examples without label, answer, facts and tests, which have no other score."""
     code_timeout: Positive = 5.0
     """Seconds that a program written by the model may run."""
 

@@ -1,11 +1,15 @@
 """What is measured of a model on test examples, and the shape of the results."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 METRICS: Mapping[str, str] = {
     "score": "num_scored",
     "choice_score": "num_chosen",
+    "exact_match": "num_text",
+    "token_f1": "num_text",
+    "rouge_l": "num_text",
     "unsupported_rate": "num_examples",
     "words": "num_examples",
     "filler_rate": "num_examples",
@@ -15,6 +19,14 @@ METRICS: Mapping[str, str] = {
     "loss_distilled": "loss_distilled_tokens",
 }
 """Metric -> the count that it is a mean over."""
+
+LABEL_SCORES = ("majority_share", "balanced_accuracy", "macro_f1", "matthews", "choice_balanced_accuracy")
+"""Computed by the server from counts of labels (`evaluate.confusion`); no means over examples."""
+NO_LABEL = "none"
+LABEL_COUNT = rf"num_(answer|choice)-(\d{{1,2}})-(\d{{1,2}}|{NO_LABEL})"
+"""Name of a count: of answers or likeliest choices, place of the true label, place of the given one."""
+LABEL_SETS = 2**16
+"""Values of `label_set`, a short hash of the choices that the places belong to."""
 
 ALWAYS_SCORED = ("num_examples", "num_scored", *(name for name in METRICS if METRICS[name] == "num_examples"))
 """Present for every model and domain. Scores need examples with a known answer; losses need tokens."""
@@ -32,3 +44,9 @@ def group_scores(metrics: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, 
             metric, model = rest.split("@")
             grouped.setdefault((model, domain), {})[metric] = value
     return grouped
+
+
+def read_labels(row: Mapping[str, float], kind: str) -> dict[tuple[str, str], int]:
+    """(True, given) -> count, of the `num_<kind>-...` of one domain."""
+    found = {match: num for name, num in row.items() if (match := re.fullmatch(LABEL_COUNT, name))}
+    return {(match[2], match[3]): int(num) for match, num in found.items() if match[1] == kind}

@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from fedsdr.config import Data, Reading, Source
+from fedsdr.data.checks import unsupported
 from fedsdr.data.conversation import encode, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.data.readers import to_records
@@ -130,3 +131,9 @@ def test_the_turns_of_a_conversation_stay_on_one_side_of_a_held_out_share(tmp_pa
 
     assert (len(domain.train), len(domain.test)) == (14 * 3, 6 * 3)
     assert not towns(domain.train) & towns(domain.test)
+
+
+def test_a_number_of_an_earlier_turn_is_supported():
+    example = Example("And twice that?", "It is that doubled.", "math", history=(("What is 3 * 7?", "21"),))
+    assert not unsupported(example, "Twice 21.")
+    assert unsupported(example, "It is 43.")

@@ -26,17 +26,17 @@ class Inner:
         """How often the SuperLink still answers by an error."""
 
     def get_node_ids(self) -> Iterable[int]:
-        self.demand_whole()
+        self.require_whole()
         return list(self.delays)
 
-    def demand_whole(self) -> None:
+    def require_whole(self) -> None:
         if self.fails:
             self.fails -= 1
             request = httpx.Request("POST", "https://superlink")
             raise httpx.HTTPStatusError("500 of it", request=request, response=httpx.Response(500))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        self.demand_whole()
+        self.require_whole()
         for message in messages:
             node = message.metadata.dst_node_id
             one = f"{message.metadata.group_id} to {node}" if node in self.delays else ""
@@ -48,7 +48,7 @@ class Inner:
         for one in message_ids:
             self.pulled.append(one)
             message = self.sent[one]
-            self.demand_whole()
+            self.require_whole()
             delay = self.delays[message.metadata.dst_node_id]
             if delay is None:
                 raise ValueError("not a message")
@@ -138,11 +138,11 @@ def test_a_superlink_that_fails_is_waited_for_a_while_and_then_named(ask, monkey
     grid, inner.fails = ResilientGrid(inner), 2  # type: ignore[arg-type]
     assert list(grid.get_node_ids()) == [1, 2, 3]
     inner.fails = 1
-    with pytest.raises(UserError, match="does not take messages: 500 of it; run again to go on"):
+    with pytest.raises(UserError, match="does not accept messages: 500 of it; run again to go on"):
         ask(grid)
     monkeypatch.setattr(module, "PATIENCE", 0.01)
     inner.fails = 10**9
-    with pytest.raises(UserError, match="does not tell who is connected: 500 of it"):
+    with pytest.raises(UserError, match="does not say which nodes are connected: 500 of it"):
         grid.get_node_ids()
 
 

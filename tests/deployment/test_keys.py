@@ -178,6 +178,18 @@ def test_a_key_whose_file_is_lost_is_told_to_be_in_use_and_what_would_do(
         register(tmp_path)
 
 
+def test_a_key_under_a_name_that_looks_like_another_clients_is_refused_before_anything_is_done(
+    tmp_path: Path, superlink: dict[int, str]
+):
+    """Whoever reads the pages of a run would take one client for the other."""
+    for name in ("hospita1", "b\u0430nk", "others"):
+        (tmp_path / f"keys/{name}.pub").write_text(public(80))
+        with pytest.raises(UserError, match=r"looks like|ASCII|cannot be called"):
+            register(tmp_path)
+        (tmp_path / f"keys/{name}.pub").unlink()
+    assert not superlink
+
+
 def test_a_public_key_under_the_name_that_ssh_keygen_gave_it_is_no_clients(
     tmp_path: Path, superlink: dict[int, str]
 ):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.deployment.conftest import BIN, CLIENTS, Deployment
-from tests.deployment.test_loopback import ROUNDS, demand_equal, demand_no_text, files, long
+from tests.deployment.test_loopback import ROUNDS, files, long, require_equal, require_no_text
 
 import fedsdr
 from fedsdr.config import Settings
@@ -43,10 +43,10 @@ def test_without_tls_and_with_a_process_for_each_message_the_bytes_are_equal_and
         port = ["--port", str(one.port + 100 + number)]
         one.start(client, [BIN / "flower-supernode", *start, *port, *words], own)
     one.run(small(**{"run.dir": "runs/first"}))
-    demand_equal(one, one.server / "runs" / "first", local)
+    require_equal(one, one.server / "runs" / "first", local)
     seen = b"".join(one.recorder.seen)
     assert b"num_examples" in seen  # it can be read, so what follows means something
-    demand_no_text(seen, data_root, *(one.folder / client / "state" for client in CLIENTS))
+    require_no_text(seen, data_root, *(one.folder / client / "state" for client in CLIENTS))
 
     def windows(path: Path) -> list[bytes]:
         """64 bytes here and there in the last tensors of an adapter."""
@@ -60,27 +60,6 @@ def test_without_tls_and_with_a_process_for_each_message_the_bytes_are_equal_and
         (own_folder,) = (one.folder / client / "state").glob(f"first-*/{client}")
         for path in own_folder.glob("round-*/adapter_model.safetensors"):
             assert all(window not in seen for window in windows(path))
-
-
-@long
-def test_flwr_run_from_the_repository_runs_on_a_deployment(
-    deployment: Callable[..., Deployment], small: Small, data_root: Path, tmp_path: Path
-):
-    """Its code goes to the server; the nodes answer with what they have installed."""
-    local = fedsdr.run(small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")})).folder
-    one = deployment()
-    one.start_all()
-    run = one.server / "runs" / "first"
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        dump_settings(small(**{"run.dir": str(run), "federation.nodes": str(one.server / "nodes")}))
-    )
-    command = [BIN / "flwr", "run", ".", "fedsdr", "--stream", "--run-config", f'recipe="{recipe}"']
-    own = environment(FLWR_HOME=str(one.server / "flower"))
-    root = Path(fedsdr.__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=own, capture_output=True, text=True, timeout=300)
-    assert (run / "report.html").exists(), done.stdout + done.stderr
-    demand_equal(one, run, local)
 
 
 @long

@@ -30,7 +30,7 @@ def nginx() -> str:
 
 @long
 def test_control_and_runtime_are_closed_and_fleet_is_passed_on(tmp_path: Path, nginx: str):
-    """With the CA certificate alone Flower lets anyone submit code; through the proxy no one can."""
+    """The SuperLink itself refuses whoever has no secret of its folder; the network does not even reach it."""
     public = free_port()
     init(tmp_path / "d", ["bank"], f"fl.example.org:{public}", "tiny")
     server = tmp_path / "d" / "server"

@@ -85,13 +85,14 @@ def test_a_heartbeat_that_is_answered_by_an_error_is_not_the_last():
 
 
 PROGRAM = """
-import threading, time
+import sys, threading, time
 import flwr.supernode.cli as cli
 
 def unknown():
     raise RuntimeError("The SuperLink does not recognize this SuperNode.")
 
 def flower_supernode():
+    assert sys.argv[1:] == ["--isolation", "process"]
     threading.Thread(target=time.sleep, args=(600,)).start()  # as the one that serves its workers
     {end}
 
@@ -114,5 +115,7 @@ main()
 def test_a_supernode_ends_with_its_main_thread(end: str, status: int, told: str):
     """`fedsdr node` can start it again then. Flower's own goes on, and answers its server never again."""
     command = [sys.executable, "-c", PROGRAM.format(end=end)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, input='["--isolation", "process"]', capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == status and told in done.stderr

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.proto.runtime_pb2 import AcquireTaskResponse
 from flwr.proto.task_pb2 import Task
 
-from fedsdr.deployment import worker as module
+from fedsdr.deployment import runtime as module
 from fedsdr.deployment.worker import work
 
 TASK = AcquireTaskResponse(task=Task(task_id=1), token="t")

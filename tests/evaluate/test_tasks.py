@@ -56,6 +56,7 @@ def test_the_record_of_a_prompt_holds_what_a_reader_needs_to_judge_it_anew():
         "lost": ["answer"],
         "unsupported": True,
         "finished": False,
+        "given": None,
         "chosen": None,
     }
 
@@ -84,6 +85,8 @@ def test_hand_counted_means():
             "filler_rate": 25 / 3,
             "redundancy": 0,
             "cut_off_rate": 1 / 3,
+            **dict.fromkeys(("exact_match", "token_f1", "rouge_l"), 0),  # "So" against "Because."
+            "num_text": 1,
         }
     )
 
@@ -155,3 +158,9 @@ def test_the_choice_is_the_likeliest_whole_answer(tiny_base: Base):
             }
             expected.append(min(losses, key=losses.__getitem__))
         assert choose(tiny_base, [OPEN, *examples], batch_size=2) == [None, *expected]
+
+
+def test_spellings_of_one_label_are_one_choice():
+    """Went wrong: of "Positive" and "positive" in one domain one was always the wrong choice."""
+    example = Example("?", "positive", "finance", label="positive", choices=("Positive", "positive"))
+    assert summarise([judge(example, Answer("positive", True, 1), 5, "Positive")])["choice_score"] == 1

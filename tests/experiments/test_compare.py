@@ -20,6 +20,7 @@ from fedsdr.experiments.compare import compare
 from fedsdr.experiments.grid import read_grid
 from fedsdr.experiments.measure import measure_grid
 from fedsdr.experiments.measured_run import Options
+from fedsdr.federation import server_app
 from fedsdr.federation.run import run
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import read_result, read_settings
@@ -87,7 +88,7 @@ def test_a_stopped_grid_resumes_the_run_it_was_in(grid, tmp_path: Path, monkeypa
         started.append(settings)
         with monkeypatch.context() as patch:
             if len(started) == 3:
-                patch.setattr("fedsdr.federation.server_app.save_round", stop_at_round_1)
+                patch.setattr(server_app, "save_round", stop_at_round_1)
             return run(settings)
 
     def stop_at_round_1(folder, number, *rest):
@@ -260,9 +261,15 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid,
         ({"seeds": "[]"}, r"seeds = \[\]; expected a list of different values"),
         ({"seeds": "[1, 1]"}, "expected a list of different values"),
         ({"seeds": '["a"]'}, "run.seed"),
-        ({"vary": '{method = "fedit"}'}, "vary.method = 'fedit'; expected a list"),
+        (
+            {"vary": '{method = "fedit"}'},
+            "vary.method = 'fedit'; expected a table of settings, each with a list",
+        ),
         ({"vary": '{method = ["fedit", "fedrs"]}'}, "method = 'fedrs' is unknown"),
-        ({"vary": '{method = ["fedit", "fedit"]}'}, "two arms are called fedit"),
+        (
+            {"vary": '{method = ["fedit", "fedit"]}'},
+            "vary.method = .*; expected a table of settings, each with a list of different",
+        ),
         (
             {"rates": "[]"},
             r"rates = \[\]; expected a list of different values of client.learning_rate, such as \[0.0002",
@@ -289,9 +296,17 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid,
             {"budgets": '[1, "per_day"]'},
             'budgets.* = .*; expected a list of values of client.budget, such as ."per_round"',
         ),
-        ({"vary": "{client = [{local_steps = 3}]}"}, "vary.client = .*; expected a list of values"),
+        (
+            {"vary": "{client = [{local_steps = 3}]}"},
+            "vary.client = .*; expected a table of settings, each with a list",
+        ),
         ({"arms": '{"../out" = {}}'}, "would be a folder's name"),
         ({"arms": "{cache = {}}"}, "would be a folder's name"),
+        ({"arms": "{slow = {rates = []}}", "rates": "[1e-3]"}, r"arms.slow.rates = \[\]; expected a list"),
+        (
+            {"arms": '{a = {}, "a-fedit" = {}, "" = {}}', "vary": '{method = ["fedit", "a-fedit"]}'},
+            "two arms are",
+        ),
         ({"arms": "{slow = {rates = [1e-5]}}"}, "replaces rates, which the grid does not give"),
         (
             {

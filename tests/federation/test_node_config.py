@@ -1,8 +1,10 @@
 """What a client's own configuration decides stays as it is, whatever the server's settings say."""
 
+import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from fedsdr.errors import UserError
 from fedsdr.federation.client_app import app
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import read_node
+from fedsdr.federation.server_app import sent_settings
 from fedsdr.messages.privacy import epsilon
 from fedsdr.messages.wire import Arrays, broadcast
 from fedsdr.recipe import check_settings
@@ -62,6 +65,19 @@ def test_data_model_and_folders_are_the_nodes_whatever_the_server_says():
     assert applied({"run": {"threads": 4096}}).run.threads == os.cpu_count()
 
 
+def test_a_registered_client_is_sent_no_path_of_the_server_and_all_that_it_needs():
+    """The settings held the server's paths; a client needs none of them."""
+    paths = {"model": {"name": "/srv/model", "revision": "v2"}, "data": {"root": "/srv/data", "num_train": 5}}
+    paths |= {"run": {"dir": "/srv/runs/first", "cache": "/srv/cache", "seed": 3}}
+    settings = check_settings({**paths, "federation": {"nodes": "/srv/nodes", "num_clients": 2}}, "test")
+    sent = sent_settings(settings)
+    assert "/srv" not in sent and "v2" not in sent
+    taken = read_node(OWN, Path("/elsewhere"), "run").apply(check_settings(json.loads(sent), "test"))
+    full = read_node(OWN, Path("/elsewhere"), "run").apply(settings)
+    own = full.model_dump(exclude={"run": {"dir"}, "federation": True})
+    assert taken.model_dump(exclude={"run": {"dir"}, "federation": True}) == own
+
+
 def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decided_by_the_node():
     """A new one must be put on one of the two lists, after thought."""
     assert set(Settings.model_fields) == SETTINGS_THAT_A_NODE_TAKES | SETTINGS_THAT_A_NODE_DECIDES
@@ -77,8 +93,8 @@ def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decide
             {"distill-url": "http://x", "served-name": "other"},
             "is not this node's served-name = 'other'",
         ),
-        ({}, {"most-epsilon": 4.0}, "asks for privacy.kind = 'local'"),
-        ({"privacy": {"kind": "central", "noise": 2.0}}, {"most-epsilon": 4}, "asks for privacy.kind"),
+        ({}, {"most-epsilon": 4.0}, "requires privacy.kind = 'local'"),
+        ({"privacy": {"kind": "central", "noise": 2.0}}, {"most-epsilon": 4}, "requires privacy.kind"),
         ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be taken off again"),
         ({"privacy": {"kind": "central", "source": "seeded"}}, {}, "can be taken off again"),
     ],
@@ -97,19 +113,28 @@ def test_what_a_node_consents_to_is_done():
     ("change", "told"),
     [
         ({"clint": "x"}, "unknown key clint; nearest are client"),
-        ({"data": ""}, "data is missing; a node needs"),
-        ({"threads": "3"}, "threads = '3'; expected a whole number"),
-        ({"trust-remote-code": 1}, "expected true or false"),
+        ({"data": ""}, "data = '': should have at least 1 character"),
+        ({"threads": "3"}, "threads = '3': should be a valid integer"),
+        ({"trust-remote-code": 1}, "trust-remote-code = 1: should be a valid boolean"),
         ({"client": "../up"}, "cannot name a folder"),
-        ({"client": 7}, "client = 7; expected text"),
-        ({"delta": 1e5}, "delta = 100000.0; expected more than 0 and less than 1"),
-        ({"most-epsilon": float("nan")}, "most-epsilon = nan; expected 0 or more"),
-        ({"most-epsilon": -1}, "most-epsilon = -1; expected 0 or more"),
+        ({"client": "mean"}, "cannot be called 'mean'"),
+        ({"client": "Mean"}, "looks like 'mean'"),
+        ({"client": "a11"}, "looks like 'all'"),
+        ({"client": "m\u0435an"}, "expected ASCII letters"),  # a Cyrillic letter
+        ({"client": 7}, "client = 7: should be a valid string"),
+        ({"delta": 1e5}, "delta = 100000.0: should be less than 1"),
+        ({"most-epsilon": float("nan")}, "most-epsilon = nan: should be a finite number"),
+        ({"most-epsilon": -1}, "most-epsilon = -1: should be greater than or equal to 0"),
     ],
 )
 def test_a_wrong_configuration_is_told_with_key_value_and_what_would_do(change: dict, told: str):
     with pytest.raises(UserError, match=told):
         read_node({**OWN, **change}, Path(), "run")
+
+
+def test_a_missing_key_is_named_with_an_example_of_it():
+    with pytest.raises(UserError, match=r'data is missing; add one such as data = "/srv/examples"'):
+        read_node({key: value for key, value in OWN.items() if key != "data"}, Path(), "run")
 
 
 def test_a_simulated_node_has_no_keys_that_it_would_not_heed():
@@ -227,7 +252,9 @@ def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
 ):
     """The server chooses `server.max_norm`, so refusing what is above would be a look without noise."""
     node = make_node(tmp_path, tiny_folder)
-    shared = {k: v.numpy() for k, v in model_of(tiny_settings()).state("shared").items()}
+    model = model_of(tiny_settings())
+    model.initialise("shared", 0)
+    shared = {k: v.numpy() for k, v in model.state("shared").items()}
     tight = {"method": "fedit", "eval.rewritings": False, "server.max_norm": 1e-6}
     assert ask(node, shared, **tight).error.reason.startswith("Diverged")
     assert not ask(node, shared, **tight, **{"privacy.kind": "local"}).has_error()
@@ -264,16 +291,24 @@ def test_a_second_program_of_one_node_is_refused(node_file: Path, monkeypatch: p
         run_node(node_file)
 
 
+@pytest.fixture
+def as_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `run_node` changes of its process, it does not change of this one."""
+    monkeypatch.setattr(node.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "umask", lambda mask: None)
+
+
 def test_missing_data_are_told_when_a_node_starts(
-    node_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    node_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    as_another_process: None,
 ):
     def serve(*args: Any) -> int:
         raise SystemExit(0)
 
     monkeypatch.setattr(node, "_serve", serve)
-    monkeypatch.setattr(node.signal, "signal", lambda *args: None)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(os, "umask", lambda mask: None)
     (node_file.parent / "data/loans/train.jsonl").touch()
     with pytest.raises(SystemExit):
         run_node(node_file)
@@ -284,15 +319,13 @@ def test_missing_data_are_told_when_a_node_starts(
 @pytest.mark.parametrize("port", [0, 80, 99_999])
 def test_a_port_that_no_node_can_have_is_told_at_once(node_file: Path, port: int):
     node_file.write_text(re.sub(r"port = \d+", f"port = {port}", node_file.read_text()))
-    with pytest.raises(
-        UserError, match=r"node.toml: port = .*: input should be (greater|less) than or equal to"
-    ):
+    with pytest.raises(UserError, match=r"node.toml: port = .*: should be (greater|less) than or equal to"):
         read_node_file(node_file)
 
 
 def test_a_misspelt_key_of_a_nodes_file_is_named_before_the_one_that_it_stands_for(node_file: Path):
     node_file.write_text(node_file.read_text().replace("private-key", "privat-key"))
-    with pytest.raises(UserError, match=r"privat-key = 'node\.key': extra inputs"):
+    with pytest.raises(UserError, match=r"unknown key privat-key; nearest are private-key"):
         read_node_file(node_file)
 
 
@@ -337,8 +370,32 @@ def test_a_ctrl_c_reaches_the_node_and_not_its_supernode_too(tmp_path: Path, mon
 
     monkeypatch.setattr("fedsdr.deployment.worker.work", work)
     with pytest.raises(KeyboardInterrupt):
-        node._serve([sys.executable, "-c", program, str(told)], "", b"")
+        node._serve([sys.executable, "-c", program, str(told)], [], "", b"")
     assert int(told.read_text()) != os.getpgrp()
+
+
+def test_a_clients_paths_and_settings_are_not_in_the_list_of_processes(
+    node_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_another_process: None
+):
+    """Every user of its machine can read that list; they were there, in `--node-config`."""
+    seen, commands, popen = tmp_path / "seen", list[str](), subprocess.Popen
+    program = "import sys; open(sys.argv[1], 'w').write(sys.stdin.read())"
+
+    def start(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        commands.extend(command)
+        return popen([sys.executable, "-c", program, str(seen)], **how)
+
+    def work(app: Any, address: str, secret: bytes, is_alive: Callable[[], bool]) -> None:
+        while is_alive():
+            time.sleep(0.01)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("fedsdr.deployment.worker.work", work)
+    monkeypatch.setattr(node.subprocess, "Popen", start)
+    with pytest.raises(SystemExit):
+        run_node(node_file)
+    assert str(node_file.parent) in seen.read_text()
+    assert not [word for word in commands if str(node_file.parent) in word or "bank" in word]
 
 
 def test_a_client_with_another_base_model_rewrites_nothing_and_both_sides_are_told(

@@ -18,8 +18,8 @@ from fedsdr.methods import METHODS
 
 RUN = {"method": "fedsdr", "distill.verify": "answer"}
 CLIENTS = {1: "finance", 2: "general", 3: "math"}
-SCORES = "score|choice_score|unsupported_rate|words|filler_rate|redundancy|cut_off_rate|loss|loss_distilled"
-COUNTS = "num_examples|num_scored|num_chosen|loss_tokens|loss_distilled_tokens"
+SCORES = "exact_match|token_f1|rouge_l|score|choice_score|unsupported_rate|words|filler_rate|redundancy|cut_off_rate|loss|loss_distilled"
+COUNTS = r"num_(examples|scored|chosen|text)|loss_tokens|loss_distilled_tokens|num_answer-\d-(\d|none)|num_choice-\d-\d|label_set"
 PAIRS = "words|words_true|filler_rate|filler_rate_true|redundancy|redundancy_true|length_ratio"
 METRICS = {
     "query.prepare": (

@@ -10,6 +10,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from fedsdr.config import Settings
+from fedsdr.data.conversation import trimmed
 from fedsdr.model import generation
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer, Sampling, _choose, generate
@@ -65,7 +66,7 @@ def test_greedy_answers_are_those_of_transformers_whatever_the_lengths(
         if answer.finished:
             tokens.pop()
         assert answer.num_tokens == len(tokens)
-        assert answer.text == tiny_base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert answer.text == trimmed(tiny_base.tokenizer.decode(tokens, skip_special_tokens=True))
     assert {answer.finished for answer in answers} == {True, False}
 
 
@@ -142,7 +143,7 @@ def test_answers_longer_than_a_sliding_window_are_those_of_transformers(tiny_bas
     answers = ask(base, PROMPTS, Sampling(NUM_NEW))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         tokens = [token for token in reference(base, prompt, [2]) if token != 2]
-        assert answer.text == base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert answer.text == trimmed(base.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def draw(probabilities: list[float], sampling: Sampling, num: int) -> list[int]:

@@ -3,7 +3,6 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tests.built_in import demo_data
 
 from fedsdr.config import Distill, Lora, Model, Settings
 from fedsdr.data.conversation import encode_prompt
-from fedsdr.data.examples import Example
+from fedsdr.data.examples import Example, as_record
 from fedsdr.distill import rewrite as module
 from fedsdr.distill.prompts import rewriting_turns
 from fedsdr.distill.rewrite import Rewriting, fault, rewrite
@@ -356,7 +355,7 @@ def test_a_whole_rewriting_by_a_server(serve, teach):
     assert len(fake.bodies) == len(sent) == 5
     for number, example in enumerate(EXAMPLES):
         assert sent[number]["messages"] == rewriting_turns("turn", example)
-        parts = ("distill", "turn", content_hash(asdict(example)))
+        parts = ("distill", "turn", content_hash(as_record(example)))
         assert sent[number]["seed"] == seed_for(0, *parts) % 2**31
 
 

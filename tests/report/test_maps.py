@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from fedsdr.report.maps import MARKS, MOST_ROWS, MOST_TOLD, Ramp, heat_panel, palette, scatter_panel
+from fedsdr.report.maps import MARKS, MOST_HINTS, MOST_ROWS, Ramp, heat_panel, palette, scatter_panel
 from fedsdr.report.plots import WIDTH
 
 
@@ -17,13 +17,13 @@ def test_a_change_is_coloured_by_its_sign_and_others_from_the_least_to_the_great
     )  # not the least of its ramp: there is a zero
 
 
-def test_numbers_have_the_decimals_that_tell_them_apart_and_room_or_are_told() -> None:
+def test_numbers_have_the_decimals_that_tell_them_apart_and_room_or_a_hint() -> None:
     names = [f"c{number}" for number in range(10)]
     matrix = {(a, b): -0.0039 for a in names for b in names}
     ramp = Ramp.of(matrix.values(), is_change=True)
     assert heat_panel("m", matrix, names[:3], names[:3], ramp).cells[0].shown == "-0.0039"
     crowded = heat_panel("m", matrix, names, names, ramp).cells[0]  # ten times seven signs do not fit
-    assert (crowded.shown, crowded.told) == ("", "c0, c0: -0.0039")
+    assert (crowded.shown, crowded.hint) == ("", "c0, c0: -0.0039")
     assert Ramp.of([0.991, 0.995]).digits == 4
     assert Ramp.of([0.2, 0.9]).digits == 2
 
@@ -41,21 +41,21 @@ def test_cells_stand_in_their_row_and_column_with_their_number() -> None:
 
 
 @pytest.mark.parametrize(("num", "has_numbers"), [(10, True), (11, False)])
-def test_more_than_ten_clients_have_colours_alone_that_a_pointer_is_told_of(
+def test_more_than_ten_clients_have_colours_alone_with_hints_for_a_pointer(
     num: int, has_numbers: bool
 ) -> None:
     names = [f"client-{number}" for number in range(num)]
     panel = heat_panel("m", {(a, b): 0.5 for a in names for b in names}, names, names, Ramp.of([0.0, 1.0]))
     assert len(panel.cells) == num * num
-    assert all(bool(cell.shown) == has_numbers != bool(cell.told) for cell in panel.cells)
+    assert all(bool(cell.shown) == has_numbers != bool(cell.hint) for cell in panel.cells)
     assert max(cell.x for cell in panel.cells) + panel.cell[0] <= WIDTH
 
 
 def test_of_large_matrices_the_first_rows_are_drawn_without_words() -> None:
     names = [f"client-{number}" for number in range(100)]
     panel = heat_panel("m", {(a, b): 0.5 for a in names for b in names}, names, names, Ramp.of([0.0, 1.0]))
-    assert len(panel.cells) == MOST_ROWS**2 > MOST_TOLD
-    assert {cell.told for cell in panel.cells} == {""}
+    assert len(panel.cells) == MOST_ROWS**2 > MOST_HINTS
+    assert {cell.hint for cell in panel.cells} == {""}
     assert max(cell.x for cell in panel.cells) + panel.cell[0] <= WIDTH
 
 

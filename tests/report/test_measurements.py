@@ -98,8 +98,8 @@ def test_many_layers_are_put_together_by_block_and_a_layer_that_did_not_change_c
         one["cosine"] for one in records if one["round"] == 1 and one["layer"].startswith("model.layers.0.")
     ]
     assert q is None
-    (first,) = [cell for cell in cosine.cells if cell.told.startswith("block 0, 1:")]
-    assert first.told == f"block 0, 1: {v:.2f}"
+    (first,) = [cell for cell in cosine.cells if cell.hint.startswith("block 0, 1:")]
+    assert first.hint == f"block 0, 1: {v:.2f}"
 
 
 def test_few_layers_keep_their_projections(make_measured: MeasuredRun) -> None:

@@ -365,6 +365,8 @@ SCORES = {"round": 7, "seconds": 1.0, "eval/finance/num_examples@global": 6} | {
         "redundancy": 0.0, "cut_off_rate": 0.0, "loss": 2.0, "loss_tokens": 80,
     }.items()
 }  # fmt: skip
+LABELS = {"eval/finance/num_answer-0-none@global": 1, "eval/finance/num_answer-12-1@global": 3}
+LABELS |= {"eval/finance/label_set@global": 65535}
 MINE = {key.replace("@global", "@personalised"): value for key, value in SCORES.items() if "@" in key}
 
 
@@ -374,7 +376,7 @@ def without(*names: str) -> dict[str, float]:
 
 def test_good_scores_pass():
     bare = without("score", "loss", "loss_tokens") | {"eval/finance/num_scored@global": 0}
-    for good in (SCORES, SCORES | MINE, bare):
+    for good in (SCORES, SCORES | MINE, bare, SCORES | LABELS):
         assert check_scores(reply(RecordDict({"metrics": MetricRecord(good)})), 6, 7, True) == good
     nothing = {"round": 7, "seconds": 1.0}  # a client without test examples
     assert check_scores(reply(RecordDict({"metrics": MetricRecord(nothing)})), 0, 7, True) == nothing
@@ -409,6 +411,26 @@ def test_good_scores_pass():
             "choice_score and its count",
         ),
         (
+            {"metrics": MetricRecord({**SCORES, **LABELS, "eval/finance/num_answer-1-1@global": 1})},
+            "more labels than answers",
+        ),
+        (
+            {"metrics": MetricRecord({**SCORES, "eval/finance/num_answer-1-1@global": 1})},
+            "label_set do not come together",
+        ),
+        (
+            {"metrics": MetricRecord({**SCORES, **LABELS, "eval/finance/label_set@global": 65536})},
+            "label_set is not from 0 to 65535",
+        ),
+        (
+            {"metrics": MetricRecord({**SCORES, **LABELS, "eval/finance/num_answer-1-1@global": 0.5})},
+            "no whole number",
+        ),
+        (
+            {"metrics": MetricRecord({**SCORES, "eval/finance/num_answer-positive-1@global": 1})},
+            "allow-list",
+        ),
+        (
             {"metrics": MetricRecord({**SCORES, "eval/finance/num_examples@global": 10**11})},
             "prepared with 6",
         ),
@@ -435,6 +457,11 @@ def test_good_scores_pass():
         "more scored than given",
         "more chosen than given",
         "choice without its count",
+        "more labels than answers",
+        "labels without their set",
+        "a set beyond its hash",
+        "half a label",
+        "a label in words",
         "absurd count",
         "a domain called mean",
         "personalised alone",

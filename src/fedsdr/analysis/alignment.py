@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import vstack
+from scipy.spatial.distance import cosine, jensenshannon
+from sklearn.cluster import KMeans
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
@@ -24,7 +28,7 @@ Pair = tuple[str, str]
 Counts = NDArray[np.int64]
 VIEWS = ("raw", "distilled")
 LEAST = 4
-"""Fewest examples of a client: halves of two are what can be told apart."""
+"""Fewest examples of a client: a half has two then, the fewest whose draws differ."""
 LEAST_WORDS = 20
 """Fewest words of a half: of fewer nearly all differ by chance."""
 
@@ -34,7 +38,7 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
 
     In each of 200 draws a random half of every client's examples is taken, the same for both views. For a
     pair of clients all texts are cut to as many words as the shortest of their four has. A value is the mean
-    over the draws, its interval t times their spread (`half_samples`), which holds the draw of words too.
+    over the draws, its interval t times their spread (`half_samples`), which covers the draw of words too.
 
     - js_plain: Jensen-Shannon divergence of the word distributions in bits,
       D = H((P + Q) / 2) - (H(P) + H(Q)) / 2, as the paper may have computed it. Two samples of one
@@ -44,7 +48,7 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
       for texts of one distribution, 1 without a common word. It may fall below 0.
     - tfidf: cosine of the clients' TF-IDF vectors, each client one document.
 
-    Paper: FedSDR (arXiv 2605.18028) reports both without saying how they were computed. Lin, "Divergence
+    Paper: FedSDR (arXiv 2605.18028) reports both and does not say how they were computed. Lin, "Divergence
     measures based on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991), 145-151. The
     adjustment has the form of Vinh, Epps and Bailey, JMLR 11 (2010), 2837-2854.
 
@@ -69,15 +73,15 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
     for halves in half_samples([len(pairs[name]) for name in names], rng):
         views = [[matrix[half] for matrix, half in zip(view, halves, strict=True)] for view in matrices]
         totals = np.min([[matrix.sum() for matrix in view] for view in views], axis=0)
-        _demand_words(names, totals)
+        _require_words(names, totals)
         num_words.append([int(min(totals[a], totals[b])) for a, b in places])
         likeness = []
         paired = int(rng.integers(2**63))  # the same draws in both views: equal texts differ by nothing
         for view in views:
             own = np.random.default_rng(paired)
             idf = _idf([_draw_words(_bag(m), int(num), own) for m, num in zip(view, totals, strict=True)])
-            asked = zip(places, num_words[-1], strict=True)
-            likeness.append([_likeness(view[a], view[b], num, idf, own) for (a, b), num in asked])
+            pairs_of_view = zip(places, num_words[-1], strict=True)
+            likeness.append([_likeness(view[a], view[b], num, idf, own) for (a, b), num in pairs_of_view])
         found.append(np.array(likeness).transpose(2, 0, 1))
     # Each (draws, views, pairs).
     plain, cosine, dealt = np.moveaxis(np.stack(found), 1, 0)
@@ -105,24 +109,19 @@ def pair_records(
         draws: (draws, views, pairs).
         freedom: Degrees of freedom of Student's t: units of the smallest client less one.
     """
-    places = list(combinations(names, 2))
-    records = []
-    for view in (*VIEWS, "difference"):
-        if view == "difference":
-            some, drawn = values[1] - values[0], draws[:, 1] - draws[:, 0]
-        else:
-            some, drawn = values[VIEWS.index(view)], draws[:, VIEWS.index(view)]
-        for number, (a, b) in enumerate(places):
-            records.append(
-                {"view": view, "a": a, "b": b, **with_interval(some[number], drawn[:, number], freedom)}
-            )
-        mean = with_interval(some.mean(), drawn.mean(axis=1), freedom)
-        records.append({"view": view, "a": "mean", "b": "", **mean})
-    return records
+    places = [*combinations(names, 2), ("mean", "")]
+    # The difference as a third view, the mean as a last pair: (value and draws, views, pairs).
+    found = np.array([[raw, distilled, distilled - raw] for raw, distilled in (values, *draws)])
+    found = np.concatenate([found, found.mean(axis=2, keepdims=True)], axis=2)
+    return [
+        {"view": view, "a": a, "b": b, **with_interval(found[0, row, pair], found[1:, row, pair], freedom)}
+        for row, view in enumerate((*VIEWS, "difference"))
+        for pair, (a, b) in enumerate(places)
+    ]
 
 
 def cluster(instructions: Sequence[str], num: int, seed: int) -> list[str]:
-    """Group instructions into so many clusters, to stand for clients where a file names no domains.
+    """Group instructions into so many clusters, in place of clients where a file names no domains.
 
     k-means of TF-IDF vectors.
 
@@ -132,9 +131,6 @@ def cluster(instructions: Sequence[str], num: int, seed: int) -> list[str]:
     Raises:
         UserError: Fewer instructions than clusters, or no words in them.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     if len(instructions) < num or not any(map(split_words, instructions)):
         raise UserError(
             f"--clusters {num}: found {len(instructions)} instructions; expected at least {num}, in words"
@@ -152,13 +148,12 @@ def split_words(text: str) -> list[str]:
 
 def js(p: Counts, q: Counts) -> float:
     """Jensen-Shannon divergence in bits of two bags of equally many words."""
-    return _entropy(p + q) - (_entropy(p) + _entropy(q)) / 2
+    return float(jensenshannon(p, q, base=2)) ** 2
 
 
 def tfidf(p: Counts, q: Counts, idf: NDArray[np.float64]) -> float:
     """Cosine of two bags of words, each count times its word's idf."""
-    x, y = p * idf, q * idf
-    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+    return 1 - float(cosine(p * idf, q * idf))
 
 
 def _idf(bags: Sequence[Counts]) -> NDArray[np.float64]:
@@ -186,15 +181,13 @@ def _likeness(a: Any, b: Any, num: int, idf: NDArray[np.float64], rng: np.random
 def _deal(a: Any, b: Any, rng: np.random.Generator) -> tuple[Counts, Counts]:
     """Mix the responses of two clients and deal them out again, whole, in turn from long to short.
 
-    In turn, so that both get about as many words however unequal the clients' lengths are.
+    So both get about as many words, however unequal the clients' lengths are.
     """
-    from scipy.sparse import vstack
-
     both = vstack([a, b]).tocsr()
     order = rng.permutation(both.shape[0])
     lengths = np.asarray(both.sum(axis=1)).ravel()[order]
     order = order[np.argsort(-lengths, kind="stable")]
-    # Of each two neighbours one goes to either, by the toss of a coin.
+    # Of each two neighbours, one goes to either side, at random.
     first = np.arange(len(order)) % 2 == np.repeat(rng.integers(0, 2, (len(order) + 1) // 2), 2)[: len(order)]
     return _bag(both[order[first]]), _bag(both[order[~first]])
 
@@ -206,8 +199,6 @@ def _bag(matrix: Any) -> Counts:
 
 def _count_words(pairs: Mapping[str, Sequence[Pair]]) -> list[list[Any]]:
     """View -> client -> words of its texts as sparse counts (examples, vocabulary)."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
     counter = CountVectorizer(analyzer=split_words)
     counter.fit([text for some in pairs.values() for pair in some for text in pair])
     return [
@@ -218,26 +209,18 @@ def _count_words(pairs: Mapping[str, Sequence[Pair]]) -> list[list[Any]]:
 
 def _draw_words(counts: Counts, num: int, rng: np.random.Generator) -> Counts:
     """Draw `num` words without replacement."""
-    drawn: Counts = rng.multivariate_hypergeometric(counts, num, method="marginals")
-    return drawn
-
-
-def _entropy(counts: Counts) -> float:
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log2(p)).sum())
+    return rng.multivariate_hypergeometric(counts, num, method="marginals")
 
 
 def _check(pairs: Mapping[str, Sequence[Pair]]) -> None:
     if len(pairs) < 2:
-        raise UserError(f"likeness is between clients, and there is {len(pairs)}: two or more are needed")
+        raise UserError(f"likeness is between clients: there is {len(pairs)}, and two or more are needed")
     for name, some in pairs.items():
         if len(some) < LEAST:
-            raise UserError(
-                f"{name} has {len(some)} responses; {LEAST} are needed to tell how sure a value is"
-            )
+            raise UserError(f"{name} has {len(some)} responses; {LEAST} are needed for an interval")
 
 
-def _demand_words(names: Sequence[str], totals: Counts) -> None:
+def _require_words(names: Sequence[str], totals: Counts) -> None:
     """Refuse a client with too few words in a half, in either view."""
     for name, total in zip(names, totals.tolist(), strict=True):
         if total < LEAST_WORDS:

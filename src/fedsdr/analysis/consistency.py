@@ -1,9 +1,10 @@
 """Whether what clients change in the shared adapter agrees, and how much of a gain aggregation keeps.
 
-This is the referee's question to FedSDR: do the corrections of clients that contradict each other dilute when
-they are averaged? What clients sent must have been kept (`server.keep_updates`).
+A referee of FedSDR asked: do the clients' corrections contradict each other, so that averaging dilutes them?
+What clients sent must have been saved (`server.keep_updates`).
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -41,23 +42,20 @@ def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Ev
     names = list(updates)
     if len(names) < 2:
         return []
-    places = list(combinations(range(len(names)), 2))
-    products = np.zeros((len(names), len(names)))
-    same, size = np.zeros(len(places)), np.zeros(len(places))
-    records: list[Event] = []
-    for layer, changes in _changes(before, [updates[name] for name in names]):
-        flat = changes.flatten(1)
-        gram = (flat @ flat.T).double().numpy()
-        signs = torch.sign(flat)
-        # +1 where the signs are equal, -1 where they are opposite, 0 where a client changed nothing.
-        likeness = [signs[a] * signs[b] for a, b in places]
-        equal = np.array([int((one > 0).sum()) for one in likeness], float)
-        both = np.array([int((one != 0).sum()) for one in likeness], float)
-        records += _pair_records(layer, names, gram, equal, both)
-        products += gram
-        same += equal
-        size += both
-    return records + _pair_records("all", names, products, same, size)
+    layers = {layer: _likeness(changes) for layer, changes in _changes(before, list(updates.values()))}
+    layers["all"] = tuple(np.sum(sums, axis=0) for sums in zip(*layers.values(), strict=True))
+    return [record for layer, sums in layers.items() for record in _pair_records(layer, names, *sums)]
+
+
+def _likeness(changes: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """Inner products of the changes, and for each pair the entries with equal sign and those both changed."""
+    flat = changes.flatten(1)
+    signs = torch.sign(flat)
+    # +1 where the signs are equal, -1 where they are opposite, 0 where a client changed nothing.
+    likeness = [a * b for a, b in combinations(signs, 2)]
+    same = np.array([int((one > 0).sum()) for one in likeness], float)
+    size = np.array([int((one != 0).sum()) for one in likeness], float)
+    return (flat @ flat.T).double().numpy(), same, size
 
 
 def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -73,19 +71,18 @@ def _pair_records(
     layer: str, names: Sequence[str], gram: np.ndarray, same: np.ndarray, size: np.ndarray
 ) -> list[Event]:
     """Records of one layer: of each pair, and the mean over pairs."""
-    norms = np.sqrt(np.diag(gram))
-    records: list[Event] = []
-    for number, (a, b) in enumerate(combinations(range(len(names)), 2)):
-        length = norms[a] * norms[b]
-        cosine = float(gram[a, b] / length) if length else None
-        agreement = float(same[number] / size[number]) if size[number] else None
-        where = {"layer": layer, "a": names[a], "b": names[b]}
-        records.append(where | {"cosine": cosine, "sign_agreement": agreement})
-    mean: Event = {"layer": layer, "a": "mean", "b": ""}
-    for name in ("cosine", "sign_agreement"):
-        known = [record[name] for record in records if record[name] is not None]
-        mean[name] = float(np.mean(known)) if known else None
-    return [*records, mean]
+    norms, (a, b) = np.sqrt(np.diag(gram)), np.triu_indices(len(names), 1)
+    with np.errstate(invalid="ignore"):  # NaN where a client changed nothing
+        found = {"cosine": gram[a, b] / (norms[a] * norms[b]), "sign_agreement": same / size}
+    records: list[Event] = [
+        {"layer": layer, "a": a, "b": b} for a, b in [*combinations(names, 2), ("mean", "")]
+    ]
+    for name, values in found.items():
+        known = values[~np.isnan(values)]
+        mean = known.mean() if known.size else math.nan
+        for record, value in zip(records, (*values, mean), strict=True):
+            record[name] = None if math.isnan(value) else float(value)
+    return records
 
 
 class Round(NamedTuple):

@@ -1,8 +1,7 @@
-"""Whether clients pull the shared adapter one way: cosines of their gradients at the same weights."""
+"""Whether clients' gradients of the shared adapter agree: their cosines at the same weights."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from fedsdr.stats import half_samples
 from fedsdr.storage import Event
 
 NUM_GROUPS = 8
-"""Groups of a client's examples, whose gradients are kept apart to tell how sure a cosine is."""
+"""Groups of a client's examples, whose gradients are kept apart for the interval of a cosine."""
 MEASURES = ("gradient", "gradient_corrected")
 
 
@@ -60,7 +59,7 @@ def gradient_alignment(
         name: _groups(len(views["raw"][name]), seed_for(seed, "gradients", name), name) for name in names
     }
     if len(names) < 2:
-        raise UserError("gradients are compared between clients, and there is one: two or more are needed")
+        raise UserError("gradients are compared between clients: there is one, and two or more are needed")
     grams = np.stack(
         [_gram(model, views[view], groups, batch_size, view) for view in VIEWS]
     )  # (views, clients * groups, clients * groups)
@@ -119,19 +118,11 @@ def _gradients(
 def _cosines(grams: NDArray[np.float64], chosen: Sequence[NDArray[np.intp]]) -> NDArray[np.float64]:
     """Cosines (measures, views, pairs) of the sums of the chosen groups of each client."""
     places = [number * NUM_GROUPS + part for number, part in enumerate(chosen)]
-    found = []
-    for gram in grams:
-        blocks = [gram[np.ix_(own, own)] for own in places]
-        plain = [block.sum() for block in blocks]
-        # NaN where noise leaves nothing of the norm.
-        apart = [len(b) / (len(b) - 1) * (b.sum() - np.trace(b)) for b in blocks]
-        pairs = list(combinations(range(len(places)), 2))
-        products = np.array([gram[np.ix_(places[a], places[b])].sum() for a, b in pairs])
-        with np.errstate(invalid="ignore"):
-            found.append(
-                [
-                    products / [np.sqrt(squares[a]) * np.sqrt(squares[b]) for a, b in pairs]
-                    for squares in (plain, apart)
-                ]
-            )
-    return np.array(found).swapaxes(0, 1)
+    # (clients, clients, views)
+    products = np.array([[grams[:, a[:, None], b].sum(axis=(1, 2)) for b in places] for a in places])
+    own = np.array([grams[:, place, place].sum(axis=1) for place in places])
+    squares, size = np.einsum("aav->av", products), len(chosen[0])
+    a, b = np.triu_indices(len(places), 1)
+    with np.errstate(invalid="ignore"):  # NaN where noise leaves nothing of the norm
+        norms = [np.sqrt(squares), np.sqrt(size / (size - 1) * (squares - own))]
+    return np.array([(products[a, b] / (norm[a] * norm[b])).T for norm in norms])

@@ -1,14 +1,14 @@
 """The rewrite paradox, measured: rewritings omit, add what has no support, grow and pad.
 
-Goes in: pairs of an example (c, x, y) and another text y~ for its response. Comes out: one record for each
-kind, domain and checker, with a 95 % interval that covers the draw of the examples.
+In: pairs of an example (c, x, y) and another text y~ for its response. Out: one record for each kind, domain
+and checker, with a 95 % interval that covers the draw of the examples.
 
 - omission: y~ does not entail y; of the exact checker, y~ loses label, final answer, a fact or a test.
 - unsupported: (c, x, y) does not entail y~; of the exact checker, see `data.checks.unsupported`.
 - length_ratio: mean words of y~ over mean words of y. words: mean words of y~. filler_rate: fillers per 100
   words. redundancy: share of repeated 3-grams. The last two are means over texts.
 
-Checkers err. The same records of true responses, (y, y), and of true paraphrases tell their false alarms.
+Checkers err. The same records of true responses, (y, y), and of true paraphrases are their false positives.
 
 Paper: FedSDR, section 3 (about 47 % of rewritings do not entail the true response); the definitions are
 ours (docs/paper_map.md).
@@ -32,12 +32,12 @@ Pair = tuple[Example, str]
 Statistic = Callable[[NDArray[np.int64]], float]
 EXACT = "exact"
 REWRITING, TRUE, PARAPHRASE = "rewriting", "true response", "true paraphrase"
-"""What the text of a pair is; callers have other words for models' answers."""
+"""What the text of a pair is; callers use other words for models' answers."""
 MINUS = f" minus {TRUE}"
 STYLE = ("length_ratio", "filler_rate", "redundancy")
-"""What grows, if texts are padded."""
+"""What grows if texts are padded."""
 LONG = 2.0
-"""Length ratio that counts against a text."""
+"""Length ratio from which a text is reported as too long."""
 NUM_SHOWN = 600
 """Characters of a text that is shown."""
 
@@ -128,7 +128,7 @@ def style_differences(pairs: Sequence[Pair], of: str) -> list[Event]:
 
 
 def holds(records: Sequence[Event], of: str = REWRITING) -> list[Event]:
-    """Tell which conditions of the paradox these texts meet, over all domains.
+    """Decide which conditions of the paradox these texts meet, over all domains.
 
     Of each checker: the texts are unsupported more often than the checker errs, on true paraphrases and on
     the true responses themselves; the interval of each difference (Newcombe) excludes 0. The paraphrases
@@ -136,13 +136,13 @@ def holds(records: Sequence[Event], of: str = REWRITING) -> list[Event]:
     above those of the true responses; the interval of the paired difference excludes 0.
 
     Args:
-        records: All that `paradox_records` tells of the texts, of true responses and of true paraphrases, and
+        records: `paradox_records` of the texts, of true responses and of true paraphrases, and
             `style_differences` of the texts.
         of: What the texts are called there.
 
     Returns:
         Records {"kind", "checker", "against", "value", "other", "difference", "low", "high", "num",
-        "num_other", "holds"}: the texts' value, and that of what it is held against. A checker without
+        "num_other", "holds"}: the texts' value, and that of what they are compared with. A checker without
         verdicts on either has none.
     """
     found = {(r["checker"], r["of"], r["kind"]): r for r in over_all_domains(records)}
@@ -162,22 +162,22 @@ def holds(records: Sequence[Event], of: str = REWRITING) -> list[Event]:
 
 
 def worst(pairs: Sequence[Pair], of: str, verdicts: Verdicts, num: int) -> list[Event]:
-    """Pick the pairs with most against them, to be read side by side; every domain in turn.
+    """Pick the pairs with the most faults, every domain in turn.
 
     Args:
         pairs: Examples and texts.
         of: What the texts are.
         verdicts: What `check` says of the pairs.
-        num: How many at most. Pairs with nothing against them are left out.
+        num: How many at most. Pairs without faults are left out.
 
     Returns:
         Records {"checker", "of", "domain", "why", "instruction", "input", "response", "text"}, where `why`
-        lists all that is against the text, and texts are cut at 600 characters.
+        lists the faults, and texts are cut at 600 characters.
     """
-    ranked: list[tuple[int, str, int]] = []
     reasons = [_reasons(pair, verdicts, row) for row, pair in enumerate(pairs)]
-    for domain in sorted({example.domain for example, _ in pairs}):
-        rows = [row for row, (example, _) in enumerate(pairs) if example.domain == domain and reasons[row]]
+    ranked: list[tuple[int, str, int]] = []
+    for domain, places in _groups(pairs).items():
+        rows = [row for row in places if reasons[row] and pairs[row][0].domain == domain]
         rows.sort(key=lambda row: (-len(reasons[row]), -_length_ratio(pairs[row])))
         ranked += [(place, domain, row) for place, row in enumerate(rows)]
     return [
@@ -255,13 +255,12 @@ def _condition(mine: Event, against: str, other: float, num_other: int, low: flo
 
 def _reasons(pair: Pair, verdicts: Verdicts, row: int) -> list[str]:
     reasons = [f"lost {kind}" for kind in verdicts.lost[row]]
-    if verdicts.omits[row] and not reasons:
-        reasons.append("does not entail the true response")
-    if verdicts.unsupported[row]:
-        reasons.append("unsupported")
-    if _length_ratio(pair) >= LONG:
-        reasons.append("at least twice as long")
-    return reasons
+    others = {
+        "does not entail the true response": verdicts.omits[row] and not reasons,
+        "unsupported": verdicts.unsupported[row],
+        "at least twice as long": _length_ratio(pair) >= LONG,
+    }
+    return reasons + [reason for reason, is_true in others.items() if is_true]
 
 
 def _length_ratio(pair: Pair) -> float:

@@ -1,9 +1,10 @@
-"""A map of responses: which lie beside each other in the model's own states. A picture, no evidence."""
+"""A map of responses: which lie close together in the model's states. A picture, not evidence."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.manifold import TSNE
 
 from fedsdr.analysis.alignment import VIEWS
 from fedsdr.data.batching import by_length, collate
@@ -38,14 +39,8 @@ def response_map(
     Returns:
         Records with view, client, x and y.
     """
-    from sklearn.manifold import TSNE
-
-    owners: list[Event] = []
-    texts: list[Conversation] = []
-    for view in VIEWS:
-        for client, some in views[view].items():
-            texts += some
-            owners += [{"view": view, "client": client} for _ in some]
+    placed = [(view, client, text) for view in VIEWS for client, some in views[view].items() for text in some]
+    texts = [text for _, _, text in placed]
     with model.inference(()):
         states = _mean_states(model.base, texts, batch_size)
     places = TSNE(
@@ -53,7 +48,10 @@ def response_map(
         init="pca",
         random_state=seed_for(seed, "map") % 2**32,
     ).fit_transform(states)
-    return [owner | {"x": float(x), "y": float(y)} for owner, (x, y) in zip(owners, places, strict=True)]
+    return [
+        {"view": view, "client": client, "x": float(x), "y": float(y)}
+        for (view, client, _), (x, y) in zip(placed, places, strict=True)
+    ]
 
 
 def _mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> NDArray[np.float32]:

@@ -44,7 +44,7 @@ def loss_transfer(
     i's summed -log p and n_i its response tokens, the change is r = sum d_i / sum n_i, its standard error
     sqrt(n / (n - 1) sum (d_i - r n_i)^2) / sum n_i.
 
-    Paper: FedSDR (arXiv 2605.18028) shows such a matrix; how it was trained is not told.
+    Paper: FedSDR (arXiv 2605.18028) shows such a matrix and does not say how it was trained.
 
     Args:
         model: Whose shared adapter is overwritten.
@@ -64,11 +64,11 @@ def loss_transfer(
     """
     names = list(training["raw"])
     if len(names) < 2:
-        raise UserError("transfer is from client to client, and there is one: two or more are needed")
+        raise UserError("transfer is from client to client: there is one, and two or more are needed")
     if not any(tests["raw"].values()):
         raise UserError("transfer is measured on test examples, and no client has any")
-    sides = {on: {name: texts for name, texts in tests[view].items() if texts} for on, view in TEXTS.items()}
-    sides = {on: side for on, side in sides.items() if side}
+    tested = {view: {name: texts for name, texts in some.items() if texts} for view, some in tests.items()}
+    sides = {on: tested[view] for on, view in TEXTS.items() if tested[view]}
     model.initialise("shared", seed_for(seed, "transfer"))  # B is zero: the base
     before = {on: _losses(model, side, batch_size) for on, side in sides.items()}
     changes: dict[str, Changes] = {view: {} for view in VIEWS}
@@ -109,22 +109,19 @@ def _records(
     changes: Changes,
     num_tokens: Mapping[str, Floats],
 ) -> list[Event]:
-    records: list[Event] = []
-    common = {"view": view, "on": on}
-    for trained_on, tested_on in product(names, num_tokens):
-        value, error = ratio(changes[on, trained_on, tested_on], num_tokens[tested_on])
-        where = {"trained_on": trained_on, "tested_on": tested_on}
-        records.append(common | where | with_error(value, error))
-    of_others = []
-    for tested_on in num_tokens:
+    found = {
+        (trained_on, tested_on): ratio(changes[on, trained_on, tested_on], num_tokens[tested_on])
+        for trained_on, tested_on in product(names, num_tokens)
+    }
+    for tested_on, sizes in num_tokens.items():
         others = [changes[on, name, tested_on] for name in names if name != tested_on]
-        of_others.append(ratio(np.mean(others, axis=0), num_tokens[tested_on]))
-        where = {"trained_on": "others", "tested_on": tested_on}
-        records.append(common | where | with_error(*of_others[-1]))
-    mean = float(np.mean([value for value, _ in of_others]))
-    error = float(np.linalg.norm([error for _, error in of_others])) / len(of_others)
-    records.append(common | {"trained_on": "others", "tested_on": "mean"} | with_error(mean, error))
-    return records
+        found["others", tested_on] = ratio(np.mean(others, axis=0), sizes)
+    values, errors = np.array([found["others", tested_on] for tested_on in num_tokens]).T
+    found["others", "mean"] = float(values.mean()), float(np.linalg.norm(errors)) / len(errors)
+    return [
+        {"view": view, "on": on, "trained_on": trained_on, "tested_on": tested_on, **with_error(*pair)}
+        for (trained_on, tested_on), pair in found.items()
+    ]
 
 
 def ratio(sums: Floats, sizes: Floats) -> tuple[float, float]:

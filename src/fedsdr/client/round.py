@@ -239,7 +239,7 @@ def require_acceptable(trained: Arrays, plan: Plan) -> None:
         Diverged: A tensor of the shared adapter is not finite, or its norm exceeds `server.max_norm`.
     """
     for value in trained.values():
-        norm = float(np.linalg.norm(value))
+        norm = float(np.linalg.norm(value.astype(np.float64)))
         if not norm <= plan.max_norm:  # which NaN is not
             raise Diverged(
                 f"{here()}: training diverged: a tensor of the shared adapter has the norm {norm:.3g}; lower"

@@ -101,7 +101,8 @@ def unsupported(example: Example, text: str) -> bool:
     )
     if wrong or example.tests:
         return bool(wrong)
-    given = "\n".join((example.system, example.context, example.instruction, example.response))
+    earlier = (text for exchange in example.history for text in exchange)
+    given = "\n".join((example.system, *earlier, example.context, example.instruction, example.response))
     return not plain_values(_unnumbered(text)) <= plain_values(given) | word_values(given)
 
 

@@ -129,6 +129,34 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+LOOKS = str.maketrans("01i_.", "oll--")
+"""ASCII characters that are taken for one another, in lower case."""
+
+
+def check_client(name: str, others: Iterable[str] = ()) -> str:
+    """Return the id of a client of a deployment if it is a name that no one takes for another.
+
+    Raises:
+        UserError: It cannot name a folder, is not ASCII (other alphabets have letters that look the same), or
+            looks like the name of a row of tables or of another client.
+    """
+    check_name(name, "client")
+    if not name.isascii():
+        raise UserError(
+            f"client {name!r}: expected ASCII letters, digits, '.', '-' and '_': letters of other alphabets"
+            " look like these, and one client could pass for another"
+        )
+    for other in (*RESERVED, *others):
+        if _look(other) == _look(name) and other != name:
+            raise UserError(f"client {name!r} looks like {other!r}: choose a name that differs more")
+    return name
+
+
+def _look(name: str) -> str:
+    """How a name looks at a glance: two names with the same look are taken for one another."""
+    return name.lower().translate(LOOKS).replace("rn", "m").replace("vv", "w")
+
+
 def _folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise UserError(f"data.root = {str(root)!r} is not a folder; {LAYOUT}")

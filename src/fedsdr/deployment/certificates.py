@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
-from fedsdr.deployment.superlink import demand_server
+from fedsdr.deployment.superlink import require_server
 from fedsdr.errors import UserError
 from fedsdr.storage import SECRET, write_file
 
 YEAR = timedelta(days=365)
 AUTHORITY = "fedsdr authority of this deployment"
 UNREADABLE = (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm, x509.InvalidVersion)
-"""What `cryptography` raises of a file with no key or certificate that it can read, or with a password."""
+"""What `cryptography` raises of a file without a readable key or certificate, or with a password."""
 
 
 def make_authority(server: Path) -> None:
@@ -61,12 +61,12 @@ def certify(server: Path, host: str) -> None:
 
 
 def renew(server: Path) -> datetime:
-    """Write the server's certificate anew, for the same name; return until when it is good.
+    """Write the server's certificate anew, for the same name; return until when it is valid.
 
     Raises:
-        UserError: The folder is no server's, its certificate is gone or damaged, or as `certify`.
+        UserError: The folder is not a server's, its certificate is missing or damaged, or as `certify`.
     """
-    demand_server(server)
+    require_server(server)
     path = server / "server.crt"
     try:
         old = x509.load_pem_x509_certificate(path.read_bytes())
@@ -96,7 +96,7 @@ def check_authority(path: Path, what: str) -> None:
 
 
 def check_private(path: Path, what: str) -> None:
-    """Raise UserError where a file holds no private key of a node that Flower takes; `what` names it."""
+    """Raise UserError where a file holds no private key of a node that Flower accepts; `what` names it."""
     try:
         private = serialization.load_ssh_private_key(path.read_bytes(), None)
         if isinstance(private, ec.EllipticCurvePrivateKey) and uses_nist_ec_curve(private.public_key()):
@@ -112,7 +112,7 @@ def read_public(path: Path) -> str:
     """Read a node's public key.
 
     Raises:
-        UserError: The file holds none that Flower takes.
+        UserError: The file holds none that Flower accepts.
     """
     text = path.read_bytes()
     try:
@@ -121,12 +121,12 @@ def read_public(path: Path) -> str:
             return text.decode()
     except UNREADABLE:
         pass
-    told = (
+    hint = (
         "it holds a private key, which no one but its client may have: delete it, its client makes a new one"
         if b"PRIVATE KEY" in text
         else "expected what `ssh-keygen -t ecdsa -b 384` writes into node.key.pub"
     )
-    raise UserError(f"{path}: found no public key; {told}")
+    raise UserError(f"{path}: found no public key; {hint}")
 
 
 def _key() -> ec.EllipticCurvePrivateKey:

@@ -3,10 +3,14 @@
 The local engine calls `server_app.serve` directly. What a run's folder needs before and after is in `run`.
 """
 
+import os
+from pathlib import Path
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.deployment.flower_grid import ResilientGrid
+from fedsdr.deployment.submit import take_submission
 from fedsdr.errors import UserError
 from fedsdr.federation.run import run_over
 from fedsdr.progress import show
@@ -19,19 +23,31 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Begin, or go on with, the run that the run configuration asks for.
+    """Begin the run of the run configuration, or go on with it.
 
     Raises:
-        UserError: As `requested_settings` and `run_over`.
+        UserError: As `take_submission`, `requested_settings` and `run_over`.
     """
     show()
-    settings, token = requested_settings(context.run_config), context.run_config.get("token")
-    ended = RunFolder(settings.run.dir).ended
+    if name := context.run_config.get("submission"):
+        serve_submission(grid, str(name))
+    else:
+        run_over(ResilientGrid(grid), requested_settings(context.run_config))
+
+
+def serve_submission(grid: Grid, name: str) -> None:
+    """Begin the run of a submission, or go on with it; write into its folder why it ended.
+
+    Raises:
+        UserError: As `take_submission` and `run_over`.
+    """
+    server = Path(os.environ["FLWR_HOME"]).parent
+    settings = take_submission(server, name)
+    ended = RunFolder(settings.run.dir).ended  # `fedsdr run --on` reads it
     try:
         run_over(ResilientGrid(grid), settings)
     except UserError as reason:
-        if token and ended.parent.exists():
-            write_file(ended, f"{token}\n{reason}")
+        if ended.parent.exists():
+            write_file(ended, f"{name}\n{reason}")
         raise
-    if token:
-        write_file(ended, str(token))
+    write_file(ended, name)

@@ -1,11 +1,11 @@
-"""Flower's grid to other machines, made patient: one bad reply, or a clock that jumps, stops no round.
+"""Flower's grid to other machines, made resilient: no bad reply and no jump of the clock stops a round.
 
-Flower's own `send_and_receive` waits by the wall clock, hands replies over when the last has come, and raises
-if one of them cannot be read (as of 1.41). Here replies are handed over as they come, one at a time, so that
-the mean holds few of them; one that cannot be read counts as an error of its sender, and one that the
-SuperLink fails to hand over is asked for again. That helps where it had not begun to: else Flower forgets the
-reply, and says so, or nothing. And Flower waits for the rest of a reply that is still on its way, or was cut
-off, for minutes to hours, whatever the timeout; here until the time is over, with a last look at the others.
+Flower's own `send_and_receive` waits by the wall clock, returns all replies when the last has come, and
+raises if one of them cannot be read (as of 1.41). Here replies are yielded as they come, one at a time, so
+that the aggregation holds few in memory. One that cannot be read counts as an error of its sender. One that
+the SuperLink fails to deliver is requested again, which helps if delivery had not begun: otherwise Flower
+forgets the reply. Flower also waits minutes to hours for the rest of a reply that is on its way or was cut
+off, whatever the timeout; here the wait ends at the timeout, with a last look at the other replies.
 """
 
 import math
@@ -18,19 +18,17 @@ import httpx
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.supercore.run import Run
 from flwr.superlink.grid import http_grid
 
 from fedsdr.errors import UserError
+from fedsdr.messages.flower import CLIENT_FAILED, Run
 from fedsdr.progress import say
 
 POLL = 1.0
 """Seconds between two looks for replies."""
-UNREADABLE = 2
-"""Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
 PATIENCE = 60.0
-"""Seconds in which a SuperLink that answers by errors must have recovered, and a client's first reply be
-there as a whole."""
+"""Seconds in which a SuperLink that answers by errors must recover, and a client's first reply must arrive
+completely."""
 
 
 class ResilientGrid(Grid):
@@ -41,7 +39,7 @@ class ResilientGrid(Grid):
         self.questions: dict[str, Message] = {}
         """Messages that wait for their reply, by id."""
         self.failed: set[str] = set()
-        """Those of them whose reply the SuperLink failed to hand over."""
+        """Those of them whose reply the SuperLink failed to deliver."""
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -60,7 +58,7 @@ class ResilientGrid(Grid):
         """Nodes that are connected.
 
         Raises:
-            UserError: The SuperLink fails to tell, for a minute.
+            UserError: The SuperLink answers by errors for a minute.
         """
         until = time.monotonic() + PATIENCE
         while True:
@@ -68,21 +66,23 @@ class ResilientGrid(Grid):
                 return self.grid.get_node_ids()
             except httpx.HTTPError as error:
                 if time.monotonic() > until:
-                    raise UserError(f"the SuperLink does not tell who is connected: {error}") from None
+                    raise UserError(
+                        f"the SuperLink does not say which nodes are connected: {error}"
+                    ) from None
             time.sleep(POLL)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; those that Flower does not take, for a node that is gone, are left out.
+        """Send messages; those that Flower refuses, for a node that is gone, are left out.
 
         Raises:
-            UserError: The SuperLink fails to take any.
+            UserError: The SuperLink accepts none.
         """
-        asked = list(messages)
+        sent = list(messages)
         try:
-            ids = list(self.grid.push_messages(asked))
+            ids = list(self.grid.push_messages(sent))
         except httpx.HTTPError as error:
-            raise UserError(f"the SuperLink does not take messages: {error}; run again to go on") from None
-        self.questions |= {one: message for one, message in zip(ids, asked, strict=False) if one}
+            raise UserError(f"the SuperLink does not accept messages: {error}; run again to go on") from None
+        self.questions |= {one: message for one, message in zip(ids, sent, strict=False) if one}
         return [one for one in ids if one]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -92,7 +92,7 @@ class ResilientGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send, and hand replies over as they come, until all are there or the time is over."""
+        """Send, and yield replies as they come, until all are there or the time is over."""
         waiting = set(self.push_messages(messages))
         until = math.inf if timeout is None else time.monotonic() + timeout
         is_over = False
@@ -117,13 +117,13 @@ class ResilientGrid(Grid):
             except httpx.HTTPError as error:  # its database may be busy, or its disk full for a moment
                 if one not in self.failed:
                     self.failed.add(one)
-                    say(f"  the SuperLink failed to hand over a reply: {error}; it is asked for again")
+                    say(f"  the SuperLink failed to deliver a reply: {error}; it is requested again")
                 continue
             except Exception as error:
                 if one not in self.questions:
                     raise
                 reason = f"its reply cannot be read ({type(error).__name__})"
-                replies = [Message(Error(UNREADABLE, reason), reply_to=self.questions[one])]
+                replies = [Message(Error(CLIENT_FAILED, reason), reply_to=self.questions[one])]
             if replies:
                 self._forget(one)
             yield from replies

@@ -10,19 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsdr.data.sources import check_name
+from fedsdr.data.sources import check_client
 from fedsdr.deployment.certificates import certify, make_authority, node_key
 from fedsdr.deployment.superlink import CONNECTION, HERE, QUIET, split_address
 from fedsdr.errors import UserError
 from fedsdr.storage import SECRET, write_file
 
 OFFSET = 9000
-"""Inner ports are above a privileged public one by so much."""
+"""What is added to a privileged public port to make an inner one."""
 START = """\
 #!/bin/sh
-# Starts the SuperLink for this machine alone. nginx.conf opens to the clients what they need, and only that.
+# Starts the SuperLink for this machine alone. nginx.conf opens to clients what they need, and nothing else.
 cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
-export NO_PROXY="{here},$NO_PROXY,$no_proxy"   # of this machine's own talk
+export NO_PROXY="{here},$NO_PROXY,$no_proxy"   # of calls within this machine
 export no_proxy="$NO_PROXY" && umask 077   # database and log hold the ids of nodes, which are secret
 mkdir -p flower && cat > flower/config.toml <<END   # where `flwr` finds it; it wants the whole path
 [superlink]
@@ -31,21 +31,21 @@ default = "{connection}"
 address = "127.0.0.1:{port}"
 root-certificates = "$PWD/ca.crt"
 END
-exec flower-superlink --host 127.0.0.1 --port {port} \\
+exec python -P -m fedsdr.deployment.flower_superlink --host 127.0.0.1 --port {port} \\
   --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
-  --enable-supernode-auth --isolation subprocess --database state.db --log-file superlink.log
+  --enable-supernode-auth --isolation process --database state.db --log-file superlink.log
 """
 
 NGINX = """\
-# TLS for the clients, and nothing of Flower but what a client needs. Flower itself answers on its control and
-# runtime paths to anyone who holds the CA certificate: they could submit code that runs at every client.
+# TLS for the clients, and nothing of Flower but what a client needs. The SuperLink protects its control and
+# runtime paths by secrets of the server's folder; here they are closed as well.
 # Test it with: nginx -t -p . -c nginx.conf; start it with: nginx -p . -c nginx.conf
 pid nginx.pid;
 error_log nginx.log;
 events {{}}
 http {{
   access_log off;
-  client_max_body_size 32m;   # Flower sends pieces of 5 MB, and reads a request before it asks who sends it
+  client_max_body_size 32m;   # Flower sends chunks of 5 MB, and reads them before it authenticates the sender
   limit_conn_zone $binary_remote_addr zone=addresses:1m;
   client_body_temp_path nginx-body;
   proxy_temp_path nginx-proxy;
@@ -94,7 +94,7 @@ model = {model}   # a built-in name, a folder, or a hub id; must be the server's
 # most-epsilon = 0.0   # above 0: take part only under local differential privacy, until its cost is this
 # delta = 1e-5   # at this delta
 # trust-remote-code = false
-# keep-updates = false   # whether a server that says so may keep what this client sends, round by round
+# keep-updates = false   # whether the server's settings may keep what this client sends, round by round
 """
 
 
@@ -113,23 +113,23 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
         The folders: the server's, then the clients'.
 
     Raises:
-        UserError: The folder is not empty, or a name or the address is not fit.
+        UserError: The folder is not empty, or a name or the address is not allowed.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a folder that does not exist yet")
     for number, client in enumerate(clients):
-        check_name(client, "client")
         if client == "server" or client in clients[:number]:
             raise UserError(f"client {client!r}: each client needs a name of its own, and not server")
+        check_client(client, clients[:number])
     if not clients:
         raise UserError("no client is named: give --clients bank,hospital")
     host, public = split_address(address, "--address")
-    # On this machine alone there is no proxy, and clients reach the SuperLink itself.
+    # On this machine alone there is no proxy, and clients connect to the SuperLink itself.
     is_trial = is_local(address)
     if is_trial and public < 1024:
         raise UserError(f"--address = {address!r}: on this machine alone the port must be 1024 or more")
     if public + 101 + len(clients) > 2**16:
-        raise UserError(f"--address = {address!r}: the port is too high: some above it are used, too")
+        raise UserError(f"--address = {address!r}: the port is too high: some above it are used as well")
     inner = public if public >= 1024 else public + OFFSET
     port = inner if is_trial else inner + 1
     server = folder / "server"

@@ -1,13 +1,13 @@
-"""Whose keys the SuperLink lets in, and under which client's name."""
+"""Which keys the SuperLink accepts, and under which client's name."""
 
 import json
 import time
 from pathlib import Path
 
 from fedsdr.config import Settings
-from fedsdr.data.sources import check_name
+from fedsdr.data.sources import check_client
 from fedsdr.deployment.certificates import read_public
-from fedsdr.deployment.superlink import CONNECTION, call_flower, demand_server
+from fedsdr.deployment.superlink import CONNECTION, call_flower, require_server
 from fedsdr.errors import UserError
 from fedsdr.federation.membership import registered
 from fedsdr.progress import say
@@ -18,25 +18,25 @@ STARTED = 30.0
 
 
 def register(server: Path) -> None:
-    """Let the nodes take part whose public keys lie in the server's `keys/`, and only these.
+    """Register the nodes whose public keys lie in the server's `keys/`, and only these.
 
     `keys/bank.pub` is the key of client bank, and no other key can take that name. A key that it replaces,
-    and those of names that are gone, are taken off.
+    and those of names that are gone, are removed.
 
     Raises:
         UserError: Two files hold one key; the SuperLink does not answer; or a file holds no key, or one
-            that it does not take: the others are registered then.
+            that it refuses: the others are registered then.
     """
-    demand_server(server)
+    require_server(server)
     folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
     keys = dict[Path, str]()
     for path in paths:
-        check_name(path.stem, "client")
+        check_client(path.stem, (other.stem for other in paths))
         if path.stem.endswith(".key"):
             raise UserError(f"{path}: call it <client>.pub: the file's name becomes the client's")
         try:
             keys[path] = read_public(path)
-        except UserError as reason:  # its name keeps the key that it had
+        except UserError as reason:  # its client keeps the key that it had
             refused.append(str(reason))
     first: dict[str, Path] = {}
     for path, key in keys.items():
@@ -59,14 +59,14 @@ def register(server: Path) -> None:
                 )
                 refused.append(f"{path}: {reason}{again}")
                 continue
-        kept = {"key": key, "node-id": node_of[_body(key)]}
-        write_file(folder / f"{path.stem}.json", json.dumps(kept) + "\n", SECRET)
+        saved = {"key": key, "node-id": node_of[_body(key)]}
+        write_file(folder / f"{path.stem}.json", json.dumps(saved) + "\n", SECRET)
         say(f"{path.stem}: {'is registered' if is_known else 'may take part'}")
     for old in folder.glob("*.json"):
         if old.stem not in {path.stem for path in paths}:
             old.unlink()
-            say(f"{old.stem}: is taken off")
-    # At last, so that whatever was let in before, and is in no file, is taken off too.
+            say(f"{old.stem}: is removed")
+    # Last, so that whatever was registered before, and is in no file, is removed too.
     for node in sorted(_known(server) - {node for node, _ in registered(str(folder)).values()}):
         try:
             call_flower(server, "unregister", str(node), CONNECTION)
@@ -79,18 +79,18 @@ def register(server: Path) -> None:
 
 
 def status(server: Path) -> dict[str, str]:
-    """Client -> what the SuperLink says of its node ("online", "offline", "registered": never seen).
+    """Client -> what the SuperLink reports of its node ("online", "offline", "registered": never seen).
 
     Raises:
         UserError: The SuperLink does not answer.
     """
-    demand_server(server)
-    nodes, told = _nodes(server), dict[str, str]()
+    require_server(server)
+    nodes, statuses = _nodes(server), dict[str, str]()
     names = registered(str(server / "nodes"))
     for client in sorted(names.keys() | {path.stem for path in server.glob("keys/*.pub")}):
         node, _ = names.get(client, (-1, ""))
-        told[client] = nodes.get(node, f"may not take part yet; `fedsdr deploy register {server}`")
-    return told
+        statuses[client] = nodes.get(node, f"may not take part yet; `fedsdr deploy register {server}`")
+    return statuses
 
 
 def _body(key: str) -> str:
@@ -134,7 +134,7 @@ def registry(server: Path, settings: Settings) -> str:
     folder = (server / "nodes").resolve()
     names = registered(str(folder))
     if not names and not list(server.glob("keys/*.pub")):  # Flower without keys
-        say("  no key is registered: clients are believed who they say they are")
+        say("  no key is registered: the names of clients are not verified")
         return ""
     if len(names) < settings.federation.num_clients:
         raise UserError(

@@ -1,6 +1,5 @@
 """`fedsdr node`: a client's SuperNode and the worker that answers its messages, as one program."""
 
-import ctypes
 import errno
 import json
 import os
@@ -12,89 +11,87 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from fedsdr.config import Section
 from fedsdr.data.sources import domain_files
 from fedsdr.deployment.certificates import check_authority, check_private
-from fedsdr.deployment.superlink import environment, split_address
+from fedsdr.deployment.superlink import end_with_parent, environment, split_address
 from fedsdr.errors import UserError
-from fedsdr.federation.node_config import read_node
+from fedsdr.federation.node_config import Keys, NodeConfig, check_keys
 from fedsdr.progress import say
 
-PR_SET_PDEATHSIG = 1
 PATIENCE = 120.0
 """Seconds in which a SuperNode that ends at once is started again. For a minute after a node was killed its
 server takes it for connected, and refuses it."""
 PAUSE = 10.0
 FREED = 20.0
-"""Seconds in which the SuperNode of a node that was killed must have let go of its port."""
-PATHS = ("data", "folder", "cache")
+"""Seconds in which the SuperNode of a node that was killed must have released its port."""
 
 
-class NodeFile(Section):
-    """The file of a node; keys are written with dashes."""
+class NodeFile(Keys):
+    """The file of a node."""
 
-    superlink: str
+    superlink: Annotated[str, Field(examples=["fl.example.org:8443"])]
     """Address of the server, host:port."""
-    root_certificates: str
+    root_certificates: Annotated[str, Field(examples=["ca.crt"])]
     """Certificate of the authority that signed the server's."""
-    private_key: str
+    private_key: Annotated[str, Field(examples=["node.key"])]
     """This node's key, whose public half the server registered."""
     port: Annotated[int, Field(ge=1024, le=65535)]
     """Of the SuperNode's Runtime API, on this machine alone."""
-    node: dict[str, Any]
-    """Node configuration (`apps.node`)."""
+    node: NodeConfig
 
 
 def run_node(path: Path) -> None:
-    """Connect a client to its server, and answer until told to stop.
+    """Connect a client to its server, and answer messages until the process is stopped.
 
     Raises:
         UserError: The file is malformed, something that it names is missing, or the SuperNode ended.
     """
     file = read_node_file(path)
     _await_port(path, file.port)
-    _tell_missing_data(file)
+    _report_missing_data(file.node)
     os.umask(0o077)  # its folder holds the client's texts
     os.environ |= environment()  # of this process too: the worker talks to the SuperNode
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
+    own = file.node.model_dump(by_alias=True, exclude_defaults=True)
     # JSON's strings, numbers and booleans are TOML's, which Flower reads.
-    config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in file.node.items())
+    config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
     with tempfile.TemporaryDirectory() as place:
-        secret, kept = secrets.token_bytes(32), Path(place) / "secret"
-        kept.write_bytes(secret)  # the folder is this user's alone
-        command = [
-            # -P: nothing is imported from the folder that it is started in.
-            *(sys.executable, "-P", "-m", "fedsdr.deployment.supernode", "--superlink", file.superlink),
-            *("--root-certificates", file.root_certificates),
+        secret, path_of_secret = secrets.token_bytes(32), Path(place) / "secret"
+        path_of_secret.write_bytes(secret)  # only this user can read the folder
+        arguments = [
+            *("--superlink", file.superlink, "--root-certificates", file.root_certificates),
             *("--auth-supernode-private-key", file.private_key),
             *("--host", "127.0.0.1", "--port", str(file.port)),
-            *("--isolation", "process", "--superexec-auth-secret-file", str(kept)),
+            *("--isolation", "process", "--superexec-auth-secret-file", str(path_of_secret)),
             *("--node-config", config),
         ]
-        say(f"client {file.node['client']}: connecting to {file.superlink}")
+        # -P: nothing is imported from the folder that it is started in.
+        command = [sys.executable, "-P", "-m", "fedsdr.deployment.supernode"]
+        say(f"client {file.node.client}: connecting to {file.superlink}")
         until = time.monotonic() + PATIENCE
         while True:
             begun = time.monotonic()
-            status = _serve(command, f"127.0.0.1:{file.port}", secret)
+            status = _serve(command, arguments, f"127.0.0.1:{file.port}", secret)
             now = time.monotonic()
             if now - begun > PATIENCE:
                 until = now + PATIENCE
             if now > until:
                 raise UserError(
                     f"the SuperNode ended with status {status}; its messages are above. A server that is"
-                    " reached and does not let it in does not know its key: it must be registered there"
+                    " reached and refuses the node does not know its key: it must be registered there"
                 )
             say(
-                "the SuperNode ended, why is said above, and is started again. If it was not activated: the"
-                " server may hold it for connected still, which passes in a minute, or not know its key yet"
+                "the SuperNode ended, for the reason above, and is started again. If it was not activated,"
+                " the server may take it for connected for another minute, or not know its key yet"
             )
             time.sleep(PAUSE)
 
@@ -113,27 +110,36 @@ def _await_port(path: Path, port: int) -> None:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > until:
                 raise UserError(
-                    f"{path}: port = {port} cannot be had ({error.strerror}): another `fedsdr node` of"
+                    f"{path}: port = {port} is not available ({error.strerror}): another `fedsdr node` of"
                     " this file has it, or some other program"
                 ) from None
         time.sleep(0.5)
 
 
-def _tell_missing_data(file: NodeFile) -> None:
-    """Say what the data folder lacks: it may come before a run begins."""
-    domains, lacking = domain_files(Path(file.node["data"]))
+def _report_missing_data(node: NodeConfig) -> None:
+    """Say what the data folder lacks: the data may come before a run begins."""
+    domains, lacking = domain_files(Path(node.data))
     if not domains or lacking:
-        missing = ", ".join(map(str, lacking)) or f"<domain>/train.jsonl in {file.node['data']}"
-        say(f"client {file.node['client']}: there is no {missing}: put the data there before a run begins")
+        missing = ", ".join(map(str, lacking)) or f"<domain>/train.jsonl in {node.data}"
+        say(f"client {node.client}: there is no {missing}: put the data there before a run begins")
 
 
-def _serve(command: list[str], address: str, secret: bytes) -> int:
-    """Run a SuperNode and answer its messages until it ends; return its status."""
+def _serve(command: list[str], arguments: Sequence[str], address: str, secret: bytes) -> int:
+    """Run a SuperNode and answer its messages until it ends; return its status.
+
+    Its arguments, which name the client's files, go through a pipe: every user of the machine can read a
+    command line.
+    """
     from fedsdr.deployment.worker import work
     from fedsdr.federation.client_app import app
 
-    # In a session of its own: Ctrl-C would reach it too, and it must be told once, to sign off at its server.
-    supernode = subprocess.Popen(command, preexec_fn=_end_with_parent, start_new_session=True)
+    # In a session of its own: Ctrl-C would reach it too, and a second signal keeps it from signing off.
+    supernode = subprocess.Popen(
+        command, stdin=subprocess.PIPE, preexec_fn=end_with_parent, start_new_session=True
+    )
+    assert supernode.stdin
+    with supernode.stdin as pipe:
+        pipe.write(json.dumps(arguments).encode())
     try:
         work(app, address, secret, lambda: supernode.poll() is None)
     finally:
@@ -146,39 +152,25 @@ def read_node_file(path: Path) -> NodeFile:
     """Read a node's file; paths in it become absolute.
 
     Raises:
-        UserError: Names the key, the value and what would do.
+        UserError: Names the key, the value and how to fix it.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-        file = NodeFile.model_validate({key.replace("-", "_"): value for key, value in values.items()})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    except ValidationError as error:
-        # What is misspelt tells more than that the right word is missing.
-        problem = max(error.errors(), key=lambda one: one["type"] == "extra_forbidden")
-        key = str(problem["loc"][0]).replace("_", "-")
-        value = "" if problem["type"] == "missing" else f" = {problem['input']!r}"
-        raise UserError(f"{path}: {key}{value}: {problem['msg'].lower()}") from None
+    file = check_keys(NodeFile, values, str(path))
     here = path.resolve().parent
-    read_node(file.node, here, "run")  # whose keys and types hold from here on
-    node = file.node | {key: str(here / file.node[key]) for key in PATHS if file.node.get(key)}
-    if (here / node["model"]).is_dir():
-        node["model"] = str(here / node["model"])
-    keys = {key: str(here / getattr(file, key)) for key in ("root_certificates", "private_key")}
-    for what, place in {**keys, "node.data": node["data"]}.items():
+    node = file.node.within(here)
+    authority, key = here / file.root_certificates, here / file.private_key
+    for what, place in (("root-certificates", authority), ("private-key", key), ("node.data", node.data)):
         if not Path(place).exists():
-            raise UserError(f"{path}: {what.replace('_', '-')} = {place} does not exist")
-    # Refused here is what no server would let in, whatever is tried: Flower's own words tell little of it.
+            raise UserError(f"{path}: {what} = {place} does not exist")
+    # Flower's own messages for these say little, and the SuperNode would be started again and again.
     split_address(file.superlink, f"{path}: superlink")
-    check_authority(Path(keys["root_certificates"]), f"{path}: root-certificates")
-    check_private(Path(keys["private_key"]), f"{path}: private-key")
-    return file.model_copy(update={**keys, "node": node})
-
-
-def _end_with_parent() -> None:
-    """Let the system end this process with the one that began it, also after kill -9 (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    check_authority(authority, f"{path}: root-certificates")
+    check_private(key, f"{path}: private-key")
+    own = {"root_certificates": str(authority), "private_key": str(key), "node": node}
+    return file.model_copy(update=own)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -1,22 +1,23 @@
-"""`fedsdr run --on SERVER`: give a run to the server's SuperLink, and show its log until it ends."""
+"""`fedsdr run --on SERVER`: submit a run to the server's SuperLink, and show its log until it ends."""
 
+import json
+import re
 import secrets
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import tomli_w
-
 from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.deployment.keys import registry
-from fedsdr.deployment.superlink import CONNECTION, demand_server, environment, flower_home
+from fedsdr.deployment.superlink import CONNECTION, environment, flower_home, require_server
 from fedsdr.errors import UserError
 from fedsdr.federation.preflight import check_deployed
 from fedsdr.progress import say
+from fedsdr.recipe import check_settings
 from fedsdr.run_folder import RunFolder
-from fedsdr.storage import write_file
+from fedsdr.storage import SECRET, write_file
 
 APP = f"""\
 # What `flwr run` sends: no code, only the names of the apps that server and clients have installed.
@@ -34,57 +35,79 @@ serverapp = "fedsdr.deployment.flower_app:app"
 clientapp = "fedsdr.federation.client_app:app"
 
 [tool.flwr.app.config]
-settings = ""
-recipe = ""
-overrides = ""
-token = ""
+submission = ""
 """
 
 
 def submit(server: Path, settings: Settings) -> Path:
     """Start a run on the deployment whose server folder this is, and show its log until it ends.
 
+    Flower gives a run's configuration to every client, so it only names a submission: a file of the
+    server's folder that this account alone can read.
+
     Returns:
         The run's folder.
 
     Raises:
-        UserError: The folder is none that `init` wrote, as `check_deployed`, or the run did not come to its
-            end.
+        UserError: `init` did not write the folder, as `check_deployed`, or the run did not finish.
     """
-    demand_server(server)
+    require_server(server)
     check_deployed(settings)
     place = Path(settings.run.dir)
     place = place if place.is_absolute() else (server / place).resolve()
-    nodes = registry(server, settings)
     settings = settings.model_copy(
         update={
             "run": settings.run.model_copy(update={"dir": str(place)}),
-            "federation": settings.federation.model_copy(update={"nodes": nodes}),
+            "federation": settings.federation.model_copy(update={"nodes": registry(server, settings)}),
         }
     )
     write_file(server / "app" / "pyproject.toml", APP)
-    token = secrets.token_hex(8)
-    words = {"settings": settings.model_dump_json(), "token": token}
+    name = secrets.token_hex(16)
+    submission = _submission(server, name)
+    write_file(submission, settings.model_dump_json(), SECRET)
     home = flower_home(server)
     try:
-        with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:  # its name is a submission's own
-            config.write(tomli_w.dumps(words))
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
+            config.write(f'submission = "{name}"\n')
             config.flush()
             command = [str(Path(sys.executable).with_name("flwr")), "run", "app", CONNECTION, "--stream"]
             command += ["--run-config", config.name]
             own = environment(FLWR_HOME=home)
-            # Its log is no result: standard output is for that.
+            # Standard output is for results, not for the log.
             subprocess.run(command, cwd=server, env=own, stdout=sys.stderr, check=False)
     except KeyboardInterrupt:
         say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
         raise
+    submission.unlink(missing_ok=True)  # if no run took it
     ended = RunFolder(place).ended
     whose, _, reason = (ended.read_text() if ended.exists() else "").partition("\n")
-    if whose != token:
+    if whose != name:
         raise UserError(
-            "the run did not come to its end: it was stopped, or why is said above. Where the SuperLink was"
-            f" not reached, start {server / 'start.sh'}; where nothing is wrong, go on by the same command"
+            "the run did not finish: it was stopped, or failed for the reason above. If the SuperLink was not"
+            f" reached, start {server / 'start.sh'}; if nothing is wrong, go on by the same command"
         )
     if reason:
-        raise UserError(f"the run did not come to its end: {reason}")
+        raise UserError(f"the run did not finish: {reason}")
     return place
+
+
+def take_submission(server: Path, name: str) -> Settings:
+    """Settings of a submission, which can be taken once.
+
+    Raises:
+        UserError: There is none of that name, or others can write or read it.
+    """
+    path = _submission(server, name)
+    if not re.fullmatch("[0-9a-f]{32}", name) or not path.is_file():
+        raise UserError(
+            f"no submission {name!r} in {path.parent}: begin a run by `fedsdr run RECIPE --on {server}`"
+        )
+    if path.stat().st_mode & 0o077:
+        raise UserError(f"{path}: others can read it; remove it, and submit again")
+    text = path.read_text()
+    path.unlink()
+    return check_settings(json.loads(text), source=str(path))
+
+
+def _submission(server: Path, name: str) -> Path:
+    return server / "submissions" / f"{name}.json"

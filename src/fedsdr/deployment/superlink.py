@@ -1,7 +1,9 @@
 """A server's folder and its SuperLink: the environment of Flower's programs, and calls of them."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,15 +19,16 @@ QUIET: Mapping[str, str] = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-"""Nothing is sent to Flower's makers, and nothing is installed at the word of a server."""
+"""No telemetry is sent to Flower's makers, and nothing is installed because an app names it."""
+PR_SET_PDEATHSIG = 1
 HERE = "localhost,127.0.0.1"
-"""Reached without the proxy that a site may have: SuperLink and workers talk on one machine."""
+"""Hosts reached without the proxy that a site may have: SuperLink and workers run on one machine."""
 
 
 def environment(**more: str) -> dict[str, str]:
     """Environment of Flower's programs."""
-    beside = ",".join(filter(None, [HERE, *map(os.environ.get, ("NO_PROXY", "no_proxy"))]))
-    return os.environ | QUIET | {"NO_PROXY": beside, "no_proxy": beside} | more
+    direct = ",".join(filter(None, [HERE, *map(os.environ.get, ("NO_PROXY", "no_proxy"))]))
+    return os.environ | QUIET | {"NO_PROXY": direct, "no_proxy": direct} | more
 
 
 def call_flower(server: Path, *words: str) -> dict[str, Any]:
@@ -59,11 +62,17 @@ def flower_home(server: Path) -> str:
     return str((server / "flower").resolve())
 
 
-def demand_server(server: Path) -> None:
-    """Raise UserError if the folder is none that `init` wrote."""
+def require_server(server: Path) -> None:
+    """Raise UserError if `init` did not write this folder."""
     if not (server / "start.sh").exists():
         inner = server / "server"
         meant = (
             f"did you mean {inner}?" if (inner / "start.sh").exists() else "`fedsdr deploy init` writes one"
         )
-        raise UserError(f"{server} is no server folder: {meant}")
+        raise UserError(f"{server} is not a server folder: {meant}")
+
+
+def end_with_parent() -> None:
+    """Let the system end this process with the one that began it, also after kill -9 (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,11 +1,15 @@
-"""Flower's SuperNode, mended in three places where it would leave a client waiting for ever (as of 1.41).
+"""Flower's SuperNode with three faults fixed that would leave a client waiting for ever (as of 1.41).
 
-A message whose run is stopped while it is received is given up, but its task stays, and whoever takes it up
-waits for parts that never come. The thread for workers keeps the process alive when an error has ended the
-main one, such as a TLS handshake that the server breaks off as it restarts. And a heartbeat that is answered
-by an error, as by a server whose disk is full, is the last: the node is taken for gone, and not asked again.
+Flower abandons a message whose run is stopped while it is received, but keeps its task, and the worker
+waits for parts that never come. The thread for workers keeps the process alive after an error has ended the
+main one, such as a TLS handshake that the server breaks off as it restarts. And a heartbeat that is
+answered by an error, as by a server whose disk is full, is the last: the server takes the node for gone and
+sends it no more messages.
+
+Its arguments come as JSON on standard input: every user of the machine can read a command line.
 """
 
+import json
 import os
 import sys
 import traceback
@@ -26,7 +30,7 @@ pull_and_store = flower._pull_and_store_message
 
 
 def receive_whole(*, state: NodeState, object_store: ObjectStore, **how: Any) -> int | None:
-    """Receive a message as Flower does; where it was given up, end its task and drop its parts.
+    """Receive a message as Flower does; where Flower abandons it, end its task and drop its parts.
 
     Returns:
         Its run; None if no message came, or not all of it.
@@ -42,7 +46,7 @@ def receive_whole(*, state: NodeState, object_store: ObjectStore, **how: Any) ->
 
 
 class Heartbeats(HeartbeatSender):
-    """Heartbeats that go on after an error, and end the process where the server no longer knows its node."""
+    """Heartbeats that go on after an error, and end the process if the server no longer knows its node."""
 
     def __init__(self, beat: Callable[[], bool]) -> None:
         def heard() -> bool:
@@ -59,6 +63,7 @@ class Heartbeats(HeartbeatSender):
 
 def main() -> None:
     """Run a SuperNode by the arguments of `flower-supernode`, and end the process with it."""
+    sys.argv += json.load(sys.stdin)
     flower._pull_and_store_message = receive_whole  # type: ignore[assignment]
     fleet_http_connection.HeartbeatSender = Heartbeats  # type: ignore[misc, assignment]
     status = 1

@@ -1,14 +1,15 @@
 """From the clients' evaluation replies to one table: per domain and mean, for each model.
 
 Each number is pooled over the clients that hold test examples of the domain, weighted by what it
-was counted over. "mean" is the plain mean over domains, so that a large domain does not hide a
-small one.
+counted over; scores by label come from summed counts (`confusion`). "mean" is the plain mean over
+domains, so that a large domain does not hide a small one.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from fedsdr.metrics import METRICS, Scores, group_scores
+from fedsdr.evaluate.confusion import label_scores, sum_labels
+from fedsdr.metrics import LABEL_SCORES, METRICS, Scores, group_scores
 from fedsdr.storage import Event
 
 
@@ -28,7 +29,8 @@ def table_of_round(events: Sequence[Event], num_test: int) -> Scores:
             parts.setdefault(model, {}).setdefault(domain, []).append(metrics)
     table: Scores = {}
     for model, by_domain in parts.items():
-        table[model] = {domain: pool(found) for domain, found in sorted(by_domain.items())}
+        pooled = {domain: pool(found) for domain, found in sorted(by_domain.items())}
+        table[model] = {domain: row | label_scores(row) for domain, row in pooled.items()}
         rows = list(table[model].values())
         if sum(row["num_examples"] for row in rows) == num_test:
             table[model]["mean"] = _mean(rows)
@@ -38,7 +40,7 @@ def table_of_round(events: Sequence[Event], num_test: int) -> Scores:
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Plain mean of each metric over the domains that have it."""
     mean: dict[str, float] = {}
-    for name in METRICS:
+    for name in (*METRICS, *LABEL_SCORES):
         values = [row[name] for row in rows if name in row]
         if values:
             mean[name] = sum(values) / len(values)
@@ -48,7 +50,10 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def pool(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Pool the metrics of several clients on one domain, each weighted by what it was counted over."""
+    """Pool the metrics of several clients on one domain, each weighted by what it was counted over.
+
+    Counts of labels are summed.
+    """
     pooled: dict[str, float] = {}
     for name, weight in METRICS.items():
         having = [part for part in parts if name in part]
@@ -57,4 +62,4 @@ def pool(parts: Sequence[dict[str, float]]) -> dict[str, float]:
             pooled[name] = sum(part[name] * part[weight] for part in having) / total
             pooled[weight] = total
     pooled["num_scored"] = pooled.get("num_scored", 0)
-    return pooled
+    return pooled | sum_labels(parts)

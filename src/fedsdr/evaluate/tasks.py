@@ -2,9 +2,9 @@
 
 An answer is right if it keeps whatever ground truth the example carries: label, final answer,
 facts, and tests that its code passes. Domains whose examples carry none have no score, only
-losses. Where an example has choices, the likeliest of them is given too, which needs no words to be
-found in an answer. The loss is given on the true response y and on the rewriting y~ side by side,
-since loss on y alone punishes FedSD by construction.
+losses, and scores of their words (`text_scores`). Where an example has choices, the likeliest of
+them is given too, which needs no words to be found in an answer. The loss is given on the true response y and
+on the rewriting y~ side by side, since loss on y alone punishes FedSD by construction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,15 @@ from fedsdr import __version__
 from fedsdr.config import Eval
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
-from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
+from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example, as_record
+from fedsdr.data.truth.labels import find_label, fold_label
+from fedsdr.evaluate.confusion import count_labels
+from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
-from fedsdr.model.likelihood import Question, log_likelihoods
+from fedsdr.model.likelihood import likeliest
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import track
 from fedsdr.rows import Adapter
@@ -28,8 +31,6 @@ from fedsdr.storage import Event, content_hash, locked, read_json, write_json
 
 Evaluation = tuple[dict[str, dict[str, float]], list[Event]]
 """Metrics by domain, and one record for each prompt."""
-NO_LIMIT = 10**9
-"""Longest conversation where nothing may be cut off."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def evaluate(
             new = [
                 judge(tests.examples[row], answers[row], scoring.code_timeout, chosen[row]) for row in rows
             ]
-            metrics = summarise(new)
+            metrics = summarise(new, scoring.text_scores)
+            metrics |= count_labels([tests.examples[row] for row in rows], new)
             for name, side in (("loss", tests.raw), ("loss_distilled", tests.distilled)):
                 if side:
                     loss, num_tokens = held_out_loss(base, [side[row] for row in rows], scoring.batch_size)
@@ -117,28 +119,17 @@ def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answe
 
 
 def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str | None]:
-    """Return the choice that is likeliest as the whole answer to each prompt, end of turn included.
-
-    None where the example has no label or no choices. Log probabilities are not divided by lengths: they
-    are those of whole answers.
-    """
+    """Return the likeliest choice of each example; None where it has no label or no choices."""
     rows = [row for row, example in enumerate(examples) if example.label and example.choices]
-    questions: list[Question] = []
-    for row in rows:
-        texts = [encode(base.tokenizer, examples[row], choice, NO_LIMIT) for choice in examples[row].choices]
-        length = texts[0].prompt_length
-        questions.append((texts[0].ids[:length], [text.ids[length:] for text in texts]))
-    likelihoods = log_likelihoods(base, questions, batch_size)
-    chosen: list[str | None] = [None] * len(examples)
-    for row, values in zip(rows, likelihoods, strict=True):
-        chosen[row] = examples[row].choices[values.index(max(values))]
-    return chosen
+    found = dict(zip(rows, likeliest(base, [examples[row] for row in rows], batch_size), strict=True))
+    return [found.get(row) for row in range(len(examples))]
 
 
 def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
     """Judge one answer: the record of its prompt.
 
-    `right` is None where the example carries no ground truth, `chosen` where it has no choices.
+    `right` is None where the example carries no ground truth, `chosen` and `given` where it has no label or
+    no choices; `given` is the label that the answer gives, "" for none.
     """
     missing = lost(example, given.text, code_timeout)
     return {
@@ -152,12 +143,18 @@ def judge(example: Example, given: Answer, code_timeout: float, chosen: str | No
         "lost": list(missing),
         "unsupported": unsupported(example, given.text),
         "finished": given.finished,
+        "given": find_label(given.text, example.choices) if example.label and example.choices else None,
         "chosen": chosen,
     }
 
 
-def summarise(records: Sequence[Event]) -> dict[str, float]:
-    """Means over the records of one domain; scores only where something could be judged."""
+def summarise(records: Sequence[Event], text_scores: str = "free text") -> dict[str, float]:
+    """Means over the records of one domain; scores only where something could be judged.
+
+    Args:
+        records: As from `judge`.
+        text_scores: Whose answers are compared with the true response word by word (`eval.text_scores`).
+    """
     num = len(records)
     texts = [record["answer"] for record in records]
     judged = [record["right"] for record in records if record["right"] is not None]
@@ -172,7 +169,20 @@ def summarise(records: Sequence[Event]) -> dict[str, float]:
     }
     if judged:
         metrics["score"] = sum(judged) / len(judged)
-    chosen = [record["chosen"] == record["label"] for record in records if record["chosen"] is not None]
+    chosen = [
+        fold_label(record["chosen"]) == fold_label(record["label"])
+        for record in records
+        if record["chosen"] is not None
+    ]
     if chosen:
         metrics |= {"choice_score": sum(chosen) / len(chosen), "num_chosen": len(chosen)}
+    compared = [
+        (record["answer"], record["output"])
+        for record in records
+        if text_scores == "all" or (text_scores == "free text" and record["right"] is None)
+    ]
+    if compared:
+        for name, score in (("exact_match", exact_match), ("token_f1", token_f1), ("rouge_l", rouge_l)):
+            metrics[name] = sum(score(*pair) for pair in compared) / len(compared)
+        metrics["num_text"] = len(compared)
     return metrics

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from fedsdr.experiments.grid_runs import VERDICTS, GridRun, compare_arms, correct, ends, means
 from fedsdr.experiments.refutation import refutation
 from fedsdr.report.events import cost_records, data_size, total_costs
-from fedsdr.report.sheets import NONE, Sheet, number, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, grouped, number, signed, signed_interval
 from fedsdr.storage import Event
 
 COMPARED = {
@@ -172,9 +172,7 @@ def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
 
 def cost_comparison(runs: Sequence[GridRun], equal: str = "") -> Sheet:
     """What a run of each arm costs, all clients together, as a mean over seeds."""
-    totals: dict[str, list[Mapping[str, float]]] = {}
-    for run in runs:
-        totals.setdefault(run.arm, []).append(_costs(run))
+    totals = grouped((run.arm, _costs(run)) for run in runs)
     records: list[Event] = []
     for arm, found in totals.items():
         known = {name: [total[name] for total in found if name in total] for name in COSTS}

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from fedsdr.config import Section, Settings
 from fedsdr.errors import UserError
@@ -26,17 +26,19 @@ STEP_BUDGETS = {
     "per_stage": "equal steps of each stage",
 }
 """Value of client.budget -> what is equal between arms, in words."""
-Own = dict[str, Any]
-"""Settings by dotted key."""
 
 
-def _differ(values: Any) -> Any:
-    if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
-        raise ValueError(f"{values!r} is not a list of different values")
+def _differ(values: Any, key: str = "values") -> Any:
+    is_list = isinstance(values, list) and values and not any(isinstance(one, dict) for one in values)
+    if not is_list or len(set(map(str, values))) < len(values):
+        raise ValueError(f"{key} = {values!r}; expected a list of different values")
     return values
 
 
+Flat = BeforeValidator(lambda value: dict(flat(value)) if isinstance(value, dict) else value)
 Different = Annotated[list[Any], AfterValidator(_differ)]
+Own = Annotated[dict[str, Any], Flat]
+"""Settings by dotted key."""
 
 
 class Grid(Section):
@@ -49,8 +51,9 @@ class Grid(Section):
         description="the name of the arm that personalised models are compared with; else the baseline",
     )
     seeds: Different = Field(description="a list of different values of run.seed, such as [0, 1, 2]")
-    vary: Own = Field(
-        {}, description="a table of settings, each with a list of values; an arm is one choice of each"
+    vary: Annotated[dict[str, Different], Flat] = Field(
+        {},
+        description="a table of settings, each with a list of different values; an arm is one choice of each",
     )
     arms: dict[str, Own] = Field(
         {}, description="a table of arms by name, each a table of settings; with vary, each in every choice"
@@ -74,11 +77,8 @@ class Grid(Section):
                 raise ValueError(f"arm {name!r} would be a folder's name; expected letters, digits, . + -")
             if self.rates is None and "rates" in own:
                 raise ValueError(f"arms.{name}.rates replaces rates, which the grid does not give")
-            _differ(own.get("rates", [0]))
-        for key, choices in flat(self.vary):
-            if not isinstance(choices, list) or not choices or any(isinstance(one, dict) for one in choices):
-                raise ValueError(f"vary.{key} = {choices!r}; expected a list of values")
-        for key in (key for table in (self.vary, self.common, *self.arms.values()) for key, _ in flat(table)):
+            _differ(own.get("rates", [0]), f"arms.{name}.rates")
+        for key in (key for table in (self.vary, self.common, *self.arms.values()) for key in table):
             if OWNED.get(key) in self.model_fields_set:
                 raise ValueError(f"{key} and {OWNED[key]} are both given; leave out one of them")
             if key in ("run.seed", "run.dir"):
@@ -91,14 +91,13 @@ class Grid(Section):
         Raises:
             ValueError: Two arms have one name, or a baseline is none of them.
         """
-        varied = dict(flat(self.vary))
         arms: dict[str, Own] = {}
-        for (name, own), choice in product((self.arms or {"": {}}).items(), product(*varied.values())):
+        for (name, own), choice in product((self.arms or {"": {}}).items(), product(*self.vary.values())):
             words = [name] * bool(name) + [re.sub(r"[^\w.+-]+", "_", str(value)) for value in choice]
             arm = "-".join(words)
             if arm in arms:
                 raise ValueError(f"two arms are called {arm}; give a value once")
-            arms[arm] = dict(flat(self.common)) | dict(flat(own)) | dict(zip(varied, choice, strict=True))
+            arms[arm] = self.common | own | dict(zip(self.vary, choice, strict=True))
         for key in ("baseline", "personal_baseline"):
             if (found := getattr(self, key) or self.baseline) not in arms:
                 raise ValueError(f"{key} = {found!r} is none of the arms {', '.join(arms)}")

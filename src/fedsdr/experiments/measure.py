@@ -18,7 +18,7 @@ from fedsdr.experiments.results import finished, planned_runs, tabulate
 from fedsdr.federation.client_context import close_clients
 from fedsdr.progress import say
 from fedsdr.report.page import write_report
-from fedsdr.report.sheets import Sheet
+from fedsdr.report.sheets import Sheet, grouped
 from fedsdr.run_folder import RunFolder, checked_round, read_settings
 from fedsdr.storage import Event, write_json
 
@@ -70,9 +70,7 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
     _check(names, options)
     made, missing = _measure(folder, names or list(MEASUREMENTS), options)
     if missing and (names or not made):
-        reasons = {
-            reason: [name for name in missing if missing[name] == reason] for reason in missing.values()
-        }
+        reasons = grouped((reason, name) for name, reason in missing.items())
         listed = "; ".join(f"{', '.join(some)}: {reason}" for reason, some in reasons.items())
         raise UserError(f"{folder}: not measured: {listed}")
     return made

@@ -26,7 +26,7 @@ from fedsdr.errors import UserError
 from fedsdr.evaluate.entailment import Checker, JudgeChecker, NliChecker
 from fedsdr.model.remote import Judge
 from fedsdr.progress import say
-from fedsdr.report.sheets import signed_interval
+from fedsdr.report.sheets import grouped, signed_interval
 from fedsdr.stats import Z
 from fedsdr.storage import Event
 
@@ -67,9 +67,8 @@ def analyze(path: Path, clusters: int, nli: str, judge_url: str, judge_model: st
     names = [example.domain for example, _ in pairs]
     if clusters:
         names = cluster([example.instruction for example, _ in pairs], clusters, SEED)
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name, (example, text) in sorted(zip(names, pairs, strict=True), key=lambda item: item[0]):
-        groups.setdefault(name, []).append((example.response, text))
+    named = sorted(zip(names, pairs, strict=True), key=lambda item: item[0])
+    groups = grouped((name, (example.response, text)) for name, (example, text) in named)
     made: dict[str, Event] = {}
     try:
         if len(groups) < 2:

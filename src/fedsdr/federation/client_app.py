@@ -31,6 +31,7 @@ from fedsdr.federation.client_context import ClientContext, cache_of, open_clien
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
+from fedsdr.messages.flower import CLIENT_FAILED
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import public_name
@@ -43,10 +44,6 @@ from fedsdr.storage import locked, rewrite_lines, write_file, write_json
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
-
-
-CLIENT_FAILED = 2
-"""Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION."""
 
 
 def errors_stay_here(handler: Handler) -> Handler:

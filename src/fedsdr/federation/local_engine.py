@@ -3,9 +3,6 @@
 No Ray, no sockets, no serialisation to disk; one frozen base serves all simulated clients, one
 after the other. Messages are the same as in a deployment: the client gets a copy, and only what
 it puts into its reply comes back.
-
-`TaskIdentity` and the message ids are Flower's private parts (as of 1.41): `Message` cannot be made
-without the first, and replies cannot name their request without the second.
 """
 
 import copy
@@ -15,10 +12,9 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsdr.errors import Diverged, UserError
+from fedsdr.messages.flower import Run, become_server, set_message_id
 
 
 class LocalGrid(Grid):
@@ -56,7 +52,7 @@ class LocalGrid(Grid):
     def set_run(self, run: Run) -> None:
         """Become the server of that run, as far as Flower's messages are concerned."""
         self._run = run
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run.run_id, 0, 0
+        become_server(run)
 
     @property
     def run(self) -> Run:
@@ -84,7 +80,7 @@ class LocalGrid(Grid):
         for message in messages:
             self.num_messages += 1
             message_id = f"message-{self.num_messages}"
-            message.metadata.__dict__["_message_id"] = message_id
+            set_message_id(message, message_id)
             self.replies[message_id] = self._answer(message)
             ids.append(message_id)
         return ids

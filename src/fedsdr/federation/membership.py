@@ -13,8 +13,9 @@ from flwr.serverapp import Grid
 
 from fedsdr.config import Federation
 from fedsdr.errors import UserError
+from fedsdr.messages.flower import AWAY
 from fedsdr.progress import say
-from fedsdr.server.validate import AWAY, Rejected, check_prepared
+from fedsdr.server.validate import Rejected, check_prepared
 from fedsdr.storage import Event, read_json
 
 POLL = 1.0

@@ -18,6 +18,7 @@ from fedsdr.config import Settings
 from fedsdr.evaluate.scores import table_of_round
 from fedsdr.federation.membership import Membership
 from fedsdr.federation.model_cache import model_of
+from fedsdr.federation.node_config import OWN_DATA, OWN_MODEL
 from fedsdr.federation.preflight import check_budget, check_counts
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
@@ -51,9 +52,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         save_round(folder, 0, fresh, {}, {}, lora, name)
         begun = 0
     past = _events_until(begun, folder)
-    # Only what differs from the defaults is sent; clients of another version refuse.
-    apart: Any = {"run": {"dir", "cache"}, "federation": True}
-    sent = settings.model_dump_json(exclude_defaults=True, exclude=apart)
+    sent = sent_settings(settings)
     # A node may take part in several runs; one that was begun anew is another.
     nonce = folder.nonce.read_text() if folder.nonce.exists() else ""
     run = f"{folder.path.name[:40]}-{content_hash(sent, nonce)[:8]}"
@@ -88,6 +87,18 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         save_round(folder, server_round, arrays, residual, moments, lora, name)
         if rounds.is_due(server_round):
             rounds.evaluate(server_round)
+
+
+def sent_settings(settings: Settings) -> str:
+    """What clients need of the settings, as JSON: no path of the server, and only what is not a default.
+
+    Clients of another version refuse it. Registered clients are those of a deployment, whose nodes decide
+    model and data themselves.
+    """
+    apart: Any = {"run": {"dir", "cache"}, "federation": True}
+    if settings.federation.nodes:
+        apart |= {"model": set(OWN_MODEL), "data": {"root", *OWN_DATA}}
+    return settings.model_dump_json(exclude_defaults=True, exclude=apart)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,34 @@ import torch
 from torch import Tensor
 
 from fedsdr.data.batching import by_length, row_width
+from fedsdr.data.conversation import encode
+from fedsdr.data.examples import Example
 from fedsdr.model.attention import additive
 from fedsdr.model.base import Base
 from fedsdr.model.loss import CHUNK
 
 Question = tuple[Sequence[int], Sequence[Sequence[int]]]
 """Token ids of a prompt, and of each answer to it."""
+
+NO_LIMIT = 10**9
+"""Longest conversation where nothing may be cut off."""
+
+
+def likeliest(base: Base, examples: Sequence[Example], batch_size: int) -> list[str]:
+    """Return the choice of each example that is likeliest as the whole answer, end of turn included.
+
+    Log probabilities are not divided by lengths: they are those of whole answers.
+    """
+    questions: list[Question] = []
+    for example in examples:
+        texts = [encode(base.tokenizer, example, choice, NO_LIMIT) for choice in example.choices]
+        length = texts[0].prompt_length
+        questions.append((texts[0].ids[:length], [text.ids[length:] for text in texts]))
+    likelihoods = log_likelihoods(base, questions, batch_size)
+    return [
+        example.choices[values.index(max(values))]
+        for example, values in zip(examples, likelihoods, strict=True)
+    ]
 
 
 def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) -> list[list[float]]:

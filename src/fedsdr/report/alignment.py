@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from fedsdr.report.blocks import Block, Table
 from fedsdr.report.figures import Figure, limited
 from fedsdr.report.maps import MOST_NUMBERS, Matrix, Ramp, heat_panel, palette, scatter_panel
-from fedsdr.report.plots import MOST_PANELS, Series
-from fedsdr.report.sheets import Sheet, with_interval
+from fedsdr.report.plots import MOST_PANELS
+from fedsdr.report.sheets import Sheet, grouped, with_interval
 from fedsdr.storage import Event
 
 VIEWS = ("raw", "distilled", "difference")
@@ -44,9 +44,7 @@ def likeness_blocks(name: str, record: Event) -> list[Block]:
         name: Of the measurement; names the CSV file.
         record: With records of measure, view, a, b, value, low and high.
     """
-    by_measure: dict[str, list[Event]] = {}
-    for one in record["records"]:
-        by_measure.setdefault(one["measure"], []).append(one)
+    by_measure = grouped((one["measure"], one) for one in record["records"])
     figures = [likeness_figure(measure, found) for measure, found in by_measure.items()]
     return [Table(f"{name}-means", likeness_sheet(record["records"])), *figures]
 
@@ -158,10 +156,7 @@ def map_blocks(name: str, record: Event) -> list[Block]:
     series = palette(one["client"] for one in points)
     xs, ys = [one["x"] for one in points], [one["y"] for one in points]
     bounds = (min(xs), max(xs), min(ys), max(ys))
-    views: dict[str, dict[Series, list[tuple[float, float]]]] = {}
-    for one in points:
-        of_view = views.setdefault(one["view"], {})
-        of_view.setdefault(series[one["client"]], []).append((one["x"], one["y"]))
+    views = grouped((one["view"], (series[one["client"]], (one["x"], one["y"]))) for one in points)
     return [
         Figure(
             name,
@@ -169,7 +164,7 @@ def map_blocks(name: str, record: Event) -> list[Block]:
             "A picture, not evidence: distances between far groups mean nothing, and another seed gives"
             " another picture. Both views have one layout; axes have no units.",
             tuple(series.values()),
-            tuple(scatter_panel(f"{view} responses", some, bounds) for view, some in views.items()),
+            tuple(scatter_panel(f"{view} responses", grouped(some), bounds) for view, some in views.items()),
             points,
         )
     ]

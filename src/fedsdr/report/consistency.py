@@ -9,7 +9,7 @@ from fedsdr.report.blocks import Block, Table
 from fedsdr.report.figures import Figure, limited, line_panels
 from fedsdr.report.maps import MOST_ROWS, Ramp, heat_panel
 from fedsdr.report.plots import MOST_PANELS, Series, line_groups
-from fedsdr.report.sheets import Sheet, number, with_interval
+from fedsdr.report.sheets import Sheet, grouped, number, with_interval
 from fedsdr.storage import Event
 
 VALUES = {"cosine": "cosine of the updates", "sign_agreement": "share of entries with equal sign"}
@@ -64,16 +64,14 @@ def layer_figure(name: str, means: Sequence[Event]) -> Figure:
     names = list(dict.fromkeys(rows.values()))
     panels = []
     for value, title in VALUES.items():
-        groups: dict[tuple[str, str], list[float | None]] = {}
-        for record in means:
-            groups.setdefault((rows[record["layer"]], str(record["round"])), []).append(record[value])
+        groups = grouped(((rows[record["layer"]], str(record["round"])), record[value]) for record in means)
         matrix = {place: _mean(some) for place, some in groups.items()}
         panels.append(heat_panel(title, matrix, names, rounds, Ramp.of(matrix.values())))
-    grouped = " Mean over the layers of a block." if is_grouped else ""
+    note = " Mean over the layers of a block." if is_grouped else ""
     return Figure(
         f"{name}-layers",
         "Agreement of the clients' updates, by layer and round",
-        f"Mean over pairs of clients; columns are rounds. {READ}{grouped}",
+        f"Mean over pairs of clients; columns are rounds. {READ}{note}",
         (),
         tuple(panels),
         means,
@@ -182,9 +180,7 @@ def arms_sheet(runs: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) -> 
         Means over runs. Gains are in nats per response token of the clients' own test examples, means over
         rounds and clients; kept is the share of the summed own gains that is left, where that sum is above 0.
     """
-    by_arm: dict[str, list[Event]] = {}
-    for arm, updates, survival in runs:
-        by_arm.setdefault(arm, []).append(_summary(updates, survival))
+    by_arm = grouped((arm, _summary(updates, survival)) for arm, updates, survival in runs)
     records: list[Event] = [
         {"arm": arm, "num_seeds": len(found)} | {name: _mean([one[name] for one in found]) for name in GAINS}
         for arm, found in by_arm.items()

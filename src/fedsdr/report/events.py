@@ -5,7 +5,7 @@ In: the events of metrics.jsonl. Out: records and `Sheet`s, as in `sheets`.
 
 from collections.abc import Sequence
 
-from fedsdr.report.sheets import NONE, Sheet, number
+from fedsdr.report.sheets import NONE, Sheet, grouped, number
 from fedsdr.storage import Event
 
 TEXTS = ("true response", "rewriting", "as taught")
@@ -149,9 +149,7 @@ def cost_sheet(events: Sequence[Event]) -> Sheet:
     """Costs of each client, summed over the rounds it took part in, and of all clients."""
     records = cost_records(events)
     steps = sorted({name for record in records for name in record if name.startswith("num_steps_")})
-    by_client: dict[str, list[Event]] = {}
-    for record in records:
-        by_client.setdefault(record["client"], []).append(record)
+    by_client = grouped((record["client"], record) for record in records)
     groups = dict(sorted(by_client.items())) | ({ALL: records} if len(by_client) > 1 else {})
     rows = []
     for client, found in groups.items():

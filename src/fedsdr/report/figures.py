@@ -22,11 +22,11 @@ from fedsdr.report.plots import (
     line_groups,
     line_panel,
 )
-from fedsdr.report.sheets import MODELS, NONE, loss_records
+from fedsdr.report.sheets import MODELS, NONE, grouped, loss_records
 from fedsdr.stats import seed_interval, wilson
 from fedsdr.storage import Event
 
-Panel = LinePanel | BarPanel | HeatPanel | ScatterPanel
+AnyPanel = LinePanel | BarPanel | HeatPanel | ScatterPanel
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Figure:
     caption: str
     note: str
     legend: tuple[Series, ...]
-    panels: tuple[Panel, ...]
+    panels: tuple[AnyPanel, ...]
     records: Sequence[Event]
 
     @property
@@ -80,9 +80,7 @@ def training_figure(records: Sequence[Event], adapters: Mapping[str, str]) -> Fi
     series = {name: Series(description, _style(name)) for name, description in adapters.items()}
     points = [(r["client"], series[r["adapter"]], r["round"], r["loss"]) for r in records]
     clients = dict(sorted(line_groups(points).items()))
-    losses: dict[tuple[Series, int], list[float]] = {}
-    for _, one, number, loss in points:
-        losses.setdefault((one, number), []).append(loss)
+    losses = grouped(((one, number), loss) for _, one, number, loss in points)
     title = f"mean of {len(clients)} clients"
     mean = line_groups((title, *place, fmean(values)) for place, values in losses.items())
     return Figure(
@@ -166,10 +164,10 @@ def comparison_figure(records: Sequence[Event], key: str) -> Figure:
         "loss_distilled": "loss on rewritings, nats per token",
         "unsupported_rate": "unsupported answers, share",
     }
-    bars: dict[str, list[tuple[str, Series, Value]]] = {}
-    for r in records:
-        whisker = seed_interval(r["mean"], r["sd"], r["num_seeds"])
-        bars.setdefault(r["metric"], []).append((r["arm"], series[r["model"]], (r["mean"], whisker)))
+    means = [(r["mean"], seed_interval(r["mean"], r["sd"], r["num_seeds"])) for r in records]
+    bars = grouped(
+        (r["metric"], (r["arm"], series[r["model"]], mean)) for r, mean in zip(records, means, strict=True)
+    )
     return Figure(
         key,
         "Means over domains and seeds",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsdr.report.plots import WIDTH, Scale, Series, Tick, shortened
+from fedsdr.report.plots import WIDTH, Panel, Scale, Series, Tick, shortened
 
 STEPS = 10
 """Steps of a ramp from no colour to full colour."""
@@ -19,8 +19,8 @@ MOST_NUMBERS = 10
 """Matrices with more rows or columns have no numbers in their cells."""
 MOST_ROWS = 40
 """More rows or columns are not drawn; the CSV file has all."""
-MOST_TOLD = 400
-"""In larger matrices, a pointer resting on a cell is told nothing, to keep the page small."""
+MOST_HINTS = 400
+"""Cells of larger matrices have no text for a pointer, to keep the page small."""
 LETTER = 6.5  # width of a letter of a label
 DIGIT, SMALL_DIGIT = 6.3, 5.4  # and of a number's
 Matrix = Mapping[tuple[str, str], float | None]
@@ -34,8 +34,9 @@ MARKS = {
     "▼": "m0 3.6l3.4-6h-6.8z",
     "✚": "m-1.2-3.6h2.4v2.4h2.4v2.4h-2.4v2.4h-2.4v-2.4h-2.4v-2.4h2.4z",
 }
-"""Sign of a series in the legend -> the same as a path from its middle, so that no one needs the colour."""
+"""Sign of a series in the legend -> the same as a path from its middle: the colour is not needed."""
 NUM_COLOURS = 10
+SCATTER_HEIGHT = 300
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,18 @@ class Ramp:
 
     def style(self, value: float) -> str:
         """CSS class: c10 to c1 below 0, h0 to h10 above; h5 where all values are one."""
-        if self.low < 0:
-            step = round(STEPS * value / self.high)
-            return f"c{-step}" if step < 0 else f"h{step}"
-        return (
-            f"h{round(STEPS * (value - self.low) / (self.high - self.low))}" if self.high > self.low else "h5"
-        )
+        step = round(STEPS * (value - max(self.low, 0.0)) / self.span) if self.span else STEPS // 2
+        return f"c{-step}" if step < 0 else f"h{step}"
+
+    @property
+    def span(self) -> float:
+        """Length of one side of the ramp."""
+        return self.high - max(self.low, 0.0)
 
     @property
     def digits(self) -> int:
-        """Decimals that tell a tenth of the ramp apart: 2 to 4."""
-        span = self.high if self.low < 0 else self.high - self.low
-        return min(4, max(2, 1 - math.floor(math.log10(span)))) if span else 2
+        """Decimals that show a tenth of the ramp: 2 to 4."""
+        return min(4, max(2, 1 - math.floor(math.log10(self.span)))) if self.span else 2
 
     @property
     def styles(self) -> list[str]:
@@ -86,16 +87,15 @@ class HeatCell:
     style: str
     shown: str
     """Its number, where there is room."""
-    told: str
+    hint: str
+    """Its place and number for a pointer, where there is no room."""
 
 
 @dataclass(frozen=True)
-class HeatPanel:
+class HeatPanel(Panel):
     """A matrix as coloured cells, with its ramp below."""
 
     kind: ClassVar[str] = "heat"
-    title: str
-    summary: str
     cells: tuple[HeatCell, ...]
     cell: tuple[float, float]
     """Width and height of a cell."""
@@ -109,7 +109,6 @@ class HeatPanel:
     left: float
     top: float
     bottom: float
-    height: float
     swatches: tuple[Tick, ...]
     """Place and class of the ramp's colours."""
     ends: tuple[Tick, ...]
@@ -149,14 +148,14 @@ def heat_panel(
     x, y = (Scale(0, 1, start, start + step) for start, step in ((left, width), (top, height)))
     bottom = y.at(len(rows))
     ramp_x = Scale(0, len(ramp.styles), left, left + min(160.0, WIDTH - left - 40))
-    is_told = not has_numbers and len(rows) * len(columns) <= MOST_TOLD
+    has_hints = not has_numbers and len(rows) * len(columns) <= MOST_HINTS
     cells = (
         HeatCell(
             x.at(columns.index(column)),
             y.at(rows.index(row)),
             ramp.style(value),
             f"{value:.{digits}f}" if has_numbers else "",
-            f"{row}, {column}: {value:.{digits}f}" if is_told else "",
+            f"{row}, {column}: {value:.{digits}f}" if has_hints else "",
         )
         for (row, column), value in found.items()
     )
@@ -166,6 +165,7 @@ def heat_panel(
     return HeatPanel(
         title,
         _in_words(found, len(rows), len(columns), digits),
+        bottom + 34,
         tuple(cells),
         (width, height),
         tuple((y.at(place + 0.5), *pair) for place, pair in enumerate(zip(short_rows, rows, strict=True))),
@@ -177,22 +177,18 @@ def heat_panel(
         left,
         top,
         bottom,
-        bottom + 34,
         tuple((ramp_x.at(place), style) for place, style in enumerate(ramp.styles)),
         tuple((round(place, 1), f"{value:.{digits}f}") for place, value in ends),
     )
 
 
 @dataclass(frozen=True)
-class ScatterPanel:
-    """Points by series, without axes: their places mean something only beside each other."""
+class ScatterPanel(Panel):
+    """Points by series, without axes: only the places relative to each other have a meaning."""
 
     kind: ClassVar[str] = "scatter"
-    title: str
-    summary: str
     points: tuple[tuple[Series, str], ...]
     """The points of a series as one path."""
-    height: float = 300
 
 
 def scatter_panel(
@@ -208,10 +204,11 @@ def scatter_panel(
         bounds: Least and greatest x, least and greatest y: the same for panels that are to be compared.
     """
     left, right, low, high = bounds
-    x, y = Scale(left, right, 12, WIDTH - 12), Scale(low, high, ScatterPanel.height - 12, 12)
+    x, y = Scale(left, right, 12, WIDTH - 12), Scale(low, high, SCATTER_HEIGHT - 12, 12)
     return ScatterPanel(
         title,
         ", ".join(f"{len(some)} points of {series.name}" for series, some in points.items()),
+        SCATTER_HEIGHT,
         tuple(
             (series, "".join(f"M{x.at(a):g} {y.at(b):g}{MARKS[series.mark]}" for a, b in some))
             for series, some in points.items()

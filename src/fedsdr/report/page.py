@@ -4,14 +4,14 @@
 is shown with the rounds that it has.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from markupsafe import Markup, escape
 
 from fedsdr.config import Model, Privacy, Settings
 from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
@@ -33,10 +33,6 @@ from fedsdr.report.sheets import Sheet, answer_sheet, loss_sheet, score_records,
 from fedsdr.rows import has_global
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines, write_file
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
 
 MEASURE = "`fedsdr measure RUN`, where RUN is this run's folder"
 
@@ -258,8 +254,6 @@ def _as_text(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _code(text: str) -> Markup:
     """Show text between two ` as code."""
-    from markupsafe import Markup, escape
-
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 

@@ -71,6 +71,16 @@ def bar_groups(bars: Iterable[tuple[str, Series, Value | None]]) -> Bars:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """One plot of a figure."""
+
+    title: str
+    summary: str
+    """The plot in words, for readers who cannot see it."""
+    height: float
+
+
+@dataclass(frozen=True)
 class Line:
     """Points of one series, joined in the given order."""
 
@@ -80,13 +90,10 @@ class Line:
 
 
 @dataclass(frozen=True)
-class LinePanel:
+class LinePanel(Panel):
     """Lines over rounds."""
 
     kind: ClassVar[str] = "lines"
-    title: str
-    summary: str
-    """The lines in words, for readers who cannot see them."""
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -105,19 +112,16 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class BarPanel:
+class BarPanel(Panel):
     """Groups of bars, one group above the other."""
 
     kind: ClassVar[str] = "bars"
-    title: str
-    summary: str
     groups: tuple[tuple[str, str, float, tuple[Bar, ...]], ...]
     """Label as it fits, whole label, height of its middle, bars."""
     marks: tuple[tuple[float, float, float, str], ...]
     """x, top and bottom of a group's reference, and the text shown to a pointer."""
     ticks: tuple[Tick, ...]
     left: float
-    height: float
 
 
 def line_panel(title: str, lines: Mapping[Series, Mapping[int, float]]) -> LinePanel:
@@ -143,6 +147,7 @@ def line_panel(title: str, lines: Mapping[Series, Mapping[int, float]]) -> LineP
             f"{series.name} " + ", ".join(f"{v:.3f} in round {r}" for r, v in (some[0], some[-1]))
             for series, some in points.items()
         ),
+        HEIGHT,
         tuple(
             Line(
                 series,
@@ -181,6 +186,7 @@ def bar_panel(
     placed, lines = [], []
     top = 6.0
     for label, bars in groups.items():
+        bottom = top + len(bars) * BAR
         row = tuple(
             Bar(
                 series,
@@ -192,21 +198,18 @@ def bar_panel(
             for number, (series, value) in enumerate(bars.items())
             if value
         )
-        placed.append((shortened(label), label, top + len(bars) * BAR / 2, row))
-        if label in marks:
-            name, value = marks[label]
-            text = f"{label}, {name}: {value:.{digits}f}"
-            lines.append((x.at(value), top - 2, top + len(bars) * BAR + 2, text))
-        top += len(bars) * BAR + GAP
-    labels = tick_labels(ticks)
+        placed.append((shortened(label), label, (top + bottom) / 2, row))
+        for name, value in [marks[label]] if label in marks else []:
+            lines.append((x.at(value), top - 2, bottom + 2, f"{label}, {name}: {value:.{digits}f}"))
+        top = bottom + GAP
     return BarPanel(
         title,
         "; ".join(bar.text for _, _, _, row in placed for bar in row) or "no values",
+        top + 20,
         tuple(placed),
         tuple(lines),
-        tuple((x.at(tick), label) for tick, label in zip(ticks, labels, strict=True)),
+        tuple((x.at(tick), label) for tick, label in zip(ticks, tick_labels(ticks), strict=True)),
         left,
-        top + 20,
     )
 
 

@@ -1,22 +1,22 @@
 """Tables of a run: scores and held-out losses here, shown as text, Markdown or, by `page`, HTML.
 
-Goes in: the pooled numbers of evaluations (`metrics.Scores`). Comes out: a `Sheet`, which
+In: the pooled numbers of evaluations (`metrics.Scores`). Out: a `Sheet`, which
 holds the cells as they are shown, and the same numbers as records for a CSV file. The tables of
 distillation, training and costs are in `events`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fedsdr.metrics import Scores
 from fedsdr.stats import mean_interval, wilson
 from fedsdr.storage import Event
 
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 MODELS = ("base", "global", "personalised")
 NONE = "-"
 
@@ -226,6 +226,14 @@ def with_interval(record: Event | None, digits: int, key: str = "value") -> str:
     if record["low"] is None:
         return number(record[key], digits)
     return f"{record[key]:.{digits}f} [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
+
+
+def grouped(items: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
+    """Sort items by their keys, in the order of first appearance."""
+    groups: dict[Key, list[Item]] = {}
+    for key, item in items:
+        groups.setdefault(key, []).append(item)
+    return groups
 
 
 def _by_model(base: Scores, final: Scores) -> dict[str, dict[str, dict[str, float]]]:

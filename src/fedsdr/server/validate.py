@@ -19,12 +19,11 @@ from fedsdr.data.sources import RESERVED
 from fedsdr.distill.paradox import COUNTS, RATES
 from fedsdr.distill.rewrite import FAULTS
 from fedsdr.messages import wire
+from fedsdr.messages.flower import AWAY
 from fedsdr.methods import PROMPTS
-from fedsdr.metrics import ALWAYS_SCORED, METRICS, group_scores
+from fedsdr.metrics import ALWAYS_SCORED, LABEL_COUNT, LABEL_SETS, METRICS, group_scores, read_labels
 from fedsdr.rows import MessageDtype, View
 
-AWAY = (3, 4, 5)
-"""Flower's ErrorCodes of a message, a reply or a node that is not there, as when a node is restarted."""
 MAX_EXAMPLES = 10**9
 OF_STAGE = ("loss", "first_loss", "last_loss", "num_steps", "num_tokens")
 """What a client reports of each stage, all of it."""
@@ -36,7 +35,7 @@ NPY_1_0 = b"\x93NUMPY\x01\x00"
 """How the files of `numpy.save` begin, in which Flower sends arrays."""
 SHORT_NAME = r"\w[\w.-]{0,63}"
 """Names of clients and domains; they become names of folders and parts of keys."""
-SHARES = (*RATES, "score", "choice_score", "cut_off_rate")
+SHARES = (*RATES, "score", "choice_score", "cut_off_rate", "exact_match", "token_f1", "rouge_l")
 """Metrics that lie from 0 to 1."""
 ALLOWED_METRICS = {
     "prepare": re.compile(
@@ -50,7 +49,8 @@ ALLOWED_METRICS = {
         rf"(-({'|'.join(get_args(View))}))?)/({'|'.join(OF_STAGE)})"
     ),
     "evaluate": re.compile(
-        rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})})@(global|personalised)"
+        rf"round|seconds|eval/{SHORT_NAME}/({'|'.join({*METRICS, *METRICS.values()})}|label_set"
+        rf"|{LABEL_COUNT})@(global|personalised)"
     ),
 }
 """Keys that a reply to each kind of message may hold. Values are numbers from 0 on."""
@@ -153,11 +153,23 @@ def check_scores(reply: Message, num_test: int, server_round: int, has_global: b
             raise Rejected(f"{where}: scored on no example")
         if max(found["num_scored"], found.get("num_chosen", 0)) > found["num_examples"]:
             raise Rejected(f"{where}: more answers scored than given")
+        _check_labels(found, where)
         scored[model] = scored.get(model, 0) + found["num_examples"]
     for model, num in scored.items():
         if num != num_test:
             raise Rejected(f"the {model} model was scored on {num} examples; it prepared with {num_test}")
     return numbers
+
+
+def _check_labels(found: Mapping[str, float], where: str) -> None:
+    """Check the counts that scores by label are computed from."""
+    answers, choices = (sum(read_labels(found, kind).values()) for kind in ("answer", "choice"))
+    if answers > found["num_scored"] or choices > found.get("num_chosen", 0):
+        raise Rejected(f"{where}: more labels than answers")
+    if (answers > 0) != ("label_set" in found):
+        raise Rejected(f"{where}: counts of labels and their label_set do not come together")
+    if not 0 <= found.get("label_set", 0) < LABEL_SETS:
+        raise Rejected(f"{where}: label_set is not from 0 to {LABEL_SETS - 1}")
 
 
 def check_prepared(reply: Message, identity: str) -> tuple[str, dict[str, float]]:
@@ -237,7 +249,7 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
             raise Rejected(f"metric {key} = {value} is no share")
         if value > LARGEST:
             raise Rejected(f"metric {key} = {value} is above {LARGEST:g}")
-        if name.startswith("num_") and type(value) is not int:
+        if (name.startswith("num_") or name == "label_set") and type(value) is not int:
             raise Rejected(f"metric {key} = {value} is no whole number")
     for stage in {key.split("/")[1] for key in metrics if key.startswith("train/")}:
         if missing := [name for name in OF_STAGE if f"train/{stage}/{name}" not in metrics]:

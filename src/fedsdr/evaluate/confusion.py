@@ -1,0 +1,85 @@
+"""Scores that one answer for everything cannot raise, from counts of true and given labels.
+
+At a client: examples and their records become counts by class. At the server: the counts, summed over
+clients, become scores. These are no means over examples, so they cannot be pooled from the clients' own.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from fedsdr.data.classes import classes_of
+from fedsdr.data.examples import Example
+from fedsdr.data.truth.labels import fold_label
+from fedsdr.metrics import LABEL_COUNT, LABEL_SETS, NO_LABEL, read_labels
+from fedsdr.storage import Event, content_hash
+
+
+def count_labels(examples: Sequence[Example], records: Sequence[Event]) -> dict[str, int]:
+    """Count (true, given) labels of one domain, by the labels' places among its sorted choices.
+
+    Returns:
+        `num_answer-<true>-<given>` over the labels that the answers give (`none`: no label),
+        `num_choice-<true>-<given>` over the likeliest choices, and `label_set`, 16 bits of a hash of the
+        choices: counts over different choices must not be summed. {} where the domain has no classes.
+    """
+    classes = classes_of(examples)
+    if not classes:
+        return {}
+    place = {name: str(number) for number, name in enumerate(classes)}
+    counts: Counter[str] = Counter()
+    for record in records:
+        if record["given"] is not None:
+            true = place[fold_label(record["label"])]
+            counts[f"num_answer-{true}-{place.get(fold_label(record['given']), NO_LABEL)}"] += 1
+            counts[f"num_choice-{true}-{place[fold_label(record['chosen'])]}"] += 1
+    return dict(sorted(counts.items())) | {"label_set": int(content_hash(classes), 16) % LABEL_SETS}
+
+
+def sum_labels(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sum the counts of several clients on one domain; {} where their choices differ."""
+    having = [part for part in parts if "label_set" in part]
+    sets = {part["label_set"] for part in having}
+    if len(sets) != 1:
+        return {}
+    counts: Counter[str] = Counter()
+    for part in having:
+        counts.update({name: int(num) for name, num in part.items() if re.fullmatch(LABEL_COUNT, name)})
+    return {**dict(sorted(counts.items())), "label_set": sets.pop()}
+
+
+def label_scores(row: Mapping[str, float]) -> dict[str, float]:
+    """Scores of one domain by its counts; {} where it has none.
+
+    With n_kj answers that give j where k is true, n_k and m_j the sums over j and over k, n the sum of all,
+    and the K classes that are true at least once:
+
+    - majority_share: max_k n_k / n, what the most frequent label scores as the only answer;
+    - balanced_accuracy: mean over K of n_kk / n_k, which is 1 / K for any constant answer;
+    - macro_f1: mean over K of 2 n_kk / (n_k + m_k);
+    - matthews: (n sum n_kk - sum n_k m_k) / sqrt((n^2 - sum m_k^2) (n^2 - sum n_k^2)), 0 for a constant
+      answer; an answer without a label counts as a class of its own (Gorodkin 2004);
+    - choice_balanced_accuracy: balanced accuracy of the likeliest choices.
+    """
+    from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
+
+    answers, choices = read_labels(row, "answer"), read_labels(row, "choice")
+    if not answers:
+        return {}
+    true, given = zip(*answers, strict=True)
+    of_each: Counter[str] = Counter()
+    for (label, _), num in answers.items():
+        of_each[label] += num
+    labels, weights = sorted(of_each), list(answers.values())
+    macro = {"labels": labels, "average": "macro", "zero_division": 0}
+    scores = {
+        "majority_share": max(of_each.values()) / of_each.total(),
+        "balanced_accuracy": recall_score(true, given, sample_weight=weights, **macro),
+        "macro_f1": f1_score(true, given, sample_weight=weights, **macro),
+        "matthews": matthews_corrcoef(true, given, sample_weight=weights),
+    }
+    if choices:
+        true, given = zip(*choices, strict=True)
+        weights = list(choices.values())
+        scores["choice_balanced_accuracy"] = recall_score(true, given, sample_weight=weights, **macro)
+    return {name: float(score) for name, score in scores.items()}
