@@ -251,6 +251,8 @@ PROMPTS: Mapping[str, Named] = {  # for the teacher: distill.prompts
     "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "ours"),
     "turn": Named("question, answer, then: say that again in your own words", "ours"),
 }
+GIVEN = "given"
+"""Stands for a prompt where the data bring the rewriting."""
 
 
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:

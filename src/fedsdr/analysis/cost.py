@@ -24,12 +24,11 @@ from torch import Tensor
 from fedsdr.data.batching import by_length, collate
 from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
-from fedsdr.evaluate.tasks import NO_LIMIT
 from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.model.likelihood import NO_LIMIT, log_likelihoods
 from fedsdr.model.loss import FEW, last_states
 from fedsdr.progress import track
 from fedsdr.rows import Adapter

@@ -25,6 +25,7 @@ from fedsdr.data.lengths import loses_truth
 from fedsdr.data.thinking import is_unclosed
 from fedsdr.distill.likelihood_check import express_label
 from fedsdr.distill.prompts import VERSION, rewriting_turns
+from fedsdr.methods import GIVEN
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
@@ -49,10 +50,6 @@ FAULTS = (
 """Why a rewriting is not taught."""
 
 
-GIVEN = "given"
-"""Stands for a prompt where the data bring the rewriting."""
-
-
 @dataclass(frozen=True)
 class Rewriting:
     """What became of one response."""
@@ -63,7 +60,7 @@ class Rewriting:
     distilled: str
     """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
     prompt: str
-    """The prompt whose rewriting is taken, or `GIVEN`; empty when it fell back."""
+    """The prompt whose rewriting is taken, or `methods.GIVEN`; empty when it fell back."""
     fallback: str
     """Why the last rewriting was not taken; empty when one was."""
 
