@@ -20,7 +20,7 @@ seeds() { # seeds() ARMS SEEDS: one cell a line, seed by seed, so that a stop le
   seeds "fedsd-off fedsdr-off fedsd-then-raw fedit-half" "0 1 2"
 } > "$OUT/queue"
 
-status() {
+status() { local arm seed cell
   while read -r arm seed; do
     cell=$CELLS/$arm/seed-$seed
     if [ -f "$cell/record.json" ]; then echo "done     $arm $seed $(cat "$cell/seconds") s"
@@ -29,7 +29,7 @@ status() {
   done < "$OUT/queue" > "$OUT/STATUS.$$"
   mv "$OUT/STATUS.$$" "$OUT/STATUS"
 }
-one() {
+one() { local cell start
   cell=$CELLS/$1/seed-$2
   [ -f "$cell/record.json" ] && return
   mkdir -p "$cell" && date +%H:%M:%S > "$cell/began" && status
