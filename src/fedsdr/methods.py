@@ -233,7 +233,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
     ),
     "fedavgm-damped": Optimizer(
         "momentum, damped: the mean change has the factor 1 - beta1",
-        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
+        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954, which does not damp round 1",
     ),
     "fedadagrad": Optimizer(
         "second moments summed", REDDI_PAPER, 1e-3, reads=("learning_rate", "beta1", "tau")
