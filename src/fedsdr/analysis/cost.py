@@ -1,4 +1,4 @@
-"""What a model costs: how far it moved from the base on prompts that no client has; and its losses by example.
+"""What a model costs: its distance from the base on prompts that no client has; and its losses by example.
 
 With 200 fixed prompts p of our own (`data/drift_prompts.txt`) and the base's greedy answer a to each, of at
 most 64 tokens a_1 ... a_T, end of turn included,
@@ -8,12 +8,11 @@ most 64 tokens a_1 ... a_T, end of turn included,
 with softmaxes at temperature 1 in float32, in nats per token. C is 0 for the base itself.
 
 The answers are the base's own, so C favours models that were trained on the base's own words
-(self-distillation). The gain (`analysis.frontier`) is in losses of true responses, which punishes them. Neither
-is fair alone.
+(self-distillation). The gain (`analysis.frontier`) is in losses of true responses, which punishes them.
+Neither is fair alone.
 """
 
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -32,7 +31,6 @@ from fedsdr.model.likelihood import NO_LIMIT, log_likelihoods
 from fedsdr.model.loss import FEW, last_states
 from fedsdr.progress import track
 from fedsdr.rows import Adapter
-from fedsdr.seeds import seed_for
 
 LONGEST_ANSWER = 64
 """Tokens of a base's answer on which the cost is measured."""
@@ -156,17 +154,3 @@ def example_losses(base: Base, conversations: Sequence[Conversation], batch_size
     questions = [(one.ids[: one.prompt_length], [one.ids[one.prompt_length :]]) for one in conversations]
     sums = log_likelihoods(base, questions, batch_size)
     return [-value / one.num_response_tokens for (value,), one in zip(sums, conversations, strict=True)]
-
-
-def drawn(examples: Iterable[Example], most: int, part: str) -> list[Example]:
-    """At most so many examples of each domain, by domain, the same whatever the seed of the run."""
-    by_domain: dict[str, list[Example]] = {}
-    for example in examples:
-        by_domain.setdefault(example.domain, []).append(example)
-    found: list[Example] = []
-    for domain, some in sorted(by_domain.items()):
-        rows = range(len(some))
-        if most < len(some):
-            rows = sorted(random.Random(seed_for(0, "frontier", part, domain)).sample(rows, most))  # type: ignore[assignment]
-        found += [some[row] for row in rows]
-    return found

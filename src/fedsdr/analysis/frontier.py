@@ -46,6 +46,8 @@ ARM_LAMBDAS = (0.5, 1.0)
 """Scales at which another arm is compared."""
 MARGIN = 0.03
 """Nats of loss by which an arm that is no worse may fall behind."""
+ROUNDING = 1 + 1e-9
+"""Of sums in another order: the control's own last point is not beyond its range."""
 NUM_DRAWS = 2000
 LEVEL = 0.05
 Word = Literal["better", "worse", "no worse", "undecided", "not comparable"]
@@ -134,7 +136,7 @@ def control_gain(
 def against_control(seeds: Sequence[SeedPair]) -> Comparison:
     """Compare a model with the control at its cost, seed by seed, and over seeds and examples."""
     plain = [_weighed(pair, _equal(pair)) for pair in seeds]
-    beyond = [cost > max(c.max() for c in costs) for costs, _, _, cost, _ in plain]
+    beyond = [cost > max(c.max() for c in costs) * ROUNDING for costs, _, _, cost, _ in plain]
     inside = [one for one, is_beyond in zip(plain, beyond, strict=True) if not is_beyond]
     shown = inside or plain
     controls = [control_gain(costs, by, gains, cost) for costs, by, gains, cost, _ in shown]

@@ -49,7 +49,14 @@ class Examples:
     """With domain, of, why, instruction, input, response and text."""
 
 
-Block = Figure | Table | Text | Titled | Folded | Examples
+@dataclass(frozen=True)
+class Drawing:
+    """A finished picture."""
+
+    svg: str
+
+
+Block = Figure | Drawing | Table | Text | Titled | Folded | Examples
 
 
 @dataclass(frozen=True)

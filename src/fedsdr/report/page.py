@@ -17,7 +17,7 @@ from fedsdr.config import Model, Privacy, Settings
 from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
 from fedsdr.metrics import Scores
 from fedsdr.recipe import dump_settings, flat
-from fedsdr.report.blocks import Block, Examples, Folded, Tab, Table, Text, Titled
+from fedsdr.report.blocks import Block, Drawing, Examples, Folded, Tab, Table, Text, Titled
 from fedsdr.report.events import (
     Classes,
     cost_sheet,
@@ -194,7 +194,7 @@ def render(template: str, **values: Any) -> str:
     )
     engine.filters["csv"] = _data_uri
     engine.filters["code"] = _code
-    for block in (Figure, Table, Text, Titled, Folded, Examples):
+    for block in (Figure, Drawing, Table, Text, Titled, Folded, Examples):
         engine.tests[block.__name__.lower()] = lambda it, kind=block: isinstance(it, kind)
     return engine.get_template(template).render(**values)
 
