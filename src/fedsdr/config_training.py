@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsdr.methods import OPTIMIZERS
-from fedsdr.rows import LocalOptimizer
+from fedsdr.rows import Adapter, LocalOptimizer
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -206,8 +206,11 @@ class FedDPA(Section):
 
     num_examples: Count = 5
     """Training examples to which a prompt is compared."""
+    weighs: Adapter = "private"
+    """Which adapter has the weight w of a prompt's likeness, the other 1 - w. private: the more alike, the
+    more of the client's own, as the paper says. shared: as its authors' code has it."""
     max_weight: Share = 0.5
-    """Weight of the private adapter for a prompt that is as the client's own."""
+    """Weight for a prompt that is as the client's own."""
 
 
 class FDLoRA(Section):

@@ -6,13 +6,14 @@ from typing import Any
 
 from fedsdr.config import Settings
 from fedsdr.experiments.comparison import Comparison
-from fedsdr.report.blocks import Tab, Table
+from fedsdr.report.blocks import Block, Drawing, Tab, Table
 from fedsdr.report.facts import data_fact, model_fact
 from fedsdr.report.figures import comparison_figure
 from fedsdr.report.page import render, tested
 from fedsdr.storage import write_file
 
 COMMON = {
+    "frontier": "Gain at equal cost",
     "refutation": "Does rectification help?",
     "consistency": "Consistency",
     "arms": "Arms",
@@ -28,6 +29,7 @@ def write_grid_report(
     status: str,
     settings: Settings,
     environment: Mapping[str, Any],
+    frontier: str = "",
 ) -> Path:
     """Write `report.html` into a grid's folder.
 
@@ -37,6 +39,7 @@ def write_grid_report(
         status: What is missing; empty for a finished grid.
         settings: Of one of its runs; what the page shows of them is common to all.
         environment: What that run's environment.json holds.
+        frontier: Drawing of gain over cost, as SVG; empty where it was not measured.
     """
     tabs: list[Tab] = []
     first: list[Table] = []
@@ -56,7 +59,9 @@ def write_grid_report(
         )
     for name, title in COMMON.items():
         if name in comparison.sheets:
-            tabs.append(Tab(f"part-{name}", title, title, [Table(name, comparison.sheets[name])]))
+            table = Table(name, comparison.sheets[name])
+            blocks: list[Block] = [Drawing(frontier), table] if name == "frontier" else [table]
+            tabs.append(Tab(f"part-{name}", title, title, blocks))
     drawn = [record for records in comparison.drawn.values() for record in records]
     arms = dict.fromkeys(record["arm"] for record in drawn if record["arm"] != "base")
     seeds = {record["num_seeds"] for record in drawn}

@@ -69,7 +69,14 @@ class Examples:
     examples: Sequence[Example]
 
 
-Block = Figure | Table | Text | Titled | Folded | Examples
+@dataclass(frozen=True)
+class Drawing:
+    """A finished picture."""
+
+    svg: str
+
+
+Block = Figure | Drawing | Table | Text | Titled | Folded | Examples
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedsdr.config import Settings
 from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
 from fedsdr.metrics import Scores
 from fedsdr.recipe import flat
-from fedsdr.report.blocks import Block, Examples, Folded, Tab, Table, Text, Titled
+from fedsdr.report.blocks import Block, Drawing, Examples, Folded, Tab, Table, Text, Titled
 from fedsdr.report.events import (
     Classes,
     cost_sheet,
@@ -240,7 +240,7 @@ def render(template: str, **values: Any) -> str:
     engine.filters["csv"] = _data_uri
     engine.filters["code"] = _code
     engine.filters["digest"] = _digest
-    for block in (Figure, Table, Text, Titled, Folded, Examples):
+    for block in (Figure, Drawing, Table, Text, Titled, Folded, Examples):
         engine.tests[block.__name__.lower()] = lambda it, kind=block: isinstance(it, kind)
     return engine.get_template(template).render(**values)
 
