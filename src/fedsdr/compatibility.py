@@ -61,6 +61,8 @@ class Use:
     setting: str
     key: str
     by: Test
+    but: tuple[str, ...] = ()
+    """Settings of the section that others read too."""
 
 
 RULES = (
@@ -144,6 +146,7 @@ RULES = (
             "lora.client_ranks": ({},),
             "server.keep_updates": (False,),
             "privacy.kind": ("none",),
+            "privacy.secure_aggregation": (False,),
         },
         "sends nothing",
     ),
@@ -163,6 +166,24 @@ RULES = (
             "server.keep_updates": (False,),
         },
         "accounts for means of the clients' changes of one adapter, and for nothing more",
+    ),
+    Rule(
+        {"privacy.secure_aggregation": (True,)},
+        {
+            "server.aggregation": ("average", "ffa"),
+            "server.robust": ("none",),
+            "client.drift_correction": ("none", "fedprox"),
+            "communication.dtype": ("float32",),
+            "lora.client_ranks": ({},),
+            "server.keep_updates": (False,),
+            "privacy.kind": ("none", "central"),
+        },
+        "shows the server the sum of the clients' changes of one adapter, and nothing more",
+    ),
+    Rule(
+        {"server.clients_per_round": (1, 2)},
+        {"privacy.secure_aggregation": (False,)},
+        "makes sums of which a client knows the other part",
     ),
     Rule(
         {"client.local_steps": (0,)},
@@ -195,7 +216,7 @@ USES = (
     Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),
     Use("server.beta2", "server.optimizer", lambda row: "beta2" in row.reads),
     Use("server.tau", "server.optimizer", lambda row: "tau" in row.reads),
-    Use("privacy", "privacy.kind", ("central", "local")),
+    Use("privacy", "privacy.kind", ("central", "local"), but=("secure_aggregation",)),
 )
 
 
@@ -290,6 +311,7 @@ def _used(quote: str) -> Iterator[tuple[str, str]]:
     """Each setting that only some choices use, and these, in words."""
     for use in USES:
         setting = use.setting if "." in use.setting else f"[{use.setting}]"
+        setting += "".join(f" but {name}" for name in use.but)
         yield f"{quote}{setting}{quote}", _words(use.key, use.by, quote)
 
 
@@ -351,7 +373,7 @@ def _unused(use: Use, settings: Any) -> Iterator[str]:
     part = getattr(settings, section)
     for field, info in type(part).model_fields.items():
         value = getattr(part, field)
-        if name in ("", field) and value != info.default:
+        if name in ("", field) and field not in use.but and value != info.default:
             needed = _listed(_names(use.key, use.by), CHOICES[use.key])
             yield (
                 f"{section}.{field} = {value!r} does nothing under {use.key} = {chosen!r}:"

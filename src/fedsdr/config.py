@@ -219,7 +219,7 @@ class Communication(Section):
 
 
 class Privacy(Section):
-    """[privacy]: differential privacy of the shared adapter; the unit is a client (docs/threat_model.md)."""
+    """[privacy]: differential privacy (the unit is a client), secure aggregation (docs/threat_model.md)."""
 
     kind: PrivacyKind = "none"
     """central: a trusted server clips and adds noise. local: each client does."""
@@ -233,6 +233,9 @@ class Privacy(Section):
     """Largest epsilon; a run that would spend more is refused before it trains; 0: any."""
     source: Literal["secure", "seeded"] = "secure"
     """Of the noise: the system's cryptographic source, or run.seed, which repeats it and protects nothing."""
+    secure_aggregation: bool = False
+    """The server learns the sum of the clients' changes, and no change of one client. For rounds of three
+    clients or more; no cryptographer has reviewed it."""
 
 
 class Eval(Section):

@@ -114,7 +114,7 @@ def _divide(
         domains = fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
     known += [*notices(domains), *program_notices(domains, settings.runs_programs)]
     clients = partition(domains, settings)
-    check_counts(settings.server, settings.lora, [client.id for client in clients])
+    check_counts(settings, [client.id for client in clients])
     num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)
     known.append(f"{len(clients)} clients: {num_train} training and {num_test} test examples")
     return clients
