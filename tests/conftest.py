@@ -44,6 +44,7 @@ MARKED = {
         "deployment/test_closed_server.py",
         "deployment/test_loopback.py",
         "deployment/test_plain_flower.py",
+        "deployment/test_secure_sum.py",
         "deployment/test_supernode.py",
         "deployment/test_worker.py",
     ],
