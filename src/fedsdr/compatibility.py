@@ -5,6 +5,7 @@ The rules are data. `check` refuses settings by them, and `fedsdr methods` and d
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from operator import attrgetter
 from typing import Any, get_args
 
@@ -203,7 +204,9 @@ RULES = (
 
 USES = (
     Use("feddpa", "method", lambda row: row.personal == "weighed"),
-    Use("fdlora", "method", lambda row: row.personal == "fused"),
+    Use("fdlora.before_steps", "method", lambda row: row.before_rounds),
+    Use("fdlora.num_examples", "method", lambda row: row.personal == "fused"),
+    Use("fdlora.num_evaluations", "method", lambda row: row.personal == "fused"),
     Use("fedala", "method", lambda row: row.on_receive == "adapt"),
     Use("client.mu", "client.drift_correction", lambda row: row.is_proximal),
     Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
@@ -235,11 +238,12 @@ def check(settings: Any) -> None:
     chosen = {key: attrgetter(key)(settings) for key in keys}
     found = [line for rule in RULES for line in _broken(rule, chosen)]
     found += [line for use in USES for line in _unused(use, settings)]
-    steps, num_stages = settings.client.local_steps, len(METHODS[settings.method].stages)
-    if settings.client.budget == "per_round" and 0 < steps < num_stages:
+    steps, method = settings.client.local_steps, METHODS[settings.method]
+    if settings.client.budget == "per_round" and steps and not all(method.divide(steps)):
+        least = next(num for num in count(steps + 1) if all(method.divide(num)))
         found.append(
-            f"client.local_steps = {steps} cannot be divided over the {num_stages} stages of method ="
-            f" {settings.method!r}: set at least {num_stages}"
+            f"client.local_steps = {steps} cannot be divided over the {len(method.stages)} stages of method ="
+            f" {settings.method!r}: set at least {least}"
         )
     if found:
         raise ValueError("\n".join(found))
@@ -288,6 +292,12 @@ def as_markdown() -> str:
     lines += ["", "| setting | used with |", "|---|---|"]
     lines += [f"| {setting} | {used} |" for setting, used in _used("`")]
     return "\n".join(lines)
+
+
+def as_used(key: str) -> str:
+    """Under which choices alone a setting is read; "" for one that all read."""
+    found = [use for use in USES if use.setting in (key, key.partition(".")[0]) and key != use.key]
+    return " ".join(_words(use.key, use.by, "") for use in found)
 
 
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:

@@ -42,6 +42,15 @@ class Run(Section):
     """Seed of initial adapters, data order and the draw of clients."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads for computing; 0: all cores. Fixed at start, since it changes the last bits of results."""
+    engine: Literal["local", "simulation"] = "local"
+    """local: one client after the other, in this process. simulation: several at a time, by Flower's
+    simulation on Ray (`fedsdr[simulation]`); equal bytes at equal threads."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Workers of the simulation engine; 0: as many as threads or GPUs allow."""
+    gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of a worker of the simulation engine; 0.5 puts two workers on one."""
+    ray: str = ""
+    """Address of a running Ray cluster, or "auto"; empty: Ray is started on this machine for the run."""
     cache: str = ""
     """A folder that keeps rewritings and what the base model scored, for other runs to reuse; empty: the
     clients' own folders."""

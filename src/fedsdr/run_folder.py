@@ -186,6 +186,11 @@ def checked_round(folder: Path, server_round: int | None) -> int:
     number = last if server_round is None else server_round
     if not 0 <= number <= last:
         raise UserError(f"{folder} has no round {number}; finished are rounds 0 to {last}")
+    if number not in (there := list_rounds(RunFolder(folder).server)):
+        kept = ", ".join(map(str, there))
+        raise UserError(
+            f"round {number} of {folder} was not kept (server.keep_rounds); there are rounds {kept}"
+        )
     return number
 
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from fedsdr.data.sources import RESERVED
 from fedsdr.distill.paradox import COUNTS, RATES
-from fedsdr.distill.rewrite import FAULTS
+from fedsdr.distill.rewriting import FAULTS
 from fedsdr.messages import wire
 from fedsdr.messages.flower import AWAY
-from fedsdr.methods import PROMPTS
+from fedsdr.methods import GIVEN, PROMPTS
 from fedsdr.metrics import (
     ALWAYS_SCORED,
     LABEL_CHANGES,
@@ -49,7 +49,7 @@ ALLOWED_METRICS = {
     "prepare": re.compile(
         rf"num_(train|test|cut_raw|cut_distilled)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
         rf"|distill(-test)?/num_fallback/({'|'.join(FAULTS).replace(' ', '_')})"
-        rf"|distill(-test)?/num_prompt/({'|'.join(PROMPTS)})"
+        rf"|distill(-test)?/num_prompt/({'|'.join((*PROMPTS, GIVEN))})"
         rf"|distill(-test)?/{LABEL_CHANGES}/{SHORT_NAME}/num_(examples|kept)-\d{{1,2}}"
     ),
     "train": re.compile(
