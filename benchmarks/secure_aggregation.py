@@ -3,8 +3,8 @@
     python benchmarks/secure_aggregation.py docs/results/secure_aggregation.json
 
 Sums of 10 and 100 clients, a tenth and a twentieth of which are lost after they have shared their secrets.
-Vectors of a thousand numbers, and of SmolLM2-135M's adapter of rank 8. Clients are folders of one process, one
-after the other; each has a key of its own and verifies the others' signatures.
+Vectors of a thousand numbers, and of SmolLM2-135M's adapter of rank 8. Clients are folders of one process, in
+turn; each has a key of its own and verifies the others' signatures.
 """
 
 import sys
