@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -73,23 +72,21 @@ def test_greedy_answers_are_those_of_transformers_whatever_the_lengths(
 def test_a_row_that_leaves_the_batch_changes_no_other_answer(
     tiny_base: Base, ends, monkeypatch: pytest.MonkeyPatch
 ):
-    def cached(kwargs: dict[str, Any]) -> bool:  # the prompts themselves are read in one row
-        return kwargs["past_key_values"].get_seq_length() > 0
-
     rows: list[int] = []
     hook = tiny_base.model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"]) if cached(kwargs) else 4),
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"]) if "lengths" not in kwargs else 8),
         with_kwargs=True,
     )
+    prompts = [*PROMPTS, *PROMPTS]
     found = {}
     for name, share in (("kept", 0.0), ("usual", generation.COMPACT_BELOW), ("at once", 1.01)):
         monkeypatch.setattr(generation, "COMPACT_BELOW", share)
         rows.clear()
-        found[name] = ask(tiny_base, PROMPTS, Sampling(NUM_NEW))
-        assert (min(rows) < len(PROMPTS)) == (name != "kept")
+        found[name] = ask(tiny_base, prompts, Sampling(NUM_NEW))
+        assert (min(rows) < len(prompts)) == (name != "kept")
     hook.remove()
     assert found["kept"] == found["usual"] == found["at once"]
-    assert found["kept"] == [ask(tiny_base, [prompt], Sampling(NUM_NEW))[0] for prompt in PROMPTS]
+    assert found["kept"] == [ask(tiny_base, [prompt], Sampling(NUM_NEW))[0] for prompt in prompts]
 
 
 def test_a_sample_depends_on_its_seed_alone(tiny_base: Base):
