@@ -215,10 +215,11 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
 def _local_grid(settings: Settings) -> "Grid":
     """The in-process grid, with all clients of the run."""
     from fedsdr.federation.client_app import app as client_app
-    from fedsdr.federation.client_context import data_of
+    from fedsdr.federation.client_context import data_of, rewrite_all
     from fedsdr.federation.local_engine import LocalGrid
 
     clients = RunFolder(settings.run.dir).clients
+    rewrite_all(settings, clients)
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
     return LocalGrid(client_app, len(data_of(settings)[1]), clients, **node)
 

@@ -51,10 +51,14 @@ class Sampling:
 
 
 def generate(
-    base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int] = ()
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int] = (),
+    num_rows: int = 0,
 ) -> list[Answer]:
-    """Continue every prompt of one batch; as `stream`, in the order of the prompts."""
-    found = dict(stream(base, prompts, sampling, seeds, len(prompts)))
+    """Continue every prompt as `stream` does, 0: all at a time; answers are in the order of the prompts."""
+    found = dict(stream(base, prompts, sampling, seeds, num_rows or len(prompts)))
     return [found[place] for place in range(len(prompts))]
 
 
@@ -136,10 +140,11 @@ def rows_are_independent(base: Base) -> bool:
     on processors that have it. Then which prompts share a batch is free: those of several clients may, and a
     run in which they do equals a deployment, in which they cannot.
     """
-    alone, others = [[*range(3, 12)], [*range(20, 26)]], [[*range(4, 4 + 30 * num)] for num in range(1, 11)]
+    alone = [[*range(3, 12)], [*range(20, 26)]]
+    others = [[*range(4, 304)], *([*range(5, 5 + num)] for num in range(4, 14))]
     found = []
     with torch.inference_mode():
-        for prompts in (alone, [*others, *alone], [*alone, *others, *others]):
+        for prompts in (alone, [*others, *alone], [*alone, *others[1:], *others[1:]]):
             batch, at = begin(base, prompts), prompts.index(alone[0])
             states = [batch.states[at : at + 2]]
             for token in (30, 31, 32):
