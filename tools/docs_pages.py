@@ -102,7 +102,7 @@ def pages() -> dict[str, str]:
 
 
 if __name__ == "<run_path>":  # mkdocs' gen-files
-    import mkdocs_gen_files
+    import mkdocs_gen_files  # type: ignore[import-not-found,unused-ignore]
 
     for name, content in pages().items():
         with mkdocs_gen_files.open(name, "w") as file:
