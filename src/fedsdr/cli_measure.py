@@ -26,7 +26,7 @@ def measure(
         str,
         typer.Option(
             help="Names, separated by commas: alignment, gradients, transfer, map, consistency, survival,"
-            " paradox, benchmarks, winrate. Default: all that are possible."
+            " paradox, benchmarks, retention, winrate. Default: all that are possible."
         ),
     ] = "",
     nli: Nli = "",
@@ -39,12 +39,14 @@ def measure(
     data: Annotated[
         str,
         typer.Option(
-            help="Questions of the benchmarks: a folder as described in docs/data.md, or hub. Default: the"
-            " run's own test examples."
+            help="Questions (benchmarks, retention): a folder as described in docs/data.md, or hub. Default:"
+            " the run's own test examples (benchmarks)."
         ),
     ] = "",
-    tasks: Annotated[str, typer.Option(help="Names of benchmarks, separated by commas.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="Number of examples from each benchmark; 0: all.")] = 0,
+    tasks: Annotated[
+        str, typer.Option(help="Names of benchmarks or of retention's tasks, with commas.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Questions of each task; 0: all (retention: 500).")] = 0,
     run_programs: RunPrograms = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
