@@ -18,6 +18,7 @@ from fedsdr.terminal import (
     print_json,
     print_sheets,
     split_names,
+    split_numbers,
 )
 
 Nli = Annotated[
@@ -38,7 +39,7 @@ def measure(
         str,
         typer.Option(
             help="Names, separated by commas: alignment, gradients, transfer, map, consistency, survival,"
-            " paradox, benchmarks, retention, winrate. Default: all that are possible."
+            " paradox, benchmarks, retention, frontier, winrate. Default: all that are possible."
         ),
     ] = "",
     nli: Nli = "",
@@ -60,6 +61,16 @@ def measure(
     ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Questions of each task; 0: all (retention: 500).")] = 0,
     run_programs: RunPrograms = False,
+    scales: Annotated[
+        str,
+        typer.Option(
+            help="Factors lambda of what a run added to the base, separated by commas (frontier). Default:"
+            " 0.125 to 1.5 of fedit and local-only, 0.5 and 1 of other methods."
+        ),
+    ] = "",
+    rounds: Annotated[
+        str, typer.Option(help="Rounds, separated by commas (frontier). Default: half of them and all.")
+    ] = "",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,7 +82,8 @@ def measure(
     from fedsdr.experiments.results import PLAN
     from fedsdr.run_folder import RunFolder
 
-    options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit, run_programs)
+    options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit, run_programs,
+                      split_numbers(scales, float), split_numbers(rounds, int))  # fmt: skip
     if (folder / PLAN).exists():
         print_sheets(measure_grid(folder, split_names(only), options), as_json)
     elif as_json:

@@ -105,7 +105,7 @@ def test_prompts_and_answers_have_the_tokens_of_training(
         asked.extend((prompt, []) for prompt in prompts)
         return [Answer("", True, 0) for _ in prompts]
 
-    monkeypatch.setattr(harness, "answer_likelihoods", likelihoods)
+    monkeypatch.setattr(harness, "scored_answers", likelihoods)
     monkeypatch.setattr(harness, "generate", generate)
     run_benchmarks(model, (), data=[example])
     ((prompt, answers),) = asked

@@ -8,7 +8,7 @@ import torch
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.model.base import Base, load_base
-from fedsdr.model.likelihood import answer_likelihoods, log_likelihoods
+from fedsdr.model.likelihood import log_likelihoods, scored_answers
 from fedsdr.model.loss import response_loss
 
 QUESTIONS = [
@@ -45,7 +45,7 @@ def test_the_greedy_answer_is_recognised_and_one_other_token_makes_it_another(ti
             prompt.append(int(logits.argmax()))
         greedy = prompt[3:]
         other = [*greedy[:-1], (greedy[-1] + 1) % 50]
-        ((first, second),) = answer_likelihoods(tiny_base, [(prompt[:3], [greedy, other])], 1)
+        ((first, second),) = scored_answers(tiny_base, [(prompt[:3], [greedy, other])], 1)
     assert (first[1], second[1]) == (True, False)
 
 

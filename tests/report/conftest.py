@@ -268,6 +268,15 @@ def retention(draw: random.Random) -> list[Event]:
     return records
 
 
+def frontier(draw: random.Random) -> list[Event]:
+    """The global model at two scales after two rounds."""
+    return [
+        {"model": "global", "round": number, "scale": scale, "cost": scale * draw.uniform(0.1, 0.2),
+         "gain": 0.1 * scale, "gain_math": 0.1 * scale}
+        for number, scale in product((2, 4), (0.5, 1.0))
+    ]  # fmt: skip
+
+
 def win_rates(draw: random.Random, domains: Sequence[str]) -> list[Event]:
     """Two pairs of models by domain."""
     records: list[Event] = []
@@ -293,6 +302,7 @@ def measurements(clients: Sequence[str], num_layers: int = 30, num_rounds: int =
         "survival": survival(draw, clients, num_rounds),
         "benchmarks": benchmarks(draw),
         "retention": retention(draw),
+        "frontier": frontier(draw),
         "winrate": win_rates(draw, clients),
     }
     found: dict[str, Event] = {}

@@ -28,8 +28,8 @@ from fedsdr.evaluate.benchmark_tasks import Question
 from fedsdr.evaluate.extraction import flexible_answer, is_accepted, program, strict_answer
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.likelihood import Likelihood, answer_likelihoods
 from fedsdr.model.likelihood import Question as Tokens
+from fedsdr.model.likelihood import scored_answers
 from fedsdr.progress import track
 
 Doc = dict[str, Any]
@@ -66,7 +66,7 @@ class HarnessModel(LM):
         """Text of the turns, up to where the model's answer begins."""
         return render(self.base.tokenizer, chat_history, add_generation_prompt)
 
-    def loglikelihood(self, requests: list[Instance]) -> list[Likelihood]:
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log p of each whole answer, in nats, and whether it is the greedy one.
 
         A prompt is read once for all its answers.
@@ -99,11 +99,11 @@ class HarnessModel(LM):
         texts = [self._encode(f"{prompt}{self.start}{answer.strip()}{self.end}") for answer in answers]
         return ids, [text[len(ids) :] for text in texts]
 
-    def _likelihoods(self, questions: Sequence[Tokens]) -> list[list[Likelihood]]:
+    def _likelihoods(self, questions: Sequence[Tokens]) -> list[list[tuple[float, bool]]]:
         plan = by_length([len(prompt) for prompt, _ in questions], self.batch_size)
-        found: dict[int, list[Likelihood]] = {}
+        found: dict[int, list[tuple[float, bool]]] = {}
         for rows in track(plan, "questions", [len(rows) for rows in plan]):
-            values = answer_likelihoods(self.base, [questions[row] for row in rows], self.batch_size)
+            values = scored_answers(self.base, [questions[row] for row in rows], self.batch_size)
             found |= zip(rows, values, strict=True)
         return [found[row] for row in range(len(questions))]
 

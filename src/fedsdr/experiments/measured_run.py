@@ -41,6 +41,10 @@ class Options:
     """Questions of each task; 0: all, of retention `evaluate.retention.MOST`."""
     run_programs: bool = False
     """Whether tests of `data` may run."""
+    scales: tuple[float, ...] = ()
+    """Of the frontier's models; empty: all of a control, 0.5 and 1 of others."""
+    rounds: tuple[int, ...] = ()
+    """After which the frontier's models are scored; empty: half of the rounds and all."""
 
     def words(self, name: str) -> list[str]:
         """The options that a measurement uses, as words of the command line."""
@@ -55,6 +59,10 @@ class Options:
             "winrate": {**judge, "--against": str(self.against or "")},
             "benchmarks": questions,
             "retention": questions,
+            "frontier": {
+                "--scales": ",".join(f"{scale:g}" for scale in self.scales),
+                "--rounds": ",".join(map(str, self.rounds)),
+            },
         }.get(name, {})
         words = [word for option, value in given.items() if value for word in (option, value)]
         return [*words, *(["--run-programs"] if name == "benchmarks" and self.run_programs else [])]

@@ -16,9 +16,6 @@ from fedsdr.model.loss import CHUNK
 Question = tuple[Sequence[int], Sequence[Sequence[int]]]
 """Token ids of a prompt, and of each answer to it."""
 
-Likelihood = tuple[float, bool]
-"""Log p of an answer in nats, and whether each of its tokens is the likeliest one."""
-
 NO_LIMIT = 10**9
 """Longest conversation where nothing may be cut off."""
 
@@ -47,28 +44,27 @@ def choice_likelihoods(base: Base, examples: Sequence[Example], batch_size: int)
 def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) -> list[list[float]]:
     """Return log p(answer given prompt) of each answer, in nats, summed over its tokens.
 
-    Called inside `LoraModel.inference`.
+    A question is one row, prompt and then all answers; a mask hides the answers from each other, and each
+    begins at the position after the prompt. With attention that was not tried on such rows, each answer
+    has a row of its own. Called inside `LoraModel.inference`.
 
     Args:
         base: The model, with adapters set as wanted.
         questions: Prompts with their answers, each of at least one token.
         batch_size: Questions in one forward pass.
     """
-    return [[log_p for log_p, _ in row] for row in answer_likelihoods(base, questions, batch_size)]
+    return [[value for value, _ in values] for values in scored_answers(base, questions, batch_size)]
 
 
-def answer_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) -> list[list[Likelihood]]:
-    """Do as `log_likelihoods`, and say of each answer whether it is the greedy one.
-
-    A question is one row, prompt and then all answers; a mask hides the answers from each other, and each
-    begins at the position after the prompt. With attention that was not tried on such rows, each answer
-    has a row of its own.
-    """
+def scored_answers(
+    base: Base, questions: Sequence[Question], batch_size: int
+) -> list[list[tuple[float, bool]]]:
+    """As `log_likelihoods`, and whether each answer is the greedy one: every token the likeliest."""
     if not base.keeps_apart and any(len(answers) > 1 for _, answers in questions):
         alone = [(prompt, [answer]) for prompt, answers in questions for answer in answers]
-        values = chain.from_iterable(answer_likelihoods(base, alone, batch_size))
+        values = chain.from_iterable(scored_answers(base, alone, batch_size))
         return [list(islice(values, len(answers))) for _, answers in questions]
-    found: dict[int, list[Likelihood]] = {}
+    found: dict[int, list[tuple[float, bool]]] = {}
     lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
     for batch in by_length(lengths, batch_size):
         width = row_width(max(lengths[number] for number in batch))
@@ -76,7 +72,7 @@ def answer_likelihoods(base: Base, questions: Sequence[Question], batch_size: in
     return [found[number] for number in range(len(questions))]
 
 
-def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[list[Likelihood]]:
+def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[list[tuple[float, bool]]]:
     ids = torch.zeros(len(questions), width, dtype=torch.long)
     places = torch.zeros_like(ids)
     part = torch.full_like(ids, -1)  # 0: prompt, k: answer k, -1: padding
@@ -95,12 +91,12 @@ def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[lis
             read_at += [row * width + place for place in (len(prompt) - 1, *range(start, taken.stop - 1))]
             tokens += answer
             start = taken.stop
-    of_tokens = iter(_of_tokens(base, ids, places, _visible(part), read_at, tokens))
-    found: list[list[Likelihood]] = []
-    for _, answers in questions:
-        rows = [list(islice(of_tokens, len(answer))) for answer in answers]
-        found.append([(sum(log_p for log_p, _ in row), all(is_top for _, is_top in row)) for row in rows])
-    return found
+    log_p = iter(_log_p(base, ids, places, _visible(part), read_at, tokens))
+    of_answers = [[[next(log_p) for _ in answer] for answer in answers] for _, answers in questions]
+    return [
+        [(sum(value for value, _ in tokens), all(best for _, best in tokens)) for tokens in answers]
+        for answers in of_answers
+    ]
 
 
 def _visible(part: Tensor) -> Tensor:
@@ -110,9 +106,9 @@ def _visible(part: Tensor) -> Tensor:
     return (((read == 0) | (read == reader)) & earlier)[:, None]
 
 
-def _of_tokens(
+def _log_p(
     base: Base, ids: Tensor, places: Tensor, visible: Tensor, read_at: list[int], tokens: list[int]
-) -> list[Likelihood]:
+) -> list[tuple[float, bool]]:
     """Log probability of each token, and whether it is the likeliest."""
     states = base.model.get_decoder()(
         input_ids=ids.to(base.device),
@@ -121,13 +117,13 @@ def _of_tokens(
         attention_mask=additive(visible.to(base.device), base.dtype) if base.keeps_apart else None,
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)
-    found: list[Likelihood] = []
+    found: list[tuple[float, bool]] = []
     for start in range(0, len(tokens), CHUNK):
         at, wanted = (
             torch.tensor(values[start : start + CHUNK], device=base.device) for values in (read_at, tokens)
         )
         logits = base.model.get_output_embeddings()(states[at])
         log_p = logits.log_softmax(dim=1, dtype=torch.float32)
-        of_wanted = log_p.gather(1, wanted[:, None])[:, 0]
-        found += zip(of_wanted.tolist(), (log_p.argmax(dim=1) == wanted).tolist(), strict=True)
+        likeliest = (log_p.argmax(dim=1) == wanted).tolist()
+        found += zip(log_p.gather(1, wanted[:, None])[:, 0].tolist(), likeliest, strict=True)
     return found
