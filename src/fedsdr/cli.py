@@ -186,9 +186,12 @@ def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
     """Show the data of each client: counts, words, tokens, labels, samples, duplicates."""
     from fedsdr.data.summary import render_summary
     from fedsdr.federation.preflight import describe_data
+    from fedsdr.model.meta import hide_torch
     from fedsdr.recipe import load_settings
 
-    summary = describe_data(load_settings(recipe, overrides or []))
+    settings = load_settings(recipe, overrides or [])
+    hide_torch(settings.model)
+    summary = describe_data(settings)
     if as_json:
         print_json(summary)
     else:

@@ -36,7 +36,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
     from fedsdr.data.sources import load_domains
     from fedsdr.data.summary import summarize
     from fedsdr.model.base import list_models
-    from fedsdr.model.meta import load_skeleton
+    from fedsdr.model.meta import load_tokenizer
 
     longest = settings.model.max_length
     domains = load_domains(settings.data, settings.partition.id_column)
@@ -44,9 +44,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
     try:
         if any(model["name"] == name and not model["cached"] and name != "tiny" for model in list_models()):
             raise Unreachable(f"model.name = {name} is not fetched yet: fedsdr fetch {name}")
-        _, tokenizer = load_skeleton(settings.model)
-        if tokenizer is None:
-            raise Unreachable(f"the tokenizer of model.name = {name} cannot be had")
+        tokenizer = load_tokenizer(settings.model)
     except UserError as reason:
         summary = summarize(domains, partition(domains, settings))
         summary["notices"].append(f"token lengths are not known: {reason}")

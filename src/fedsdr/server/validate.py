@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedsdr.data.sources import RESERVED
 from fedsdr.distill.paradox import COUNTS, RATES
-from fedsdr.distill.rewrite import FAULTS
+from fedsdr.distill.rewriting import FAULTS
 from fedsdr.messages import wire
 from fedsdr.messages.flower import AWAY
 from fedsdr.methods import GIVEN, PROMPTS
