@@ -9,7 +9,7 @@ import torch
 
 from fedsdr.config import Settings
 from fedsdr.data.conversation import encode
-from fedsdr.distill.rewrite import Rewriting
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.experiments import probe as probing
 from fedsdr.experiments.probe import cases_sheet, judge_cases, probe, probe_sheet
 from fedsdr.federation import client_context

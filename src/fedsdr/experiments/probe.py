@@ -21,7 +21,8 @@ from fedsdr.data.checks import lost, num_words
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.data.files import file_rows
-from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.errors import UserError
 from fedsdr.federation.client_context import data_of
 from fedsdr.federation.model_cache import model_of
