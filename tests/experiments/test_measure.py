@@ -215,6 +215,8 @@ def test_retention_is_the_difference_of_the_last_rounds_model_to_the_base(measur
     assert made["command"] == f"fedsdr measure {folder} --only retention --data {tmp_path} --limit 5"
     (record,) = made["records"]
     assert (record["task"], record["num"]) == ("copa", 5)
+    (answers,) = made["answers"]
+    assert record["value"] == pytest.approx((sum(answers["tuned"]) - sum(answers["base"])) / 5)
     assert "Retention: difference to the base" in (folder / "report.html").read_text()
     with pytest.raises(UserError, match="found no file of any task"):
         measure(folder, ["retention"], Options(data=str(folder)))

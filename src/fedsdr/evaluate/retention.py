@@ -99,6 +99,7 @@ def retention(
     limit: int = MOST,
     batch_size: int = 16,
     mix: Mapping[Adapter, float] | None = None,
+    answers: list[Event] | None = None,
 ) -> list[Event]:
     """Ask the base and a tuned model the same questions.
 
@@ -110,6 +111,8 @@ def retention(
         limit: Most questions of a task, the same sample for every model; 0: all.
         batch_size: Questions in one forward pass.
         mix: Weights of the adapters, where not one.
+        answers: Gets one record for each task and metric, {"task", "metric", "base", "tuned"}, with the value
+            of each question, in the same order for every model.
 
     Returns:
         Records {"task", "metric", "num", "base", "tuned", "value" (mean of tuned - base), "low", "high",
@@ -138,6 +141,8 @@ def retention(
             tuned = task.ask()
         for metric, values in tuned.items():
             records.append({"task": name, **_compared(metric, values, base[metric]), **task.where})
+            if answers is not None:
+                answers.append({"task": name, "metric": metric, "base": base[metric], "tuned": values})
     shares = [record for record in records if record["metric"] in ("acc", "acc_norm")]
     return [*records, _mean(shares)] if len(shares) > 1 else records
 

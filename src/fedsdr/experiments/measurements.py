@@ -131,6 +131,7 @@ def _retention(run: MeasuredRun) -> Event:
             "retention needs questions that no client has: give --data FOLDER, laid out as in docs/data.md,"
             " or --data hub"
         )
+    answers: list[Event] = []
     records = retention(
         model,
         ("shared",),
@@ -138,12 +139,13 @@ def _retention(run: MeasuredRun) -> Event:
         data=None if options.data == "hub" else Path(options.data),
         limit=options.limit or MOST,
         batch_size=run.settings.eval.batch_size,
+        answers=answers,
     )
     if not records:
         raise UserError(f"--data = {options.data}: found no file of any task; docs/data.md lists them")
     parts = [f"BBH: {', '.join(r['subjects'])}." for r in records if r["task"] == "bbh"]
     note = f"At most {options.limit or MOST} questions of a task, the same for every run."
-    return {"records": records, "notes": [note, *dict.fromkeys(parts)]}
+    return {"records": records, "notes": [note, *dict.fromkeys(parts)], "answers": answers}
 
 
 def _benchmarks(run: MeasuredRun) -> Event:
