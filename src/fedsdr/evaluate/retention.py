@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedsdr import __version__
 from fedsdr.data.files import Row, file_rows
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmark_tasks import from_folder, from_hub
@@ -149,7 +150,7 @@ def retention(
 
 def _of_base(model: LoraModel, task: Posed) -> Values:
     """What the base answers, from the cache where it was asked before."""
-    key = content_hash(model.base.fingerprint, version("lm_eval"), task.name, task.content)
+    key = content_hash(__version__, version("lm_eval"), model.base.fingerprint, task.name, task.content)
     path = cache_folder() / "retention" / f"{task.name}-{key}.json"
     if not path.exists():
         with model.inference(()), within("base"):
@@ -172,7 +173,8 @@ def _pose_text(model: LoraModel, name: str, data: Path | None, limit: int, batch
         where = {"origin": "local", "dataset": f"{FOLDER}/{name}.jsonl"}
     else:
         return None
-    places = [(part, number) for part, task in tasks.items() for number in range(len(task.eval_docs))]
+    docs = {part: task.eval_docs for part, task in tasks.items()}  # read anew at each access
+    places = [(part, number) for part, some in docs.items() for number in range(len(some))]
     places = sample(places, limit, seed_for(0, "retention", name))
     chosen = {part: [number for of, number in places if of == part] for part in dict(places)}
 
@@ -188,7 +190,7 @@ def _pose_text(model: LoraModel, name: str, data: Path | None, limit: int, batch
         # Of an article the harness has log p and the number of words.
         return {"loss": [-log_p / words for log_p, words in found]} if name == "wikitext" else {metric: found}
 
-    return Posed(name, [tasks[part].eval_docs[number] for part, number in places], where, pose)
+    return Posed(name, [docs[part][number] for part, number in places], where, pose)
 
 
 def _checked(task: str, rows: Sequence[Row]) -> list[Event]:
