@@ -127,7 +127,7 @@ def analyze(
 def probe(
     recipe: Recipe,
     overrides: Overrides = None,
-    examples: Annotated[int, typer.Option(min=4, help="Training examples of each client.")] = 24,
+    examples: Annotated[int, typer.Option(min=4, help="Training examples of each client.")] = 16,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
