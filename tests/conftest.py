@@ -31,6 +31,7 @@ MARKED = {
         "experiments/test_compare.py",
         "experiments/test_measure.py",
         "experiments/test_pairs.py",
+        "experiments/test_probe.py",
         "faults",
         "federation/test_aggregations.py",
         "federation/test_dry_run.py",
