@@ -613,3 +613,18 @@ def test_data_that_contradict_themselves_stop_the_run_before_it_begins(
         run(quick(**chosen, **{"data.columns.answer": "{answer} so"}))
     assert not (tmp_path / "run" / "config.toml").exists()
     assert run(quick(**chosen)).final
+
+
+def test_a_run_on_given_rewritings_asks_no_model_for_them(quick, tmp_path: Path):
+    write_data(tmp_path / "data", {"bank": "It is", "law": "Surely"})
+    for path in (tmp_path / "data").glob("*/train.jsonl"):
+        rows = [{**row, "distilled": f"In short, {row['output']}"} for row in read_lines(path)]
+        rewrite_lines(path, rows)
+    settings = {"data.root": str(tmp_path / "data"), "data.domains": [], "method": "fedsd"}
+    result = run(quick(**settings))
+    clients = RunFolder(result.folder).client_folders()
+    pairs = [pair for client in clients for pair in read_lines(client.rewritings("train"))]
+    assert {(pair["distilled"], pair["prompt"]) for pair in pairs} == {
+        (f"In short, {word} {n}.", "given") for word in ("It is", "Surely") for n in range(4)
+    }
+    assert not [path for client in clients for path in client.path.glob("rewritings/*.jsonl")]
