@@ -145,7 +145,7 @@ def against_control(seeds: Sequence[SeedPair]) -> Comparison:
     low, high = (None, None) if any(beyond) else _bootstrap(seeds)
     return Comparison(
         by_seed,
-        sum(beyond),
+        int(sum(beyond)),
         float(np.mean([cost for *_, cost, _ in shown])),
         float(np.mean(gains)),
         float(np.mean(controls)),
