@@ -91,6 +91,7 @@ def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -
         *SETTINGS,
         f"partition.num_clients={num_clients}",
         f"server.robust={robust}",
+        "server.max_change=0",  # the mean itself, not what is dropped before it
         *bad,
         f'run.dir="{folder}"',
         f'run.cache="{place / f"cache-{num_clients}"}"',

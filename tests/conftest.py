@@ -42,10 +42,12 @@ MARKED = {
     ],
     "deployment": [
         "deployment/test_closed_server.py",
+        "deployment/test_flower_simulation.py",
         "deployment/test_loopback.py",
         "deployment/test_plain_flower.py",
         "deployment/test_supernode.py",
         "deployment/test_worker.py",
+        "federation/test_simulation_engine.py",
     ],
     "browser": ["report/test_browser.py"],
 }

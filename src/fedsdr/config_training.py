@@ -111,8 +111,8 @@ class Client(Section):
     local_epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the client's data in each stage, instead of local_steps."""
     budget: Literal["per_stage", "per_round"] = "per_stage"
-    """per_stage: each stage takes local_steps. per_round: the stages of a round divide local_steps
-    evenly among them, so that methods with one and two stages take equal steps."""
+    """per_stage: each stage takes local_steps (times its share, where its row has one). per_round: the stages
+    of a round divide local_steps among them, so that methods with one and two stages take equal steps."""
     batch_size: Count = 4
     """Examples in one forward pass."""
     accumulation: Count = 1
@@ -187,6 +187,9 @@ class Server(Section):
     many as it says that it has."""
     max_domains: Count = 100
     """A reply that names more domains is dropped: each is a row of the page."""
+    keep_rounds: Literal["all", "last"] | Count = "all"
+    """Which rounds stay on the server's disk: all, the last alone, or each n-th and the last. Only these can
+    be exported, evaluated and measured later; a run that is stopped goes on from the last."""
     keep_updates: bool = False
     """Save what each client sent in each round, to measure how similar the clients' updates are
     (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's
@@ -211,7 +214,7 @@ class FedDPA(Section):
 
 
 class FDLoRA(Section):
-    """[fdlora]: the private adapter before round 1, and the fusion of both adapters (method fdlora)."""
+    """[fdlora]: the private adapter before round 1 (fdlora, fedsdr-once), and the fusion of both (fdlora)."""
 
     before_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps of a stage before round 1; 0: as many as client.local_steps or client.local_epochs

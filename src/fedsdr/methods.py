@@ -27,6 +27,7 @@ Row = TypeVar("Row")
 KRUM_PAPER = "Blanchard et al., NeurIPS 2017, arXiv 1703.02757"
 BOTH: tuple[Adapter, ...] = ("shared", "private")
 CONTROL = "control of ours"
+VARIANT = "variant of ours, of Ren et al., FedSDR, ICML 2026"
 ABLATION = "ablation of ours, of Ren et al., FedSDR, ICML 2026"
 FEDSDR_PAPER = "Ren et al., FedSDR, ICML 2026, arXiv 2605.18028"
 REDDI_PAPER = "Reddi et al., Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295"
@@ -66,6 +67,17 @@ METHODS: Mapping[str, Method] = {
         "fedsdr with raw data in both stages: isolates the effect of distillation",
         CONTROL,
         (Stage(("private",), "raw", BOTH), Stage(("shared",), "raw", BOTH)),
+    ),
+    "fedsdr-drop": Method(
+        "as fedsdr, with the private adapter left out of half of the rectifying steps",
+        VARIANT,
+        (Stage(("private",), "distilled", BOTH), Stage(("shared",), "raw", BOTH, drop=0.5)),
+    ),
+    "fedsdr-once": Method(
+        "as fedsdr, with the private adapter learnt once, before round 1, on the base alone",
+        VARIANT,
+        (Stage(("shared",), "raw", BOTH),),
+        before_rounds=(Stage(("private",), "distilled", ("private",)),),
     ),
     "fedsdr-reset": Method(
         "as fedsdr, with a new private adapter in each round",

@@ -12,7 +12,8 @@ import torch
 from fedsdr.config import Distill, Lora, Settings
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
-from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.methods import PROMPTS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import Base, load_base

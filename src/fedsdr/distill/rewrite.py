@@ -10,7 +10,7 @@ Differs: the paper does not say what happens to empty, cut-off or refusing rewri
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fedsdr.data.lengths import loses_truth
 from fedsdr.data.thinking import is_unclosed
 from fedsdr.distill.likelihood_check import express_label
 from fedsdr.distill.prompts import VERSION, rewriting_turns
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.methods import GIVEN
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
@@ -33,36 +34,6 @@ from fedsdr.model.template import as_taken
 from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
-
-FAULTS = (
-    "too long",
-    "empty",
-    "unclosed thinking",
-    "cut off",
-    "refusal",
-    "self-reference",
-    "lost label",
-    "lost answer",
-    "lost facts",
-    "lost tests",
-    "unlikely label",
-)
-"""Why a rewriting is not taught."""
-
-
-@dataclass(frozen=True)
-class Rewriting:
-    """What became of one response."""
-
-    first: str | None
-    """What the teacher wrote for the first prompt, checks or not (y~ before fall-back); None where the
-    true response was too long to be shown."""
-    distilled: str
-    """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
-    prompt: str
-    """The prompt whose rewriting is taken, or `methods.GIVEN`; empty when it fell back."""
-    fallback: str
-    """Why the last rewriting was not taken; empty when one was."""
 
 
 def rewrite(
@@ -142,7 +113,7 @@ def fall_back_where_cut(
 
 
 def fault(example: Example, answer: Answer | None, verify: str) -> str:
-    """Why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: its prompt was too long."""
+    """Why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: too long a prompt."""
     if answer is None:
         return "too long"
     if not answer.text:

@@ -7,8 +7,9 @@ from typing import Any
 from fedsdr.config import Settings
 from fedsdr.experiments.comparison import Comparison
 from fedsdr.report.blocks import Block, Drawing, Tab, Table
+from fedsdr.report.facts import data_fact, model_fact
 from fedsdr.report.figures import comparison_figure
-from fedsdr.report.page import data_fact, model_fact, render
+from fedsdr.report.page import render, tested
 from fedsdr.storage import write_file
 
 COMMON = {
@@ -68,6 +69,7 @@ def write_grid_report(
     page = render(
         "grid.html",
         name=folder.resolve().name,
+        script="",
         status=status,
         facts=[
             ("Arms", ", ".join(arms)),
@@ -76,8 +78,9 @@ def write_grid_report(
             ("Rounds", f"{settings.server.num_rounds}, {len(clients)} clients"),
             data_fact(environment, ", the same for every seed"),
         ],
-        verdicts=comparison.verdicts,
-        no_verdict="No claim was tested in this grid.",
+        notices=[],
+        sentence="",
+        verdicts=tested(comparison.verdicts),
         first=first,
         tabs=tabs,
     )
