@@ -244,6 +244,11 @@ def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
     ("words", "told"),
     [
         (("measure", "nowhere"), "nowhere holds no run: config.toml is missing"),
+        (("measure", "nowhere", "--scales", "0.5,half"), "'0.5,half': expected numbers, separated by commas"),
+        (
+            ("measure", "nowhere", "--only", "map", "--rounds", "2"),
+            "--rounds is of frontier, which is not asked for",
+        ),
         (("analyze", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
         (("analyze", "."), "unknown kind of file ''"),
     ],
