@@ -69,7 +69,15 @@ class Examples:
     examples: Sequence[Example]
 
 
-Block = Figure | Table | Text | Titled | Folded | Examples
+@dataclass(frozen=True)
+class Links:
+    """Links to other pages."""
+
+    links: Sequence[tuple[str, str]]
+    """Name and relative path of each."""
+
+
+Block = Links | Figure | Table | Text | Titled | Folded | Examples
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedsdr.config import Settings
 from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
 from fedsdr.metrics import Scores
 from fedsdr.recipe import flat
-from fedsdr.report.blocks import Block, Examples, Folded, Tab, Table, Text, Titled
+from fedsdr.report.blocks import Block, Examples, Folded, Links, Tab, Table, Text, Titled
 from fedsdr.report.events import (
     Classes,
     cost_sheet,
@@ -111,7 +111,7 @@ def write_report(folder: Path, settings: Settings, refresh: int = 0) -> Path:
             *cost_facts(events),
         ],
         notices=run_notices(folder, base, final),
-        sentence=did_it_help(gains, events),
+        sentences=did_it_help(gains, events),
         verdicts=tested(verdicts(measurements)),
         first=[Table(f"{name}-table", sheet) for name, sheet in first.items() if sheet.rows],
         tabs=tabs,
@@ -240,7 +240,7 @@ def render(template: str, **values: Any) -> str:
     engine.filters["csv"] = _data_uri
     engine.filters["code"] = _code
     engine.filters["digest"] = _digest
-    for block in (Figure, Table, Text, Titled, Folded, Examples):
+    for block in (Figure, Table, Text, Titled, Folded, Examples, Links):
         engine.tests[block.__name__.lower()] = lambda it, kind=block: isinstance(it, kind)
     return engine.get_template(template).render(**values)
 
