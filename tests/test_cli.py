@@ -63,6 +63,25 @@ def test_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
+    "command",
+    ["methods", "models", "data RECIPE", "report RUN", "deploy init NEW --clients a,b", "deploy status NEW"],
+)
+def test_commands_that_compute_nothing_do_not_wait_for_torch(
+    command: str, recipe: Path, finished: Path, tmp_path: Path
+):
+    """`deploy status` took eleven seconds, of which torch and transformers took ten."""
+    places = {"RECIPE": recipe, "RUN": finished, "NEW": tmp_path / "new"}
+    words = [str(places.get(word, word)) for word in command.split()]
+    code = (
+        "import sys\nfrom fedsdr.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'scipy') if sys.modules.get(name)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
     ("command", "says"),
     [("run", "A TOML recipe"), ("resume", "The folder of a run"), ("export", "A folder that does not exist")],
 )

@@ -4,15 +4,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from fedsdr.errors import UserError
 
+Number = TypeVar("Number", int, float)
 Recipe = Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/demo.toml.")]
 Overrides = Annotated[
     list[str] | None,
@@ -131,6 +132,14 @@ def split_names(text: str) -> tuple[str, ...]:
     if text and not names:
         raise UserError(f"{text!r} names nothing: give names, separated by commas")
     return names
+
+
+def split_numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Split numbers at commas and spaces."""
+    try:
+        return tuple(kind(word) for word in split_names(text))
+    except ValueError:
+        raise UserError(f"{text!r}: expected numbers, separated by commas") from None
 
 
 def print_json(value: Any) -> None:

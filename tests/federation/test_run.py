@@ -370,6 +370,23 @@ def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str
         resume(Path(settings.run.dir))
 
 
+def test_a_run_moves_to_another_machine_when_that_is_allowed_and_says_so(quick: Callable[..., Settings]):
+    settings = quick()
+    run(settings)
+    folder = RunFolder(settings.run.dir)
+    before = json.loads(folder.environment.read_text())
+    before["machine"]["processor"] = "another"
+    folder.environment.write_text(json.dumps(before))
+    with pytest.raises(UserError, match="--on-other-machine"):
+        resume(folder.path)
+    result = resume(folder.path, on_other_machine=True)
+    (move,) = json.loads(folder.environment.read_text())["moved"]
+    assert (move["after_round"], move["machine"]["processor"]) == (1, "another")
+    assert "moved to another machine after round 1" in result.report.read_text()
+    resume(folder.path)  # it is this machine's run now
+    assert json.loads(folder.environment.read_text())["moved"] == [move]
+
+
 def fail_training_of(clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     real = client_round.local_update
 

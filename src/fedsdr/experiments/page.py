@@ -8,7 +8,7 @@ from typing import Any
 from fedsdr.config import Settings
 from fedsdr.experiments.comparison import COMPARED, Comparison, sign
 from fedsdr.experiments.grid_runs import VERDICTS, GridRun
-from fedsdr.report.blocks import Block, Links, Tab, Table, Titled
+from fedsdr.report.blocks import Block, Drawing, Links, Tab, Table, Titled
 from fedsdr.report.facts import data_fact, model_fact
 from fedsdr.report.figures import comparison_figure, curve_figure, forest_figure
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
@@ -39,6 +39,7 @@ def write_grid_report(
     environment: Mapping[str, Any],
     runs: Sequence[GridRun] = (),
     links: Sequence[tuple[str, str]] = (),
+    frontier: str = "",
 ) -> Path:
     """Write `report.html` into a grid's folder.
 
@@ -50,9 +51,11 @@ def write_grid_report(
         environment: What that run's environment.json holds.
         runs: The finished runs, for the curves over rounds.
         links: Name and relative path of each run's page.
+        frontier: Drawing of gain over cost, as SVG; empty where it was not measured.
     """
     tabs: list[Tab] = []
-    first: list[Block] = [Table(name, comparison.sheets[name]) for name in HEAD if name in comparison.sheets]
+    first: list[Block] = [Drawing(frontier)] * bool(frontier)
+    first += [Table(name, comparison.sheets[name]) for name in HEAD if name in comparison.sheets]
     for place, (equal, records) in enumerate(comparison.drawn.items(), start=1):
         prefix = f"{place}-" if len(comparison.drawn) > 1 else ""
         own = [

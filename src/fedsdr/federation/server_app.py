@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.evaluate.scores import table_of_round
+from fedsdr.federation.disk import check_disk, disk
 from fedsdr.federation.membership import Membership
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import OWN_DATA, OWN_MODEL
@@ -28,9 +29,10 @@ from fedsdr.report.notices import cut_notices, rewriting_notices, weight_notices
 from fedsdr.report.page import write_report
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
-from fedsdr.server.checkpoint import load_moments, load_round, save_round
+from fedsdr.server.checkpoint import load_moments, load_round, remove_rounds, save_round
 from fedsdr.server.limits import cap_weights
 from fedsdr.server.sampling import num_trainings
+from fedsdr.server.secure import SecureStrategy
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import Event, append_lines, content_hash, read_json, read_lines, rewrite_lines, write_json
 
@@ -71,12 +73,15 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     cap_weights(prepared.values(), settings.server.max_weight)
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))
     rewrite_lines(folder.log, [*events, *(event for event in past if event["event"] != "prepare")])
-    check_counts(settings.server, settings.lora, sorted(prepared))
+    check_counts(settings, sorted(prepared))
     check_budget(settings, sorted(prepared))
+    shapes = {key: value.shape for key, value in model.state("shared").items()}
+    check_disk(folder.path, disk(settings, shapes, len(prepared)), begun)
     number = begun if only_round is None else only_round
     arrays, residual = load_round(folder, number, lora.rank)
     moments = load_moments(folder, begun)
-    strategy = FedStrategy(settings, membership.roster, prepared, arrays, moments, residual)
+    kind = SecureStrategy if settings.privacy.secure_aggregation else FedStrategy
+    strategy = kind(settings, membership.roster, prepared, arrays, moments, residual)
     rounds = Rounds(grid, membership, strategy, settings, config, folder)
     if only_round is not None:
         rounds.evaluate(only_round)
@@ -96,6 +101,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         # After the log: once the folder is there the round counts as finished and is not logged again.
         arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
         save_round(folder, server_round, arrays, residual, moments, lora, name)
+        remove_rounds(folder, server_round, settings.server)
         if rounds.is_due(server_round):
             rounds.evaluate(server_round)
 

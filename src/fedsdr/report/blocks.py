@@ -77,7 +77,14 @@ class Links:
     """Name and relative path of each."""
 
 
-Block = Links | Figure | Table | Text | Titled | Folded | Examples
+@dataclass(frozen=True)
+class Drawing:
+    """A finished picture."""
+
+    svg: str
+
+
+Block = Figure | Drawing | Links | Table | Text | Titled | Folded | Examples
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
         final: Scores of the round that is shown; {} where there are none yet.
     """
     run = RunFolder(folder)
-    data = read_json(run.environment).get("data", {})
+    environment = read_json(run.environment)
+    data = environment.get("data", {})
     classes, events = data.get("classes", {}), read_lines(run.log)
     found = [
         *rewriting_notices(events, classes),
@@ -45,6 +46,13 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
         *cut_notices(events),
         *weight_notices(events),
         *data_notices(data),
+        *(
+            Notice(
+                f"the run moved to another machine after round {move['after_round']}: other last bits",
+                True,
+            )
+            for move in environment.get("moved", ())
+        ),
     ]
     return sorted(found, key=lambda notice: not notice.is_warning)
 
