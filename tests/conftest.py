@@ -33,6 +33,7 @@ MARKED = {
         "experiments/test_pairs.py",
         "faults",
         "federation/test_aggregations.py",
+        "federation/test_callbacks.py",
         "federation/test_dry_run.py",
         "federation/test_methods.py",
         "federation/test_run.py",

@@ -18,6 +18,7 @@ if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
 _HOME = {
+    "Callback": "fedsdr.callbacks",
     "Example": "fedsdr.data.examples",
     "Settings": "fedsdr.config",
     "UserError": "fedsdr.errors",
@@ -27,7 +28,7 @@ _HOME = {
     "run": "fedsdr.federation.run",
 }
 __version__ = version("fedsdr")
-__all__ = ["Example", "Settings", "UserError", "dry_run", "load_settings", "resume", "run"]
+__all__ = ["Callback", "Example", "Settings", "UserError", "dry_run", "load_settings", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,13 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.history import Record, history
 from fedsdr.metrics import Scores
 from fedsdr.recipe import load_settings
-from fedsdr.storage import read_json
+from fedsdr.storage import read_json, read_lines
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,10 @@ class RunFolder:
         paths = sorted((self.path / "evaluation").glob("round-*.json"))
         return {int(path.stem.removeprefix("round-")): read_json(path) for path in paths}
 
+    def logger_id(self, logger: str) -> Path:
+        """The id of the run at a logger (`loggers`)."""
+        return self.path / "loggers" / logger
+
     def measurement(self, name: str) -> Path:
         """What `fedsdr measure` found."""
         return self.path / "measurements" / f"{name}.json"
@@ -140,6 +148,18 @@ class Result:
         """Folder of the final shared adapter, in PEFT's format."""
         folder = RunFolder(self.folder)
         return folder.round(folder.last_round())
+
+    @property
+    def history(self) -> list[Record]:
+        """A record of numbers for each round (`history`); round 0 is the base model."""
+        folder = RunFolder(self.folder)
+        return history(read_lines(folder.log), folder.evaluations())
+
+    def to_pandas(self) -> "DataFrame":
+        """The history as a data frame with a row for each round; needs pandas."""
+        from pandas import DataFrame
+
+        return DataFrame(self.history).set_index("round")
 
 
 def read_settings(folder: Path) -> Settings:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fedsdr.callbacks import OnStep
 from fedsdr.client.drift import NO_DRIFT, Drift
 from fedsdr.config import Client, FDLoRA
 from fedsdr.data.batching import data_order
@@ -48,6 +49,7 @@ def local_update(
     seed: int,
     shared_factors: Sequence[Factor] = ("A", "B"),
     drift: Drift = NO_DRIFT,
+    on_step: OnStep | None = None,
 ) -> dict[str, float]:
     """Train the adapters through all stages, in place.
 
@@ -60,6 +62,7 @@ def local_update(
         seed: Seed of this client and round; data order is a function of it and the stage.
         shared_factors: Which factors of the shared adapter learn (`Aggregation.factors`).
         drift: What corrects the steps of the shared adapter.
+        on_step: Called after each step.
 
     Returns:
         For each stage, by its name: mean loss per response token over its steps, of the first and of
@@ -83,7 +86,11 @@ def local_update(
         with within(f"{learner} on {stage.on}"), torch.random.fork_rng():
             torch.manual_seed(stage_seed)
             steps = train_steps(model, parameters, batches, training, rate, drift)
-            taken = [next(steps) for _ in track(range(num_steps), "steps")]
+            taken: list[Step] = []
+            for _ in track(range(num_steps), "steps"):
+                taken.append(next(steps))
+                if on_step:
+                    on_step(name, *taken[-1])
         metrics |= summarise(name, taken)
     model.set(active=(), train=())
     return metrics
@@ -138,7 +145,12 @@ def summarise(name: str, steps: Sequence[Step]) -> dict[str, float]:
 
 
 def before_rounds(
-    model: LoraModel, method: Method, views: Views, training: Client, seed: int
+    model: LoraModel,
+    method: Method,
+    views: Views,
+    training: Client,
+    seed: int,
+    on_step: OnStep | None = None,
 ) -> dict[str, float]:
     """Train the private adapter through the stages before round 1, in place, at the rate of round 1.
 
@@ -150,12 +162,15 @@ def before_rounds(
         views: The client's conversations.
         training: Of `before_training`.
         seed: Seed of this client.
+        on_step: Called after each step.
 
     Returns:
         As `local_update`, with "before-" in front of the stages' names.
     """
     rate = training.learning_rate
-    metrics = local_update(model, method.before(), views, training, rate, seed_for(seed, "before"))
+    metrics = local_update(
+        model, method.before(), views, training, rate, seed_for(seed, "before"), on_step=on_step
+    )
     return {key.replace("train/", "train/before-", 1): value for key, value in metrics.items()}
 
 

@@ -176,11 +176,11 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
     if not RunFolder(folder).config.exists():
         return
     before = read_settings(folder)
-    machine = {"threads": before.run.threads, "cache": before.run.cache}
+    apart = {"threads": before.run.threads, "cache": before.run.cache, "log_to": before.run.log_to}
     chosen = {key: value for key, value in before.model if getattr(settings.model, key) == "auto"}
     now = settings.model_copy(
         update={
-            "run": settings.run.model_copy(update=machine),
+            "run": settings.run.model_copy(update=apart),
             "model": settings.model.model_copy(update=chosen),
         }
     )

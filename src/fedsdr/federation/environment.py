@@ -16,8 +16,8 @@ from fedsdr.progress import say
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import content_hash, read_json, read_lines
 
-APART: Any = {"run": {"dir"}, "federation": True}
-"""Settings that may change when a run is resumed: where it lies, and how long it waits."""
+APART: Any = {"run": {"dir", "log_to"}, "federation": True}
+"""Settings that may change when a run is resumed: where it lies and logs to, and how long it waits."""
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 

@@ -4,11 +4,12 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsdr.callbacks import Callback, Watch, watching_steps
 from fedsdr.config import Client, Settings
 from fedsdr.errors import UserError
 from fedsdr.federation.environment import (
@@ -19,6 +20,7 @@ from fedsdr.federation.environment import (
     resolve,
 )
 from fedsdr.federation.preflight import check_budget, check_deployed, check_fit
+from fedsdr.loggers import open_loggers
 from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
 from fedsdr.progress import say
@@ -31,8 +33,12 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 
-def run(settings: Settings) -> Result:
+def run(settings: Settings, *, callbacks: Sequence[Callback] = ()) -> Result:
     """Run a federation from the beginning.
+
+    Args:
+        settings: Of the run.
+        callbacks: Called while the run goes on, after the loggers of `run.log_to`.
 
     Raises:
         UserError: The folder already holds a run, or settings and data do not fit.
@@ -49,10 +55,11 @@ def run(settings: Settings) -> Result:
         check_budget(settings, [])
         settings = resolve(settings)
         check_fit(settings)
+        watch = Watch([*open_loggers(settings), *callbacks])
         environment = describe_environment(settings)
         _begin(settings, environment)
         _introduce(settings, environment)
-        return _drive(settings, _local_grid(settings))
+        return _drive(settings, _local_grid(settings), watch)
 
 
 def run_over(grid: "Grid", settings: Settings) -> Result:
@@ -68,6 +75,7 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
     # When a SuperLink is killed, the program of a run may survive, and continue with the next SuperLink.
     with _working_in(folder, settings.federation.wait):
         settings = resolve(settings)
+        watch = Watch(open_loggers(settings))
         if folder.config.exists():
             environment = require_same(settings, has_data=False)
         else:
@@ -80,7 +88,7 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
             *model_of(settings).describe(),
         ]:
             say(f"  {line}")
-        return _drive(settings, grid, has_data=False)
+        return _drive(settings, grid, watch, has_data=False)
 
 
 def _begin(settings: Settings, environment: dict[str, Any]) -> None:
@@ -89,8 +97,12 @@ def _begin(settings: Settings, environment: dict[str, Any]) -> None:
     write_file(folder.config, dump_settings(settings))
 
 
-def resume(folder: str | Path) -> Result:
+def resume(folder: str | Path, *, callbacks: Sequence[Callback] = ()) -> Result:
     """Continue a run after its last finished round; of a finished run only the report is made again.
+
+    Args:
+        folder: Of the run.
+        callbacks: As for `run`.
 
     Raises:
         UserError: No run is there, its settings or data changed, or this machine would compute other
@@ -101,8 +113,9 @@ def resume(folder: str | Path) -> Result:
     _require_local(run)
     with _working_in(run):
         environment = require_same(settings)
+        watch = Watch([*open_loggers(settings), *callbacks])
         _introduce(settings, environment)
-        return _drive(settings, _local_grid(settings))
+        return _drive(settings, _local_grid(settings), watch)
 
 
 def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
@@ -137,8 +150,15 @@ def _require_local(run: RunFolder) -> None:
         )
 
 
-def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
+def _drive(settings: Settings, grid: "Grid", watch: Watch, has_data: bool = True) -> Result:
     """Run all rounds that are left."""
+    with watching_steps(watch):
+        result = _finish(settings, grid, watch, has_data)
+        watch.end(result)
+    return result
+
+
+def _finish(settings: Settings, grid: "Grid", watch: Watch, has_data: bool) -> Result:
     from fedsdr.federation.server_app import serve
     from fedsdr.report.page import write_report
 
@@ -147,7 +167,7 @@ def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
     if is_old := folder.is_finished():
         say(f"{folder.path}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
     if has_data or not is_old:  # clients elsewhere are not needed for a run that is finished
-        serve(grid, settings)
+        serve(grid, settings, watch=watch)
     if not has_data:  # the clients have reported their numbers by now
         described = read_json(folder.environment) | {"data": reported_data(folder)}
         write_json(folder.environment, described)
