@@ -43,6 +43,7 @@ MARKED = {
     ],
     "deployment": [
         "deployment/test_closed_server.py",
+        "deployment/test_flower_simulation.py",
         "deployment/test_loopback.py",
         "deployment/test_plain_flower.py",
         "deployment/test_supernode.py",

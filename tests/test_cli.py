@@ -147,6 +147,7 @@ def test_the_personalised_model_is_exported_by_its_clients_name(
     ("words", "says"),
     [
         (["run", "no.toml"], "no.toml does not exist"),
+        (["run", "run.seed=1"], "the recipe comes first, settings after it"),
         (["run", "RECIPE", "batch"], "not of the form key=value"),
         (["run", "RECIPE", "method=fedsrd"], "fedsdr"),
         (["run", "RECIPE", "client.lr=1"], "client.learning_rate"),

@@ -107,6 +107,7 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     except FileNotFoundError:
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").glob("**/*.toml")])
         hint = f"; did you mean {near[0]}?" if near else ""
+        hint = "; the recipe comes first, settings after it" if "=" in path.name else hint
         user = f", with which {above[-1]} begins," if above else ""
         raise UserError(f"recipe {path}{user} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
