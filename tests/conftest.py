@@ -36,6 +36,7 @@ MARKED = {
         "federation/test_callbacks.py",
         "federation/test_dry_run.py",
         "federation/test_methods.py",
+        "federation/test_python.py",
         "federation/test_run.py",
         "invariants",
         "test_peers.py",

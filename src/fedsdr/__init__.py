@@ -22,13 +22,24 @@ _HOME = {
     "Example": "fedsdr.data.examples",
     "Settings": "fedsdr.config",
     "UserError": "fedsdr.errors",
+    "compare": "fedsdr.experiments.compare",
     "dry_run": "fedsdr.federation.dry_run",
     "load_settings": "fedsdr.recipe",
     "resume": "fedsdr.federation.run",
     "run": "fedsdr.federation.run",
 }
 __version__ = version("fedsdr")
-__all__ = ["Callback", "Example", "Settings", "UserError", "dry_run", "load_settings", "resume", "run"]
+__all__ = [
+    "Callback",
+    "Example",
+    "Settings",
+    "UserError",
+    "compare",
+    "dry_run",
+    "load_settings",
+    "resume",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

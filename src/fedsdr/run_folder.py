@@ -75,6 +75,8 @@ class RunFolder:
         self.ended = path / "ended"
         """Token of the last submission by `fedsdr run --on`, and on the next lines why it stopped early."""
         self.benchmark_answers = path / "measurements" / "benchmark-answers.jsonl"
+        self.data = path / "data"
+        """Rows that a program gave (`data.given`)."""
         self.server = path / "server"
         self.clients = path / "clients"
         """Only where the clients are on this machine."""

@@ -4,13 +4,14 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.callbacks import Callback, Watch, watching_steps
 from fedsdr.config import Client, Settings
+from fedsdr.data.given import ClientRows, save_rows
 from fedsdr.errors import UserError
 from fedsdr.federation.environment import (
     describe_environment,
@@ -24,7 +25,7 @@ from fedsdr.loggers import open_loggers
 from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
 from fedsdr.progress import say
-from fedsdr.recipe import dump_settings
+from fedsdr.recipe import as_settings, dump_settings, with_values
 from fedsdr.rows import Stage
 from fedsdr.run_folder import Result, RunFolder, checked_round, read_result, read_settings
 from fedsdr.storage import locked, read_json, read_lines, rewrite_lines, write_file, write_json
@@ -33,25 +34,37 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 
-def run(settings: Settings, *, callbacks: Sequence[Callback] = ()) -> Result:
-    """Run a federation from the beginning.
+def run(
+    settings: Settings | str | Path | Mapping[str, Any],
+    *,
+    data: Mapping[str, ClientRows] | None = None,
+    model: str | tuple[Any, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Run a federation from the beginning, in this process.
 
     Args:
-        settings: Of the run.
+        settings: Settings, the path of a recipe, or values by dotted key, such as {"method": "fedit",
+            "server.num_rounds": 1}.
+        data: Client id -> its rows, or a pair of its training and its test rows; saved with the run. Without
+            test rows, `test_share` of them is held out. None: as the settings have it.
+        model: A name, or a pair of a transformers model and its tokenizer, which stay as they are.
         callbacks: Called while the run goes on, after the loggers of `run.log_to`.
 
     Raises:
         UserError: The folder already holds a run, or settings and data do not fit.
     """
+    settings = as_settings(settings)
     if not settings.run.dir:
         raise UserError("run.dir is empty; name a folder, or take settings from load_settings, which does")
     folder = RunFolder(settings.run.dir)
-    with _working_in(folder):
+    with _working_in(folder), _named(model) as name:
         if any(path.exists() for path in (folder.config, folder.server, folder.clients)):
             raise UserError(
                 f"{folder.path} already holds a run; continue it by `fedsdr resume {folder.path}`, or choose"
                 " another folder by run.dir=..."
             )
+        settings = _with_given(settings, data, name)
         check_budget(settings, [])
         settings = resolve(settings)
         check_fit(settings)
@@ -60,6 +73,28 @@ def run(settings: Settings, *, callbacks: Sequence[Callback] = ()) -> Result:
         _begin(settings, environment)
         _introduce(settings, environment)
         return _drive(settings, _local_grid(settings), watch)
+
+
+@contextmanager
+def _named(model: str | tuple[Any, Any] | None) -> Iterator[str]:
+    """Name of a given model within the block; "" for none."""
+    if not isinstance(model, tuple):
+        yield model or ""
+        return
+    from fedsdr.model.memory import lent
+
+    with lent(*model) as name:
+        yield name
+
+
+def _with_given(settings: Settings, data: Mapping[str, ClientRows] | None, model: str) -> Settings:
+    """The settings with what a program gave besides them."""
+    values: dict[str, Any] = {"model.name": model} if model else {}
+    if data is not None:
+        if settings.data.root or settings.data.sources:
+            raise UserError("data: given beside data.root or data.sources in the settings; leave out one")
+        values["data.sources"] = save_rows(data, RunFolder(settings.run.dir).data)
+    return with_values(settings, values) if values else settings
 
 
 def run_over(grid: "Grid", settings: Settings) -> Result:
@@ -97,11 +132,14 @@ def _begin(settings: Settings, environment: dict[str, Any]) -> None:
     write_file(folder.config, dump_settings(settings))
 
 
-def resume(folder: str | Path, *, callbacks: Sequence[Callback] = ()) -> Result:
+def resume(
+    folder: str | Path, *, model: tuple[Any, Any] | None = None, callbacks: Sequence[Callback] = ()
+) -> Result:
     """Continue a run after its last finished round; of a finished run only the report is made again.
 
     Args:
         folder: Of the run.
+        model: The same as for `run`, where that was in memory.
         callbacks: As for `run`.
 
     Raises:
@@ -111,7 +149,11 @@ def resume(folder: str | Path, *, callbacks: Sequence[Callback] = ()) -> Result:
     settings = read_settings(Path(folder))
     run = RunFolder(folder)
     _require_local(run)
-    with _working_in(run):
+    with _working_in(run), _named(model) as name:
+        if name and name != settings.model.name:
+            raise UserError(
+                f"{folder} was begun with another model ({settings.model.name}) than the given one ({name})"
+            )
         environment = require_same(settings)
         watch = Watch([*open_loggers(settings), *callbacks])
         _introduce(settings, environment)
