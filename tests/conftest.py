@@ -39,6 +39,8 @@ MARKED = {
         "federation/test_python.py",
         "federation/test_run.py",
         "invariants",
+        "test_examples.py",
+        "test_plugins.py",
         "test_peers.py",
         "test_recipes.py",
     ],

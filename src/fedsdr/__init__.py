@@ -25,6 +25,7 @@ _HOME = {
     "compare": "fedsdr.experiments.compare",
     "dry_run": "fedsdr.federation.dry_run",
     "load_settings": "fedsdr.recipe",
+    "register": "fedsdr.plugins",
     "resume": "fedsdr.federation.run",
     "run": "fedsdr.federation.run",
 }
@@ -37,6 +38,7 @@ __all__ = [
     "compare",
     "dry_run",
     "load_settings",
+    "register",
     "resume",
     "run",
 ]

@@ -21,6 +21,7 @@ from fedsdr.errors import Diverged, UserError
 from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.run import resume, run
+from fedsdr.plugins import load_plugins
 from fedsdr.progress import say, show
 from fedsdr.recipe import flat
 from fedsdr.report.sheets import Sheet
@@ -142,6 +143,7 @@ def _finish_logged(settings: Settings) -> Result:
     _end_with_parent()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         show()
+        load_plugins()  # the settings were checked in another process
         return _finish(settings)
 
 

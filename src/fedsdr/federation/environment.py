@@ -12,6 +12,7 @@ from typing import Any
 
 from fedsdr.config import Model, Settings
 from fedsdr.errors import UnfitAttention, UserError
+from fedsdr.plugins import describe_plugins
 from fedsdr.progress import say
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import content_hash, read_json, read_lines
@@ -80,11 +81,12 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
 
     from fedsdr.federation.model_cache import model_of
 
-    base = model_of(settings).base
+    base, plugins = model_of(settings).base, describe_plugins(settings)
+    own = {"plugins": plugins} if plugins else {}
     return {
         # The arguments of a deployment's program are Flower's, and hold a secret.
         "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if has_data else ())]),
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()} | own,
         "git_commit": git_commit(),
         "machine": {
             "system": platform.platform(),
@@ -142,16 +144,18 @@ def require_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
         ("versions", "fedsdr"),
         ("versions", "torch"),
         ("versions", "transformers"),
+        ("versions", "plugins"),
         ("machine", "processor"),
         ("machine", "gpu"),
         ("model", "identity"),
         ("data", "hash"),
     ):
-        if before[section][key] != now[section][key]:
+        old, new = before[section].get(key), now[section].get(key)
+        if old != new:
             what = "config.toml" if section == "settings" else f"{section} {key}"
             raise UserError(
-                f"cannot continue: {what} was {before[section][key]} when the run began and is"
-                f" {now[section][key]} now, so its results would not be those of one run; restore it, or"
+                f"cannot continue: {what} was {old} when the run began and is"
+                f" {new} now, so its results would not be those of one run; restore it, or"
                 " start a new run"
             )
     return now
