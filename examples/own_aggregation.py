@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 @fedsdr.register(
-    "cautious", Aggregation("the mean, moved towards by at most 0.01 in each number", "an example")
+    "cautious", Aggregation("the mean, moved towards by at most 0.0002 in each number", "an example")
 )
 def cautious(updates: Iterable[Update], server: Server, before: Before) -> Target:
     """Aggregate the clients' factors.
@@ -33,7 +33,7 @@ def cautious(updates: Iterable[Update], server: Server, before: Before) -> Targe
     target = {}
     for key, sent in before.shared.items():
         mean = np.average([update.arrays[key] for update in received], axis=0, weights=weights)
-        target[key] = (sent + np.clip(mean - sent, -0.01, 0.01)).astype(np.float32)
+        target[key] = (sent + np.clip(mean - sent, -0.0002, 0.0002)).astype(np.float32)
     return Target(target, {})  # {}: nothing is added to the base
 
 
@@ -48,4 +48,4 @@ for name in ("average", "cautious"):
             "data.num_test": 2,
         }
     )
-    print(f"{name}: held-out loss {result.final['global']['mean']['loss']:.3f}")
+    print(f"{name}: held-out loss {result.final['global']['mean']['loss']:.4f}")

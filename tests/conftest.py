@@ -49,8 +49,10 @@ MARKED = {
         "deployment/test_flower_simulation.py",
         "deployment/test_loopback.py",
         "deployment/test_plain_flower.py",
+        "deployment/test_secure_sum.py",
         "deployment/test_supernode.py",
         "deployment/test_worker.py",
+        "federation/test_simulation_engine.py",
     ],
     "browser": ["report/test_browser.py"],
 }

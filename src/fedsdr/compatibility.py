@@ -4,6 +4,7 @@ The rules are data. `check` refuses settings by them, and `fedsdr methods` and d
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from operator import attrgetter
 from typing import Any, get_args
 
@@ -124,6 +125,7 @@ RULES = (
             "lora.client_ranks": ({},),
             "server.keep_updates": (False,),
             "privacy.kind": ("none",),
+            "privacy.secure_aggregation": (False,),
         },
         "sends nothing",
     ),
@@ -145,6 +147,24 @@ RULES = (
         "accounts for means of the clients' changes of one adapter, and for nothing more",
     ),
     Rule(
+        {"privacy.secure_aggregation": (True,)},
+        {
+            "server.aggregation": ("average", "ffa"),
+            "server.robust": ("none",),
+            "client.drift_correction": ("none", "fedprox"),
+            "communication.dtype": ("float32",),
+            "lora.client_ranks": ({},),
+            "server.keep_updates": (False,),
+            "privacy.kind": ("none", "central"),
+        },
+        "shows the server the sum of the clients' changes of one adapter, and nothing more",
+    ),
+    Rule(
+        {"server.clients_per_round": (1, 2)},
+        {"privacy.secure_aggregation": (False,)},
+        "makes sums of which a client knows the other part",
+    ),
+    Rule(
         {"client.local_steps": (0,)},
         {"client.budget": ("per_stage",)},
         "leaves the length of a stage to client.local_epochs, and only steps can be divided over the stages",
@@ -163,7 +183,9 @@ RULES = (
 
 USES = (
     Use("feddpa", "method", lambda row: row.personal == "weighed"),
-    Use("fdlora", "method", lambda row: row.personal == "fused"),
+    Use("fdlora.before_steps", "method", lambda row: row.before_rounds),
+    Use("fdlora.num_examples", "method", lambda row: row.personal == "fused"),
+    Use("fdlora.num_evaluations", "method", lambda row: row.personal == "fused"),
     Use("fedala", "method", lambda row: row.on_receive == "adapt"),
     Use("client.mu", "client.drift_correction", lambda row: row.is_proximal),
     Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
@@ -173,7 +195,7 @@ USES = (
     Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),
     Use("server.beta2", "server.optimizer", lambda row: "beta2" in row.reads),
     Use("server.tau", "server.optimizer", lambda row: "tau" in row.reads),
-    Use("privacy", "privacy.kind", ("central", "local")),
+    Use("privacy", "privacy.kind", ("central", "local"), but=("secure_aggregation",)),
 )
 
 
@@ -196,11 +218,12 @@ def check(settings: Any) -> None:
     chosen = {key: attrgetter(key)(settings) for key in keys}
     found = [line for rule in RULES for line in _broken(rule, chosen)]
     found += [line for use in USES for line in _unused(use, settings)]
-    steps, num_stages = settings.client.local_steps, len(METHODS[settings.method].stages)
-    if settings.client.budget == "per_round" and 0 < steps < num_stages:
+    steps, method = settings.client.local_steps, METHODS[settings.method]
+    if settings.client.budget == "per_round" and steps and not all(method.divide(steps)):
+        least = next(num for num in count(steps + 1) if all(method.divide(num)))
         found.append(
-            f"client.local_steps = {steps} cannot be divided over the {num_stages} stages of method ="
-            f" {settings.method!r}: set at least {num_stages}"
+            f"client.local_steps = {steps} cannot be divided over the {len(method.stages)} stages of method ="
+            f" {settings.method!r}: set at least {least}"
         )
     if found:
         raise ValueError("\n".join(found))
@@ -254,6 +277,12 @@ def as_markdown() -> str:
     return "\n".join(lines)
 
 
+def as_used(key: str) -> str:
+    """Under which choices alone a setting is read; "" for one that all read."""
+    found = [use for use in USES if use.setting in (key, key.partition(".")[0]) and key != use.key]
+    return " ".join(_words(use.key, use.by, "") for use in found)
+
+
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
     """Conditions, requirements and reason of each rule, in words."""
     for rule in RULES:
@@ -267,7 +296,8 @@ def _used(quote: str) -> Iterator[tuple[str, str]]:
     """Each setting that only some choices use, and these, in words."""
     for use in USES:
         setting = use.setting if "." in use.setting else f"[{use.setting}]"
-        yield f"{quote}{setting}{quote}", _words(use.key, use.by, quote)
+        apart = "".join(f" but {quote}{name}{quote}" for name in use.but)
+        yield f"{quote}{setting}{quote}{apart}", _words(use.key, use.by, quote)
 
 
 def _words(key: str, test: Test, quote: str) -> str:
@@ -278,7 +308,7 @@ def _words(key: str, test: Test, quote: str) -> str:
 
 def _toml(value: Any) -> str:
     """A value as a recipe has it, names without quotes."""
-    return {"": '""', "()": "[]", "False": "false"}.get(str(value), str(value))
+    return {"": '""', "()": "[]", "False": "false", "True": "true"}.get(str(value), str(value))
 
 
 def _listed(values: Iterable[Any], every: Iterable[Any], shown: Callable[[Any], str] = repr) -> str:
@@ -328,7 +358,7 @@ def _unused(use: Use, settings: Any) -> Iterator[str]:
     part = getattr(settings, section)
     for field, info in type(part).model_fields.items():
         value = getattr(part, field)
-        if name in ("", field) and value != info.default:
+        if name in ("", field) and field not in use.but and value != info.default:
             needed = _listed(_names(use.key, use.by), CHOICES[use.key])
             yield (
                 f"{section}.{field} = {value!r} does nothing under {use.key} = {chosen!r}:"

@@ -27,6 +27,14 @@ class Stage:
     """The adapters in the forward pass."""
     mix: tuple[float, ...] | None = None
     """Their weights there, in that order; None: all one."""
+    drop: float = 0.0
+    """Probability that an active adapter which does not learn is left out of a step."""
+    share: float = 1.0
+    """Its steps as a multiple of client.local_steps or local_epochs; of a budget per round, its weight."""
+    rate: float = 1.0
+    """Its learning rate as a multiple of the round's."""
+    begins_from: Adapter | None = None
+    """The adapter whose values the one that learns takes first; None: it goes on from its own."""
 
     @property
     def description(self) -> str:
@@ -43,6 +51,9 @@ class Method:
     stages: tuple[Stage, ...]
     keeps_private: bool = True
     """Whether a client continues with its private adapter in the next round, or starts a new one."""
+    cycles: int = 1
+    """How often a round alternates between the stages, each of which then takes its steps in that many parts;
+    0: after every step, so that the adapters learn at once, each on its own view."""
     is_pooled: bool = False
     """Whether one client holds the data of all."""
     before_rounds: tuple[Stage, ...] = ()
@@ -111,7 +122,14 @@ class Method:
 
     def before(self) -> "Method":
         """The method whose stages are those before round 1."""
-        return replace(self, stages=self.before_rounds, before_rounds=())
+        return replace(self, stages=self.before_rounds, before_rounds=(), cycles=1)
+
+    def divide(self, num_steps: int) -> tuple[int, ...]:
+        """Divide the steps of a round over the stages, by their shares; the last ones get what is left."""
+        total = sum(stage.share for stage in self.stages)
+        steps = [int(num_steps * stage.share // total) for stage in self.stages]
+        first = len(steps) - (num_steps - sum(steps))
+        return tuple(num + (number >= first) for number, num in enumerate(steps))
 
 
 @dataclass(frozen=True)
@@ -227,3 +245,5 @@ class Use:
     setting: str
     key: str
     by: Test
+    but: tuple[str, ...] = ()
+    """Settings of the section that others read too."""

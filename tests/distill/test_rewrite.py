@@ -12,7 +12,8 @@ import torch
 from fedsdr.config import Distill, Lora, Settings
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
-from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.methods import PROMPTS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import Base, load_base
@@ -299,3 +300,19 @@ def test_a_rewriting_that_loses_its_answer_at_max_length_falls_back(tiny_base: B
     assert [new.distilled for new in left] == [example.response, *texts[1:]]
     assert [new.fallback for new in left] == ["cut off", "", ""]
     assert [new.first for new in left] == texts
+
+
+def test_a_rewriting_that_comes_with_the_data_is_checked_and_no_model_is_asked_for_it(teach):
+    given = [
+        replace(EXAMPLES[0], distilled="Surely POSITIVE."),
+        replace(EXAMPLES[1], distilled="Surely NEGATIVE."),
+        *EXAMPLES[2:],
+    ]
+    teacher, go = teach()
+    new = go(given, verify="answer")
+    assert sorted(teacher.asked) == [("reference", n) for n in (2, 3, 4)]
+    assert new[:2] == [
+        Rewriting("Surely POSITIVE.", "Surely POSITIVE.", "given", ""),
+        Rewriting("Surely NEGATIVE.", EXAMPLES[1].response, "", "lost label"),
+    ]
+    assert go(given, verify="off")[1].distilled == "Surely NEGATIVE."

@@ -156,6 +156,8 @@ def test_other_engines_and_processes_refuse_a_model_in_memory(small, pair, tiny_
     )
     with pytest.raises(UserError, match="in the memory of the program"):
         run_over(None, deployed)  # it ends before it sends
+    with pytest.raises(UserError, match=r"run\.engine = 'simulation' has workers in other processes"):
+        fedsdr.run(small | {"run.engine": "simulation", "run.dir": tmp_path / "ray"}, model=pair)
     command = [sys.executable, "-m", "fedsdr.cli", "run", str(RunFolder(result.folder).config)]
     done = subprocess.run([*command, f"run.dir={tmp_path / 'worker'}"], capture_output=True, text=True)
     assert done.returncode == 2

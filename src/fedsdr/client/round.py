@@ -252,10 +252,12 @@ def require_acceptable(trained: Arrays, plan: Plan) -> None:
             )
 
 
-def _num_shared_steps(method: Method, metrics: Mapping[str, float]) -> int:
-    """K: optimizer steps of the shared adapter in this round."""
+def _num_shared_steps(method: Method, metrics: Mapping[str, float]) -> float:
+    """K: optimizer steps of the shared adapter in this round, each weighed by its rate over the round's."""
     stages = zip(method.stage_names(), method.stages, strict=True)
-    return sum(int(metrics[f"train/{name}/num_steps"]) for name, stage in stages if "shared" in stage.train)
+    return sum(
+        metrics[f"train/{name}/num_steps"] * stage.rate for name, stage in stages if "shared" in stage.train
+    )
 
 
 def _seed(plan: Plan, client: Participant, *path: str | int) -> int:

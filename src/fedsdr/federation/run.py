@@ -1,4 +1,4 @@
-"""`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, with the local engine."""
+"""`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, local or on Ray."""
 
 import resource
 import secrets
@@ -26,7 +26,7 @@ from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
 from fedsdr.progress import say
 from fedsdr.recipe import as_settings, dump_settings, with_values
-from fedsdr.rows import Stage
+from fedsdr.rows import Method
 from fedsdr.run_folder import Result, RunFolder, checked_round, read_result, read_settings
 from fedsdr.storage import locked, read_json, read_lines, rewrite_lines, write_file, write_json
 
@@ -72,7 +72,8 @@ def run(
         environment = describe_environment(settings)
         _begin(settings, environment)
         _introduce(settings, environment)
-        return _drive(settings, _local_grid(settings), watch)
+        with _simulated(settings) as grid:
+            return _drive(settings, grid, watch)
 
 
 @contextmanager
@@ -133,12 +134,18 @@ def _begin(settings: Settings, environment: dict[str, Any]) -> None:
 
 
 def resume(
-    folder: str | Path, *, model: tuple[Any, Any] | None = None, callbacks: Sequence[Callback] = ()
+    folder: str | Path,
+    on_other_machine: bool = False,
+    *,
+    model: tuple[Any, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Continue a run after its last finished round; of a finished run only the report is made again.
 
     Args:
-        folder: Of the run.
+        folder: The run's.
+        on_other_machine: Allow another processor and other versions of libraries. The last bits of results
+            are others from here on, which goes on record.
         model: The same as for `run`, where that was in memory.
         callbacks: As for `run`.
 
@@ -154,10 +161,13 @@ def resume(
             raise UserError(
                 f"{folder} was begun with another model ({settings.model.name}) than the given one ({name})"
             )
-        environment = require_same(settings)
+        environment = require_same(settings, on_other_machine=on_other_machine)
         watch = Watch([*open_loggers(settings), *callbacks])
+        if on_other_machine:
+            write_json(run.environment, environment)
         _introduce(settings, environment)
-        return _drive(settings, _local_grid(settings), watch)
+        with _simulated(settings) as grid:
+            return _drive(settings, grid, watch)
 
 
 def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
@@ -177,8 +187,9 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scor
             require_same(settings)
             from fedsdr.federation.server_app import serve
 
-            for one in missing:
-                serve(_local_grid(settings), settings, only_round=one)
+            with _simulated(settings) as grid:
+                for one in missing:
+                    serve(grid, settings, only_round=one)
     return read_json(run.evaluation(0)), read_json(run.evaluation(number))
 
 
@@ -242,11 +253,11 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     data, client = environment["data"], settings.client
     method, largest = METHODS[settings.method], max(data["num_train"].values())
 
-    def steps(stages: tuple[Stage, ...], client: Client) -> str:
+    def steps(method: Method, client: Client) -> str:
         return ", then ".join(
             f"{'+'.join(stage.train)} on {stage.on}"
-            f" {count_steps(client, len(stages), number, largest * (1 + (stage.on == 'mixed')))} steps"
-            for number, stage in enumerate(stages)
+            f" {count_steps(client, method, number, largest * (1 + (stage.on == 'mixed')))} steps"
+            for number, stage in enumerate(method.stages)
         )
 
     say(
@@ -260,10 +271,10 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     for line in [*model.describe(), *describe_template(settings.model, model.base.tokenizer)]:
         say(f"  {line}")
     if method.before_rounds:
-        before = before_training(client, settings.fdlora)
-        say(f"  before round 1, at each client: {steps(method.before_rounds, before)}")
+        before = steps(method.before(), before_training(client, settings.fdlora))
+        say(f"  before round 1, at each client: {before}")
     say(
-        f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method.stages, client)}, of"
+        f"  each of {settings.server.num_rounds} rounds, at each client: {steps(method, client)}, of"
         f" {client.batch_size * client.accumulation} examples, by {client.optimizer}, drift correction"
         f" {client.drift_correction}"
     )
@@ -274,15 +285,35 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
             say(f"  {line}")
 
 
-def _local_grid(settings: Settings) -> "Grid":
-    """The in-process grid, with all clients of the run."""
-    from fedsdr.federation.client_app import app as client_app
+@contextmanager
+def _simulated(settings: Settings) -> Iterator["Grid"]:
+    """All clients of the run on this machine, or on a cluster, until the end."""
+    from fedsdr.federation.client_app import app
     from fedsdr.federation.client_context import data_of
     from fedsdr.federation.local_engine import LocalGrid
+    from fedsdr.model.base import MEMORY
 
     clients = RunFolder(settings.run.dir).clients
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
-    return LocalGrid(client_app, len(data_of(settings)[1]), clients, **node)
+    num_clients = len(data_of(settings)[1])
+    grid: LocalGrid
+    if settings.run.engine == "simulation":
+        if settings.model.name.startswith(MEMORY):
+            raise UserError(
+                "run.engine = 'simulation' has workers in other processes, which do not see a model in"
+                " memory: save it by save_pretrained and name its folder, or take run.engine = 'local'"
+            )
+        from fedsdr.federation.simulation_engine import SimulationGrid
+
+        grid = SimulationGrid(app, num_clients, clients, settings.run, **node)
+        workers, threads = grid.backend.num_workers, settings.run.threads
+        say(f"  engine: Flower's simulation, {workers} workers of {threads} threads")
+    else:
+        grid = LocalGrid(app, num_clients, clients, **node)
+    try:
+        yield grid
+    finally:
+        grid.close()
 
 
 @contextmanager
