@@ -155,6 +155,24 @@ def against_control(seeds: Sequence[SeedPair]) -> Comparison:
     )
 
 
+def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float] | None:
+    """Ends of the 95 % interval of a mean by the crossed bootstrap; None for fewer than two seeds.
+
+    Args:
+        values: A difference by seed and example (seeds, examples), of the same examples for all seeds.
+        strata: Domain of each example; their means weigh alike.
+    """
+    if len(values) < 2:
+        return None
+    rng = np.random.default_rng(seed_for(0, "crossed", len(values)))
+    draws = [
+        float(values[rng.integers(len(values), size=len(values))].mean(axis=0) @ _drawn(strata, rng))
+        for _ in range(NUM_DRAWS)
+    ]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def words(comparisons: Sequence[Comparison]) -> list[tuple[Word, float | None]]:
     """Verdict on each of several arms, and its p value by Holm over them.
 

@@ -45,7 +45,7 @@ class ScoredRun:
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """A model's cost by prompt, and its gain by example with each example's domain."""
 
     cost: Array
@@ -59,7 +59,7 @@ def cost_and_gain(models: Sequence[Event]) -> list[Event]:
     """Cost C and gain G of each of a run's models, over all domains, with the gains in each domain."""
     run, found = ScoredRun("", 0, models), []
     for record in models[1:]:
-        point = _point(run, record)
+        point = point_of(run, record)
         by_domain = {
             f"gain_{name}": float(np.mean(point.test[np.asarray(point.domains) == name]))
             for name in dict.fromkeys(point.domains)
@@ -108,7 +108,7 @@ def frontier(
                 verdicts = words(list(compared.values()))
                 found += [
                     {"arm": arm, "model": model, "round": place[0], "scale": place[1], "of": of,
-                     **_record(one), "p_holm": p, "verdict": word}
+                     **_record(one), "num_examples": len(pairs[arm][0].test), "p_holm": p, "verdict": word}
                     for (arm, one), (word, p) in zip(compared.items(), verdicts, strict=True)
                 ]  # fmt: skip
     return found
@@ -177,10 +177,10 @@ def _record(one: Comparison) -> Event:
 def _pair(
     control: ScoredRun, run: ScoredRun, model: str, place: tuple[int, float], chosen: Collection[str]
 ) -> SeedPair:
-    curves: dict[int, list[_Point]] = {}
+    curves: dict[int, list[Point]] = {}
     for (number_, _), record in control.points(model).items():
-        curves.setdefault(number_, []).append(_point(control, record, chosen))
-    point = _point(run, run.points(model)[place], chosen)
+        curves.setdefault(number_, []).append(point_of(control, record, chosen))
+    point = point_of(run, run.points(model)[place], chosen)
     first = next(iter(curves.values()))[0] if curves else None
     if first is None or (first.domains, len(first.cost)) != (point.domains, len(point.cost)):
         raise UserError(
@@ -194,8 +194,8 @@ def _pair(
     return SeedPair(stacked, point.cost, point.test, point.domains, first.validation_domains)
 
 
-def _point(run: ScoredRun, record: Event, chosen: Collection[str] = ()) -> _Point:
-    """A record as gains over the base of the same run; `chosen`: domains, else all."""
+def point_of(run: ScoredRun, record: Event, chosen: Collection[str] = ()) -> Point:
+    """A record of `frontier_scores` as gains over the base of the same run; `chosen`: domains, else all."""
     base = next(one for one in run.models if one["model"] == "base")
     parts: dict[str, tuple[Array, list[str]]] = {}
     for part in ("test", "validation"):
@@ -204,4 +204,4 @@ def _point(run: ScoredRun, record: Event, chosen: Collection[str] = ()) -> _Poin
         parts[part] = np.concatenate(gains), [name for name in names for _ in record[part][name]]
     kl = record["kl"]
     cost = np.concatenate([kl[client] for client in sorted(kl)]) if isinstance(kl, dict) else np.asarray(kl)
-    return _Point(cost, *parts["test"], *parts["validation"])
+    return Point(cost, *parts["test"], *parts["validation"])
