@@ -25,7 +25,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
-from fedsdr.progress import here, track, within
+from fedsdr.progress import here, note, track, within
 from fedsdr.rows import Factor, Method, Stage, View
 from fedsdr.seeds import seed_for
 
@@ -163,6 +163,7 @@ def train_steps(
         optimizer.step()
         drift.after_step(rate)
         optimizer.zero_grad()
+        note(f"loss {step_loss:.3f}")
         yield Step(step_loss, num_tokens)
 
 

@@ -6,7 +6,7 @@ when they are back; the run stops only where fewer than a quorum are connected.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from fedsdr.federation.preflight import check_budget, check_counts
 from fedsdr.history import round_record, score_record
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
-from fedsdr.progress import say
+from fedsdr.progress import Total, say
 from fedsdr.report.notices import cut_notices, rewriting_notices, weight_notices
 from fedsdr.report.page import write_report
 from fedsdr.run_folder import RunFolder
@@ -71,7 +71,16 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
     config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
     # A client that only reads its rewritings again took no time for them: the first record stays.
     prepared = {str(event["client"]): event for event in past if event["event"] == "prepare"}
-    membership = Membership(grid, config, model.base.identity, settings.federation, settings.server, prepared)
+    total = _total_work(grid, settings, folder, begun, past) if only_round is None else Total({}, {})
+    membership = Membership(
+        grid,
+        config,
+        model.base.identity,
+        settings.federation,
+        settings.server,
+        prepared,
+        lambda: total.done("prepare"),
+    )
     membership.wait_for_all()
     cap_weights(prepared.values(), settings.server.max_weight)
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))
@@ -86,7 +95,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
     kind = SecureStrategy if settings.privacy.secure_aggregation else FedStrategy
     strategy = kind(settings, membership.roster, prepared, arrays, moments, residual)
     watch = watch or Watch()
-    rounds = Rounds(grid, membership, strategy, settings, config, folder, watch)
+    rounds = Rounds(grid, membership, strategy, settings, config, folder, total, watch)
     if only_round is not None:
         rounds.evaluate(only_round)
         return
@@ -97,7 +106,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
     if begun:
         say(f"  continuing after round {begun}")
     watch.start(settings, begun, past)
-    if rounds.is_due(begun):
+    if is_due(settings, begun):
         rounds.evaluate(begun)
     page = PageWriter(settings)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
@@ -108,8 +117,28 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
         save_round(folder, server_round, arrays, residual, moments, lora, name)
         watch.on_round(round_record(events), events)
         remove_rounds(folder, server_round, settings.server)
-        if rounds.is_due(server_round):
+        if is_due(settings, server_round):
             rounds.evaluate(server_round)
+    total.close()
+
+
+def _total_work(grid: Grid, settings: Settings, folder: RunFolder, begun: int, past: list[Event]) -> Total:
+    """How much is to be done in this run, and how long the same took before it was stopped."""
+    num_clients = settings.federation.num_clients or len(list(grid.get_node_ids()))
+    num_rounds = settings.server.num_rounds
+    due = [number for number in range(begun, num_rounds + 1) if is_due(settings, number)]
+    left = {
+        "prepare": num_clients - sum(event["event"] == "prepare" for event in past),
+        "train": (num_rounds - begun) * (settings.server.clients_per_round or num_clients),
+        "evaluate": num_clients * sum(not folder.evaluation(number).exists() for number in due),
+    }
+    return Total(left, {kind: [e["seconds"] for e in past if e["event"] == kind] for kind in left})
+
+
+def is_due(settings: Settings, server_round: int) -> bool:
+    """Whether a round is evaluated; 0 stands for the base model."""
+    every, last = settings.eval.every, settings.server.num_rounds
+    return server_round in (0, last) or (every > 0 and server_round % every == 0)
 
 
 class PageWriter:
@@ -150,6 +179,7 @@ class Rounds:
     settings: Settings
     config: ConfigRecord
     folder: RunFolder
+    total: Total
     watch: Watch
 
     def train(self, server_round: int) -> list[Event]:
@@ -159,7 +189,8 @@ class Rounds:
         start = time.monotonic()
         record = strategy.record()
         num_bytes = sum(array.numpy().nbytes for array in record.values())
-        replies = self._exchange(strategy.configure_train(server_round, record, self.config, self.grid))
+        asked = strategy.configure_train(server_round, record, self.config, self.grid)
+        replies = self._exchange(asked, "train")
         try:
             strategy.aggregate_train(server_round, replies)
         finally:  # the reasons of dropped replies are logged even if too few are left
@@ -169,13 +200,9 @@ class Rounds:
         done |= self._spent(server_round)
         append_lines(self.folder.log, [done])
         events, num_rounds = [*strategy.events(), done], self.settings.server.num_rounds
-        say(f"round {server_round} of {num_rounds}: {_losses(events)}, {seconds:.0f} s")
+        left = ", ".join(filter(None, [f"{seconds:.0f} s", self.total.text()]))
+        say(f"round {server_round} of {num_rounds}: {_losses(events)}, {left}")
         return events
-
-    def is_due(self, server_round: int) -> bool:
-        """Whether a round is evaluated; 0 stands for the base model."""
-        every, last = self.settings.eval.every, self.settings.server.num_rounds
-        return server_round in (0, last) or (every > 0 and server_round % every == 0)
 
     def evaluate(self, server_round: int) -> None:
         """Evaluate a round if that is not done yet; write the pooled numbers."""
@@ -184,7 +211,8 @@ class Rounds:
             return
         self._gather(sorted(strategy.prepared), server_round)
         record = strategy.record(trains=False)
-        replies = self._exchange(strategy.configure_evaluate(server_round, record, self.config, self.grid))
+        asked = strategy.configure_evaluate(server_round, record, self.config, self.grid)
+        replies = self._exchange(asked, "evaluate")
         try:
             strategy.aggregate_evaluate(server_round, replies)
         finally:
@@ -199,8 +227,11 @@ class Rounds:
         self.membership.wait_for(clients, self.strategy.quorum(len(clients)), server_round)
         self.strategy.absent = self.membership.absent()
 
-    def _exchange(self, messages: Iterable[Message]) -> Iterable[Message]:
-        return self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout)
+    def _exchange(self, messages: Iterable[Message], kind: str) -> Iterator[Message]:
+        self.total.begin(kind)
+        for reply in self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout):
+            self.total.done(kind)
+            yield reply
 
     def _spent(self, server_round: int) -> Event:
         """Epsilon and delta of the most drawn client after a round; {} without differential privacy."""
