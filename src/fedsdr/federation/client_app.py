@@ -30,7 +30,7 @@ from fedsdr.distill.paradox import distill_metrics
 from fedsdr.errors import UserError
 from fedsdr.evaluate.personal import evaluate_personal
 from fedsdr.evaluate.tasks import Evaluation, evaluate, evaluate_base
-from fedsdr.federation.client_context import ClientContext, cache_of, open_client
+from fedsdr.federation.client_context import ClientContext, cache_of, open_client, seconds_ahead
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
@@ -103,7 +103,7 @@ def prepare(message: Message, context: Context) -> Message:
         if rewritings := client.rewritings.get("train" if part == "distill" else "test"):
             numbers = distill_metrics(examples, rewritings)
             metrics |= {f"{part}/{name}": value for name, value in numbers.items()}
-    metrics["seconds"] = time.monotonic() - start
+    metrics["seconds"] = time.monotonic() - start + seconds_ahead.pop(client.id, 0.0)
     who = ConfigRecord({"id": client.id, "model": model_of(settings).base.identity})
     return Message(RecordDict({"client": who, "metrics": MetricRecord({**metrics})}), reply_to=message)
 
@@ -258,10 +258,11 @@ def _work(settings: Settings) -> str:
     client, privacy = settings.client, settings.privacy
     drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
     noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
+    summed = ", secure aggregation" if privacy.secure_aggregation else ""
     work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
     return (
         f"{drawn}{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
-        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}"
+        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}{summed}"
     )
 
 
