@@ -260,10 +260,11 @@ def _work(settings: Settings) -> str:
     client, privacy = settings.client, settings.privacy
     drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
     noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
+    summed = ", secure aggregation" if privacy.secure_aggregation else ""
     work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
     return (
         f"{drawn}{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
-        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}"
+        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}{summed}"
     )
 
 
