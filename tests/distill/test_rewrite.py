@@ -309,7 +309,11 @@ def test_clients_that_share_batches_get_the_rewritings_and_files_that_each_would
     """So a simulation, in which they do, equals a deployment, in which they cannot."""
     assert model.base.has_independent_rows
     settings = Distill(
-        max_new_tokens=12, prompts=("reference", "turn"), batch_size=2, temperature=temperature
+        max_new_tokens=12,
+        prompts=("reference", "turn"),
+        batch_size=2,
+        temperature=temperature,
+        verify="answer",
     )
     clients = [EXAMPLES[:4], EXAMPLES[3:], EXAMPLES[1:2], EXAMPLES[:4]]
     together = rewrite_together(model, [(some, tmp_path / "one") for some in clients], settings, 512)
