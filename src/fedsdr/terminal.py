@@ -54,7 +54,7 @@ def print_result(result: Any, as_json: bool) -> None:
         print(coloured("✗", str(notice)) if notice.is_warning else notice)
     answers = read_answers(run, read_settings(result.folder).server.num_rounds)
     gains = gain_records(result.base, result.final, answers)
-    print(f"\n{did_it_help(gains, read_lines(run.log))}\n")
+    print("\n" + "\n".join(did_it_help(gains, read_lines(run.log))) + "\n")
     print_sheet(gain_sheet(gains))
     print_scores(result.base, result.final)
     no_global = f"none is global; `fedsdr export {result.folder} NEW --client NAME` writes a client's"
@@ -66,6 +66,7 @@ def print_estimate(settings: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
     from fedsdr.federation.dry_run import dry_run, sheets
+    from fedsdr.methods import METHODS
     from fedsdr.report.sheets import render_text
 
     estimate = dry_run(settings)
@@ -78,6 +79,8 @@ def print_estimate(settings: Any, as_json: bool) -> None:
         print(f"not known: {line}")
     for sheet in sheets(estimate):
         print(f"\n{render_text(sheet)}")
+    if METHODS[settings.method].needs_rewritings:
+        print("\n`fedsdr probe` with the same recipe says for each client whether rewriting is likely to pay")
 
 
 @contextmanager

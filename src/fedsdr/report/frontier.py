@@ -39,6 +39,16 @@ def frontier_blocks(name: str, record: Event) -> list[Block]:
     return [Table(name, sheet)]
 
 
+def at_which_cost(measurements: Mapping[str, Event], server_round: int) -> list[str]:
+    """Say at which cost each model gained, after a round; nothing where that was not measured."""
+    return [
+        f"At lambda = 1 the {r['model']} model gains {number(r['gain'], 3)} nats of loss at a"
+        f" distance of {number(r['cost'], 4)} nats per token from the base."
+        for r in measurements.get("frontier", {}).get("records", ())
+        if r["scale"] == 1 and r["round"] == server_round
+    ]
+
+
 def frontier_svg(points: Sequence[Event], controls: Mapping[str, str]) -> str:
     """Draw gain over cost: the control's curve of each round, and each other arm's points after the last.
 
@@ -96,7 +106,8 @@ def _panel(model: str, control: str, points: Sequence[Event], left: float) -> st
             path = "L".join(f"{a} {b}" for a, b in [(x.at(0), y.at(0)), *at])
             parts.append(f'<path d="M{path}" fill="none" stroke="{colour}"{dash}/>')
             parts += _marks(some, at, colour, arm == control, y)
-        title = f"{arm} (control; dashed: after half of the rounds)" if arm == control else arm
+        earlier = "; dashed: after fewer rounds" * (len(rounds) > 1)
+        title = f"{arm} (control{earlier})" if arm == control else f"{arm} (filled: lambda = 1)"
         top = HEIGHT + 16 * (place + 0.5)
         parts.append(f'<circle cx="{LEFT + 6}" cy="{top - 4}" r="4" fill="{colour}"/>')
         parts.append(f'<text x="{LEFT + 18}" y="{top}">{escape(title)}</text>')
