@@ -66,10 +66,9 @@ def main(data: Path, out: Path, arm: str, seed: int, *more: str) -> None:
     }
     words = [f"{key}={value}" for key, value in own.items()]
     settings = load_settings(HERE / "study.toml", [*words, *more])
-    if RunFolder(settings.run.dir).config.exists():
-        resume(settings.run.dir)
-    else:
-        run(settings)
+    there = RunFolder(settings.run.dir)
+    if not there.is_finished():
+        (resume(settings.run.dir) if there.config.exists() else run(settings))
     trained = time.monotonic()
     models = list(_scored(read_settings(folder / "run"), out / "cache"))
     write_json(

@@ -255,13 +255,17 @@ def benchmarks(draw: random.Random) -> list[Event]:
     return records
 
 
-def cost_and_gain(domains: Sequence[str]) -> list[Event]:
-    """Two scales of the global model; cost grows with the square of the scale."""
-    return [
-        {"model": "global", "round": 4, "scale": scale, "cost": 0.2 * scale**2, "gain": scale / 2}
-        | {f"gain_{domain}": scale / 2 for domain in domains}
-        for scale in (0.5, 1.0)
-    ]
+def retention(draw: random.Random) -> list[Event]:
+    """Shares of two tasks, and a loss without an interval."""
+    records: list[Event] = []
+    for task, metric in (("piqa", "acc_norm"), ("copa", "acc"), ("wikitext", "loss")):
+        base, change = draw.uniform(0.3, 0.7), draw.uniform(-0.1, 0.1)
+        ends = (
+            {"low": None, "high": None} if metric == "loss" else {"low": change - 0.05, "high": change + 0.05}
+        )
+        values = {"base": base, "tuned": base + change, "value": change}
+        records.append({"task": task, "metric": metric, "num": 100, **values, **ends})
+    return records
 
 
 def win_rates(draw: random.Random, domains: Sequence[str]) -> list[Event]:
@@ -276,6 +280,17 @@ def win_rates(draw: random.Random, domains: Sequence[str]) -> list[Event]:
     return records
 
 
+def frontier(num_rounds: int, domains: Sequence[str]) -> list[Event]:
+    """Cost and gain of two models at two scales after half of the rounds and all."""
+    return [
+        {"model": model, "round": number, "scale": scale, "cost": scale**2 / 10, "gain": scale * number / 5}
+        | {f"gain_{domain}": scale * number / 5 for domain in domains}
+        for model, number, scale in product(
+            ("global", "personalised"), (num_rounds // 2, num_rounds), (0.5, 1.0)
+        )
+    ]
+
+
 def measurements(clients: Sequence[str], num_layers: int = 30, num_rounds: int = 4) -> dict[str, Event]:
     """One record of each measurement, as `fedsdr measure` writes them, by name."""
     draw = random.Random(0)
@@ -288,7 +303,8 @@ def measurements(clients: Sequence[str], num_layers: int = 30, num_rounds: int =
         "consistency": consistency(draw, clients, num_layers, num_rounds),
         "survival": survival(draw, clients, num_rounds),
         "benchmarks": benchmarks(draw),
-        "frontier": cost_and_gain(clients),
+        "retention": retention(draw),
+        "frontier": frontier(num_rounds, clients),
         "winrate": win_rates(draw, clients),
     }
     found: dict[str, Event] = {}
