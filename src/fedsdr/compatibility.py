@@ -4,7 +4,6 @@ The rules are data. `check` refuses settings by them, and `fedsdr methods` and d
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
 from typing import Any, get_args
@@ -18,10 +17,8 @@ from fedsdr.methods import (
     ROBUST_AGGREGATORS,
     look_up,
 )
-from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind
-
-Test = tuple[Any, ...] | Callable[[Any], bool]
-"""What a setting must be: one of these values, or a choice whose row has a property."""
+from fedsdr.plugins import ORIGINS, load_plugins
+from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind, Rule, Test, Use
 
 TABLES: Mapping[str, Mapping[str, Any]] = {
     "method": METHODS,
@@ -42,34 +39,16 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
 """Settings with a few named values that not all go together, and the values."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Under some settings, others are restricted."""
-
-    under: Mapping[str, Test]
-    """Setting -> what it must be for the rule to hold; all of them."""
-    needs: Mapping[str, Test]
-    """Setting -> what it must be then."""
-    reason: str
-    """Continues the sentence "... does not go with these settings, which ..."."""
-
-
-@dataclass(frozen=True)
-class Use:
-    """A setting, or a section, that only some choices read. Under others it must have its default."""
-
-    setting: str
-    key: str
-    by: Test
-    but: tuple[str, ...] = ()
-    """Settings of the section that others read too."""
-
-
 RULES = (
     Rule(
         {"server.aggregation": lambda row: not row.is_linear},
         {"server.robust": ("none",), "server.optimizer": ("fedavg",), "communication.dtype": ("float32",)},
         "aggregates whole products B A, on which nothing can work number by number",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.is_own},
+        {"server.robust": ("none",)},
+        "decides itself how the clients' numbers become one",
     ),
     Rule(
         {"server.aggregation": lambda row: row.is_turned},
@@ -230,6 +209,7 @@ def check(settings: Any) -> None:
         UserError: A name is in no table.
         ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
     """
+    load_plugins()
     for key, table in TABLES.items():
         named = attrgetter(key)(settings)
         for name in (named,) if isinstance(named, str) else named:
@@ -260,6 +240,7 @@ def allowed_with(key: str, name: str) -> dict[str, list[str]]:
 
 def as_json() -> dict[str, Any]:
     """All tables, and the pairs that go together: setting -> name -> other setting -> its names."""
+    load_plugins()
     tables = {
         key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
         for key, table in TABLES.items()
@@ -271,12 +252,14 @@ def as_json() -> dict[str, Any]:
 
 def as_text() -> str:
     """All tables, and what goes with what, for the terminal."""
+    load_plugins()
     lines = []
     width = max(len(name) for table in TABLES.values() for name in table) + 2
     for key, table in TABLES.items():
         lines.append(f"{key} =")
         for name, row in table.items():
-            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{row.paper}"]
+            source = f"{row.paper} ({ORIGINS[key, name]})" if (key, name) in ORIGINS else row.paper
+            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{source}"]
     lines.append("All choices go together, except:")
     for under, needs, reason in _rows("", ", "):
         lines += [f"  {under}: {needs}", f"    {reason}"]
@@ -303,6 +286,8 @@ def as_used(key: str) -> str:
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
     """Conditions, requirements and reason of each rule, in words."""
     for rule in RULES:
+        if not all(_names(key, test) for key, test in rule.under.items()):
+            continue  # no row of a plugin is there
         under = " and ".join(_words(key, test, quote) for key, test in rule.under.items())
         yield under, between.join(_words(key, test, quote) for key, test in rule.needs.items()), rule.reason
 

@@ -24,6 +24,7 @@ from fedsdr.errors import Diverged, UserError
 from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.run import resume, run
+from fedsdr.plugins import load_plugins
 from fedsdr.progress import duration, say, show
 from fedsdr.recipe import flat
 from fedsdr.report.sheets import Sheet
@@ -156,6 +157,7 @@ def _finish_logged(settings: Settings) -> Result:
     _end_with_parent()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         show()
+        load_plugins()  # the settings were checked in another process
         return _finish(settings)
 
 
@@ -190,11 +192,11 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
     if not RunFolder(folder).config.exists():
         return
     before = read_settings(folder)
-    machine = {"threads": before.run.threads, "cache": before.run.cache}
+    apart = {"threads": before.run.threads, "cache": before.run.cache, "log_to": before.run.log_to}
     chosen = {key: value for key, value in before.model if getattr(settings.model, key) == "auto"}
     now = settings.model_copy(
         update={
-            "run": settings.run.model_copy(update=machine),
+            "run": settings.run.model_copy(update=apart),
             "model": settings.model.model_copy(update=chosen),
         }
     )

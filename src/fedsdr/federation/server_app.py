@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fedsdr import __version__
+from fedsdr.callbacks import Watch
 from fedsdr.config import Settings
 from fedsdr.evaluate.scores import table_of_round
 from fedsdr.federation.disk import check_disk, disk
@@ -22,6 +23,7 @@ from fedsdr.federation.membership import Membership
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import OWN_DATA, OWN_MODEL
 from fedsdr.federation.preflight import check_budget, check_counts
+from fedsdr.history import round_record, score_record
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
 from fedsdr.progress import Total, say
@@ -40,13 +42,14 @@ REFRESH = 20
 """Seconds after which the page of a run that goes on loads itself again."""
 
 
-def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None:
+def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: Watch | None = None) -> None:
     """Run or continue a federation.
 
     Args:
         grid: The way to the clients.
         settings: Of the run in `run.dir`.
         only_round: Evaluate that round, if it was not yet, and nothing else.
+        watch: Calls the callbacks.
 
     Raises:
         UserError: A client cannot prepare, or fewer than a quorum are connected or usable.
@@ -91,7 +94,8 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     moments = load_moments(folder, begun)
     kind = SecureStrategy if settings.privacy.secure_aggregation else FedStrategy
     strategy = kind(settings, membership.roster, prepared, arrays, moments, residual)
-    rounds = Rounds(grid, membership, strategy, settings, config, folder, total)
+    watch = watch or Watch()
+    rounds = Rounds(grid, membership, strategy, settings, config, folder, total, watch)
     if only_round is not None:
         rounds.evaluate(only_round)
         return
@@ -101,15 +105,17 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         say(f"  {notice}")
     if begun:
         say(f"  continuing after round {begun}")
+    watch.start(settings, begun, past)
     if rounds.is_due(begun):
         rounds.evaluate(begun)
     page = PageWriter(settings)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
         page.write()
-        rounds.train(server_round)
+        events = rounds.train(server_round)
         # After the log: once the folder is there the round counts as finished and is not logged again.
         arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
         save_round(folder, server_round, arrays, residual, moments, lora, name)
+        watch.on_round(round_record(events), events)
         remove_rounds(folder, server_round, settings.server)
         if rounds.is_due(server_round):
             rounds.evaluate(server_round)
@@ -157,7 +163,7 @@ def sent_settings(settings: Settings) -> str:
     Clients of another version refuse it. Registered clients are those of a deployment, whose nodes decide
     model and data themselves.
     """
-    apart: Any = {"run": {"dir", "cache"}, "federation": True}
+    apart: Any = {"run": {"dir", "cache", "log_to"}, "federation": True}
     if settings.federation.nodes:
         apart |= {"model": set(OWN_MODEL), "data": {"root", *OWN_DATA}}
     return settings.model_dump_json(exclude_defaults=True, exclude=apart)
@@ -174,9 +180,10 @@ class Rounds:
     config: ConfigRecord
     folder: RunFolder
     total: Total
+    watch: Watch
 
-    def train(self, server_round: int) -> None:
-        """Let the sampled clients train, aggregate what they send, and log it."""
+    def train(self, server_round: int) -> list[Event]:
+        """Let the sampled clients train, aggregate what they send, and log it; return the events."""
         strategy = self.strategy
         self._gather(strategy.sampled(server_round), server_round)
         start = time.monotonic()
@@ -190,10 +197,12 @@ class Rounds:
             append_lines(self.folder.log, strategy.events())
         seconds = time.monotonic() - start
         done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
-        append_lines(self.folder.log, [done | self._spent(server_round)])
-        num_rounds = self.settings.server.num_rounds
+        done |= self._spent(server_round)
+        append_lines(self.folder.log, [done])
+        events, num_rounds = [*strategy.events(), done], self.settings.server.num_rounds
         left = ", ".join(filter(None, [f"{seconds:.0f} s", self.total.text()]))
-        say(f"round {server_round} of {num_rounds}: {_losses(strategy.events())}, {left}")
+        say(f"round {server_round} of {num_rounds}: {_losses(events)}, {left}")
+        return events
 
     def is_due(self, server_round: int) -> bool:
         """Whether a round is evaluated."""
@@ -214,7 +223,9 @@ class Rounds:
             append_lines(self.folder.log, strategy.events())
         scored = [event for event in strategy.events() if event["event"] == "evaluate"]
         num_test = sum(event["num_test"] for event in strategy.prepared.values())
-        write_json(path, table_of_round(scored, num_test))
+        scores = table_of_round(scored, num_test)
+        write_json(path, scores)
+        self.watch.on_evaluate(score_record(server_round, scores))
 
     def _gather(self, clients: Sequence[str], server_round: int) -> None:
         self.membership.wait_for(clients, self.strategy.quorum(len(clients)), server_round)
@@ -247,9 +258,5 @@ def _events_until(begun: int, folder: RunFolder) -> list[Event]:
 
 def _losses(events: Iterable[Event]) -> str:
     """Mean training losses of a round over its clients, for the user to watch."""
-    found: dict[str, list[float]] = {}
-    for event in events:
-        for key, value in event.items():
-            if key.startswith("train/") and key.endswith("/loss"):
-                found.setdefault(key.split("/")[1], []).append(value)
-    return ", ".join(f"{name} loss {sum(values) / len(values):.3f}" for name, values in sorted(found.items()))
+    means = [(key.split("/"), value) for key, value in round_record(events).items()]
+    return ", ".join(f"{names[1]} loss {value:.3f}" for names, value in means if names[0] == "train")
