@@ -36,14 +36,14 @@ def test_a_name_holds_for_its_block_alone():
 
 
 def test_quick_work_shows_no_bar(capsys: pytest.CaptureFixture[str]):
-    assert list(progress.track("abc", "steps")) == ["a", "b", "c"]
+    assert list(progress.track("abc", "steps", [1] * 3)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
 
 
 def test_quiet_leaves_warnings_alone(impatient: None, capsys: pytest.CaptureFixture[str]):
     progress.show(quiet=True)
     progress.say("nothing")
-    assert list(progress.track("abc", "steps")) == ["a", "b", "c"]
+    assert list(progress.track("abc", "steps", [1] * 3)) == ["a", "b", "c"]
     progress.log.warning("something")
     assert capsys.readouterr().err == "something\n"
 

@@ -83,7 +83,7 @@ def local_update(
         with within(f"{learner} on {stage.on}"), torch.random.fork_rng():
             torch.manual_seed(stage_seed)
             steps = train_steps(model, parameters, batches, training, rate, drift)
-            taken = [next(steps) for _ in track(range(num_steps), "steps")]
+            taken = [next(steps) for _ in track(range(num_steps), "steps", [1] * num_steps)]
         metrics |= summarise(name, taken)
     model.set(active=(), train=())
     return metrics
