@@ -95,9 +95,18 @@ def test_the_help_of_a_command_explains_its_arguments(fedsdr: Fedsdr, command: s
 def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, recipe: Path, tmp_path: Path):
     code, out, err = fedsdr("run", recipe, f"run.dir={tmp_path / 'run'}", "method=fedit")
     assert code == 0
-    header = next(line for line in out.splitlines() if line.startswith("domain"))
-    assert header.split()[:4] == ["domain", "base", "global", "personalised"]
-    assert [line.split()[0] for line in out.splitlines() if " [" in line] == ["finance", "math", "mean"]
+    assert (
+        out.index("The global model's share")
+        < out.index("Differences to the base")
+        < out.index("Exact score")
+    )
+    headers = [line.split() for line in out.splitlines() if line.startswith("domain")]
+    assert headers[1][:4] == ["domain", "base", "global", "personalised"]
+    assert [line.split()[0] for line in out.splitlines() if " [" in line] == 2 * [
+        "finance",
+        "math",
+        "mean",
+    ]
     assert out.rstrip().endswith(str(tmp_path / "run" / "report.html"))
     assert "shared on raw 2 steps" in err
 
@@ -166,6 +175,7 @@ def test_the_personalised_model_is_exported_by_its_clients_name(
     ("words", "says"),
     [
         (["run", "no.toml"], "no.toml does not exist"),
+        (["run", "run.seed=1"], "the recipe comes first, settings after it"),
         (["run", "RECIPE", "batch"], "not of the form key=value"),
         (["run", "RECIPE", "method=fedsrd"], "fedsdr"),
         (["run", "RECIPE", "client.lr=1"], "client.learning_rate"),
@@ -234,6 +244,11 @@ def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
     ("words", "told"),
     [
         (("measure", "nowhere"), "nowhere holds no run: config.toml is missing"),
+        (("measure", "nowhere", "--scales", "0.5,half"), "'0.5,half': expected numbers, separated by commas"),
+        (
+            ("measure", "nowhere", "--only", "map", "--rounds", "2"),
+            "--rounds is of frontier, which is not asked for",
+        ),
         (("analyze", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
         (("analyze", "."), "unknown kind of file ''"),
     ],
@@ -255,3 +270,19 @@ def test_pairs_are_analyzed_on_the_command_line(fedsdr: Fedsdr, tmp_path: Path):
     assert code == 0 and "Rewrite paradox as checked" in out and "undecided: The rewrite paradox" in out
     code, out, _ = fedsdr("analyze", path, "--json")
     assert [*json.loads(out)] == ["paradox"]
+
+
+def test_the_probe_is_named_by_a_dry_run_of_a_method_that_rewrites(fedsdr: Fedsdr):
+    for method, is_named in (("fedsdr", True), ("fedit", False)):
+        _, out, _ = fedsdr("run", "recipes/demo.toml", "--dry-run", "model.name=tiny", f"method={method}")
+        assert ("`fedsdr probe`" in out) == is_named
+
+
+def test_cases_of_the_probe_are_judged_on_the_command_line(fedsdr: Fedsdr, tmp_path: Path):
+    path = tmp_path / "cases.jsonl"
+    rows = [{"domain": f"d{n}", "outcomes": [n % 2 - 0.5], "passed": n / 8} for n in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = fedsdr("judge-probe", path)
+    assert code == 0 and "passed" in out and "no rule is validated" in out
+    code, out, _ = fedsdr("judge-probe", path, "--json")
+    assert json.loads(out)["taken"] == "passed"

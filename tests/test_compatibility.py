@@ -82,7 +82,9 @@ def test_every_setting_that_a_rule_names_exists():
 @given(data=st.data())
 def test_what_a_choice_reads_may_be_set_with_it_and_with_no_other(key: str, data: st.DataObject):
     (use,) = (use for use in USES if use.setting == key)
-    value = {"server.rotation_reference": "B", "server.num_byzantine": 1}.get(key, 0.25)
+    value = {"server.rotation_reference": "B", "server.num_byzantine": 1}.get(
+        key, 2 if key.startswith("fdlora") else 0.25
+    )
     name = data.draw(st.sampled_from(sorted(CHOICES[use.key])))
     others = {"server.num_byzantine": 1} if key == "server.num_byzantine" else {}
     others |= COMPLETING.get((use.key, name), {})

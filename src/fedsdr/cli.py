@@ -11,7 +11,7 @@ import typer
 
 from fedsdr import __version__, progress
 from fedsdr.cli_deploy import deploy, node
-from fedsdr.cli_measure import analyze, measure
+from fedsdr.cli_measure import analyze, judge_probe, measure, probe
 from fedsdr.errors import UserError
 from fedsdr.terminal import (
     AsJson,
@@ -97,13 +97,21 @@ def run(
 
 
 @app.command()
-def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def resume(
+    run_dir: RunDir,
+    on_other_machine: Annotated[
+        bool,
+        typer.Option(help="Allow another processor and other versions: the last bits differ from here on."),
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Continue a stopped run after its last finished round."""
     progress.show(quiet)
     from fedsdr.federation.run import resume as resume_run
 
     with resumable(f"to continue: `fedsdr resume {run_dir}`"):
-        print_result(resume_run(run_dir), as_json)
+        print_result(resume_run(run_dir, on_other_machine), as_json)
 
 
 @app.command()
@@ -169,7 +177,7 @@ def report(
         print(path)
 
 
-for command in (measure, analyze, node):
+for command in (measure, analyze, probe, judge_probe, node):
     app.command()(command)
 
 

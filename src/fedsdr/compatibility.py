@@ -4,7 +4,7 @@ The rules are data. `check` refuses settings by them, and `fedsdr methods` and d
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from itertools import count
 from operator import attrgetter
 from typing import Any, get_args
 
@@ -17,10 +17,8 @@ from fedsdr.methods import (
     ROBUST_AGGREGATORS,
     look_up,
 )
-from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind
-
-Test = tuple[Any, ...] | Callable[[Any], bool]
-"""What a setting must be: one of these values, or a choice whose row has a property."""
+from fedsdr.plugins import ORIGINS, load_plugins
+from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind, Rule, Test, Use
 
 TABLES: Mapping[str, Mapping[str, Any]] = {
     "method": METHODS,
@@ -41,32 +39,16 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
 """Settings with a few named values that not all go together, and the values."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Under some settings, others are restricted."""
-
-    under: Mapping[str, Test]
-    """Setting -> what it must be for the rule to hold; all of them."""
-    needs: Mapping[str, Test]
-    """Setting -> what it must be then."""
-    reason: str
-    """Continues the sentence "... does not go with these settings, which ..."."""
-
-
-@dataclass(frozen=True)
-class Use:
-    """A setting, or a section, that only some choices read. Under others it must have its default."""
-
-    setting: str
-    key: str
-    by: Test
-
-
 RULES = (
     Rule(
         {"server.aggregation": lambda row: not row.is_linear},
         {"server.robust": ("none",), "server.optimizer": ("fedavg",), "communication.dtype": ("float32",)},
         "aggregates whole products B A, on which nothing can work number by number",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.is_own},
+        {"server.robust": ("none",)},
+        "decides itself how the clients' numbers become one",
     ),
     Rule(
         {"server.aggregation": lambda row: row.is_turned},
@@ -143,6 +125,7 @@ RULES = (
             "lora.client_ranks": ({},),
             "server.keep_updates": (False,),
             "privacy.kind": ("none",),
+            "privacy.secure_aggregation": (False,),
         },
         "sends nothing",
     ),
@@ -164,6 +147,24 @@ RULES = (
         "accounts for means of the clients' changes of one adapter, and for nothing more",
     ),
     Rule(
+        {"privacy.secure_aggregation": (True,)},
+        {
+            "server.aggregation": ("average", "ffa"),
+            "server.robust": ("none",),
+            "client.drift_correction": ("none", "fedprox"),
+            "communication.dtype": ("float32",),
+            "lora.client_ranks": ({},),
+            "server.keep_updates": (False,),
+            "privacy.kind": ("none", "central"),
+        },
+        "shows the server the sum of the clients' changes of one adapter, and nothing more",
+    ),
+    Rule(
+        {"server.clients_per_round": (1, 2)},
+        {"privacy.secure_aggregation": (False,)},
+        "makes sums of which a client knows the other part",
+    ),
+    Rule(
         {"client.local_steps": (0,)},
         {"client.budget": ("per_stage",)},
         "leaves the length of a stage to client.local_epochs, and only steps can be divided over the stages",
@@ -182,7 +183,9 @@ RULES = (
 
 USES = (
     Use("feddpa", "method", lambda row: row.personal == "weighed"),
-    Use("fdlora", "method", lambda row: row.personal == "fused"),
+    Use("fdlora.before_steps", "method", lambda row: row.before_rounds),
+    Use("fdlora.num_examples", "method", lambda row: row.personal == "fused"),
+    Use("fdlora.num_evaluations", "method", lambda row: row.personal == "fused"),
     Use("fedala", "method", lambda row: row.on_receive == "adapt"),
     Use("client.mu", "client.drift_correction", lambda row: row.is_proximal),
     Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
@@ -192,7 +195,7 @@ USES = (
     Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),
     Use("server.beta2", "server.optimizer", lambda row: "beta2" in row.reads),
     Use("server.tau", "server.optimizer", lambda row: "tau" in row.reads),
-    Use("privacy", "privacy.kind", ("central", "local")),
+    Use("privacy", "privacy.kind", ("central", "local"), but=("secure_aggregation",)),
 )
 
 
@@ -206,6 +209,7 @@ def check(settings: Any) -> None:
         UserError: A name is in no table.
         ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
     """
+    load_plugins()
     for key, table in TABLES.items():
         named = attrgetter(key)(settings)
         for name in (named,) if isinstance(named, str) else named:
@@ -214,11 +218,12 @@ def check(settings: Any) -> None:
     chosen = {key: attrgetter(key)(settings) for key in keys}
     found = [line for rule in RULES for line in _broken(rule, chosen)]
     found += [line for use in USES for line in _unused(use, settings)]
-    steps, num_stages = settings.client.local_steps, len(METHODS[settings.method].stages)
-    if settings.client.budget == "per_round" and 0 < steps < num_stages:
+    steps, method = settings.client.local_steps, METHODS[settings.method]
+    if settings.client.budget == "per_round" and steps and not all(method.divide(steps)):
+        least = next(num for num in count(steps + 1) if all(method.divide(num)))
         found.append(
-            f"client.local_steps = {steps} cannot be divided over the {num_stages} stages of method ="
-            f" {settings.method!r}: set at least {num_stages}"
+            f"client.local_steps = {steps} cannot be divided over the {len(method.stages)} stages of method ="
+            f" {settings.method!r}: set at least {least}"
         )
     if found:
         raise ValueError("\n".join(found))
@@ -235,6 +240,7 @@ def allowed_with(key: str, name: str) -> dict[str, list[str]]:
 
 def as_json() -> dict[str, Any]:
     """All tables, and the pairs that go together: setting -> name -> other setting -> its names."""
+    load_plugins()
     tables = {
         key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
         for key, table in TABLES.items()
@@ -246,12 +252,14 @@ def as_json() -> dict[str, Any]:
 
 def as_text() -> str:
     """All tables, and what goes with what, for the terminal."""
+    load_plugins()
     lines = []
     width = max(len(name) for table in TABLES.values() for name in table) + 2
     for key, table in TABLES.items():
         lines.append(f"{key} =")
         for name, row in table.items():
-            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{row.paper}"]
+            source = f"{row.paper} ({ORIGINS[key, name]})" if (key, name) in ORIGINS else row.paper
+            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{source}"]
     lines.append("All choices go together, except:")
     for under, needs, reason in _rows("", ", "):
         lines += [f"  {under}: {needs}", f"    {reason}"]
@@ -269,9 +277,17 @@ def as_markdown() -> str:
     return "\n".join(lines)
 
 
+def as_used(key: str) -> str:
+    """Under which choices alone a setting is read; "" for one that all read."""
+    found = [use for use in USES if use.setting in (key, key.partition(".")[0]) and key != use.key]
+    return " ".join(_words(use.key, use.by, "") for use in found)
+
+
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
     """Conditions, requirements and reason of each rule, in words."""
     for rule in RULES:
+        if not all(_names(key, test) for key, test in rule.under.items()):
+            continue  # no row of a plugin is there
         under = " and ".join(_words(key, test, quote) for key, test in rule.under.items())
         yield under, between.join(_words(key, test, quote) for key, test in rule.needs.items()), rule.reason
 
@@ -280,7 +296,8 @@ def _used(quote: str) -> Iterator[tuple[str, str]]:
     """Each setting that only some choices use, and these, in words."""
     for use in USES:
         setting = use.setting if "." in use.setting else f"[{use.setting}]"
-        yield f"{quote}{setting}{quote}", _words(use.key, use.by, quote)
+        apart = "".join(f" but {quote}{name}{quote}" for name in use.but)
+        yield f"{quote}{setting}{quote}{apart}", _words(use.key, use.by, quote)
 
 
 def _words(key: str, test: Test, quote: str) -> str:
@@ -291,7 +308,7 @@ def _words(key: str, test: Test, quote: str) -> str:
 
 def _toml(value: Any) -> str:
     """A value as a recipe has it, names without quotes."""
-    return {"": '""', "()": "[]", "False": "false"}.get(str(value), str(value))
+    return {"": '""', "()": "[]", "False": "false", "True": "true"}.get(str(value), str(value))
 
 
 def _listed(values: Iterable[Any], every: Iterable[Any], shown: Callable[[Any], str] = repr) -> str:
@@ -341,7 +358,7 @@ def _unused(use: Use, settings: Any) -> Iterator[str]:
     part = getattr(settings, section)
     for field, info in type(part).model_fields.items():
         value = getattr(part, field)
-        if name in ("", field) and value != info.default:
+        if name in ("", field) and field not in use.but and value != info.default:
             needed = _listed(_names(use.key, use.by), CHOICES[use.key])
             yield (
                 f"{section}.{field} = {value!r} does nothing under {use.key} = {chosen!r}:"

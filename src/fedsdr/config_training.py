@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsdr.methods import OPTIMIZERS
-from fedsdr.rows import LocalOptimizer
+from fedsdr.rows import Adapter, LocalOptimizer
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -111,8 +111,8 @@ class Client(Section):
     local_epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the client's data in each stage, instead of local_steps."""
     budget: Literal["per_stage", "per_round"] = "per_stage"
-    """per_stage: each stage takes local_steps. per_round: the stages of a round divide local_steps
-    evenly among them, so that methods with one and two stages take equal steps."""
+    """per_stage: each stage takes local_steps (times its share, where its row has one). per_round: the stages
+    of a round divide local_steps among them, so that methods with one and two stages take equal steps."""
     batch_size: Count = 4
     """Examples in one forward pass."""
     accumulation: Count = 1
@@ -187,6 +187,9 @@ class Server(Section):
     many as it says that it has."""
     max_domains: Count = 100
     """A reply that names more domains is dropped: each is a row of the page."""
+    keep_rounds: Literal["all", "last"] | Count = "all"
+    """Which rounds stay on the server's disk: all, the last alone, or each n-th and the last. Only these can
+    be exported, evaluated and measured later; a run that is stopped goes on from the last."""
     keep_updates: bool = False
     """Save what each client sent in each round, to measure how similar the clients' updates are
     (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's
@@ -203,12 +206,15 @@ class FedDPA(Section):
 
     num_examples: Count = 5
     """Training examples to which a prompt is compared."""
+    weighs: Adapter = "private"
+    """Which adapter has the weight w of a prompt's likeness, the other 1 - w. private: the more alike, the
+    more of the client's own, as the paper says. shared: as its authors' code has it."""
     max_weight: Share = 0.5
-    """Weight of the private adapter for a prompt that is as the client's own."""
+    """Weight for a prompt that is as the client's own."""
 
 
 class FDLoRA(Section):
-    """[fdlora]: the private adapter before round 1, and the fusion of both adapters (method fdlora)."""
+    """[fdlora]: the private adapter before round 1 (fdlora, fedsdr-once), and the fusion of both (fdlora)."""
 
     before_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps of a stage before round 1; 0: as many as client.local_steps or client.local_epochs

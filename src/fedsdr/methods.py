@@ -2,7 +2,7 @@
 
 A row is data, of a type in `rows`. The functions behind its name live in its package: `client`, `server` and
 `distill` look them up. What goes with what is in `compatibility`. This file imports nothing heavy, so that
-`fedsdr --help` answers at once.
+`fedsdr --help` answers at once. `plugins` adds the rows of other packages.
 """
 
 import difflib
@@ -27,6 +27,7 @@ Row = TypeVar("Row")
 KRUM_PAPER = "Blanchard et al., NeurIPS 2017, arXiv 1703.02757"
 BOTH: tuple[Adapter, ...] = ("shared", "private")
 CONTROL = "control of ours"
+VARIANT = "variant of ours, of Ren et al., FedSDR, ICML 2026"
 ABLATION = "ablation of ours, of Ren et al., FedSDR, ICML 2026"
 FEDSDR_PAPER = "Ren et al., FedSDR, ICML 2026, arXiv 2605.18028"
 REDDI_PAPER = "Reddi et al., Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295"
@@ -40,7 +41,7 @@ PERSONAL: Mapping[Personal, str] = {
     "own": "base + shared adapter as the client itself last trained it",
 }
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "fedit": Method(
         "plain federated LoRA: the shared adapter on the raw data",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
@@ -66,6 +67,17 @@ METHODS: Mapping[str, Method] = {
         "fedsdr with raw data in both stages: isolates the effect of distillation",
         CONTROL,
         (Stage(("private",), "raw", BOTH), Stage(("shared",), "raw", BOTH)),
+    ),
+    "fedsdr-drop": Method(
+        "as fedsdr, with the private adapter left out of half of the rectifying steps",
+        VARIANT,
+        (Stage(("private",), "distilled", BOTH), Stage(("shared",), "raw", BOTH, drop=0.5)),
+    ),
+    "fedsdr-once": Method(
+        "as fedsdr, with the private adapter learnt once, before round 1, on the base alone",
+        VARIANT,
+        (Stage(("shared",), "raw", BOTH),),
+        before_rounds=(Stage(("private",), "distilled", ("private",)),),
     ),
     "fedsdr-reset": Method(
         "as fedsdr, with a new private adapter in each round",
@@ -127,7 +139,7 @@ METHODS: Mapping[str, Method] = {
     ),
 }
 
-AGGREGATIONS: Mapping[str, Aggregation] = {
+AGGREGATIONS: dict[str, Aggregation] = {
     "average": Aggregation(
         "separate means of A and B",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
@@ -225,7 +237,7 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
     ),
 }
 
-OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the target: server.optimize
+OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target: server.optimize
     "fedavg": Optimizer("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629", reads=()),
     "fedavgm": Optimizer(
         "momentum, undamped: in steady state its steps are 1 / (1 - beta1) times those of fedavg",
@@ -233,7 +245,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
     ),
     "fedavgm-damped": Optimizer(
         "momentum, damped: the mean change has the factor 1 - beta1",
-        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
+        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954, which does not damp round 1",
     ),
     "fedadagrad": Optimizer(
         "second moments summed", REDDI_PAPER, 1e-3, reads=("learning_rate", "beta1", "tau")
@@ -246,11 +258,13 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
     ),
 }
 
-PROMPTS: Mapping[str, Named] = {  # for the teacher: distill.prompts
+PROMPTS: dict[str, Named] = {  # for the teacher: distill.prompts
     "reference": Named("instruction and reference answer; write your own response", SDFT_PAPER),
     "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "ours"),
     "turn": Named("question, answer, then: say that again in your own words", "ours"),
 }
+GIVEN = "given"
+"""Stands for a prompt where the data bring the rewriting."""
 
 
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:

@@ -1,7 +1,8 @@
-"""The types of the rows in `methods`."""
+"""The types of the rows in `methods` and of the rules in `compatibility`."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Adapter = Literal["shared", "private"]
 View = Literal["raw", "distilled", "mixed"]
@@ -26,6 +27,14 @@ class Stage:
     """The adapters in the forward pass."""
     mix: tuple[float, ...] | None = None
     """Their weights there, in that order; None: all one."""
+    drop: float = 0.0
+    """Probability that an active adapter which does not learn is left out of a step."""
+    share: float = 1.0
+    """Its steps as a multiple of client.local_steps or local_epochs; of a budget per round, its weight."""
+    rate: float = 1.0
+    """Its learning rate as a multiple of the round's."""
+    begins_from: Adapter | None = None
+    """The adapter whose values the one that learns takes first; None: it goes on from its own."""
 
     @property
     def description(self) -> str:
@@ -42,6 +51,9 @@ class Method:
     stages: tuple[Stage, ...]
     keeps_private: bool = True
     """Whether a client continues with its private adapter in the next round, or starts a new one."""
+    cycles: int = 1
+    """How often a round alternates between the stages, each of which then takes its steps in that many parts;
+    0: after every step, so that the adapters learn at once, each on its own view."""
     is_pooled: bool = False
     """Whether one client holds the data of all."""
     before_rounds: tuple[Stage, ...] = ()
@@ -110,7 +122,14 @@ class Method:
 
     def before(self) -> "Method":
         """The method whose stages are those before round 1."""
-        return replace(self, stages=self.before_rounds, before_rounds=())
+        return replace(self, stages=self.before_rounds, before_rounds=(), cycles=1)
+
+    def divide(self, num_steps: int) -> tuple[int, ...]:
+        """Divide the steps of a round over the stages, by their shares; the last ones get what is left."""
+        total = sum(stage.share for stage in self.stages)
+        steps = [int(num_steps * stage.share // total) for stage in self.stages]
+        first = len(steps) - (num_steps - sum(steps))
+        return tuple(num + (number >= first) for number, num in enumerate(steps))
 
 
 @dataclass(frozen=True)
@@ -141,10 +160,14 @@ class Aggregation(Named):
     ranks: Literal["one", "any", "several"] = "one"
     """Whether clients must have the same rank (one), may differ (any) or must differ (several)."""
 
+    is_own: bool = False
+    """Whether it is a plugin's (`plugins`), which decides itself how numbers of clients become one."""
+
     @property
     def is_plain(self) -> bool:
         """Whether the server takes the plain mean of every number that a client sends."""
-        return self.is_linear and not self.is_turned and not self.kept and self.ranks == "one"
+        is_mean = self.is_linear and not self.is_own and not self.is_turned
+        return is_mean and not self.kept and self.ranks == "one"
 
     def keeps(self, key: str) -> bool:
         """Whether the tensor of that PEFT key learns and stays at the client."""
@@ -197,3 +220,30 @@ class Optimizer(Named):
 def has_global(method: Method, aggregation: Aggregation) -> bool:
     """Whether a run has a global model: all factors of the shared adapter that learn are shared."""
     return method.shares and not aggregation.kept
+
+
+Test = tuple[Any, ...] | Callable[[Any], bool]
+"""What a setting must be: one of these values, or a choice whose row has a property."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Under some settings, others are restricted."""
+
+    under: Mapping[str, Test]
+    """Setting -> what it must be for the rule to hold; all of them."""
+    needs: Mapping[str, Test]
+    """Setting -> what it must be then."""
+    reason: str
+    """Continues the sentence "... does not go with these settings, which ..."."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A setting, or a section, that only some choices read. Under others it must have its default."""
+
+    setting: str
+    key: str
+    by: Test
+    but: tuple[str, ...] = ()
+    """Settings of the section that others read too."""

@@ -7,13 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.history import Record, history
 from fedsdr.metrics import Scores
 from fedsdr.recipe import load_settings
-from fedsdr.storage import read_json
+from fedsdr.storage import read_json, read_lines
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class ClientFolder:
     def noise_key(self) -> Path:
         """The secret that the noise of local privacy is made from."""
         return self.path / "noise.key"
+
+    @property
+    def secure(self) -> Path:
+        """What the client keeps of a secure sum."""
+        return self.path / "secure"
 
     def rewritings(self, part: Literal["train", "test"]) -> Path:
         """Examples of the training or test data with their rewritings, one on each line."""
@@ -71,7 +80,11 @@ class RunFolder:
         self.ended = path / "ended"
         """Token of the last submission by `fedsdr run --on`, and on the next lines why it stopped early."""
         self.benchmark_answers = path / "measurements" / "benchmark-answers.jsonl"
+        self.data = path / "data"
+        """Rows that a program gave (`data.given`)."""
         self.server = path / "server"
+        self.survivors = self.server / "survivors.json"
+        """Which clients are in the last secure sum, and of which round it is."""
         self.clients = path / "clients"
         """Only where the clients are on this machine."""
 
@@ -91,6 +104,10 @@ class RunFolder:
         """Scores of all rounds that were evaluated, by round; 0 is the base model."""
         paths = sorted((self.path / "evaluation").glob("round-*.json"))
         return {int(path.stem.removeprefix("round-")): read_json(path) for path in paths}
+
+    def logger_id(self, logger: str) -> Path:
+        """The id of the run at a logger (`loggers`)."""
+        return self.path / "loggers" / logger
 
     def measurement(self, name: str) -> Path:
         """What `fedsdr measure` found."""
@@ -141,6 +158,18 @@ class Result:
         folder = RunFolder(self.folder)
         return folder.round(folder.last_round())
 
+    @property
+    def history(self) -> list[Record]:
+        """A record of numbers for each round (`history`); round 0 is the base model."""
+        folder = RunFolder(self.folder)
+        return history(read_lines(folder.log), folder.evaluations())
+
+    def to_pandas(self) -> "DataFrame":
+        """The history as a data frame with a row for each round; needs pandas."""
+        from pandas import DataFrame
+
+        return DataFrame(self.history).set_index("round")
+
 
 def read_settings(folder: Path) -> Settings:
     """Settings of the run in a folder; `run.dir` is the folder, wherever it was moved.
@@ -179,6 +208,11 @@ def checked_round(folder: Path, server_round: int | None) -> int:
     number = last if server_round is None else server_round
     if not 0 <= number <= last:
         raise UserError(f"{folder} has no round {number}; finished are rounds 0 to {last}")
+    if number not in (there := list_rounds(RunFolder(folder).server)):
+        kept = ", ".join(map(str, there))
+        raise UserError(
+            f"round {number} of {folder} was not kept (server.keep_rounds); there are rounds {kept}"
+        )
     return number
 
 

@@ -80,7 +80,7 @@ def test_a_round_is_the_local_update_from_what_was_sent_and_the_clients_own_adap
     assert own is not None
 
 
-@pytest.mark.parametrize("method", ["fedsdr", "fedala", "fdlora"])
+@pytest.mark.parametrize("method", ["fedsdr", "fedsdr-drop", "fedsdr-once", "fedala", "fdlora"])
 def test_a_round_that_is_done_again_gives_the_same_reply(
     model: LoraModel, client: Participant, sent: Broadcast, method: str
 ):

@@ -1,9 +1,10 @@
 """The local update: how many steps, at which rate, and that accumulation is a larger batch."""
 
 import math
-from collections.abc import Callable
-from itertools import islice
-from typing import get_args
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice, repeat
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedsdr.client.drift import NO_DRIFT, by_control_variates, towards_broadcast
 from fedsdr.client.scaffold import ControlVariates
-from fedsdr.client.update import count_steps, learning_rate, local_update
+from fedsdr.client.update import Step, count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
@@ -23,7 +24,7 @@ from fedsdr.methods import BOTH, METHODS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.progress import within
-from fedsdr.rows import Adapter, LocalOptimizer, Method, Stage
+from fedsdr.rows import Adapter, LocalOptimizer, Method, Stage, View
 from fedsdr.seeds import seed_for
 
 SHARED = (Stage(("shared",), "raw", ("shared",)),)
@@ -74,11 +75,12 @@ def update(
     rate: float = 1e-3,
     seed: int = 0,
     drift=NO_DRIFT,
+    cycles: int = 1,
     **settings,
 ):
     settings = {"local_steps": 1, "batch_size": 4, "max_grad_norm": 1e9} | settings
     views = {"raw": make(num), "distilled": make(num)}
-    client, method = Client(**settings), Method("", "", stages)
+    client, method = Client(**settings), Method("", "", stages, cycles=cycles)
     with within("test"):
         return local_update(model, method, views, client, rate, seed, drift=drift)
 
@@ -155,11 +157,24 @@ def test_an_update_leaves_no_adapter_active_and_no_random_state_changed(model):
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
+def of_stages(*shares: float) -> Method:
+    """A method with stages of those shares of the steps."""
+    views: tuple[View, ...] = ("raw", "distilled", "mixed")
+    pairs = [(learner, view) for view in views for learner in ADAPTERS]
+    stages = [
+        Stage((learner,), view, BOTH, share=share)
+        for share, (learner, view) in zip(shares, pairs, strict=False)
+    ]
+    return Method("", "", tuple(stages))
+
+
 @given(st.integers(1, 5), st.data())
 def test_a_budget_per_round_is_divided_among_the_stages_without_rest(num_stages: int, data):
     local_steps = data.draw(st.integers(num_stages, 100))
     settings = Client(local_steps=local_steps, budget="per_round")
-    steps = [count_steps(settings, num_stages, number, 10) for number in range(num_stages)]
+    steps = [
+        count_steps(settings, of_stages(*[1.0] * num_stages), number, 10) for number in range(num_stages)
+    ]
     assert sum(steps) == local_steps
     assert max(steps) - min(steps) <= 1
     assert steps == sorted(steps)  # the shared adapter, trained last, gets what does not divide
@@ -167,10 +182,22 @@ def test_a_budget_per_round_is_divided_among_the_stages_without_rest(num_stages:
 
 def test_methods_of_one_and_two_stages_take_equal_steps_per_round_and_not_per_stage():
     per_round = Client(local_steps=9, budget="per_round")
-    assert [count_steps(per_round, 1, 0, 10)] == [9]
-    assert [count_steps(per_round, 2, number, 10) for number in (0, 1)] == [4, 5]
+    one, two = of_stages(1.0), of_stages(1.0, 1.0)
+    assert [count_steps(per_round, one, 0, 10)] == [9]
+    assert [count_steps(per_round, two, number, 10) for number in (0, 1)] == [4, 5]
     per_stage = Client(local_steps=9, budget="per_stage")
-    assert [count_steps(per_stage, 2, number, 10) for number in (0, 1)] == [9, 9]
+    assert [count_steps(per_stage, two, number, 10) for number in (0, 1)] == [9, 9]
+
+
+def test_a_stage_takes_its_share_of_the_steps():
+    """A quarter beside a whole: 1 : 4 of ten steps; of five passes over 8 examples in steps of 4, 1.25 passes."""
+    method = of_stages(0.25, 1.0)
+    per_round = Client(local_steps=10, budget="per_round")
+    assert [count_steps(per_round, method, number, 10) for number in (0, 1)] == [2, 8]
+    per_stage = Client(local_steps=10, budget="per_stage")
+    assert [count_steps(per_stage, method, number, 10) for number in (0, 1)] == [3, 10]
+    epochs = Client(local_steps=0, local_epochs=5, batch_size=4)
+    assert [count_steps(epochs, method, number, 8) for number in (0, 1)] == [3, 10]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +207,7 @@ def test_methods_of_one_and_two_stages_take_equal_steps_per_round_and_not_per_st
 def test_epochs_take_as_many_steps_as_their_passes_fill(num_examples: int, epochs: int, steps: int):
     """Steps of 4. Three passes over 5 are 15 examples, so 4 steps; 6 would be nearly five passes."""
     settings = Client(local_steps=0, local_epochs=epochs, batch_size=2, accumulation=2)
-    assert count_steps(settings, 2, 0, num_examples) == steps
+    assert count_steps(settings, of_stages(1.0, 1.0), 0, num_examples) == steps
     seen = [index for batch in islice(data_order(num_examples, 4, 0), steps) for index in batch]
     assert all(seen.count(index) >= epochs for index in range(num_examples))
 
@@ -386,3 +413,97 @@ def test_after_one_step_the_control_variate_of_a_client_is_its_gradient(model, s
     new = control_variates.own + control_variates.change(x, y, 1, 0.1)
     np.testing.assert_allclose(new, gradient, atol=3e-6)
     assert np.abs(gradient).max() > 1e-2
+
+
+SMOOTH, RECTIFY = METHODS["fedsdr"].stages
+FREE = {"batch_size": 2, "local_steps": 6, "rate": 1e-2}
+
+
+def trained(
+    model: LoraModel, stages: tuple[Stage, ...], **settings: Any
+) -> dict[Adapter, list[torch.Tensor]]:
+    """Both adapters after an update from the same beginning, where neither is zero."""
+    model.initialise("private", seed=1)
+    begun(model)
+    for layer in model.layers.values():
+        layer.B["private"].data.fill_(-0.02)
+    update(model, stages=stages, **{**FREE, **settings})
+    return {name: values(model, name) for name in ADAPTERS}
+
+
+def same(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_a_private_adapter_that_is_always_left_out_gives_fedits_shared_one_to_the_bit(model):
+    """At equal steps of the shared adapter, rate and order of data; left out never, it is fedsdr."""
+    fedit, fedsdr = trained(model, SHARED), trained(model, (SMOOTH, RECTIFY))
+    never, half, always = (trained(model, (SMOOTH, replace(RECTIFY, drop=drop))) for drop in (0.0, 0.5, 1.0))
+    assert same(always["shared"], fedit["shared"])
+    assert all(same(never[name], fedsdr[name]) for name in ADAPTERS)
+    assert same(half["private"], fedsdr["private"])
+    assert not same(half["shared"], fedit["shared"]) and not same(half["shared"], fedsdr["shared"])
+
+
+def test_which_steps_go_without_an_adapter_follows_from_the_seed(model, monkeypatch: pytest.MonkeyPatch):
+    """Of 200 steps 120 +- 3 standard deviations have it at a drop of 0.4; the learner is never left out."""
+    seen: list[tuple[Adapter, ...]] = []
+    monkeypatch.setattr(LoraModel, "set", lambda self, active=(), train=(), *rest: seen.append(tuple(active)))
+    monkeypatch.setattr("fedsdr.client.update.train_steps", lambda *rest: repeat(Step(0.0, 1)))
+
+    def drawn(seed: int) -> list[tuple[Adapter, ...]]:
+        seen.clear()
+        for value in model.parameters(ADAPTERS):
+            value.requires_grad_(True)
+        with within("test"):
+            local_update(
+                model,
+                Method("", "", (replace(RECTIFY, drop=0.4),)),
+                {"raw": make(4)},
+                Client(local_steps=200),
+                1e-3,
+                seed,
+            )
+        return seen[1:-1]
+
+    first = drawn(0)
+    assert set(first) == {("shared",), BOTH}
+    assert abs(first.count(BOTH) - 120) <= 3 * math.sqrt(200 * 0.4 * 0.6)
+    assert drawn(1) != first
+    assert drawn(0) == first
+
+
+@pytest.mark.parametrize("cycles", [1, 2, 0])
+def test_cycles_part_the_steps_of_each_stage_and_lose_none(
+    model, monkeypatch: pytest.MonkeyPatch, cycles: int
+):
+    """Two steps of S and six of R: in two cycles S RRR S RRR; after every step R R S R R S, at once."""
+    learners: list[str] = []
+    step = torch.optim.AdamW.step
+    first = model.parameters(("private",))[0]
+
+    def listening(self: torch.optim.AdamW, closure: Any = None) -> Any:
+        learners.append("S" if self.param_groups[0]["params"][0] is first else "R")
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", listening)
+    trained(model, (replace(SMOOTH, share=1 / 3), RECTIFY), cycles=cycles)
+    assert "".join(learners) == {1: "SSRRRRRR", 2: "SRRRSRRR", 0: "RRSRRRSR"}[cycles]
+
+
+def test_cycles_go_on_with_the_order_and_the_moments_of_the_data_before(model):
+    """A stage of one learner alone is the same in one part and in three."""
+    assert same(trained(model, SHARED, cycles=3)["shared"], trained(model, SHARED)["shared"])
+
+
+def test_a_stage_has_its_part_of_the_rate(model, spy):
+    update(model, stages=(replace(SMOOTH, rate=0.25), RECTIFY), rate=1e-3)
+    assert spy.rates == [0.25e-3, 1e-3]
+
+
+def test_a_stage_may_begin_from_the_other_adapter(model):
+    """S takes R's values and learns from there; R keeps its own."""
+    stage = Stage(("private",), "raw", ("private",), begins_from="shared")
+    found = trained(model, (stage,), rate=1e-30)
+    assert same(found["private"], found["shared"])
+    assert not same(trained(model, (stage,))["private"], found["shared"])

@@ -112,6 +112,7 @@ def test_fractions_roots_and_latex(text, gold, wrong):
         ("1.5 million", "1500000"),
         ("3 1/2", "7/2"),
         ("1 000", "1000"),
+        ("Das macht 1.234,50 €.", "1234.5"),
         ("1\u202f000", "1,000"),
         ("You pay 5 dollars and 50 cents.", "5.50"),
         (r"$5 \times 10^3$", "5000"),

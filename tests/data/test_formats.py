@@ -11,14 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from fedsdr.config import Data, Reading, Source
+from fedsdr.config import Data, Reading, Settings, Source
 from fedsdr.data.examples import Example
 from fedsdr.data.files import MOST_NAMED, file_rows
 from fedsdr.data.readers import read_file
 from fedsdr.data.sources import load_domains
 from fedsdr.errors import UserError
+from fedsdr.federation.run import run
+from fedsdr.run_folder import RunFolder
 
 NUM = 10
+RUN = {
+    "method": "fedsdr",
+    "data.domains": [],
+    "distill.verify": "off",
+    "server.num_rounds": 1,
+    "client.local_steps": 2,
+}
 ALPACA = [
     {
         "instruction": f"Which tone has sentence {n}?",
@@ -220,3 +229,24 @@ def test_bad_rows_are_left_out_where_asked_and_counted_by_reason(tmp_path: Path)
     path.write_text("".join(f"{line}\n" for _, line in BAD))
     with pytest.raises(UserError, match="calls tools"):
         load_domains(Data(root=str(tmp_path), skip_bad_rows=True))
+
+
+@pytest.mark.run
+def test_a_run_has_equal_bytes_in_every_format(tmp_path: Path, tiny_settings: Callable[..., Settings]):
+    """Rewritings, scores and adapter of FedSDR do not show the format of the client's files."""
+    left: dict[str, tuple[bytes, bytes, dict]] = {}
+    for name, content in FORMATS.items():
+        root, folder = tmp_path / f"data-{name}", RunFolder(tmp_path / f"run-{name}")
+        (root / "d").mkdir(parents=True)
+        for part in ("train", "test"):
+            (root / "d" / f"{part}.{name.partition('.')[2]}").write_bytes(content())
+        lengths = {"data.num_train": NUM, "data.num_test": 2, "eval.max_new_tokens": 2}
+        run(tiny_settings(**RUN | lengths | {"data.root": str(root), "run.dir": str(folder.path)}))
+        left[name] = (
+            folder.client("d").rewritings("train").read_bytes(),
+            (folder.round(1) / "adapter_model.safetensors").read_bytes(),
+            folder.evaluations()[1],
+        )
+    alpaca = left["alpaca.jsonl"]
+    assert len(alpaca[0].splitlines()) == NUM
+    assert {name for name, found in left.items() if found != alpaca} == set()

@@ -302,6 +302,22 @@ def test_a_rewriting_that_loses_its_answer_at_max_length_falls_back(tiny_base: B
     assert [new.first for new in left] == texts
 
 
+def test_a_rewriting_that_comes_with_the_data_is_checked_and_no_model_is_asked_for_it(teach):
+    given = [
+        replace(EXAMPLES[0], distilled="Surely POSITIVE."),
+        replace(EXAMPLES[1], distilled="Surely NEGATIVE."),
+        *EXAMPLES[2:],
+    ]
+    teacher, go = teach()
+    new = go(given, verify="answer")
+    assert sorted(teacher.asked) == [("reference", n) for n in (2, 3, 4)]
+    assert new[:2] == [
+        Rewriting("Surely POSITIVE.", "Surely POSITIVE.", "given", ""),
+        Rewriting("Surely NEGATIVE.", EXAMPLES[1].response, "", "lost label"),
+    ]
+    assert go(given, verify="off")[1].distilled == "Surely NEGATIVE."
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_clients_that_share_batches_get_the_rewritings_and_files_that_each_would_get_alone(
     model, tmp_path: Path, temperature: float

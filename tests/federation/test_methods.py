@@ -115,19 +115,22 @@ def private_of(folder: Path, client: str, number: int) -> bytes:
     return (folder / "clients" / client / f"round-{number:04d}" / "adapter_model.safetensors").read_bytes()
 
 
-def test_fdlora_trains_the_private_adapter_once_whenever_a_client_is_drawn(run_method, capsys):
+@pytest.mark.parametrize(("method", "view"), [("fdlora", "raw"), ("fedsdr-once", "distilled")])
+def test_the_private_adapter_learns_once_whenever_a_client_is_drawn(
+    run_method, capsys, method: str, view: str
+):
     """Its steps are beside the budget of a round, told at the start, and in the log of the first round."""
-    folder, events = run_method("fdlora", **{"fdlora.before_steps": 5, "client.budget": "per_round"})
+    folder, events = run_method(method, **{"fdlora.before_steps": 5, "client.budget": "per_round"})
     for event in events:
         assert event["train/shared/num_steps"] == 2
         assert event.get("train/before-private/num_steps") == (5 if event["round"] == 1 else None)
-    assert "before round 1, at each client: private on raw 5 steps" in capsys.readouterr().err
+    assert f"before round 1, at each client: private on {view} 5 steps" in capsys.readouterr().err
     for client in ("finance", "math"):
         assert private_of(folder, client, 1) == private_of(folder, client, 2)
     assert "steps before-private" in (folder / "report.html").read_text()
 
     drawn = {"server.clients_per_round": 1, "server.num_rounds": 3, "fdlora.before_steps": 5}
-    other, events = run_method("fdlora", **drawn)
+    other, events = run_method(method, **drawn)
     assert {event["client"] for event in events} == {"finance", "math"}
     for event in events:
         assert private_of(other, event["client"], event["round"]) == private_of(folder, event["client"], 1)

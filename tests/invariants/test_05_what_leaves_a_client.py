@@ -51,7 +51,7 @@ Recorded = Callable[..., tuple[Path, list[tuple[Message, Message]]]]
         ("fedsdr", "off"),  # most rewritings taken
         ("fedsdr", "answer"),  # most fallen back
         ("fedsdr", "answer+likelihood"),
-        *((name, "off") for name in ("feddpa", "fdlora", "fedala")),
+        *((name, "off") for name in ("fedsdr-drop", "fedsdr-once", "feddpa", "fdlora", "fedala")),
     ],
 )
 def test_only_listed_keys_arrays_and_numbers_leave(recorded: Recorded, method: str, verify: str) -> None:

@@ -11,7 +11,7 @@ from flwr.app import Message
 Recorded = Callable[..., tuple[Path, list[tuple[Message, Message]]]]
 
 
-@pytest.mark.parametrize("other", ["fedsdr", "feddpa", "fdlora", "fedala"])
+@pytest.mark.parametrize("other", ["fedsdr", "fedsdr-drop", "fedsdr-once", "feddpa", "fdlora", "fedala"])
 def test_personal_methods_send_what_fedit_sends(
     recorded: Recorded, wire: Callable[[Message], bytes], other: str
 ) -> None:

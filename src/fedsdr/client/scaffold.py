@@ -37,7 +37,7 @@ class ControlVariates:
         """What is added to each gradient: c - c_k."""
         return self.server - self.own
 
-    def change(self, x: Float32, y: Float32, num_steps: int, rate: float) -> Float32:
+    def change(self, x: Float32, y: Float32, num_steps: float, rate: float) -> Float32:
         """Compute dc_k after `num_steps` steps (K, over all stages that train the shared adapter)."""
         moved = x.astype(np.float64) - y
         return (moved / (num_steps * rate) - self.server).astype(np.float32)

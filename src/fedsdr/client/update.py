@@ -10,12 +10,14 @@ fresh state in each stage is ours; plain SGD is the other choice.
 """
 
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from fedsdr.callbacks import OnStep
 from fedsdr.client.drift import NO_DRIFT, Drift
 from fedsdr.config import Client, FDLoRA
 from fedsdr.data.batching import data_order
@@ -23,8 +25,8 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
-from fedsdr.progress import here, track, within
-from fedsdr.rows import Factor, Method, View
+from fedsdr.progress import here, note, track, within
+from fedsdr.rows import Factor, Method, Stage, View
 from fedsdr.seeds import seed_for
 
 Views = Mapping[View, Sequence[Conversation]]
@@ -48,6 +50,7 @@ def local_update(
     seed: int,
     shared_factors: Sequence[Factor] = ("A", "B"),
     drift: Drift = NO_DRIFT,
+    on_step: OnStep | None = None,
 ) -> dict[str, float]:
     """Train the adapters through all stages, in place.
 
@@ -56,10 +59,11 @@ def local_update(
         method: Its stages: what learns, on which view, with what in the forward pass.
         views: The client's conversations.
         training: Steps, batches, optimizer.
-        rate: Learning rate of this round.
+        rate: Learning rate of this round; a stage's is `Stage.rate` times it.
         seed: Seed of this client and round; data order is a function of it and the stage.
         shared_factors: Which factors of the shared adapter learn (`Aggregation.factors`).
         drift: What corrects the steps of the shared adapter.
+        on_step: Called after each step.
 
     Returns:
         For each stage, by its name: mean loss per response token over its steps, of the first and of
@@ -68,25 +72,61 @@ def local_update(
     Raises:
         Diverged: A loss or gradient is not finite.
     """
-    metrics: dict[str, float] = {}
-    for number, (name, stage) in enumerate(zip(method.stage_names(), method.stages, strict=True)):
-        learner, conversations = "+".join(stage.train), views[stage.on]
-        num_steps = count_steps(training, len(method.stages), number, len(conversations))
-        stage_seed = seed_for(seed, "stage", learner, stage.on)
-        mix = dict(zip(stage.active, stage.mix, strict=True)) if stage.mix else None
-        model.set(stage.active, stage.train, shared_factors, mix)
-        model.training(True)
-        parameters = [value for value in model.parameters(stage.train) if value.requires_grad]
-        order = data_order(len(conversations), _step_size(training, len(conversations)), stage_seed)
-        batches = ([conversations[index] for index in chosen] for chosen in order)
-        # Dropout draws from torch's own generator and takes no other.
-        with within(f"{learner} on {stage.on}"), torch.random.fork_rng():
-            torch.manual_seed(stage_seed)
-            steps = train_steps(model, parameters, batches, training, rate, drift)
-            taken = [next(steps) for _ in track(range(num_steps), "steps", [1] * num_steps)]
-        metrics |= summarise(name, taken)
+    num_steps = [
+        count_steps(training, method, number, len(views[stage.on]))
+        for number, stage in enumerate(method.stages)
+    ]
+    num_cycles = method.cycles or max(num_steps)
+    names = method.stage_names()
+    seeds = [seed_for(seed, "stage", "+".join(stage.train), stage.on) for stage in method.stages]
+    learning = [
+        _learn(model, stage, views[stage.on], training, rate * stage.rate, stage_seed, shared_factors, drift)
+        for stage, stage_seed in zip(method.stages, seeds, strict=True)
+    ]
+    taken: list[list[Step]] = [[] for _ in method.stages]
+    for cycle in range(num_cycles):
+        for number, stage in enumerate(method.stages):
+            num = num_steps[number] * (cycle + 1) // num_cycles - len(taken[number])
+            # Dropout draws from torch's own generator and takes no other.
+            with within(f"{'+'.join(stage.train)} on {stage.on}"), torch.random.fork_rng():
+                torch.manual_seed(seed_for(seeds[number], "cycle", cycle))
+                for _ in track(range(num), "steps", [1] * num):
+                    taken[number].append(next(learning[number]))
+                    if on_step:
+                        on_step(names[number], *taken[number][-1])
     model.set(active=(), train=())
+    metrics: dict[str, float] = {}
+    for name, steps in zip(names, taken, strict=True):
+        metrics |= summarise(name, steps)
     return metrics
+
+
+def _learn(
+    model: LoraModel,
+    stage: Stage,
+    conversations: Sequence[Conversation],
+    training: Client,
+    rate: float,
+    seed: int,
+    shared_factors: Sequence[Factor],
+    drift: Drift,
+) -> Iterator[Step]:
+    """Take the steps of a stage without end. Between two of them another stage may take some of its own."""
+    if stage.begins_from:
+        for name in stage.train:
+            model.load(name, model.state(stage.begins_from))
+    mix = dict(zip(stage.active, stage.mix, strict=True)) if stage.mix else None
+    model.set(stage.active, stage.train, shared_factors, mix)
+    model.training(True)
+    parameters = [value for value in model.parameters(stage.train) if value.requires_grad]
+    order = data_order(len(conversations), _step_size(training, len(conversations)), seed)
+    batches = ([conversations[index] for index in chosen] for chosen in order)
+    steps = train_steps(model, parameters, batches, training, rate, drift)
+    draw = random.Random(seed_for(seed, "drop")).random
+    while True:
+        active = [name for name in stage.active if name in stage.train or draw() >= stage.drop]
+        model.set(active, stage.train, shared_factors, mix)
+        yield next(steps)
 
 
 def train_steps(
@@ -123,6 +163,7 @@ def train_steps(
         optimizer.step()
         drift.after_step(rate)
         optimizer.zero_grad()
+        note(f"loss {step_loss:.3f}")
         yield Step(step_loss, num_tokens)
 
 
@@ -138,7 +179,12 @@ def summarise(name: str, steps: Sequence[Step]) -> dict[str, float]:
 
 
 def before_rounds(
-    model: LoraModel, method: Method, views: Views, training: Client, seed: int
+    model: LoraModel,
+    method: Method,
+    views: Views,
+    training: Client,
+    seed: int,
+    on_step: OnStep | None = None,
 ) -> dict[str, float]:
     """Train the private adapter through the stages before round 1, in place, at the rate of round 1.
 
@@ -150,12 +196,15 @@ def before_rounds(
         views: The client's conversations.
         training: Of `before_training`.
         seed: Seed of this client.
+        on_step: Called after each step.
 
     Returns:
         As `local_update`, with "before-" in front of the stages' names.
     """
     rate = training.learning_rate
-    metrics = local_update(model, method.before(), views, training, rate, seed_for(seed, "before"))
+    metrics = local_update(
+        model, method.before(), views, training, rate, seed_for(seed, "before"), on_step=on_step
+    )
     return {key.replace("train/", "train/before-", 1): value for key, value in metrics.items()}
 
 
@@ -166,18 +215,18 @@ def before_training(training: Client, fdlora: FDLoRA) -> Client:
     return training.model_copy(update={"budget": "per_stage", "drift_correction": "none", **chosen})
 
 
-def count_steps(training: Client, num_stages: int, number: int, num_examples: int) -> int:
+def count_steps(training: Client, method: Method, number: int, num_examples: int) -> int:
     """Optimizer steps of stage `number`, counted from 0.
 
-    per_stage: local_steps, or as many as local_epochs passes take, rounded up to whole steps.
-    per_round: local_steps divided evenly; what does not divide goes to the last stages.
+    per_stage: its share of local_steps, or as many as its share of local_epochs takes, rounded up to whole
+    steps. per_round: local_steps divided over the stages by their shares.
     """
+    share = method.stages[number].share
     if training.local_epochs:
-        return math.ceil(training.local_epochs * num_examples / _step_size(training, num_examples))
+        return math.ceil(training.local_epochs * share * num_examples / _step_size(training, num_examples))
     if training.budget == "per_stage":
-        return training.local_steps
-    share, rest = divmod(training.local_steps, num_stages)
-    return share + (number >= num_stages - rest)
+        return math.ceil(training.local_steps * share)
+    return method.divide(training.local_steps)[number]
 
 
 def _step_size(training: Client, num_examples: int) -> int:

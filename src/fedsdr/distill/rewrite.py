@@ -27,12 +27,15 @@ from fedsdr.data.thinking import is_unclosed
 from fedsdr.distill.likelihood_check import express_label
 from fedsdr.distill.prompts import VERSION, rewriting_turns
 from fedsdr.distill.rewriting import Rewriting
+from fedsdr.methods import GIVEN
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
 from fedsdr.model.template import as_taken
+from fedsdr.plugins import FUNCTIONS
 from fedsdr.progress import track, within
+from fedsdr.rows import Named
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
 
@@ -49,7 +52,8 @@ def rewrite(
 ) -> list[Rewriting]:
     """Rewrite the responses of the examples.
 
-    With checks on, the prompts are tried in order until one passes; without, the first alone.
+    With checks on, the prompts are tried in order until one passes; without, the first alone. A rewriting
+    that comes with the data is checked alike; the model is not asked for another.
 
     Args:
         model: The teacher is its base without adapters, as the global model is before round 1. Where
@@ -77,19 +81,25 @@ def rewrite_together(
     left for later tries would take nearly as long as a full batch at each client.
     """
     tries = [_tries(model, examples, distill) for examples, _ in clients]
-    asked = {number: next(one) for number, one in enumerate(tries)}
+    asked: dict[int, tuple[str, list[Example]]] = {}
     rewritings: dict[int, list[Rewriting]] = {}
+
+    def go_on(number: int, answers: list[Answer | None] | None) -> None:
+        asked.pop(number, None)
+        try:
+            asked[number] = tries[number].send(answers)  # type: ignore[arg-type]  # None starts it
+        except StopIteration as end:
+            rewritings[number] = end.value
+
+    for number in range(len(clients)):
+        go_on(number, None)
     while asked:  # all are at the same prompt
         prompt = next(iter(asked.values()))[0]
         parts = [(examples, clients[number][1]) for number, (_, examples) in asked.items()]
         with within(f"rewriting ({prompt})"):
             answers = _ask(model, parts, prompt, distill, longest)
         for number, answered in zip([*asked], answers, strict=True):
-            try:
-                asked[number] = tries[number].send(answered)
-            except StopIteration as end:
-                rewritings[number] = end.value
-                del asked[number]
+            go_on(number, answered)
     return [rewritings[number] for number in range(len(clients))]
 
 
@@ -98,31 +108,36 @@ def _tries(
 ) -> Generator[tuple[str, list[Example]], list[Answer | None], list[Rewriting]]:
     """Yield one prompt after the other with the examples that wait for it, and take the answers."""
     prompts = distill.prompts[:1] if distill.verify == "off" else distill.prompts
-    first: list[str | None] = [None] * len(examples)
+    first: dict[int, str | None] = {}
     taken: dict[int, Rewriting] = {}
     reasons: dict[int, str] = {}
-    waiting = list(range(len(examples)))
-    for attempt, prompt in enumerate(prompts):
-        answers = yield prompt, [examples[index] for index in waiting]
-        for index, answer in zip(waiting, answers, strict=True):
-            if attempt == 0:
-                first[index] = answer.text if answer else None
-            reasons[index] = fault(examples[index], answer, distill.verify)
-        new = {index: answer for index, answer in zip(waiting, answers, strict=True) if answer}
+
+    def check(indices: Sequence[int], answers: Sequence[Answer | None], prompt: str) -> list[int]:
+        """Take what passes; return the rest."""
+        new = dict(zip(indices, answers, strict=True))
+        some = {index: fault(examples[index], answer, distill.verify) for index, answer in new.items()}
+        passed = {index: answer.text for index, answer in new.items() if answer and not some[index]}
         if distill.verify == "answer+likelihood":
-            passed = [index for index in new if not reasons[index]]
-            texts = [new[index].text for index in passed]
-            express = express_label(model, [examples[index] for index in passed], texts, distill.batch_size)
-            reasons |= {
-                index: "unlikely label" for index, is_so in zip(passed, express, strict=True) if not is_so
-            }
-        for index in waiting:
-            if not reasons[index]:
-                taken[index] = Rewriting(first[index], new[index].text, prompt, "")
-        waiting = [index for index in waiting if reasons[index]]
-        if not waiting:
+            express = express_label(
+                model, [examples[index] for index in passed], list(passed.values()), distill.batch_size
+            )
+            some |= {i: "unlikely label" for i, is_so in zip(passed, express, strict=True) if not is_so}
+        for index, answer in new.items():
+            text = answer.text if answer else None
+            first.setdefault(index, text)
+            if text and not some[index]:
+                taken[index] = Rewriting(first[index], text, prompt, "")
+        reasons.update(some)
+        return [index for index in indices if some[index]]
+
+    given = [index for index, example in enumerate(examples) if example.distilled]
+    check(given, [Answer(examples[index].distilled, True, 0) for index in given], GIVEN)
+    waiting = [index for index, example in enumerate(examples) if not example.distilled]
+    for prompt in prompts if waiting else ():
+        answers = yield prompt, [examples[index] for index in waiting]
+        if not (waiting := check(waiting, answers, prompt)):
             break
-    for index in waiting:
+    for index in reasons.keys() - taken.keys():
         taken[index] = Rewriting(first[index], examples[index].response, "", reasons[index])
     return [taken[index] for index in range(len(examples))]
 
@@ -216,12 +231,13 @@ class _Saved:
         sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
         self.hashes = [content_hash(as_record(example)) for example in examples]
         engine = ["server", distill.served_name, distill.template_args] if distill.url else base.fingerprint
+        self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
+        wording = self.turns if prompt in FUNCTIONS[Named] else VERSION  # a plugin's wording has no version
         key = content_hash(
-            __version__, base.identity, engine, prompt, VERSION, asdict(sampling), distill.seed,
+            __version__, base.identity, engine, prompt, wording, asdict(sampling), distill.seed,
             distill.batch_size, longest, self.hashes,
         )  # fmt: skip
         self.path = folder / f"{prompt}-{key}.jsonl"
-        self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
         self.prompts = [encode_prompt(base.tokenizer, some) for some in self.turns]
         fitting = [index for index, ids in enumerate(self.prompts) if len(ids) <= longest]
         batches = by_length([len(self.prompts[index]) for index in fitting], distill.batch_size)

@@ -28,6 +28,6 @@ class Rewriting:
     distilled: str
     """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
     prompt: str
-    """The prompt whose rewriting is taken; empty when it fell back."""
+    """The prompt whose rewriting is taken, or `methods.GIVEN`; empty when it fell back."""
     fallback: str
     """Why the last rewriting was not taken; empty when one was."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedsdr.analysis.claims import claim, only
 from fedsdr.analysis.consistency import Round, gain_survival, update_consistency
+from fedsdr.analysis.frontier import ARM_LAMBDAS, LAMBDAS
 from fedsdr.analysis.gradients import gradient_alignment
 from fedsdr.analysis.paradox import REWRITING, Pair
 from fedsdr.analysis.response_map import response_map
@@ -13,12 +14,16 @@ from fedsdr.analysis.transfer import loss_transfer
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import run_benchmarks
 from fedsdr.evaluate.judge import win_rate
+from fedsdr.evaluate.retention import MOST, retention
+from fedsdr.experiments.frontier import CONTROLS, cost_and_gain
+from fedsdr.experiments.frontier_scores import frontier_scores, one_word
 from fedsdr.experiments.measured_run import MeasuredRun
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
 from fedsdr.federation.export import require_global
 from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.model.adapters import LoraModel
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round, load_updates
@@ -104,19 +109,49 @@ def _survival(run: MeasuredRun) -> Event:
     return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
 
 
-def _benchmarks(run: MeasuredRun) -> Event:
-    model = run.model
-    options, settings = run.options, run.settings
-    require_global(settings, "benchmarks are of the base and the global model")
-    if options.data not in ("", "hub") and not Path(options.data).is_dir():
-        raise UserError(
-            f"--data = {options.data} is not a folder; give one laid out as in docs/data.md, or hub"
-        )
-    own = [example for client in run.clients for example in client.tests.examples]
+def _global_model(run: MeasuredRun, name: str) -> LoraModel:
+    """The model with the shared adapter of the last round, for questions at --data."""
+    require_global(run.settings, f"{name} is of the base and the global model")
+    data = run.options.data
+    if data not in ("", "hub") and not Path(data).is_dir():
+        raise UserError(f"--data = {data} is not a folder; give one laid out as in docs/data.md, or hub")
     last = checked_round(run.folder, None)
-    shared, residual = load_round(RunFolder(run.folder), last, settings.adapter.rank)
+    shared, residual = load_round(RunFolder(run.folder), last, run.settings.adapter.rank)
+    model = run.model
     model.load("shared", shared)
     model.load_residual(residual)
+    return model
+
+
+def _retention(run: MeasuredRun) -> Event:
+    options = run.options
+    model = _global_model(run, "retention")
+    if not options.data:
+        raise UserError(
+            "retention needs questions that no client has: give --data FOLDER, laid out as in docs/data.md,"
+            " or --data hub"
+        )
+    answers: list[Event] = []
+    records = retention(
+        model,
+        ("shared",),
+        options.tasks,
+        data=None if options.data == "hub" else Path(options.data),
+        limit=options.limit or MOST,
+        batch_size=run.settings.eval.batch_size,
+        answers=answers,
+    )
+    if not records:
+        raise UserError(f"--data = {options.data}: found no file of any task; docs/data.md lists them")
+    parts = [f"BBH: {', '.join(r['subjects'])}." for r in records if r["task"] == "bbh"]
+    note = f"At most {options.limit or MOST} questions of a task, the same for every run."
+    return {"records": records, "notes": [note, *dict.fromkeys(parts)], "answers": answers}
+
+
+def _benchmarks(run: MeasuredRun) -> Event:
+    options, settings = run.options, run.settings
+    model = _global_model(run, "benchmarks")
+    own = [example for client in run.clients for example in client.tests.examples]
     models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
     records: list[Event] = []
     answers: list[Event] = []
@@ -141,6 +176,23 @@ def _benchmarks(run: MeasuredRun) -> Event:
         raise UserError(f"--data = {options.data or 'the run'}: found no question that benchmarks could ask")
     rewrite_lines(RunFolder(run.folder).benchmark_answers, answers)
     return {"records": records, "notes": ["Every answer is in benchmark-answers.jsonl."]}
+
+
+def _frontier(run: MeasuredRun) -> Event:
+    options, settings = run.options, run.settings
+    last = settings.server.num_rounds
+    scales = options.scales or (LAMBDAS if settings.method in CONTROLS.values() else ARM_LAMBDAS)
+    rounds = options.rounds or tuple(dict.fromkeys((max(1, last // 2), last)))
+    models = frontier_scores(run, scales, [checked_round(run.folder, number) for number in rounds])
+    note = (
+        "Cost: KL to the base per token of its own answers. Gain: loss on true responses, base minus model."
+    )
+    return {
+        "records": cost_and_gain(models),
+        "models": models,
+        "one_word": one_word(settings),
+        "notes": [note],
+    }
 
 
 def _updates(run: MeasuredRun) -> list[tuple[int, dict[str, Arrays]]]:
@@ -254,5 +306,7 @@ MEASUREMENTS: Mapping[str, Callable[[MeasuredRun], Event]] = {
     "survival": _survival,
     "paradox": _paradox,
     "benchmarks": _benchmarks,
+    "retention": _retention,
+    "frontier": _frontier,
     "winrate": _win_rate,
 }

@@ -14,12 +14,16 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
+from fedsdr.callbacks import OnStep, step_hook
 from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, load_adapters, run_round
+from fedsdr.client.secure import Session, begin
 from fedsdr.client.update import before_training
 from fedsdr.config import Settings
 from fedsdr.data.conversation import count_cut
@@ -32,6 +36,7 @@ from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
 from fedsdr.messages.flower import CLIENT_FAILED
+from fedsdr.messages.secure_sum import Card, round_digest
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import public_name
@@ -111,13 +116,61 @@ def train(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
     model, plan = model_of(settings), _plan(settings)
-    participant, sent = _participant(client, node), _broadcast(message, plan, model)
+    on_step = step_hook(settings, client.id, server_round)
+    participant, sent = _participant(client, node, on_step), _broadcast(message, plan, model)
     with within(f"round {server_round}, {client.id}"):
         reply = run_round(model, participant, plan, server_round, sent)
     metrics = reply.metrics | {"round": server_round, "num_examples": len(client.data.train)}
-    metrics["seconds"] = time.monotonic() - start
     arrays = ArrayRecord({name: Array(value) for name, value in reply.arrays.items()})
-    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**metrics})}), reply_to=message)
+    content: dict[str, ArrayRecord | ConfigRecord] = {"arrays": arrays}
+    if settings.privacy.secure_aggregation:
+        card = begin_sum(message, settings, client, node, server_round, reply.arrays[wire.VALUES])
+        content = {"card": ConfigRecord({key: getattr(card, key) for key in ("mask", "seal", "signature")})}
+    metrics["seconds"] = time.monotonic() - start
+    return Message(RecordDict({**content, "metrics": MetricRecord({**metrics})}), reply_to=message)
+
+
+def begin_sum(
+    message: Message,
+    settings: Settings,
+    client: ClientContext,
+    node: Node,
+    server_round: int,
+    trained: wire.Float32,
+) -> Card:
+    """Begin a secure sum of what the client learnt in a round."""
+    config, arrays = message.content["config"], message.content["arrays"]
+    assert isinstance(config, ConfigRecord)
+    assert isinstance(arrays, ArrayRecord)
+    sent = arrays[wire.VALUES].numpy()
+    about = round_digest(str(config["run"]), server_round, str(config["settings"]), sent)
+    change = trained.astype(np.float64) - sent
+    folder = ClientFolder(client.folder).secure
+    most = settings.privacy.clip if settings.privacy.kind == "central" else None
+    return begin(folder, node.peers, server_round, about, change, len(client.data.train), most)
+
+
+@app.query("secure")
+@errors_stay_here
+def sum_securely(message: Message, context: Context) -> Message:
+    """A step of a secure sum after training (`client.secure`)."""
+    _, client, server_round, node = _open(message, context)
+    config = message.content["config"]
+    assert isinstance(config, ConfigRecord)
+    given: Any = dict(message.content["given"])
+    session = Session(ClientFolder(client.folder).secure, client.id, node.peers, server_round)
+    answer: ArrayRecord | ConfigRecord
+    match config["step"]:
+        case "shares":
+            answer = ConfigRecord({**session.shares(given["roll"])})
+        case "masked":
+            answer = ArrayRecord({wire.VALUES: Array(session.masked(given))})
+        case "confirm":
+            answer = ConfigRecord({"signature": session.confirm(given["survivors"])})
+        case step:
+            assert step == "unmask"
+            answer = ConfigRecord({**session.unmask(given)})
+    return Message(RecordDict({"given": answer}), reply_to=message)
 
 
 @app.evaluate()
@@ -187,8 +240,8 @@ def _plan(settings: Settings) -> Plan:
     )
 
 
-def _participant(client: ClientContext, node: Node) -> Participant:
-    return Participant(client.id, client.folder, client.views, node.ledger)
+def _participant(client: ClientContext, node: Node, on_step: OnStep | None = None) -> Participant:
+    return Participant(client.id, client.folder, client.views, node.ledger, on_step)
 
 
 def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
@@ -207,10 +260,11 @@ def _work(settings: Settings) -> str:
     client, privacy = settings.client, settings.privacy
     drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
     noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
+    summed = ", secure aggregation" if privacy.secure_aggregation else ""
     work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
     return (
         f"{drawn}{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
-        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}"
+        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}{summed}"
     )
 
 

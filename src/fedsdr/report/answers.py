@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fedsdr.analysis.claims import over_all_domains
-from fedsdr.report.blocks import Block, Examples, Table
+from fedsdr.report.blocks import Block, Example, Examples, Table, Words
 from fedsdr.report.figures import Figure, limited
 from fedsdr.report.plots import Series, Value, bar_groups, bar_panel
 from fedsdr.report.sheets import Sheet, number, with_interval
@@ -43,7 +43,13 @@ def paradox_blocks(name: str, record: Event) -> list[Block]:
                for number, (title, series) in enumerate(OF.items(), start=1)]  # fmt: skip
     blocks: list[Block] = [Table(f"{name}-checks", checks_sheet(records)), *(one for one in figures if one)]
     if record.get("examples"):
-        blocks.append(Examples("The worst texts, with their true responses", record["examples"]))
+        worst = [
+            Example(one["domain"], one["instruction"], one["input"],
+                    (Words("true response", one["response"]), Words(one["of"], one["text"])),
+                    f"{one['of']}: {one['why']}")
+            for one in record["examples"]
+        ]  # fmt: skip
+        blocks.append(Examples("The worst texts, with their true responses", worst))
     return blocks
 
 
@@ -152,6 +158,32 @@ def benchmark_sheet(records: Sequence[Event]) -> Sheet:
         tuple(records),
         note="Where all or none are right, the standard error is 0: the 95 % interval (Wilson) is shown.",
     )
+
+
+def retention_blocks(name: str, record: Event) -> list[Block]:
+    """Tasks of the base, and by how much the global model differs."""
+    records = record["records"]
+    rows = tuple(
+        (
+            r["task"],
+            r["metric"],
+            number(r["base"], 3),
+            number(r["tuned"], 3),
+            with_interval(r, 3),
+            str(r["num"]),
+        )
+        for r in records
+    )
+    sheet = Sheet(
+        "Retention: difference to the base, by question, with 95 % interval",
+        "llrrrr",
+        ("task", "metric", "base", "global", "difference", "n"),
+        rows,
+        tuple(records),
+        note="Shares of right answers, but for loss, in nats a word, where more is worse. Mean: of the tasks"
+        " with acc or acc_norm; its interval covers the draw of questions, not of tasks.",
+    )
+    return [Table(f"{name}-table", sheet)]
 
 
 def win_rate_blocks(name: str, record: Event) -> list[Block]:

@@ -12,6 +12,7 @@ Papers: McMahan et al., AISTATS 2017, arXiv 1602.05629 (fedavg); Hsu et al. 2019
 bias correction.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from fedsdr.config import Server
 from fedsdr.messages.wire import Arrays
+from fedsdr.plugins import FUNCTIONS
+from fedsdr.rows import Optimizer
 
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]
@@ -66,7 +69,7 @@ def _moved(value: NDArray[np.float32], step: Float64) -> NDArray[np.float32]:
 
 
 Optimize = Callable[[Arrays, Arrays, Moments, Server], tuple[Arrays, Moments]]
-OPTIMIZE: Mapping[str, Optimize] = {
+BUILT_IN: dict[str, Optimize] = {
     "fedavg": lambda current, target, moments, server: (target, {}),  # x <- x + D
     "fedavgm": _momentum(lambda server: 1.0),
     "fedavgm-damped": _momentum(lambda server: 1 - server.beta1),
@@ -74,3 +77,4 @@ OPTIMIZE: Mapping[str, Optimize] = {
     "fedadam": _adaptive(lambda v, square, beta2: beta2 * v + (1 - beta2) * square),
     "fedyogi": _adaptive(lambda v, square, beta2: v - (1 - beta2) * square * np.sign(v - square)),
 }
+OPTIMIZE: Mapping[str, Optimize] = ChainMap(FUNCTIONS[Optimizer], BUILT_IN)

@@ -90,9 +90,14 @@ _SYMBOL = re.compile(
 )
 
 
+# 1.234,50 can be read in one way only; 1.234 and 3,5 cannot, and are left as they stand.
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d.,]*\d)")
+
+
 def unlatex(text: str) -> str:
     r"""Write LaTeX as plain text, line by line: \dfrac{3}{4} is 3/4, 2\sqrt{3} is 2sqrt(3), \text{m} is m."""
     text = plain(text).replace("÷", "/").replace("√", r"\sqrt ").replace("π", "pi")
+    text = _DECIMAL_COMMA.sub(lambda found: found[0].translate(str.maketrans(".,", ",.")), text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)|(?<=\d)\\[,!](?=\d{3})", ",", text)
     text = re.sub(r"\\sqrt\s+\(([^()]*)\)", r"\\sqrt{\1}", text)
     if "\\" in text:
