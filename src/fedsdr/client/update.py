@@ -90,7 +90,7 @@ def local_update(
             # Dropout draws from torch's own generator and takes no other.
             with within(f"{'+'.join(stage.train)} on {stage.on}"), torch.random.fork_rng():
                 torch.manual_seed(seed_for(seeds[number], "cycle", cycle))
-                for _ in track(range(num), "steps"):
+                for _ in track(range(num), "steps", [1] * num):
                     taken[number].append(next(learning[number]))
                     if on_step:
                         on_step(names[number], *taken[number][-1])
