@@ -38,6 +38,7 @@ MARKED = {
         "federation/test_methods.py",
         "federation/test_run.py",
         "invariants",
+        "test_check_gpu.py",
         "test_peers.py",
         "test_recipes.py",
     ],
