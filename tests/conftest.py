@@ -196,7 +196,7 @@ def judge_by() -> Iterator[Callable[[Rule], tuple[Judge, list[str]]]]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         started.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return Judge(f"http://127.0.0.1:{server.server_port}/v1", "rule", batch_size=4), asked
+        return Judge(f"http://127.0.0.1:{server.server_port}/v1", "rule", num_requests=4), asked
 
     yield start
     for server in started:
