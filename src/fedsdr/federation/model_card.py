@@ -29,6 +29,7 @@ def model_card(settings: Settings, server_round: int, client: str, merged: bool,
     """
     run = RunFolder(settings.run.dir)
     base, data = public_name(settings.model.name), read_json(run.environment)["data"]
+    base = Path(base).name if Path(base).exists() else base
     meta = {"base_model": base, "library_name": "transformers" if merged else "peft"}
     whose = f"The personalised model of client {client}" if client else "The global model"
     path = run.evaluation(server_round)
@@ -72,7 +73,11 @@ def _use(merged: bool, rank: int) -> str:
 
 def _without_paths(settings: Settings) -> dict[str, Any]:
     """Changed settings by dotted key."""
-    return {key: value for key, value in changed_values(settings).items() if not key.startswith(APART)}
+    return {
+        key: value
+        for key, value in changed_values(settings).items()
+        if not key.startswith(APART) and not Path(str(value)).is_absolute()
+    }
 
 
 def push(folder: Path, repository: str) -> None:
