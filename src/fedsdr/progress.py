@@ -7,6 +7,7 @@ import io
 import logging
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -112,8 +113,8 @@ class Total:
             left: Kind of work -> pieces that are not done.
             before: Kind of work -> seconds that pieces took before.
         """
-        self.left = dict(left)
-        self.seconds = {kind: list(before.get(kind, ())) for kind in left}
+        self.left = Counter(left)
+        self.seconds = defaultdict(list, {kind: list(before.get(kind, ())) for kind in left})
         self.last = time.monotonic()
         is_shown = log.isEnabledFor(logging.INFO) and sys.stderr.isatty()
         self.bar = _Bar(

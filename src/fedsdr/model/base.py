@@ -131,7 +131,7 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     with quiet():
         folder, origin = find(spec.name)
     from_hub = folder is None
-    folder = folder or _find_on_hub(spec)
+    folder = folder or find_on_hub(spec)
     is_grouped = spec.attention == "grouped"
     if is_grouped:
         from fedsdr.model.attention import keeps_apart, replace_norms  # makes the name known to transformers
@@ -251,7 +251,7 @@ def find(name: str) -> tuple[Path | None, str]:
     return None, name
 
 
-def _find_on_hub(spec: Model) -> Path:
+def find_on_hub(spec: Model) -> Path:
     """Return the folder in the hub's own cache, named by the commit; it may still lack the weights."""
     from huggingface_hub import hf_hub_download
 
