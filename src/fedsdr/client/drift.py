@@ -13,12 +13,15 @@ arXiv 1910.06378, algorithm 1 (`client.scaffold` has the control variates).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import LoraModel
+
+if TYPE_CHECKING:
+    from fedsdr.messages.wire import Arrays
 
 Pairs = Sequence[tuple[nn.Parameter, Tensor]]
 """Parameters of the shared adapter, each with a tensor of its shape."""
@@ -56,7 +59,7 @@ def towards_broadcast(model: LoraModel, mu: float) -> Drift:
     return Drift(anchors=[(w, w.detach().clone()) for w in model.parameters(("shared",))], mu=mu)
 
 
-def by_control_variates(model: LoraModel, shift: Arrays) -> Drift:
+def by_control_variates(model: LoraModel, shift: "Arrays") -> Drift:
     """SCAFFOLD: steer by c - c_k, by PEFT key of the shared adapter."""
     parameters = dict(zip(model.shapes("shared"), model.parameters(("shared",)), strict=True))
     return Drift(
