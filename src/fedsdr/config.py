@@ -77,7 +77,8 @@ class Model(Section):
     with padded batches."""
     checkpointing: Literal["auto", "off", "on"] = "auto"
     """on: activations are recomputed in the backward pass instead of stored: a third more work,
-    a fraction of the memory. auto: on for a quantised base on a GPU, else off."""
+    a fraction of the memory. auto: on where an estimate with states kept takes more than half of a GPU's free
+    memory, else off; in a deployment, of the server's."""
     max_length: Annotated[int, Field(ge=16)] = 512
     """Longest conversation in tokens; what is longer loses the end of its response, never the prompt."""
     chat_template: Literal["own", "plain"] = "own"

@@ -17,11 +17,11 @@ from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.errors import Unreachable
+from fedsdr.federation.checkpointing import resolve_for
 from fedsdr.federation.disk import disk
 from fedsdr.federation.estimate import Client, Part, memory, messages, sizes_of
 from fedsdr.federation.preflight import check_counts
 from fedsdr.methods import METHODS
-from fedsdr.model.base import resolve_model
 from fedsdr.model.meta import load_skeleton
 from fedsdr.report.events import data_size
 from fedsdr.report.sheets import Sheet
@@ -54,7 +54,7 @@ def dry_run(settings: Settings) -> Estimate:
     Raises:
         UserError: For what the run itself would be refused for, as far as it shows without the weights.
     """
-    settings = settings.model_copy(update={"model": resolve_model(settings.model)})
+    settings = settings.model_copy(update={"model": resolve_for(settings)})
     known: list[str] = []
     unknown: list[str] = []
     parts: list[Part] = []

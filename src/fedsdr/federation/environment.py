@@ -25,13 +25,13 @@ PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 def resolve(settings: Settings) -> Settings:
     """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
+    from fedsdr.federation.checkpointing import resolve_for
     from fedsdr.federation.model_cache import model_of
     from fedsdr.model.attention import check_window
-    from fedsdr.model.base import resolve_model
 
     threads = settings.run.threads or max(1, (os.cpu_count() or 1) // (settings.run.workers or 1))
     run = settings.run.model_copy(update={"threads": threads})
-    model = resolve_model(settings.model)
+    model = resolve_for(settings)
     if model.attention == "grouped":
         chosen = settings.model_copy(update={"run": run, "model": model})
         try:

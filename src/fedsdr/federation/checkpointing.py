@@ -1,0 +1,50 @@
+"""Whether the states of a step fit into a GPU's memory, or are computed again in the backward pass."""
+
+from typing import Literal
+
+import torch
+
+from fedsdr.config import Model, Settings
+from fedsdr.data.conversation import Conversation
+from fedsdr.federation.estimate import Client, memory, sizes_of
+from fedsdr.model.base import resolve_model
+from fedsdr.model.meta import load_skeleton
+
+ROOM = 0.5
+"""Share of the free memory that an estimate may take: on a processor, runs took twice what was estimated
+(docs/paper_scale.md)."""
+
+
+def resolve_for(settings: Settings) -> Model:
+    """Replace "auto" as `resolve_model` does, and in checkpointing by what the memory of a GPU allows."""
+    model = resolve_model(settings.model)
+    if settings.model.checkpointing == "auto" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        share = settings.run.gpus_per_client or 1.0
+        chosen = choose_checkpointing(settings.model_copy(update={"model": model}), free * min(share, 1.0))
+        model = model.model_copy(update={"checkpointing": chosen})
+    return model
+
+
+def choose_checkpointing(settings: Settings, free: float) -> Literal["on", "off"]:
+    """Return off where a pass over the longest conversations fits into `free` bytes with states kept.
+
+    The data are not read for it: each conversation is taken for the longest that model.max_length allows.
+
+    Args:
+        settings: With dtype and attention resolved; only the model's configuration is loaded.
+        free: Bytes of the device that are free before the base is loaded.
+    """
+    skeleton, _ = load_skeleton(settings.model)
+    longest = settings.model.max_length
+    text = Conversation((0,) * longest, longest // 2)
+    clients = [Client([text] * settings.client.batch_size, [text])]
+    kept = settings.model.model_copy(update={"checkpointing": "off"})
+    parts = memory(
+        settings.model_copy(update={"model": kept}),
+        sizes_of(skeleton, settings.adapter),
+        clients,
+        is_gpu=True,
+    )
+    needed = sum(part.num_bytes for part in parts if part.name not in ("generation", "peak"))
+    return "off" if needed < ROOM * free else "on"
