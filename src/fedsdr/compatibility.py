@@ -66,7 +66,12 @@ class Use:
 RULES = (
     Rule(
         {"server.aggregation": lambda row: not row.is_linear},
-        {"server.robust": ("none",), "server.optimizer": ("fedavg",), "communication.dtype": ("float32",)},
+        {
+            "server.robust": ("none",),
+            "server.optimizer": ("fedavg",),
+            "communication.dtype": ("float32",),
+            "server.mean_of_rounds": (1,),
+        },
         "aggregates whole products B A, on which nothing can work number by number",
     ),
     Rule(
@@ -129,6 +134,15 @@ RULES = (
         "has control variates, whose plain mean is right only where the server takes one of the adapters too",
     ),
     Rule(
+        {"server.optimizer": lambda row: row.extrapolates},
+        {
+            "server.aggregation": lambda row: row.is_plain,
+            "server.robust": ("none",),
+            "privacy.kind": ("none",),
+        },
+        "sets its rate by the norms of the clients' changes and of their plain mean",
+    ),
+    Rule(
         {"client.final_rate": (0,), "client.schedule": ("cosine", "linear")},
         {"client.drift_correction": lambda row: not row.has_control_variates},
         "makes the last round's rate 0, and control variates are divided by it",
@@ -140,6 +154,7 @@ RULES = (
             "server.aggregation": ("average",),
             "server.robust": ("none",),
             "server.optimizer": ("fedavg",),
+            "server.mean_of_rounds": (1,),
             "communication.dtype": ("float32",),
             "lora.client_ranks": ({},),
             "server.keep_updates": (False,),

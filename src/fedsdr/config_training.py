@@ -167,7 +167,10 @@ class Server(Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the second moment (fedadam, fedyogi)."""
     tau: Positive = 1e-3
-    """Added to the root of the second moment, whose first value is its square (adaptive ones)."""
+    """Added to the root of the second moment, whose first value is its square (adaptive ones); its square is
+    added to the squared norm of the mean change (fedexp)."""
+    mean_of_rounds: Count = 1
+    """The final shared adapter is the mean of those after the last so many rounds; 1: the last one."""
     clients_per_round: Annotated[int, Field(ge=0)] = 0
     """Clients drawn for each round; 0: all."""
     quorum: Share = 0.5

@@ -247,6 +247,12 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
         "momentum, damped: the mean change has the factor 1 - beta1",
         "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
     ),
+    "fedexp": Optimizer(
+        "extrapolates beyond the target, the further the more the clients' changes differ",
+        "Jhunjhunwala et al., FedExP, ICLR 2023, arXiv 2301.09604",
+        reads=("tau",),
+        extrapolates=True,
+    ),
     "fedadagrad": Optimizer(
         "second moments summed", REDDI_PAPER, 1e-3, reads=("learning_rate", "beta1", "tau")
     ),

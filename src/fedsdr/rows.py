@@ -210,6 +210,8 @@ class Optimizer(Named):
     """Default learning rate."""
     reads: tuple[str, ...] = ("learning_rate", "beta1")
     """The keys of [server] that its step depends on."""
+    extrapolates: bool = False
+    """Whether its step depends on how far apart the clients' changes are."""
 
 
 def has_global(method: Method, aggregation: Aggregation) -> bool:

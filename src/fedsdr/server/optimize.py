@@ -2,14 +2,15 @@
 
 Notation: x the shared adapter before the round, D = target - x the mean change, m and v moments
 stored between rounds (zero and tau^2 at first), eta = server.eta, b1 = server.beta1, b2 =
-server.beta2, tau = server.tau. All steps are elementwise and computed in float64.
+server.beta2, tau = server.tau, s the mean over the clients of |D_k|^2, D_k client k's change. All steps
+are computed in float64, and elementwise but for fedexp's rate.
 
 The functions behind `methods.OPTIMIZERS`. D is the opposite of a gradient, so steps are added.
 
 Papers: McMahan et al., AISTATS 2017, arXiv 1602.05629 (fedavg); Hsu et al. 2019, arXiv 1909.06335
 (fedavgm); Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295, algorithm 2
-(fedadagrad, fedadam, fedyogi). As there, and unlike Flower 1.41, v begins at tau^2 and there is no
-bias correction.
+(fedadagrad, fedadam, fedyogi); Jhunjhunwala et al., FedExP, ICLR 2023, arXiv 2301.09604, algorithm 1
+(fedexp). As in Reddi et al., and unlike Flower 1.41, v begins at tau^2 and there is no bias correction.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,9 @@ strategy stores the clients' mean control variates with them, as "control_variat
 def _momentum(share: Callable[[Server], float]) -> "Optimize":
     """Step with momentum: m <- b1 m + share D; x <- x + eta m."""
 
-    def step(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
+    def step(
+        current: Arrays, target: Arrays, moments: Moments, server: Server, spread: float
+    ) -> tuple[Arrays, Moments]:
         new: Arrays = {}
         kept: Moments = {}
         for key, change in _changes(current, target):
@@ -44,7 +47,9 @@ def _momentum(share: Callable[[Server], float]) -> "Optimize":
 def _adaptive(second: Callable[[Float64, Float64, float], Float64]) -> "Optimize":
     """Step adaptively: m <- b1 m + (1 - b1) D; v <- second(v, D^2); x <- x + eta m / (sqrt(v) + tau)."""
 
-    def step(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
+    def step(
+        current: Arrays, target: Arrays, moments: Moments, server: Server, spread: float
+    ) -> tuple[Arrays, Moments]:
         new: Arrays = {}
         kept: Moments = {}
         for key, change in _changes(current, target):
@@ -57,6 +62,16 @@ def _adaptive(second: Callable[[Float64, Float64, float], Float64]) -> "Optimize
     return step
 
 
+def _extrapolated(
+    current: Arrays, target: Arrays, moments: Moments, server: Server, spread: float
+) -> tuple[Arrays, Moments]:
+    """Go beyond the target where the clients moved apart: x <- x + max(1, s / (2 (|D|^2 + tau^2))) D."""
+    changes = dict(_changes(current, target))
+    squared = sum(float((change**2).sum()) for change in changes.values())
+    eta = max(1.0, spread / (2 * (squared + server.tau**2)))
+    return {key: _moved(current[key], eta * change) for key, change in changes.items()}, {}
+
+
 def _changes(current: Arrays, target: Arrays) -> list[tuple[str, Float64]]:
     return [(key, target[key].astype(np.float64) - value) for key, value in current.items()]
 
@@ -65,11 +80,13 @@ def _moved(value: NDArray[np.float32], step: Float64) -> NDArray[np.float32]:
     return (value + step).astype(np.float32)
 
 
-Optimize = Callable[[Arrays, Arrays, Moments, Server], tuple[Arrays, Moments]]
+Optimize = Callable[[Arrays, Arrays, Moments, Server, float], tuple[Arrays, Moments]]
+"""Takes x, the target, moments, settings and s."""
 OPTIMIZE: Mapping[str, Optimize] = {
-    "fedavg": lambda current, target, moments, server: (target, {}),  # x <- x + D
+    "fedavg": lambda current, target, moments, server, spread: (target, {}),  # x <- x + D
     "fedavgm": _momentum(lambda server: 1.0),
     "fedavgm-damped": _momentum(lambda server: 1 - server.beta1),
+    "fedexp": _extrapolated,
     "fedadagrad": _adaptive(lambda v, square, beta2: v + square),
     "fedadam": _adaptive(lambda v, square, beta2: beta2 * v + (1 - beta2) * square),
     "fedyogi": _adaptive(lambda v, square, beta2: v - (1 - beta2) * square * np.sign(v - square)),
