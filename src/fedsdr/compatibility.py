@@ -172,7 +172,7 @@ RULES = (
         {
             "server.aggregation": ("average", "ffa"),
             "server.robust": ("none",),
-            "client.drift_correction": ("none", "fedprox"),
+            "client.drift_correction": lambda row: not row.has_control_variates,
             "communication.dtype": ("float32",),
             "lora.client_ranks": ({},),
             "server.keep_updates": (False,),
@@ -202,7 +202,8 @@ USES = (
     Use("fdlora.num_examples", "method", lambda row: row.personal == "fused"),
     Use("fdlora.num_evaluations", "method", lambda row: row.personal == "fused"),
     Use("fedala", "method", lambda row: row.on_receive == "adapt"),
-    Use("client.mu", "client.drift_correction", lambda row: row.is_proximal),
+    Use("token_mask", "method", lambda row: "likely" in row.views),
+    Use("client.mu", "client.drift_correction", lambda row: row.has_weight),
     Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
     Use("server.rotation_reference", "server.aggregation", lambda row: row.is_turned),
     Use("server.num_byzantine", "server.robust", lambda row: row.num_needed(1) > row.num_needed(0)),

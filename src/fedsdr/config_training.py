@@ -130,10 +130,10 @@ class Client(Section):
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Gradients are clipped to this global norm; 0: not at all."""
     drift_correction: str = "none"
-    """Correction of client drift in stages that train the shared adapter: none, fedprox, scaffold or
-    scaffold-adamw (`fedsdr methods`)."""
+    """Correction of client drift in stages that train the shared adapter: none, fedprox, l2, kl, not-true,
+    scaffold or scaffold-adamw (`fedsdr methods`)."""
     mu: Positive = 0.01
-    """Weight of the proximal term."""
+    """Weight of the term that a correction adds to the loss (fedprox, l2, kl, not-true)."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
@@ -199,6 +199,16 @@ class Server(Section):
     def eta(self) -> float:
         """The server optimizer's learning rate."""
         return self.learning_rate or OPTIMIZERS[self.optimizer].rate
+
+
+class TokenMask(Section):
+    """[token_mask]: which raw tokens are likely to the base (method token-mask)."""
+
+    perplexity: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.5
+    """1 / p of a token above which it is masked; the paper's."""
+    soft: bool = False
+    """Weigh masked tokens down by how unlikely they are, instead of leaving them out: facts are still
+    learnt (ours)."""
 
 
 class FedDPA(Section):

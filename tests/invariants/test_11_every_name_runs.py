@@ -37,6 +37,8 @@ def test_every_name_runs_a_round_and_changes_the_shared_adapter(
             "client.optimizer": DRIFT_CORRECTIONS[name].optimizer or "adamw",
             "client.max_grad_norm": 0,
         }
+    if name == "token-mask":  # the random model finds no token likely
+        chosen |= {"token_mask.soft": True}
     folder = fedsdr.run(run_settings(**chosen)).folder
     before, after = (
         (folder / f"server/round-000{number}/adapter_model.safetensors").read_bytes() for number in (0, 1)

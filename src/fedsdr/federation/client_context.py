@@ -13,6 +13,7 @@ from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
+from fedsdr.distill.token_mask import weigh_tokens
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
 from fedsdr.federation.model_cache import load_model, model_of
@@ -150,6 +151,9 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
             rewritings["train"] = distilled(data.train, "train")
         views["distilled"] = conversations(data.train, rewritings["train"])
         views["mixed"] = [*views["raw"], *views["distilled"]]
+    if "likely" in METHODS[settings.method].views:
+        with within(f"{data.id} token mask"):
+            views["likely"] = weigh_tokens(model, views["raw"], settings.token_mask, settings.eval.batch_size)
     distilled_tests = []
     if settings.eval.rewritings and data.test:
         with within(f"{data.id} test"):
