@@ -65,6 +65,11 @@ class Distill(Section):
     the label, final answer, facts or tests falls back too (ours, beyond the paper). answer+likelihood: so
     does one of a labelled example where the rewriting raises the base model's likelihood of another choice
     more than that of the label. It errs as the model does: see the shares taught by label."""
+    only: Literal["all", "likelier", "representative"] | tuple[str, ...] = "all"
+    """Which training responses are rewritten; the others are taught as they are. A list: those of these
+    domains. likelier: those whose rewriting passes the checks and is likelier to the base model than the true
+    response, by mean log p of a token. representative: one for each cluster of a client's examples, as FedHDS
+    chooses. Test responses are always rewritten, so that losses on them compare."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("reference", "paraphrase", "turn")
     """Rewriting prompts, tried in order until the checks pass; without checks only the first."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -19,6 +19,7 @@ NAMES = [
     *(("client.drift_correction", name) for name in DRIFT_CORRECTIONS),
     *(("client.optimizer", name) for name in get_args(LocalOptimizer)),
     *(("distill.prompts", [name]) for name in PROMPTS),
+    *(("distill.only", name) for name in (["math"], "likelier", "representative")),
     *(("communication.dtype", name) for name in get_args(MessageDtype)),
 ]
 

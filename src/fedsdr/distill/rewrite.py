@@ -25,6 +25,7 @@ from fedsdr.data.lengths import loses_truth
 from fedsdr.data.thinking import is_unclosed
 from fedsdr.distill.likelihood_check import express_label
 from fedsdr.distill.prompts import VERSION, rewriting_turns
+from fedsdr.distill.select import likelier, select
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
@@ -45,6 +46,8 @@ FAULTS = (
     "lost facts",
     "lost tests",
     "unlikely label",
+    "not likelier",
+    "not chosen",
 )
 """Why a rewriting is not taught."""
 
@@ -55,7 +58,7 @@ class Rewriting:
 
     first: str | None
     """What the teacher wrote for the first prompt, checks or not (y~ before fall-back); None where the
-    true response was too long to be shown."""
+    true response was not shown to it: too long, or not chosen."""
     distilled: str
     """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
     prompt: str
@@ -73,7 +76,8 @@ def rewrite(
 ) -> list[Rewriting]:
     """Rewrite the responses of the examples.
 
-    With checks on, the prompts are tried in order until one passes; without, the first alone.
+    With checks on, the prompts are tried in order until one passes; without, the first alone. Of what
+    `distill.only` does not choose, the true response stays.
 
     Args:
         model: The teacher is its base without adapters, as the global model is before round 1. Where
@@ -91,9 +95,11 @@ def rewrite(
     prompts = distill.prompts[:1] if distill.verify == "off" else distill.prompts
     first: list[str | None] = [None] * len(examples)
     taken: dict[int, Rewriting] = {}
-    reasons: dict[int, str] = {}
-    waiting = list(range(len(examples)))
+    waiting = select(model, examples, distill, longest)
+    reasons = dict.fromkeys(set(range(len(examples))).difference(waiting), "not chosen")
     for attempt, prompt in enumerate(prompts):
+        if not waiting:
+            break
         with within(f"rewriting ({prompt})"):
             answers = _ask(model, [examples[index] for index in waiting], prompt, distill, longest, folder)
         for index, answer in zip(waiting, answers, strict=True):
@@ -108,13 +114,18 @@ def rewrite(
             reasons |= {
                 index: "unlikely label" for index, is_so in zip(passed, express, strict=True) if not is_so
             }
+        if distill.only == "likelier":
+            passed = [index for index in new if not reasons[index]]
+            some, texts = [examples[index] for index in passed], [new[index].text for index in passed]
+            verdicts = likelier(model, some, texts, distill.batch_size, longest)
+            reasons |= {
+                index: "not likelier" for index, is_so in zip(passed, verdicts, strict=True) if not is_so
+            }
         for index in waiting:
             if not reasons[index]:
                 taken[index] = Rewriting(first[index], new[index].text, prompt, "")
         waiting = [index for index in waiting if reasons[index]]
-        if not waiting:
-            break
-    for index in waiting:
+    for index in sorted(reasons.keys() - taken):
         taken[index] = Rewriting(first[index], examples[index].response, "", reasons[index])
     return [taken[index] for index in range(len(examples))]
 

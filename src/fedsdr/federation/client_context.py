@@ -139,7 +139,9 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
     def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
         def rewrite_all() -> list[Rewriting]:
             # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
-            new = rewrite(model, examples, settings.distill, 2 * longest, cache)
+            everything = settings.distill.model_copy(update={"only": "all"})
+            chosen = settings.distill if part == "train" else everything
+            new = rewrite(model, examples, chosen, 2 * longest, cache)
             return fall_back_where_cut(model.base.tokenizer, examples, new, longest)
 
         return _distil(ClientFolder(folder).rewritings(part), rewrite_all, examples)

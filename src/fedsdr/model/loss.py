@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsdr.data.batching import Batch, by_length, collate
@@ -156,6 +158,19 @@ def last_states(base: Base, batch: Batch) -> Tensor:
     ids = torch.from_numpy(batch.ids).to(base.device)
     states: Tensor = base.model.get_decoder()(input_ids=ids, use_cache=False, **options).last_hidden_state
     return states
+
+
+def mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> NDArray[np.float32]:
+    """Mean over each response's tokens of the states that predict them (num_texts, d).
+
+    Called inside `LoraModel.inference`.
+    """
+    found: dict[int, NDArray[np.float32]] = {}
+    for rows in by_length([len(text.ids) for text in texts], batch_size):
+        states = response_states(base, [texts[row] for row in rows])[0].float().cpu().numpy()
+        ends = np.cumsum([texts[row].num_response_tokens for row in rows])
+        found |= zip(rows, [part.mean(axis=0) for part in np.split(states, ends[:-1])], strict=True)
+    return np.stack([found[row] for row in range(len(texts))])
 
 
 def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size: int) -> tuple[float, int]:
