@@ -1,6 +1,6 @@
 """Which settings go together, which do not, and why.
 
-The rules are data, in `rules`. `check` refuses settings by them; `fedsdr methods` and docs/methods.md list them.
+The rules are data (`rules`): `check` refuses settings by them, and `fedsdr methods` and docs list them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
