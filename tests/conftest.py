@@ -47,6 +47,7 @@ MARKED = {
         "deployment/test_plain_flower.py",
         "deployment/test_supernode.py",
         "deployment/test_worker.py",
+        "federation/test_simulation_engine.py",
     ],
     "browser": ["report/test_browser.py"],
 }

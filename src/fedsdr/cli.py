@@ -97,13 +97,21 @@ def run(
 
 
 @app.command()
-def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def resume(
+    run_dir: RunDir,
+    on_other_machine: Annotated[
+        bool,
+        typer.Option(help="Allow another processor and other versions: the last bits differ from here on."),
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Continue a stopped run after its last finished round."""
     progress.show(quiet)
     from fedsdr.federation.run import resume as resume_run
 
     with resumable(f"to continue: `fedsdr resume {run_dir}`"):
-        print_result(resume_run(run_dir), as_json)
+        print_result(resume_run(run_dir, on_other_machine), as_json)
 
 
 @app.command()
@@ -178,9 +186,12 @@ def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
     """Show the data of each client: counts, words, tokens, labels, samples, duplicates."""
     from fedsdr.data.summary import render_summary
     from fedsdr.federation.preflight import describe_data
+    from fedsdr.model.meta import hide_torch
     from fedsdr.recipe import load_settings
 
-    summary = describe_data(load_settings(recipe, overrides or []))
+    settings = load_settings(recipe, overrides or [])
+    hide_torch(settings.model)
+    summary = describe_data(settings)
     if as_json:
         print_json(summary)
     else:

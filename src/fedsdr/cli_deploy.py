@@ -69,6 +69,19 @@ def deploy_renew(
     print(f"{server / 'server.crt'}: good until {renew(server):%Y-%m-%d}")
 
 
+@deploy.command("peers")
+def deploy_peers(
+    file: Annotated[Path, typer.Argument(help="This client's node.toml.")],
+    keys: Annotated[Path, typer.Argument(help="A folder with the clients' public keys, <client>.pub.")],
+) -> None:
+    """At a client: take the others' public keys, for secure aggregation, and show their fingerprints."""
+    from fedsdr.deployment.keys import take_peers
+
+    for client, fingerprint in take_peers(file, keys).items():
+        print(f"{client}: {fingerprint}")
+    print("ask each client for its own, by `ssh-keygen -lf node.key.pub`: the server could have sent others")
+
+
 def node(
     file: Annotated[Path, typer.Argument(help="The client's node.toml, as written by `fedsdr deploy init`.")],
 ) -> None:

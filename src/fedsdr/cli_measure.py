@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fedsdr import progress
-from fedsdr.terminal import AsJson, Quiet, RunOrGrid, print_json, print_sheets, split_names
+from fedsdr.terminal import AsJson, Quiet, RunOrGrid, print_json, print_sheets, split_names, split_numbers
 
 Nli = Annotated[
     str, typer.Option(help="NLI cross-encoder that checks entailment (paradox): a hub id or a folder.")
@@ -26,7 +26,7 @@ def measure(
         str,
         typer.Option(
             help="Names, separated by commas: alignment, gradients, transfer, map, consistency, survival,"
-            " paradox, benchmarks, winrate. Default: all that are possible."
+            " paradox, benchmarks, frontier, winrate. Default: all that are possible."
         ),
     ] = "",
     nli: Nli = "",
@@ -46,6 +46,16 @@ def measure(
     tasks: Annotated[str, typer.Option(help="Names of benchmarks, separated by commas.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="Number of examples from each benchmark; 0: all.")] = 0,
     run_programs: RunPrograms = False,
+    scales: Annotated[
+        str,
+        typer.Option(
+            help="Factors lambda of what a run added to the base, separated by commas (frontier). Default:"
+            " 0.125 to 1.5 of fedit and local-only, 0.5 and 1 of other methods."
+        ),
+    ] = "",
+    rounds: Annotated[
+        str, typer.Option(help="Rounds, separated by commas (frontier). Default: half of them and all.")
+    ] = "",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,7 +67,8 @@ def measure(
     from fedsdr.experiments.results import PLAN
     from fedsdr.run_folder import RunFolder
 
-    options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit, run_programs)
+    options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit, run_programs,
+                      split_numbers(scales, float), split_numbers(rounds, int))  # fmt: skip
     if (folder / PLAN).exists():
         print_sheets(measure_grid(folder, split_names(only), options), as_json)
     elif as_json:

@@ -113,6 +113,12 @@ def as_markdown() -> str:
     return "\n".join(lines)
 
 
+def as_used(key: str) -> str:
+    """Under which choices alone a setting is read; "" for one that all read."""
+    found = [use for use in USES if use.setting in (key, key.partition(".")[0]) and key != use.key]
+    return " ".join(_words(use.key, use.by, "") for use in found)
+
+
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
     """Conditions, requirements and reason of each rule, in words."""
     for rule in RULES:
@@ -124,6 +130,7 @@ def _used(quote: str) -> Iterator[tuple[str, str]]:
     """Each setting that only some choices use, and these, in words."""
     for use in USES:
         setting = use.setting if "." in use.setting else f"[{use.setting}]"
+        setting += "".join(f" but {name}" for name in use.but)
         yield f"{quote}{setting}{quote}", _words(use.key, use.by, quote)
 
 
@@ -185,7 +192,7 @@ def _unused(use: Use, settings: Any) -> Iterator[str]:
     part = getattr(settings, section)
     for field, info in type(part).model_fields.items():
         value = getattr(part, field)
-        if name in ("", field) and value != info.default:
+        if name in ("", field) and field not in use.but and value != info.default:
             needed = _listed(_names(use.key, use.by), CHOICES[use.key])
             yield (
                 f"{section}.{field} = {value!r} does nothing under {use.key} = {chosen!r}:"

@@ -43,6 +43,15 @@ class Run(Section):
     """Seed of initial adapters, data order and the draw of clients."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads for computing; 0: all cores. Fixed at start, since it changes the last bits of results."""
+    engine: Literal["local", "simulation"] = "local"
+    """local: one client after the other, in this process. simulation: several at a time, by Flower's
+    simulation on Ray (`fedsdr[simulation]`); equal bytes at equal threads."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Workers of the simulation engine; 0: as many as threads or GPUs allow."""
+    gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of a worker of the simulation engine; 0.5 puts two workers on one."""
+    ray: str = ""
+    """Address of a running Ray cluster, or "auto"; empty: Ray is started on this machine for the run."""
     cache: str = ""
     """A folder that keeps rewritings and what the base model scored, for other runs to reuse; empty: the
     clients' own folders."""
@@ -211,7 +220,7 @@ class Communication(Section):
 
 
 class Privacy(Section):
-    """[privacy]: differential privacy of the shared adapter; the unit is a client (docs/threat_model.md)."""
+    """[privacy]: differential privacy (the unit is a client), secure aggregation (docs/threat_model.md)."""
 
     kind: PrivacyKind = "none"
     """central: a trusted server clips and adds noise. local: each client does."""
@@ -225,6 +234,9 @@ class Privacy(Section):
     """Largest epsilon; a run that would spend more is refused before it trains; 0: any."""
     source: Literal["secure", "seeded"] = "secure"
     """Of the noise: the system's cryptographic source, or run.seed, which repeats it and protects nothing."""
+    secure_aggregation: bool = False
+    """The server learns the sum of the clients' changes, and no change of one client. For rounds of three
+    clients or more; no cryptographer has reviewed it."""
 
 
 class Eval(Section):

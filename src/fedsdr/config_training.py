@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsdr.methods import OPTIMIZERS
-from fedsdr.rows import LocalOptimizer
+from fedsdr.rows import Adapter, LocalOptimizer
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -195,10 +195,22 @@ class Server(Section):
     many as it says that it has."""
     max_domains: Count = 100
     """A reply that names more domains is dropped: each is a row of the page."""
+    keep_rounds: Literal["all", "last"] | Count = "all"
+    """Which rounds stay on the server's disk: all, the last alone, or each n-th and the last. Only these can
+    be exported, evaluated and measured later; a run that is stopped goes on from the last."""
     keep_updates: bool = False
     """Save what each client sent in each round, to measure how similar the clients' updates are
     (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's
     update says more of its data than the mean does: in a deployment each client must consent."""
+
+    @model_validator(mode="after")
+    def _averaged_rounds_are_kept(self) -> Self:
+        if self.mean_of_rounds > 1 and self.keep_rounds not in ("all", 1):
+            raise ValueError(
+                f"mean_of_rounds = {self.mean_of_rounds} reads rounds that keep_rounds = {self.keep_rounds!r}"
+                ' removes: set keep_rounds to "all", or mean_of_rounds to 1'
+            )
+        return self
 
     @property
     def eta(self) -> float:
@@ -221,8 +233,11 @@ class FedDPA(Section):
 
     num_examples: Count = 5
     """Training examples to which a prompt is compared."""
+    weighs: Adapter = "private"
+    """Which adapter has the weight w of a prompt's likeness, the other 1 - w. private: the more alike, the
+    more of the client's own, as the paper says. shared: as its authors' code has it."""
     max_weight: Share = 0.5
-    """Weight of the private adapter for a prompt that is as the client's own."""
+    """Weight for a prompt that is as the client's own."""
 
 
 class FDLoRA(Section):

@@ -265,7 +265,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
     ),
     "fedavgm-damped": Optimizer(
         "momentum, damped: the mean change has the factor 1 - beta1",
-        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954",
+        "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954, which does not damp round 1",
     ),
     "fedexp": Optimizer(
         "extrapolates beyond the target, the further the more the clients' changes differ",
@@ -289,6 +289,8 @@ PROMPTS: Mapping[str, Named] = {  # for the teacher: distill.prompts
     "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "ours"),
     "turn": Named("question, answer, then: say that again in your own words", "ours"),
 }
+GIVEN = "given"
+"""Stands for a prompt where the data bring the rewriting."""
 
 
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:

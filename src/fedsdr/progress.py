@@ -34,6 +34,15 @@ class _Bar(tqdm):
             say(f"  {self}")
 
 
+def duration(seconds: float) -> str:
+    """Write a time in its two largest units, such as 5 min 39 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def show(quiet: bool = False) -> None:
     """Write messages and bars to standard error; `quiet`: warnings only."""
     log.setLevel(logging.WARNING if quiet else logging.INFO)

@@ -27,6 +27,8 @@ class Use:
     setting: str
     key: str
     by: Test
+    but: tuple[str, ...] = ()
+    """Settings of the section that others read too."""
 
 
 RULES = (
@@ -105,6 +107,7 @@ RULES = (
             "server.aggregation": lambda row: row.is_plain,
             "server.robust": ("none",),
             "privacy.kind": ("none",),
+            "privacy.secure_aggregation": (False,),
         },
         "sets its rate by the norms of the clients' changes and of their plain mean",
     ),
@@ -125,6 +128,7 @@ RULES = (
             "lora.client_ranks": ({},),
             "server.keep_updates": (False,),
             "privacy.kind": ("none",),
+            "privacy.secure_aggregation": (False,),
         },
         "sends nothing",
     ),
@@ -144,6 +148,24 @@ RULES = (
             "server.keep_updates": (False,),
         },
         "accounts for means of the clients' changes of one adapter, and for nothing more",
+    ),
+    Rule(
+        {"privacy.secure_aggregation": (True,)},
+        {
+            "server.aggregation": ("average", "ffa"),
+            "server.robust": ("none",),
+            "client.drift_correction": lambda row: not row.has_control_variates,
+            "communication.dtype": ("float32",),
+            "lora.client_ranks": ({},),
+            "server.keep_updates": (False,),
+            "privacy.kind": ("none", "central"),
+        },
+        "shows the server the sum of the clients' changes of one adapter, and nothing more",
+    ),
+    Rule(
+        {"server.clients_per_round": (1, 2)},
+        {"privacy.secure_aggregation": (False,)},
+        "makes sums of which a client knows the other part",
     ),
     Rule(
         {"client.local_steps": (0,)},
@@ -177,5 +199,5 @@ USES = (
     Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),
     Use("server.beta2", "server.optimizer", lambda row: "beta2" in row.reads),
     Use("server.tau", "server.optimizer", lambda row: "tau" in row.reads),
-    Use("privacy", "privacy.kind", ("central", "local")),
+    Use("privacy", "privacy.kind", ("central", "local"), but=("secure_aggregation",)),
 )

@@ -32,6 +32,11 @@ class ClientFolder:
         """The secret that the noise of local privacy is made from."""
         return self.path / "noise.key"
 
+    @property
+    def secure(self) -> Path:
+        """What the client keeps of a secure sum."""
+        return self.path / "secure"
+
     def rewritings(self, part: Literal["train", "test"]) -> Path:
         """Examples of the training or test data with their rewritings, one on each line."""
         return self.path / ("distilled.jsonl" if part == "train" else "distilled-test.jsonl")
@@ -72,6 +77,8 @@ class RunFolder:
         """Token of the last submission by `fedsdr run --on`, and on the next lines why it stopped early."""
         self.benchmark_answers = path / "measurements" / "benchmark-answers.jsonl"
         self.server = path / "server"
+        self.survivors = self.server / "survivors.json"
+        """Which clients are in the last secure sum, and of which round it is."""
         self.clients = path / "clients"
         """Only where the clients are on this machine."""
 
@@ -179,6 +186,11 @@ def checked_round(folder: Path, server_round: int | None) -> int:
     number = last if server_round is None else server_round
     if not 0 <= number <= last:
         raise UserError(f"{folder} has no round {number}; finished are rounds 0 to {last}")
+    if number not in (there := list_rounds(RunFolder(folder).server)):
+        kept = ", ".join(map(str, there))
+        raise UserError(
+            f"round {number} of {folder} was not kept (server.keep_rounds); there are rounds {kept}"
+        )
     return number
 
 

@@ -56,27 +56,51 @@ def mean_interval(shares: Sequence[float], intervals: Sequence[tuple[float, floa
     return mean - below, mean + above
 
 
-def difference_interval(share: float, num: float, other: float, num_other: float) -> tuple[float, float]:
-    """95 % interval of p - q, two shares of independent examples.
+def difference_interval(
+    share: float, num: float, other: float, num_other: float, correlation: float = 0.0
+) -> tuple[float, float]:
+    """95 % interval of p - q, two shares of independent or of the same examples.
 
-    With the ends (l, u) of `wilson` of each: low = p - q - sqrt((p - l_p)^2 + (u_q - q)^2), and
-    high = p - q + sqrt((u_p - p)^2 + (q - l_q)^2).
+    With the ends (l, u) of `wilson` of each, and the correlation phi:
+    low = p - q - sqrt((p - l_p)^2 - 2 phi (p - l_p) (u_q - q) + (u_q - q)^2), and
+    high = p - q + sqrt((u_p - p)^2 - 2 phi (u_p - p) (q - l_q) + (q - l_q)^2).
 
     Args:
         share: p.
         num: What p was counted over.
         other: q.
         num_other: What q was counted over.
+        correlation: phi; 0 for independent examples, else of `phi`.
 
     Paper: Newcombe, "Interval estimation for the difference between independent proportions", Statistics
-    in Medicine 17 (1998), 873-890, method 10.
+    in Medicine 17 (1998), 873-890, method 10; of the same examples: "Improved confidence intervals for the
+    difference between binomial proportions based on paired data", the same volume, 2635-2650, method 10.
     """
     (low, high), (low_other, high_other) = wilson(share, num), wilson(other, num_other)
+
+    def length(one: float, two: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2 * correlation * one * two + two**2))
+
     difference = share - other
     return (
-        difference - math.hypot(share - low, high_other - other),
-        difference + math.hypot(high - share, other - low_other),
+        difference - length(share - low, high_other - other),
+        difference + length(high - share, other - low_other),
     )
+
+
+def phi(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """Correlation of two outcomes on the same examples, as `difference_interval` needs it.
+
+    With the counts a (both), b (the first alone), c (the second alone) and d (neither) of n,
+    (ad - bc) / sqrt((a + b) (c + d) (a + c) (b + d)), where a positive ad - bc is lessened by n / 2, to 0 at
+    least; 0 where one outcome is always the same.
+    """
+    a, b, c, d = (pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))
+    product = (a + b) * (c + d) * (a + c) * (b + d)
+    if not product:
+        return 0.0
+    excess = a * d - b * c
+    return (max(excess - len(pairs) / 2, 0) if excess > 0 else excess) / math.sqrt(product)
 
 
 def half_sample_interval(

@@ -1,16 +1,19 @@
 """What the commands share: their common arguments, and how results are printed."""
 
 import json
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from fedsdr.errors import UserError
 
+Number = TypeVar("Number", int, float)
 Recipe = Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/demo.toml.")]
 Overrides = Annotated[
     list[str] | None,
@@ -26,6 +29,10 @@ AsJson = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 
 
+COLOURS = {"✓": 32, "✗": 31, "?": 33}
+"""Sign of a difference -> its colour's number: green, red, yellow."""
+SIGNED = r"[✓✗?] [+-][\d.]+( \[[^]]*\])?"
+"""A sign, a difference, and its interval."""
 NOT_SHOWN = ("domains", "words", "choice_score", "macro_f1", "matthews", "exact_match", "token_f1")
 """Tables of a grid that are in its files and on its page, and too long for a terminal."""
 Round = Annotated[int | None, typer.Option("--round", help="Number of the round; default: the last one.")]
@@ -37,10 +44,18 @@ def print_result(result: Any, as_json: bool) -> None:
         places = {"folder": result.folder, "adapter": result.adapter, "report": result.report}
         print_json({"base": result.base, "final": result.final, **{k: str(v) for k, v in places.items()}})
         return
+    from fedsdr.report.gains import did_it_help, gain_records, gain_sheet, read_answers
     from fedsdr.report.notices import run_notices
+    from fedsdr.run_folder import RunFolder, read_settings
+    from fedsdr.storage import read_lines
 
+    run = RunFolder(result.folder)
     for notice in run_notices(result.folder, result.base, result.final):
-        print(notice)
+        print(coloured("✗", str(notice)) if notice.is_warning else notice)
+    answers = read_answers(run, read_settings(result.folder).server.num_rounds)
+    gains = gain_records(result.base, result.final, answers)
+    print(f"\n{did_it_help(gains, read_lines(run.log))}\n")
+    print_sheet(gain_sheet(gains))
     print_scores(result.base, result.final)
     no_global = f"none is global; `fedsdr export {result.folder} NEW --client NAME` writes a client's"
     print(f"adapter: {result.adapter if 'global' in result.final else no_global}\nreport:  {result.report}")
@@ -77,24 +92,38 @@ def resumable(how: str) -> Iterator[None]:
 
 def print_scores(base: Any, final: Any) -> None:
     """Print exact scores, scores of labels and of free text where there are any, and held-out losses."""
-    from fedsdr.report.sheets import label_sheet, loss_sheet, render_text, score_sheet, text_sheet
+    from fedsdr.report.sheets import label_sheet, loss_sheet, score_sheet, text_sheet
 
     for make in (score_sheet, label_sheet, text_sheet, loss_sheet):
         sheet = make(base, final)
         if sheet.rows:
-            print(f"\n{render_text(sheet)}\n")
+            print_sheet(sheet)
 
 
 def print_sheets(sheets: Any, as_json: bool) -> None:
     """Print the tables of a grid."""
     from fedsdr.experiments.results import as_json as sheets_as_json
-    from fedsdr.report.sheets import render_text
 
     if as_json:
         print_json(sheets_as_json(sheets))
         return
     shown = (sheet for name, sheet in sheets.items() if name.rpartition("-")[2] not in NOT_SHOWN)
-    print("\n\n".join(render_text(sheet) for sheet in shown))
+    for sheet in shown:
+        print_sheet(sheet)
+
+
+def print_sheet(sheet: Any) -> None:
+    """Print a table; on a terminal, differences that a sign leads are coloured."""
+    from fedsdr.report.sheets import render_text
+
+    text = render_text(sheet)
+    print("\n" + re.sub(SIGNED, lambda found: coloured(found[0][0], found[0]), text) + "\n")
+
+
+def coloured(sign: str, text: str) -> str:
+    """Colour of what a sign says, where standard output is a terminal."""
+    is_shown = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return f"\033[{COLOURS[sign]}m{text}\033[0m" if is_shown else text
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -103,6 +132,14 @@ def split_names(text: str) -> tuple[str, ...]:
     if text and not names:
         raise UserError(f"{text!r} names nothing: give names, separated by commas")
     return names
+
+
+def split_numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Split numbers at commas and spaces."""
+    try:
+        return tuple(kind(word) for word in split_names(text))
+    except ValueError:
+        raise UserError(f"{text!r}: expected numbers, separated by commas") from None
 
 
 def print_json(value: Any) -> None:

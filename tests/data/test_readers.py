@@ -246,3 +246,10 @@ def test_a_missing_number_of_a_table_is_no_answer():
     """Tables mark what is missing by the number nan."""
     with pytest.raises(UserError, match="a:1: answer: found float nan; expected a finite number"):
         to_records([("a:1", {**GOOD, "answer": float("nan")})], "geo")
+
+
+def test_data_may_bring_rewritings_under_their_name_or_a_mapped_one():
+    row = {**GOOD, "distilled": "It is in Norway.", "teacher": "Norway has it."}
+    for columns, text in (({}, "It is in Norway."), ({"distilled": "teacher"}, "Norway has it.")):
+        (record,) = to_records([("a:1", row)], "geo", Reading(columns=columns))
+        assert record.example.distilled == text

@@ -4,7 +4,7 @@ import pytest
 
 from fedsdr.data.examples import Example
 from fedsdr.distill.paradox import distill_metrics, paradox_counts
-from fedsdr.distill.rewrite import Rewriting
+from fedsdr.distill.rewriting import Rewriting
 
 LABELLED = Example("Label?", "POSITIVE", "finance", label="POSITIVE", choices=("POSITIVE", "NEGATIVE"))
 SUM = Example("2 plus 3?", "2 plus 3 is 5. The answer is 5.", "math", answer="5")

@@ -14,7 +14,8 @@ from fedsdr.config import Distill, Lora, Settings
 from fedsdr.data.conversation import encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
-from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.select import medoids
 from fedsdr.federation.client_context import close_clients, open_client
 from fedsdr.methods import PROMPTS
@@ -367,3 +368,19 @@ def test_test_responses_are_rewritten_whatever_is_chosen_for_training(
         return [new.fallback for new in open_client(settings, 0, Path(settings.run.dir)).rewritings["test"]]
 
     assert tests_of(**{"distill.only": only}) == tests_of()
+
+
+def test_a_rewriting_that_comes_with_the_data_is_checked_and_no_model_is_asked_for_it(teach):
+    given = [
+        replace(EXAMPLES[0], distilled="Surely POSITIVE."),
+        replace(EXAMPLES[1], distilled="Surely NEGATIVE."),
+        *EXAMPLES[2:],
+    ]
+    teacher, go = teach()
+    new = go(given, verify="answer")
+    assert sorted(teacher.asked) == [("reference", n) for n in (2, 3, 4)]
+    assert new[:2] == [
+        Rewriting("Surely POSITIVE.", "Surely POSITIVE.", "given", ""),
+        Rewriting("Surely NEGATIVE.", EXAMPLES[1].response, "", "lost label"),
+    ]
+    assert go(given, verify="off")[1].distilled == "Surely NEGATIVE."

@@ -9,8 +9,10 @@ import torch
 from fedsdr.config import Settings
 from fedsdr.data.conversation import encode
 from fedsdr.evaluate.feddpa import evaluate_weighed, private_weights
+from fedsdr.evaluate.personal import evaluate_personal
 from fedsdr.evaluate.tasks import TestSet, evaluate
 from fedsdr.federation.client_context import data_of
+from fedsdr.methods import METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 
@@ -100,3 +102,17 @@ def test_each_prompt_is_scored_with_its_own_weight(client: Client):
     assert found["math"]["loss"] == pytest.approx(expected)
     swapped, _ = evaluate_weighed(model, two, [0.5, 0.0], settings.eval)
     assert swapped["math"]["loss"] != pytest.approx(expected, abs=1e-4)
+
+
+def test_the_weight_is_the_private_adapters_or_as_the_authors_code_has_it_the_shared_ones(client: Client):
+    settings, model, tests = client
+    test = TestSet(tests["math"].examples[:2], tests["math"].raw[:2], [])
+    found = {}
+    for name in ("private", "shared"):
+        feddpa = settings.feddpa.model_copy(update={"weighs": name})
+        (_, records), _ = evaluate_personal(
+            model, METHODS["feddpa"], test, settings.eval, tests["math"].raw, 0, feddpa, settings.fdlora
+        )
+        found[name] = [record["private_weight"] for record in records]
+    assert found["shared"] == [1 - weight for weight in found["private"]]
+    assert max(found["private"]) <= 0.5

@@ -370,6 +370,23 @@ def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str
         resume(Path(settings.run.dir))
 
 
+def test_a_run_moves_to_another_machine_when_that_is_allowed_and_says_so(quick: Callable[..., Settings]):
+    settings = quick()
+    run(settings)
+    folder = RunFolder(settings.run.dir)
+    before = json.loads(folder.environment.read_text())
+    before["machine"]["processor"] = "another"
+    folder.environment.write_text(json.dumps(before))
+    with pytest.raises(UserError, match="--on-other-machine"):
+        resume(folder.path)
+    result = resume(folder.path, on_other_machine=True)
+    (move,) = json.loads(folder.environment.read_text())["moved"]
+    assert (move["after_round"], move["machine"]["processor"]) == (1, "another")
+    assert "moved to another machine after round 1" in result.report.read_text()
+    resume(folder.path)  # it is this machine's run now
+    assert json.loads(folder.environment.read_text())["moved"] == [move]
+
+
 def fail_training_of(clients: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     real = client_round.local_update
 
@@ -613,3 +630,20 @@ def test_data_that_contradict_themselves_stop_the_run_before_it_begins(
         run(quick(**chosen, **{"data.columns.answer": "{answer} so"}))
     assert not (tmp_path / "run" / "config.toml").exists()
     assert run(quick(**chosen)).final
+
+
+def test_the_page_is_written_while_the_run_goes_on(quick, monkeypatch: pytest.MonkeyPatch):
+    """The first round finds the page of the base model; a run that ends has a page that does not reload."""
+    settings, seen = quick(**{"server.num_rounds": 2}), []
+    original = client_app.run_round
+
+    def watched(*parts: Any) -> Any:
+        seen.append(RunFolder(settings.run.dir).report.read_text())
+        return original(*parts)
+
+    monkeypatch.setattr(client_app, "run_round", watched)
+    run(settings)
+    assert "running: 0 of 2 rounds" in seen[0]
+    assert "setTimeout" in seen[0]
+    final = RunFolder(settings.run.dir).report.read_text()
+    assert "running:" not in final and "setTimeout" not in final

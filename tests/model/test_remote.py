@@ -16,7 +16,8 @@ from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.examples import Example, as_record
 from fedsdr.distill import rewrite as module
 from fedsdr.distill.prompts import rewriting_turns
-from fedsdr.distill.rewrite import Rewriting, fault, rewrite
+from fedsdr.distill.rewrite import fault, rewrite
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.errors import UserError
 from fedsdr.model import remote
 from fedsdr.model.adapters import LoraModel

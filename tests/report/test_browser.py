@@ -29,7 +29,17 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-TABS = ["scores", "training", "alignment", "paradox", "consistency", "benchmarks", "costs", "settings"]
+TABS = [
+    "scores",
+    "answers",
+    "training",
+    "alignment",
+    "paradox",
+    "consistency",
+    "benchmarks",
+    "costs",
+    "settings",
+]
 SMALL = 360
 CLIENTS = ["finance", "a-client-with-quite-a-long-name-that-does-not-fit", "math", "medicine", "code"]
 MeasuredRun = Callable[..., tuple[Path, Settings]]
@@ -182,6 +192,7 @@ def test_every_section_has_its_plots_and_each_tells_its_values(
     page = visit(write_report(*make_measured()))
     plots = {
         "scores": 1 + 6,  # scores; losses of five domains and their mean
+        "answers": 0,
         "training": 6,
         "alignment": 5 * 3 + 2 * 3 + 2,  # five measures and two texts in three views; two maps
         "paradox": 5 + 2 * 8,  # counts of the run; texts and answers, by four kinds and two checkers' shares
@@ -195,6 +206,27 @@ def test_every_section_has_its_plots_and_each_tells_its_values(
     for plot in page.locator("svg").all():
         assert plot.get_attribute("role") == "img"
         assert all(plot.locator(f"> {name}").text_content() for name in ("title", "desc"))
+
+
+def test_the_page_of_a_run_that_goes_on_reloads_itself_and_keeps_the_chosen_tab(
+    browser: Any, make_run: MeasuredRun
+) -> None:
+    folder, settings = make_run(rounds=2)
+    path = write_report(folder, settings, refresh=1)
+    page, loads, said = browser.new_page(), [], []
+    page.on("load", lambda it: loads.append(it.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(path.as_uri())
+    assert "running: 2 of 4 rounds" in page.locator(".status").text_content()
+    page.locator("#show-training").check(force=True)
+    page.wait_for_function("() => performance.getEntriesByType('navigation')[0].type === 'reload'")
+    assert shown(page) == ["training"]
+    write_report(folder, settings)
+    page.wait_for_function("() => !document.querySelector('script')")
+    assert "unfinished: 2 of 4 rounds" in page.locator(".status").text_content()
+    assert len(loads) >= 3
+    assert said == []
+    page.close()
 
 
 def test_paper_has_all_parts_one_after_the_other(

@@ -139,7 +139,9 @@ def test_unfinished_run_is_shown_as_far_as_it_went(make_run: MakeRun, kind: dict
 def test_settings_that_differ_come_with_their_defaults(make_run: MakeRun) -> None:
     text = parse(make_run).text
     assert "server.num_rounds 4 3" in text
-    assert "client.batch_size 4 4" not in text
+    changed = text.partition("Settings that differ from the defaults")[2].partition("All settings")[0]
+    assert "client.batch_size" not in changed
+    assert "client.batch_size 4 4 Examples in one forward pass." in text.partition("All settings")[2]
 
 
 def test_the_report_imports_no_torch() -> None:

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+LATER = ("history", "distilled")
+"""Fields that examples did not have from the beginning."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -35,9 +38,10 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()
     """Earlier exchanges of the conversation, each what was asked and what was answered; shown before the
     instruction."""
+    distilled: str = ""
+    """A rewriting that comes with the data (y~); empty: the model writes one where a method needs it."""
 
 
 def as_record(example: Example) -> dict[str, Any]:
-    """An example as JSON holds it; an empty history is left out, so that single turns keep their hashes."""
-    record = asdict(example)
-    return record if example.history else {key: record[key] for key in record if key != "history"}
+    """An example as JSON holds it, without an empty history or rewriting: examples keep their hashes."""
+    return {key: value for key, value in asdict(example).items() if value or key not in LATER}

@@ -38,11 +38,12 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "facts": ("facts",),
     "choices": ("choices",),
     "tests": ("tests",),
+    "distilled": ("distilled",),
     "client": ("client",),
 }
 """The keys under which each field is looked for, in this order; `columns` replaces them."""
 NEEDED = ("instruction", "response")
-TEXTS = (*NEEDED, "context", "system", "answer", "tests", "client")
+TEXTS = (*NEEDED, "context", "system", "answer", "tests", "distilled", "client")
 
 IN_BRACES = re.compile(r"\{([^{}]+)\}")
 """A column's place in a text that is made of several."""

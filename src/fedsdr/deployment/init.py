@@ -93,6 +93,8 @@ model = {model}   # a built-in name, a folder, or a hub id; must be the server's
 # run-programs = false   # whether tests of examples, and programs that the model writes, may be run
 # most-epsilon = 0.0   # above 0: take part only under local differential privacy, until its cost is this
 # delta = 1e-5   # at this delta
+peers = "peers"   # public keys of the other clients, for secure aggregation (`fedsdr deploy peers`)
+# least-clients = 0   # above 0: take part only under secure aggregation, of so many clients or more
 # trust-remote-code = false
 # keep-updates = false   # whether the server's settings may keep what this client sends, round by round
 """
@@ -151,6 +153,9 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
         values = {"address": address, "client": client, "data": "data", "model": model}
         shown = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}  # TOML's, too
         write_file(place / "node.toml", NODE.format(port=inner + 100 + number, **shown))
+    for public_key in server.glob("keys/*.pub"):
+        for client in set(clients) - {public_key.stem}:
+            write_file(folder / client / "peers" / public_key.name, public_key.read_bytes())
     return [server, *(folder / client for client in clients)]
 
 

@@ -1,5 +1,7 @@
 """Which keys the SuperLink accepts, and under which client's name."""
 
+import base64
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 from fedsdr.config import Settings
 from fedsdr.data.sources import check_client
 from fedsdr.deployment.certificates import read_public
+from fedsdr.deployment.node import read_node_file
 from fedsdr.deployment.superlink import CONNECTION, call_flower, require_server
 from fedsdr.errors import UserError
 from fedsdr.federation.membership import registered
@@ -76,6 +79,34 @@ def register(server: Path) -> None:
         raise UserError("\n".join(refused))
     if not paths:
         raise UserError(f"no client may take part: put their keys into {server / 'keys'}, as <client>.pub")
+
+
+def take_peers(file: Path, keys: Path) -> dict[str, str]:
+    """Copy the public keys of the other clients into the folder `peers` of a node, for secure aggregation.
+
+    Args:
+        file: The client's node.toml.
+        keys: Folder with <client>.pub of each client, as the server's operator has them.
+
+    Returns:
+        Client -> fingerprint as `ssh-keygen -l` prints it. Clients compare them with each other, since the
+        server could have made keys of its own.
+
+    Raises:
+        UserError: The file names no folder, or a file holds no key.
+    """
+    node = read_node_file(file).node
+    if not node.peers:
+        raise UserError(f'{file}: add peers = "peers" under [node]: the keys of other clients go there')
+    fingerprints: dict[str, str] = {}
+    for path in sorted(keys.glob("*.pub")):
+        key = read_public(path)
+        check_client(path.stem, fingerprints)
+        digest = hashlib.sha256(base64.b64decode(_body(key))).digest()
+        fingerprints[path.stem] = f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+        if path.stem != node.client:
+            write_file(Path(node.peers) / path.name, key)
+    return fingerprints
 
 
 def status(server: Path) -> dict[str, str]:

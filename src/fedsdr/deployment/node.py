@@ -61,9 +61,10 @@ def run_node(path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
-    own = file.node.model_dump(by_alias=True, exclude_defaults=True)
+    own = file.node.model_copy(update={"private_key": file.private_key})
+    words = own.model_dump(by_alias=True, exclude_defaults=True)
     # JSON's strings, numbers and booleans are TOML's, which Flower reads.
-    config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
+    config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in words.items())
     with tempfile.TemporaryDirectory() as place:
         secret, path_of_secret = secrets.token_bytes(32), Path(place) / "secret"
         path_of_secret.write_bytes(secret)  # only this user can read the folder

@@ -15,7 +15,7 @@ from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redun
 from fedsdr.data.classes import classes_of
 from fedsdr.data.examples import Example
 from fedsdr.data.truth.labels import fold_label
-from fedsdr.distill.rewrite import Rewriting
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.metrics import LABEL_CHANGES
 
 RATES = ("omission_rate", "omission_rate_true", "unsupported_rate", "redundancy", "redundancy_true")

@@ -10,7 +10,7 @@ Differs: the paper does not say what happens to empty, cut-off or refusing rewri
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from fedsdr.data.lengths import loses_truth
 from fedsdr.data.thinking import is_unclosed
 from fedsdr.distill.likelihood_check import express_label
 from fedsdr.distill.prompts import VERSION, rewriting_turns
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.select import likelier, select
+from fedsdr.methods import GIVEN
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
@@ -33,38 +35,6 @@ from fedsdr.model.template import as_taken
 from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
-
-FAULTS = (
-    "too long",
-    "empty",
-    "unclosed thinking",
-    "cut off",
-    "refusal",
-    "self-reference",
-    "lost label",
-    "lost answer",
-    "lost facts",
-    "lost tests",
-    "unlikely label",
-    "not likelier",
-    "not chosen",
-)
-"""Why a rewriting is not taught."""
-
-
-@dataclass(frozen=True)
-class Rewriting:
-    """What became of one response."""
-
-    first: str | None
-    """What the teacher wrote for the first prompt, checks or not (y~ before fall-back); None where the
-    true response was not shown to it: too long, or not chosen."""
-    distilled: str
-    """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
-    prompt: str
-    """The prompt whose rewriting is taken; empty when it fell back."""
-    fallback: str
-    """Why the last rewriting was not taken; empty when one was."""
 
 
 def rewrite(
@@ -76,7 +46,8 @@ def rewrite(
 ) -> list[Rewriting]:
     """Rewrite the responses of the examples.
 
-    With checks on, the prompts are tried in order until one passes; without, the first alone. Of what
+    With checks on, the prompts are tried in order until one passes; without, the first alone. A rewriting
+    that comes with the data is checked alike; the model is not asked for another. Of what
     `distill.only` does not choose, the true response stays.
 
     Args:
@@ -93,40 +64,49 @@ def rewrite(
         One `Rewriting` for each example, in their order.
     """
     prompts = distill.prompts[:1] if distill.verify == "off" else distill.prompts
-    first: list[str | None] = [None] * len(examples)
+    first: dict[int, str | None] = {}
     taken: dict[int, Rewriting] = {}
-    waiting = select(model, examples, distill, longest)
-    reasons = dict.fromkeys(set(range(len(examples))).difference(waiting), "not chosen")
-    for attempt, prompt in enumerate(prompts):
-        if not waiting:
-            break
+    chosen = select(model, examples, distill, longest)
+    reasons = dict.fromkeys(set(range(len(examples))).difference(chosen), "not chosen")
+
+    def check(indices: Sequence[int], answers: Sequence[Answer | None], prompt: str) -> list[int]:
+        """Take what passes; return the rest."""
+        new = dict(zip(indices, answers, strict=True))
+        some = {index: fault(examples[index], answer, distill.verify) for index, answer in new.items()}
+        passed = {index: answer.text for index, answer in new.items() if answer and not some[index]}
+        if distill.verify == "answer+likelihood":
+            express = express_label(
+                model, [examples[index] for index in passed], list(passed.values()), distill.batch_size
+            )
+            some |= {i: "unlikely label" for i, is_so in zip(passed, express, strict=True) if not is_so}
+        if distill.only == "likelier":
+            passed = {index: text for index, text in passed.items() if not some[index]}
+            verdicts = likelier(
+                model,
+                [examples[index] for index in passed],
+                list(passed.values()),
+                distill.batch_size,
+                longest,
+            )
+            some |= {i: "not likelier" for i, is_so in zip(passed, verdicts, strict=True) if not is_so}
+        for index, answer in new.items():
+            text = answer.text if answer else None
+            first.setdefault(index, text)
+            if text and not some[index]:
+                taken[index] = Rewriting(first[index], text, prompt, "")
+        reasons.update(some)
+        return [index for index in indices if some[index]]
+
+    given = [index for index in chosen if examples[index].distilled]
+    check(given, [Answer(examples[index].distilled, True, 0) for index in given], GIVEN)
+    waiting = [index for index in chosen if not examples[index].distilled]
+    for prompt in prompts if waiting else ():
         with within(f"rewriting ({prompt})"):
             answers = _ask(model, [examples[index] for index in waiting], prompt, distill, longest, folder)
-        for index, answer in zip(waiting, answers, strict=True):
-            if attempt == 0:
-                first[index] = answer.text if answer else None
-            reasons[index] = fault(examples[index], answer, distill.verify)
-        new = {index: answer for index, answer in zip(waiting, answers, strict=True) if answer}
-        if distill.verify == "answer+likelihood":
-            passed = [index for index in new if not reasons[index]]
-            texts = [new[index].text for index in passed]
-            express = express_label(model, [examples[index] for index in passed], texts, distill.batch_size)
-            reasons |= {
-                index: "unlikely label" for index, is_so in zip(passed, express, strict=True) if not is_so
-            }
-        if distill.only == "likelier":
-            passed = [index for index in new if not reasons[index]]
-            some, texts = [examples[index] for index in passed], [new[index].text for index in passed]
-            verdicts = likelier(model, some, texts, distill.batch_size, longest)
-            reasons |= {
-                index: "not likelier" for index, is_so in zip(passed, verdicts, strict=True) if not is_so
-            }
-        for index in waiting:
-            if not reasons[index]:
-                taken[index] = Rewriting(first[index], new[index].text, prompt, "")
-        waiting = [index for index in waiting if reasons[index]]
-    for index in sorted(reasons.keys() - taken):
-        taken[index] = Rewriting(first[index], examples[index].response, "", reasons[index])
+        if not (waiting := check(waiting, answers, prompt)):
+            break
+    for index in reasons.keys() - taken.keys():
+        taken[index] = Rewriting(first.get(index), examples[index].response, "", reasons[index])
     return [taken[index] for index in range(len(examples))]
 
 
@@ -146,7 +126,7 @@ def fall_back_where_cut(
 
 
 def fault(example: Example, answer: Answer | None, verify: str) -> str:
-    """Why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: its prompt was too long."""
+    """Why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: too long a prompt."""
     if answer is None:
         return "too long"
     if not answer.text:

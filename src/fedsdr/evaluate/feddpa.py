@@ -6,7 +6,8 @@ last hidden state of the prompt's last token, with the private adapter alone in 
 
 Paper: Yang et al., FedDPA, NeurIPS 2024, arXiv 2403.19211, instance-wise dynamic weighting; which state h is,
 max_weight = 0.5 and S = 5 as in the public code. Differs: the S prompts are drawn once for a client, there
-anew for each prompt; a negative weight, which the code allows, is 0.
+anew for each prompt; a negative weight, which the code allows, is 0; the code gives the weight to the shared
+adapter, which `feddpa.weighs = "shared"` does.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ def evaluate_personal(
         scoring: Lengths and batches.
         training: The client's raw training examples; some find the weights of both adapters.
         seed: Of the draw of those examples.
-        feddpa: How many, and the largest weight.
+        feddpa: How many, the largest weight, and which adapter has it.
         fdlora: How many, and how many fusions are tried.
 
     Returns:
@@ -46,6 +46,8 @@ def evaluate_personal(
     examples = random.Random(seed).sample(training, min(num, len(training)))
     if method.personal == "weighed":
         weights = private_weights(model, examples, tests.raw, feddpa.max_weight, scoring.batch_size)
+        if feddpa.weighs == "shared":
+            weights = [1 - weight for weight in weights]
         return evaluate_weighed(model, tests, weights, scoring), None
     fusion = search_fusion(model, examples, fdlora.num_evaluations, scoring.batch_size)
     return evaluate(model, ("private",), tests, scoring), fusion

@@ -41,6 +41,10 @@ class Options:
     """Examples of each benchmark; 0: all."""
     run_programs: bool = False
     """Whether tests of `data` may run."""
+    scales: tuple[float, ...] = ()
+    """Of the frontier's models; empty: all of a control, 0.5 and 1 of others."""
+    rounds: tuple[int, ...] = ()
+    """After which the frontier's models are scored; empty: half of the rounds and all."""
 
     def words(self, name: str) -> list[str]:
         """The options that a measurement uses, as words of the command line."""
@@ -52,6 +56,10 @@ class Options:
                 "--data": self.data,
                 "--tasks": ",".join(self.tasks),
                 "--limit": str(self.limit or ""),
+            },
+            "frontier": {
+                "--scales": ",".join(f"{scale:g}" for scale in self.scales),
+                "--rounds": ",".join(map(str, self.rounds)),
             },
         }.get(name, {})
         words = [word for option, value in given.items() if value for word in (option, value)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedsdr.analysis.claims import claim, only
 from fedsdr.analysis.consistency import Round, gain_survival, update_consistency
+from fedsdr.analysis.frontier import ARM_LAMBDAS, LAMBDAS
 from fedsdr.analysis.gradients import gradient_alignment
 from fedsdr.analysis.paradox import REWRITING, Pair
 from fedsdr.analysis.response_map import response_map
@@ -13,6 +14,8 @@ from fedsdr.analysis.transfer import loss_transfer
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import run_benchmarks
 from fedsdr.evaluate.judge import win_rate
+from fedsdr.experiments.frontier import CONTROLS, cost_and_gain
+from fedsdr.experiments.frontier_scores import frontier_scores, one_word
 from fedsdr.experiments.measured_run import MeasuredRun
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
@@ -143,6 +146,23 @@ def _benchmarks(run: MeasuredRun) -> Event:
     return {"records": records, "notes": ["Every answer is in benchmark-answers.jsonl."]}
 
 
+def _frontier(run: MeasuredRun) -> Event:
+    options, settings = run.options, run.settings
+    last = settings.server.num_rounds
+    scales = options.scales or (LAMBDAS if settings.method in CONTROLS.values() else ARM_LAMBDAS)
+    rounds = options.rounds or tuple(dict.fromkeys((max(1, last // 2), last)))
+    models = frontier_scores(run, scales, [checked_round(run.folder, number) for number in rounds])
+    note = (
+        "Cost: KL to the base per token of its own answers. Gain: loss on true responses, base minus model."
+    )
+    return {
+        "records": cost_and_gain(models),
+        "models": models,
+        "one_word": one_word(settings),
+        "notes": [note],
+    }
+
+
 def _updates(run: MeasuredRun) -> list[tuple[int, dict[str, Arrays]]]:
     """What the clients sent in each round.
 
@@ -254,5 +274,6 @@ MEASUREMENTS: Mapping[str, Callable[[MeasuredRun], Event]] = {
     "survival": _survival,
     "paradox": _paradox,
     "benchmarks": _benchmarks,
+    "frontier": _frontier,
     "winrate": _win_rate,
 }

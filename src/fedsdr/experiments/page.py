@@ -6,12 +6,14 @@ from typing import Any
 
 from fedsdr.config import Settings
 from fedsdr.experiments.comparison import Comparison
-from fedsdr.report.blocks import Tab, Table
+from fedsdr.report.blocks import Block, Drawing, Tab, Table
+from fedsdr.report.facts import data_fact, model_fact
 from fedsdr.report.figures import comparison_figure
-from fedsdr.report.page import data_fact, model_fact, render
+from fedsdr.report.page import render, tested
 from fedsdr.storage import write_file
 
 COMMON = {
+    "frontier": "Gain at equal cost",
     "refutation": "Does rectification help?",
     "consistency": "Consistency",
     "arms": "Arms",
@@ -27,6 +29,7 @@ def write_grid_report(
     status: str,
     settings: Settings,
     environment: Mapping[str, Any],
+    frontier: str = "",
 ) -> Path:
     """Write `report.html` into a grid's folder.
 
@@ -36,6 +39,7 @@ def write_grid_report(
         status: What is missing; empty for a finished grid.
         settings: Of one of its runs; what the page shows of them is common to all.
         environment: What that run's environment.json holds.
+        frontier: Drawing of gain over cost, as SVG; empty where it was not measured.
     """
     tabs: list[Tab] = []
     first: list[Table] = []
@@ -55,7 +59,9 @@ def write_grid_report(
         )
     for name, title in COMMON.items():
         if name in comparison.sheets:
-            tabs.append(Tab(f"part-{name}", title, title, [Table(name, comparison.sheets[name])]))
+            table = Table(name, comparison.sheets[name])
+            blocks: list[Block] = [Drawing(frontier), table] if name == "frontier" else [table]
+            tabs.append(Tab(f"part-{name}", title, title, blocks))
     drawn = [record for records in comparison.drawn.values() for record in records]
     arms = dict.fromkeys(record["arm"] for record in drawn if record["arm"] != "base")
     seeds = {record["num_seeds"] for record in drawn}
@@ -63,6 +69,7 @@ def write_grid_report(
     page = render(
         "grid.html",
         name=folder.resolve().name,
+        script="",
         status=status,
         facts=[
             ("Arms", ", ".join(arms)),
@@ -71,8 +78,9 @@ def write_grid_report(
             ("Rounds", f"{settings.server.num_rounds}, {len(clients)} clients"),
             data_fact(environment, ", the same for every seed"),
         ],
-        verdicts=comparison.verdicts,
-        no_verdict="No claim was tested in this grid.",
+        notices=[],
+        sentence="",
+        verdicts=tested(comparison.verdicts),
         first=first,
         tabs=tabs,
     )

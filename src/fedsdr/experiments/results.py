@@ -10,12 +10,14 @@ from typing import Any
 
 from fedsdr.errors import UserError
 from fedsdr.experiments.comparison import Comparison, Group, Trial, compare_runs
+from fedsdr.experiments.frontier import CONTROLS, ScoredRun, frontier, frontier_sheet, mean_points
 from fedsdr.experiments.grid import Plan
 from fedsdr.experiments.grid_runs import GridRun
 from fedsdr.experiments.page import write_grid_report
 from fedsdr.methods import METHODS
 from fedsdr.recipe import flat
 from fedsdr.report.consistency import arms_sheet
+from fedsdr.report.frontier import frontier_svg
 from fedsdr.report.sheets import Sheet, render_text, to_csv
 from fedsdr.run_folder import Result, RunFolder, read_result, read_settings
 from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
@@ -58,13 +60,17 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
     comparison = compare_runs(runs, groups, read_trials(folder))
     if agreement := _agreement(results):
         comparison.sheets["consistency"] = arms_sheet(agreement)
+    drawing = ""
+    if at_equal_cost := _frontier(results, groups):
+        comparison.sheets["frontier"], drawing = at_equal_cost
+        write_file(folder / "frontier.svg", drawing)
     comparison.sheets["arms"] = _arms_sheet({arm: result.folder for arm, _, result in results})
     _write(folder, comparison)
     status = f"unfinished: {len(runs)} of {len(planned)} runs" if len(runs) < len(planned) else ""
     example = results[0][2].folder
     environment = read_json(RunFolder(example).environment)
     return comparison.sheets, write_grid_report(
-        folder, comparison, status, read_settings(example), environment
+        folder, comparison, status, read_settings(example), environment, drawing
     )
 
 
@@ -157,6 +163,29 @@ def _agreement(
             updates, survival = (read_json(path)["records"] for path in paths)
             found.append((arm, updates, survival))
     return found
+
+
+def _frontier(
+    results: Sequence[tuple[str, int, Result]], groups: Mapping[str, Group]
+) -> tuple[Sheet, str] | None:
+    """Table and drawing of the runs that were measured at equal cost; None where no control is among them."""
+    methods: dict[str, str] = {}
+    scored: list[ScoredRun] = []
+    labels: list[str] = []
+    for arm, seed, result in results:
+        if (path := RunFolder(result.folder).measurement("frontier")).exists():
+            found = read_json(path)
+            methods[arm] = read_settings(result.folder).method
+            scored.append(ScoredRun(arm, seed, found["models"]))
+            labels = found["one_word"]
+    controls: dict[str, str] = {}
+    for model, method in CONTROLS.items():
+        baselines = (group.baseline_of(model) for group in groups.values())
+        if arms := [arm for arm in (*baselines, *methods) if methods.get(arm) == method]:
+            controls[model] = arms[0]
+    if not (records := frontier(scored, controls, labels)):
+        return None
+    return frontier_sheet(records), frontier_svg(mean_points(scored), controls)
 
 
 def _arms_sheet(folders: Mapping[str, Path]) -> Sheet:

@@ -14,12 +14,15 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
 from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, load_adapters, run_round
+from fedsdr.client.secure import Session, begin
 from fedsdr.client.update import before_training
 from fedsdr.config import Settings
 from fedsdr.data.conversation import count_cut
@@ -32,6 +35,7 @@ from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
 from fedsdr.messages.flower import CLIENT_FAILED
+from fedsdr.messages.secure_sum import Card, round_digest
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import public_name
@@ -116,9 +120,56 @@ def train(message: Message, context: Context) -> Message:
     with within(f"round {server_round}, {client.id}"):
         reply = run_round(model, participant, plan, server_round, sent)
     metrics = reply.metrics | {"round": server_round, "num_examples": len(client.data.train)}
-    metrics["seconds"] = time.monotonic() - start
     arrays = ArrayRecord({name: Array(value) for name, value in reply.arrays.items()})
-    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**metrics})}), reply_to=message)
+    content: dict[str, ArrayRecord | ConfigRecord] = {"arrays": arrays}
+    if settings.privacy.secure_aggregation:
+        card = begin_sum(message, settings, client, node, server_round, reply.arrays[wire.VALUES])
+        content = {"card": ConfigRecord({key: getattr(card, key) for key in ("mask", "seal", "signature")})}
+    metrics["seconds"] = time.monotonic() - start
+    return Message(RecordDict({**content, "metrics": MetricRecord({**metrics})}), reply_to=message)
+
+
+def begin_sum(
+    message: Message,
+    settings: Settings,
+    client: ClientContext,
+    node: Node,
+    server_round: int,
+    trained: wire.Float32,
+) -> Card:
+    """Begin a secure sum of what the client learnt in a round."""
+    config, arrays = message.content["config"], message.content["arrays"]
+    assert isinstance(config, ConfigRecord)
+    assert isinstance(arrays, ArrayRecord)
+    sent = arrays[wire.VALUES].numpy()
+    about = round_digest(str(config["run"]), server_round, str(config["settings"]), sent)
+    change = trained.astype(np.float64) - sent
+    folder = ClientFolder(client.folder).secure
+    most = settings.privacy.clip if settings.privacy.kind == "central" else None
+    return begin(folder, node.peers, server_round, about, change, len(client.data.train), most)
+
+
+@app.query("secure")
+@errors_stay_here
+def sum_securely(message: Message, context: Context) -> Message:
+    """A step of a secure sum after training (`client.secure`)."""
+    _, client, server_round, node = _open(message, context)
+    config = message.content["config"]
+    assert isinstance(config, ConfigRecord)
+    given: Any = dict(message.content["given"])
+    session = Session(ClientFolder(client.folder).secure, client.id, node.peers, server_round)
+    answer: ArrayRecord | ConfigRecord
+    match config["step"]:
+        case "shares":
+            answer = ConfigRecord({**session.shares(given["roll"])})
+        case "masked":
+            answer = ArrayRecord({wire.VALUES: Array(session.masked(given))})
+        case "confirm":
+            answer = ConfigRecord({"signature": session.confirm(given["survivors"])})
+        case step:
+            assert step == "unmask"
+            answer = ConfigRecord({**session.unmask(given)})
+    return Message(RecordDict({"given": answer}), reply_to=message)
 
 
 @app.evaluate()

@@ -12,7 +12,8 @@ from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
-from fedsdr.distill.rewrite import Rewriting, fall_back_where_cut, rewrite
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.token_mask import weigh_tokens
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet

@@ -16,6 +16,7 @@ from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.errors import Unreachable
+from fedsdr.federation.disk import disk
 from fedsdr.federation.estimate import Client, Part, memory, messages, sizes_of
 from fedsdr.federation.preflight import check_counts
 from fedsdr.methods import METHODS
@@ -27,6 +28,7 @@ from fedsdr.report.sheets import Sheet
 CAPTIONS = {
     "memory": "Memory of the machine that trains, roughly",
     "messages": "Bytes of the adapter in messages, exactly; Flower adds less than 2 kB to each",
+    "disk": "Bytes of adapters on disk; on one machine all of it, in a deployment each its own part",
 }
 
 
@@ -64,6 +66,7 @@ def dry_run(settings: Settings) -> Estimate:
         if clients:
             parts = memory(settings, sizes, clients, is_gpu=torch.cuda.is_available())
             parts += messages(settings, sizes, len(clients))
+            parts += disk(settings, sizes.shared, len(clients))
     return Estimate(tuple(known), tuple(unknown), tuple(parts))
 
 
@@ -111,7 +114,7 @@ def _divide(
         domains = fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
     known += [*notices(domains), *program_notices(domains, settings.runs_programs)]
     clients = partition(domains, settings)
-    check_counts(settings.server, settings.lora, [client.id for client in clients])
+    check_counts(settings, [client.id for client in clients])
     num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)
     known.append(f"{len(clients)} clients: {num_train} training and {num_test} test examples")
     return clients

@@ -16,8 +16,8 @@ from fedsdr.progress import say
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import content_hash, read_json, read_lines
 
-APART: Any = {"run": {"dir"}, "federation": True}
-"""Settings that may change when a run is resumed: where it lies, and how long it waits."""
+APART: Any = {"run": {"dir", "engine", "workers", "gpus_per_client", "ray"}, "federation": True}
+"""Settings that may change when a run is resumed: where it lies, who computes it, how long it waits."""
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 
@@ -27,7 +27,8 @@ def resolve(settings: Settings) -> Settings:
     from fedsdr.model.attention import check_window
     from fedsdr.model.base import resolve_model
 
-    run = settings.run.model_copy(update={"threads": settings.run.threads or os.cpu_count() or 1})
+    threads = settings.run.threads or max(1, (os.cpu_count() or 1) // (settings.run.workers or 1))
+    run = settings.run.model_copy(update={"threads": threads})
     model = resolve_model(settings.model)
     if model.attention == "grouped":
         chosen = settings.model_copy(update={"run": run, "model": model})
@@ -129,32 +130,38 @@ def reported_data(folder: RunFolder) -> dict[str, Any]:
     return {"origin": "at the clients", "hash": "", "num_duplicates": {}, **counts}
 
 
-def require_same(settings: Settings, has_data: bool = True) -> dict[str, Any]:
+def require_same(settings: Settings, has_data: bool = True, on_other_machine: bool = False) -> dict[str, Any]:
     """Describe the environment, and refuse one in which the run would continue with other results.
+
+    With `on_other_machine`, versions of libraries and the processor may differ: the last bits do from here
+    on, which goes on record.
 
     Raises:
         UserError: Settings, data, model, or what decides the last bits, changed since the run began.
     """
     before = read_json(RunFolder(settings.run.dir).environment)
     now = describe_environment(settings, has_data)
-    for section, key in (
-        ("settings", "hash"),
-        ("versions", "fedsdr"),
+    of_the_run = (("settings", "hash"), ("versions", "fedsdr"), ("model", "identity"), ("data", "hash"))
+    of_the_machine = (
         ("versions", "torch"),
         ("versions", "transformers"),
         ("machine", "processor"),
         ("machine", "gpu"),
-        ("model", "identity"),
-        ("data", "hash"),
-    ):
+    )
+    moved = before.get("moved", [])
+    if on_other_machine and any(before[section][key] != now[section][key] for section, key in of_the_machine):
+        place = {"after_round": RunFolder(settings.run.dir).last_round()}
+        moved = [*moved, place | {key: before[key] for key in ("machine", "versions")}]
+    for section, key in of_the_run if on_other_machine else (*of_the_run, *of_the_machine):
         if before[section][key] != now[section][key]:
             what = "config.toml" if section == "settings" else f"{section} {key}"
             raise UserError(
                 f"cannot continue: {what} was {before[section][key]} when the run began and is"
                 f" {now[section][key]} now, so its results would not be those of one run; restore it, or"
                 " start a new run"
+                + ("" if (section, key) in of_the_run else ", or allow other last bits by --on-other-machine")
             )
-    return now
+    return now | ({"moved": moved} if moved else {})
 
 
 def git_commit() -> str | None:

@@ -35,7 +35,7 @@ LIBRARIES = 0.46e9
 class Part:
     """One line of an estimate."""
 
-    section: Literal["memory", "messages"]
+    section: Literal["memory", "messages", "disk"]
     name: str
     num_bytes: float
     how: str

@@ -78,11 +78,10 @@ class LocalGrid(Grid):
         """Let each message's client answer at once and hold the replies."""
         ids: list[str] = []
         for message in messages:
-            self.num_messages += 1
-            message_id = f"message-{self.num_messages}"
-            set_message_id(message, message_id)
-            self.replies[message_id] = self._answer(message)
-            ids.append(message_id)
+            request, node = self.request(message)
+            ids.append(request.metadata.message_id)
+            reply = self.client_app(request, self.contexts[node])
+            self.replies[ids[-1]] = self.checked(reply, self.contexts[node])
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -99,14 +98,27 @@ class LocalGrid(Grid):
         for message in messages:
             yield from self.pull_messages(self.push_messages([message]))
 
-    def _answer(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
+    def close(self) -> None:
+        """Nothing is left running."""
+
+    def request(self, message: Message) -> tuple[Message, int]:
+        """Copy a message for its client, with an id of its own; and the client's node."""
+        self.num_messages += 1
+        set_message_id(message, f"message-{self.num_messages}")
         content = copy.deepcopy(message.content)
         request = Message(content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload]
-        reply = self.client_app(request, self.contexts[node])
-        failure = self.contexts[node].state.get("error")
+        return request, message.metadata.dst_node_id
+
+    def checked(self, reply: Message, context: Context) -> Message:
+        """Return a reply, or raise the client's error: one person runs all clients here and can fix it.
+
+        Raises:
+            UserError: The client's own.
+            Diverged: The client's own.
+            OSError: A full disk concerns all clients.
+        """
+        failure = context.state.get("error")
         if reply.has_error() and isinstance(failure, ConfigRecord):
-            # One person runs all clients here and can fix it; a full disk concerns all of them.
             for kind in (UserError, Diverged, OSError):
                 if failure["type"] == kind.__name__:
                     raise kind(str(failure["text"]))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fedsdr.client.secure import Peers
 from fedsdr.config import Section, Settings
 from fedsdr.data.sources import check_client, check_name
 from fedsdr.errors import UserError
@@ -74,6 +75,12 @@ class NodeConfig(Keys):
     most_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Above 0: take part only under local differential privacy, until all that left has cost this epsilon."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    peers: str = ""
+    """Folder with the public keys of the other clients, <client>.pub, for secure aggregation."""
+    private_key: str = ""
+    """Of this node, which signs for it in secure aggregation; `fedsdr node` sets it."""
+    least_clients: Annotated[int, Field(ge=0)] = 0
+    """Above 0: take part only under secure aggregation, in sums of at least so many clients."""
     partition_id: int = 0
     num_partitions: int = 0
 
@@ -88,7 +95,9 @@ class NodeConfig(Keys):
     def within(self, here: Path) -> Self:
         """The same, with paths that are taken from a folder made absolute."""
         paths = {
-            key: str(here / value) for key in ("data", "folder", "cache") if (value := getattr(self, key))
+            key: str(here / value)
+            for key in ("data", "folder", "cache", "peers")
+            if (value := getattr(self, key))
         }
         if (here / self.model).is_dir():
             paths["model"] = str(here / self.model)
@@ -116,6 +125,13 @@ class Node:
         if self.own is None or not self.own.most_epsilon:
             return None
         return Ledger(Path(self.own.folder) / "releases.json", self.own.most_epsilon, self.own.delta)
+
+    @property
+    def peers(self) -> Peers | None:
+        """Keys of secure aggregation; None in a simulation."""
+        if self.own is None:
+            return None
+        return Peers(Path(self.own.private_key), Path(self.own.peers), self.own.least_clients)
 
     def apply(self, settings: Settings) -> Settings:
         """The server's settings with all that the node decides itself.
@@ -161,6 +177,15 @@ class Node:
             )
         if privacy.kind != "none" and privacy.source != "secure":
             raise UserError("privacy.source = 'seeded' is for simulations: its noise can be taken off again")
+        if own.least_clients and not privacy.secure_aggregation:
+            raise UserError(
+                f"this node's least-clients = {own.least_clients} requires privacy.secure_aggregation = true"
+            )
+        if privacy.secure_aggregation and not (own.peers and own.private_key):
+            raise UserError(
+                "privacy.secure_aggregation = true needs the public keys of the other clients: set peers to"
+                " their folder (`fedsdr deploy peers`), and without `fedsdr node` private-key too"
+            )
         if settings.server.keep_updates and not own.keep_updates:
             raise UserError(
                 "the server's settings would keep this client's updates (server.keep_updates), which this"

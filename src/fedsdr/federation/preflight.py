@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Lora, Server, Settings
+from fedsdr.config import Settings
 from fedsdr.data.sources import check_name
 from fedsdr.errors import Unreachable, UserError
+from fedsdr.messages.secure_sum import LEAST_CLIENTS
 from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.progress import say
 
@@ -22,7 +23,7 @@ def check_fit(settings: Settings) -> None:
     from fedsdr.federation.client_context import data_of
 
     _, clients = data_of(settings)
-    check_counts(settings.server, settings.lora, [client.id for client in clients])
+    check_counts(settings, [client.id for client in clients])
 
 
 def describe_data(settings: Settings) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
     from fedsdr.data.sources import load_domains
     from fedsdr.data.summary import summarize
     from fedsdr.model.base import list_models
-    from fedsdr.model.meta import load_skeleton
+    from fedsdr.model.meta import load_tokenizer
 
     longest = settings.model.max_length
     domains = load_domains(settings.data, settings.partition.id_column)
@@ -43,9 +44,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
     try:
         if any(model["name"] == name and not model["cached"] and name != "tiny" for model in list_models()):
             raise Unreachable(f"model.name = {name} is not fetched yet: fedsdr fetch {name}")
-        _, tokenizer = load_skeleton(settings.model)
-        if tokenizer is None:
-            raise Unreachable(f"the tokenizer of model.name = {name} cannot be had")
+        tokenizer = load_tokenizer(settings.model)
     except UserError as reason:
         summary = summarize(domains, partition(domains, settings))
         summary["notices"].append(f"token lengths are not known: {reason}")
@@ -112,12 +111,13 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
         )
 
 
-def check_counts(server: Server, lora: Lora, clients: Sequence[str]) -> None:
-    """Refuse fewer clients than are drawn or the robust aggregator needs, and ranks of unknown ones.
+def check_counts(settings: Settings, clients: Sequence[str]) -> None:
+    """Refuse fewer clients than are drawn, or than the aggregation needs, and ranks of unknown ones.
 
     Raises:
         UserError: With what was set and what there is.
     """
+    server, lora = settings.server, settings.lora
     sampled = server.clients_per_round or len(clients)
     if sampled > len(clients):
         raise UserError(f"server.clients_per_round = {sampled}, but there are {len(clients)} clients")
@@ -134,4 +134,9 @@ def check_counts(server: Server, lora: Lora, clients: Sequence[str]) -> None:
         raise UserError(
             f"server.robust = {server.robust!r} with server.num_byzantine = {server.num_byzantine}"
             f" needs {needed} clients in each round, and {sampled} are sampled"
+        )
+    if settings.privacy.secure_aggregation and sampled < LEAST_CLIENTS:
+        raise UserError(
+            f"privacy.secure_aggregation = true needs {LEAST_CLIENTS} clients in each round, and {sampled}"
+            " are sampled: of a sum of two, each knows the other's part"
         )

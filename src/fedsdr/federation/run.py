@@ -1,4 +1,4 @@
-"""`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, with the local engine."""
+"""`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, local or on Ray."""
 
 import resource
 import secrets
@@ -52,7 +52,8 @@ def run(settings: Settings) -> Result:
         environment = describe_environment(settings)
         _begin(settings, environment)
         _introduce(settings, environment)
-        return _drive(settings, _local_grid(settings))
+        with _simulated(settings) as grid:
+            return _drive(settings, grid)
 
 
 def run_over(grid: "Grid", settings: Settings) -> Result:
@@ -89,8 +90,13 @@ def _begin(settings: Settings, environment: dict[str, Any]) -> None:
     write_file(folder.config, dump_settings(settings))
 
 
-def resume(folder: str | Path) -> Result:
+def resume(folder: str | Path, on_other_machine: bool = False) -> Result:
     """Continue a run after its last finished round; of a finished run only the report is made again.
+
+    Args:
+        folder: The run's.
+        on_other_machine: Allow another processor and other versions of libraries. The last bits of results
+            are others from here on, which goes on record.
 
     Raises:
         UserError: No run is there, its settings or data changed, or this machine would compute other
@@ -100,9 +106,12 @@ def resume(folder: str | Path) -> Result:
     run = RunFolder(folder)
     _require_local(run)
     with _working_in(run):
-        environment = require_same(settings)
+        environment = require_same(settings, on_other_machine=on_other_machine)
+        if on_other_machine:
+            write_json(run.environment, environment)
         _introduce(settings, environment)
-        return _drive(settings, _local_grid(settings))
+        with _simulated(settings) as grid:
+            return _drive(settings, grid)
 
 
 def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
@@ -122,8 +131,9 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scor
             require_same(settings)
             from fedsdr.federation.server_app import serve
 
-            for one in missing:
-                serve(_local_grid(settings), settings, only_round=one)
+            with _simulated(settings) as grid:
+                for one in missing:
+                    serve(grid, settings, only_round=one)
     return read_json(run.evaluation(0)), read_json(run.evaluation(number))
 
 
@@ -212,15 +222,29 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
             say(f"  {line}")
 
 
-def _local_grid(settings: Settings) -> "Grid":
-    """The in-process grid, with all clients of the run."""
-    from fedsdr.federation.client_app import app as client_app
+@contextmanager
+def _simulated(settings: Settings) -> Iterator["Grid"]:
+    """All clients of the run on this machine, or on a cluster, until the end."""
+    from fedsdr.federation.client_app import app
     from fedsdr.federation.client_context import data_of
     from fedsdr.federation.local_engine import LocalGrid
 
     clients = RunFolder(settings.run.dir).clients
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
-    return LocalGrid(client_app, len(data_of(settings)[1]), clients, **node)
+    num_clients = len(data_of(settings)[1])
+    grid: LocalGrid
+    if settings.run.engine == "simulation":
+        from fedsdr.federation.simulation_engine import SimulationGrid
+
+        grid = SimulationGrid(app, num_clients, clients, settings.run, **node)
+        workers, threads = grid.backend.num_workers, settings.run.threads
+        say(f"  engine: Flower's simulation, {workers} workers of {threads} threads")
+    else:
+        grid = LocalGrid(app, num_clients, clients, **node)
+    try:
+        yield grid
+    finally:
+        grid.close()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ when they are back; the run stops only where fewer than a quorum are connected.
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Message
@@ -16,6 +17,7 @@ from flwr.serverapp import Grid
 from fedsdr import __version__
 from fedsdr.config import Settings
 from fedsdr.evaluate.scores import table_of_round
+from fedsdr.federation.disk import check_disk, disk
 from fedsdr.federation.membership import Membership
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import OWN_DATA, OWN_MODEL
@@ -24,13 +26,18 @@ from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
 from fedsdr.progress import say
 from fedsdr.report.notices import cut_notices, rewriting_notices, weight_notices
+from fedsdr.report.page import write_report
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
-from fedsdr.server.checkpoint import load_moments, load_round, save_round
+from fedsdr.server.checkpoint import load_moments, load_round, remove_rounds, save_round
 from fedsdr.server.limits import cap_weights
 from fedsdr.server.sampling import num_trainings
+from fedsdr.server.secure import SecureStrategy
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import Event, append_lines, content_hash, read_json, read_lines, rewrite_lines, write_json
+
+REFRESH = 20
+"""Seconds after which the page of a run that goes on loads itself again."""
 
 
 def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None:
@@ -66,12 +73,15 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     cap_weights(prepared.values(), settings.server.max_weight)
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))
     rewrite_lines(folder.log, [*events, *(event for event in past if event["event"] != "prepare")])
-    check_counts(settings.server, settings.lora, sorted(prepared))
+    check_counts(settings, sorted(prepared))
     check_budget(settings, sorted(prepared))
+    shapes = {key: value.shape for key, value in model.state("shared").items()}
+    check_disk(folder.path, disk(settings, shapes, len(prepared)), begun)
     number = begun if only_round is None else only_round
     arrays, residual = load_round(folder, number, lora.rank)
     moments = load_moments(folder, begun)
-    strategy = FedStrategy(settings, membership.roster, prepared, arrays, moments, residual)
+    kind = SecureStrategy if settings.privacy.secure_aggregation else FedStrategy
+    strategy = kind(settings, membership.roster, prepared, arrays, moments, residual)
     rounds = Rounds(grid, membership, strategy, settings, config, folder)
     if only_round is not None:
         rounds.evaluate(only_round)
@@ -84,13 +94,32 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         say(f"  continuing after round {begun}")
     if rounds.is_due(begun):
         rounds.evaluate(begun)
+    page = PageWriter(settings)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
+        page.write()
         rounds.train(server_round)
         # After the log: once the folder is there the round counts as finished and is not logged again.
         arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
         save_round(folder, server_round, arrays, residual, moments, lora, name)
+        remove_rounds(folder, server_round, settings.server)
         if rounds.is_due(server_round):
             rounds.evaluate(server_round)
+
+
+class PageWriter:
+    """Writes the page of a run that goes on, unless that would take more than a twentieth of the time."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Write at once when asked first."""
+        self.settings = settings
+        self.next = 0.0
+
+    def write(self) -> None:
+        """Write the page if it is time."""
+        begun = time.monotonic()
+        if begun >= self.next:
+            write_report(Path(self.settings.run.dir), self.settings, refresh=REFRESH)
+            self.next = time.monotonic() + 20 * (time.monotonic() - begun)
 
 
 def sent_settings(settings: Settings) -> str:

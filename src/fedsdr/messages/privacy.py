@@ -242,6 +242,12 @@ def private_mean(
     total = np.zeros(before.size)
     for update in updates:
         total += clip(pack(update) - before, privacy.clip)
+    return noised_mean(total, sent, num_asked, privacy, seed)
+
+
+def noised_mean(total: Float64, sent: Arrays, num_asked: int, privacy: Privacy, seed: int | None) -> Arrays:
+    """As `private_mean`, of the sum of the clipped changes (num_values,)."""
+    before: Float32 = pack(sent)
     new = (before + release(total, privacy, seed) / num_asked).astype(np.float32)
     return unpack(new, {key: value.shape for key, value in sent.items()})
 

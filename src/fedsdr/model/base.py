@@ -128,7 +128,7 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"model.name = {spec.name} cannot do model.checkpointing = 'on': set 'off'")
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    check_length(spec, model)
+    check_length(spec, model.config)
     written = settle_template(spec, tokenizer)
     settle_tokens(spec.name, model, tokenizer)
     check_head(spec.name, model)

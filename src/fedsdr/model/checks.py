@@ -58,9 +58,9 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any, written: list[int]) 
         )
 
 
-def check_length(spec: Model, model: Any) -> None:
+def check_length(spec: Model, config: Any) -> None:
     """Refuse conversations that are longer than the model was built for."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and spec.max_length > longest:
         raise UserError(
             f"model.max_length = {spec.max_length}: {spec.name} was built for conversations of at"

@@ -53,11 +53,18 @@ def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) 
         questions: Prompts with their answers, each of at least one token.
         batch_size: Questions in one forward pass.
     """
+    return [[value for value, _ in values] for values in scored_answers(base, questions, batch_size)]
+
+
+def scored_answers(
+    base: Base, questions: Sequence[Question], batch_size: int
+) -> list[list[tuple[float, bool]]]:
+    """As `log_likelihoods`, and whether each answer is the greedy one: every token the likeliest."""
     if not base.keeps_apart and any(len(answers) > 1 for _, answers in questions):
         alone = [(prompt, [answer]) for prompt, answers in questions for answer in answers]
-        values = chain.from_iterable(log_likelihoods(base, alone, batch_size))
+        values = chain.from_iterable(scored_answers(base, alone, batch_size))
         return [list(islice(values, len(answers))) for _, answers in questions]
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[tuple[float, bool]]] = {}
     lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
     for batch in by_length(lengths, batch_size):
         width = row_width(max(lengths[number] for number in batch))
@@ -65,7 +72,7 @@ def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) 
     return [found[number] for number in range(len(questions))]
 
 
-def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[list[float]]:
+def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[list[tuple[float, bool]]]:
     ids = torch.zeros(len(questions), width, dtype=torch.long)
     places = torch.zeros_like(ids)
     part = torch.full_like(ids, -1)  # 0: prompt, k: answer k, -1: padding
@@ -85,7 +92,11 @@ def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[lis
             tokens += answer
             start = taken.stop
     log_p = iter(_log_p(base, ids, places, _visible(part), read_at, tokens))
-    return [[sum(next(log_p) for _ in answer) for answer in answers] for _, answers in questions]
+    of_answers = [[[next(log_p) for _ in answer] for answer in answers] for _, answers in questions]
+    return [
+        [(sum(value for value, _ in tokens), all(best for _, best in tokens)) for tokens in answers]
+        for answers in of_answers
+    ]
 
 
 def _visible(part: Tensor) -> Tensor:
@@ -97,8 +108,8 @@ def _visible(part: Tensor) -> Tensor:
 
 def _log_p(
     base: Base, ids: Tensor, places: Tensor, visible: Tensor, read_at: list[int], tokens: list[int]
-) -> list[float]:
-    """Log probability of each token."""
+) -> list[tuple[float, bool]]:
+    """Log probability of each token, and whether it is the likeliest."""
     states = base.model.get_decoder()(
         input_ids=ids.to(base.device),
         position_ids=places.to(base.device),
@@ -106,12 +117,13 @@ def _log_p(
         attention_mask=additive(visible.to(base.device), base.dtype) if base.keeps_apart else None,
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)
-    found: list[float] = []
+    found: list[tuple[float, bool]] = []
     for start in range(0, len(tokens), CHUNK):
         at, wanted = (
             torch.tensor(values[start : start + CHUNK], device=base.device) for values in (read_at, tokens)
         )
         logits = base.model.get_output_embeddings()(states[at])
         log_p = logits.log_softmax(dim=1, dtype=torch.float32)
-        found += log_p.gather(1, wanted[:, None])[:, 0].tolist()
+        likeliest = (log_p.argmax(dim=1) == wanted).tolist()
+        found += zip(log_p.gather(1, wanted[:, None])[:, 0].tolist(), likeliest, strict=True)
     return found

@@ -4,6 +4,8 @@ On torch's meta device a tensor has a shape and no values, so that adapters are 
 in a second, and what they weigh is counted by the code that trains and sends them.
 """
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +34,53 @@ def load_skeleton(spec: Model) -> tuple["PreTrainedModel", "PreTrainedTokenizerB
             chat template is not fit.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    config, tokenizer = _read(spec)
+    with quiet(), torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(f"model.name = {spec.name} cannot be built: {first_line(error)}") from None
+    model.requires_grad_(False)
+    if tokenizer is not None:
+        settle_tokens(spec.name, model, tokenizer)
+    return model, tokenizer
+
+
+def hide_torch(spec: Model) -> None:
+    """Let a process that only reads a tokenizer do without torch, if it has not imported it yet.
+
+    transformers imports torch wherever it is installed, which takes seconds. The process can load no model
+    afterwards.
+    """
+    is_made = spec.name == "tiny" and not built_in_folder("tiny").is_dir()
+    if not is_made and not spec.name.endswith(".gguf"):  # which need torch to be made and read
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+
+
+def load_tokenizer(spec: Model) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer alone, its chat template with the settings in it; torch is not needed.
+
+    Raises:
+        Unreachable: It is not to be had, or its configuration is on the hub and cannot be had from there.
+        UserError: As for `load_skeleton`.
+    """
+    _, tokenizer = _read(spec)
+    if tokenizer is None:
+        raise Unreachable(f"the tokenizer of model.name = {spec.name} cannot be had")
+    return tokenizer
+
+
+def _read(spec: Model) -> tuple[Any, Any]:
+    """Configuration and tokenizer, None if it cannot be had; length and template are checked."""
+    from transformers import AutoConfig, AutoTokenizer
 
     source, from_hub = _source(spec)
     with quiet():
         try:
             config = AutoConfig.from_pretrained(**source)
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
         except (OSError, ValueError, ImportError) as error:
             kind = Unreachable if from_hub else UserError
             raise kind(
@@ -49,12 +90,10 @@ def load_skeleton(spec: Model) -> tuple["PreTrainedModel", "PreTrainedTokenizerB
             tokenizer = AutoTokenizer.from_pretrained(**source)
         except (OSError, ValueError, ImportError):
             tokenizer = None
-    model.requires_grad_(False)
-    check_length(spec, model)
+    check_length(spec, config)
     if tokenizer is not None:
         settle_template(spec, tokenizer)
-        settle_tokens(spec.name, model, tokenizer)
-    return model, tokenizer
+    return config, tokenizer
 
 
 def _source(spec: Model) -> tuple[dict[str, Any], bool]:

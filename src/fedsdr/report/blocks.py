@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from fedsdr.report.figures import Figure
 from fedsdr.report.sheets import Sheet
-from fedsdr.storage import Event
 
 
 @dataclass(frozen=True)
@@ -34,22 +33,50 @@ class Table:
 
 @dataclass(frozen=True)
 class Folded:
-    """Long text that is shown when asked for."""
+    """A long table that is shown when asked for."""
 
+    key: str
     title: str
-    long: str
+    sheet: Sheet
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text, and whether it is right; None where that is not judged."""
+
+    of: str
+    text: str
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, and texts that answer it."""
+
+    domain: str
+    instruction: str
+    input: str
+    texts: Sequence[Words]
+    why: str = ""
+    """What is to be seen in it."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts next to the true responses that they replace."""
+    """Prompts, and texts that answer them side by side."""
 
     caption: str
-    examples: Sequence[Event]
-    """With domain, of, why, instruction, input, response and text."""
+    examples: Sequence[Example]
 
 
-Block = Figure | Table | Text | Titled | Folded | Examples
+@dataclass(frozen=True)
+class Drawing:
+    """A finished picture."""
+
+    svg: str
+
+
+Block = Figure | Drawing | Table | Text | Titled | Folded | Examples
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fedsdr.report.alignment import likeness_blocks, map_blocks, transfer_blocks
 from fedsdr.report.answers import benchmark_blocks, paradox_blocks, win_rate_blocks
 from fedsdr.report.blocks import Block, Table, Text, Titled
 from fedsdr.report.consistency import consistency_blocks, survival_blocks
+from fedsdr.report.frontier import frontier_blocks
 from fedsdr.report.sheets import Sheet
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json
@@ -25,6 +26,7 @@ SHOWN: dict[str, tuple[str, str, Callable[[str, Event], list[Block]]]] = {
     "consistency": ("consistency", "Updates", consistency_blocks),
     "survival": ("consistency", "What is left of a client's gain", survival_blocks),
     "benchmarks": ("benchmarks", "Benchmarks", benchmark_blocks),
+    "frontier": ("benchmarks", "Cost and gain", frontier_blocks),
     "winrate": ("benchmarks", "Win rates", win_rate_blocks),
 }
 """Name of a measurement -> tab, heading, and what makes its blocks."""

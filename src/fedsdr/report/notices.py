@@ -37,7 +37,8 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
         final: Scores of the round that is shown; {} where there are none yet.
     """
     run = RunFolder(folder)
-    data = read_json(run.environment).get("data", {})
+    environment = read_json(run.environment)
+    data = environment.get("data", {})
     classes, events = data.get("classes", {}), read_lines(run.log)
     found = [
         *rewriting_notices(events, classes),
@@ -45,6 +46,13 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
         *cut_notices(events),
         *weight_notices(events),
         *data_notices(data),
+        *(
+            Notice(
+                f"the run moved to another machine after round {move['after_round']}: other last bits",
+                True,
+            )
+            for move in environment.get("moved", ())
+        ),
     ]
     return sorted(found, key=lambda notice: not notice.is_warning)
 
@@ -124,13 +132,21 @@ def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]
     return [Notice(f"{text} ({', '.join(names)} model)", True) for text, names in found.items()]
 
 
-def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:
-    """How many rewritings of some clients fell back; None where none did."""
+def count_fallbacks(events: Iterable[Event]) -> tuple[Counter[str], int]:
+    """How often rewritings fell back, by reason, and the number of all rewritings."""
     prefix = "distill/num_fallback/"
     reasons: Counter[str] = Counter()
-    for event in prepared:
+    total = 0
+    for event in events:
         reasons.update({k.removeprefix(prefix): int(n) for k, n in event.items() if k.startswith(prefix)})
-    num, of = reasons.total(), sum(int(event["distill/num_examples@after"]) for event in prepared)
+        total += int(event.get("distill/num_examples@after", 0))
+    return reasons, total
+
+
+def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:
+    """How many rewritings of some clients fell back; None where none did."""
+    reasons, of = count_fallbacks(prepared)
+    num = reasons.total()
     if not num:
         return None
     why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.most_common())

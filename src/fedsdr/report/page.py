@@ -1,10 +1,11 @@
-"""The report of a run: one HTML file without scripts that needs no network, made from the run's folder.
+"""The report of a run: one HTML file that needs no network, made from its folder, without scripts at the end.
 
 `page.html` is its layout. Text from data is escaped by the template engine. A run that has not finished
 is shown with the rounds that it has.
 """
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,12 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from fedsdr.config import Model, Privacy, Settings
+from fedsdr.catalogue import all_rows
+from fedsdr.config import Settings
 from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
 from fedsdr.metrics import Scores
-from fedsdr.recipe import dump_settings, flat
-from fedsdr.report.blocks import Block, Examples, Folded, Tab, Table, Text, Titled
+from fedsdr.recipe import flat
+from fedsdr.report.blocks import Block, Drawing, Examples, Folded, Tab, Table, Text, Titled
 from fedsdr.report.events import (
     Classes,
     cost_sheet,
@@ -29,7 +31,9 @@ from fedsdr.report.events import (
     privacy_sheet,
     train_records,
 )
+from fedsdr.report.facts import cost_facts, privacy_facts, run_facts, status
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
+from fedsdr.report.gains import did_it_help, gain_records, gain_sheet, read_answers, sample_blocks
 from fedsdr.report.measurements import measurement_tabs, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.notices import run_notices
 from fedsdr.report.sheets import (
@@ -46,15 +50,23 @@ from fedsdr.rows import has_global
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines, write_file
 
+RELOAD = (
+    "addEventListener('change', event => sessionStorage[event.target.name] = event.target.id);"
+    "for (const id of [sessionStorage.show, sessionStorage.theme])"
+    " if (id) document.getElementById(id).checked = true;"
+    "setTimeout(() => location.reload(), %d)"
+)
+"""Loads the page again after some milliseconds; the chosen tab and theme stay."""
 MEASURE = "`fedsdr measure RUN`, where RUN is this run's folder"
 
 
-def write_report(folder: Path, settings: Settings) -> Path:
+def write_report(folder: Path, settings: Settings, refresh: int = 0) -> Path:
     """Write `report.html` into a run's folder from the records that are there.
 
     Args:
         folder: A run's folder, with at least environment.json.
         settings: The run's settings.
+        refresh: Seconds after which the page loads itself again, while the run goes on; 0: never.
 
     Returns:
         Path of the page.
@@ -68,11 +80,13 @@ def write_report(folder: Path, settings: Settings) -> Path:
     measurements = read_measurements(folder)
     measured = measurement_tabs(measurements)
     classes = environment.get("data", {}).get("classes", {})
-    first = {"scores": score_sheet, "labels": label_sheet, "texts": text_sheet}
-    sheets = {name: make(base, final) for name, make in first.items()}
+    answers = read_answers(run, after) if after else {}
+    gains = gain_records(base, final, answers)
+    first = {"gains": gain_sheet(gains), "scores": score_sheet(base, final)}
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     tabs = [
         Tab("scores", "Scores", "Scores by domain and held-out loss", score_blocks(base, final, tables)),
+        Tab("answers", "Answers", "Sample answers, side by side", sample_blocks(answers)),
         Tab("training", "Training", "Training", training_blocks(events, method.logged())),
         Tab("alignment", "Alignment", "Alignment of the clients' data", _or_missing(measured, "alignment")),
         Tab(
@@ -89,12 +103,17 @@ def write_report(folder: Path, settings: Settings) -> Path:
     page = render(
         "page.html",
         name=folder.resolve().name,
-        status=_status(settings.server.num_rounds, events, after),
-        facts=[*_facts(settings, environment), *_privacy_facts(settings.privacy, events)],
+        script=RELOAD % (1000 * refresh) if refresh else "",
+        status=status(settings.server.num_rounds, events, after, refresh),
+        facts=[
+            *run_facts(settings, environment),
+            *privacy_facts(settings.privacy, events),
+            *cost_facts(events),
+        ],
         notices=run_notices(folder, base, final),
-        verdicts=verdicts(measurements),
-        no_verdict=f"No claim was tested. To test claims, run {MEASURE}.",
-        first=[Table(f"{name}-table", sheet) for name, sheet in sheets.items() if sheet.rows],
+        sentence=did_it_help(gains, events),
+        verdicts=tested(verdicts(measurements)),
+        first=[Table(f"{name}-table", sheet) for name, sheet in first.items() if sheet.rows],
         tabs=tabs,
         after=after,
         personal=PERSONAL[method.personal] if method.has_personal else "",
@@ -111,9 +130,11 @@ def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> l
     if not tables:
         return [Text("Nothing was evaluated yet.")]
     scores, losses = score_figure(score_records(base, final)), held_out_figure(tables)
+    sheets = {"labels": label_sheet, "texts": text_sheet, "wording": answer_sheet}
+    made = {name: make(base, final) for name, make in sheets.items()}
     return [
         *([scores] if scores else []),
-        Table("answers-table", answer_sheet(base, final)),
+        *(Table(f"{name}-table", sheet) for name, sheet in made.items() if sheet.rows),
         Titled("Held-out loss"),
         *([losses] if losses else []),
         Table("held-out-table", loss_sheet(base, final)),
@@ -159,26 +180,50 @@ def cost_blocks(events: Sequence[Event]) -> list[Block]:
 def setting_blocks(settings: Settings, environment: Mapping[str, Any]) -> list[Block]:
     """Settings that differ from the defaults, all settings, and the environment of the run."""
     now, usual = (dict(_as_text(some.model_dump(mode="json"))) for some in (settings, Settings()))
-    changed = [(key, value, usual.get(key, "")) for key, value in now.items() if value != usual.get(key)]
-    sheet = Sheet(
-        "Settings that differ from the defaults",
-        "lll",
-        ("key", "value", "default"),
-        tuple(changed),
-        tuple(dict(zip(("key", "value", "default"), row, strict=True)) for row in changed),
-        note="Threads, dtype and attention were fixed when the run began.",
-    )
-    lines = (f"{key} = {value}" for key, value in _as_text(environment))
+    texts = {row.key: row.text for row in all_rows()}
+
+    def listed(key: str) -> tuple[str, str, str, str]:
+        meaning = next((texts[name] for name in (key, key.rpartition(".")[0]) if name in texts), "")
+        return key, now[key], usual.get(key, ""), meaning
+
+    heads = ("key", "value", "default", "meaning")
+    rows = [listed(key) for key in now]
+    changed = [row for row in rows if row[1] != row[2]]
     return [
-        Table("settings-table", sheet),
-        Folded("All settings, as TOML", dump_settings(settings)),
-        Folded("Environment: versions, machine, model and data", "\n".join(lines)),
+        Table(
+            "settings-table",
+            _text_sheet(
+                "Settings that differ from the defaults",
+                heads,
+                changed,
+                "Threads, dtype and attention were fixed when the run began.",
+            ),
+        ),
+        Folded("all-settings", "All settings", _text_sheet("All settings", heads, rows)),
+        Folded(
+            "environment",
+            "Environment: versions, machine, model and data",
+            _text_sheet("Environment", ("what", "value"), list(_as_text(environment))),
+        ),
     ]
+
+
+def _text_sheet(
+    caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str = ""
+) -> Sheet:
+    """A sheet of texts, which are its records too."""
+    records = tuple(dict(zip(heads, row, strict=True)) for row in rows)
+    return Sheet(caption, "l" * len(heads), heads, tuple(rows), records, note=note)
 
 
 def _or_missing(measured: Mapping[str, list[Block]], tab: str) -> list[Block]:
     """What was measured, or how to measure it."""
     return measured.get(tab, [Text(f"Not measured yet. To measure it, run {MEASURE}.")])
+
+
+def tested(verdicts: Sequence[Event]) -> list[Event]:
+    """Verdicts on claims that were tested: the others do not head a page."""
+    return [verdict for verdict in verdicts if verdict["verdict"] != "not measured"]
 
 
 def render(template: str, **values: Any) -> str:
@@ -194,73 +239,10 @@ def render(template: str, **values: Any) -> str:
     )
     engine.filters["csv"] = _data_uri
     engine.filters["code"] = _code
-    for block in (Figure, Table, Text, Titled, Folded, Examples):
+    engine.filters["digest"] = _digest
+    for block in (Figure, Drawing, Table, Text, Titled, Folded, Examples):
         engine.tests[block.__name__.lower()] = lambda it, kind=block: isinstance(it, kind)
     return engine.get_template(template).render(**values)
-
-
-def model_fact(model: Model, environment: Mapping[str, Any]) -> tuple[str, str]:
-    """Which base model was used."""
-    quantised = f", loaded in {model.quantization}" if model.quantization != "none" else ""
-    return "Model", f"{model.name}, computed in {model.dtype}{quantised}; {environment['model']['origin']}"
-
-
-def data_fact(environment: Mapping[str, Any], more: str = "") -> tuple[str, str]:
-    """Which data were used, and how many examples."""
-    data = environment["data"]
-    num_train, num_test = (sum(data[key].values()) for key in ("num_train", "num_test"))
-    return "Data", f"{data['origin']}; {num_train:,} training and {num_test:,} test examples{more}"
-
-
-def _status(num_rounds: int, events: Sequence[Event], after: int) -> str:
-    """Empty for a finished run."""
-    if after == num_rounds:
-        return ""
-    done = max((event["round"] for event in events if event["event"] == "round"), default=0)
-    missing = "; the last evaluation is missing" if done == num_rounds else ""
-    return f"unfinished: {done} of {num_rounds} rounds{missing}"
-
-
-def _facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was run, as terms and descriptions."""
-    method, client, server = METHODS[settings.method], settings.client, settings.server
-    clients = list(environment["data"]["num_train"])
-    sampled = f"; {server.clients_per_round} sampled each round" if server.clients_per_round else ""
-    shown = clients if len(clients) <= 8 else [*clients[:7], f"and {len(clients) - 7} more"]
-    named = ", ".join(shown).replace(", and ", " and ")
-    passes = f"{client.local_epochs} passes over the data"
-    work = f"{client.local_steps} steps" if client.local_steps else passes
-    steps = [name for name in (server.aggregation, server.robust, server.optimizer) if name != "none"]
-    return [
-        ("Method", f"{settings.method}: {method.summary} ({method.paper})"),
-        model_fact(settings.model, environment),
-        ("Clients", f"{len(clients)}: {named}{sampled}"),
-        (
-            "Rounds",
-            f"{server.num_rounds}; {work} {client.budget.replace('_', ' ')} at each client,"
-            f" {client.batch_size * client.accumulation} examples a step; {', '.join(steps)}",
-        ),
-        ("Seed", f"{settings.run.seed} (data {settings.data.seed}, rewriting {settings.distill.seed})"),
-        data_fact(environment),
-    ]
-
-
-def _privacy_facts(privacy: Privacy, events: Sequence[Event]) -> list[tuple[str, str]]:
-    """The privacy spent; nothing without differential privacy."""
-    if privacy.kind == "none":
-        return []
-    epsilons = [event["epsilon"] for event in events if "epsilon" in event]
-    spent = (
-        f"epsilon {epsilons[-1]:.3g} at delta {privacy.delta:g} so far" if epsilons else "nothing spent yet"
-    )
-    seeded = "; the noise repeats run.seed and protects nothing" if privacy.source == "seeded" else ""
-    return [
-        (
-            "Privacy",
-            f"of the shared adapter, {privacy.kind}, a client being the unit: {spent}; clipped to"
-            f" {privacy.clip:g}, noise {privacy.noise:g}{seeded}",
-        )
-    ]
 
 
 def _as_text(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -272,6 +254,11 @@ def _as_text(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _code(text: str) -> Markup:
     """Show text between two ` as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _digest(script: str) -> str:
+    """Name a script in a content security policy, so that no other one runs."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _data_uri(thing: Sheet | Figure) -> str:

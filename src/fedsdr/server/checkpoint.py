@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
-from fedsdr.config import Lora
+from fedsdr.config import Lora, Server
 from fedsdr.messages.wire import Arrays, cut, pad, rank_of, residual_shapes
 from fedsdr.model.adapter_files import join, load_adapter, read_whole, save_adapter
-from fedsdr.run_folder import RunFolder
+from fedsdr.run_folder import RunFolder, list_rounds
 from fedsdr.server.optimize import Moments
 from fedsdr.storage import write_file, write_folder
 
@@ -48,6 +48,20 @@ def save_round(
             (aside / MOMENTS).write_bytes(save(moments))
 
     write_folder(folder.round(server_round), fill)
+
+
+def remove_rounds(folder: RunFolder, server_round: int, server: Server) -> None:
+    """Remove the rounds before that one which `server.keep_rounds` does not keep."""
+    for number in list_rounds(folder.server):
+        if number < server_round and not is_kept(number, server):
+            shutil.rmtree(folder.round(number))
+
+
+def is_kept(server_round: int, server: Server) -> bool:
+    """Whether a round stays after later ones; the last always does."""
+    if server.keep_rounds in ("all", "last"):
+        return server.keep_rounds == "all"
+    return server_round % int(server.keep_rounds) == 0
 
 
 def load_moments(folder: RunFolder, server_round: int) -> Moments:

@@ -56,11 +56,16 @@ class Exchange:
 
     def ask(self, arrays: ArrayRecord, config: ConfigRecord) -> list[Message]:
         """Messages to the clients that are connected."""
-        config = ConfigRecord({**config, "round": self.server_round})
+        content = RecordDict(
+            {"arrays": arrays, "config": ConfigRecord({**config, "round": self.server_round})}
+        )
+        return self.send(dict.fromkeys(self.clients, content), self.kind)
+
+    def send(self, contents: Mapping[str, RecordDict], kind: str) -> list[Message]:
+        """Messages of a kind to the clients that are connected, each with its own content."""
         group = str(self.server_round)
         self.messages = [
-            Message(RecordDict({"arrays": arrays, "config": config}), node, self.kind, group_id=group)
-            for node in self.waiting
+            Message(contents[client], node, kind, group_id=group) for node, client in self.waiting.items()
         ]
         return self.messages
 

@@ -100,24 +100,29 @@ class FedStrategy(Strategy):
         Raises:
             UserError: Fewer replies passed than the quorum or the robust aggregator needs.
         """
-        server, control_variates = self.settings.server, self.control_variates()
+        control_variates = self.control_variates()
         changes = np.zeros(0 if control_variates is None else control_variates.size)
         # In the run's folder, whose disk has room for it: /tmp may be memory.
         with tempfile.TemporaryFile(dir=self.folder.path) as file:
             spool = Spool(file)
             spread = self._collect(replies, spool)
             target = self._aggregate(_adding(self._used(spool), changes), server_round)
-        step = OPTIMIZE[server.optimizer]
-        new, self.moments = step(self.sent(), target.shared, self.moments, server, spread)
-        self.arrays = self.arrays | new
-        if server_round == server.num_rounds and server.mean_of_rounds > 1:
-            self.arrays = self._mean_of_rounds()
-        self.residual = add_residual(self.residual, target.added)
+        self._step(target, spread)
         if control_variates is not None:
             # In float32, as the clients keep theirs: alone, a client's stays equal to the server's.
             renewed = (control_variates + changes / len(self.prepared)).astype(np.float32)
             self.moments[CONTROL_VARIATES] = renewed.astype(np.float64)
         return self.record(), None
+
+    def _step(self, target: Target, spread: float = 0.0) -> None:
+        """Let the server optimizer step towards what was aggregated."""
+        server = self.settings.server
+        step = OPTIMIZE[server.optimizer]
+        new, self.moments = step(self.sent(), target.shared, self.moments, server, spread)
+        self.arrays = self.arrays | new
+        if self.exchange.server_round == server.num_rounds and server.mean_of_rounds > 1:
+            self.arrays = self._mean_of_rounds()
+        self.residual = add_residual(self.residual, target.added)
 
     def _collect(self, replies: Iterable[Message], spool: Spool) -> float:
         """Put the updates that pass validation on disk, drop those of too large a norm, and log.

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from fedsdr.data.sources import RESERVED
 from fedsdr.distill.paradox import COUNTS, RATES
-from fedsdr.distill.rewrite import FAULTS
+from fedsdr.distill.rewriting import FAULTS
 from fedsdr.messages import wire
 from fedsdr.messages.flower import AWAY
-from fedsdr.methods import PROMPTS
+from fedsdr.methods import GIVEN, PROMPTS
 from fedsdr.metrics import (
     ALWAYS_SCORED,
     LABEL_CHANGES,
@@ -49,7 +49,7 @@ ALLOWED_METRICS = {
     "prepare": re.compile(
         rf"num_(train|test|cut_raw|cut_distilled)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
         rf"|distill(-test)?/num_fallback/({'|'.join(FAULTS).replace(' ', '_')})"
-        rf"|distill(-test)?/num_prompt/({'|'.join(PROMPTS)})"
+        rf"|distill(-test)?/num_prompt/({'|'.join((*PROMPTS, GIVEN))})"
         rf"|distill(-test)?/{LABEL_CHANGES}/{SHORT_NAME}/num_(examples|kept)-\d{{1,2}}"
     ),
     "train": re.compile(
@@ -112,12 +112,10 @@ def check_reply(
     """
     shapes = {key: value.shape for key, value in sent.items()}
     layout = wire.layout(shapes, dtype, has_control_variates)
-    content = _content(reply, {"arrays": ArrayRecord, "metrics": MetricRecord})
+    content = content_of(reply, {"arrays": ArrayRecord, "metrics": MetricRecord})
     arrays: ArrayRecord = content["arrays"]  # type: ignore[assignment]
-    numbers = _numbers(content, "train", server_round)
-    num_examples = numbers.get("num_examples")
-    if type(num_examples) is not int or num_examples != num_train:
-        raise Rejected(f"weight num_examples = {num_examples!r} is not the {num_train} that it prepared with")
+    numbers = numbers_of(content, "train", server_round)
+    check_num_examples(numbers, num_train)
     if unknown := sorted(set(arrays) - set(layout)):
         raise Rejected(f"{len(unknown)} keys are not on the allow-list, first {unknown[0][:80]!r}")
     if missing := sorted(set(layout) - set(arrays)):
@@ -131,7 +129,18 @@ def check_reply(
         for key, value in wire.unpack(control_variates, shapes).items():
             check_tensor(f"{wire.CONTROL_VARIATES} of {key}", value, max_norm)
     num_bytes = sum(value.nbytes for value in checked.values())
-    return Update(client, tensors, num_examples, numbers, num_bytes, control_variates)
+    return Update(client, tensors, num_train, numbers, num_bytes, control_variates)
+
+
+def check_num_examples(numbers: Mapping[str, float], num_train: int) -> None:
+    """Refuse a weight other than the client's number of training examples.
+
+    Raises:
+        Rejected: With both.
+    """
+    num_examples = numbers.get("num_examples")
+    if type(num_examples) is not int or num_examples != num_train:
+        raise Rejected(f"weight num_examples = {num_examples!r} is not the {num_train} that it prepared with")
 
 
 def check_scores(
@@ -149,7 +158,7 @@ def check_scores(
     Raises:
         Rejected: With the reason.
     """
-    numbers = _numbers(_content(reply, {"metrics": MetricRecord}), "evaluate", server_round)
+    numbers = numbers_of(content_of(reply, {"metrics": MetricRecord}), "evaluate", server_round)
     scored: dict[str, float] = {"global": 0} if has_global else {}
     groups = group_scores(numbers)
     _check_domains({domain for _, domain in groups}, max_domains)
@@ -203,7 +212,7 @@ def check_prepared(reply: Message, identity: str, max_domains: int) -> tuple[str
     Raises:
         Rejected: With the reason.
     """
-    content = _content(reply, {"client": ConfigRecord, "metrics": MetricRecord})
+    content = content_of(reply, {"client": ConfigRecord, "metrics": MetricRecord})
     client = content["client"].get("id")
     if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
         raise Rejected(f"client id {str(client)[:80]!r} is no short name")
@@ -234,7 +243,7 @@ def _check_paradox(numbers: Mapping[str, float], part: str, num: float) -> None:
             raise Rejected(f"{part}: more checkable examples than examples")
 
 
-def _content(reply: Message, expected: Mapping[str, type]) -> RecordDict:
+def content_of(reply: Message, expected: Mapping[str, type]) -> RecordDict:
     """Return the records of a reply if they are the expected ones, each of its type."""
     if reply.has_error():
         said = "".join(char for char in (reply.error.reason or "")[:120] if char.isprintable())
@@ -247,7 +256,7 @@ def _content(reply: Message, expected: Mapping[str, type]) -> RecordDict:
     return reply.content
 
 
-def _numbers(content: RecordDict, kind: str, server_round: int) -> dict[str, float]:
+def numbers_of(content: RecordDict, kind: str, server_round: int) -> dict[str, float]:
     """Return the metrics of a reply if they are listed and of that round."""
     numbers = check_metrics(content["metrics"], kind)  # type: ignore[arg-type]
     if numbers.get("round") != server_round:

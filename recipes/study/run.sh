@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# All cells of the study, two at a time on one thread each; a finished cell is kept, a stopped one goes on.
+#
+#   python recipes/study/data.py DATA OUT/data
+#   recipes/study/run.sh OUT
+#
+# OUT/STATUS lists the cells that are done (with their seconds), running or left.
+set -uo pipefail
+export HERE=$(cd "$(dirname "$0")" && pwd) OUT=$1 OMP_NUM_THREADS=1
+export CELLS=$OUT/cells
+mkdir -p "$CELLS"
+
+seeds() { # seeds() ARMS SEEDS: one cell a line, seed by seed, so that a stop leaves whole seeds
+  for seed in $2; do for arm in $1; do echo "$arm $seed"; done; done
+}
+{
+  seeds "fedit fedsd fedsdr dual-raw" "0 1 2"
+  seeds "local-only centralised" "0 1 2"
+  seeds "fedit fedsd fedsdr dual-raw local-only centralised" "3 4 5 6 7"
+  seeds "fedsd-off fedsdr-off fedsd-then-raw fedit-half" "0 1 2"
+} > "$OUT/queue"
+
+status() { local arm seed cell
+  while read -r arm seed; do
+    cell=$CELLS/$arm/seed-$seed
+    if [ -f "$cell/record.json" ]; then echo "done     $arm $seed $(cat "$cell/seconds") s"
+    elif [ -f "$cell/began" ]; then echo "running  $arm $seed since $(cat "$cell/began")"
+    else echo "left     $arm $seed"; fi
+  done < "$OUT/queue" > "$OUT/STATUS.$$"
+  mv "$OUT/STATUS.$$" "$OUT/STATUS"
+}
+one() { local cell start
+  cell=$CELLS/$1/seed-$2
+  [ -f "$cell/record.json" ] && return
+  mkdir -p "$cell" && date +%H:%M:%S > "$cell/began" && status
+  start=$(date +%s)
+  python "$HERE/cell.py" "$OUT/data" "$CELLS" "$1" "$2" > "$cell/log" 2>&1 < /dev/null || rm -f "$cell/began"
+  echo $(($(date +%s) - start)) > "$cell/seconds"
+  status
+}
+export -f one status
+xargs -P 2 -L 1 bash -c 'one "$0" "$1"' < "$OUT/queue"

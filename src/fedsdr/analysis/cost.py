@@ -1,0 +1,156 @@
+"""What a model costs: its distance from the base on prompts that no client has; and its losses by example.
+
+With 200 fixed prompts p of our own (`data/drift_prompts.txt`) and the base's greedy answer a to each, of at
+most 64 tokens a_1 ... a_T, end of turn included,
+
+    C = mean over p of 1/T sum over t of KL(base(. | p, a_<t) || model(. | p, a_<t)),
+
+with softmaxes at temperature 1 in float32, in nats per token. C is 0 for the base itself.
+
+The answers are the base's own, so C favours models that were trained on the base's own words
+(self-distillation). The gain (`analysis.frontier`) is in losses of true responses, which punishes them.
+Neither is fair alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+from fedsdr.data.batching import by_length, collate
+from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
+from fedsdr.data.examples import Example
+from fedsdr.messages.wire import Arrays
+from fedsdr.model.adapters import LoraModel, Values
+from fedsdr.model.base import Base
+from fedsdr.model.generation import Sampling, generate
+from fedsdr.model.likelihood import NO_LIMIT, log_likelihoods
+from fedsdr.model.loss import FEW, last_states
+from fedsdr.progress import track
+from fedsdr.rows import Adapter
+
+LONGEST_ANSWER = 64
+"""Tokens of a base's answer on which the cost is measured."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The model W0 + lambda (what is added to W0): of the adapters, and of the residual."""
+
+    adapters: Mapping[Adapter, Mapping[str, Values]]
+    """By PEFT key."""
+    residual: Arrays = field(default_factory=dict)
+    scale: float = 1.0
+    """lambda. 0 is the base; 1 is the model itself, to the last bit."""
+
+    @contextmanager
+    def inference(self, model: LoraModel) -> Iterator[None]:
+        """Load it for many forward passes without gradient."""
+        for name, state in self.adapters.items():
+            model.load(name, _scaled(state, self.scale))
+        model.load_residual(_scaled(self.residual, self.scale))
+        with model.inference(tuple(self.adapters)):
+            yield
+
+
+def _scaled(state: Mapping[str, Values], scale: float) -> dict[str, Values]:
+    return {key: value * scale if ".lora_B." in key else value for key, value in state.items()}
+
+
+def drift_prompts() -> list[str]:
+    """The fixed prompts of the cost."""
+    text = files("fedsdr").joinpath("data/drift_prompts.txt").read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+def base_answers(model: LoraModel, prompts: Sequence[str], batch_size: int) -> list[Conversation]:
+    """The prompts with the base's greedy answers, in their order; one that is cut off has no end of turn."""
+    tokenizer = model.base.tokenizer
+    examples = [Example(prompt, "", "drift") for prompt in prompts]
+    ids = [encode_prompt(tokenizer, prompt_turns(example)) for example in examples]
+    found: dict[int, Conversation] = {}
+    plan = by_length([len(prompt) for prompt in ids], batch_size)
+    with model.inference(()):
+        for rows in track(plan, "answers of the base", [len(rows) for rows in plan]):
+            answers = generate(model.base, [ids[row] for row in rows], Sampling(LONGEST_ANSWER))
+            for row, answer in zip(rows, answers, strict=True):
+                whole = encode(tokenizer, examples[row], answer.text, NO_LIMIT)
+                end = whole.prompt_length + LONGEST_ANSWER if not answer.finished else len(whole.ids)
+                # The text read again may have other tokens than were written; at least one is scored.
+                cut = whole.ids[:end] if answer.finished else _without_end(tokenizer, whole, end)
+                found[row] = Conversation(cut, whole.prompt_length)
+    return [found[row] for row in range(len(prompts))]
+
+
+def _without_end(tokenizer: object, whole: Conversation, end: int) -> tuple[int, ...]:
+    """Cut a conversation that did not end before its end of turn, which the template adds."""
+    empty = encode(tokenizer, Example("a", "", "drift"), "", NO_LIMIT).num_response_tokens
+    return whole.ids[: max(whole.prompt_length + 1, min(end, len(whole.ids) - empty))]
+
+
+def divergences(
+    model: LoraModel, answers: Sequence[Conversation], models: Sequence[Scaled], batch_size: int
+) -> list[list[float]]:
+    """Mean KL(base || model) per token of each answer, in nats; C is the mean of a model's row.
+
+    Args:
+        model: Base and adapters, whose values are overwritten.
+        answers: Prompts with the base's answers, as from `base_answers`.
+        models: The models.
+        batch_size: Answers in one forward pass.
+
+    Returns:
+        (models, answers).
+    """
+    base = model.base
+    found: dict[int, list[float]] = {}
+    plan = by_length([len(one.ids) for one in answers], batch_size)
+    for rows in track(plan, "KL to the base", [len(rows) for rows in plan]):
+        some = [answers[row] for row in rows]
+        with model.inference(()):
+            before = _states(base, some)
+        after: list[Tensor] = []
+        for one in models:
+            with one.inference(model):
+                after.append(_states(base, some))
+        with torch.inference_mode():
+            sums = _divergences(base, before, after, [one.num_response_tokens for one in some])
+        found |= zip(rows, sums, strict=True)
+    model.load_residual({})
+    return [[found[row][number] for row in range(len(answers))] for number in range(len(models))]
+
+
+def _states(base: Base, conversations: Sequence[Conversation]) -> Tensor:
+    """Hidden states that predict the response tokens (tokens, d)."""
+    batch = collate(conversations, flat=base.keeps_apart)
+    return last_states(base, batch).flatten(0, 1)[torch.from_numpy(batch.positions).to(base.device)]
+
+
+def _divergences(
+    base: Base, before: Tensor, after: Sequence[Tensor], lengths: Sequence[int]
+) -> list[list[float]]:
+    """Mean KL per token of each answer (answers, models); the base's head is applied once for all models."""
+    head = base.model.get_output_embeddings()
+    by_token: list[list[float]] = [[] for _ in after]
+    for start in range(0, len(before), FEW):
+        part = slice(start, start + FEW)
+        log_base = head(before[part]).float().log_softmax(dim=1)
+        for values, states in zip(by_token, after, strict=True):
+            log_model = head(states[part]).float().log_softmax(dim=1)
+            values += ((log_base.exp() * (log_base - log_model)).sum(dim=1)).tolist()
+    found = []
+    start = 0
+    for length in lengths:
+        found.append([sum(values[start : start + length]) / length for values in by_token])
+        start += length
+    return found
+
+
+def example_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[float]:
+    """Mean loss per response token of each conversation, in nats; called inside `Scaled.inference`."""
+    questions = [(one.ids[: one.prompt_length], [one.ids[one.prompt_length :]]) for one in conversations]
+    sums = log_likelihoods(base, questions, batch_size)
+    return [-value / one.num_response_tokens for (value,), one in zip(sums, conversations, strict=True)]

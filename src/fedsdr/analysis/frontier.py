@@ -1,0 +1,249 @@
+"""Gain at equal cost: an arm against plain federated LoRA scaled to the same distance from the base.
+
+Gain. With the loss l_i of example i, the mean over its response tokens in nats, on its true response,
+
+    G = 1/D sum over domains d of 1/n_d sum over i in d of (l_i(base) - l_i(model)).
+
+Cost. C of `analysis.cost`. The control is W0 + lambda R, with R what plain federated LoRA added to W0 after
+half of the rounds or all of them; lambda runs over `LAMBDAS`, and lambda = 0 is the base, at C = G = 0. Each
+round gives a curve (C, G) over lambda. KL is quadratic in a small change, so both axes are near to linear
+in s = sqrt(C), and between neighbours in lambda G is interpolated linearly in s.
+
+Envelope. Candidates at a cost c are all points with C <= c, and the interpolated point at s = sqrt(c) of each
+piece of a curve that crosses it. Without the latter, sparse points would flatter an arm whose cost lies just
+below one of them. The candidate with the largest gain on validation examples is taken, and its gain is then
+that on test examples: to choose on test examples would flatter the control. For one seed
+
+    D = G(arm) - G(control at C <= C(arm)).
+
+An arm that costs more than every point of the control is beyond its range, and not comparable.
+
+Test: Student's t of D over seeds. Interval: percentiles of a crossed bootstrap, which draws seeds, test
+examples within domains, and prompts of the cost, the same for all seeds, and each seed's own validation
+examples; costs, gains and the envelope are computed anew in each draw. There an arm that a draw puts beyond
+the range is compared with the control's best point.
+
+Paper: scaling after Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022,
+arXiv 2109.01903; crossed bootstrap: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007),
+386-411. The comparison is ours.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsdr.seeds import seed_for
+from fedsdr.stats import Difference, holm, paired
+
+Array = NDArray[np.float64]
+LAMBDAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
+"""Scales of the control."""
+ARM_LAMBDAS = (0.5, 1.0)
+"""Scales at which another arm is compared."""
+MARGIN = 0.03
+"""Nats of loss by which an arm that is no worse may fall behind."""
+ROUNDING = 1 + 1e-9
+"""Of sums in another order: the control's own last point is not beyond its range."""
+NUM_DRAWS = 2000
+LEVEL = 0.05
+Word = Literal["better", "worse", "no worse", "undecided", "not comparable"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A model at ascending scales, without the base."""
+
+    cost: Array
+    """KL by prompt (scales, prompts)."""
+    validation: Array
+    """Gain by validation example (scales, examples)."""
+    test: Array
+    """Gain by test example (scales, examples)."""
+
+
+@dataclass(frozen=True)
+class SeedPair:
+    """One seed: the control's curves, and a model that is compared with them."""
+
+    control: Sequence[Curve]
+    cost: Array
+    """Of the compared model, by prompt."""
+    test: Array
+    """Its gain by test example."""
+    domains: Sequence[str]
+    """Domain of each test example, the same examples for all seeds."""
+    validation_domains: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against the control at equal cost."""
+
+    by_seed: Sequence[float]
+    """D of each seed that is comparable."""
+    num_beyond: int
+    """Seeds whose cost is beyond the control's range."""
+    cost: float
+    gain: float
+    control: float
+    """Means over the comparable seeds, or over all where none is."""
+    test: Difference | None
+    low: float | None
+    high: float | None
+    """Ends of the 95 % interval of the mean of D by the bootstrap; None where a seed is beyond."""
+
+
+def domain_weights(domains: Sequence[str]) -> Array:
+    """Weights (examples,) with which a sum over examples is the mean over domains of their means."""
+    names, place, counts = np.unique(np.asarray(domains), return_inverse=True, return_counts=True)
+    return 1.0 / (len(names) * counts[place])
+
+
+def control_gain(
+    costs: Sequence[Array], validation: Sequence[Array], test: Sequence[Array], limit: float
+) -> float:
+    """The control's gain on test examples at a cost of at most `limit`, chosen on validation examples.
+
+    Args:
+        costs: C of each curve at ascending scales (scales,), without the base.
+        validation: Mean gain on validation examples, alike.
+        test: Mean gain on test examples, alike.
+        limit: Largest cost.
+    """
+    root = math.sqrt(max(limit, 0.0))
+    best = (0.0, 0.0)  # the base
+    for cost, chosen_by, gain in zip(costs, validation, test, strict=True):
+        s, v, g = (
+            np.concatenate([[0.0], values]) for values in (np.sqrt(np.maximum(cost, 0)), chosen_by, gain)
+        )
+        for place in range(1, len(s)):
+            if s[place] <= root:
+                best = max(best, (v[place], g[place]), key=lambda point: point[0])
+            if min(s[place - 1], s[place]) < root < max(s[place - 1], s[place]):
+                share = (root - s[place - 1]) / (s[place] - s[place - 1])
+                at = (
+                    v[place - 1] + share * (v[place] - v[place - 1]),
+                    g[place - 1] + share * (g[place] - g[place - 1]),
+                )
+                best = max(best, at, key=lambda point: point[0])
+    return float(best[1])
+
+
+def against_control(seeds: Sequence[SeedPair]) -> Comparison:
+    """Compare a model with the control at its cost, seed by seed, and over seeds and examples."""
+    plain = [_weighed(pair, _equal(pair)) for pair in seeds]
+    beyond = [cost > max(c.max() for c in costs) * ROUNDING for costs, _, _, cost, _ in plain]
+    inside = [one for one, is_beyond in zip(plain, beyond, strict=True) if not is_beyond]
+    shown = inside or plain
+    controls = [control_gain(costs, by, gains, cost) for costs, by, gains, cost, _ in shown]
+    gains = [gain for *_, gain in shown]
+    by_seed = [gain - other for gain, other in zip(gains, controls, strict=True)] if inside else []
+    low, high = (None, None) if any(beyond) else _bootstrap(seeds)
+    return Comparison(
+        by_seed,
+        int(sum(beyond)),
+        float(np.mean([cost for *_, cost, _ in shown])),
+        float(np.mean(gains)),
+        float(np.mean(controls)),
+        paired(gains, controls) if inside and not any(beyond) else None,
+        low,
+        high,
+    )
+
+
+def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float] | None:
+    """Ends of the 95 % interval of a mean by the crossed bootstrap; None for fewer than two seeds.
+
+    Args:
+        values: A difference by seed and example (seeds, examples), of the same examples for all seeds.
+        strata: Domain of each example; their means weigh alike.
+    """
+    if len(values) < 2:
+        return None
+    rng = np.random.default_rng(seed_for(0, "crossed", len(values)))
+    draws = [
+        float(values[rng.integers(len(values), size=len(values))].mean(axis=0) @ _drawn(strata, rng))
+        for _ in range(NUM_DRAWS)
+    ]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def words(comparisons: Sequence[Comparison]) -> list[tuple[Word, float | None]]:
+    """Verdict on each of several arms, and its p value by Holm over them.
+
+    better, worse: p < 0.05 and an interval on that side of 0. no worse: the interval is above -0.03 nats.
+    """
+    tested = [place for place, one in enumerate(comparisons) if one.test]
+    ps: dict[int, float] = dict(
+        zip(tested, holm([t.p for one in comparisons if (t := one.test)]), strict=True)
+    )
+    return [(_word(one, ps.get(place)), ps.get(place)) for place, one in enumerate(comparisons)]
+
+
+def _word(one: Comparison, p: float | None) -> Word:
+    if one.num_beyond:
+        return "not comparable"
+    if one.low is None or one.high is None:
+        return "undecided"
+    if p is not None and p < LEVEL and (one.low > 0 or one.high < 0):
+        return "better" if one.low > 0 else "worse"
+    return "no worse" if one.low >= -MARGIN else "undecided"
+
+
+Weights = tuple[Array, Array, Array]
+"""Of prompts, validation examples and test examples; each sums to 1."""
+
+
+def _equal(pair: SeedPair) -> Weights:
+    prompts = np.full(len(pair.cost), 1 / len(pair.cost))
+    return prompts, domain_weights(pair.validation_domains), domain_weights(pair.domains)
+
+
+def _weighed(pair: SeedPair, weights: Weights) -> tuple[list[Array], list[Array], list[Array], float, float]:
+    """Costs and gains of the control's points, and cost and gain of the compared model."""
+    prompts, validation, test = weights
+    return (
+        [curve.cost @ prompts for curve in pair.control],
+        [curve.validation @ validation for curve in pair.control],
+        [curve.test @ test for curve in pair.control],
+        float(pair.cost @ prompts),
+        float(pair.test @ test),
+    )
+
+
+def _bootstrap(seeds: Sequence[SeedPair]) -> tuple[float | None, float | None]:
+    """Ends of the 95 % interval of the mean of D; None for fewer than two seeds."""
+    if len(seeds) < 2:
+        return None, None
+    rng = np.random.default_rng(seed_for(0, "frontier", len(seeds)))
+    first = seeds[0]
+    means = np.empty(NUM_DRAWS)
+    for draw in range(NUM_DRAWS):
+        prompts = rng.multinomial(len(first.cost), np.full(len(first.cost), 1 / len(first.cost)))
+        test = _drawn(first.domains, rng)
+        found = []
+        for place in rng.integers(len(seeds), size=len(seeds)):
+            pair = seeds[place]
+            validation = _drawn(pair.validation_domains, rng)
+            costs, by, gains, cost, gain = _weighed(pair, (prompts / len(pair.cost), validation, test))
+            found.append(gain - control_gain(costs, by, gains, cost))
+        means[draw] = np.mean(found)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _drawn(domains: Sequence[str], rng: np.random.Generator) -> Array:
+    """Weights of examples drawn with replacement within each domain."""
+    of = np.asarray(domains)
+    weights = np.zeros(len(of))
+    names = np.unique(of)
+    for name in names:
+        (places,) = np.nonzero(of == name)
+        counts = rng.multinomial(len(places), np.full(len(places), 1 / len(places)))
+        weights[places] = counts / (len(places) * len(names))
+    return weights

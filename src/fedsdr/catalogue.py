@@ -1,0 +1,120 @@
+"""Every setting in words: key, type, default, what it means, and which choices use it.
+
+In: the settings' own declarations and docstrings, and the table of who uses what (`compatibility`). For
+`fedsdr settings`, the page's table of settings, and shell completion.
+"""
+
+import ast
+import difflib
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from fedsdr.compatibility import TABLES, as_used
+from fedsdr.config import Settings
+from fedsdr.config_training import Section
+from fedsdr.errors import UserError
+
+KINDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "tuple": "array"}
+BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting."""
+
+    key: str
+    kind: str
+    """Its type, range or choices in words."""
+    default: str
+    """As TOML has it."""
+    text: str
+    """What it means."""
+    used: str
+    """Under which choices alone it is read; "": under all."""
+
+
+def all_rows() -> list[Row]:
+    """Every setting, in the order of a recipe."""
+    return list(_rows(Settings, ""))
+
+
+def find_rows(key: str) -> list[Row]:
+    """The setting of that key, the settings of that section, or all those of that last name.
+
+    Raises:
+        UserError: There is none; names the nearest.
+    """
+    rows = all_rows()
+    found = [row for row in rows if row.key == key or row.key.startswith(f"{key}.")]
+    found = found or [row for row in rows if row.key.endswith(f".{key}")]
+    if not found:
+        names = {row.key for row in rows} | {row.key.partition(".")[0] for row in rows}
+        lasts = {name.rpartition(".")[2]: name for name in sorted(names)}
+        near = difflib.get_close_matches(key, names) or [
+            lasts[name] for name in difflib.get_close_matches(key, lasts)
+        ]
+        hint = f"did you mean {' or '.join(near)}?" if near else "`fedsdr settings` lists all"
+        raise UserError(f"no setting is called {key!r}; {hint}")
+    return found
+
+
+def choices(key: str) -> list[str]:
+    """Values of a setting that has a few named ones; empty for others."""
+    if key in TABLES:
+        return list(TABLES[key])
+    table, _, name = key.rpartition(".")
+    section = Settings.model_fields[table].annotation if table in Settings.model_fields else Settings
+    field = section.model_fields.get(name) if section else None
+    return [str(one) for one in get_args(field.annotation)] if field and _is_choice(field.annotation) else []
+
+
+def _rows(section: type[Section], prefix: str) -> Iterator[Row]:
+    texts = _docstrings(section)
+    for name, field in section.model_fields.items():
+        key, kind = prefix + name, field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _rows(kind, f"{key}.")
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = json.dumps(list(default) if isinstance(default, tuple) else default, ensure_ascii=False)
+        yield Row(key, _kind(key, field), shown, texts.get(name, ""), as_used(key))
+
+
+def _docstrings(section: type[Section]) -> dict[str, str]:
+    """Text under each field of a section, as one line."""
+    found: dict[str, str] = {}
+    for kind in reversed(section.__mro__):
+        if issubclass(kind, Section):
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+            assert isinstance(body, ast.ClassDef)
+            for field, text in pairwise(body.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    match text:
+                        case ast.Expr(ast.Constant(str(words))):
+                            found[field.target.id] = " ".join(words.split())
+    return found
+
+
+def _kind(key: str, field: Any) -> str:
+    if named := choices(key):
+        return "; several of: ".join(["", ", ".join(named)])[2:] if _is_tuple(field) else ", ".join(named)
+    kind = field.annotation
+    base = get_origin(kind) or kind
+    bounds = [f"{words} {getattr(one, name):g}" for one in field.metadata
+              for bound, (words, name) in BOUNDS.items() if isinstance(one, bound)]  # fmt: skip
+    return " ".join([KINDS.get(getattr(base, "__name__", ""), "table"), *bounds])
+
+
+def _is_tuple(field: Any) -> bool:
+    return get_origin(field.annotation) is tuple
+
+
+def _is_choice(kind: Any) -> bool:
+    return get_origin(kind) is Literal

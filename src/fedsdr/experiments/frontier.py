@@ -1,0 +1,207 @@
+"""Arms of a grid against the control at equal cost (`analysis.frontier`), from what their runs scored.
+
+In: the records of `frontier_scores` of each run, by example. The control of global models is plain federated
+LoRA, that of personalised models local training.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from fedsdr.analysis.frontier import (
+    MARGIN,
+    Array,
+    Comparison,
+    Curve,
+    SeedPair,
+    against_control,
+    domain_weights,
+    words,
+)
+from fedsdr.errors import UserError
+from fedsdr.experiments.refutation import seeds_to_decide
+from fedsdr.report.sheets import Sheet, number, signed, signed_interval
+from fedsdr.stats import seed_interval
+from fedsdr.storage import Event
+
+CONTROLS = {"global": "fedit", "personalised": "local-only"}
+"""Model -> method of the control."""
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """One run of an arm, with the records of `frontier_scores`."""
+
+    arm: str
+    seed: int
+    models: Sequence[Event]
+
+    def points(self, model: str) -> dict[tuple[int, float], Event]:
+        """Round and scale -> record, ascending."""
+        found = {(r["round"], r["scale"]): r for r in self.models if r["model"] == model}
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model's cost by prompt, and its gain by example with each example's domain."""
+
+    cost: Array
+    test: Array
+    domains: list[str]
+    validation: Array
+    validation_domains: list[str]
+
+
+def cost_and_gain(models: Sequence[Event]) -> list[Event]:
+    """Cost C and gain G of each of a run's models, over all domains, with the gains in each domain."""
+    run, found = ScoredRun("", 0, models), []
+    for record in models[1:]:
+        point = point_of(run, record)
+        by_domain = {
+            f"gain_{name}": float(np.mean(point.test[np.asarray(point.domains) == name]))
+            for name in dict.fromkeys(point.domains)
+        }
+        gain = float(point.test @ domain_weights(point.domains))
+        place = {key: record[key] for key in ("model", "round", "scale")}
+        found.append({**place, "cost": float(point.cost.mean()), "gain": gain, **by_domain})
+    return found
+
+
+def frontier(
+    runs: Sequence[ScoredRun], controls: Mapping[str, str], one_word: Collection[str]
+) -> list[Event]:
+    """Compare every arm, round and scale with the control at its cost.
+
+    Args:
+        runs: Of all arms and seeds.
+        controls: Model ("global", "personalised") -> arm that is its control.
+        one_word: Domains whose responses are one word. Where there are others too, gains are also given of
+            these and of those apart.
+
+    Returns:
+        A record for each arm, model, round, scale and choice of domains (`of`); Holm's correction is over
+        the arms of one model, round, scale and choice.
+    """
+    domains = list(runs[0].models[0]["test"]) if runs else []
+    choices = {"all": domains}
+    if some := [name for name in domains if name in one_word]:
+        choices |= {"free text": [name for name in domains if name not in some], "one word": some}
+    found = []
+    for model, control in controls.items():
+        curves = {run.seed: run for run in runs if run.arm == control}
+        arms = dict.fromkeys(run.arm for run in runs if run.arm != control)
+        places = sorted({place for run in runs if run.arm != control for place in run.points(model)})
+        for of, chosen in ((of, chosen) for of, chosen in choices.items() if chosen):
+            for place in places:
+                pairs = {
+                    arm: [
+                        _pair(curves[run.seed], run, model, place, chosen)
+                        for run in runs
+                        if run.arm == arm and run.seed in curves and place in run.points(model)
+                    ]
+                    for arm in arms
+                }
+                compared = {arm: against_control(some) for arm, some in pairs.items() if some}
+                verdicts = words(list(compared.values()))
+                found += [
+                    {"arm": arm, "model": model, "round": place[0], "scale": place[1], "of": of,
+                     **_record(one), "num_examples": len(pairs[arm][0].test), "p_holm": p, "verdict": word}
+                    for (arm, one), (word, p) in zip(compared.items(), verdicts, strict=True)
+                ]  # fmt: skip
+    return found
+
+
+def mean_points(runs: Sequence[ScoredRun]) -> list[Event]:
+    """Cost and gain of each arm's models as means over seeds, with the gain's 95 % interval over seeds."""
+    by_place: dict[tuple[str, str, int, float], list[Event]] = {}
+    for run in runs:
+        for r in cost_and_gain(run.models):
+            by_place.setdefault((run.arm, r["model"], r["round"], r["scale"]), []).append(r)
+    found = []
+    for (arm, model, number_, scale), rows in by_place.items():
+        gains = [row["gain"] for row in rows]
+        sd = float(np.std(gains, ddof=1)) if len(gains) > 1 else None
+        low, high = seed_interval(fmean(gains), sd, len(gains)) or (None, None)
+        found.append(
+            {"arm": arm, "model": model, "round": number_, "scale": scale, "num_seeds": len(rows),
+             "cost": fmean(row["cost"] for row in rows), "gain": fmean(gains), "low": low, "high": high}
+        )  # fmt: skip
+    return found
+
+
+def frontier_sheet(records: Sequence[Event]) -> Sheet:
+    """The table of `frontier`."""
+    return Sheet(
+        "Gain at equal cost: arm minus the control scaled to at most the arm's cost",
+        "llrrlrrrrrrrl",
+        ("arm", "model", "round", "lambda", "domains", "seeds", "cost", "gain", "control's gain", "D",
+         "95 % (seeds, examples)", "p (Holm)", "verdict"),
+        tuple(
+            (
+                r["arm"], r["model"], str(r["round"]), f"{r['scale']:g}", r["of"], str(r["num_seeds"]),
+                number(r["cost"], 3), number(r["gain"], 3), number(r["control"], 3), signed(r["difference"]),
+                signed_interval(r["low"], r["high"]), number(r["p_holm"], 3), r["verdict"],
+            )
+            for r in records
+        ),
+        tuple({key: value for key, value in r.items() if key != "by_seed"} for r in records),
+        note="Cost: mean KL(base || model) per token of the base's answers, in nats. Gain: loss on true"
+        " responses, base minus model, mean over domains. The control: W0 + lambda R of plain federated LoRA"
+        " (of local training for personalised models), lambda and round chosen on validation examples."
+        f" No worse: the interval is above -{MARGIN:g} nats. Not comparable: in some seed the arm costs more"
+        " than every point of the control.",
+    )  # fmt: skip
+
+
+def _record(one: Comparison) -> Event:
+    d = one.by_seed
+    return {
+        "num_seeds": len(d) + one.num_beyond,
+        "num_beyond": one.num_beyond,
+        "cost": one.cost,
+        "gain": one.gain,
+        "control": one.control,
+        "difference": fmean(d) if d else None,
+        "low": one.low,
+        "high": one.high,
+        "low_seeds": one.test and one.test.low,
+        "high_seeds": one.test and one.test.high,
+        "seeds_to_decide": seeds_to_decide(d),
+        "by_seed": list(d),
+    }
+
+
+def _pair(
+    control: ScoredRun, run: ScoredRun, model: str, place: tuple[int, float], chosen: Collection[str]
+) -> SeedPair:
+    curves: dict[int, list[Point]] = {}
+    for (number_, _), record in control.points(model).items():
+        curves.setdefault(number_, []).append(point_of(control, record, chosen))
+    point = point_of(run, run.points(model)[place], chosen)
+    first = next(iter(curves.values()))[0] if curves else None
+    if first is None or (first.domains, len(first.cost)) != (point.domains, len(point.cost)):
+        raise UserError(
+            f"{run.arm}, seed {run.seed}: the {model} model was scored on other examples than that of"
+            f" {control.arm}; score both alike"
+        )
+    stacked = [
+        Curve(*(np.stack([getattr(one, part) for one in curve]) for part in ("cost", "validation", "test")))
+        for curve in curves.values()
+    ]
+    return SeedPair(stacked, point.cost, point.test, point.domains, first.validation_domains)
+
+
+def point_of(run: ScoredRun, record: Event, chosen: Collection[str] = ()) -> Point:
+    """A record of `frontier_scores` as gains over the base of the same run; `chosen`: domains, else all."""
+    base = next(one for one in run.models if one["model"] == "base")
+    parts: dict[str, tuple[Array, list[str]]] = {}
+    for part in ("test", "validation"):
+        names = [name for name in sorted(record[part]) if not chosen or name in chosen]
+        gains = [np.subtract(base[part][name], record[part][name]) for name in names]
+        parts[part] = np.concatenate(gains), [name for name in names for _ in record[part][name]]
+    kl = record["kl"]
+    cost = np.concatenate([kl[client] for client in sorted(kl)]) if isinstance(kl, dict) else np.asarray(kl)
+    return Point(cost, *parts["test"], *parts["validation"])

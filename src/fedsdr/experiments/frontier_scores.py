@@ -1,0 +1,154 @@
+"""Costs and losses of a run's models at several scales and rounds, by example and without texts.
+
+The global model at a scale lambda is W0 + lambda times what the run added to W0. A client's personalised
+model is scaled alike. It is scored on the client's own examples and, for K clients, on every K-th prompt of
+the cost.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts, example_losses
+from fedsdr.client.state import load_state
+from fedsdr.config import Settings
+from fedsdr.data.conversation import Conversation, encode
+from fedsdr.errors import UserError
+from fedsdr.experiments.measured_run import MeasuredRun
+from fedsdr.federation.client_context import data_of
+from fedsdr.messages.wire import Arrays
+from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.model.adapters import LoraModel, Values
+from fedsdr.rows import Adapter
+from fedsdr.run_folder import RunFolder
+from fedsdr.server.checkpoint import load_round
+from fedsdr.storage import Event
+
+Texts = dict[str, dict[str, list[Conversation]]]
+"""Part, "test" or "validation" -> domain -> conversations."""
+ByClient = dict[str, dict[str, list[Conversation]]]
+"""Client -> domain -> conversations."""
+DIGITS = 6
+"""Decimals of a number by example, in nats."""
+
+
+def frontier_scores(run: MeasuredRun, scales: Sequence[float], rounds: Sequence[int]) -> list[Event]:
+    """Score the base model, and the run's models at each scale after each of the rounds.
+
+    Clients save their own adapters of the last round alone, so personalised models are of that round.
+
+    Returns:
+        Records with model ("base", "global" or "personalised"), round, scale, "test" and "validation": domain
+        -> mean loss per response token of each example, and "kl": mean KL(base || model) per token of each
+        answer.
+
+    Raises:
+        UserError: The run keeps no validation examples, or has no model that can be scaled.
+    """
+    settings, model, method = run.settings, run.model, METHODS[run.settings.method]
+    has_global = method.shares and not AGGREGATIONS[settings.server.aggregation].kept
+    has_personal = method.has_private and method.personal == "sum"
+    if not has_global and not has_personal:
+        raise UserError(
+            f"method = {settings.method}, server.aggregation = {settings.server.aggregation}: no model is the"
+            " base and a sum of adapters, which alone can be scaled"
+        )
+    if not settings.data.validation:
+        raise UserError("the control's scale is chosen on validation examples: run with data.validation=0.1")
+    size = settings.eval.batch_size
+    parts = {part: _conversations(settings, model, part) for part in ("test", "validation")}
+    pooled: Texts = {part: _pooled(by_client) for part, by_client in parts.items()}
+    answers = base_answers(model, drift_prompts(), size)
+    found: list[Event] = [
+        {"model": "base", "round": 0, "scale": 0.0, **_losses(model, Scaled({}), pooled, size)}
+    ]
+    for number in rounds if has_global else ():
+        shared, residual = load_round(RunFolder(run.folder), number, settings.adapter.rank)
+        models = [Scaled({"shared": shared}, residual, scale) for scale in scales]
+        for one, kl in zip(models, divergences(model, answers, models, size), strict=True):
+            place = {"model": "global", "round": number, "scale": one.scale}
+            found.append({**place, **_losses(model, one, pooled, size), "kl": _short(kl)})
+    return found + (list(_personalised(run, model, parts, answers, scales)) if has_personal else [])
+
+
+def one_word(settings: Settings) -> list[str]:
+    """Domains in which every test response is one word, such as a label."""
+    by_domain: dict[str, list[int]] = {}
+    for client in data_of(settings)[1]:
+        for example in client.test:
+            by_domain.setdefault(example.domain, []).append(len(example.response.split()))
+    return [domain for domain, words in sorted(by_domain.items()) if max(words) == 1]
+
+
+def _personalised(
+    run: MeasuredRun,
+    model: LoraModel,
+    parts: Mapping[str, ByClient],
+    answers: Sequence[Conversation],
+    scales: Sequence[float],
+) -> Iterator[Event]:
+    settings, last, clients = run.settings, run.settings.server.num_rounds, list(parts["test"])
+    shared: Arrays = {}
+    residual: Arrays = {}
+    if METHODS[settings.method].shares:
+        shared, residual = load_round(RunFolder(run.folder), last, settings.adapter.rank)
+    for scale in scales:
+        of_client: list[tuple[Event, list[float]]] = []
+        for number, client in enumerate(clients):
+            own = load_state(RunFolder(run.folder).client(client).path, last + 1, True).adapter
+            if own is None:
+                raise UserError(f"client {client} was never drawn, so it has no model of its own")
+            adapters: dict[Adapter, Mapping[str, Values]] = {"private": own}
+            one = Scaled(adapters | ({"shared": shared} if shared else {}), residual, scale)
+            texts: Texts = {part: by_client[client] for part, by_client in parts.items()}
+            (kl,) = divergences(model, answers[number :: len(clients)], [one], settings.eval.batch_size)
+            of_client.append((_losses(model, one, texts, settings.eval.batch_size), kl))
+        yield {
+            **{"model": "personalised", "round": last, "scale": scale},
+            **{part: _joined(by_client, [losses[part] for losses, _ in of_client])
+               for part, by_client in parts.items()},
+            "kl": _short([value for _, kl in of_client for value in kl]),
+        }  # fmt: skip
+
+
+def _conversations(settings: Settings, model: LoraModel, part: Literal["test", "validation"]) -> ByClient:
+    """Client -> domain -> examples with their true responses."""
+    scoring = settings.eval.model_copy(update={"on": part})
+    clients = data_of(settings.model_copy(update={"eval": scoring}))[1]
+    found: ByClient = {client.id: {} for client in clients}
+    for client in clients:
+        for example in client.test:
+            text = encode(model.base.tokenizer, example, example.response, settings.model.max_length)
+            found[client.id].setdefault(example.domain, []).append(text)
+    return found
+
+
+def _pooled(by_client: ByClient) -> dict[str, list[Conversation]]:
+    """Examples of all clients by domain, in an order that does not depend on the partition."""
+    found: dict[str, list[Conversation]] = {}
+    for by_domain in by_client.values():
+        for domain, texts in by_domain.items():
+            found.setdefault(domain, []).extend(texts)
+    return {domain: sorted(found[domain], key=lambda text: text.ids) for domain in sorted(found)}
+
+
+def _losses(model: LoraModel, one: Scaled, texts: Texts, batch_size: int) -> Event:
+    base = model.base
+    with one.inference(model):
+        return {
+            part: {name: _short(example_losses(base, some, batch_size)) for name, some in by_domain.items()}
+            for part, by_domain in texts.items()
+        }
+
+
+def _joined(by_client: ByClient, losses: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """Losses of all clients by domain, in the order of `_pooled`."""
+    found: dict[str, list[tuple[Conversation, float]]] = {}
+    for texts, own in zip(by_client.values(), losses, strict=True):
+        for domain, values in own.items():
+            found.setdefault(domain, []).extend(zip(texts[domain], values, strict=True))
+    pairs = {domain: sorted(found[domain], key=lambda pair: pair[0].ids) for domain in sorted(found)}
+    return {domain: [value for _, value in some] for domain, some in pairs.items()}
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    return [round(value, DIGITS) for value in values]

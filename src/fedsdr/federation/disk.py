@@ -1,0 +1,55 @@
+"""What a run writes to disk, and whether there is room for it."""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedsdr.client.state import NUM_VERSIONS
+from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.federation.estimate import Part
+from fedsdr.methods import METHODS
+from fedsdr.server.checkpoint import is_kept
+
+
+def disk(settings: Settings, shapes: Mapping[str, Sequence[int]], num_clients: int) -> list[Part]:
+    """Bytes of the adapters in a run's folder, at its end; not of texts.
+
+    Args:
+        settings: Of the run.
+        shapes: Of the shared adapter's tensors by PEFT key; the private one has the same.
+        num_clients: All of them: in the end each has been drawn.
+    """
+    each = 4 * sum(map(math.prod, shapes.values()))
+    server, method = settings.server, METHODS[settings.method]
+    num_moments = {"fedavg": 0, "fedavgm": 1, "fedavgm-damped": 1}.get(server.optimizer, 2)
+    num_kept = 2 + sum(is_kept(number, server) for number in range(server.num_rounds))
+    rounds = min(num_kept, server.num_rounds + 1) * (1 + 2 * num_moments) * each  # moments are float64
+    moments = f" with {num_moments} moments" if num_moments else ""
+    parts = [Part("disk", "rounds", rounds, f"{min(num_kept, server.num_rounds + 1)} adapters{moments}")]
+    if method.has_personal:
+        clients = num_clients * (NUM_VERSIONS + 1) * each
+        parts.append(
+            Part("disk", "clients", clients, f"{NUM_VERSIONS + 1} adapters of {num_clients} clients")
+        )
+    if server.keep_updates:
+        sampled = server.clients_per_round or num_clients
+        what = f"{sampled} clients' updates of {server.num_rounds} rounds"
+        parts.append(Part("disk", "updates", sampled * server.num_rounds * each, what))
+    return [*parts, Part("disk", "all", sum(part.num_bytes for part in parts), "at the end of the run")]
+
+
+def check_disk(folder: Path, parts: Sequence[Part], begun: int) -> None:
+    """Refuse a run that the disk has no room for, before its first round.
+
+    Raises:
+        UserError: With what is needed, and what is free.
+    """
+    needed, free = parts[-1].num_bytes, shutil.disk_usage(folder).free
+    if not begun and needed > free:
+        what = ", ".join(f"{part.name} {part.num_bytes / 1e9:.1f} GB" for part in parts[:-1])
+        raise UserError(
+            f"{folder}: the run will write {needed / 1e9:.1f} GB ({what}), and {free / 1e9:.1f} GB are free;"
+            ' set server.keep_rounds = "last", or choose another disk by run.dir'
+        )

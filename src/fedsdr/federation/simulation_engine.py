@@ -1,0 +1,109 @@
+"""The `simulation` engine: Flower's simulation on Ray, several clients at a time, on one machine or many.
+
+Messages, nodes and results are those of the local engine; only where a client's round is computed differs.
+Each worker is a Ray actor of Flower's with its own base model, kept between messages. Replies are handed over
+in the order of the messages, so that sums have equal bytes however many workers there are.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedsdr.config import Run
+from fedsdr.errors import UserError
+from fedsdr.federation.local_engine import LocalGrid
+
+if TYPE_CHECKING:
+    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+
+class SimulationGrid(LocalGrid):
+    """Nodes 1 to `num_clients`, served by several workers."""
+
+    def __init__(
+        self, client_app: ClientApp, num_clients: int, folder: Path, resources: Run, **node: str
+    ) -> None:
+        """Start Ray, or connect to the cluster of `run.ray`, and start the workers.
+
+        Args:
+            client_app: As `LocalGrid`.
+            num_clients: As `LocalGrid`.
+            folder: As `LocalGrid`; all workers must see it.
+            resources: Threads and GPUs of each worker, and their number.
+            node: As `LocalGrid`.
+
+        Raises:
+            UserError: Ray is not installed, or the machine or cluster has too little for one worker.
+        """
+        super().__init__(client_app, num_clients, folder, **node)
+        self.backend = _start(client_app, resources)
+        self.threads = ThreadPoolExecutor(self.backend.num_workers)
+        self.running: dict[str, Future[tuple[Message, Context]]] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Give each message to the next free worker."""
+        ids = []
+        for message in messages:
+            request, node = self.request(message)
+            ids.append(request.metadata.message_id)
+            self.running[ids[-1]] = self.threads.submit(
+                self.backend.process_message, request, self.contexts[node]
+            )
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Wait for the replies to these messages."""
+        replies = []
+        for message_id in message_ids:
+            reply, context = self.running.pop(message_id).result()
+            self.contexts[context.node_id] = context
+            replies.append(self.checked(reply, context))
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Yield replies in the order of the messages. Few are under way at a time: each holds an adapter."""
+        under_way: deque[str] = deque()
+        for message in messages:
+            under_way.extend(self.push_messages([message]))
+            if len(under_way) > 2 * self.backend.num_workers:
+                yield from self.pull_messages([under_way.popleft()])
+        while under_way:
+            yield from self.pull_messages([under_way.popleft()])
+
+    def close(self) -> None:
+        """End the workers."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.backend.terminate()
+
+
+def _start(client_app: ClientApp, resources: Run) -> "RayBackend":
+    try:
+        import ray
+        from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+    except ImportError as error:
+        raise UserError(
+            f"run.engine = 'simulation' needs Ray ({error}): pip install 'fedsdr[simulation]', or leave"
+            " run.engine = 'local'"
+        ) from None
+    each = {"num_cpus": float(resources.threads), "num_gpus": resources.gpus_per_client}
+    machine: dict[str, Any] = {"address": resources.ray} if resources.ray else {}
+    if resources.workers and not resources.ray:
+        machine["num_cpus"] = resources.workers * resources.threads
+    config: Any = {"client_resources": each, "init_args": machine | {"log_to_driver": False}}
+    try:
+        backend = RayBackend(config)
+        backend.build(lambda: client_app)
+    except (ValueError, ConnectionError) as error:
+        ray.shutdown()
+        raise UserError(
+            f"no worker of run.threads = {resources.threads} and run.gpus_per_client ="
+            f" {resources.gpus_per_client:g} can be started: {error}"
+        ) from None
+    return backend

@@ -1,0 +1,259 @@
+"""Secure aggregation: the server learns the sum of the clients' vectors, and no vector of one client.
+
+Client k holds x_k in the ring of integers modulo 2^32, a secret seed b_k, and shares a secret s_kj with each
+other client j. It sends
+
+    y_k = x_k + PRG(b_k) + sum over j > k of PRG(s_kj) - sum over j < k of PRG(s_kj)
+
+In the sum over all clients the pairwise masks cancel. The rest is removed by Shamir shares: each client has
+shared b_k and the private key behind its s_kj among all, so that t of them can restore one of the two: b_k of
+a client whose y_k is in the sum, the key of one that was lost. Never both, or the server would know x_k.
+What asks and what answers is in `server.secure` and `client.secure`; here are the functions, without state.
+
+X25519, HKDF-SHA256, ChaCha20 and ChaCha20-Poly1305 are those of `cryptography`.
+
+Papers: Bonawitz et al., CCS 2017 (the protocol, against a server that deviates: t > 2 n / 3, and a round in
+which clients sign who is in the sum); Shamir 1979. Differs: training comes before the exchange of keys, so
+that a client can be lost for seconds only, and what clients sign holds the round and the broadcast.
+"""
+
+import hashlib
+import json
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint32]
+"""Numbers of the ring; sums wrap."""
+Float64 = NDArray[np.float64]
+
+BYTES = 32
+"""Length of a secret: a seed or a key."""
+PRIME = 2**521 - 1
+"""Order of the field of Shamir's shares, above any secret."""
+SHARE_BYTES = 66
+RANGE = 2**30
+"""Largest absolute value of a sum of encoded vectors, but for their rounding; half of what the ring holds."""
+LARGEST = 8.0
+"""Largest change of a number of the adapter in a round that can be encoded in a weighted mean."""
+LEAST_CLIENTS = 3
+"""Of a sum of two each would know the other's part."""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What a client draws anew for each round."""
+
+    mask: bytes
+    """X25519 private key of its pairwise masks."""
+    seal: bytes
+    """X25519 private key by which shares that are meant for it are encrypted."""
+    seed: bytes
+    """b_k."""
+
+
+def draw_secrets() -> Secrets:
+    """New secrets from the system's cryptographic source."""
+    return Secrets(*(secrets.token_bytes(BYTES) for _ in range(3)))
+
+
+def public(private: bytes) -> bytes:
+    """Public half of an X25519 key."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def threshold(num: int) -> int:
+    """t: how many of so many clients restore a secret. Two sets of so many share more than a third of all."""
+    return 2 * num // 3 + 1
+
+
+def split(secret: bytes, num: int, least: int) -> list[bytes]:
+    """Shares 1 to `num` of a secret, any `least` of which restore it, and fewer say nothing of it."""
+    coefficients = [int.from_bytes(secret), *(secrets.randbelow(PRIME) for _ in range(least - 1))]
+
+    def at(x: int) -> int:
+        value = 0
+        for coefficient in reversed(coefficients):
+            value = (value * x + coefficient) % PRIME
+        return value
+
+    return [at(x).to_bytes(SHARE_BYTES) for x in range(1, num + 1)]
+
+
+def join(shares: Mapping[int, bytes]) -> bytes:
+    """The secret of these shares, by their numbers; garbage of wrong ones.
+
+    Raises:
+        ValueError: They belong to no secret of 32 bytes.
+    """
+    total = 0
+    for x, share in shares.items():
+        others = [other for other in shares if other != x]
+        above = math.prod(others) % PRIME
+        below = math.prod(other - x for other in others) % PRIME
+        total += int.from_bytes(share) * above * pow(below, -1, PRIME)
+    try:
+        return (total % PRIME).to_bytes(BYTES)
+    except OverflowError:
+        raise ValueError("shares of no secret") from None
+
+
+def seal(private: bytes, peer: bytes, about: bytes, text: bytes) -> bytes:
+    """Encrypt a text for the client with public key `peer`. A key, pair and direction seal one text only."""
+    return ChaCha20Poly1305(_agree(private, peer, b"seal" + about)).encrypt(bytes(12), text, None)
+
+
+def unseal(private: bytes, peer: bytes, about: bytes, sealed: bytes) -> bytes:
+    """Undo `seal` by the client with public key `peer`.
+
+    Raises:
+        cryptography.exceptions.InvalidTag: Another key, direction or round, or a changed text.
+    """
+    return ChaCha20Poly1305(_agree(private, peer, b"seal" + about)).decrypt(bytes(12), sealed, None)
+
+
+def expand(key: bytes, size: int) -> Words:
+    """PRG(key): so many uniform numbers of the ring (size,)."""
+    stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+    return np.frombuffer(stream.update(bytes(4 * size)), "<u4")
+
+
+def add_pairwise(total: Words, name: str, private: bytes, peers: Mapping[str, bytes], about: bytes) -> None:
+    """Add to `total` (size,) the masks that client `name` shares with others.
+
+    Args:
+        total: Changed in place.
+        name: Of the client.
+        private: Its key of masks.
+        peers: Public keys of masks of the others, by name.
+        about: What the round is about; another one gives other masks.
+    """
+    for peer, key in peers.items():
+        mask = expand(_agree(private, key, b"mask" + about), total.size)
+        if peer > name:
+            total += mask
+        else:
+            total -= mask
+
+
+def masked(values: Words, name: str, own: Secrets, peers: Mapping[str, bytes], about: bytes) -> Words:
+    """y_k (size,), of x_k and the public keys of the other clients; see the module."""
+    total = values + expand(own.seed, values.size)
+    add_pairwise(total, name, own.mask, peers, about)
+    return total
+
+
+def encode(change: Float64, weight: float, bound: float) -> Words:
+    """Round a vector (size,), times its weight, to steps of bound / 2^30, as numbers of the ring."""
+    return np.rint(change * (weight * RANGE / bound)).astype(np.int64).astype(np.uint32)
+
+
+def decode(total: Words, bound: float, num: int) -> Float64:
+    """The sum of so many encoded vectors (size,).
+
+    Raises:
+        ValueError: It is beyond what they can add up to, as where one was no change, or a share was wrong.
+    """
+    steps = total.astype(np.int32).astype(np.float64)
+    if np.abs(steps).max(initial=0) > RANGE + num:
+        raise ValueError("out of range")
+    return steps * (bound / RANGE)
+
+
+def bound_of(clip: float | None, num: int) -> float:
+    """Power of two that no number of a sum exceeds.
+
+    Args:
+        clip: Norm that no vector exceeds, each of weight 1; None: weights add up to at most 1.
+        num: How many vectors.
+    """
+    return 2.0 ** math.ceil(math.log2(LARGEST if clip is None else clip * num))
+
+
+def room_for_rounding(clip: float, num: int, size: int) -> float:
+    """Norm to clip a vector to, so that rounding does not take it beyond `clip`."""
+    return max(0.0, clip - bound_of(clip, num) / RANGE * math.sqrt(size) / 2)
+
+
+def weights_of(nums: Mapping[str, int], cap: int) -> dict[str, float]:
+    """n_k / n of each client, n_k being at most `cap` (0: any)."""
+    capped = {name: min(num, cap) if cap else num for name, num in nums.items()}
+    total = sum(capped.values())
+    return {name: num / total for name, num in capped.items()}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a client publishes of itself for a round."""
+
+    mask: bytes
+    """X25519 public key of its pairwise masks."""
+    seal: bytes
+    """X25519 public key to encrypt its shares with."""
+    num_examples: int
+    """n_k."""
+    signature: bytes
+    """By the key of its node, of `signed`; empty in a simulation, where nodes have no keys."""
+
+    def signed(self, about: bytes) -> bytes:
+        """What is signed: `about` is the round."""
+        return digest(b"card", about, self.mask, self.seal, self.num_examples.to_bytes(8))
+
+
+def write_roll(cards: Mapping[str, Card], cap: int) -> str:
+    """The list of a round: the cards of its clients by name, and the cap of their weights, as JSON."""
+    clients = {
+        name: {"mask": card.mask.hex(), "seal": card.seal.hex(), "signature": card.signature.hex()}
+        | {"num_examples": card.num_examples}
+        for name, card in sorted(cards.items())
+    }
+    return json.dumps({"cap": cap, "clients": clients})
+
+
+def read_roll(text: str) -> tuple[dict[str, Card], int]:
+    """Undo `write_roll`; the clients are in the order of their names."""
+    roll = json.loads(text)
+    cards = {
+        name: Card(
+            bytes.fromhex(card["mask"]),
+            bytes.fromhex(card["seal"]),
+            int(card["num_examples"]),
+            bytes.fromhex(card["signature"]),
+        )
+        for name, card in sorted(roll["clients"].items())
+    }
+    return cards, int(roll["cap"])
+
+
+def round_digest(run: str, server_round: int, settings: str, broadcast: NDArray[np.float32]) -> bytes:
+    """What a round is about. Clients that were sent different things have masks that do not cancel."""
+    return digest(run.encode(), server_round.to_bytes(8), settings.encode(), broadcast.tobytes())
+
+
+def survivors_digest(about: bytes, roll: str, survivors: Sequence[str]) -> bytes:
+    """What clients sign of the list of those whose vectors are in the sum."""
+    return digest(b"survivors", about, roll.encode(), *(name.encode() for name in survivors))
+
+
+def digest(*parts: bytes) -> bytes:
+    """A hash of several texts; no two sequences of texts have the same."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8) + part)
+    return whole.digest()
+
+
+def _agree(private: bytes, peer: bytes, about: bytes) -> bytes:
+    """A key that the owners of two X25519 keys know, for one purpose."""
+    shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
+    return HKDF(SHA256(), BYTES, salt=None, info=b"fedsdr secure sum " + about).derive(shared)

@@ -1,0 +1,272 @@
+"""The server's side of a secure sum (`messages.secure_sum`), and of rounds that use one.
+
+After training four steps follow, each a message to all that answered the last: shares (encrypted for one
+another), masked (vectors, added up as they come), confirm (signatures of who is in the sum), unmask (shares,
+by which the masks that are left are removed). Of n clients, `secure_sum.threshold` must answer to the end.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedsdr.errors import UserError
+from fedsdr.messages import secure_sum
+from fedsdr.messages.privacy import noise_seed, noised_mean
+from fedsdr.messages.secure_sum import SHARE_BYTES, Card, Float64, Words
+from fedsdr.messages.wire import VALUES, Arrays, pack, unpack
+from fedsdr.server.aggregate import Target
+from fedsdr.server.exchange import Checked
+from fedsdr.server.strategy import FedStrategy
+from fedsdr.server.validate import (
+    Rejected,
+    check_array,
+    check_num_examples,
+    check_tensor,
+    content_of,
+    numbers_of,
+)
+from fedsdr.storage import Event, read_json, write_json
+
+SEALED_BYTES = 2 * SHARE_BYTES + 16
+
+
+class Query(Protocol):
+    """Asks each client its part of a step, and yields what passes a check, by client."""
+
+    def __call__(
+        self,
+        step: str,
+        given: Mapping[str, ConfigRecord],
+        check: Callable[[RecordDict], Checked],
+        needed: int,
+        kind: type = ConfigRecord,
+    ) -> Iterator[tuple[str, Checked]]:
+        """Raise UserError if fewer than `needed` pass."""
+
+
+def secure_total(
+    query: Query,
+    cards: Mapping[str, Card],
+    about: bytes,
+    size: int,
+    cap: int,
+    remember: Callable[[Sequence[str]], None],
+) -> tuple[Words, list[str]]:
+    """Sum of the clients' encoded vectors (size,), and of which clients it is.
+
+    Args:
+        query: The way to the clients.
+        cards: What those that have trained publish.
+        about: `secure_sum.round_digest`.
+        size: Numbers of a vector.
+        cap: Of the weights; 0: none.
+        remember: Gets the names of those in the sum before any client signs them: the round, made again,
+            must have the same.
+
+    Raises:
+        UserError: Too many clients were lost, or one sent wrong shares.
+    """
+    names, least = sorted(cards), max(secure_sum.threshold(len(cards)), secure_sum.LEAST_CLIENTS)
+    roll = secure_sum.write_roll(cards, cap)
+    check = partial(check_secrets, names, SEALED_BYTES)
+    rolls = {name: ConfigRecord({"roll": roll}) for name in names}
+    sealed = dict(query("shares", rolls, check, least))
+    senders = sorted(sealed)
+
+    total, survivors = np.zeros(size, np.uint32), list[str]()
+    parts = {name: ConfigRecord({sender: sealed[sender][name] for sender in senders}) for name in senders}
+    for name, words in query("masked", parts, partial(check_words, size), least, ArrayRecord):
+        total += words
+        survivors.append(name)
+    survivors.sort()
+    remember(survivors)
+
+    lists = {name: ConfigRecord({"survivors": survivors}) for name in survivors}
+    signatures = dict(query("confirm", lists, check_signature, least))
+    signed = {name: ConfigRecord({**signatures}) for name in signatures}
+    shares: dict[str, dict[int, bytes]] = {name: {} for name in senders}
+    for name, found in query("unmask", signed, partial(check_secrets, senders, SHARE_BYTES), least):
+        for owner, share in found.items():
+            shares[owner][names.index(name) + 1] = share
+
+    alive = {name: cards[name].mask for name in survivors}
+    for name in senders:
+        secret = _restored(shares[name], least)
+        if name in alive:
+            total -= secure_sum.expand(secret, size)
+        elif secure_sum.public(secret) == cards[name].mask:
+            secure_sum.add_pairwise(total, name, secret, alive, about)
+        else:
+            raise UserError(f"secure aggregation: some client gave a wrong share of the key of {name}")
+    return total, survivors
+
+
+def _restored(shares: Mapping[int, bytes], least: int) -> bytes:
+    try:
+        return secure_sum.join(dict(sorted(shares.items())[:least]))
+    except ValueError:
+        raise UserError("secure aggregation: some client gave a wrong share") from None
+
+
+def check_secrets(names: Sequence[str], size: int, content: RecordDict) -> dict[str, bytes]:
+    """Take shares of so many bytes out of a reply, one for each of these clients.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    given: dict[str, Any] = dict(content["given"])
+    if sorted(given) != sorted(names):
+        raise Rejected(f"holds {len(given)} shares, expected those of {len(names)} clients")
+    for value in given.values():
+        if not isinstance(value, bytes) or len(value) != size:
+            raise Rejected(f"a share is not of {size} bytes")
+    return given
+
+
+def check_words(size: int, content: RecordDict) -> Words:
+    """Take a masked vector out of a reply.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    arrays: Any = content["given"]
+    if set(arrays) != {VALUES}:
+        raise Rejected(f"{len(arrays)} arrays, expected the masked one")
+    return check_array(VALUES, arrays[VALUES], "<u4", (size,))
+
+
+def check_signature(content: RecordDict) -> bytes:
+    """Take a signature out of a reply; other clients verify it."""
+    match dict(content["given"]):
+        case {"signature": bytes(signature)} if len(signature) <= 256:
+            return signature
+    raise Rejected("holds no signature")
+
+
+def check_card(content: RecordDict, num_train: int, server_round: int) -> tuple[Card, dict[str, float]]:
+    """Take a client's keys and its metrics out of a training reply.
+
+    Raises:
+        Rejected: With the reason.
+    """
+    numbers = numbers_of(content, "train", server_round)
+    check_num_examples(numbers, num_train)
+    match dict(content["card"]):
+        case {"mask": bytes(mask), "seal": bytes(seal), "signature": bytes(signature), **others} if (
+            not others and len(mask) == len(seal) == secure_sum.BYTES and len(signature) <= 256
+        ):
+            return Card(mask, seal, num_train, signature), numbers
+    raise Rejected("holds no keys of a secure sum")
+
+
+class SecureStrategy(FedStrategy):
+    """Rounds whose updates the server sees as a sum alone."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As `FedStrategy`; the later steps go the same way to the same clients."""
+        self.grid, self.config = grid, config
+        run, settings = str(config["run"]), str(config["settings"])
+        self.about = secure_sum.round_digest(run, server_round, settings, arrays[VALUES].numpy())
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def sampled(self, server_round: int) -> list[str]:
+        """Clients of a round; of one that was cut short after its sum was agreed on, those in the sum."""
+        path = self.folder.survivors
+        begun = read_json(path) if path.exists() else {}
+        return begun["clients"] if begun.get("round") == server_round else super().sampled(server_round)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        """Validate the clients' keys, sum what they learnt without seeing it, and step.
+
+        Raises:
+            UserError: Too few clients are left, or the sum is none of updates.
+        """
+        exchange, sent = self.exchange, self.sent()
+        cards: dict[str, Card] = {}
+        reported: dict[str, Event] = {}
+        for client, (card, metrics) in exchange.usable(replies, self._check_card):
+            cards[client], reported[client] = card, metrics
+        exchange.require_enough()
+        self.num_bytes_up = dict.fromkeys(cards, 0)
+        size = sum(value.size for value in sent.values())
+        caps = [int(event["weight"]) for event in self.prepared.values() if "weight" in event]
+        total, survivors = secure_total(
+            self._query, cards, self.about, size, max(caps, default=0), partial(self._remember, server_round)
+        )
+        exchange.accepted &= set(survivors)
+        for client in survivors:
+            self._log("train", client, {"num_bytes_up": self.num_bytes_up[client]} | reported[client])
+        exchange.require_enough()
+        self._step(Target(self._mean(total, cards, survivors, max(caps, default=0)), {}))
+        return self.record(), None
+
+    def _mean(self, total: Words, cards: Mapping[str, Card], survivors: Sequence[str], cap: int) -> Arrays:
+        """The new shared adapter, from the sum of what was learnt."""
+        privacy, sent = self.settings.privacy, self.sent()
+        is_private = privacy.kind == "central"
+        bound = secure_sum.bound_of(privacy.clip if is_private else None, len(cards))
+        try:
+            change: Float64 = secure_sum.decode(total, bound, len(survivors))
+        except ValueError:
+            raise UserError(
+                f"round {self.exchange.server_round}: the secure sum of {', '.join(survivors)} is none of"
+                " updates: one of them sent something else, or wrong shares; which one cannot be seen"
+            ) from None
+        if is_private:
+            seed = noise_seed(privacy, self.settings.run.seed, "server", "round", self.exchange.server_round)
+            return noised_mean(change, sent, len(self.exchange.clients), privacy, seed)
+        weights = secure_sum.weights_of({name: card.num_examples for name, card in cards.items()}, cap)
+        new = pack(sent) + change / sum(weights[name] for name in survivors)
+        tensors = unpack(new.astype(np.float32), {key: value.shape for key, value in sent.items()})
+        for key, value in tensors.items():
+            try:
+                check_tensor(key, value, self.settings.server.max_norm)
+            except Rejected as reason:
+                raise UserError(f"round {self.exchange.server_round}: in the secure sum, {reason}") from None
+        return tensors
+
+    def _query(
+        self,
+        step: str,
+        given: Mapping[str, ConfigRecord],
+        check: Callable[[RecordDict], Checked],
+        needed: int,
+        kind: type = ConfigRecord,
+    ) -> Iterator[tuple[str, Checked]]:
+        """One step, as `Query`."""
+        server_round = self.exchange.server_round
+        config = ConfigRecord({**self.config, "round": server_round, "step": step})
+
+        def checked(client: str, reply: Message) -> Checked:
+            content = content_of(reply, {"given": kind})
+            found, values = check(content), content["given"].values()
+            for value in cast(Iterable[Array | bytes], values):
+                self.num_bytes_up[client] += len(value.data if isinstance(value, Array) else value)
+            return found
+
+        exchange = self._exchange(
+            "train", server_round, sorted(given), {f"secure aggregation, {step},": needed}
+        )
+        messages = exchange.send(
+            {client: RecordDict({"config": config, "given": given[client]}) for client in exchange.clients},
+            "query.secure",
+        )
+        yield from exchange.usable(self.grid.send_and_receive(messages, timeout=exchange.timeout), checked)
+        for event in exchange.events:
+            self.exchange.events.append(event | {"reason": f"secure aggregation, {step}: {event['reason']}"})
+        exchange.require_enough()
+
+    def _check_card(self, client: str, reply: Message) -> tuple[Card, dict[str, float]]:
+        content = content_of(reply, {"card": ConfigRecord, "metrics": MetricRecord})
+        return check_card(content, int(self.prepared[client]["num_train"]), self.exchange.server_round)
+
+    def _remember(self, server_round: int, survivors: Sequence[str]) -> None:
+        write_json(self.folder.survivors, {"round": server_round, "clients": list(survivors)})

@@ -1,0 +1,70 @@
+"""The simulation engine: several clients at a time on Ray, and the bytes of the local engine. Skips without Ray."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedsdr.config import Settings
+from fedsdr.errors import Diverged
+from fedsdr.federation.run import resume, run
+from fedsdr.run_folder import RunFolder
+
+pytest.importorskip("ray")
+ON_RAY = {"run.engine": "simulation", "run.workers": 2, "run.threads": 1}
+SCAFFOLD = {"client.drift_correction": "scaffold", "client.optimizer": "sgd", "client.max_grad_norm": 0}
+SHORT = {"server.num_rounds": 2, "client.local_steps": 2, "data.domains": ["finance", "math", "code"]}
+
+
+def left_by(folder: Path) -> dict[str, bytes]:
+    """What a run computed: adapters of all rounds, rewritings, answers, private adapters."""
+    kinds = ("*.safetensors", "distilled*.jsonl", "answers*.jsonl")
+    return {str(path.relative_to(folder)): path.read_bytes() for kind in kinds for path in folder.rglob(kind)}
+
+
+def test_several_workers_give_the_bytes_of_the_local_engine(
+    tmp_path: Path, tiny_settings: Callable[..., Settings]
+):
+    for name, engine in (("local", {"run.threads": 1}), ("ray", ON_RAY)):
+        run(tiny_settings(**SHORT | SCAFFOLD | engine | {"run.dir": tmp_path / name}))
+    local, ray = left_by(tmp_path / "local"), left_by(tmp_path / "ray")
+    assert len(local) > 10
+    assert local.keys() == ray.keys()
+    assert {name for name, found in ray.items() if found != local[name]} == set()
+    assert RunFolder(tmp_path / "local").evaluations() == RunFolder(tmp_path / "ray").evaluations()
+
+
+def test_a_run_on_ray_goes_on_after_a_kill_with_equal_bytes(
+    tmp_path: Path, tiny_settings: Callable[..., Settings]
+):
+    settings = SHORT | {"server.num_rounds": 3}
+    run(tiny_settings(**settings | {"run.dir": tmp_path / "whole", "run.threads": 1}))
+    begun = tiny_settings(**settings | ON_RAY | {"run.dir": tmp_path / "killed"})
+    script = (
+        "from fedsdr.config import Settings; from fedsdr.federation.run import run;"
+        f" run(Settings(**{begun.model_dump()!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    folder = RunFolder(tmp_path / "killed")
+    for _ in range(600):
+        if folder.path.exists() and folder.last_round() >= 1:
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not folder.is_finished()
+    resume(folder.path)
+    assert left_by(folder.path) == left_by(tmp_path / "whole")
+
+
+def test_a_clients_error_is_raised_as_by_the_local_engine(
+    tmp_path: Path, tiny_settings: Callable[..., Settings]
+):
+    settings = SHORT | ON_RAY | {"run.dir": tmp_path / "a", "client.learning_rate": 1e30, "method": "fedit"}
+    with pytest.raises(Diverged, match=r"lower client\.learning_rate"):
+        run(tiny_settings(**settings | {"eval.rewritings": False}))

@@ -1,0 +1,89 @@
+"""The study's verdicts follow from its records: on a small copy with known effects."""
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "recipes/study/verdicts.py"
+BASE, SCALES = 2.0, (0.25, 0.5, 1.0)
+DOMAINS = ("finance", "math")
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch):
+    spec = importlib.util.spec_from_file_location("verdicts", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, "verdicts", module)  # dataclasses look it up
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("fedsdr.analysis.frontier.NUM_DRAWS", 200)
+    return module
+
+
+def record(arm: str, seed: int, model: str, gain: float, cost: float) -> dict:
+    """A cell whose gain is linear in the root of the cost, as at every scale lambda: G lambda, C lambda^2."""
+    rng = random.Random(f"{seed}")  # the same examples are hard for every arm
+    noise = {name: [rng.gauss(0, 0.02) for _ in range(5)] for name in DOMAINS}
+    noise = {name: [one - sum(some) / 5 for one in some] for name, some in noise.items()}
+    own = random.Random(f"{arm} {seed}")
+    gain, cost = gain + own.uniform(-0.01, 0.01), cost * own.uniform(0.98, 1.02)
+
+    def losses(scale: float) -> dict:
+        part = {name: [BASE - gain * scale + one * scale for one in some] for name, some in noise.items()}
+        return {"test": part, "validation": part}
+
+    models = [{"model": "base", "round": 0, "scale": 0.0, **losses(0)}]
+    for scale in SCALES:
+        kl = [cost * scale**2] * 4
+        models.append(
+            {"model": model, "round": 4, "scale": scale, **losses(scale),
+             "kl": kl if model == "global" else {"a": kl[:2], "b": kl[2:]}}
+        )  # fmt: skip
+    return {"arm": arm, "seed": seed, "seconds": {"training": 60.0 + seed, "scoring": 1.0}, "models": models}
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    """fedsd gains 0.4 at a cost where the control gains 0.5 x sqrt(0.09 / 0.25) = 0.3; fedsdr 0.1 there."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    arms = {"fedit": (0.5, 0.25), "fedsd": (0.4, 0.09), "fedsdr": (0.1, 0.09), "centralised": (0.9, 0.5)}
+    for seed in range(4):
+        found = [record(arm, seed, "global", *numbers) for arm, numbers in arms.items()]
+        found.append(record("local-only", seed, "personalised", 0.2, 0.25))
+        for one in found:
+            (folder / f"{one['arm']}-seed-{seed}.json").write_text(json.dumps(one))
+    (tmp_path / "study.md").write_text("# Study\n\nWhat was planned.\n\n## Verdicts\n\nNone yet.\n")
+    return folder
+
+
+def test_verdicts_and_effects_are_those_that_were_put_into_the_records(verdicts, records: Path):
+    document = records.parent / "study.md"
+    verdicts.main(records, document)
+    text = document.read_text()
+    assert text.startswith("# Study\n\nWhat was planned.\n\n## Verdicts\n") and "None yet" not in text
+    rows = {line.split(".")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    for claim, word, effect in (("1", "supported", 0.1), ("2", "refuted", -0.2), ("3", "refuted", -0.3),
+                                ("4a", "not run", None), ("6", "supported", -0.16),
+                                ("7", "supported", 0.3)):  # fmt: skip
+        cells = [cell.strip() for cell in rows[claim].strip("|").split("|")]
+        assert cells[1] == f"**{word}**", rows[claim]
+        if effect is not None:
+            assert float(cells[2].replace("−", "-")) == pytest.approx(effect, abs=0.03)
+            assert cells[5] == "4"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    (beyond,) = (row for row in cells if row[:5] == ["centralised", "global", "4", "1", "all"])
+    assert "not comparable" in beyond
+    assert "Fewer than the eight planned: fedit, fedsd, fedsdr, dual-raw, centralised, local-only." in text
+    assert "<svg" in (records / "frontier.svg").read_text()
+
+
+def test_the_same_records_give_the_same_document(verdicts, records: Path):
+    document = records.parent / "study.md"
+    verdicts.main(records, document)
+    first = document.read_bytes()
+    verdicts.main(records, document)
+    assert document.read_bytes() == first
