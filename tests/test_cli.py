@@ -244,6 +244,11 @@ def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
     ("words", "told"),
     [
         (("measure", "nowhere"), "nowhere holds no run: config.toml is missing"),
+        (("measure", "nowhere", "--scales", "0.5,half"), "'0.5,half': expected numbers, separated by commas"),
+        (
+            ("measure", "nowhere", "--only", "map", "--rounds", "2"),
+            "--rounds is of frontier, which is not asked for",
+        ),
         (("analyze", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
         (("analyze", "."), "unknown kind of file ''"),
     ],
@@ -265,3 +270,19 @@ def test_pairs_are_analyzed_on_the_command_line(fedsdr: Fedsdr, tmp_path: Path):
     assert code == 0 and "Rewrite paradox as checked" in out and "undecided: The rewrite paradox" in out
     code, out, _ = fedsdr("analyze", path, "--json")
     assert [*json.loads(out)] == ["paradox"]
+
+
+def test_the_probe_is_named_by_a_dry_run_of_a_method_that_rewrites(fedsdr: Fedsdr):
+    for method, is_named in (("fedsdr", True), ("fedit", False)):
+        _, out, _ = fedsdr("run", "recipes/demo.toml", "--dry-run", "model.name=tiny", f"method={method}")
+        assert ("`fedsdr probe`" in out) == is_named
+
+
+def test_cases_of_the_probe_are_judged_on_the_command_line(fedsdr: Fedsdr, tmp_path: Path):
+    path = tmp_path / "cases.jsonl"
+    rows = [{"domain": f"d{n}", "outcomes": [n % 2 - 0.5], "passed": n / 8} for n in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = fedsdr("judge-probe", path)
+    assert code == 0 and "passed" in out and "no rule is validated" in out
+    code, out, _ = fedsdr("judge-probe", path, "--json")
+    assert json.loads(out)["taken"] == "passed"

@@ -33,7 +33,7 @@ def record(arm: str, seed: int, model: str, gain: float, cost: float) -> dict:
 
     def losses(scale: float) -> dict:
         part = {name: [BASE - gain * scale + one * scale for one in some] for name, some in noise.items()}
-        return {"test": part, "validation": part}
+        return {"test": part} | ({"validation": part} if arm in ("fedit", "local-only") else {})
 
     models = [{"model": "base", "round": 0, "scale": 0.0, **losses(0)}]
     for scale in SCALES:
@@ -77,7 +77,8 @@ def test_verdicts_and_effects_are_those_that_were_put_into_the_records(verdicts,
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     (beyond,) = (row for row in cells if row[:5] == ["centralised", "global", "4", "1", "all"])
     assert "not comparable" in beyond
-    assert "Fewer than the eight planned: fedit, fedsd, fedsdr, dual-raw, centralised, local-only." in text
+    missing = "Fewer than the eight planned: fedit, fedsd, fedsdr, dual-raw, centralised, local-only."
+    assert missing in " ".join(text.split())
     assert "<svg" in (records / "frontier.svg").read_text()
 
 

@@ -1,42 +1,53 @@
 #!/usr/bin/env bash
-# All cells of the study, two at a time on one thread each; a finished cell is kept, a stopped one goes on.
+# All cells of the study, two at a time on one thread each; a finished cell is kept, a stopped one goes on. Several
+# workers may share the queue.
 #
 #   python recipes/study/data.py DATA OUT/data
 #   recipes/study/run.sh OUT
 #
 # OUT/STATUS lists the cells that are done (with their seconds), running or left.
 set -uo pipefail
-export HERE=$(cd "$(dirname "$0")" && pwd) OUT=$1 OMP_NUM_THREADS=1
-export CELLS=$OUT/cells
+HERE=$(cd "$(dirname "$0")" && pwd) OUT=$1 CELLS=$1/cells
+export OMP_NUM_THREADS=1
 mkdir -p "$CELLS"
 
-seeds() { # seeds() ARMS SEEDS: one cell a line, seed by seed, so that a stop leaves whole seeds
+seeds() { # one cell a line, seed by seed, so that a stop leaves whole seeds
   for seed in $2; do for arm in $1; do echo "$arm $seed"; done; done
 }
 {
-  seeds "fedit fedsd fedsdr dual-raw" "0 1 2"
+  seeds "fedit fedsd fedsdr" "0 1 2"
+  seeds "dual-raw" "0 1 2"
   seeds "local-only centralised" "0 1 2"
   seeds "fedit fedsd fedsdr dual-raw local-only centralised" "3 4 5 6 7"
   seeds "fedsd-off fedsdr-off fedsd-then-raw fedit-half" "0 1 2"
 } > "$OUT/queue"
 
-status() { local arm seed cell
+status() {
+  local arm seed cell
   while read -r arm seed; do
     cell=$CELLS/$arm/seed-$seed
-    if [ -f "$cell/record.json" ]; then echo "done     $arm $seed $(cat "$cell/seconds") s"
+    if [ -f "$cell/record.json" ]; then echo "done     $arm $seed $(cat "$cell/seconds" 2> /dev/null) s"
     elif [ -f "$cell/began" ]; then echo "running  $arm $seed since $(cat "$cell/began")"
     else echo "left     $arm $seed"; fi
-  done < "$OUT/queue" > "$OUT/STATUS.$$"
-  mv "$OUT/STATUS.$$" "$OUT/STATUS"
+  done < "$OUT/queue" > "$OUT/STATUS.$BASHPID"
+  mv "$OUT/STATUS.$BASHPID" "$OUT/STATUS"
 }
-one() { local cell start
-  cell=$CELLS/$1/seed-$2
-  [ -f "$cell/record.json" ] && return
-  mkdir -p "$cell" && date +%H:%M:%S > "$cell/began" && status
-  start=$(date +%s)
-  python "$HERE/cell.py" "$OUT/data" "$CELLS" "$1" "$2" > "$cell/log" 2>&1 < /dev/null || rm -f "$cell/began"
-  echo $(($(date +%s) - start)) > "$cell/seconds"
-  status
+one() { # the cell is locked, so that any number of workers may share the queue
+  local cell=$CELLS/$1/seed-$2 start
+  mkdir -p "$cell"
+  (
+    flock -n 9 && [ ! -f "$cell/record.json" ] || exit 0
+    date +%H:%M:%S > "$cell/began"
+    status
+    start=$(date +%s)
+    python "$HERE/cell.py" "$OUT/data" "$CELLS" "$1" "$2" > "$cell/log" 2>&1 < /dev/null || rm -f "$cell/began"
+    echo $(($(date +%s) - start)) > "$cell/seconds"
+    status
+  ) 9> "$cell/lock"
 }
-export -f one status
-xargs -P 2 -L 1 bash -c 'one "$0" "$1"' < "$OUT/queue"
+worker() {
+  while read -r arm seed <&3; do one "$arm" "$seed"; done 3< "$OUT/queue"
+}
+worker &
+worker &
+wait

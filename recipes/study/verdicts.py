@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from fedsdr.storage import Event, read_json, write_file
 CONTROLS = {"global": "fedit", "personalised": "local-only"}
 PRIMARY = ("fedit", "fedsd", "fedsdr", "dual-raw", "centralised", "local-only")
 ONE_WORD = ("finance",)
+WIDTH = 120
 HEADING = "## Verdicts\n"
 Model = tuple[str, str]
 """Arm, and its "global" or "personalised" model, at lambda = 1 after the last round."""
@@ -71,11 +73,15 @@ def main(folder: Path, document: Path) -> None:
     explored = [{**r, "p_holm": None, "verdict": NONE} for r in explored if r["arm"] not in PRIMARY]
     sheets = [verdict_sheet(runs, compared), frontier_sheet([*compared, *explored]), arm_sheet(runs, records)]
     before = document.read_text(encoding="utf-8").partition(HEADING)[0]
-    parts = [before + HEADING, "Made by `python recipes/study/verdicts.py docs/results/study"
-             f" docs/results/study.md`. {_count(runs)}", "![Gain over cost](study/frontier.svg)"]  # fmt: skip
+    made = (
+        f"Made by `python recipes/study/verdicts.py docs/results/study docs/results/study.md`. {_count(runs)}"
+    )
+    parts = [(before + HEADING).strip(), fill(made, WIDTH), "![Gain over cost](study/frontier.svg)"]
     for sheet in sheets:
-        parts += [render_text(sheet, markdown=True), sheet.note]
-    write_file(document, "\n\n".join(part.strip() for part in parts if part) + "\n")
+        if sheet.rows:
+            table = render_text(sheet, markdown=True).partition("\n\n")[2]
+            parts += [f"### {sheet.caption}", table, fill(sheet.note, WIDTH)]
+    write_file(document, "\n\n".join(parts) + "\n")
 
 
 def verdict_sheet(runs: Sequence[ScoredRun], compared: Sequence[Event]) -> Sheet:
@@ -90,7 +96,7 @@ def verdict_sheet(runs: Sequence[ScoredRun], compared: Sequence[Event]) -> Sheet
     for claim, record in zip(CLAIMS, records, strict=True):
         record["verdict"] = record.get("verdict") or _verdict(claim, record)
     return Sheet(
-        "Claims",
+        "The claims",
         "llrrrrrr",
         ("claim", "verdict", "effect", "95 %", "p (Holm)", "seeds", "examples", "seeds to decide"),
         tuple(

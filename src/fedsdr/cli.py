@@ -11,7 +11,7 @@ import typer
 
 from fedsdr import __version__, progress
 from fedsdr.cli_deploy import deploy, node
-from fedsdr.cli_measure import analyze, measure
+from fedsdr.cli_measure import analyze, judge_probe, measure, probe
 from fedsdr.errors import UserError
 from fedsdr.terminal import (
     AsJson,
@@ -177,7 +177,7 @@ def report(
         print(path)
 
 
-for command in (measure, analyze, node):
+for command in (measure, analyze, probe, judge_probe, node):
     app.command()(command)
 
 

@@ -1,4 +1,7 @@
-"""`fedsdr measure` and `fedsdr analyze`: what the paper claims, measured on runs or on a file of pairs."""
+"""`fedsdr measure` and `fedsdr analyze`: what the paper claims, measured on runs or on a file of pairs.
+
+`fedsdr probe` and `fedsdr judge-probe`: whether rewriting is likely to pay, and how well that is foreseen.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from fedsdr import progress
-from fedsdr.terminal import AsJson, Quiet, RunOrGrid, print_json, print_sheets, split_names, split_numbers
+from fedsdr.terminal import (
+    AsJson,
+    Overrides,
+    Quiet,
+    Recipe,
+    RunOrGrid,
+    print_json,
+    print_sheets,
+    split_names,
+    split_numbers,
+)
 
 Nli = Annotated[
     str, typer.Option(help="NLI cross-encoder that checks entailment (paradox): a hub id or a folder.")
@@ -26,7 +39,7 @@ def measure(
         str,
         typer.Option(
             help="Names, separated by commas: alignment, gradients, transfer, map, consistency, survival,"
-            " paradox, benchmarks, frontier, winrate. Default: all that are possible."
+            " paradox, benchmarks, retention, frontier, winrate. Default: all that are possible."
         ),
     ] = "",
     nli: Nli = "",
@@ -39,12 +52,14 @@ def measure(
     data: Annotated[
         str,
         typer.Option(
-            help="Questions of the benchmarks: a folder as described in docs/data.md, or hub. Default: the"
-            " run's own test examples."
+            help="Questions (benchmarks, retention): a folder as described in docs/data.md, or hub. Default:"
+            " the run's own test examples (benchmarks)."
         ),
     ] = "",
-    tasks: Annotated[str, typer.Option(help="Names of benchmarks, separated by commas.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="Number of examples from each benchmark; 0: all.")] = 0,
+    tasks: Annotated[
+        str, typer.Option(help="Names of benchmarks or of retention's tasks, with commas.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Questions of each task; 0: all (retention: 500).")] = 0,
     run_programs: RunPrograms = False,
     scales: Annotated[
         str,
@@ -107,6 +122,46 @@ def analyze(
         print_json(made)
     else:
         print_measurements(made)
+
+
+def probe(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    examples: Annotated[int, typer.Option(min=4, help="Training examples of each client.")] = 16,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say for each client whether rewriting is likely to pay. Takes minutes; trains and writes nothing."""
+    progress.show(quiet)
+    from fedsdr.experiments.probe import probe as probe_clients
+    from fedsdr.experiments.probe import probe_sheet
+    from fedsdr.recipe import load_settings
+
+    _print_found(probe_clients(load_settings(recipe, overrides or []), examples), probe_sheet, as_json)
+
+
+def judge_probe(
+    cases: Annotated[
+        Path,
+        typer.Argument(help="A .jsonl file; docs/measurements.md says what a line holds.", metavar="CASES"),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Judge `fedsdr probe` by trainings whose outcome is known."""
+    from fedsdr.experiments.probe import cases_sheet, judge_cases
+
+    _print_found(judge_cases(cases), cases_sheet, as_json)
+
+
+def _print_found(found: Any, sheet: Any, as_json: bool) -> None:
+    from fedsdr.report.sheets import render_text
+
+    if as_json:
+        print_json(found)
+        return
+    print(render_text(sheet(found)))
+    for note in found["notes"]:
+        print(f"\n{note}")
 
 
 def print_measurements(made: Any) -> None:

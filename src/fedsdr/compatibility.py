@@ -130,8 +130,8 @@ def _used(quote: str) -> Iterator[tuple[str, str]]:
     """Each setting that only some choices use, and these, in words."""
     for use in USES:
         setting = use.setting if "." in use.setting else f"[{use.setting}]"
-        setting += "".join(f" but {name}" for name in use.but)
-        yield f"{quote}{setting}{quote}", _words(use.key, use.by, quote)
+        apart = "".join(f" but {quote}{name}{quote}" for name in use.but)
+        yield f"{quote}{setting}{quote}{apart}", _words(use.key, use.by, quote)
 
 
 def _words(key: str, test: Test, quote: str) -> str:
@@ -142,7 +142,7 @@ def _words(key: str, test: Test, quote: str) -> str:
 
 def _toml(value: Any) -> str:
     """A value as a recipe has it, names without quotes."""
-    return {"": '""', "()": "[]", "False": "false"}.get(str(value), str(value))
+    return {"": '""', "()": "[]", "False": "false", "True": "true"}.get(str(value), str(value))
 
 
 def _listed(values: Iterable[Any], every: Iterable[Any], shown: Callable[[Any], str] = repr) -> str:

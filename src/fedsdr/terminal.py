@@ -66,6 +66,7 @@ def print_estimate(settings: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
     from fedsdr.federation.dry_run import dry_run, sheets
+    from fedsdr.methods import METHODS
     from fedsdr.report.sheets import render_text
 
     estimate = dry_run(settings)
@@ -78,6 +79,8 @@ def print_estimate(settings: Any, as_json: bool) -> None:
         print(f"not known: {line}")
     for sheet in sheets(estimate):
         print(f"\n{render_text(sheet)}")
+    if METHODS[settings.method].needs_rewritings:
+        print("\n`fedsdr probe` with the same recipe says for each client whether rewriting is likely to pay")
 
 
 @contextmanager

@@ -35,22 +35,25 @@ STARTED = 60.0
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder <domain>/{train,test}.jsonl with a few examples of three built-in domains."""
-    root = tmp_path_factory.mktemp("data")
-    for domain in CLIENTS:
+    return write_data(tmp_path_factory.mktemp("data"), CLIENTS)
+
+
+def write_data(root: Path, domains: Sequence[str]) -> Path:
+    for domain in domains:
         for file, num in (("train.jsonl", 6), ("test.jsonl", 2)):
             rewrite_lines(root / domain / file, read_lines(BUILT_IN / "domains" / domain / file)[:num])
     return root
 
 
 def free_port() -> int:
-    """A port p such that p, p + 1 and the ports of the nodes, p + 101 to p + 103, are free.
+    """A port p such that p, p + 1 and the ports of the nodes, p + 101 to p + 104, are free.
 
     Below those that the system itself gives to connections.
     """
     while True:
         port = random.SystemRandom().randrange(12_000, 32_000)
         try:
-            for other in (port, port + 1, *range(port + 101, port + 104)):
+            for other in (port, port + 1, *range(port + 101, port + 105)):
                 socket.create_server(("127.0.0.1", other)).close()
         except OSError:
             continue
@@ -110,13 +113,21 @@ class Recorder:
 class Deployment:
     """The programs of a federation."""
 
-    def __init__(self, folder: Path, data_root: Path, model: Path, recording: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        data_root: Path,
+        model: Path,
+        recording: Sequence[str] = (),
+        clients: Sequence[str] = CLIENTS,
+    ) -> None:
+        self.clients = clients
         self.folder, self.programs = folder, dict[str, subprocess.Popen[bytes]]()
         self.orphans: list[psutil.Process] = []
         self.port = free_port()
         self.recorder = Recorder(self.port)
-        init(folder, CLIENTS, f"localhost:{self.port}", str(model))
-        for client in CLIENTS:
+        init(folder, clients, f"localhost:{self.port}", str(model))
+        for client in clients:
             shutil.copytree(data_root / client, folder / client / "data" / client)
             if client in recording:
                 path = folder / client / "node.toml"
@@ -143,7 +154,7 @@ class Deployment:
         """The server, with all keys registered, and every client."""
         self.start_server()
         self.register()
-        for client in CLIENTS:
+        for client in self.clients:
             self.start_node(client)
 
     def kill(self, name: str) -> None:
@@ -209,7 +220,8 @@ def deployment(tmp_path: Path, data_root: Path, tiny_folder: Path) -> Iterator[C
     made: list[Deployment] = []
 
     def make(**options: Any) -> Deployment:
-        made.append(Deployment(tmp_path / f"deployment-{len(made)}", data_root, tiny_folder, **options))
+        options = {"data_root": data_root} | options
+        made.append(Deployment(tmp_path / f"deployment-{len(made)}", model=tiny_folder, **options))
         return made[-1]
 
     yield make

@@ -14,7 +14,7 @@ from fedsdr.config import Distill, Lora, Settings
 from fedsdr.data.conversation import encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
-from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite, rewrite_together
 from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.select import medoids
 from fedsdr.federation.client_context import close_clients, open_client
@@ -54,7 +54,7 @@ class Teacher:
         self.seeds: list[int] = []
         self.dies_at = -1
 
-    def __call__(self, base, prompts, sampling, seeds) -> list[Answer]:
+    def __call__(self, base, prompts, sampling, seeds, num_rows) -> list[Answer]:
         if len(self.batches) == self.dies_at:
             raise KeyboardInterrupt
         asked = [self.recognise(self.base.tokenizer.decode(ids)) for ids in prompts]
@@ -384,3 +384,43 @@ def test_a_rewriting_that_comes_with_the_data_is_checked_and_no_model_is_asked_f
         Rewriting("Surely NEGATIVE.", EXAMPLES[1].response, "", "lost label"),
     ]
     assert go(given, verify="off")[1].distilled == "Surely NEGATIVE."
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_clients_that_share_batches_get_the_rewritings_and_files_that_each_would_get_alone(
+    model, tmp_path: Path, temperature: float
+):
+    """So a simulation, in which they do, equals a deployment, in which they cannot."""
+    assert model.base.has_independent_rows
+    settings = Distill(
+        max_new_tokens=12,
+        prompts=("reference", "turn"),
+        batch_size=2,
+        temperature=temperature,
+        verify="answer",
+    )
+    clients = [EXAMPLES[:4], EXAMPLES[3:], EXAMPLES[1:2], EXAMPLES[:4]]
+    together = rewrite_together(model, [(some, tmp_path / "one") for some in clients], settings, 512)
+    alone = [rewrite(model, some, settings, 512, tmp_path / "other") for some in clients]
+    assert together == alone
+    one, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.jsonl")}
+        for name in ("one", "other")
+    )
+    assert one == other
+    assert len(one) == 3 * 2
+
+
+def test_batches_are_shared_by_clients_only_where_that_changes_no_answer(
+    teach, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    teacher, _ = teach()
+    settings = Distill(prompts=("reference",), batch_size=2, verify="off")
+    for is_independent, sizes in ((True, [5]), (False, [2, 1, 2])):
+        other = copy(model)
+        other.base = replace(model.base)
+        vars(other.base)["has_independent_rows"] = is_independent
+        parts = [(part, tmp_path / str(is_independent)) for part in (EXAMPLES[:3], EXAMPLES[3:])]
+        teacher.batches = []
+        rewrite_together(other, parts, settings, 512)
+        assert [len(batch) for batch in teacher.batches] == sizes

@@ -99,13 +99,13 @@ def test_prompts_and_answers_have_the_tokens_of_training(
 
     def likelihoods(base, questions, batch_size):
         asked.extend(questions)
-        return [[0.0] * len(answers) for _, answers in questions]
+        return [[(0.0, False)] * len(answers) for _, answers in questions]
 
     def generate(base, prompts, sampling):
         asked.extend((prompt, []) for prompt in prompts)
         return [Answer("", True, 0) for _ in prompts]
 
-    monkeypatch.setattr(harness, "log_likelihoods", likelihoods)
+    monkeypatch.setattr(harness, "scored_answers", likelihoods)
     monkeypatch.setattr(harness, "generate", generate)
     run_benchmarks(model, (), data=[example])
     ((prompt, answers),) = asked

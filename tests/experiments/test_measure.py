@@ -203,6 +203,25 @@ def test_benchmarks_ask_the_runs_own_tests_where_no_other_questions_are_given(me
         measure(folder, ["benchmarks"], Options(data="nowhere"))
 
 
+def test_retention_is_the_difference_of_the_last_rounds_model_to_the_base(measured, tmp_path: Path):
+    pytest.importorskip("lm_eval")
+    folder, file = Path(measured[0].run.dir), tmp_path / "eval/retention/copa.jsonl"
+    file.parent.mkdir(parents=True)
+    rows = [{"query": f"Day {n}, so", "choices": ["it rained.", "no."], "gold": n % 2} for n in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="retention needs questions that no client has: give --data FOLDER"):
+        measure(folder, ["retention"], Options())
+    made = measure(folder, ["retention"], Options(data=str(tmp_path), limit=5))["retention"]
+    assert made["command"] == f"fedsdr measure {folder} --only retention --data {tmp_path} --limit 5"
+    (record,) = made["records"]
+    assert (record["task"], record["num"]) == ("copa", 5)
+    (answers,) = made["answers"]
+    assert record["value"] == pytest.approx((sum(answers["tuned"]) - sum(answers["base"])) / 5)
+    assert "Retention: difference to the base" in (folder / "report.html").read_text()
+    with pytest.raises(UserError, match="found no file of any task"):
+        measure(folder, ["retention"], Options(data=str(folder)))
+
+
 def test_a_client_without_test_examples_is_trained_on_and_not_tested(tiny_settings, tmp_path: Path):
     """Once a traceback: the whole side was left out."""
     for domain, num_test in (("a", 3), ("b", 3), ("c", 3)):

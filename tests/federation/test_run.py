@@ -632,6 +632,21 @@ def test_data_that_contradict_themselves_stop_the_run_before_it_begins(
     assert run(quick(**chosen)).final
 
 
+def test_a_run_on_given_rewritings_asks_no_model_for_them(quick, tmp_path: Path):
+    write_data(tmp_path / "data", {"bank": "It is", "law": "Surely"})
+    for path in (tmp_path / "data").glob("*/train.jsonl"):
+        rows = [{**row, "distilled": f"In short, {row['output']}"} for row in read_lines(path)]
+        rewrite_lines(path, rows)
+    settings = {"data.root": str(tmp_path / "data"), "data.domains": [], "method": "fedsd"}
+    result = run(quick(**settings))
+    clients = RunFolder(result.folder).client_folders()
+    pairs = [pair for client in clients for pair in read_lines(client.rewritings("train"))]
+    assert {(pair["distilled"], pair["prompt"]) for pair in pairs} == {
+        (f"In short, {word} {n}.", "given") for word in ("It is", "Surely") for n in range(4)
+    }
+    assert not [path for client in clients for path in client.path.glob("rewritings/*.jsonl")]
+
+
 def test_the_page_is_written_while_the_run_goes_on(quick, monkeypatch: pytest.MonkeyPatch):
     """The first round finds the page of the base model; a run that ends has a page that does not reload."""
     settings, seen = quick(**{"server.num_rounds": 2}), []

@@ -73,23 +73,45 @@ def test_greedy_answers_are_those_of_transformers_whatever_the_lengths(
 def test_a_row_that_leaves_the_batch_changes_no_other_answer(
     tiny_base: Base, ends, monkeypatch: pytest.MonkeyPatch
 ):
-    def cached(kwargs: dict[str, Any]) -> bool:  # the prompts themselves are read in one row
-        return kwargs["past_key_values"].get_seq_length() > 0
-
     rows: list[int] = []
     hook = tiny_base.model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"]) if cached(kwargs) else 4),
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"]) if "lengths" not in kwargs else 8),
         with_kwargs=True,
     )
+    prompts = [*PROMPTS, *PROMPTS]
     found = {}
     for name, share in (("kept", 0.0), ("usual", generation.COMPACT_BELOW), ("at once", 1.01)):
         monkeypatch.setattr(generation, "COMPACT_BELOW", share)
         rows.clear()
-        found[name] = ask(tiny_base, PROMPTS, Sampling(NUM_NEW))
-        assert (min(rows) < len(PROMPTS)) == (name != "kept")
+        found[name] = ask(tiny_base, prompts, Sampling(NUM_NEW))
+        assert (min(rows) < len(prompts)) == (name != "kept")
     hook.remove()
     assert found["kept"] == found["usual"] == found["at once"]
-    assert found["kept"] == [ask(tiny_base, [prompt], Sampling(NUM_NEW))[0] for prompt in PROMPTS]
+    assert found["kept"] == [ask(tiny_base, [prompt], Sampling(NUM_NEW))[0] for prompt in prompts]
+
+
+def test_an_answer_is_the_same_to_the_last_bit_whatever_is_written_with_it(tiny_base: Base):
+    """States, not only tokens: a last bit that differs is an answer that differs in one of thousands."""
+    assert generation.rows_are_independent(tiny_base)
+    prompts = [PROMPTS[place % 4][: 3 + place % 38] for place in range(60)]
+    sampling = Sampling(NUM_NEW, temperature=1.0)
+    with torch.inference_mode():
+        for num_rows in (1, 5, 48):
+            found = dict(generation.stream(tiny_base, prompts, sampling, range(60), num_rows))
+            assert found == dict(enumerate(ask(tiny_base, prompts, sampling, range(60))))
+
+
+def test_rows_that_add_up_in_another_order_beside_others_are_noticed(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+):
+    step = generation.Rows.step
+
+    def depends_on_the_number(batch: generation.Rows, *args: Any) -> None:
+        step(batch, *args)
+        batch.states *= 1 + 1e-6 * len(batch.states)
+
+    monkeypatch.setattr(generation.Rows, "step", depends_on_the_number)
+    assert not generation.rows_are_independent(tiny_base)
 
 
 def test_a_sample_depends_on_its_seed_alone(tiny_base: Base):

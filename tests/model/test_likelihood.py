@@ -8,7 +8,7 @@ import torch
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.model.base import Base, load_base
-from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.model.likelihood import log_likelihoods, scored_answers
 from fedsdr.model.loss import response_loss
 
 QUESTIONS = [
@@ -35,6 +35,18 @@ def test_each_answer_is_as_likely_as_alone(tiny_settings: Callable[..., Settings
     assert [len(values) for values in found] == [3, 2, 1]
     for values, expected in zip(found, alone, strict=True):
         assert values == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_greedy_answer_is_recognised_and_one_other_token_makes_it_another(tiny_base: Base):
+    prompt = [5, 6, 7]
+    with torch.inference_mode():
+        for _ in range(3):
+            logits = tiny_base.model(torch.tensor([prompt])).logits[0, -1]
+            prompt.append(int(logits.argmax()))
+        greedy = prompt[3:]
+        other = [*greedy[:-1], (greedy[-1] + 1) % 50]
+        ((first, second),) = scored_answers(tiny_base, [(prompt[:3], [greedy, other])], 1)
+    assert (first[1], second[1]) == (True, False)
 
 
 def test_a_prompt_is_read_once_whatever_the_number_of_answers(tiny_base: Base):

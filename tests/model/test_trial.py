@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,8 +123,14 @@ def test_answers_that_depend_on_padding_are_refused(
 ):
     """As those of models that keep a state over padding."""
     model = LoraModel(load_base(tiny_settings(**{"model.attention": attention}).model), tiny_settings().lora)
-    right = generation.next_states
-    monkeypatch.setattr("fedsdr.model.trial.next_states", lambda *args: right(*args) + 10)
+    kind = generation.Rows if attention == "grouped" else generation.Padded
+    step = kind.step
+
+    def wrong(batch: Any, *args: Any) -> None:
+        step(batch, *args)
+        batch.states = batch.states + 10
+
+    monkeypatch.setattr(kind, "step", wrong)
     with pytest.raises(UserError, match=r"model.name = tiny: this model \(llama\) answers otherwise when"):
         try_out("tiny", model)
 

@@ -255,6 +255,19 @@ def benchmarks(draw: random.Random) -> list[Event]:
     return records
 
 
+def retention(draw: random.Random) -> list[Event]:
+    """Shares of two tasks, and a loss without an interval."""
+    records: list[Event] = []
+    for task, metric in (("piqa", "acc_norm"), ("copa", "acc"), ("wikitext", "loss")):
+        base, change = draw.uniform(0.3, 0.7), draw.uniform(-0.1, 0.1)
+        ends = (
+            {"low": None, "high": None} if metric == "loss" else {"low": change - 0.05, "high": change + 0.05}
+        )
+        values = {"base": base, "tuned": base + change, "value": change}
+        records.append({"task": task, "metric": metric, "num": 100, **values, **ends})
+    return records
+
+
 def cost_and_gain(domains: Sequence[str]) -> list[Event]:
     """Two scales of the global model; cost grows with the square of the scale."""
     return [
@@ -288,6 +301,7 @@ def measurements(clients: Sequence[str], num_layers: int = 30, num_rounds: int =
         "consistency": consistency(draw, clients, num_layers, num_rounds),
         "survival": survival(draw, clients, num_rounds),
         "benchmarks": benchmarks(draw),
+        "retention": retention(draw),
         "frontier": cost_and_gain(clients),
         "winrate": win_rates(draw, clients),
     }

@@ -9,7 +9,8 @@ Paper: FedSDR, section 3 (FedSD); checks after SDFT (Yang et al., ACL 2024), str
 Differs: the paper does not say what happens to empty, cut-off or refusing rewritings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -29,12 +30,16 @@ from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.select import likelier, select
 from fedsdr.methods import GIVEN
 from fedsdr.model.adapters import LoraModel
+from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
 from fedsdr.model.template import as_taken
 from fedsdr.progress import track, within
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
+
+TOGETHER = 8
+"""Batches of several clients that are written at a time; a kill costs them."""
 
 
 def rewrite(
@@ -63,6 +68,45 @@ def rewrite(
     Returns:
         One `Rewriting` for each example, in their order.
     """
+    (rewritings,) = rewrite_together(model, [(examples, folder)], distill, longest)
+    return rewritings
+
+
+def rewrite_together(
+    model: LoraModel, clients: Sequence[tuple[Sequence[Example], Path]], distill: Distill, longest: int
+) -> list[list[Rewriting]]:
+    """Rewrite the responses of several clients as `rewrite` does for each: same rewritings, same files.
+
+    Their prompts share batches where that changes no answer (`Base.has_independent_rows`): the few that are
+    left for later tries would take nearly as long as a full batch at each client.
+    """
+    tries = [_tries(model, examples, distill) for examples, _ in clients]
+    asked: dict[int, tuple[str, list[Example]]] = {}
+    rewritings: dict[int, list[Rewriting]] = {}
+
+    def go_on(number: int, answers: list[Answer | None] | None) -> None:
+        asked.pop(number, None)
+        try:
+            asked[number] = tries[number].send(answers)  # type: ignore[arg-type]  # None starts it
+        except StopIteration as end:
+            rewritings[number] = end.value
+
+    for number in range(len(clients)):
+        go_on(number, None)
+    while asked:  # all are at the same prompt
+        prompt = next(iter(asked.values()))[0]
+        parts = [(examples, clients[number][1]) for number, (_, examples) in asked.items()]
+        with within(f"rewriting ({prompt})"):
+            answers = _ask(model, parts, prompt, distill, longest)
+        for number, answered in zip([*asked], answers, strict=True):
+            go_on(number, answered)
+    return [rewritings[number] for number in range(len(clients))]
+
+
+def _tries(
+    model: LoraModel, examples: Sequence[Example], distill: Distill
+) -> Generator[tuple[str, list[Example]], list[Answer | None], list[Rewriting]]:
+    """Yield one prompt after the other with the examples that wait for it, and take the answers."""
     prompts = distill.prompts[:1] if distill.verify == "off" else distill.prompts
     first: dict[int, str | None] = {}
     taken: dict[int, Rewriting] = {}
@@ -101,8 +145,7 @@ def rewrite(
     check(given, [Answer(examples[index].distilled, True, 0) for index in given], GIVEN)
     waiting = [index for index in chosen if not examples[index].distilled]
     for prompt in prompts if waiting else ():
-        with within(f"rewriting ({prompt})"):
-            answers = _ask(model, [examples[index] for index in waiting], prompt, distill, longest, folder)
+        answers = yield prompt, [examples[index] for index in waiting]
         if not (waiting := check(waiting, answers, prompt)):
             break
     for index in reasons.keys() - taken.keys():
@@ -146,62 +189,94 @@ def fault(example: Example, answer: Answer | None, verify: str) -> str:
 
 def _ask(
     model: LoraModel,
-    examples: Sequence[Example],
+    parts: Sequence[tuple[Sequence[Example], Path]],
     prompt: str,
     distill: Distill,
     longest: int,
-    folder: Path,
-) -> list[Answer | None]:
-    """Answers to one rewriting prompt, from the cache as far as it goes; None where it is too long.
+) -> list[list[Answer | None]]:
+    """Answers of one rewriting prompt for each client, from its cache as far as it goes."""
+    sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
+    saved = [_Saved(model.base, examples, prompt, distill, longest, folder) for examples, folder in parts]
+    is_shared = len(saved) > 1 and not distill.url and model.base.has_independent_rows
+    with ExitStack() as stack:
+        for path in sorted({one.path for one in saved}):  # another run may be writing the same
+            stack.enter_context(locked(path))
+        # Two clients that hold the same and share a cache have one file.
+        missing = [
+            (one, batch) for one in {one.path: one for one in saved}.values() for batch in one.missing()
+        ]
+        size = TOGETHER if is_shared else 1
+        groups = [missing[start : start + size] for start in range(0, len(missing), size)]
+        stack.enter_context(model.inference(()))
+        for group in track(groups, "examples", [sum(len(batch) for _, batch in group) for group in groups]):
+            asked = [(one, index) for one, batch in group for index in batch]
+            seeds = [seed_for(distill.seed, "distill", prompt, one.hashes[index]) for one, index in asked]
+            if distill.url:
+                answers = ask_server([one.turns[index] for one, index in asked], distill, seeds)
+            else:
+                prompts = [one.prompts[index] for one, index in asked]
+                answers = generate(model.base, prompts, sampling, seeds, distill.batch_size)
+            new = iter(answers)
+            for one, batch in group:
+                one.append([one.hashes[index] for index in batch], list(islice(new, len(batch))))
+        return [one.answers() for one in saved]
+
+
+class _Saved:
+    """What one client has of the answers to one rewriting prompt; None where the prompt is too long.
 
     The batches are planned from the full list. The cache file's name is a hash of all that
     determines the answers to the last bit, the plan included: in bfloat16 the batch that a prompt
     is in can change its answer. Of a server's answers it holds what is known of it, the served name.
     """
-    base = model.base
-    sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
-    hashes = [content_hash(as_record(example)) for example in examples]
-    engine = ["server", distill.served_name, distill.template_args] if distill.url else base.fingerprint
-    key = content_hash(
-        __version__, base.identity, engine, prompt, VERSION, asdict(sampling), distill.seed,
-        distill.batch_size, longest, hashes,
-    )  # fmt: skip
-    path = folder / f"{prompt}-{key}.jsonl"
-    turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
-    prompts = [encode_prompt(base.tokenizer, some) for some in turns]
-    fitting = [index for index, ids in enumerate(prompts) if len(ids) <= longest]
-    batches = by_length([len(prompts[index]) for index in fitting], distill.batch_size)
-    plan = [[fitting[place] for place in batch] for batch in batches]
 
-    with locked(path):  # another run may be writing the same
-        # Whole batches, as far as they are the plan's.
+    def __init__(
+        self,
+        base: Base,
+        examples: Sequence[Example],
+        prompt: str,
+        distill: Distill,
+        longest: int,
+        folder: Path,
+    ) -> None:
+        sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
+        self.hashes = [content_hash(as_record(example)) for example in examples]
+        engine = ["server", distill.served_name, distill.template_args] if distill.url else base.fingerprint
+        key = content_hash(
+            __version__, base.identity, engine, prompt, VERSION, asdict(sampling), distill.seed,
+            distill.batch_size, longest, self.hashes,
+        )  # fmt: skip
+        self.path = folder / f"{prompt}-{key}.jsonl"
+        self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
+        self.prompts = [encode_prompt(base.tokenizer, some) for some in self.turns]
+        fitting = [index for index, ids in enumerate(self.prompts) if len(ids) <= longest]
+        batches = by_length([len(self.prompts[index]) for index in fitting], distill.batch_size)
+        self.plan = [[fitting[place] for place in batch] for batch in batches]
+
+    def missing(self) -> list[list[int]]:
+        """Batches that are not in the file, which is left with those that are whole."""
         records: list[Event] = []
         num_whole = 0
-        found = iter(read_lines(path))
-        for batch in plan:
+        found = iter(read_lines(self.path))
+        for batch in self.plan:
             part = list(islice(found, len(batch)))
-            if [record["example"] for record in part] != [hashes[index] for index in batch]:
+            if [record["example"] for record in part] != [self.hashes[index] for index in batch]:
                 break
             records += part
             num_whole += 1
-        if path.exists():
-            rewrite_lines(path, records)
-        with model.inference(()):
-            missing = plan[num_whole:]
-            for batch in track(missing, "examples", [len(batch) for batch in missing]):
-                seeds = [seed_for(distill.seed, "distill", prompt, hashes[index]) for index in batch]
-                if distill.url:
-                    answers = ask_server([turns[index] for index in batch], distill, seeds)
-                else:
-                    answers = generate(base, [prompts[index] for index in batch], sampling, seeds)
-                new = [
-                    {"example": hashes[index], **asdict(answer)}
-                    for index, answer in zip(batch, answers, strict=True)
-                ]
-                append_lines(path, new)
-                records += new
-    by_place = dict(zip(chain.from_iterable(plan), records, strict=True))
-    return [
-        Answer(record["text"], record["finished"], record["num_tokens"]) if record else None
-        for record in map(by_place.get, range(len(examples)))
-    ]
+        if self.path.exists():
+            rewrite_lines(self.path, records)
+        return self.plan[num_whole:]
+
+    def append(self, hashes: Sequence[str], answers: Sequence[Answer]) -> None:
+        """Save the answers of a batch."""
+        pairs = zip(hashes, answers, strict=True)
+        append_lines(self.path, [{"example": value, **asdict(answer)} for value, answer in pairs])
+
+    def answers(self) -> list[Answer | None]:
+        """All answers, in the order of the examples."""
+        by_place = dict(zip(chain.from_iterable(self.plan), read_lines(self.path), strict=True))
+        return [
+            Answer(record["text"], record["finished"], record["num_tokens"]) if record else None
+            for record in map(by_place.get, range(len(self.prompts)))
+        ]

@@ -15,16 +15,19 @@ import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from fedsdr.data.examples import Example
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.evaluate.benchmark_tasks import FILES, Question, Source, from_examples, from_folder, from_hub
 from fedsdr.model.adapters import LoraModel
+from fedsdr.model.base import Base
 from fedsdr.progress import say, within
 from fedsdr.rows import Adapter
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event
 
+Item = TypeVar("Item")
 MAX_NEW_TOKENS: Mapping[str, int] = {"drop": 48, "bbh": 48, "humaneval": 384}
 """Longest answer of a task whose answers are shorter or longer than others'."""
 
@@ -70,48 +73,84 @@ def run_benchmarks(
         Unreachable: lm-eval is missing, or a data set of the hub cannot be had.
         UserError: A task is unknown, or was named and has no questions; data are malformed.
     """
-    try:
-        from lm_eval.evaluator import evaluate
-
-        from fedsdr.evaluate import harness
-    except ImportError as error:
-        raise Unreachable(f"benchmarks need lm-eval ({error}): pip install 'fedsdr[lm-eval]'") from None
-    # It warns of every setting that is as it should be.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    require_harness()
     records: list[Event] = []
     for name, source in _sources(tasks, data):
-        questions = _sample(source.questions, limit, seed_for(seed, "benchmark", name))
-        longest = MAX_NEW_TOKENS.get(name, max_new_tokens)
-        chosen = [q for q in questions if q.example.label and q.example.choices]
-        written = [q for q in questions if q.answers]
-        coded = [q for q in questions if q.tests]
+        questions = sample(source.questions, limit, seed_for(seed, "benchmark", name))
+        coded = [question for question in questions if question.tests]
         if coded and not runs_programs:
             say(
                 f"  {name}: {len(coded)} questions have tests, which are programs and do not run: add"
                 " --run-programs if you trust the data"
             )
-            coded = []
-        for some, config in (
-            (chosen, harness.of_choices(chosen)),
-            (written, harness.of_answers(written, longest)),
-            (coded, harness.of_programs(coded, longest, code_timeout)),
-        ):
-            if not some:
-                continue
-            task = harness.QuestionTask(name, some, config)
-            with model.inference(active, mix), within(name):
-                result = evaluate(
-                    harness.HarnessModel(model.base, batch_size),
-                    {"tasks": {name: task}, "groups": {}},
-                    apply_chat_template=True,
-                    fewshot_as_multiturn=True,
-                )
-            found = [_answered(name, some, sample) for sample in result["samples"][name]]
+        longest = MAX_NEW_TOKENS.get(name, max_new_tokens)
+        ways = ways_to_ask(questions, longest, code_timeout if runs_programs else 0)
+        for some, config in ways:
+            with model.inference(active, mix):
+                results, found = ask(model.base, name, some, config, batch_size)
             origin = {"origin": source.origin, "dataset": source.dataset}
-            records += [record | origin for record in _records(name, some, result["results"][name], found)]
+            records += [record | origin for record in _records(name, some, results, found)]
             if answers is not None:
                 answers += found
     return records
+
+
+def require_harness() -> None:
+    """Import lm-eval, and hold back its warnings of settings that are as they should be.
+
+    Raises:
+        Unreachable: It is missing.
+    """
+    try:
+        import lm_eval.evaluator  # noqa: F401
+    except ImportError as error:
+        raise Unreachable(f"benchmarks need lm-eval ({error}): pip install 'fedsdr[lm-eval]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def ways_to_ask(
+    questions: Sequence[Question], max_new_tokens: int, code_timeout: float = 0
+) -> list[tuple[list[Question], Event]]:
+    """Sort questions by how they can be asked, each with the harness's config of the task.
+
+    Args:
+        questions: A question with choices and accepted answers is in two lists.
+        max_new_tokens: Longest answer.
+        code_timeout: Seconds that a program may run; 0: questions for a program are left out.
+    """
+    from fedsdr.evaluate import harness
+
+    chosen = [q for q in questions if q.example.label and q.example.choices]
+    written = [q for q in questions if q.answers]
+    coded = [q for q in questions if q.tests and code_timeout]
+    ways = [
+        (chosen, harness.of_choices(chosen)),
+        (written, harness.of_answers(written, max_new_tokens)),
+        (coded, harness.of_programs(coded, max_new_tokens, code_timeout)),
+    ]
+    return [(some, config) for some, config in ways if some]
+
+
+def ask(
+    base: Base, name: str, questions: Sequence[Question], config: Event, batch_size: int
+) -> tuple[Event, list[Event]]:
+    """Ask questions in one way, inside `LoraModel.inference`.
+
+    Returns:
+        The harness's results of the task, and a record for each question and metric.
+    """
+    from lm_eval.evaluator import evaluate
+
+    from fedsdr.evaluate import harness
+
+    with within(name):
+        result = evaluate(
+            harness.HarnessModel(base, batch_size),
+            {"tasks": {name: harness.QuestionTask(name, questions, config)}, "groups": {}},
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    return result["results"][name], [_answered(name, questions, one) for one in result["samples"][name]]
 
 
 def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, Source]]:
@@ -141,8 +180,8 @@ def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Ite
             say(f"  {name} is left out: {missing}")
 
 
-def _sample(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
-    """Draw at most that many questions, in their order; 0: all."""
+def sample(questions: Sequence[Item], limit: int, seed: int) -> list[Item]:
+    """Draw at most that many items, in their order; 0: all."""
     if not limit or limit >= len(questions):
         return list(questions)
     rows = random.Random(seed).sample(range(len(questions)), limit)

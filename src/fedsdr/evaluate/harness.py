@@ -15,16 +15,21 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from fedsdr.data.batching import by_length
 from fedsdr.data.conversation import answered, prompt_turns
+from fedsdr.data.files import cut
 from fedsdr.data.sandbox import run_python
 from fedsdr.data.template import render, tokens
+from fedsdr.errors import Unreachable
 from fedsdr.evaluate.benchmark_tasks import Question
 from fedsdr.evaluate.extraction import flexible_answer, is_accepted, program, strict_answer
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.model.likelihood import Question as Tokens
+from fedsdr.model.likelihood import scored_answers
 from fedsdr.progress import track
 
 Doc = dict[str, Any]
@@ -62,21 +67,15 @@ class HarnessModel(LM):
         return render(self.base.tokenizer, chat_history, add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Log p of each whole answer, in nats; a prompt is read once for all its answers.
+        """Log p of each whole answer, in nats, and whether it is the greedy one.
 
-        Whether an answer is the greedy one is not judged: always False.
+        A prompt is read once for all its answers.
         """
-        questions = []
-        for prompt, group in groupby((request.args for request in requests), key=lambda args: args[0]):
-            ids = self._encode(prompt)
-            texts = [self._encode(f"{prompt}{self.start}{answer.strip()}{self.end}") for _, answer in group]
-            questions.append((ids, [text[len(ids) :] for text in texts]))
-        plan = by_length([len(prompt) for prompt, _ in questions], self.batch_size)
-        found: dict[int, list[float]] = {}
-        for rows in track(plan, "questions", [len(rows) for rows in plan]):
-            values = log_likelihoods(self.base, [questions[row] for row in rows], self.batch_size)
-            found |= zip(rows, values, strict=True)
-        return [(value, False) for row in range(len(questions)) for value in found[row]]
+        groups = groupby((request.args for request in requests), key=lambda args: args[0])
+        found = self._likelihoods(
+            [self._question(prompt, [answer for _, answer in group]) for prompt, group in groups]
+        )
+        return [value for values in found for value in values]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Greedy answers, to the end of the turn or `max_gen_toks` of the first request, cut at `until`."""
@@ -92,14 +91,87 @@ class HarnessModel(LM):
         return [found[row] for row in range(len(prompts))]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """No task here asks for it."""
+        """A conversation has no text without a prompt; `TextModel` has."""
         raise NotImplementedError
+
+    def _question(self, prompt: str, answers: Sequence[str]) -> Tokens:
+        ids = self._encode(prompt)
+        texts = [self._encode(f"{prompt}{self.start}{answer.strip()}{self.end}") for answer in answers]
+        return ids, [text[len(ids) :] for text in texts]
+
+    def _likelihoods(self, questions: Sequence[Tokens]) -> list[list[tuple[float, bool]]]:
+        plan = by_length([len(prompt) for prompt, _ in questions], self.batch_size)
+        found: dict[int, list[tuple[float, bool]]] = {}
+        for rows in track(plan, "questions", [len(rows) for rows in plan]):
+            values = scored_answers(self.base, [questions[row] for row in rows], self.batch_size)
+            found |= zip(rows, values, strict=True)
+        return [found[row] for row in range(len(questions))]
 
     def _encode(self, text: str) -> list[int]:
         return tokens(self.base.tokenizer, text)
 
 
-class QuestionTask(ConfigurableTask):
+class TextModel(HarnessModel):
+    """The same model on plain text, without a chat template: in the tokens that lm-eval's own models use.
+
+    A text begins with the tokenizer's own first token, where it writes one; an empty prompt is that token,
+    or else the end of text. Texts are read in windows of at most WINDOW tokens.
+    """
+
+    WINDOW = 1024
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log p of each text, in nats; every token is predicted once, from those before it in its window."""
+        width = min(self.WINDOW, self.base.model.config.max_position_embeddings)
+        texts = [
+            [
+                make_disjoint_window(window)
+                for window in get_rolling_token_windows(self._encode(text), self._first, width, 1)
+            ]
+            for (text,) in (request.args for request in requests)
+        ]
+        found = iter(self._likelihoods([(prompt, [rest]) for text in texts for prompt, rest in text]))
+        return [sum(next(found)[0][0] for _ in text) for text in texts]
+
+    @property
+    def _first(self) -> int:
+        tokenizer = self.base.tokenizer
+        return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+
+    def _question(self, prompt: str, answers: Sequence[str]) -> Tokens:
+        if not prompt:
+            return [self._first], [self._encode(answer) for answer in answers]
+        read, stem = self.base.tokenizer, prompt.rstrip()
+        ids = read(stem)["input_ids"]  # as lm-eval does: white space at the end is read with the answer
+        return ids, [read(prompt + answer)["input_ids"][len(ids) :] for answer in answers]
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.base.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class RowTask(ConfigurableTask):
+    """Rows as a task of the harness.
+
+    Args:
+        name: Name of the task.
+        rows: At least one, all of the same keys.
+        config: What to do with them.
+    """
+
+    def __init__(self, name: str, rows: Sequence[Doc], config: dict[str, Any]) -> None:
+        def split(**_: Any) -> dict[str, datasets.Dataset]:
+            return {"test": datasets.Dataset.from_list(list(rows))}
+
+        of_rows = {"task": name, "custom_dataset": split, "test_split": "test", "num_fewshot": 0}
+        super().__init__(config={**of_rows, **config})
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """Build the requests without the harness's bar of progress."""
+        with contextlib.redirect_stderr(io.StringIO()):
+            super().build_all_requests(**kwargs)
+
+
+class QuestionTask(RowTask):
     """Questions as a task of the harness; a document is a question's number and its system prompt.
 
     Args:
@@ -110,22 +182,23 @@ class QuestionTask(ConfigurableTask):
 
     def __init__(self, name: str, questions: Sequence[Question], config: dict[str, Any]) -> None:
         rows = [{"number": n, "system": q.example.system} for n, q in enumerate(questions)]
-        super().__init__(
-            config={
-                "task": name,
-                "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
-                "test_split": "test",
-                "num_fewshot": 0,
-                "description": "system",
-                "doc_to_text": lambda doc: prompt_turns(questions[doc["number"]].example)[-1]["content"],
-                **config,
-            }
-        )
 
-    def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests without the harness's bar of progress."""
-        with contextlib.redirect_stderr(io.StringIO()):
-            super().build_all_requests(**kwargs)
+        def prompt(doc: Doc) -> str:
+            return prompt_turns(questions[doc["number"]].example)[-1]["content"]
+
+        super().__init__(name, rows, {"description": "system", "doc_to_text": prompt, **config})
+
+
+def hub_tasks(name: str) -> dict[str, ConfigurableTask]:
+    """lm-eval's own tasks of that name, with their data from the hub; several where it is a group.
+
+    Raises:
+        Unreachable: A data set cannot be had.
+    """
+    try:
+        return dict(TaskManager().load([name])["tasks"])
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise Unreachable(f"{name}: its data set cannot be loaded: {cut(str(error), 120)}") from None
 
 
 def of_choices(questions: Sequence[Question]) -> dict[str, Any]:

@@ -199,9 +199,10 @@ def point_of(run: ScoredRun, record: Event, chosen: Collection[str] = ()) -> Poi
     base = next(one for one in run.models if one["model"] == "base")
     parts: dict[str, tuple[Array, list[str]]] = {}
     for part in ("test", "validation"):
-        names = [name for name in sorted(record[part]) if not chosen or name in chosen]
-        gains = [np.subtract(base[part][name], record[part][name]) for name in names]
-        parts[part] = np.concatenate(gains), [name for name in names for _ in record[part][name]]
+        of_part = record.get(part, {})  # validation examples are needed of a control alone
+        names = [name for name in sorted(of_part) if not chosen or name in chosen]
+        gains = [np.subtract(base[part][name], of_part[name]) for name in names]
+        parts[part] = np.concatenate([[], *gains]), [name for name in names for _ in of_part[name]]
     kl = record["kl"]
     cost = np.concatenate([kl[client] for client in sorted(kl)]) if isinstance(kl, dict) else np.asarray(kl)
     return Point(cost, *parts["test"], *parts["validation"])

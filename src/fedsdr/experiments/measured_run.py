@@ -34,11 +34,11 @@ class Options:
     against: Path | None = None
     """A run whose global model is judged against this one's; None: the base model alone."""
     data: str = ""
-    """Folder with the benchmarks' local data, or "hub"; empty: the run's own test examples."""
+    """Folder with local questions, or "hub"; empty: benchmarks take the run's own test examples."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks; empty: all that are there."""
+    """Names of benchmarks, or of tasks of retention; empty: all that are there."""
     limit: int = 0
-    """Examples of each benchmark; 0: all."""
+    """Questions of each task; 0: all, of retention `evaluate.retention.MOST`."""
     run_programs: bool = False
     """Whether tests of `data` may run."""
     scales: tuple[float, ...] = ()
@@ -49,14 +49,16 @@ class Options:
     def words(self, name: str) -> list[str]:
         """The options that a measurement uses, as words of the command line."""
         judge = {"--judge": self.judge, "--judge-model": self.judge_model}
+        questions = {
+            "--data": self.data,
+            "--tasks": ",".join(self.tasks),
+            "--limit": str(self.limit or ""),
+        }
         given = {
             "paradox": {"--nli": self.nli, **judge},
             "winrate": {**judge, "--against": str(self.against or "")},
-            "benchmarks": {
-                "--data": self.data,
-                "--tasks": ",".join(self.tasks),
-                "--limit": str(self.limit or ""),
-            },
+            "benchmarks": questions,
+            "retention": questions,
             "frontier": {
                 "--scales": ",".join(f"{scale:g}" for scale in self.scales),
                 "--rounds": ",".join(map(str, self.rounds)),

@@ -14,6 +14,7 @@ from fedsdr.analysis.transfer import loss_transfer
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import run_benchmarks
 from fedsdr.evaluate.judge import win_rate
+from fedsdr.evaluate.retention import MOST, retention
 from fedsdr.experiments.frontier import CONTROLS, cost_and_gain
 from fedsdr.experiments.frontier_scores import frontier_scores, one_word
 from fedsdr.experiments.measured_run import MeasuredRun
@@ -22,6 +23,7 @@ from fedsdr.federation.client_context import data_of
 from fedsdr.federation.export import require_global
 from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.model.adapters import LoraModel
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round, load_updates
@@ -107,19 +109,49 @@ def _survival(run: MeasuredRun) -> Event:
     return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
 
 
-def _benchmarks(run: MeasuredRun) -> Event:
-    model = run.model
-    options, settings = run.options, run.settings
-    require_global(settings, "benchmarks are of the base and the global model")
-    if options.data not in ("", "hub") and not Path(options.data).is_dir():
-        raise UserError(
-            f"--data = {options.data} is not a folder; give one laid out as in docs/data.md, or hub"
-        )
-    own = [example for client in run.clients for example in client.tests.examples]
+def _global_model(run: MeasuredRun, name: str) -> LoraModel:
+    """The model with the shared adapter of the last round, for questions at --data."""
+    require_global(run.settings, f"{name} is of the base and the global model")
+    data = run.options.data
+    if data not in ("", "hub") and not Path(data).is_dir():
+        raise UserError(f"--data = {data} is not a folder; give one laid out as in docs/data.md, or hub")
     last = checked_round(run.folder, None)
-    shared, residual = load_round(RunFolder(run.folder), last, settings.adapter.rank)
+    shared, residual = load_round(RunFolder(run.folder), last, run.settings.adapter.rank)
+    model = run.model
     model.load("shared", shared)
     model.load_residual(residual)
+    return model
+
+
+def _retention(run: MeasuredRun) -> Event:
+    options = run.options
+    model = _global_model(run, "retention")
+    if not options.data:
+        raise UserError(
+            "retention needs questions that no client has: give --data FOLDER, laid out as in docs/data.md,"
+            " or --data hub"
+        )
+    answers: list[Event] = []
+    records = retention(
+        model,
+        ("shared",),
+        options.tasks,
+        data=None if options.data == "hub" else Path(options.data),
+        limit=options.limit or MOST,
+        batch_size=run.settings.eval.batch_size,
+        answers=answers,
+    )
+    if not records:
+        raise UserError(f"--data = {options.data}: found no file of any task; docs/data.md lists them")
+    parts = [f"BBH: {', '.join(r['subjects'])}." for r in records if r["task"] == "bbh"]
+    note = f"At most {options.limit or MOST} questions of a task, the same for every run."
+    return {"records": records, "notes": [note, *dict.fromkeys(parts)], "answers": answers}
+
+
+def _benchmarks(run: MeasuredRun) -> Event:
+    options, settings = run.options, run.settings
+    model = _global_model(run, "benchmarks")
+    own = [example for client in run.clients for example in client.tests.examples]
     models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
     records: list[Event] = []
     answers: list[Event] = []
@@ -274,6 +306,7 @@ MEASUREMENTS: Mapping[str, Callable[[MeasuredRun], Event]] = {
     "survival": _survival,
     "paradox": _paradox,
     "benchmarks": _benchmarks,
+    "retention": _retention,
     "frontier": _frontier,
     "winrate": _win_rate,
 }

@@ -1,5 +1,6 @@
 """A client on its machine: its data as the model sees it, its rewritings, and its folder; read once."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
-from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite, rewrite_together
 from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.token_mask import weigh_tokens
 from fedsdr.errors import AnotherBaseModel, UserError
@@ -67,6 +68,10 @@ def _fit(domains: dict[str, Domain], settings: Settings) -> dict[str, Domain]:
     return fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
 
 
+TOGETHER = 64
+"""Parts of clients' data that are rewritten together: each has a lock on its file."""
+seconds_ahead: dict[str, float] = {}
+"""What rewriting for a client took before it was opened (`rewrite_all`)."""
 _clients: dict[tuple[str, str], ClientContext] = {}
 
 
@@ -113,17 +118,50 @@ def open_client(settings: Settings, who: int | str, root: Path, identity: str = 
             for notice in (*notices(domains), *program_notices(domains, settings.runs_programs, consent)):
                 say(f"  {notice}")
             data = own_data(domains, settings, str(who))
-        if not settings.runs_programs:
-            train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
-            data = ClientData(data.id, train, test)
-        _clients[key] = _open(settings, data, root / data.id)
+        _clients[key] = _open(settings, _allowed(settings, data), root / data.id)
     return _clients[key]
+
+
+def _allowed(settings: Settings, data: ClientData) -> ClientData:
+    """The client's data, without the programs where none may run."""
+    if settings.runs_programs:
+        return data
+    train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
+    return ClientData(data.id, train, test)
+
+
+def rewrite_all(settings: Settings, root: Path) -> None:
+    """Rewrite what the clients of a simulation will need, in batches that they share; each finds it saved.
+
+    Where a model's answers depend on the batch, or a server gives them, each client's are left to itself.
+    The seconds that it takes are counted at the clients, each by its share of the examples.
+    """
+    model, longest = model_of(settings), settings.model.max_length
+    if settings.distill.url or not model.base.has_independent_rows:
+        return
+    parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
+    parts += ["test"] * settings.eval.rewritings
+    wanted: list[tuple[str, Sequence[Example], Path]] = []
+    for client in data_of(settings)[1]:
+        data, folder = _allowed(settings, client), root / client.id
+        for part in parts:
+            examples = data.train if part == "train" else data.test
+            if examples and not ClientFolder(folder).rewritings(part).exists():
+                wanted.append((client.id, examples, cache_of(settings.run, folder) / "rewritings"))
+    for start in range(0, len(wanted), TOGETHER):
+        some, begun = wanted[start : start + TOGETHER], time.monotonic()
+        pairs = [(examples, folder) for _, examples, folder in some]
+        rewrite_together(model, pairs, settings.distill, 2 * longest)
+        each = (time.monotonic() - begun) / sum(len(examples) for examples, _ in pairs)
+        for name, rewritten, _ in some:
+            seconds_ahead[name] = seconds_ahead.get(name, 0.0) + each * len(rewritten)
 
 
 def close_clients() -> None:
     """Forget all clients, at the end of a run: the files may be others when the next one begins."""
     _clients.clear()
     _data.clear()
+    seconds_ahead.clear()
 
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:

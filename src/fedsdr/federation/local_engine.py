@@ -78,10 +78,9 @@ class LocalGrid(Grid):
         """Let each message's client answer at once and hold the replies."""
         ids: list[str] = []
         for message in messages:
-            request, node = self.request(message)
+            request, _ = self.request(message)
             ids.append(request.metadata.message_id)
-            reply = self.client_app(request, self.contexts[node])
-            self.replies[ids[-1]] = self.checked(reply, self.contexts[node])
+            self.replies[ids[-1]] = self._answer(request)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -97,6 +96,10 @@ class LocalGrid(Grid):
         """
         for message in messages:
             yield from self.pull_messages(self.push_messages([message]))
+
+    def _answer(self, request: Message) -> Message:
+        context = self.contexts[request.metadata.dst_node_id]
+        return self.checked(self.client_app(request, context), context)
 
     def close(self) -> None:
         """Nothing is left running."""

@@ -226,7 +226,7 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
 def _simulated(settings: Settings) -> Iterator["Grid"]:
     """All clients of the run on this machine, or on a cluster, until the end."""
     from fedsdr.federation.client_app import app
-    from fedsdr.federation.client_context import data_of
+    from fedsdr.federation.client_context import data_of, rewrite_all
     from fedsdr.federation.local_engine import LocalGrid
 
     clients = RunFolder(settings.run.dir).clients
@@ -240,6 +240,7 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
         workers, threads = grid.backend.num_workers, settings.run.threads
         say(f"  engine: Flower's simulation, {workers} workers of {threads} threads")
     else:
+        rewrite_all(settings, clients)
         grid = LocalGrid(app, num_clients, clients, **node)
     try:
         yield grid

@@ -184,7 +184,7 @@ def check_window(model: PreTrainedModel, longest: int) -> None:
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]  # of all layers, where none says
-    if window and "sliding_attention" in kinds and window < RowCache.room(longest):
+    if window and "sliding_attention" in kinds and window < Slots.room_for(longest):
         raise UnfitAttention(
             f"the model's sliding window of {window} tokens is shorter than {longest}, the longest that"
             " model.max_length allows with prompts of rewriting, and model.attention = 'grouped' does not"
@@ -192,25 +192,42 @@ def check_window(model: PreTrainedModel, longest: int) -> None:
         )
 
 
-class RowCache(DynamicLayer):
-    """Keys and values of one layer: prompts come in one row, then one token for each at a time.
-
-    Prompts are padded on the left. Room is taken for STEP tokens at a time, so not everything is copied
-    for each; keys and values are handed out with the empty room, which the mask must hide. (Handed out
-    without it they would not be contiguous, and each product would copy them.)
-    """
+class Slots:
+    """Which rows a batch of answers has, and how far each is written; the caches of all layers share one."""
 
     STEP = 16
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        super().__init__()
-        self.lengths = lengths
-        self.used = max(lengths)
+    def __init__(self, num: int, device: torch.device) -> None:
+        """Make empty rows."""
+        self.used = torch.zeros(num, dtype=torch.long, device=device)
+        """Columns of each row that are written (rows,); 0 in a row without a prompt."""
+        self.room = self.STEP
+        """Columns of the keys that are handed out."""
+        self.reading: tuple[list[int], list[int]] | None = None
+        """While prompts are read: their rows, and their lengths."""
 
     @classmethod
-    def room(cls, used: int) -> int:
+    def room_for(cls, used: int) -> int:
         """Columns of the keys that are handed out when so many are in use."""
         return -(-used // cls.STEP) * cls.STEP
+
+    def fit(self) -> None:
+        """Hand out as many columns as the next token of the longest row needs."""
+        self.room = self.room_for(int(self.used.max()) + 1)
+
+
+class RowCache(DynamicLayer):
+    """Keys and values of one layer: prompts come in one row, then one token for each row at a time.
+
+    Rows begin at the first column, whatever their lengths: what a row computes is the same to the last bit
+    beside any others, as far as the products are (`generation.rows_are_independent`). Keys and values are
+    handed out with the empty room, which the mask must hide. (Handed out without it they would not be
+    contiguous, and each product would copy them.)
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self.slots = slots
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -220,29 +237,30 @@ class RowCache(DynamicLayer):
         Returns:
             What the new tokens may look at: the prompts' own, later all (rows, groups, room, d).
         """
+        slots = self.slots
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = self._padded(key_states), self._padded(value_states)
+            shape = (len(slots.used), key_states.shape[1], slots.room, key_states.shape[3])
+            self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
+        self.keys, self.values = self._fitted(self.keys), self._fitted(self.values)
+        if slots.reading:
+            taken, lengths = slots.reading
+            for new, old in ((key_states, self.keys), (value_states, self.values)):
+                for row, part in zip(taken, new[0].split(lengths, dim=1), strict=True):
+                    old[row, :, : part.shape[1]] = part
             return key_states, value_states
-        missing = self.room(self.used + 1) - self.keys.shape[2]
-        if missing > 0:
-            self.keys, self.values = (pad(x, (0, 0, 0, missing)) for x in (self.keys, self.values))
-        self.keys[:, :, self.used] = key_states[:, :, 0]
-        self.values[:, :, self.used] = value_states[:, :, 0]
-        self.used += 1
+        rows = torch.arange(len(slots.used), device=slots.used.device)
+        self.keys[rows, :, slots.used] = key_states[:, :, 0]
+        self.values[rows, :, slots.used] = value_states[:, :, 0]
         return self.keys, self.values
 
-    def _padded(self, states: Tensor) -> Tensor:
-        """Give each prompt of the row a row of its own."""
-        _, groups, _, d = states.shape
-        rows = states.new_zeros(len(self.lengths), groups, self.room(self.used), d)
-        for row, part in zip(rows, states[0].split(self.lengths, dim=1), strict=True):
-            row[:, self.used - part.shape[1] : self.used] = part
-        return rows
+    def _fitted(self, x: Tensor) -> Tensor:
+        missing = self.slots.room - x.shape[2]
+        return pad(x, (0, 0, 0, missing)).contiguous() if missing else x
 
     def get_seq_length(self) -> int:
         """Columns in use."""
-        return self.used if self.is_initialized else 0
+        return int(self.slots.used.max()) if self.is_initialized else 0
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,13 @@ class Base:
     device: "torch.device"
     keeps_apart: bool
     """Whether its attention keeps conversations apart that lie one after the other in one row."""
+
+    @cached_property
+    def has_independent_rows(self) -> bool:
+        """Whether an answer does not depend on what else is written with it (`generation`)."""
+        from fedsdr.model.generation import rows_are_independent
+
+        return self.keeps_apart and rows_are_independent(self)
 
     @property
     def fingerprint(self) -> list[object]:

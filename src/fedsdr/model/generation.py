@@ -1,26 +1,31 @@
 """Answers of the model to a batch of prompts: greedy or sampled, each prompt with its own seed.
 
-One loop over a key-value cache, in which prompts are padded on the left; finished rows are taken out of
-the batch. Sampling adds Gumbel noise from the prompt's own generator and takes the largest entry,
-which draws exactly from the softmax (Gumbel-max), so a prompt's sample does not depend on which
-prompts share its batch or on any global random state.
+One loop over a key-value cache; the next prompts take the rows of answers that ended. Sampling adds Gumbel
+noise from the prompt's own generator and takes the largest entry, which draws exactly from the softmax
+(Gumbel-max), so a prompt's sample does not depend on which prompts share its batch or on any global random
+state.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from fedsdr.data.batching import by_length
 from fedsdr.data.conversation import trimmed
 from fedsdr.data.thinking import opened, without_thinking
-from fedsdr.model.attention import RowCache, additive, in_one_row
+from fedsdr.model.attention import RowCache, Slots, additive, in_one_row
 from fedsdr.model.base import Base
 
 TAIL = 8
 """Tokens at the end of a prompt in which a tag that opens thinking would be."""
+REFILL_FROM = 0.1
+"""New prompts are read when so large a share of the rows is free."""
 COMPACT_BELOW = 0.75
 """Finished rows are taken out when fewer than this share of the rows is still being written."""
 
@@ -46,88 +51,224 @@ class Sampling:
 
 
 def generate(
-    base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int] = ()
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int] = (),
+    num_rows: int = 0,
 ) -> list[Answer]:
+    """Continue every prompt as `stream` does, 0: all at a time; answers are in the order of the prompts."""
+    found = dict(stream(base, prompts, sampling, seeds, num_rows or len(prompts)))
+    return [found[place] for place in range(len(prompts))]
+
+
+def stream(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    num_rows: int,
+) -> Iterator[tuple[int, Answer]]:
     """Continue every prompt until the model ends its turn or the limit is reached.
 
-    Called inside `LoraModel.inference`.
+    The longest prompts come first. With attention that keeps conversations apart, the next prompts take the
+    rows of those that ended; else there is one batch after the other. Called inside `LoraModel.inference`.
 
     Args:
         base: The model, with adapters set as wanted.
-        prompts: Token ids of one batch.
+        prompts: Token ids.
         sampling: Limit, temperature and nucleus.
         seeds: One seed for each prompt; needed where the temperature is above 0.
+        num_rows: How many answers are written at a time.
 
-    Returns:
-        One answer for each prompt, in their order.
+    Yields:
+        The place of a prompt, and its answer, as they end.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    plan = by_length([len(prompt) for prompt in prompts], num_rows)
+    for places in [list(chain.from_iterable(plan))] if base.keeps_apart and plan else plan:
+        yield from _write(base, prompts, sampling, generators, places, num_rows)
+
+
+def _write(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    places: Sequence[int],
+    num_rows: int,
+) -> Iterator[tuple[int, Answer]]:
     ends = torch.tensor(base.model.generation_config.eos_token_id, device=base.device)
     head = base.model.get_output_embeddings()
-
-    written: list[list[int]] = [[] for _ in prompts]
-    finished = [False] * len(prompts)
-    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
-    width = max(map(len, prompts))
-    padding = torch.tensor([width - len(prompt) for prompt in prompts], device=base.device)
-    states, cache = read(base, prompts)
-    for num_written in range(1, sampling.max_new_tokens + 1):
-        tokens = _choose(
-            head(states).float(), sampling, [generators[row] for row in rows] if generators else []
-        )
+    unused = torch.Generator()
+    written: dict[int, list[int]] = {place: [] for place in places}
+    first, waiting = places[:num_rows], deque(places[num_rows:])
+    batch = begin(base, [prompts[place] for place in first])
+    rows: list[int | None] = [*first, *[None] * (len(batch.states) - len(first))]  # None: nothing to write
+    while True:
+        of_rows = [unused if row is None else generators[row] for row in rows] if generators else []
+        tokens = _choose(head(batch.states).float(), sampling, of_rows)
         ended = torch.isin(tokens, ends).tolist()
-        for row, token, end in zip(rows, tokens.tolist(), ended, strict=True):
-            if not finished[row] and not end:
+        for place, (row, token, end) in enumerate(zip(rows, tokens.tolist(), ended, strict=True)):
+            if row is None:
+                continue
+            if not end:
                 written[row].append(token)
-            finished[row] = finished[row] or end
-        open_rows = [place for place, row in enumerate(rows) if not finished[row]]
-        if not open_rows or num_written == sampling.max_new_tokens:
-            break
-        if len(open_rows) < COMPACT_BELOW * len(rows) and is_selectable(cache):
-            kept = torch.tensor(open_rows, device=base.device)
-            cache.batch_select_indices(kept)
-            tokens, padding = tokens[kept], padding[kept]
-            rows = [rows[place] for place in open_rows]
-        length = width + num_written
-        states = next_states(base, cache, tokens, padding, length)
-    texts = [_text(base.tokenizer, *pair) for pair in zip(prompts, written, strict=True)]
-    return [
-        Answer(text, done, len(tokens)) for text, done, tokens in zip(texts, finished, written, strict=True)
-    ]
+            if end or len(written[row]) == sampling.max_new_tokens:
+                tokens_of_row = written.pop(row)
+                yield row, Answer(_text(base.tokenizer, prompts[row], tokens_of_row), end, len(tokens_of_row))
+                rows[place] = None
+        if not written:
+            return
+        is_open = [row is not None for row in rows]
+        free = [place for place, is_written in enumerate(is_open) if not is_written]
+        if not waiting and sum(is_open) < COMPACT_BELOW * len(rows):
+            kept = batch.keep([place for place, is_written in enumerate(is_open) if is_written])
+            rows, tokens, is_open = [rows[k] for k in kept], tokens[kept], [is_open[k] for k in kept]
+        batch.step(tokens, torch.tensor(is_open, device=base.device))
+        if waiting and len(free) >= REFILL_FROM * len(rows):
+            taken = free[: len(waiting)]
+            for place in taken:
+                rows[place] = waiting.popleft()
+            batch.read(taken, [prompts[row] for place in taken if (row := rows[place]) is not None])
 
 
-def read(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
-    """States of the prompts' last tokens (prompts, d), and the cache to go on from."""
-    return (_read_in_one_row if base.keeps_apart else _read_padded)(base, prompts)
+def rows_are_independent(base: Base) -> bool:
+    """Whether an answer is the same to the last bit whatever else is written with it; tried on a few.
 
-
-def is_selectable(cache: Cache) -> bool:
-    """Whether rows can be taken out; layers that keep a state instead of keys and values have no way to."""
-    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
-
-
-def next_states(base: Base, cache: Cache, tokens: Tensor, padding: Tensor, length: int) -> Tensor:
-    """States (rows, d) of one more token of each row.
-
-    Args:
-        base: The model, with adapters set as wanted.
-        cache: Of all tokens before.
-        tokens: The new ones (rows,).
-        padding: How many columns of each row are padding (rows,).
-        length: Columns with the new one.
+    It is where the products of matrices add in the same order for any number of rows, as those in bfloat16 do
+    on processors that have it. Then which prompts share a batch is free: those of several clients may, and a
+    run in which they do equals a deployment, in which they cannot.
     """
-    columns = torch.arange(RowCache.room(length) if base.keeps_apart else length, device=base.device)
-    visible = (columns >= padding[:, None]) & (columns < length)
-    # transformers makes its own masks of (rows, columns), as sliding windows need them.
-    mask = additive(visible[:, None, None], base.dtype) if base.keeps_apart else visible.long()
-    states: Tensor = base.model.get_decoder()(
-        input_ids=tokens[:, None],
-        attention_mask=mask,
-        position_ids=(length - 1 - padding)[:, None],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, 0]
-    return states
+    alone = [[*range(3, 12)], [*range(20, 26)]]
+    others = [[*range(4, 304)], *([*range(5, 5 + num)] for num in range(4, 14))]
+    found = []
+    with torch.inference_mode():
+        for prompts in (alone, [*others, *alone], [*alone, *others[1:], *others[1:]]):
+            batch, at = begin(base, prompts), prompts.index(alone[0])
+            states = [batch.states[at : at + 2]]
+            for token in (30, 31, 32):
+                tokens = torch.full((len(batch.states),), token, device=base.device)
+                batch.step(tokens, torch.ones_like(tokens, dtype=torch.bool))
+                states.append(batch.states[at : at + 2])
+            found.append(torch.stack(states))
+    return all(torch.equal(found[0], other) for other in found[1:])
+
+
+def begin(base: Base, prompts: Sequence[Sequence[int]]) -> "Rows | Padded":
+    """Read the prompts of a batch."""
+    return (Rows if base.keeps_apart else Padded)(base, prompts)
+
+
+class Rows:
+    """A batch of answers by our attention: no padding is computed, and rows are independent of each other."""
+
+    MULTIPLE = 4
+    """The number of rows is a multiple: products of fewer rows are computed by other means."""
+
+    def __init__(self, base: Base, prompts: Sequence[Sequence[int]]) -> None:
+        num = self._whole(len(prompts))
+        self.base, self.slots = base, Slots(num, base.device)
+        self.cache = Cache(layers=[RowCache(self.slots) for _ in range(base.model.config.num_hidden_layers)])
+        self.states = torch.zeros(num, base.model.config.hidden_size, dtype=base.dtype, device=base.device)
+        """Of the last token of each row (rows, d)."""
+        self.read(range(len(prompts)), prompts)
+
+    @classmethod
+    def _whole(cls, num: int) -> int:
+        return -(-num // cls.MULTIPLE) * cls.MULTIPLE
+
+    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Begin new answers in rows that are free."""
+        lengths, device = [len(prompt) for prompt in prompts], self.base.device
+        taken = torch.tensor(rows, device=device)
+        self.slots.used[taken] = torch.tensor(lengths, device=device)
+        self.slots.fit()
+        ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)
+        self.slots.reading = [*rows], lengths
+        states = self.base.model.get_decoder()(
+            input_ids=ids, past_key_values=self.cache, use_cache=True, **in_one_row(lengths, device)
+        ).last_hidden_state
+        self.slots.reading = None
+        self.states[taken] = states[0, torch.tensor(lengths, device=device).cumsum(0) - 1]
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drop rows, but for these and as many as make their number whole; return those that are left."""
+        others = [row for row in range(len(self.states)) if row not in rows]
+        left = [*rows, *others[: self._whole(len(rows)) - len(rows)]]
+        kept = torch.tensor(left, device=self.base.device)
+        self.slots.used = self.slots.used[kept]
+        self.slots.used[len(rows) :] = 0
+        self.slots.fit()
+        for layer in self.cache.layers:
+            layer.batch_select_indices(kept)
+        self.states = self.states[kept]
+        return left
+
+    def step(self, tokens: Tensor, is_open: Tensor) -> None:
+        """Take one more token of each row (rows,); those that are not open stay empty."""
+        slots = self.slots
+        slots.used *= is_open
+        if int(slots.used.max()) >= slots.room:
+            slots.fit()
+        columns = torch.arange(slots.room, device=self.base.device)
+        visible = columns <= slots.used[:, None]
+        self.states = (
+            self.base.model.get_decoder()(
+                input_ids=tokens[:, None],
+                attention_mask=additive(visible[:, None, None], self.base.dtype),
+                position_ids=slots.used[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+            .last_hidden_state[:, 0]
+            .clone()
+        )
+        slots.used += is_open
+
+
+class Padded:
+    """A batch of answers by transformers' own means, for attention that knows one sequence a row."""
+
+    def __init__(self, base: Base, prompts: Sequence[Sequence[int]]) -> None:
+        self.base, self.length = base, max(map(len, prompts))
+        ids = torch.zeros(len(prompts), self.length, dtype=torch.long)
+        mask = torch.zeros(len(prompts), self.length, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, self.length - len(prompt) :] = torch.tensor(prompt)
+            mask[row, self.length - len(prompt) :] = 1
+        self.mask = mask.to(base.device)
+        self.cache = DynamicCache(config=base.model.config)
+        self.states = self._states(ids.to(base.device), (self.mask.cumsum(dim=1) - 1).clamp(min=0))
+
+    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        """No answer begins in a batch that others are in."""
+        raise NotImplementedError
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drop other rows; layers that keep a state instead of keys and values have no way to."""
+        if not all(hasattr(layer, "batch_select_indices") for layer in self.cache.layers):
+            return [*range(len(self.mask))]
+        kept = torch.tensor(rows, device=self.base.device)
+        self.cache.batch_select_indices(kept)
+        self.mask, self.states = self.mask[kept], self.states[kept]
+        return [*rows]
+
+    def step(self, tokens: Tensor, is_open: Tensor) -> None:
+        """Take one more token of each row (rows,)."""
+        del is_open
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        self.states = self._states(tokens[:, None], self.mask.sum(dim=1, keepdim=True) - 1)
+
+    def _states(self, ids: Tensor, positions: Tensor) -> Tensor:
+        states: Tensor = self.base.model.get_decoder()(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        return states
 
 
 def _text(tokenizer: Any, prompt: Sequence[int], written: list[int]) -> str:
@@ -141,37 +282,6 @@ def _text(tokenizer: Any, prompt: Sequence[int], written: list[int]) -> str:
     for content in special:
         answer = answer.replace(content, "")
     return trimmed(answer)
-
-
-def _read_in_one_row(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
-    """By our attention: no padding is computed."""
-    lengths = [len(prompt) for prompt in prompts]
-    cache = Cache(layers=[RowCache(lengths) for _ in range(base.model.config.num_hidden_layers)])
-    ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=base.device)
-    states = base.model.get_decoder()(
-        input_ids=ids, past_key_values=cache, use_cache=True, **in_one_row(lengths, base.device)
-    ).last_hidden_state
-    return states[0, torch.tensor(lengths, device=base.device).cumsum(0) - 1], cache
-
-
-def _read_padded(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
-    """The same by transformers' own means, for attention that knows one sequence a row."""
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(base.device), mask.to(base.device)
-    cache = DynamicCache(config=base.model.config)
-    states = base.model.get_decoder()(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return states[:, -1], cache
 
 
 def _choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:

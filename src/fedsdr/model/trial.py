@@ -10,7 +10,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import first_line
-from fedsdr.model.generation import is_selectable, next_states, read
+from fedsdr.model.generation import begin
 from fedsdr.model.loss import response_loss
 
 PROMPTS = (tuple(range(3, 12)), tuple(range(20, 26)))
@@ -59,13 +59,12 @@ def _one_gradient(model: LoraModel) -> None:
 def _cache_differs(model: LoraModel) -> bool:
     """Whether a prompt that is padded goes on from the cache otherwise than it does alone, without one."""
     base, last = model.base, 30
-    _, cache = read(base, PROMPTS)
-    rows = [1] if is_selectable(cache) else [0, 1]
-    if len(rows) == 1:
-        cache.batch_select_indices(torch.tensor(rows, device=base.device))
-    padding = torch.tensor([len(PROMPTS[0]) - len(PROMPTS[row]) for row in rows], device=base.device)
-    tokens = torch.full_like(padding, last)
-    state = next_states(base, cache, tokens, padding, len(PROMPTS[0]) + 1)[-1]
+    batch = begin(base, PROMPTS)
+    rows = batch.keep([1])
+    batch.step(
+        torch.full((len(rows),), last, device=base.device), torch.tensor(rows, device=base.device) == 1
+    )
+    state = batch.states[rows.index(1)]
     ids = torch.tensor([[*PROMPTS[1], last]], device=base.device)
     alone = base.model.get_decoder()(ids, use_cache=False).last_hidden_state[0, -1]
     tolerance = 0.1 if base.dtype == torch.float32 else 0.5  # a router may choose other experts

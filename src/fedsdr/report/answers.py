@@ -160,6 +160,32 @@ def benchmark_sheet(records: Sequence[Event]) -> Sheet:
     )
 
 
+def retention_blocks(name: str, record: Event) -> list[Block]:
+    """Tasks of the base, and by how much the global model differs."""
+    records = record["records"]
+    rows = tuple(
+        (
+            r["task"],
+            r["metric"],
+            number(r["base"], 3),
+            number(r["tuned"], 3),
+            with_interval(r, 3),
+            str(r["num"]),
+        )
+        for r in records
+    )
+    sheet = Sheet(
+        "Retention: difference to the base, by question, with 95 % interval",
+        "llrrrr",
+        ("task", "metric", "base", "global", "difference", "n"),
+        rows,
+        tuple(records),
+        note="Shares of right answers, but for loss, in nats a word, where more is worse. Mean: of the tasks"
+        " with acc or acc_norm; its interval covers the draw of questions, not of tasks.",
+    )
+    return [Table(f"{name}-table", sheet)]
+
+
 def win_rate_blocks(name: str, record: Event) -> list[Block]:
     """Win rates by domain."""
     records = record["records"]

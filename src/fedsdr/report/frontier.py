@@ -96,7 +96,8 @@ def _panel(model: str, control: str, points: Sequence[Event], left: float) -> st
             path = "L".join(f"{a} {b}" for a, b in [(x.at(0), y.at(0)), *at])
             parts.append(f'<path d="M{path}" fill="none" stroke="{colour}"{dash}/>')
             parts += _marks(some, at, colour, arm == control, y)
-        title = f"{arm} (control; dashed: after half of the rounds)" if arm == control else arm
+        earlier = "; dashed: after fewer rounds" * (len(rounds) > 1)
+        title = f"{arm} (control{earlier})" if arm == control else f"{arm} (filled: lambda = 1)"
         top = HEIGHT + 16 * (place + 0.5)
         parts.append(f'<circle cx="{LEFT + 6}" cy="{top - 4}" r="4" fill="{colour}"/>')
         parts.append(f'<text x="{LEFT + 18}" y="{top}">{escape(title)}</text>')

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedsdr.errors import UserError
 from fedsdr.report.alignment import likeness_blocks, map_blocks, transfer_blocks
-from fedsdr.report.answers import benchmark_blocks, paradox_blocks, win_rate_blocks
+from fedsdr.report.answers import benchmark_blocks, paradox_blocks, retention_blocks, win_rate_blocks
 from fedsdr.report.blocks import Block, Table, Text, Titled
 from fedsdr.report.consistency import consistency_blocks, survival_blocks
 from fedsdr.report.frontier import frontier_blocks
@@ -26,6 +26,7 @@ SHOWN: dict[str, tuple[str, str, Callable[[str, Event], list[Block]]]] = {
     "consistency": ("consistency", "Updates", consistency_blocks),
     "survival": ("consistency", "What is left of a client's gain", survival_blocks),
     "benchmarks": ("benchmarks", "Benchmarks", benchmark_blocks),
+    "retention": ("benchmarks", "Retention", retention_blocks),
     "frontier": ("benchmarks", "Cost and gain", frontier_blocks),
     "winrate": ("benchmarks", "Win rates", win_rate_blocks),
 }

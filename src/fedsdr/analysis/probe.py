@@ -1,0 +1,187 @@
+"""Whether rewriting is likely to pay, by a rule on what is known before training; and how right the rule is.
+
+In: what `experiments.probe` found at each client, and for judging the outcomes of trainings. Out: an advice
+for each client, or how well each number foresees the outcomes.
+
+The rule: a rewriting suits its example if it passes the checks and keeps the ground truth, is likelier to the
+base model than the true response (log p by token), and has at most twice as many words. Where the 95 %
+interval (Wilson) of the share of suited examples lies above one half, rewrite; below, train on the true
+responses; else it is undecided. The rule is ours, after one finding: one-word labels that became sentences
+cost more than all else. It has not been validated.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from fedsdr.data.files import Row
+from fedsdr.errors import UserError
+from fedsdr.stats import wilson
+from fedsdr.storage import Event
+
+PLAIN = "passed"
+"""The plain rule: rewrite if most pass."""
+FEATURES = {
+    PLAIN: 1,
+    "suited": 1,
+    "loss_change": -1,
+    "length_ratio": -1,
+    "js_change": -1,
+    "gradient_change": 1,
+}
+"""What is known beforehand -> 1 where more of it should favour rewriting, -1 where less should."""
+MOST_WORDS = 2.0
+"""Words of a rewriting over words of its true response, from which on it does not suit."""
+LEAST_CASES = 30
+
+Case = Event
+"""{"domain", "outcomes": gain of rewriting over true responses by seed, and any of `FEATURES`}."""
+
+
+def advice(num_suited: int, num: int) -> str:
+    """Advise "rewrite", "raw" or "undecided" for a client, by how many of its examples rewriting suits."""
+    low, high = wilson(num_suited / num, num)
+    return "rewrite" if low > 0.5 else "raw" if high < 0.5 else "undecided"
+
+
+def read_cases(rows: Sequence[Row]) -> list[Case]:
+    """Check the cases of a file.
+
+    Raises:
+        UserError: With file and line: a case lacks its domain or outcomes, or a value is no number.
+    """
+    for place, row in rows:
+        if not isinstance(row.get("domain"), str):
+            raise UserError(
+                f"{place}: domain = {row.get('domain')!r}; expected the name of the case's domain"
+            )
+        outcomes = row.get("outcomes")
+        if not isinstance(outcomes, list) or not outcomes or not all(map(_is_number, outcomes)):
+            raise UserError(
+                f"{place}: outcomes = {outcomes!r}; expected a list of numbers: of each seed, what rewriting"
+                " gained over true responses"
+            )
+        for name in FEATURES:
+            if row.get(name) is not None and not _is_number(row[name]):
+                raise UserError(f"{place}: {name} = {row[name]!r}; expected a number, or none")
+    return [row for _, row in rows]
+
+
+def judge(cases: Sequence[Case]) -> Event:
+    """How well each feature foresees which cases rewriting pays in: those with a mean outcome above 0.
+
+    - auc: the share of pairs of a case that paid and one that did not which the feature has in the right
+      order, ties counted half; of a feature whose sign in `FEATURES` is -1, of its negative.
+    - low, high: 95 % interval by the jackknife over whole domains, since cases of one domain are alike:
+      auc -+ t sqrt((G - 1) / G sum_g (auc_g - mean)^2), auc_g without domain g of G, t with G - 1 degrees of
+      freedom (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11). None where a domain
+      less leaves no such pair.
+    - difference: auc less that of `PLAIN` on the same cases, with its interval likewise.
+    - held_out: share of cases judged rightly by the threshold that is best on all other domains.
+
+    Returns:
+        "records", one for each feature that at least one case of either kind has; "taken": the plain rule,
+        or the best feature that is better than it for certain (difference's interval above 0); "advised":
+        how many cases were given an advice, and for what share it was right; "notes".
+
+    Raises:
+        UserError: Rewriting paid in all cases, or in none.
+    """
+    paid = [_paid(case) for case in cases]
+    if len(set(paid)) < 2:
+        kind = "all" if paid and paid[0] else "none"
+        raise UserError(f"rewriting paid in {kind} of the {len(cases)} cases; both kinds are needed to judge")
+    records = [_judged(name, cases) for name in FEATURES]
+    records = [record for record in records if record["auc"] is not None]
+    better = [record for record in records if (record["difference_low"] or 0) > 0]
+    decided = [case for case in cases if case.get("advice") in ("rewrite", "raw")]
+    right = [(case["advice"] == "rewrite") == _paid(case) for case in decided]
+    notes = [f"Rewriting paid in {sum(paid)} of {len(cases)} cases of {len(_domains(cases))} domains."]
+    if len(cases) < LEAST_CASES:
+        notes.append(f"Fewer than {LEAST_CASES} cases: no rule is validated by them.")
+    return {
+        "records": records,
+        "taken": max(better, key=lambda record: record["auc"])["feature"] if better else PLAIN,
+        "advised": {"num": len(decided), "right": sum(right) / len(right) if right else None},
+        "notes": notes,
+    }
+
+
+def _judged(name: str, cases: Sequence[Case]) -> Event:
+    known = [case for case in cases if case.get(name) is not None]
+    record: Event = {"feature": name, "num": len(known), "auc": _auc(name, known)}
+    record["low"], record["high"] = _jackknife(lambda some: _auc(name, some), known, 0.0)
+    both = [case for case in known if case.get(PLAIN) is not None]
+    record["difference"] = _gain(name, both)
+    ends = _jackknife(lambda some: _gain(name, some), both, -1.0)
+    record["difference_low"], record["difference_high"] = ends
+    record["held_out"] = _held_out(name, known)
+    return record
+
+
+def _auc(name: str, cases: Sequence[Case]) -> float | None:
+    paid = [_paid(case) for case in cases]
+    if len(set(paid)) < 2:
+        return None
+    return float(roc_auc_score(paid, [FEATURES[name] * case[name] for case in cases]))
+
+
+def _gain(name: str, cases: Sequence[Case]) -> float | None:
+    own, plain = _auc(name, cases), _auc(PLAIN, cases)
+    return None if own is None or plain is None else own - plain
+
+
+def _jackknife(
+    statistic: Callable[[Sequence[Case]], float | None], cases: Sequence[Case], least: float
+) -> tuple[float, float] | tuple[None, None]:
+    """Ends of the interval of a statistic between `least` and 1, by leaving out whole domains."""
+    domains, whole = _domains(cases), statistic(cases)
+    without = [statistic([case for case in cases if case["domain"] != name]) for name in domains]
+    values = [value for value in without if value is not None]
+    if whole is None or len(values) < max(2, len(domains)):
+        return None, None
+    from scipy import stats
+
+    num = len(values)
+    error = math.sqrt((num - 1) * float(np.var(values)))
+    half = float(stats.t.ppf(0.975, num - 1)) * error
+    return max(least, whole - half), min(1.0, whole + half)
+
+
+def _held_out(name: str, cases: Sequence[Case]) -> float | None:
+    """Share judged rightly, each domain by the threshold of the others; None for a single domain."""
+    right = []
+    for domain in _domains(cases):
+        others = [case for case in cases if case["domain"] != domain]
+        if not others:
+            return None
+        threshold = _threshold(name, others)
+        own = [case for case in cases if case["domain"] == domain]
+        right += [(FEATURES[name] * case[name] > threshold) == _paid(case) for case in own]
+    return sum(right) / len(right) if right else None
+
+
+def _threshold(name: str, cases: Sequence[Case]) -> float:
+    """The threshold that judges most cases rightly: below all values, or midway between two neighbours."""
+    pairs = sorted((FEATURES[name] * case[name], _paid(case)) for case in cases)
+    values = sorted({value for value, _ in pairs})
+    middles = [(a + b) / 2 for a, b in pairwise(values)]
+    return max(
+        [-math.inf, *middles, math.inf],
+        key=lambda threshold: sum((value > threshold) == paid for value, paid in pairs),
+    )
+
+
+def _domains(cases: Sequence[Case]) -> list[str]:
+    return sorted({case["domain"] for case in cases})
+
+
+def _paid(case: Case) -> bool:
+    return sum(case["outcomes"]) > 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,237 @@
+"""`fedsdr probe`: at each client, whether rewriting is likely to pay. Minutes; nothing is trained or written.
+
+A sample of each client's training examples is rewritten as the recipe says. Test examples are not looked at.
+The rule, and how it is judged by trainings that were made, are in `analysis.probe`.
+"""
+
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fedsdr.analysis.alignment import LEAST_WORDS, text_alignment
+from fedsdr.analysis.gradients import gradient_alignment
+from fedsdr.analysis.probe import MOST_WORDS, advice, judge, read_cases
+from fedsdr.analysis.transfer import example_losses
+from fedsdr.config import Settings
+from fedsdr.data.checks import lost, num_words
+from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.examples import Example
+from fedsdr.data.files import file_rows
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewriting import Rewriting
+from fedsdr.errors import UserError
+from fedsdr.federation.client_context import data_of
+from fedsdr.federation.model_cache import model_of
+from fedsdr.model.adapters import LoraModel
+from fedsdr.progress import say, within
+from fedsdr.report.sheets import Sheet, grouped, number, signed, signed_interval, with_interval
+from fedsdr.seeds import seed_for
+from fedsdr.stats import paired, wilson
+from fedsdr.storage import Event
+
+NOT_VALIDATED = (
+    "The advice follows a plain rule (docs/measurements.md) that no set of trainings has validated yet: take"
+    " it as a hint, and compare on validation examples where it matters."
+)
+
+
+def probe(settings: Settings, num: int) -> Event:
+    """Probe every client of a recipe.
+
+    Args:
+        settings: Of the run that is planned; its method does not matter.
+        num: Training examples of a client, drawn by `run.seed`; all of a client that has fewer.
+
+    Returns:
+        "records", one for each client: client, domain, num; passed, suited (shares of the sample); low, high
+        of suited; loss_change (nats by token, rewriting minus true response, over the rewritings that pass)
+        with its interval; length_ratio of words; js, js_change, gradient, gradient_change (mean over pairs
+        with the other clients; changes are rewritten minus raw, None where they cannot be had); advice. And
+        "notes".
+    """
+    # Pooled methods would put all clients into one.
+    settings = settings.model_copy(update={"method": "fedsd"})
+    model, clients = model_of(settings), data_of(settings)[1]
+    samples: dict[str, list[Example]] = {}
+    rewritings: dict[str, list[Rewriting]] = {}
+    longest = settings.model.max_length
+    with tempfile.TemporaryDirectory() as aside:
+        cache = Path(settings.run.cache or aside) / "rewritings"
+        for client in clients:
+            draw = random.Random(seed_for(settings.run.seed, "probe", client.id))
+            some = draw.sample(client.train, min(num, len(client.train)))
+            samples[client.id] = (
+                some if settings.runs_programs else [replace(example, tests="") for example in some]
+            )
+            with within(client.id):
+                new = rewrite(model, samples[client.id], settings.distill, 2 * longest, cache)
+            tokenizer = model.base.tokenizer
+            rewritings[client.id] = fall_back_where_cut(tokenizer, samples[client.id], new, longest)
+    say("comparing")
+    views: dict[str, dict[str, list[Conversation]]] = {"raw": {}, "distilled": {}}
+    for name, examples in samples.items():
+        texts = {"raw": [e.response for e in examples], "distilled": [n.distilled for n in rewritings[name]]}
+        for view, some_texts in texts.items():
+            views[view][name] = [
+                encode(model.base.tokenizer, example, text, longest)
+                for example, text in zip(examples, some_texts, strict=True)
+            ]
+    notes = [NOT_VALIDATED]
+    records = [
+        _of_client(model, name, samples[name], rewritings[name], views, settings.eval.batch_size)
+        for name in samples
+    ]
+    likeness = _likeness(model, samples, rewritings, views, settings, notes)
+    return {"records": [record | likeness[record["client"]] for record in records], "notes": notes}
+
+
+def _of_client(
+    model: LoraModel,
+    name: str,
+    examples: Sequence[Example],
+    new: Sequence[Rewriting],
+    views: Mapping[str, Mapping[str, Sequence[Conversation]]],
+    batch_size: int,
+) -> Event:
+    with model.inference(()):
+        raw, distilled = (
+            example_losses(model.base, views[view][name], batch_size)
+            / [len(text.ids) - text.prompt_length for text in views[view][name]]
+            for view in ("raw", "distilled")
+        )
+    passed = [place for place, one in enumerate(new) if one.prompt]
+    words = [(num_words(new[place].distilled), num_words(examples[place].response)) for place in passed]
+    suited = [
+        place
+        for place, (after, before) in zip(passed, words, strict=True)
+        if not lost(examples[place], new[place].distilled)
+        and distilled[place] < raw[place]
+        and after <= MOST_WORDS * before
+    ]
+    num = len(examples)
+    low, high = wilson(len(suited) / num, num)
+    change = paired(distilled[passed].tolist(), raw[passed].tolist()) if passed else None
+    return {
+        "client": name,
+        "domain": ", ".join(sorted({example.domain for example in examples})),
+        "num": num,
+        "passed": len(passed) / num,
+        "suited": len(suited) / num,
+        "low": low,
+        "high": high,
+        "loss_change": float(np.mean(distilled[passed] - raw[passed])) if passed else None,
+        "loss_change_low": change.low if change else None,
+        "loss_change_high": change.high if change else None,
+        "length_ratio": sum(after for after, _ in words) / max(1, sum(b for _, b in words))
+        if words
+        else None,
+        "advice": advice(len(suited), num),
+    }
+
+
+def _likeness(
+    model: LoraModel,
+    samples: Mapping[str, Sequence[Example]],
+    rewritings: Mapping[str, Sequence[Rewriting]],
+    views: Mapping[str, Mapping[str, Sequence[Conversation]]],
+    settings: Settings,
+    notes: list[str],
+) -> dict[str, Event]:
+    """Likeness of each client to the others, in words and in gradients of the fresh shared adapter."""
+    seed = settings.run.seed
+    pairs = {
+        name: [(e.response, new.distilled) for e, new in zip(some, rewritings[name], strict=True)]
+        for name, some in samples.items()
+    }
+    # Labels have too few words to compare, and would leave the others without a number.
+    wordy = {
+        name: some
+        for name, some in pairs.items()
+        if min(sum(map(num_words, texts)) for texts in zip(*some, strict=True)) >= 4 * LEAST_WORDS
+    }
+    model.initialise("shared", seed_for(seed, "shared"))
+    model.load_residual({})
+    found: dict[str, Event] = {name: {} for name in samples}
+    for key, measure, compare in (
+        ("js", "js", lambda: text_alignment(wordy, seed)),
+        (
+            "gradient",
+            "gradient_corrected",
+            lambda: gradient_alignment(model, views, settings.client.batch_size, seed),
+        ),
+    ):
+        records: list[Event] = []
+        try:
+            records = [record for record in compare() if record["measure"] == measure and record["b"]]
+        except UserError as reason:
+            notes.append(f"{measure} was not measured: {reason}.")
+        for name in samples:
+            own = grouped((r["view"], r["value"]) for r in records if name in (r["a"], r["b"]))
+            for field, view in ((key, "raw"), (f"{key}_change", "difference")):
+                values = [value for value in own.get(view, ()) if value is not None]
+                found[name][field] = sum(values) / len(values) if values else None
+    return found
+
+
+def probe_sheet(found: Event) -> Sheet:
+    """A row for each client."""
+    return Sheet(
+        "Is rewriting likely to pay? With 95 % intervals",
+        "lrrrrrrrl",
+        ("client", "n", "passed", "suited", "loss by token, change", "words, ratio",
+         "divergence, change", "gradient cosine, change", "advice"),
+        tuple(
+            (
+                r["client"],
+                str(r["num"]),
+                number(r["passed"], 2),
+                with_interval(r, 2, "suited"),
+                _change(r, "loss_change"),
+                number(r["length_ratio"], 2),
+                signed(r["js_change"], 2),
+                signed(r["gradient_change"], 2),
+                r["advice"],
+            )
+            for r in found["records"]
+        ),
+        tuple(found["records"]),
+    )  # fmt: skip
+
+
+def judge_cases(path: Path) -> Event:
+    """Judge the rule, and each number, by cases in a file of `analysis.probe.Case`.
+
+    Raises:
+        UserError: A case is malformed, or all outcomes are of one kind.
+    """
+    return judge(read_cases(file_rows(path)))
+
+
+def cases_sheet(found: Event) -> Sheet:
+    """A row for each number."""
+    records = found["records"]
+    return Sheet(
+        "How well numbers known beforehand foresee where rewriting pays, with 95 % intervals over domains",
+        "lrrrr",
+        ("number", "cases", "AUC", "AUC less the plain rule's", "right in domains left out"),
+        tuple(
+            (
+                r["feature"],
+                str(r["num"]),
+                with_interval(r, 2, "auc"),
+                _change(r, "difference"),
+                number(r["held_out"], 2),
+            )
+            for r in records
+        ),
+        tuple(records),
+    )
+
+
+def _change(record: Event, key: str) -> str:
+    interval = signed_interval(record[f"{key}_low"], record[f"{key}_high"], 2)
+    return f"{signed(record[key], 2)} {interval}"

@@ -1,0 +1,86 @@
+"""The documentation: its links, its commands, and the pages that are made from the program."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from fedsdr import cli
+from fedsdr.catalogue import all_rows
+from tools import docs_pages
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("docs/results/*.md"))
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
+OLD = re.compile(r"\b(is|are) told\b|\btells\b|\bwhat would do\b|\bspeaks against\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", DOCS + FRONT, ids=lambda path: path.name)
+def test_links_lead_somewhere_and_old_phrases_are_gone(path: Path):
+    text = path.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        is_made = path.parent.name == "docs" and target in docs_pages.MADE
+        assert target.startswith("http") or is_made or (path.parent / target).exists(), target
+    assert [found[0] for found in OLD.finditer(text)] == []
+
+
+@pytest.mark.parametrize("path", DOCS + FRONT, ids=lambda path: path.name)
+def test_commands_that_docs_name_exist(path: Path):
+    known = {name for name, _ in _named(typer.main.get_command(cli.app), "")}
+    for line in re.findall(r"(?:^|`)fedsdr ([a-z](?:eploy )?[a-z-]*)", path.read_text("utf-8"), re.MULTILINE):
+        words = line.split()
+        name = " ".join(words[:2]) if words[0] == "deploy" and len(words) > 1 else words[0]
+        assert name in known, line
+
+
+def test_made_pages_hold_every_setting_and_command():
+    made = docs_pages.pages()
+    assert all(f"`{row.key}`" in made["settings.md"] for row in all_rows())
+    commands = [
+        f"## fedsdr {name}\n"
+        for name, is_group in _named(typer.main.get_command(cli.app), "")
+        if not is_group
+    ]
+    assert len(commands) > 10
+    assert [title for title in commands if title not in made["commands.md"]] == []
+
+
+@pytest.mark.run
+def test_the_tutorial_runs_as_it_stands(tmp_path: Path):
+    blocks = re.findall(
+        r"^```\n(.*?)^```$", (ROOT / "docs" / "tutorial.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    commands = "\n".join([*blocks, "fedsdr export runs/fedsdr whole --merged"])
+    script = f'set -e\nfedsdr() {{ {sys.executable} -m fedsdr.cli "$@"; }}\n{commands}'
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=540,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "whole" / "model.safetensors").exists()
+    assert "did not fit" not in done.stderr
+
+
+@pytest.mark.run
+def test_the_site_builds_strictly(tmp_path: Path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "site" / "settings" / "index.html").exists()
+
+
+def _named(command, prefix: str):
+    for key, one in getattr(command, "commands", {}).items():
+        if not one.hidden:
+            is_group = hasattr(one, "commands")
+            yield f"{prefix}{key}", is_group
+            yield from _named(one, f"{prefix}{key} ")
