@@ -80,7 +80,7 @@ def rewrite_together(
     Their prompts share batches where that changes no answer (`Base.has_independent_rows`): the few that are
     left for later tries would take nearly as long as a full batch at each client.
     """
-    tries = [_tries(model, examples, distill) for examples, _ in clients]
+    tries = [_tries(model, examples, distill, longest) for examples, _ in clients]
     asked: dict[int, tuple[str, list[Example]]] = {}
     rewritings: dict[int, list[Rewriting]] = {}
 
@@ -104,7 +104,7 @@ def rewrite_together(
 
 
 def _tries(
-    model: LoraModel, examples: Sequence[Example], distill: Distill
+    model: LoraModel, examples: Sequence[Example], distill: Distill, longest: int
 ) -> Generator[tuple[str, list[Example]], list[Answer | None], list[Rewriting]]:
     """Yield one prompt after the other with the examples that wait for it, and take the answers."""
     prompts = distill.prompts[:1] if distill.verify == "off" else distill.prompts
