@@ -141,17 +141,20 @@ def rewrite_all(settings: Settings, root: Path) -> None:
         return
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings
-    for part in parts:
+    # Test responses are chosen otherwise than training ones, and then have batches of their own.
+    groups = [parts] if settings.distill.only == "all" else [[part] for part in parts]
+    for group in groups:
         wanted: list[tuple[str, Sequence[Example], Path]] = []
         for client in data_of(settings)[1]:
             data, folder = _allowed(settings, client), root / client.id
-            examples = data.train if part == "train" else data.test
-            if examples and not ClientFolder(folder).rewritings(part).exists():
-                wanted.append((client.id, examples, cache_of(settings.run, folder) / "rewritings"))
+            for part in group:
+                examples = data.train if part == "train" else data.test
+                if examples and not ClientFolder(folder).rewritings(part).exists():
+                    wanted.append((client.id, examples, cache_of(settings.run, folder) / "rewritings"))
         for start in range(0, len(wanted), TOGETHER):
             some, begun = wanted[start : start + TOGETHER], time.monotonic()
             pairs = [(examples, folder) for _, examples, folder in some]
-            rewrite_together(model, pairs, _distill_of(settings, part), 2 * longest)
+            rewrite_together(model, pairs, _distill_of(settings, group[0]), 2 * longest)
             each = (time.monotonic() - begun) / sum(len(examples) for examples, _ in pairs)
             for name, rewritten, _ in some:
                 seconds_ahead[name] = seconds_ahead.get(name, 0.0) + each * len(rewritten)
