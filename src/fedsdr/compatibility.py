@@ -17,8 +17,9 @@ from fedsdr.methods import (
     ROBUST_AGGREGATORS,
     look_up,
 )
-from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind
-from fedsdr.rules import RULES, USES, Rule, Test, Use
+from fedsdr.plugins import ORIGINS, load_plugins
+from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind, Rule, Test, Use
+from fedsdr.rules import RULES, USES
 
 TABLES: Mapping[str, Mapping[str, Any]] = {
     "method": METHODS,
@@ -49,6 +50,7 @@ def check(settings: Any) -> None:
         UserError: A name is in no table.
         ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
     """
+    load_plugins()
     for key, table in TABLES.items():
         named = attrgetter(key)(settings)
         for name in (named,) if isinstance(named, str) else named:
@@ -79,6 +81,7 @@ def allowed_with(key: str, name: str) -> dict[str, list[str]]:
 
 def as_json() -> dict[str, Any]:
     """All tables, and the pairs that go together: setting -> name -> other setting -> its names."""
+    load_plugins()
     tables = {
         key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
         for key, table in TABLES.items()
@@ -90,12 +93,14 @@ def as_json() -> dict[str, Any]:
 
 def as_text() -> str:
     """All tables, and what goes with what, for the terminal."""
+    load_plugins()
     lines = []
     width = max(len(name) for table in TABLES.values() for name in table) + 2
     for key, table in TABLES.items():
         lines.append(f"{key} =")
         for name, row in table.items():
-            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{row.paper}"]
+            source = f"{row.paper} ({ORIGINS[key, name]})" if (key, name) in ORIGINS else row.paper
+            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{source}"]
     lines.append("All choices go together, except:")
     for under, needs, reason in _rows("", ", "):
         lines += [f"  {under}: {needs}", f"    {reason}"]
@@ -122,6 +127,8 @@ def as_used(key: str) -> str:
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
     """Conditions, requirements and reason of each rule, in words."""
     for rule in RULES:
+        if not all(_names(key, test) for key, test in rule.under.items()):
+            continue  # no row of a plugin is there
         under = " and ".join(_words(key, test, quote) for key, test in rule.under.items())
         yield under, between.join(_words(key, test, quote) for key, test in rule.needs.items()), rule.reason
 

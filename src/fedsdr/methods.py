@@ -2,7 +2,7 @@
 
 A row is data, of a type in `rows`. The functions behind its name live in its package: `client`, `server` and
 `distill` look them up. What goes with what is in `compatibility`. This file imports nothing heavy, so that
-`fedsdr --help` answers at once.
+`fedsdr --help` answers at once. `plugins` adds the rows of other packages.
 """
 
 import difflib
@@ -41,7 +41,7 @@ PERSONAL: Mapping[Personal, str] = {
     "own": "base + shared adapter as the client itself last trained it",
 }
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "fedit": Method(
         "plain federated LoRA: the shared adapter on the raw data",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
@@ -144,7 +144,7 @@ METHODS: Mapping[str, Method] = {
     ),
 }
 
-AGGREGATIONS: Mapping[str, Aggregation] = {
+AGGREGATIONS: dict[str, Aggregation] = {
     "average": Aggregation(
         "separate means of A and B",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
@@ -257,7 +257,7 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
     ),
 }
 
-OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the target: server.optimize
+OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target: server.optimize
     "fedavg": Optimizer("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629", reads=()),
     "fedavgm": Optimizer(
         "momentum, undamped: in steady state its steps are 1 / (1 - beta1) times those of fedavg",
@@ -284,7 +284,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
     ),
 }
 
-PROMPTS: Mapping[str, Named] = {  # for the teacher: distill.prompts
+PROMPTS: dict[str, Named] = {  # for the teacher: distill.prompts
     "reference": Named("instruction and reference answer; write your own response", SDFT_PAPER),
     "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "ours"),
     "turn": Named("question, answer, then: say that again in your own words", "ours"),

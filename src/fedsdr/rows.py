@@ -1,7 +1,8 @@
-"""The types of the rows in `methods`."""
+"""The types of the rows in `methods` and of the rules in `compatibility`."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Adapter = Literal["shared", "private"]
 View = Literal["raw", "distilled", "mixed", "likely"]
@@ -165,10 +166,14 @@ class Aggregation(Named):
     ranks: Literal["one", "any", "several"] = "one"
     """Whether clients must have the same rank (one), may differ (any) or must differ (several)."""
 
+    is_own: bool = False
+    """Whether it is a plugin's (`plugins`), which decides itself how numbers of clients become one."""
+
     @property
     def is_plain(self) -> bool:
         """Whether the server takes the plain mean of every number that a client sends."""
-        return self.is_linear and not self.is_turned and not self.kept and self.ranks == "one"
+        is_mean = self.is_linear and not self.is_own and not self.is_turned
+        return is_mean and not self.kept and self.ranks == "one"
 
     def keeps(self, key: str) -> bool:
         """Whether the tensor of that PEFT key learns and stays at the client."""
@@ -223,3 +228,30 @@ class Optimizer(Named):
 def has_global(method: Method, aggregation: Aggregation) -> bool:
     """Whether a run has a global model: all factors of the shared adapter that learn are shared."""
     return method.shares and not aggregation.kept
+
+
+Test = tuple[Any, ...] | Callable[[Any], bool]
+"""What a setting must be: one of these values, or a choice whose row has a property."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Under some settings, others are restricted."""
+
+    under: Mapping[str, Test]
+    """Setting -> what it must be for the rule to hold; all of them."""
+    needs: Mapping[str, Test]
+    """Setting -> what it must be then."""
+    reason: str
+    """Continues the sentence "... does not go with these settings, which ..."."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A setting, or a section, that only some choices read. Under others it must have its default."""
+
+    setting: str
+    key: str
+    by: Test
+    but: tuple[str, ...] = ()
+    """Settings of the section that others read too."""

@@ -1,35 +1,6 @@
 """Which settings go together, which do not, and why: the rules, as data (`compatibility`)."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-Test = tuple[Any, ...] | Callable[[Any], bool]
-"""What a setting must be: one of these values, or a choice whose row has a property."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Under some settings, others are restricted."""
-
-    under: Mapping[str, Test]
-    """Setting -> what it must be for the rule to hold; all of them."""
-    needs: Mapping[str, Test]
-    """Setting -> what it must be then."""
-    reason: str
-    """Continues the sentence "... does not go with these settings, which ..."."""
-
-
-@dataclass(frozen=True)
-class Use:
-    """A setting, or a section, that only some choices read. Under others it must have its default."""
-
-    setting: str
-    key: str
-    by: Test
-    but: tuple[str, ...] = ()
-    """Settings of the section that others read too."""
-
+from fedsdr.rows import Rule, Use
 
 RULES = (
     Rule(
@@ -41,6 +12,11 @@ RULES = (
             "server.mean_of_rounds": (1,),
         },
         "aggregates whole products B A, on which nothing can work number by number",
+    ),
+    Rule(
+        {"server.aggregation": lambda row: row.is_own},
+        {"server.robust": ("none",)},
+        "decides itself how the clients' numbers become one",
     ),
     Rule(
         {"server.aggregation": lambda row: row.is_turned},

@@ -54,7 +54,7 @@ def print_result(result: Any, as_json: bool) -> None:
         print(coloured("✗", str(notice)) if notice.is_warning else notice)
     answers = read_answers(run, read_settings(result.folder).server.num_rounds)
     gains = gain_records(result.base, result.final, answers)
-    print(f"\n{did_it_help(gains, read_lines(run.log))}\n")
+    print("\n" + "\n".join(did_it_help(gains, read_lines(run.log))) + "\n")
     print_sheet(gain_sheet(gains))
     print_scores(result.base, result.final)
     no_global = f"none is global; `fedsdr export {result.folder} NEW --client NAME` writes a client's"

@@ -407,3 +407,15 @@ def test_runs_that_lack_what_a_measurement_needs_are_passed_over(grid, tmp_path:
     assert not (to / "fedit/seed-0/measurements/map.json").exists()
     with pytest.raises(UserError, match="survival could not be measured in any run: what the clients sent"):
         measure_grid(to, ["map", "survival"], Options())
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_the_user_learns_which_run_goes_on_and_when_all_will_be_done(grid, tmp_path: Path, capfd, jobs: int):
+    compare(grid(seeds="[0]"), tmp_path / "out", jobs)
+    lines = [line for line in capfd.readouterr().err.splitlines() if re.match(r"run \d|.*ended;", line)]
+    assert lines[0] == "run 1 of 2 begins: fedit, seed 0"
+    assert "run 2 of 2 begins: fedsd, seed 0" in lines
+    (ended,) = [line for line in lines if "ended" in line]
+    assert re.fullmatch(
+        r"fedit, seed 0 ended; all 2 in about \d+ (s|min \d+ s) \(\d+ \w+, \d\d:\d\d\)", ended
+    )

@@ -12,10 +12,13 @@ from fedsdr.experiments.comparison import (
     domain_comparison,
     rate_choice,
     score_comparison,
+    sign,
 )
 from fedsdr.experiments.grid_runs import GridRun
+from fedsdr.experiments.page import did_they_help
 
 AGAINST_FEDIT = Group([], "fedit", "fedit")
+AGAINST_ALL = Group(["fedit", "fedsd"], "fedit", "fedit")
 SCORES = {"fedit": [0.50, 0.40, 0.60], "fedsd": [0.55, 0.50, 0.66], "fedsdr": [0.50, 0.43, 0.59]}
 
 
@@ -42,6 +45,35 @@ def test_arms_are_compared_with_the_baseline_seed_by_seed_and_corrected_together
     assert records["fedsdr"]["p_holm"] == pytest.approx(raw["fedsdr"])
     assert records["base"]["sd"] == 0
     assert records["base"]["num_seeds"] == 3
+
+
+def test_arms_are_compared_with_the_base_model_and_better_and_worse_are_marked():
+    """Scores are 0.3 above the base's on average; losses are equal, so nothing is tested and nothing marked."""
+    sheet = score_comparison(runs(), AGAINST_FEDIT)
+    records = {record["arm"]: record for record in sheet.records}
+    assert records["fedit"]["difference_base"] == pytest.approx(0.5 - 0.2)
+    assert records["base"]["difference_base"] is None
+    by_seed = score_comparison(_with_losses([1.2, 1.1, 1.0], [2.2, 2.1, 1.9]), AGAINST_FEDIT, "loss")
+    lower, higher = (next(r for r in by_seed.records if r["arm"] == arm) for arm in ("fedit", "fedsd"))
+    raw = [stats.ttest_rel(values, [2.0] * 3).pvalue for values in ([1.2, 1.1, 1.0], [2.2, 2.1, 1.9])]
+    assert lower["p_holm_base"] == pytest.approx(2 * min(raw))
+    assert sign(lower, "loss", "_base") == "✓"
+    assert sign(higher, "loss", "_base") == "?"
+    assert sign(higher, "loss") == "✗"  # against fedit
+    assert by_seed.rows[1][5:7] == ("✓ -0.900", "-")
+    assert by_seed.rows[2][5:7] == ("? +0.067", "✗ +0.967")
+    made = compare_runs(_with_losses([1.2, 1.1, 1.0], [2.2, 2.1, 1.9]), {"": AGAINST_ALL}, [])
+    assert (
+        did_they_help(made)[-1] == "Loss, true responses, global models against fedit: worse: fedsd +0.967."
+    )
+
+
+def _with_losses(*losses: list[float]) -> list[GridRun]:
+    return [
+        GridRun(arm, seed, {"global": table(0.2)}, {"global": {"mean": {"loss": loss, "words": 1.0}}}, [], {})
+        for arm, found in zip(("fedit", "fedsd"), losses, strict=True)
+        for seed, loss in enumerate(found)
+    ]
 
 
 def test_a_personalised_model_is_never_compared_with_a_global_one():

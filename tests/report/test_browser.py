@@ -287,7 +287,11 @@ def test_a_grid_has_verdicts_scores_and_tabs(
 ) -> None:
     folder, settings = make_run()
     environment = read_json(folder / "environment.json")
-    page = visit(write_grid_report(folder, grid_comparison, "", settings, environment), width=width)
+    links = [("fedit, seed 0", "fedit/seed-0/report.html")]
+    path = write_grid_report(folder, grid_comparison, "", settings, environment, links=links)
+    page = visit(path, width=width)
+    assert page.locator("#part-runs-section a").get_attribute("href") == links[0][1]
+    assert page.locator(".summary figure circle").count() > 0  # the forest plots
     assert "undecided" in page.locator(".verdicts li").text_content()
     assert page.locator(".summary table").count() == 2  # scores, in either way
     for tab in ("part-1", "part-2", "part-domains"):

@@ -33,20 +33,22 @@ def test_the_sentence_names_the_gain_whether_it_is_significant_the_losses_and_th
     final = {"global": scores({"math": (0.15, 40, 0.6), "code": (0.05, 40, 0.78)}),
              "personalised": scores({"math": (0.9, 40, 0.5), "code": (0.8, 40, 0.5)})}  # fmt: skip
     events = [{"distill/num_examples@after": 48, "distill/num_fallback/cut_off": 5}]
-    assert did_it_help(gain_records(base, final, {}), events) == (
+    assert did_it_help(gain_records(base, final, {}), events) == [
         "The global model's share of right answers is equal to the base's (80 answers: not significant); loss"
-        " 2.21 -> 0.69. The personalised models' share of right answers is 0.75 higher than the base's (80"
-        " answers: significant); loss 2.21 -> 0.50. 5 of 48 rewritings fell back."
-    )
+        " goes from 2.21 to 0.69.",
+        "The personalised models' share of right answers is 0.75 higher than the base's (80 answers:"
+        " significant); loss goes from 2.21 to 0.50.",
+        "5 of 48 rewritings fell back.",
+    ]
 
 
 def test_nothing_is_said_of_a_model_without_a_mean_or_where_nothing_was_evaluated():
     base = {"global": scores({"math": (0.1, 40, 2.0)})}
     part = {"personalised": {"math": row(0.5, 40, 1.0)}}  # a client was never sampled
     records = gain_records(base, part, {})
-    assert did_it_help(records, []) == ""
+    assert did_it_help(records, []) == []
     assert gain_sheet(records).rows[0][0] == "math"
-    assert did_it_help(gain_records({}, {}, {}), [{"distill/num_fallback/cut_off": 5}]) == ""
+    assert did_it_help(gain_records({}, {}, {}), [{"distill/num_fallback/cut_off": 5}]) == []
 
 
 def test_a_domain_without_ground_truth_has_a_loss_and_no_share():
@@ -55,7 +57,7 @@ def test_a_domain_without_ground_truth_has_a_loss_and_no_share():
     records = gain_records(base, final, {})
     assert {record["metric"] for record in records} == {"loss"}
     assert gain_sheet(records).rows == (("chat", "-0.500"), ("mean", "-0.500"))
-    assert did_it_help(records, []) == "The global model's loss 2.00 -> 1.50."
+    assert did_it_help(records, []) == ["The global model's loss goes from 2.00 to 1.50."]
 
 
 def test_answers_to_the_same_prompts_narrow_the_interval():
@@ -121,3 +123,10 @@ def test_the_page_shows_answers_of_all_models_next_to_the_truth(make_run):
     page = write_report(folder, settings).read_text()
     assert "personalised4 1" in page and "personalised4 2" not in page
     assert page.index("share of right answers is") < page.index("Differences to the base model")
+
+
+def test_gain_at_its_cost_heads_the_page_where_it_was_measured(make_measured):
+    folder, settings = make_measured()
+    page = write_report(folder, settings).read_text()
+    said = "At lambda = 1 the global model gains 0.500 nats of loss at a distance of 0.2000 nats"
+    assert page.index(said) < page.index("Differences to the base model")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsdr.callbacks import OnStep
 from fedsdr.client.drift import ANCHORS, NO_DRIFT, Drift, by_control_variates
 from fedsdr.client.fedala import aggregate_locally
 from fedsdr.client.scaffold import ControlVariates
@@ -74,6 +75,8 @@ class Participant:
     views: Views
     ledger: Ledger | None = None
     """Its account of noised updates, where it has one."""
+    on_step: OnStep | None = None
+    """Called after each optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def run_round(model: LoraModel, client: Participant, plan: Plan, server_round: i
         _seed(plan, client, "round", server_round),
         plan.aggregation.factors,
         _drift(model, plan, control_variates, received),
+        client.on_step,
     )
 
     trained = {key: value.numpy() for key, value in model.state("shared").items()}
@@ -179,7 +183,8 @@ def _prepare(
             return {}, {}
         with within("before round 1"):
             seed = _seed(plan, client)
-            return before_rounds(model, plan.method, client.views, plan.before_rounds, seed), {}
+            views, training = client.views, plan.before_rounds
+            return before_rounds(model, plan.method, views, training, seed, client.on_step), {}
     if plan.method.on_receive == "take":
         return {}, {}
     weights, metrics = aggregate_locally(

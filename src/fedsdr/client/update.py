@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fedsdr.callbacks import OnStep
 from fedsdr.client.drift import NO_DRIFT, Drift
 from fedsdr.config import Client, FDLoRA
 from fedsdr.data.batching import data_order
@@ -24,7 +25,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
-from fedsdr.progress import here, track, within
+from fedsdr.progress import here, note, track, within
 from fedsdr.rows import Factor, Method, Stage, View
 from fedsdr.seeds import seed_for
 
@@ -49,6 +50,7 @@ def local_update(
     seed: int,
     shared_factors: Sequence[Factor] = ("A", "B"),
     drift: Drift = NO_DRIFT,
+    on_step: OnStep | None = None,
 ) -> dict[str, float]:
     """Train the adapters through all stages, in place.
 
@@ -61,6 +63,7 @@ def local_update(
         seed: Seed of this client and round; data order is a function of it and the stage.
         shared_factors: Which factors of the shared adapter learn (`Aggregation.factors`).
         drift: What corrects the steps of the shared adapter.
+        on_step: Called after each step.
 
     Returns:
         For each stage, by its name: mean loss per response token over its steps, of the first and of
@@ -74,6 +77,7 @@ def local_update(
         for number, stage in enumerate(method.stages)
     ]
     num_cycles = method.cycles or max(num_steps)
+    names = method.stage_names()
     seeds = [seed_for(seed, "stage", "+".join(stage.train), stage.on) for stage in method.stages]
     learning = [
         _learn(model, stage, views[stage.on], training, rate * stage.rate, stage_seed, shared_factors, drift)
@@ -86,10 +90,13 @@ def local_update(
             # Dropout draws from torch's own generator and takes no other.
             with within(f"{'+'.join(stage.train)} on {stage.on}"), torch.random.fork_rng():
                 torch.manual_seed(seed_for(seeds[number], "cycle", cycle))
-                taken[number] += [next(learning[number]) for _ in track(range(num), "steps")]
+                for _ in track(range(num), "steps"):
+                    taken[number].append(next(learning[number]))
+                    if on_step:
+                        on_step(names[number], *taken[number][-1])
     model.set(active=(), train=())
     metrics: dict[str, float] = {}
-    for name, steps in zip(method.stage_names(), taken, strict=True):
+    for name, steps in zip(names, taken, strict=True):
         metrics |= summarise(name, steps)
     return metrics
 
@@ -158,6 +165,7 @@ def train_steps(
         optimizer.step()
         drift.after_step(rate)
         optimizer.zero_grad()
+        note(f"loss {step_loss:.3f}")
         yield Step(step_loss, num_tokens)
 
 
@@ -173,7 +181,12 @@ def summarise(name: str, steps: Sequence[Step]) -> dict[str, float]:
 
 
 def before_rounds(
-    model: LoraModel, method: Method, views: Views, training: Client, seed: int
+    model: LoraModel,
+    method: Method,
+    views: Views,
+    training: Client,
+    seed: int,
+    on_step: OnStep | None = None,
 ) -> dict[str, float]:
     """Train the private adapter through the stages before round 1, in place, at the rate of round 1.
 
@@ -185,12 +198,15 @@ def before_rounds(
         views: The client's conversations.
         training: Of `before_training`.
         seed: Seed of this client.
+        on_step: Called after each step.
 
     Returns:
         As `local_update`, with "before-" in front of the stages' names.
     """
     rate = training.learning_rate
-    metrics = local_update(model, method.before(), views, training, rate, seed_for(seed, "before"))
+    metrics = local_update(
+        model, method.before(), views, training, rate, seed_for(seed, "before"), on_step=on_step
+    )
     return {key.replace("train/", "train/before-", 1): value for key, value in metrics.items()}
 
 

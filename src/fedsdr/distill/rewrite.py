@@ -34,7 +34,9 @@ from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
 from fedsdr.model.template import as_taken
+from fedsdr.plugins import FUNCTIONS
 from fedsdr.progress import track, within
+from fedsdr.rows import Named
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
 
@@ -242,12 +244,13 @@ class _Saved:
         sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
         self.hashes = [content_hash(as_record(example)) for example in examples]
         engine = ["server", distill.served_name, distill.template_args] if distill.url else base.fingerprint
+        self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
+        wording = self.turns if prompt in FUNCTIONS[Named] else VERSION  # a plugin's wording has no version
         key = content_hash(
-            __version__, base.identity, engine, prompt, VERSION, asdict(sampling), distill.seed,
+            __version__, base.identity, engine, prompt, wording, asdict(sampling), distill.seed,
             distill.batch_size, longest, self.hashes,
         )  # fmt: skip
         self.path = folder / f"{prompt}-{key}.jsonl"
-        self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
         self.prompts = [encode_prompt(base.tokenizer, some) for some in self.turns]
         fitting = [index for index, ids in enumerate(self.prompts) if len(ids) <= longest]
         batches = by_length([len(self.prompts[index]) for index in fitting], distill.batch_size)

@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from fedsdr.experiments.grid_runs import VERDICTS, GridRun, compare_arms, correct, ends, means
-from fedsdr.experiments.refutation import refutation
+from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, correct, ends, means
+from fedsdr.experiments.refutation import LEVEL, refutation
 from fedsdr.report.events import cost_records, data_size, total_costs
+from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
 from fedsdr.report.sheets import NONE, Sheet, grouped, number, signed, signed_interval
 from fedsdr.storage import Event
 
@@ -43,6 +44,7 @@ COSTS = {
     "seconds": "all s",
     "peak_memory": "peak",
 }
+LOWER_IS_BETTER = ("loss", "loss_distilled", "unsupported_rate")
 BYTES = ("num_bytes_up", "num_bytes_down", "peak_memory")
 
 
@@ -106,7 +108,7 @@ def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: S
 
 
 def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score", equal: str = "") -> Sheet:
-    """Mean over domains of one metric: mean and spread over seeds, and the difference to the baseline.
+    """Mean over domains of one metric: mean and spread over seeds, and differences to base and baseline.
 
     Global models are compared with the baseline's global model, personalised ones with its personalised one.
     Where the metric is a mean of verdicts on answers, a second test covers the draw of examples too.
@@ -115,17 +117,32 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
     suffixes = ("", "_examples") if metric in VERDICTS else ("",)
     records: list[Event] = []
     for (arm, model), of_seed in means(runs, metric).items():
-        gain = compare_arms(runs, (arm, model), (group.baseline_of(model), model), metric)
+        against = group.baseline_of(model)
+        gain = compare_arms(runs, (arm, model), (against, model), metric)
         record: Event = {"arm": arm, "model": model, "num_seeds": len(of_seed), **_spread(of_seed.values())}
-        record["difference"] = fmean(gain.by_seed) if gain else None
+        record |= {"against": against, "difference": fmean(gain.by_seed) if gain else None}
         tests = (gain.over_seeds, gain.over_examples) if gain else (None, None)
         for suffix, test in zip(suffixes, tests, strict=False):
             record |= {**ends(test, suffix), f"p_holm{suffix}": test and test.p}
+        raised = compare_arms(runs, (arm, model), BASE, metric)
+        last = None
+        if raised:
+            last = raised.over_examples if metric in VERDICTS else raised.over_seeds
+        record |= {"difference_base": fmean(raised.by_seed) if raised else None}
+        record |= {**ends(last, "_base"), "p_holm_base": last and last.p}
         records.append(record)
-    for suffix in suffixes:
+    for suffix in (*suffixes, "_base"):
         correct(records, f"p_holm{suffix}")
     is_one = group.baseline == group.personal_baseline
-    heads = ["arm", "model", "seeds", "mean", "sd", f"minus {group.baseline if is_one else 'baseline'}"]
+    heads = [
+        "arm",
+        "model",
+        "seeds",
+        "mean",
+        "sd",
+        "minus base",
+        f"minus {group.baseline if is_one else 'baseline'}",
+    ]
     for over in ("seeds", "seeds, examples")[: len(suffixes)]:
         heads += [f"95 % ({over})", "p (Holm)"]
     baselines = f"; against {group.baseline}, personalised against {group.personal_baseline}"
@@ -140,7 +157,8 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
                 str(record["num_seeds"]),
                 number(record["mean"], digits),
                 number(record["sd"], digits),
-                signed(record["difference"], digits),
+                _signed(record, metric, "_base", digits),
+                _signed(record, metric, suffixes[-1], digits),
                 *(text for suffix in suffixes for text in _test(record, suffix, digits)),
             )
             for record in records
@@ -237,6 +255,31 @@ def _cost(name: str, value: float | None) -> str:
 
 def _given(equal: str) -> str:
     return f"; {equal}" if equal else ""
+
+
+def sign(record: Event, metric: str, suffix: str = "") -> str:
+    """Whether a difference is better, worse or undecided, after Holm's correction; "" where it is untested.
+
+    Args:
+        record: Of `score_comparison`.
+        metric: Decides which sign is better; words are neither.
+        suffix: Of the test: "_base" to the base model, else to the baseline.
+    """
+    p, difference = (
+        record.get(f"p_holm{suffix}"),
+        record["difference_base" if suffix == "_base" else "difference"],
+    )
+    if p is None or metric == "words":
+        return ""
+    if p >= LEVEL:
+        return UNDECIDED
+    return BETTER if (difference < 0) == (metric in LOWER_IS_BETTER) else WORSE
+
+
+def _signed(record: Event, metric: str, suffix: str, digits: int) -> str:
+    """A difference that its sign leads."""
+    value = record["difference_base" if suffix == "_base" else "difference"]
+    return f"{sign(record, metric, suffix)} {signed(value, digits)}".strip()
 
 
 def _test(record: Event, suffix: str, digits: int) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class GridRun:
     method: str = ""
     rest: str = ""
     """Hash of all settings except method, learning rate and [run]."""
+    rounds: Mapping[int, Scores] = field(default_factory=dict)
+    """Scores of every round that was evaluated; 0 is the base model."""
 
     def scores(self, arm: Arm) -> Mapping[str, dict[str, float]]:
         """Scores of a model by domain; {} where the run is of another arm or has no such model."""
@@ -62,8 +64,13 @@ def means(runs: Sequence[GridRun], metric: str) -> dict[Arm, dict[int, float]]:
 
 
 def compare_arms(runs: Sequence[GridRun], arm: Arm, baseline: Arm, metric: str) -> Gain | None:
-    """Compare two arms on the same seeds and prompts; None without a common seed."""
-    by_arm = means([run for run in runs if run.arm in (arm[0], baseline[0])], metric)
+    """Compare an arm with another, or with the base model, on the same seeds and prompts.
+
+    Returns:
+        None without a common seed.
+    """
+    runs = [run for run in runs if run.arm in (arm[0], baseline[0])]  # each has a base model, too
+    by_arm = means(runs, metric)
     mine, others = by_arm.get(arm, {}), by_arm.get(baseline, {})
     seeds = sorted(mine.keys() & others.keys())
     if arm == baseline or not seeds:
@@ -105,7 +112,8 @@ def _verdicts(runs: Sequence[GridRun], arm: Arm, verdict: str) -> dict[int, dict
     found: dict[int, dict[tuple[str, str, int], bool]] = {}
     for run in runs:
         seen: Counter[tuple[str, str]] = Counter()
-        for record in run.answers.get(arm[1], ()) if run.arm == arm[0] else ():
+        model = "base" if arm == BASE else arm[1]
+        for record in run.answers.get(model, ()) if arm == BASE or run.arm == arm[0] else ():
             texts = "\0".join(record[key] for key in ("instruction", "input", "output"))
             seen[record["domain"], texts] += 1
             if record[verdict] is not None:

@@ -1,19 +1,22 @@
-"""The page of a grid: the arms side by side, with the spread over seeds, and every table."""
+"""The page of a grid: what the arms gained, side by side, with the spread over seeds, and every table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedsdr.config import Settings
-from fedsdr.experiments.comparison import Comparison
-from fedsdr.report.blocks import Block, Drawing, Tab, Table
+from fedsdr.experiments.comparison import COMPARED, Comparison, sign
+from fedsdr.experiments.grid_runs import VERDICTS, GridRun
+from fedsdr.report.blocks import Block, Drawing, Links, Tab, Table, Titled
 from fedsdr.report.facts import data_fact, model_fact
-from fedsdr.report.figures import comparison_figure
+from fedsdr.report.figures import comparison_figure, curve_figure, forest_figure
+from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
 from fedsdr.report.page import render, tested
-from fedsdr.storage import write_file
+from fedsdr.report.sheets import grouped, signed
+from fedsdr.storage import Event, write_file
 
 COMMON = {
-    "frontier": "Gain at equal cost",
     "refutation": "Does rectification help?",
     "consistency": "Consistency",
     "arms": "Arms",
@@ -21,6 +24,11 @@ COMMON = {
     "rates": "Learning rates",
 }
 """Tables of all step budgets, and their titles."""
+HEAD = ("frontier",)
+"""Tables of all step budgets that head the page."""
+SIGNS = {BETTER: "better", WORSE: "worse", UNDECIDED: "undecided", "": "undecided"}
+JUDGED = ("score", "loss")
+"""Metrics of the sentences, the forest plot and the curves."""
 
 
 def write_grid_report(
@@ -29,6 +37,8 @@ def write_grid_report(
     status: str,
     settings: Settings,
     environment: Mapping[str, Any],
+    runs: Sequence[GridRun] = (),
+    links: Sequence[tuple[str, str]] = (),
     frontier: str = "",
 ) -> Path:
     """Write `report.html` into a grid's folder.
@@ -39,29 +49,37 @@ def write_grid_report(
         status: What is missing; empty for a finished grid.
         settings: Of one of its runs; what the page shows of them is common to all.
         environment: What that run's environment.json holds.
+        runs: The finished runs, for the curves over rounds.
+        links: Name and relative path of each run's page.
         frontier: Drawing of gain over cost, as SVG; empty where it was not measured.
     """
     tabs: list[Tab] = []
-    first: list[Table] = []
+    first: list[Block] = [Drawing(frontier)] * bool(frontier)
+    first += [Table(name, comparison.sheets[name]) for name in HEAD if name in comparison.sheets]
     for place, (equal, records) in enumerate(comparison.drawn.items(), start=1):
         prefix = f"{place}-" if len(comparison.drawn) > 1 else ""
         own = [
             Table(name, sheet)
             for name, sheet in comparison.sheets.items()
-            if name not in COMMON and name.startswith(prefix)
+            if name not in (*COMMON, *HEAD) and name.startswith(prefix)
         ]
         if not records:  # none of its runs is finished yet
             continue
-        first.append(own.pop(0))
         title = equal[:1].upper() + equal[1:] or "Comparison"
+        if differences := list(_differences(records)):
+            first += [Titled(title)] * bool(prefix)
+            first.append(forest_figure(differences, f"differences-{place}"))
+        first.append(own.pop(0))
         tabs.append(
             Tab(f"part-{place}", title, title, [comparison_figure(records, f"comparison-{place}"), *own])
         )
+    if curves := list(_curves(runs)):
+        tabs.append(Tab("part-rounds", "Rounds", "Over rounds", [curve_figure(curves, "curves")]))
     for name, title in COMMON.items():
         if name in comparison.sheets:
-            table = Table(name, comparison.sheets[name])
-            blocks: list[Block] = [Drawing(frontier), table] if name == "frontier" else [table]
-            tabs.append(Tab(f"part-{name}", title, title, blocks))
+            tabs.append(Tab(f"part-{name}", title, title, [Table(name, comparison.sheets[name])]))
+    if links:
+        tabs.append(Tab("part-runs", "Runs", "Pages of the runs", [Links(links)]))
     drawn = [record for records in comparison.drawn.values() for record in records]
     arms = dict.fromkeys(record["arm"] for record in drawn if record["arm"] != "base")
     seeds = {record["num_seeds"] for record in drawn}
@@ -79,7 +97,7 @@ def write_grid_report(
             data_fact(environment, ", the same for every seed"),
         ],
         notices=[],
-        sentence="",
+        sentences=did_they_help(comparison),
         verdicts=tested(comparison.verdicts),
         first=first,
         tabs=tabs,
@@ -87,3 +105,53 @@ def write_grid_report(
     path = folder / "report.html"
     write_file(path, page)
     return path
+
+
+def did_they_help(comparison: Comparison) -> list[str]:
+    """Say by metric and kind of model which arms are better, worse or undecided against their baseline."""
+    sentences = []
+    for equal, records in comparison.drawn.items():
+        found = (record for record in _differences(records) if record["against"] != "base")
+        groups = grouped(((r["metric"], r["model"], r["against"]), r) for r in found)
+        for (metric, model, against), own in groups.items():
+            words = grouped((r["sign"], f"{r['arm']} {signed(r['difference'])}") for r in own)
+            parts = [
+                f"{word}: {', '.join(words[word])}" for word in dict.fromkeys(SIGNS.values()) if word in words
+            ]
+            given = f" ({equal})" if equal else ""
+            name = COMPARED[metric][0].capitalize()
+            sentences.append(f"{name}, {model} models against {against}{given}: {'; '.join(parts)}.")
+    return sentences
+
+
+def _differences(records: Sequence[Event]) -> Iterator[Event]:
+    """Each difference to the base model and to the baseline, with its interval and what it says."""
+    for record in (record for record in records if record["metric"] in JUDGED):
+        metric = record["metric"]
+        for suffix, against in (("_base", "base"), ("_examples" * (metric in VERDICTS), record["against"])):
+            difference = record["difference_base" if against == "base" else "difference"]
+            if difference is not None:
+                yield {
+                    "title": f"{COMPARED[metric][0]}, minus {against}",
+                    **{key: record[key] for key in ("metric", "arm", "model")},
+                    "against": against,
+                    "difference": difference,
+                    "low": record[f"low{suffix}"],
+                    "high": record[f"high{suffix}"],
+                    "sign": SIGNS[sign(record, metric, suffix)],
+                }
+
+
+def _curves(runs: Sequence[GridRun]) -> Iterator[Event]:
+    """Mean over seeds of each metric, by kind of model, arm and round; all models begin at the base model."""
+    found = grouped(
+        ((f"{COMPARED[metric][0]}, {model} models", run.arm, number), scores["mean"][metric])
+        for run in runs
+        for number, table in sorted(run.rounds.items())
+        for model in ("global", "personalised")
+        if model in run.final
+        for metric in JUDGED
+        if metric in (scores := table.get("global" if number == 0 else model, {})).get("mean", {})
+    )
+    for (title, arm, number), values in found.items():
+        yield {"title": title, "arm": arm, "round": number, "value": fmean(values)}

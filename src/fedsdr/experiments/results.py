@@ -69,8 +69,10 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
     status = f"unfinished: {len(runs)} of {len(planned)} runs" if len(runs) < len(planned) else ""
     example = results[0][2].folder
     environment = read_json(RunFolder(example).environment)
+    pages = [(f"{arm}, seed {seed}", place / "report.html") for arm, seed, place in planned]
+    links = [(name, str(page.relative_to(folder))) for name, page in pages if page.exists()]
     return comparison.sheets, write_grid_report(
-        folder, comparison, status, read_settings(example), environment, drawing
+        folder, comparison, status, read_settings(example), environment, runs, links, drawing
     )
 
 
@@ -149,7 +151,10 @@ def _read_run(arm: str, seed: int, result: Result) -> GridRun:
         mode="json", exclude={"run": True, "method": True, "client": {"learning_rate"}}
     )
     events = read_lines(run.log)
-    return GridRun(arm, seed, result.base, result.final, events, answers, settings.method, content_hash(rest))
+    rounds = run.evaluations()
+    return GridRun(
+        arm, seed, result.base, result.final, events, answers, settings.method, content_hash(rest), rounds
+    )
 
 
 def _agreement(

@@ -21,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
+from fedsdr.callbacks import OnStep, step_hook
 from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, load_adapters, run_round
 from fedsdr.client.secure import Session, begin
 from fedsdr.client.update import before_training
@@ -116,7 +117,8 @@ def train(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
     model, plan = model_of(settings), _plan(settings)
-    participant, sent = _participant(client, node), _broadcast(message, plan, model)
+    on_step = step_hook(settings, client.id, server_round)
+    participant, sent = _participant(client, node, on_step), _broadcast(message, plan, model)
     with within(f"round {server_round}, {client.id}"):
         reply = run_round(model, participant, plan, server_round, sent)
     metrics = reply.metrics | {"round": server_round, "num_examples": len(client.data.train)}
@@ -239,8 +241,8 @@ def _plan(settings: Settings) -> Plan:
     )
 
 
-def _participant(client: ClientContext, node: Node) -> Participant:
-    return Participant(client.id, client.folder, client.views, node.ledger)
+def _participant(client: ClientContext, node: Node, on_step: OnStep | None = None) -> Participant:
+    return Participant(client.id, client.folder, client.views, node.ledger, on_step)
 
 
 def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
@@ -259,10 +261,11 @@ def _work(settings: Settings) -> str:
     client, privacy = settings.client, settings.privacy
     drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
     noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
+    summed = ", secure aggregation" if privacy.secure_aggregation else ""
     work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
     return (
         f"{drawn}{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
-        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}"
+        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}{summed}"
     )
 
 

@@ -70,13 +70,21 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Links:
+    """Links to other pages."""
+
+    links: Sequence[tuple[str, str]]
+    """Name and relative path of each."""
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A finished picture."""
 
     svg: str
 
 
-Block = Figure | Drawing | Table | Text | Titled | Folded | Examples
+Block = Figure | Drawing | Links | Table | Text | Titled | Folded | Examples
 
 
 @dataclass(frozen=True)

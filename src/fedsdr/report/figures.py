@@ -9,7 +9,7 @@ from statistics import fmean
 
 from fedsdr.metrics import Scores
 from fedsdr.report.events import TEXTS
-from fedsdr.report.maps import HeatPanel, ScatterPanel
+from fedsdr.report.maps import HeatPanel, ScatterPanel, palette
 from fedsdr.report.plots import (
     MOST_PANELS,
     BarPanel,
@@ -177,6 +177,47 @@ def comparison_figure(records: Sequence[Event], key: str) -> Figure:
         tuple(bar_panel(title, bar_groups(bars[m]), digits=3) for m, title in titles.items() if m in bars),
         records,
     )
+
+
+def forest_figure(records: Sequence[Event], key: str) -> Figure:
+    """Differences of the arms of a grid, to the base model and to the baseline, with their intervals.
+
+    Args:
+        records: With arm, model, title, difference, low, high and sign ("better", "worse" or "undecided").
+        key: Of the figure.
+    """
+    series = {sign: Series(sign, f"s-{sign}") for sign in ("better", "worse", "undecided")}
+    bars = grouped(
+        (r["title"], (f"{r['arm']}, {r['model'][0]}", series[r["sign"]], _with_ends(r))) for r in records
+    )
+    return Figure(
+        key,
+        "Differences to the base model and to the baseline",
+        "Means over domains and seeds, with 95 % intervals: over seeds and test examples where answers were"
+        " judged, else over seeds; colours after Holm's correction. g: global models, p: personalised ones."
+        + limited(max(len(found) for found in bars.values())),
+        tuple(one for one in series.values() if any(r["sign"] == one.name for r in records)),
+        tuple(bar_panel(title, bar_groups(found), digits=3, is_forest=True) for title, found in bars.items()),
+        records,
+    )
+
+
+def curve_figure(records: Sequence[Event], key: str) -> Figure:
+    """A curve for each arm of a grid over rounds; records have title, arm, round and value."""
+    series = palette(record["arm"] for record in records)
+    points = [(r["title"], series[r["arm"]], r["round"], r["value"]) for r in records]
+    return Figure(
+        key,
+        "The arms over rounds",
+        "Means over domains and seeds of the rounds that were evaluated (eval.every).",
+        tuple(series.values()),
+        line_panels(line_groups(points)),
+        records,
+    )
+
+
+def _with_ends(record: Event) -> Value:
+    return record["difference"], None if record["low"] is None else (record["low"], record["high"])
 
 
 def line_panels(panels: Lines) -> tuple[LinePanel, ...]:

@@ -39,6 +39,16 @@ def frontier_blocks(name: str, record: Event) -> list[Block]:
     return [Table(name, sheet)]
 
 
+def at_which_cost(measurements: Mapping[str, Event], server_round: int) -> list[str]:
+    """Say at which cost each model gained, after a round; nothing where that was not measured."""
+    return [
+        f"At lambda = 1 the {r['model']} model gains {number(r['gain'], 3)} nats of loss at a"
+        f" distance of {number(r['cost'], 4)} nats per token from the base."
+        for r in measurements.get("frontier", {}).get("records", ())
+        if r["scale"] == 1 and r["round"] == server_round
+    ]
+
+
 def frontier_svg(points: Sequence[Event], controls: Mapping[str, str]) -> str:
     """Draw gain over cost: the control's curve of each round, and each other arm's points after the last.
 

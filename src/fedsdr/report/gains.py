@@ -94,8 +94,8 @@ def gain_sheet(records: Sequence[Event]) -> Sheet:
     )
 
 
-def did_it_help(records: Sequence[Event], events: Sequence[Event]) -> str:
-    """Say in one sentence for each model what the run gained; "" where nothing was compared."""
+def did_it_help(records: Sequence[Event], events: Sequence[Event]) -> list[str]:
+    """Say in one sentence for each model what the run gained; nothing where nothing was compared."""
     means = {(r["model"], r["metric"]): r for r in records if r["domain"] == "mean"}
     sentences = []
     for model, whose in WHOSE.items():
@@ -108,13 +108,13 @@ def did_it_help(records: Sequence[Event], events: Sequence[Event]) -> str:
             than = f"{abs(gain):.2f} {'higher' if gain > 0 else 'lower'} than" if gain else "equal to"
             parts.append(f"share of right answers is {than} the base's ({num} answers: {found})")
         if loss:
-            parts.append(f"loss {number(loss['base'], 2)} -> {number(loss['value'], 2)}")
+            parts.append(f"loss goes from {number(loss['base'], 2)} to {number(loss['value'], 2)}")
         if parts:
             sentences.append(f"{whose} {'; '.join(parts)}.")
     reasons, num = count_fallbacks(events)
     if sentences and num:
         sentences.append(f"{reasons.total()} of {num} rewritings fell back.")
-    return " ".join(sentences)
+    return sentences
 
 
 def sample_blocks(answers: Answers) -> list[Block]:

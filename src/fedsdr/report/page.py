@@ -19,7 +19,7 @@ from fedsdr.config import Settings
 from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
 from fedsdr.metrics import Scores
 from fedsdr.recipe import flat
-from fedsdr.report.blocks import Block, Drawing, Examples, Folded, Tab, Table, Text, Titled
+from fedsdr.report.blocks import Block, Drawing, Examples, Folded, Links, Tab, Table, Text, Titled
 from fedsdr.report.events import (
     Classes,
     cost_sheet,
@@ -33,6 +33,7 @@ from fedsdr.report.events import (
 )
 from fedsdr.report.facts import cost_facts, privacy_facts, run_facts, status
 from fedsdr.report.figures import Figure, held_out_figure, paradox_figure, score_figure, training_figure
+from fedsdr.report.frontier import at_which_cost
 from fedsdr.report.gains import did_it_help, gain_records, gain_sheet, read_answers, sample_blocks
 from fedsdr.report.measurements import measurement_tabs, read_measurements, seconds_blocks, verdicts
 from fedsdr.report.notices import run_notices
@@ -111,7 +112,7 @@ def write_report(folder: Path, settings: Settings, refresh: int = 0) -> Path:
             *cost_facts(events),
         ],
         notices=run_notices(folder, base, final),
-        sentence=did_it_help(gains, events),
+        sentences=[*did_it_help(gains, events), *at_which_cost(measurements, after)],
         verdicts=tested(verdicts(measurements)),
         first=[Table(f"{name}-table", sheet) for name, sheet in first.items() if sheet.rows],
         tabs=tabs,
@@ -240,7 +241,7 @@ def render(template: str, **values: Any) -> str:
     engine.filters["csv"] = _data_uri
     engine.filters["code"] = _code
     engine.filters["digest"] = _digest
-    for block in (Figure, Drawing, Table, Text, Titled, Folded, Examples):
+    for block in (Figure, Drawing, Links, Table, Text, Titled, Folded, Examples):
         engine.tests[block.__name__.lower()] = lambda it, kind=block: isinstance(it, kind)
     return engine.get_template(template).render(**values)
 

@@ -122,6 +122,10 @@ class BarPanel(Panel):
     """x, top and bottom of a group's reference, and the text shown to a pointer."""
     ticks: tuple[Tick, ...]
     left: float
+    zero: float
+    """Place of 0, where bars begin."""
+    is_forest: bool
+    """Draw points with their intervals about a line at 0, instead of bars."""
 
 
 def line_panel(title: str, lines: Mapping[Series, Mapping[int, float]]) -> LinePanel:
@@ -167,8 +171,9 @@ def bar_panel(
     high: float | None = None,
     digits: int = 2,
     marks: Mapping[str, tuple[str, float]] = MappingProxyType({}),
+    is_forest: bool = False,
 ) -> BarPanel:
-    """Lay out groups of horizontal bars from zero.
+    """Lay out groups of horizontal bars from zero, or the points of a forest plot.
 
     Args:
         title: What the bars measure, with its unit.
@@ -176,11 +181,12 @@ def bar_panel(
         high: Right end of the axis; None: what the values need.
         digits: Decimals in words.
         marks: Label -> name and value of a reference for its bars, such as chance.
+        is_forest: Of differences: points with intervals, which may be negative.
     """
     found = [value for bars in groups.values() for value in bars.values() if value]
     ends = [end for value, whisker in found for end in (value, *(whisker or ()))]
     ends += [value for _, value in marks.values()]
-    ticks = nice_ticks(0, max(ends, default=0) if high is None else high)
+    ticks = nice_ticks(min([0.0, *ends]), max([0.0, *ends]) if high is None else high)
     left = 12 + 7.4 * min(MOST_LETTERS, max(map(len, groups)))
     x = Scale(ticks[0], ticks[-1], left, WIDTH - 14)
     placed, lines = [], []
@@ -210,6 +216,8 @@ def bar_panel(
         tuple(lines),
         tuple((x.at(tick), label) for tick, label in zip(ticks, tick_labels(ticks), strict=True)),
         left,
+        x.at(0),
+        is_forest,
     )
 
 

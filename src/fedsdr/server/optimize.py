@@ -2,8 +2,7 @@
 
 Notation: x the shared adapter before the round, D = target - x the mean change, m and v moments
 stored between rounds (zero and tau^2 at first), eta = server.eta, b1 = server.beta1, b2 =
-server.beta2, tau = server.tau, s the mean over the clients of |D_k|^2, D_k client k's change. All steps
-are computed in float64, and elementwise but for fedexp's rate.
+server.beta2, tau = server.tau. All steps are elementwise and computed in float64.
 
 The functions behind `methods.OPTIMIZERS`. D is the opposite of a gradient, so steps are added.
 
@@ -13,6 +12,7 @@ Papers: McMahan et al., AISTATS 2017, arXiv 1602.05629 (fedavg); Hsu et al. 2019
 (fedexp). As in Reddi et al., and unlike Flower 1.41, v begins at tau^2 and there is no bias correction.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from fedsdr.config import Server
 from fedsdr.messages.wire import Arrays
+from fedsdr.plugins import FUNCTIONS
+from fedsdr.rows import Optimizer
 
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]
@@ -30,9 +32,7 @@ strategy stores the clients' mean control variates with them, as "control_variat
 def _momentum(share: Callable[[Server], float]) -> "Optimize":
     """Step with momentum: m <- b1 m + share D; x <- x + eta m."""
 
-    def step(
-        current: Arrays, target: Arrays, moments: Moments, server: Server, spread: float
-    ) -> tuple[Arrays, Moments]:
+    def step(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
         new: Arrays = {}
         kept: Moments = {}
         for key, change in _changes(current, target):
@@ -47,9 +47,7 @@ def _momentum(share: Callable[[Server], float]) -> "Optimize":
 def _adaptive(second: Callable[[Float64, Float64, float], Float64]) -> "Optimize":
     """Step adaptively: m <- b1 m + (1 - b1) D; v <- second(v, D^2); x <- x + eta m / (sqrt(v) + tau)."""
 
-    def step(
-        current: Arrays, target: Arrays, moments: Moments, server: Server, spread: float
-    ) -> tuple[Arrays, Moments]:
+    def step(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
         new: Arrays = {}
         kept: Moments = {}
         for key, change in _changes(current, target):
@@ -62,14 +60,18 @@ def _adaptive(second: Callable[[Float64, Float64, float], Float64]) -> "Optimize
     return step
 
 
-def _extrapolated(
-    current: Arrays, target: Arrays, moments: Moments, server: Server, spread: float
-) -> tuple[Arrays, Moments]:
-    """Go beyond the target where the clients moved apart: x <- x + max(1, s / (2 (|D|^2 + tau^2))) D."""
-    changes = dict(_changes(current, target))
-    squared = sum(float((change**2).sum()) for change in changes.values())
-    eta = max(1.0, spread / (2 * (squared + server.tau**2)))
-    return {key: _moved(current[key], eta * change) for key, change in changes.items()}, {}
+def extrapolation(current: Arrays, target: Arrays, spread: float, tau: float) -> float:
+    """Rate of fedexp, which goes beyond the target where the clients moved apart.
+
+    max(1, s / (2 (|D|^2 + tau^2))), with s the mean over the clients of |D_k|^2, D_k client k's change.
+    """
+    squared = sum(float((change**2).sum()) for _, change in _changes(current, target))
+    return max(1.0, spread / (2 * (squared + tau**2)))
+
+
+def _scaled(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
+    """X <- x + eta D."""
+    return {key: _moved(current[key], server.eta * change) for key, change in _changes(current, target)}, {}
 
 
 def _changes(current: Arrays, target: Arrays) -> list[tuple[str, Float64]]:
@@ -80,14 +82,14 @@ def _moved(value: NDArray[np.float32], step: Float64) -> NDArray[np.float32]:
     return (value + step).astype(np.float32)
 
 
-Optimize = Callable[[Arrays, Arrays, Moments, Server, float], tuple[Arrays, Moments]]
-"""Takes x, the target, moments, settings and s."""
-OPTIMIZE: Mapping[str, Optimize] = {
-    "fedavg": lambda current, target, moments, server, spread: (target, {}),  # x <- x + D
+Optimize = Callable[[Arrays, Arrays, Moments, Server], tuple[Arrays, Moments]]
+BUILT_IN: dict[str, Optimize] = {
+    "fedavg": lambda current, target, moments, server: (target, {}),  # x <- x + D
     "fedavgm": _momentum(lambda server: 1.0),
     "fedavgm-damped": _momentum(lambda server: 1 - server.beta1),
-    "fedexp": _extrapolated,
+    "fedexp": _scaled,  # with eta the `extrapolation`
     "fedadagrad": _adaptive(lambda v, square, beta2: v + square),
     "fedadam": _adaptive(lambda v, square, beta2: beta2 * v + (1 - beta2) * square),
     "fedyogi": _adaptive(lambda v, square, beta2: v - (1 - beta2) * square * np.sign(v - square)),
 }
+OPTIMIZE: Mapping[str, Optimize] = ChainMap(FUNCTIONS[Optimizer], BUILT_IN)

@@ -26,7 +26,7 @@ from fedsdr.messages.wire import (
     pack,
     travelling,
 )
-from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, ROBUST_AGGREGATORS
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, OPTIMIZERS, ROBUST_AGGREGATORS
 from fedsdr.progress import say
 from fedsdr.rows import has_global
 from fedsdr.run_folder import RunFolder
@@ -34,7 +34,7 @@ from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual
 from fedsdr.server.checkpoint import load_round, remove_updates, save_update
 from fedsdr.server.exchange import Exchange
 from fedsdr.server.limits import change_norm, too_large
-from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
+from fedsdr.server.optimize import OPTIMIZE, Float64, Moments, extrapolation
 from fedsdr.server.sampling import draw_clients
 from fedsdr.server.spool import Spool
 from fedsdr.server.validate import Update, check_reply, check_scores
@@ -117,8 +117,11 @@ class FedStrategy(Strategy):
     def _step(self, target: Target, spread: float = 0.0) -> None:
         """Let the server optimizer step towards what was aggregated."""
         server = self.settings.server
-        step = OPTIMIZE[server.optimizer]
-        new, self.moments = step(self.sent(), target.shared, self.moments, server, spread)
+        sent = self.sent()
+        if OPTIMIZERS[server.optimizer].extrapolates:
+            rate = extrapolation(sent, target.shared, spread, server.tau)
+            server = server.model_copy(update={"learning_rate": rate})
+        new, self.moments = OPTIMIZE[server.optimizer](sent, target.shared, self.moments, server)
         self.arrays = self.arrays | new
         if self.exchange.server_round == server.num_rounds and server.mean_of_rounds > 1:
             self.arrays = self._mean_of_rounds()
