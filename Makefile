@@ -17,7 +17,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo docs audit test test-architectures test-deployment test-faults test-server measure bench lint check format clean
+.PHONY: help install model demo docs audit test test-architectures test-deployment test-faults test-server measure bench gpu-packages check-gpu lint check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -87,6 +87,12 @@ audit: ## Look up known vulnerabilities of the tested versions; without a connec
 	else \
 	  echo "pypi.org does not answer: known vulnerabilities were not looked up"; \
 	fi
+
+gpu-packages: $(READY) ## Fill build/gpu with what check-gpu needs besides PyTorch and transformers, to be carried to a machine without network
+	$(PIP) --upgrade --no-deps --target build/gpu . pydantic pydantic-core annotated-types typing-inspection typing-extensions
+
+check-gpu: ## Check and measure the GPU path on one GPU, without network, in 8 minutes at most; PYTHON has PyTorch and transformers
+	PYTHONPATH=src:build/gpu $(PYTHON) benchmarks/check_gpu.py benchmarks/results/gpu-$(shell date +%Y%m%d-%H%M%S).json
 
 lint: $(DEVELOP) ## Check format, lint, types and import order
 	$(BIN)/ruff format --check .

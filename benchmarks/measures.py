@@ -43,6 +43,7 @@ from fedsdr.model.likelihood import log_likelihoods
 from fedsdr.model.loss import held_out_loss, response_loss
 from fedsdr.recipe import load_settings
 from fedsdr.storage import read_lines
+from workload import product_rate, random_conversations, step_flops
 
 MODEL = "smollm2-135m-instruct"
 DEMO = Path(__file__).parents[1] / "recipes" / "demo.toml"
@@ -64,41 +65,10 @@ def load(dtype: str, **settings: Any) -> LoraModel:
     return model
 
 
-def random_conversations(num: int, length: int) -> list[Conversation]:
-    """Conversations of one length, half prompt and half response."""
-    rng = np.random.default_rng(0)
-    return [Conversation(tuple(rng.integers(10, 40_000, length).tolist()), length // 2) for _ in range(num)]
-
-
 def demo_conversations(tokenizer: Any, domain: str, part: str = "train") -> list[Conversation]:
     """The demo's examples of a domain, with their true responses."""
     client = next(client for client in data_of(load_settings(DEMO))[1] if client.id == domain)
     return [encode(tokenizer, example, example.response, NO_LIMIT) for example in getattr(client, part)]
-
-
-def product_rate(dtype: torch.dtype) -> float:
-    """GFLOP/s of a matrix product (2048, 576) x (576, 1536), as in this model; the best of many."""
-    a, b = torch.randn(2048, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
-    best = float("inf")
-    for _ in range(60):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048 * 576 * 1536 / best / 1e9
-
-
-def step_flops(model: LoraModel, batch: list[Conversation]) -> float:
-    """GFLOP of the matrix products that one step executes, counted by torch as they run."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model.set(("shared",), ("shared",))
-    model.training(True)
-    with FlopCounterMode(display=False) as counter:
-        loss, _ = response_loss(model.base, batch)
-        loss.backward()
-    for parameter in model.parameters(("shared",)):
-        parameter.grad = None
-    return counter.get_total_flops() / 1e9
 
 
 def train_ours(

@@ -40,6 +40,7 @@ MARKED = {
         "federation/test_python.py",
         "federation/test_run.py",
         "invariants",
+        "test_check_gpu.py",
         "test_examples.py",
         "test_plugins.py",
         "test_peers.py",
@@ -199,7 +200,7 @@ def judge_by() -> Iterator[Callable[[Rule], tuple[Judge, list[str]]]]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         started.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return Judge(f"http://127.0.0.1:{server.server_port}/v1", "rule", batch_size=4), asked
+        return Judge(f"http://127.0.0.1:{server.server_port}/v1", "rule", num_requests=4), asked
 
     yield start
     for server in started:

@@ -36,14 +36,14 @@ def test_a_name_holds_for_its_block_alone():
 
 
 def test_quick_work_shows_no_bar(capsys: pytest.CaptureFixture[str]):
-    assert list(progress.track("abc", "steps")) == ["a", "b", "c"]
+    assert list(progress.track("abc", "steps", [1] * 3)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
 
 
 def test_quiet_leaves_warnings_alone(impatient: None, capsys: pytest.CaptureFixture[str]):
     progress.show(quiet=True)
     progress.say("nothing")
-    assert list(progress.track("abc", "steps")) == ["a", "b", "c"]
+    assert list(progress.track("abc", "steps", [1] * 3)) == ["a", "b", "c"]
     progress.log.warning("something")
     assert capsys.readouterr().err == "something\n"
 
@@ -87,7 +87,7 @@ def test_the_loss_of_the_last_step_stands_at_the_end_of_the_bar(
     impatient: None, capsys: pytest.CaptureFixture[str]
 ):
     progress.note("no bar")
-    for number in progress.track(range(2), "steps"):
+    for number in progress.track(range(2), "steps", [1] * 2):
         progress.note(f"loss {number}.5")
     assert [line.rpartition(", ")[2] for line in capsys.readouterr().err.splitlines()] == [
         "loss 0.5]",

@@ -11,6 +11,7 @@ import typer
 
 from fedsdr import __version__, progress
 from fedsdr.cli_deploy import deploy, node
+from fedsdr.cli_guide import init, settings
 from fedsdr.cli_measure import analyze, judge_probe, measure, probe
 from fedsdr.errors import UserError
 from fedsdr.terminal import (
@@ -31,7 +32,6 @@ from fedsdr.terminal import (
 )
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -80,20 +80,20 @@ def run(
     from fedsdr.recipe import load_settings
 
     progress.show(quiet)
-    settings = load_settings(recipe, overrides or [])
+    chosen = load_settings(recipe, overrides or [])
     if is_dry:
-        print_estimate(settings, as_json)
+        print_estimate(chosen, as_json)
         return
     if on is not None:
         from fedsdr.deployment.submit import submit
         from fedsdr.run_folder import read_result
 
-        print_result(read_result(submit(on, settings)), as_json)
+        print_result(read_result(submit(on, chosen)), as_json)
         return
     from fedsdr.federation.run import run as run_settings
 
-    with resumable(f"to continue: `fedsdr resume {settings.run.dir}`"):
-        print_result(run_settings(settings), as_json)
+    with resumable(f"to continue: `fedsdr resume {chosen.run.dir}`"):
+        print_result(run_settings(chosen), as_json)
 
 
 @app.command()
@@ -177,7 +177,7 @@ def report(
         print(path)
 
 
-for command in (measure, analyze, probe, judge_probe, node):
+for command in (measure, analyze, probe, judge_probe, node, settings, init):
     app.command()(command)
 
 

@@ -79,13 +79,15 @@ class Distill(Section):
     max_new_tokens: Count = 192
     """Longest rewriting; what is cut off there falls back to the true response."""
     batch_size: Count = 48
-    """Responses rewritten at a time."""
+    """Responses rewritten at a time; by a server, responses saved at a time."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the sampling. Apart from run.seed, so that runs may share rewritings."""
     url: str = ""
     """Base address of an OpenAI-compatible server that rewrites, such as http://localhost:8000/v1; empty:
     the model of this process. It sees the client's prompts and responses, so it must be the client's own.
     An API key, if needed, is read from the environment variable FEDSDR_API_KEY."""
+    num_requests: Count = 48
+    """Requests that the server has at a time."""
     served_name: str = ""
     """Name of the model there. Self-distillation means the run's own model. With another one as teacher, the
     run is not the FedSD or FedSDR of the paper."""

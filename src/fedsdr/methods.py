@@ -293,6 +293,24 @@ GIVEN = "given"
 """Stands for a prompt where the data bring the rewriting."""
 
 
+MEANT: Mapping[str, str] = {
+    "fedavg": "method = fedit: server.aggregation = average and server.optimizer = fedavg are the defaults",
+    "fedprox": "client.drift_correction = fedprox",
+    "scaffold": "client.drift_correction = scaffold",
+    "ffa-lora": "server.aggregation = ffa",
+    "fedsa-lora": "server.aggregation = fedsa",
+    "fedex-lora": "server.aggregation = fedex",
+    "fedrot-lora": "server.aggregation = fedrot",
+    "hetlora": "server.aggregation = zeropad with lora.client_ranks",
+    "sdft": "method = fedsd, which trains on rewritings made by SDFT's prompt (distill.prompts)",
+    "fedadam": "server.optimizer = fedadam",
+    "fedyogi": "server.optimizer = fedyogi",
+    "local": "method = local-only",
+    "centralized": "method = centralised",
+}
+"""What people type in the place of a method, and the setting that is it here."""
+
+
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
     """Return the row of that name.
 
@@ -306,5 +324,7 @@ def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
     """
     if name in table:
         return table[name]
+    if name.lower() in MEANT:
+        raise UserError(f"{key} = {name!r} is unknown here; you may mean {MEANT[name.lower()]}")
     ranked = sorted(table, key=lambda known: -difflib.SequenceMatcher(None, name, known).ratio())
     raise UserError(f"{key} = {name!r} is unknown; known, nearest first: {', '.join(ranked)}")

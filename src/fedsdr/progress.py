@@ -7,7 +7,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from statistics import fmean
@@ -69,15 +69,15 @@ def here() -> str:
     return _place.get().removesuffix(": ")
 
 
-def track(items: Sequence[Item], unit: str, sizes: Sequence[int] | None = None) -> Iterator[Item]:
+def track(items: Iterable[Item], unit: str, sizes: Sequence[int]) -> Iterator[Item]:
     """Pass items through and show how far they are, after 3 s: a bar on a terminal, else a line every 20 s.
 
     Args:
         items: The work.
         unit: What is counted, such as "examples".
-        sizes: How many units each item is worth; one each by default.
+        sizes: How many units each item is worth.
     """
-    sizes, is_live = sizes or [1] * len(items), sys.stderr.isatty()
+    is_live = sys.stderr.isatty()
     options: dict[str, Any] = {"mininterval": 0.5, "file": sys.stderr}
     if not is_live:
         options = {"mininterval": 20.0, "file": io.StringIO()}

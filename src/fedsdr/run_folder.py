@@ -41,6 +41,10 @@ class ClientFolder:
         """What the client keeps of a secure sum."""
         return self.path / "secure"
 
+    def steps(self, server_round: int) -> Path:
+        """Stage, loss and tokens of each optimizer step of a round; not under differential privacy."""
+        return self.path / "steps" / f"round-{server_round:04d}.jsonl"
+
     def rewritings(self, part: Literal["train", "test"]) -> Path:
         """Examples of the training or test data with their rewritings, one on each line."""
         return self.path / ("distilled.jsonl" if part == "train" else "distilled-test.jsonl")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -147,6 +148,17 @@ def test_processes_beside_each_other_give_what_one_after_the_other_gives(grid, t
     cached = [sorted(p.name for p in (tmp_path / d).glob("cache/*/*.json*")) for d in ("straight", "beside")]
     assert cached[0] == cached[1]
     assert "round 1 of 1" in (tmp_path / "beside/fedsd/seed-1/log.txt").read_text()
+
+
+def test_the_process_of_each_run_begins_with_what_it_imports_and_without_threads_of_torch():
+    """The imports took a fifth of a short run; a process forked after a product would wait forever."""
+    with ProcessPoolExecutor(1, mp_context=module.workers()) as pool:
+        found = pool.submit(eval, "'fedsdr.model.generation' in __import__('sys').modules").result()
+        product = pool.submit(
+            eval, "float((lambda t: (t.ones(512, 512) @ t.ones(512, 512)).sum())(__import__('torch')))"
+        )
+        assert found
+        assert product.result(timeout=120) == 512**3
 
 
 def test_a_grid_takes_up_its_runs_whatever_number_goes_on_at_a_time(grid, tmp_path: Path):
@@ -368,7 +380,7 @@ def test_runs_of_a_grid_end_with_the_process_that_began_them(grid, tmp_path: Pat
         "1",
     ]
     parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (children := psutil.Process(parent.pid).children(recursive=True)) or not any(
         (tmp_path / "out").glob("*/seed-*/log.txt")
     ):

@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
-from fedsdr.federation import server_app
 from fedsdr.federation.disk import disk
 from fedsdr.federation.export import export_round
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.run import resume, run
+from fedsdr.federation.server_app import Rounds
 from fedsdr.run_folder import RunFolder, list_rounds, read_result
 
 SHORT = {
@@ -44,10 +44,10 @@ def test_a_stopped_run_goes_on_from_the_only_round_that_is_left(
 ):
     last = SHORT | {"server.keep_rounds": "last", "server.optimizer": "fedadam", "method": "fedsdr"}
     run(tiny_settings(**last | {"run.dir": tmp_path / "whole"}))
-    is_due = server_app.is_due
+    is_due = Rounds.is_due
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            server_app, "is_due", lambda settings, number: 1 / 0 if number == 3 else is_due(settings, number)
+            Rounds, "is_due", lambda rounds, number: 1 / 0 if number == 3 else is_due(rounds, number)
         )
         with pytest.raises(ZeroDivisionError):
             run(tiny_settings(**last | {"run.dir": tmp_path / "stopped"}))

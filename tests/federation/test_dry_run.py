@@ -52,6 +52,20 @@ def test_the_bytes_are_those_of_the_run(tiny_settings: MakeSettings, chosen: dic
     assert estimate["all rounds"] == both_ways
 
 
+def test_the_tokens_to_write_are_named(tiny_settings: MakeSettings):
+    """As many responses as the run rewrites, and no more tokens than it may write."""
+    chosen = {**SMALL_RUN, "method": "fedsdr", "distill.prompts": ("turn",), "eval.rewritings": True}
+    settings = tiny_settings(**{**chosen, "server.num_rounds": 1})
+    (line,) = [text for text in fedsdr.dry_run(settings).known if text.startswith("rewriting")]
+    folder = fedsdr.run(settings).folder
+    written = [row for path in folder.rglob("rewritings/turn-*.jsonl") for row in read_lines(path)]
+    assert line.startswith(f"rewriting by this model: {len(written)} responses of ")
+    assert f", {2 * len(written)} at most" in line
+    assert sum(row["num_tokens"] for row in written) <= 2 * len(written)
+    none = tiny_settings(**{**chosen, "method": "fedit", "eval.rewritings": False})
+    assert not any(text.startswith("rewriting") for text in fedsdr.dry_run(none).known)
+
+
 def test_nothing_is_loaded_and_nothing_written(tiny_settings: MakeSettings, tmp_path: Path, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a dry run loads no weights")

@@ -105,14 +105,14 @@ def of(fake: Fake, **settings: Any) -> Distill:
 
 def refusal(settings: Distill | Judge) -> str:
     with pytest.raises(UserError) as caught:
-        ask_server(PROMPTS, settings, [0, 1, 2])
+        list(ask_server(PROMPTS, settings, [0, 1, 2]))
     return str(caught.value)
 
 
 def test_turns_and_sampling_arrive_with_a_seed_for_each_prompt(serve):
     fake = serve(lambda body: completion("Yes."))
     settings = of(fake, temperature=0.7, top_p=0.9, max_new_tokens=17)
-    ask_server(PROMPTS, settings, [5, 2**31 + 6, 2**63 - 1])
+    list(ask_server(PROMPTS, settings, [5, 2**31 + 6, 2**63 - 1]))
     assert sorted(fake.bodies, key=lambda body: body["messages"][0]["content"]) == [
         {
             "model": "our-model",
@@ -128,7 +128,7 @@ def test_turns_and_sampling_arrive_with_a_seed_for_each_prompt(serve):
     assert not any("Authorization" in headers for headers in fake.headers)
 
 
-def test_a_batch_is_asked_at_once_and_answered_in_its_own_order(serve):
+def test_all_requests_are_sent_at_once_and_answered_in_its_own_order(serve):
     """No answer is given before all have asked, and the last prompt's is given first."""
     all_asked = threading.Barrier(3, timeout=10)
     answered = [threading.Event() for _ in PROMPTS]
@@ -140,13 +140,13 @@ def test_a_batch_is_asked_at_once_and_answered_in_its_own_order(serve):
         answered[number].set()
         return completion(f" {number}\n", num_tokens=number)
 
-    answers = ask_server(PROMPTS, of(serve(answer), batch_size=3), [0, 0, 0])
+    answers = list(ask_server(PROMPTS, of(serve(answer), num_requests=3), [0, 0, 0]))
     assert answers == [Answer("0", True, 0), Answer("1", True, 1), Answer("2", True, 2)]
 
 
 def test_a_slash_at_the_end_of_the_address_changes_nothing(serve):
     fake = serve(lambda body: completion("Yes."))
-    ask_server(PROMPTS, Distill(url=f"{fake.url}/", served_name="our-model"), [0, 1, 2])
+    list(ask_server(PROMPTS, Distill(url=f"{fake.url}/", served_name="our-model"), [0, 1, 2]))
     assert set(fake.paths) == {"/v1/chat/completions"}
 
 
@@ -159,7 +159,7 @@ def test_a_slash_at_the_end_of_the_address_changes_nothing(serve):
     ],
 )
 def test_what_did_not_end_by_itself_is_unfinished(serve, text, reason, expected, found):
-    answers = ask_server(PROMPTS, of(serve(lambda body: completion(text, reason))), [0, 1, 2])
+    answers = [*ask_server(PROMPTS, of(serve(lambda body: completion(text, reason))), [0, 1, 2])]
     assert answers == [expected] * 3
     assert fault(EXAMPLES[0], answers[0], "off") == found
 
@@ -182,9 +182,9 @@ def test_a_server_that_is_busy_or_hangs_up_once_is_asked_again(serve, status):
 
 def test_a_server_that_stays_busy_is_named_with_its_own_words(serve):
     fake = serve(lambda body: (503, "Loading model " + "x" * 1000))
-    message = refusal(of(fake, batch_size=3))
+    message = refusal(of(fake, num_requests=3))
     assert f"distill.url = {fake.url} gave no answer in 3 tries: 503 Service Unavailable: Loading" in message
-    assert "distill.batch_size than 3" in message
+    assert "distill.num_requests than 3" in message
     assert "x" * 150 in message and "x" * 200 not in message
     assert "Say" not in message
     assert [body["messages"] for body in fake.bodies].count(PROMPTS[0]) == 3
@@ -245,8 +245,8 @@ def test_a_judge_is_named_as_the_user_set_it(serve):
     for judge, words in (
         (broken, ["--judge = http://localhost:8OOO/v1: Invalid port"]),
         (
-            Judge(away.url, "ours", batch_size=3),
-            [f"--judge = {away.url} gave no", "Judge.batch_size than 3"],
+            Judge(away.url, "ours", num_requests=3),
+            [f"--judge = {away.url} gave no", "Judge.num_requests than 3"],
         ),
         (
             Judge(serve(lambda body: (404, "no")).url, "ours"),
@@ -360,6 +360,50 @@ def test_a_whole_rewriting_by_a_server(serve, teach):
         assert sent[number]["seed"] == seed_for(0, *parts) % 2**31
 
 
+def test_the_next_batch_is_asked_before_the_last_answer_of_one(serve, teach):
+    """5 examples in batches of 2: the server has 3 requests before it answers the first."""
+    three = threading.Barrier(3, timeout=10)
+    waits = iter([three.wait] * 3)
+
+    def answer(body: dict[str, Any]) -> tuple[int, str]:
+        next(waits, lambda: 0)()
+        return completion(f"New {number_of(body)}")
+
+    new = teach(serve(answer), num_requests=3)
+    assert [one.distilled for one in new] == [f"New {n}" for n in range(5)]
+
+
+def test_a_server_is_asked_again_when_it_says_so(serve, monkeypatch: pytest.MonkeyPatch):
+    """After 2 minutes at most; where it names no seconds, after a wait of our own that no two tries share."""
+    slept: list[float] = []
+    monkeypatch.setattr(remote, "WAITS", (1.0, 1.0))
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+
+    def waits(header: str) -> list[float]:
+        def end_headers(handler: FakeHandler) -> None:
+            handler.send_header("Retry-After", header)
+            BaseHTTPRequestHandler.end_headers(handler)
+
+        monkeypatch.setattr(FakeHandler, "end_headers", end_headers)
+        slept.clear()
+        with pytest.raises(UserError):
+            list(ask_server(PROMPTS[:1], of(serve(lambda body: (429, "busy"))), [0]))
+        assert slept[0] == 0
+        return slept[1:]
+
+    assert waits("7") == [7, 7]
+    assert waits("100000") == [120, 120]
+    first, second = waits("Sun, 29 Nov 2026 09:30:00 GMT")
+    assert 1 <= first < 1.5 and 1 <= second < 1.5 and first != second
+
+
+def test_tokens_and_time_are_reported(serve, teach, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO"):
+        teach(serve(lambda body: completion(f"New {number_of(body)}", num_tokens=7)))
+    (line,) = [record.getMessage() for record in caplog.records if "wrote" in record.getMessage()]
+    assert "our-model read" in line and "wrote 35 in " in line
+
+
 def test_a_stopped_rewriting_asks_only_for_the_batches_that_are_missing(serve, teach):
     """5 examples in batches of 2; the server breaks at the third, and another one is taken to go on."""
     whole = teach(serve(lambda body: completion(f"New {number_of(body)}")), seed=1)
@@ -367,7 +411,7 @@ def test_a_stopped_rewriting_asks_only_for_the_batches_that_are_missing(serve, t
         lambda body: (400, "no") if len(broken.bodies) > 4 else completion(f"New {number_of(body)}")
     )
     with pytest.raises(UserError):
-        teach(broken)
+        teach(broken, num_requests=2)
     other = serve(lambda body: completion(f"New {number_of(body)}"))
     assert teach(other) == whole
     answered = {number_of(body) for body in broken.bodies[:4]}

@@ -20,15 +20,17 @@ Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1 (`client.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedsdr.data.conversation import Conversation
-from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import Pull, response_states
+
+if TYPE_CHECKING:
+    from fedsdr.data.conversation import Conversation
+    from fedsdr.messages.wire import Arrays
 
 Pairs = Sequence[tuple[nn.Parameter, Tensor]]
 """Parameters of the shared adapter, each with a tensor of its shape."""
@@ -46,7 +48,7 @@ class Drift:
     matches: Literal["nothing", "base", "base-but-label"] = "nothing"
     """Which distributions are held to the base's."""
 
-    def pull(self, model: LoraModel, conversations: Sequence[Conversation]) -> Pull | None:
+    def pull(self, model: LoraModel, conversations: Sequence["Conversation"]) -> Pull | None:
         """What holds the model to the base on these conversations, in steps of the shared adapter."""
         learns = any(value.requires_grad for value in model.parameters(("shared",)))
         if self.matches == "nothing" or not learns:
@@ -91,7 +93,7 @@ ANCHORS: Mapping[str, Callable[[LoraModel, float], Drift]] = {
 """The drift corrections that `client.mu` weighs; the model is at the broadcast adapter."""
 
 
-def by_control_variates(model: LoraModel, shift: Arrays) -> Drift:
+def by_control_variates(model: LoraModel, shift: "Arrays") -> Drift:
     """SCAFFOLD: steer by c - c_k, by PEFT key of the shared adapter."""
     parameters = dict(zip(model.shapes("shared"), model.parameters(("shared",)), strict=True))
     return Drift(

@@ -26,6 +26,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import Float32
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
+from fedsdr.model.randomness import seeded
 from fedsdr.rows import Factor
 from fedsdr.seeds import seed_for
 
@@ -68,8 +69,7 @@ def aggregate_locally(
     chosen = random.Random(seed_for(seed, "share")).sample(conversations, num)
     steps: list[Step] = []
     of_passes: list[float] = []
-    with torch.random.fork_rng():  # for dropout, as in training
-        torch.manual_seed(seed_for(seed, "dropout"))
+    with seeded(model.base.device, seed_for(seed, "dropout")):  # as in training
         model.training(True)
         _move(parameters, own, sent, w)
         while not of_passes or (weights is None and not _is_settled(of_passes)):

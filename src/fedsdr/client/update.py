@@ -25,6 +25,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
+from fedsdr.model.randomness import seeded
 from fedsdr.progress import here, note, track, within
 from fedsdr.rows import Factor, Method, Stage, View
 from fedsdr.seeds import seed_for
@@ -88,9 +89,11 @@ def local_update(
         for number, stage in enumerate(method.stages):
             num = num_steps[number] * (cycle + 1) // num_cycles - len(taken[number])
             # Dropout draws from torch's own generator and takes no other.
-            with within(f"{'+'.join(stage.train)} on {stage.on}"), torch.random.fork_rng():
-                torch.manual_seed(seed_for(seeds[number], "cycle", cycle))
-                for _ in track(range(num), "steps"):
+            with (
+                within(f"{'+'.join(stage.train)} on {stage.on}"),
+                seeded(model.base.device, seed_for(seeds[number], "cycle", cycle)),
+            ):
+                for _ in track(range(num), "steps", [1] * num):
                     taken[number].append(next(learning[number]))
                     if on_step:
                         on_step(names[number], *taken[number][-1])

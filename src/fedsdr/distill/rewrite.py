@@ -9,7 +9,8 @@ Paper: FedSDR, section 3 (FedSD); checks after SDFT (Yang et al., ACL 2024), str
 Differs: the paper does not say what happens to empty, cut-off or refusing rewritings.
 """
 
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import chain, islice
@@ -35,7 +36,7 @@ from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
 from fedsdr.model.template import as_taken
 from fedsdr.plugins import FUNCTIONS
-from fedsdr.progress import track, within
+from fedsdr.progress import here, say, track, within
 from fedsdr.rows import Named
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
@@ -197,7 +198,6 @@ def _ask(
     longest: int,
 ) -> list[list[Answer | None]]:
     """Answers of one rewriting prompt for each client, from its cache as far as it goes."""
-    sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
     saved = [_Saved(model.base, examples, prompt, distill, longest, folder) for examples, folder in parts]
     is_shared = len(saved) > 1 and not distill.url and model.base.has_independent_rows
     with ExitStack() as stack:
@@ -207,21 +207,36 @@ def _ask(
         missing = [
             (one, batch) for one in {one.path: one for one in saved}.values() for batch in one.missing()
         ]
-        size = TOGETHER if is_shared else 1
+        # A server has the next batch while it writes the last answers of one.
+        size = max(1, len(missing)) if distill.url else TOGETHER if is_shared else 1
         groups = [missing[start : start + size] for start in range(0, len(missing), size)]
+        answers = chain.from_iterable(_answers(model, group, prompt, distill) for group in groups)
         stack.enter_context(model.inference(()))
-        for group in track(groups, "examples", [sum(len(batch) for _, batch in group) for group in groups]):
-            asked = [(one, index) for one, batch in group for index in batch]
-            seeds = [seed_for(distill.seed, "distill", prompt, one.hashes[index]) for one, index in asked]
-            if distill.url:
-                answers = ask_server([one.turns[index] for one, index in asked], distill, seeds)
-            else:
-                prompts = [one.prompts[index] for one, index in asked]
-                answers = generate(model.base, prompts, sampling, seeds, distill.batch_size)
-            new = iter(answers)
-            for one, batch in group:
-                one.append([one.hashes[index] for index in batch], list(islice(new, len(batch))))
+        begun, num_read, num_written = time.monotonic(), 0, 0
+        for one, batch in track(missing, "examples", [len(batch) for _, batch in missing]):
+            new = list(islice(answers, len(batch)))
+            one.append([one.hashes[index] for index in batch], new)
+            num_read += sum(len(one.prompts[index]) for index in batch)
+            num_written += sum(answer.num_tokens for answer in new)
+        if missing and distill.url:
+            say(
+                f"{here()}: {distill.served_name} read {num_read:,} tokens, as this model counts them, and"
+                f" wrote {num_written:,} in {time.monotonic() - begun:.0f} s"
+            )
         return [one.answers() for one in saved]
+
+
+def _answers(
+    model: LoraModel, group: Sequence[tuple["_Saved", list[int]]], prompt: str, distill: Distill
+) -> Iterator[Answer]:
+    """Ask for the answers to some batches, in their order."""
+    asked = [(one, index) for one, batch in group for index in batch]
+    seeds = [seed_for(distill.seed, "distill", prompt, one.hashes[index]) for one, index in asked]
+    if distill.url:
+        return ask_server([one.turns[index] for one, index in asked], distill, seeds)
+    sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
+    prompts = [one.prompts[index] for one, index in asked]
+    return iter(generate(model.base, prompts, sampling, seeds, distill.batch_size))
 
 
 class _Saved:

@@ -34,7 +34,7 @@ Reply with one word and nothing else: A, B or tie."""
 
 
 def ask_judge(prompts: Sequence[str], judge: Judge) -> list[str]:
-    """Ask the judge, `judge.batch_size` prompts at a time.
+    """Ask the judge, `judge.num_requests` prompts at a time.
 
     Args:
         prompts: One user turn each.
@@ -47,7 +47,7 @@ def ask_judge(prompts: Sequence[str], judge: Judge) -> list[str]:
         UserError: As `ask_server`.
     """
     turns: list[list[Turn]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    plan = by_length([len(prompt) for prompt in prompts], judge.batch_size)
+    plan = by_length([len(prompt) for prompt in prompts], judge.num_requests)
     found: dict[int, str] = {}
     for rows in track(plan, "questions", [len(rows) for rows in plan]):
         seeds = [seed_for(0, "judge", prompts[row]) for row in rows]

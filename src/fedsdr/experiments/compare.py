@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
 from multiprocessing import get_context, parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -139,8 +140,7 @@ def _each(
 
 def _finish_in_process(settings: Settings) -> Result:
     """Finish a run in a process of its own, whose peak of memory and whose end concern no other run."""
-    # Not forked: torch's threads do not survive that.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=workers()) as pool:
         try:
             return pool.submit(_finish_logged, settings).result()
         except BrokenProcessPool:
@@ -148,6 +148,17 @@ def _finish_in_process(settings: Settings) -> Result:
                 f"the process of {settings.run.dir} was killed, perhaps because memory ran out (see log.txt"
                 " there); give the command again to resume"
             ) from None
+
+
+def workers() -> BaseContext:
+    """Processes that begin with all that a run imports, which takes several seconds, paid once.
+
+    They are forked from a server that has imported it and computed nothing: torch's threads, which would not
+    survive that, begin with the first product.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["fedsdr.federation.server_app", "fedsdr.federation.client_app"])
+    return context
 
 
 def _finish_logged(settings: Settings) -> Result:

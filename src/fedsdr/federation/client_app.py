@@ -45,7 +45,7 @@ from fedsdr.recipe import check_settings, requested_settings
 from fedsdr.rows import has_global
 from fedsdr.run_folder import ClientFolder, RunFolder
 from fedsdr.seeds import seed_for
-from fedsdr.storage import locked, rewrite_lines, write_file, write_json
+from fedsdr.storage import Event, locked, rewrite_lines, write_file, write_json
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
@@ -117,10 +117,13 @@ def train(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
     model, plan = model_of(settings), _plan(settings)
-    on_step = step_hook(settings, client.id, server_round)
+    steps: list[Event] = []
+    on_step = _recorder(steps, step_hook(settings, client.id, server_round))
     participant, sent = _participant(client, node, on_step), _broadcast(message, plan, model)
     with within(f"round {server_round}, {client.id}"):
         reply = run_round(model, participant, plan, server_round, sent)
+    if settings.privacy.kind == "none":
+        rewrite_lines(ClientFolder(client.folder).steps(server_round), steps)
     metrics = reply.metrics | {"round": server_round, "num_examples": len(client.data.train)}
     arrays = ArrayRecord({name: Array(value) for name, value in reply.arrays.items()})
     content: dict[str, ArrayRecord | ConfigRecord] = {"arrays": arrays}
@@ -239,6 +242,17 @@ def _plan(settings: Settings) -> Plan:
         seed=settings.run.seed,
         base=public_name(settings.model.name),
     )
+
+
+def _recorder(steps: list[Event], hook: OnStep | None) -> OnStep:
+    """What records each step, and passes it on."""
+
+    def record(stage: str, loss: float, num_tokens: int) -> None:
+        steps.append({"stage": stage, "loss": loss, "num_tokens": num_tokens})
+        if hook:
+            hook(stage, loss, num_tokens)
+
+    return record
 
 
 def _participant(client: ClientContext, node: Node, on_step: OnStep | None = None) -> Participant:

@@ -5,6 +5,7 @@ set, a configuration or a tokenizer on the hub) is named, and the estimate conti
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +65,7 @@ def dry_run(settings: Settings) -> Estimate:
         sizes = sizes_of(skeleton, settings.adapter)
         clients = _in_tokens(settings, data, tokenizer, unknown)
         if clients:
+            known += _to_rewrite(settings, data, clients)
             parts = memory(settings, sizes, clients, is_gpu=torch.cuda.is_available())
             parts += messages(settings, sizes, len(clients))
             parts += disk(settings, sizes.shared, len(clients))
@@ -131,6 +133,22 @@ def _read_model(
     num = sum(value.numel() for value in skeleton.parameters())
     known.append(f"model: {model.name}, {skeleton.config.model_type}, {num / 1e6:,.1f} M parameters")
     return skeleton, tokenizer
+
+
+def _to_rewrite(settings: Settings, data: list[ClientData] | None, clients: list[Client]) -> list[str]:
+    """Say how many tokens are to be written before round 1."""
+    parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
+    parts += ["test"] * settings.eval.rewritings
+    lengths = [text.num_response_tokens for c in clients for part in parts for text in getattr(c, part)]
+    if data:
+        given = [example.distilled for c in data for part in parts for example in getattr(c, part)]
+        lengths = [length for length, text in zip(lengths, given, strict=True) if not text]
+    distill, num = settings.distill, len(lengths)
+    writer = f"{distill.served_name} at {distill.url}" if distill.url else "this model"
+    return [
+        f"rewriting by {writer}: {num:,} responses of {sum(lengths):,} tokens; about as many tokens to write"
+        f" for each prompt that is tried, {num * distill.max_new_tokens:,} at most"
+    ] * bool(lengths)
 
 
 def _in_tokens(

@@ -6,8 +6,9 @@ may have another answer the second time, greedy or not.
 """
 
 import os
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,9 +23,12 @@ from fedsdr.errors import UserError
 from fedsdr.model.generation import Answer
 
 WAITS = (1.0, 5.0, 25.0)
-"""Seconds before each further try, where the server is away, busy or broken."""
+"""Seconds before each further try, where the server is away, busy or broken. Up to half of that is added, so
+that requests which were refused together do not come back together."""
+LONGEST_WAIT = 120.0
+"""Seconds that a busy server may ask for (Retry-After); what is longer is not waited for."""
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-"""Seconds. The last answer of a batch may wait for all the others."""
+"""Seconds. The last of the requests that a server has may wait for all the others."""
 NUM_SHOWN = 200
 """Characters of a refusal that an error shows."""
 ADVICE = {
@@ -43,8 +47,8 @@ class Judge:
     url: str
     """Base address, such as http://localhost:8000/v1. It sees all texts that it judges."""
     served_name: str
-    batch_size: int = 16
-    """Requests at once."""
+    num_requests: int = 16
+    """Requests that the server has at a time."""
     max_new_tokens: int = 16
     temperature: float = 0.0
     top_p: float = 1.0
@@ -54,13 +58,13 @@ _NAMES: dict[type, dict[str, str]] = {
     Distill: {
         "url": "distill.url",
         "served_name": "distill.served_name",
-        "batch_size": "distill.batch_size",
+        "num_requests": "distill.num_requests",
         "room": "a prompt of twice model.max_length and distill.max_new_tokens",
     },
     Judge: {
         "url": "--judge",
         "served_name": "--judge-model",
-        "batch_size": "Judge.batch_size",
+        "num_requests": "Judge.num_requests",
         "room": "a prompt with both texts that are judged, and an answer of max_new_tokens",
     },
 }
@@ -89,15 +93,17 @@ class _Reply(BaseModel):
     usage: _Usage
 
 
-def ask_server(prompts: Sequence[list[Turn]], server: Distill | Judge, seeds: Sequence[int]) -> list[Answer]:
-    """Have the server at `server.url` answer prompts, `server.batch_size` of them at once.
+def ask_server(
+    prompts: Sequence[list[Turn]], server: Distill | Judge, seeds: Sequence[int]
+) -> Iterator[Answer]:
+    """Have the server at `server.url` answer prompts; it has `server.num_requests` of them at a time.
 
     Args:
         prompts: Turns, of which the server writes the next.
         server: Address, served name and sampling.
         seeds: One for each prompt; sent modulo 2**31, which every server takes.
 
-    Returns:
+    Yields:
         One answer for each prompt, in their order. `num_tokens` is the server's count, which may include
         the end of turn.
 
@@ -121,8 +127,8 @@ def ask_server(prompts: Sequence[list[Turn]], server: Distill | Judge, seeds: Se
         raise UserError(
             f"{_name(server, 'url')} = {server.url}: {error}; set an address such as http://localhost:8000/v1"
         ) from None
-    with client, ThreadPoolExecutor(server.batch_size) as pool:
-        return list(pool.map(lambda turns, seed: _ask(client, server, turns, seed), prompts, seeds))
+    with client, ThreadPoolExecutor(server.num_requests) as pool:
+        yield from pool.map(lambda turns, seed: _ask(client, server, turns, seed), prompts, seeds)
 
 
 def _ask(client: httpx.Client, server: Distill | Judge, turns: list[Turn], seed: int) -> Answer:
@@ -168,8 +174,11 @@ def _ask(client: httpx.Client, server: Distill | Judge, turns: list[Turn], seed:
 
 def _post(client: httpx.Client, server: Distill | Judge, body: dict[str, object]) -> httpx.Response:
     """Return the first reply that another try would not change."""
+    draw = random.Random(f"{body['seed']} {body['messages']}").random
+    wanted = 0.0
     for wait in (0.0, *WAITS):
-        time.sleep(wait)
+        time.sleep(max(wait * (1 + draw() / 2), wanted))
+        wanted = 0.0
         try:
             reply = client.post("chat/completions", json=body)
         except httpx.RequestError as error:
@@ -178,11 +187,14 @@ def _post(client: httpx.Client, server: Distill | Judge, body: dict[str, object]
         if reply.status_code != httpx.codes.TOO_MANY_REQUESTS and not reply.is_server_error:
             return reply
         found = _describe(reply)
+        seconds = reply.headers.get("Retry-After", "")
+        wanted = min(float(seconds), LONGEST_WAIT) if seconds.isdecimal() else 0.0
     raise UserError(
         f"{_name(server, 'url')} = {server.url} gave no answer in {1 + len(WAITS)} tries: {found}\n"
         "How to fix it: a server that runs at that address; where it is overloaded, a smaller"
-        f" {_name(server, 'batch_size')} than {server.batch_size}, which is the number of requests at"
-        " once" + ". Batches answered so far are saved" * isinstance(server, Distill)
+        f" {_name(server, 'num_requests')} than {server.num_requests}"
+        + ". Batches answered so far are saved"
+        * isinstance(server, Distill)
     )
 
 

@@ -12,6 +12,7 @@ from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import first_line
 from fedsdr.model.generation import begin
 from fedsdr.model.loss import response_loss
+from fedsdr.model.randomness import seeded
 
 PROMPTS = (tuple(range(3, 12)), tuple(range(20, 26)))
 """Of two lengths, so that padding counts."""
@@ -29,7 +30,7 @@ def try_out(name: str, model: LoraModel) -> None:
     """
     kind = model.base.model.config.model_type
     try:
-        with torch.random.fork_rng():  # dropout draws
+        with seeded(model.base.device, 0):  # dropout draws
             _one_gradient(model)
         with model.inference(()):
             differs = _cache_differs(model)
