@@ -24,6 +24,7 @@ from fedsdr.config_training import (
     Section,
     Server,
     Share,
+    TokenMask,
 )
 from fedsdr.methods import METHODS
 from fedsdr.rows import MessageDtype, PrivacyKind
@@ -283,6 +284,7 @@ class Settings(Section):
     federation: Federation = Federation()
     communication: Communication = Communication()
     privacy: Privacy = Privacy()
+    token_mask: TokenMask = TokenMask()
     feddpa: FedDPA = FedDPA()
     fdlora: FDLoRA = FDLoRA()
     fedala: FedALA = FedALA()

@@ -105,6 +105,11 @@ METHODS: dict[str, Method] = {
         ABLATION,
         (Stage(("shared",), "mixed", ("shared",)),),
     ),
+    "token-mask": Method(
+        "without rewriting: fedit on those raw tokens that the base finds likely",
+        "Wu et al., Selective Token Masking, arXiv 2501.14315",
+        (Stage(("shared",), "likely", ("shared",)),),
+    ),
     "local-only": Method(
         "no federation: each client trains an adapter of its own on its raw data; nothing is sent",
         CONTROL,
@@ -221,7 +226,22 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
     "fedprox": DriftCorrection(
         "adds mu / 2 times the squared distance to the broadcast shared adapter to the loss",
         "Li et al., FedProx, MLSys 2020, arXiv 1812.06127",
-        is_proximal=True,
+        has_weight=True,
+    ),
+    "l2": DriftCorrection(
+        "adds mu / 2 times the squared norm of the shared adapter to the loss",
+        "Li et al., L2-SP, ICML 2018, arXiv 1802.01483",
+        has_weight=True,
+    ),
+    "kl": DriftCorrection(
+        "adds mu times the KL divergence from the base's distribution of each response token",
+        "as LwF, Li and Hoiem, ECCV 2016, arXiv 1606.09282",
+        has_weight=True,
+    ),
+    "not-true": DriftCorrection(
+        "as kl, of the distributions over all tokens but the label",
+        "as FedNTD, Lee et al., NeurIPS 2022, arXiv 2106.03097",
+        has_weight=True,
     ),
     "scaffold": DriftCorrection(
         "control variates correct each step towards the clients' mean gradient; plain SGD",
@@ -246,6 +266,12 @@ OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target:
     "fedavgm-damped": Optimizer(
         "momentum, damped: the mean change has the factor 1 - beta1",
         "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954, which does not damp round 1",
+    ),
+    "fedexp": Optimizer(
+        "extrapolates beyond the target, the further the more the clients' changes differ",
+        "Jhunjhunwala et al., FedExP, ICLR 2023, arXiv 2301.09604",
+        reads=("tau",),
+        extrapolates=True,
     ),
     "fedadagrad": Optimizer(
         "second moments summed", REDDI_PAPER, 1e-3, reads=("learning_rate", "beta1", "tau")

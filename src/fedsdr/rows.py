@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Adapter = Literal["shared", "private"]
-View = Literal["raw", "distilled", "mixed"]
-"""mixed: raw and distilled examples together, twice as many."""
+View = Literal["raw", "distilled", "mixed", "likely"]
+"""mixed: raw and distilled examples together, twice as many. likely: raw ones, whose tokens have weights by
+how likely the base finds them (`distill.token_mask`)."""
 MessageDtype = Literal["float32", "float16", "int8"]
 Personal = Literal["sum", "weighed", "fused", "own"]
 """What a client's personalised model is (`PERSONAL`)."""
@@ -100,7 +101,12 @@ class Method:
     @property
     def needs_rewritings(self) -> bool:
         """Whether some stage trains on the rewritten data."""
-        return any(stage.on != "raw" for stage in (*self.before_rounds, *self.stages))
+        return bool({"distilled", "mixed"} & self.views)
+
+    @property
+    def views(self) -> set[View]:
+        """The views that some stage trains on."""
+        return {stage.on for stage in (*self.before_rounds, *self.stages)}
 
     def stage_names(self) -> tuple[str, ...]:
         """Name each stage by its learner; where one learns twice, by learner and view."""
@@ -197,8 +203,8 @@ class RobustAggregator(Named):
 class DriftCorrection(Named):
     """How client drift of the shared adapter is corrected in local steps; see `client.update`."""
 
-    is_proximal: bool = False
-    """Whether the shared adapter is pulled to the broadcast one, with the weight `client.mu`."""
+    has_weight: bool = False
+    """Whether it is a term beside the loss, with the weight `client.mu` (`client.drift.ANCHORS`)."""
     has_control_variates: bool = False
     """Whether control variates steer the steps (`client.scaffold`): one more array up and down. The server
     keeps their plain mean."""
@@ -215,6 +221,8 @@ class Optimizer(Named):
     """Default learning rate."""
     reads: tuple[str, ...] = ("learning_rate", "beta1")
     """The keys of [server] that its step depends on."""
+    extrapolates: bool = False
+    """Whether its step depends on how far apart the clients' changes are."""
 
 
 def has_global(method: Method, aggregation: Aggregation) -> bool:

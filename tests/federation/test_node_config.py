@@ -44,7 +44,7 @@ HOSTILE = {
     },
 }
 SETTINGS_THAT_A_NODE_TAKES = {
-    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "feddpa", "fdlora", "fedala", "eval",
+    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "token_mask", "feddpa", "fdlora", "fedala", "eval",
 }  # fmt: skip
 SETTINGS_THAT_A_NODE_DECIDES = {"run", "model", "data"}
 

@@ -132,7 +132,7 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     assert results(fedsdr.resume(folder).folder) == results(finished(**chosen))
 
 
-@pytest.mark.parametrize("method", ["fedsdr-drop", "fedsdr-once", "feddpa", "fdlora", "fedala"])
+@pytest.mark.parametrize("method", ["fedsdr-drop", "fedsdr-once", "token-mask", "feddpa", "fdlora", "fedala"])
 @pytest.mark.parametrize(
     "kill",
     [

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.callbacks import OnStep
-from fedsdr.client.drift import NO_DRIFT, Drift, by_control_variates, towards_broadcast
+from fedsdr.client.drift import ANCHORS, NO_DRIFT, Drift, by_control_variates
 from fedsdr.client.fedala import aggregate_locally
 from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.state import State, load_state, save_state
@@ -213,9 +213,8 @@ def _drift(model: LoraModel, plan: Plan, control_variates: ControlVariates | Non
     if control_variates:
         shapes = {key: value.shape for key, value in received.items()}
         return by_control_variates(model, wire.unpack(control_variates.shift, shapes))
-    if DRIFT_CORRECTIONS[plan.training.drift_correction].is_proximal:
-        return towards_broadcast(model, plan.training.mu)
-    return NO_DRIFT
+    name = plan.training.drift_correction
+    return ANCHORS[name](model, plan.training.mu) if DRIFT_CORRECTIONS[name].has_weight else NO_DRIFT
 
 
 def _pack(

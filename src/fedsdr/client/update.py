@@ -150,12 +150,14 @@ def train_steps(
     optimizer.zero_grad()  # an update that diverged in this process left its own
     for number, batch in enumerate(batches, start=1):
         num_tokens = sum(conversation.num_response_tokens for conversation in batch)
+        weight = sum(conversation.weight for conversation in batch) or 1  # all tokens may be masked
         step_loss = 0.0
         for start in range(0, len(batch), training.batch_size):
-            loss, _ = response_loss(model.base, batch[start : start + training.batch_size])
+            part = batch[start : start + training.batch_size]
+            loss, _ = response_loss(model.base, part, drift.pull(model, part))
             # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
-            (loss / num_tokens).backward()
-            step_loss += loss.item() / num_tokens
+            (loss / weight).backward()
+            step_loss += loss.item() / weight
         drift.before_step()
         norm = nn.utils.clip_grad_norm_(parameters, training.max_grad_norm or math.inf)
         if not math.isfinite(step_loss) or not norm.isfinite():

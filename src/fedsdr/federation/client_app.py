@@ -99,7 +99,8 @@ def prepare(message: Message, context: Context) -> Message:
             f"{client.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}"
         )
     metrics: dict[str, float] = {"num_train": len(client.data.train), "num_test": len(client.data.test)}
-    metrics |= {f"num_cut_{view}": count_cut(some) for view, some in client.views.items() if view != "mixed"}
+    texts = {view: some for view, some in client.views.items() if view in ("raw", "distilled")}
+    metrics |= {f"num_cut_{view}": count_cut(some) for view, some in texts.items()}
     for part, examples in (("distill", client.data.train), ("distill-test", client.data.test)):
         if rewritings := client.rewritings.get("train" if part == "distill" else "test"):
             numbers = distill_metrics(examples, rewritings)
