@@ -1,5 +1,5 @@
-# `make help` lists the targets. Everything happens in .venv, and in .venv-server for test-server; nothing outside them
-# is installed.
+# `make help` lists the targets. Everything happens in .venv, in .venv-server for test-server, and in .venv-audit for audit;
+# nothing outside them is installed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 SERVER := .venv-server
 SERVING := $(SERVER)/.ready
+AUDIT := .venv-audit
 BENCH := benchmarks/results/bench-$(shell date +%Y%m%d-%H%M%S)
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
@@ -16,7 +17,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo docs test test-architectures test-deployment test-faults test-server measure bench gpu-packages check-gpu lint check format clean
+.PHONY: help install model demo docs audit test test-architectures test-deployment test-faults test-server measure bench gpu-packages check-gpu lint check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -78,6 +79,15 @@ bench: $(DEVELOP) model ## Measure speed and memory beside TRL and transformers 
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
+audit: ## Look up known vulnerabilities of the tested versions; without a connection it only says so
+	@if $(PYTHON) -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null; then \
+	  test -d $(AUDIT) || $(PYTHON) -m venv $(AUDIT); \
+	  $(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 && \
+	  $(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip; \
+	else \
+	  echo "pypi.org does not answer: known vulnerabilities were not looked up"; \
+	fi
+
 gpu-packages: $(READY) ## Fill build/gpu with what check-gpu needs besides PyTorch and transformers, to be carried to a machine without network
 	$(PIP) --upgrade --no-deps --target build/gpu . pydantic pydantic-core annotated-types typing-inspection typing-extensions
 
@@ -97,4 +107,4 @@ format: $(DEVELOP) ## Format the code
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove the virtual environments (runs and the model cache are kept)
-	rm -rf $(VENV) $(SERVER)
+	rm -rf $(VENV) $(SERVER) $(AUDIT)

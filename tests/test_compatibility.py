@@ -11,10 +11,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fedsdr import compatibility
-from fedsdr.compatibility import CHOICES, RULES, USES, allowed_with
+from fedsdr.compatibility import CHOICES, allowed_with
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.recipe import check_settings, load_settings
+from fedsdr.rules import RULES, USES
 
 COMPLETING: dict[tuple[str, str], dict[str, Any]] = {
     ("server.aggregation", "zeropad"): {"lora.client_ranks": {"a": 1}},

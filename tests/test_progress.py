@@ -36,14 +36,14 @@ def test_a_name_holds_for_its_block_alone():
 
 
 def test_quick_work_shows_no_bar(capsys: pytest.CaptureFixture[str]):
-    assert list(progress.track("abc", "steps")) == ["a", "b", "c"]
+    assert list(progress.track("abc", "steps", [1] * 3)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
 
 
 def test_quiet_leaves_warnings_alone(impatient: None, capsys: pytest.CaptureFixture[str]):
     progress.show(quiet=True)
     progress.say("nothing")
-    assert list(progress.track("abc", "steps")) == ["a", "b", "c"]
+    assert list(progress.track("abc", "steps", [1] * 3)) == ["a", "b", "c"]
     progress.log.warning("something")
     assert capsys.readouterr().err == "something\n"
 
@@ -60,3 +60,41 @@ def test_a_program_that_imports_the_package_sees_nothing_until_it_asks():
     code = "from fedsdr.progress import say, show; say('before'); show(); say('after')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "after\n")
+
+
+def test_the_time_left_is_that_of_each_kind_of_work(monkeypatch: pytest.MonkeyPatch):
+    """Two of four trainings took 10 s each, and the base model's evaluation 4 s: 2 x 10 + 4 s are left."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    total = progress.Total({"prepare": 0, "train": 4, "evaluate": 2}, {"train": [], "prepare": [60.0]})
+    assert total.text() == ""
+    total.begin("evaluate")
+    now[0] += 4
+    total.done("evaluate")
+    assert total.text() == "more than 4 s left"  # training is not known yet
+    for _ in range(2):
+        now[0] += 10
+        total.done("train")
+    assert total.text() == "about 24 s left"
+    resumed = progress.Total({"train": 2, "evaluate": 1}, {"train": [10.0], "evaluate": [4.0]})
+    assert resumed.text() == "about 24 s left"
+    for kind in ("train", "train", "evaluate"):
+        resumed.done(kind)
+    assert resumed.text() == ""
+
+
+def test_the_loss_of_the_last_step_stands_at_the_end_of_the_bar(
+    impatient: None, capsys: pytest.CaptureFixture[str]
+):
+    progress.note("no bar")
+    for number in progress.track(range(2), "steps", [1] * 2):
+        progress.note(f"loss {number}.5")
+    assert [line.rpartition(", ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "loss 0.5]",
+        "loss 1.5]",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9, "9 s"), (339, "5 min 39 s"), (7500, "2 h 5 min")])
+def test_times_are_written_in_two_units(seconds: float, text: str):
+    assert progress.duration(seconds) == text

@@ -1,6 +1,9 @@
 """Every recipe is read, and runs from end to end on a tiny model, with its own data or a user's."""
 
 import json
+import runpy
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -153,3 +156,17 @@ def test_every_grid_is_one_that_can_be_run_and_its_header_holds_its_command(
     plan = read_grid(path, tmp_path)
     assert plan.runs
     assert f"fedsdr compare recipes/{name_of(path)}" in path.read_text()
+
+
+def test_every_arm_beyond_the_paper_is_a_cell_of_the_study():
+    """Its settings are read with those of the study; the queue that it prints names each with each seed."""
+    arms = runpy.run_path(str(FOLDER / "beyond" / "cell.py"))
+    for own in arms["ARMS"].values():
+        words = [f"{key}={value}" for key, value in own.items()]
+        settings = fedsdr.load_settings(FOLDER / "study" / "study.toml", words)
+        assert settings.client.budget == "per_round"
+    printed = subprocess.run(
+        [sys.executable, FOLDER / "beyond" / "cell.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.splitlines()[: len(arms["ARMS"])] == [f"{arm} 0" for arm in arms["ARMS"]]
+    assert len(printed.splitlines()) == 3 * len(arms["ARMS"])

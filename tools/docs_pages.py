@@ -31,6 +31,8 @@ API = (
     "fedsdr.config_training",
     "fedsdr.methods",
     "fedsdr.run_folder",
+    "fedsdr.callbacks",
+    "fedsdr.plugins",
     "fedsdr.data.examples",
 )
 """Modules whose public names the page of Python shows."""

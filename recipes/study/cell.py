@@ -28,7 +28,7 @@ from fedsdr.recipe import load_settings
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import RunFolder, read_settings
 from fedsdr.server.checkpoint import load_round
-from fedsdr.storage import read_json, write_json
+from fedsdr.storage import read_json, read_lines, write_json
 
 HERE = Path(__file__).parent
 ARMS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ Texts = dict[str, list[Any]]
 
 def main(data: Path, out: Path, arm: str, seed: int, *more: str) -> None:
     """Train, score, and write the record."""
-    began, folder = time.monotonic(), out / arm / f"seed-{seed}"
+    folder = out / arm / f"seed-{seed}"
     own = {
         **{"run.seed": seed, "data.seed": seed, "run.dir": folder / "run", "run.cache": out / "cache"},
         "data.root": data / ARMS[arm].get("distill.verify", "answer"),
@@ -69,13 +69,13 @@ def main(data: Path, out: Path, arm: str, seed: int, *more: str) -> None:
     there = RunFolder(settings.run.dir)
     if not there.is_finished():
         (resume(settings.run.dir) if there.config.exists() else run(settings))
-    trained = time.monotonic()
+    began, training = time.monotonic(), list(read_lines(there.log))[-1]["seconds"]
     models = list(_scored(read_settings(folder / "run"), out / "cache"))
     write_json(
         folder / "record.json",
         {
             "arm": arm, "seed": seed, "settings": settings.model_dump(mode="json", exclude={"run", "data"}),
-            "seconds": {"training": trained - began, "scoring": time.monotonic() - trained},
+            "seconds": {"training": training, "scoring": time.monotonic() - began},
             "models": models,
         },
     )  # fmt: skip

@@ -18,16 +18,30 @@ if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
 _HOME = {
+    "Callback": "fedsdr.callbacks",
     "Example": "fedsdr.data.examples",
     "Settings": "fedsdr.config",
     "UserError": "fedsdr.errors",
+    "compare": "fedsdr.experiments.compare",
     "dry_run": "fedsdr.federation.dry_run",
     "load_settings": "fedsdr.recipe",
+    "register": "fedsdr.plugins",
     "resume": "fedsdr.federation.run",
     "run": "fedsdr.federation.run",
 }
 __version__ = version("fedsdr")
-__all__ = ["Example", "Settings", "UserError", "dry_run", "load_settings", "resume", "run"]
+__all__ = [
+    "Callback",
+    "Example",
+    "Settings",
+    "UserError",
+    "compare",
+    "dry_run",
+    "load_settings",
+    "register",
+    "resume",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

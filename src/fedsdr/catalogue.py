@@ -20,6 +20,7 @@ from fedsdr.compatibility import TABLES, as_used
 from fedsdr.config import Settings
 from fedsdr.config_training import Section
 from fedsdr.errors import UserError
+from fedsdr.recipe import flat
 
 KINDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "tuple": "array"}
 BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
@@ -63,6 +64,13 @@ def find_rows(key: str) -> list[Row]:
         hint = f"did you mean {' or '.join(near)}?" if near else "`fedsdr settings` lists all"
         raise UserError(f"no setting is called {key!r}; {hint}")
     return found
+
+
+def changed_values(settings: Settings) -> dict[str, Any]:
+    """Values by dotted key of the settings that differ from their defaults."""
+    usual = dict(flat(Settings().model_dump(mode="json")))
+    now = flat(settings.model_dump(mode="json"))
+    return {key: value for key, value in now if value != usual.get(key)}
 
 
 def choices(key: str) -> list[str]:

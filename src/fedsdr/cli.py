@@ -11,6 +11,7 @@ import typer
 
 from fedsdr import __version__, progress
 from fedsdr.cli_deploy import deploy, node
+from fedsdr.cli_guide import init, settings
 from fedsdr.cli_measure import analyze, judge_probe, measure, probe
 from fedsdr.errors import UserError
 from fedsdr.terminal import (
@@ -31,7 +32,6 @@ from fedsdr.terminal import (
 )
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -80,20 +80,20 @@ def run(
     from fedsdr.recipe import load_settings
 
     progress.show(quiet)
-    settings = load_settings(recipe, overrides or [])
+    chosen = load_settings(recipe, overrides or [])
     if is_dry:
-        print_estimate(settings, as_json)
+        print_estimate(chosen, as_json)
         return
     if on is not None:
         from fedsdr.deployment.submit import submit
         from fedsdr.run_folder import read_result
 
-        print_result(read_result(submit(on, settings)), as_json)
+        print_result(read_result(submit(on, chosen)), as_json)
         return
     from fedsdr.federation.run import run as run_settings
 
-    with resumable(f"to continue: `fedsdr resume {settings.run.dir}`"):
-        print_result(run_settings(settings), as_json)
+    with resumable(f"to continue: `fedsdr resume {chosen.run.dir}`"):
+        print_result(run_settings(chosen), as_json)
 
 
 @app.command()
@@ -177,7 +177,7 @@ def report(
         print(path)
 
 
-for command in (measure, analyze, probe, judge_probe, node):
+for command in (measure, analyze, probe, judge_probe, node, settings, init):
     app.command()(command)
 
 
@@ -265,8 +265,12 @@ def export(
     run_dir: RunDir,
     to: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     merged: Annotated[
-        bool, typer.Option("--merged", help="A whole model with the adapter merged into it (float32).")
+        bool, typer.Option("--merged", help="A whole model with the adapter merged into it.")
     ] = False,
+    dtype: Annotated[str, typer.Option(help="Of a merged model: float32, bfloat16 or float16.")] = "float32",
+    push_to_hub: Annotated[
+        str, typer.Option(help="Upload what was written to this repository of the Hugging Face hub.")
+    ] = "",
     client: Annotated[
         str, typer.Option(help="The personalised model of this client (simulations only).")
     ] = "",
@@ -275,12 +279,42 @@ def export(
 ) -> None:
     """Write the trained adapter for PEFT and vLLM, or the whole model."""
     from fedsdr.federation.export import export_round
+    from fedsdr.federation.model_card import push
 
-    export_round(run_dir, to, server_round, client, merged)
+    if dtype not in ("float32", "bfloat16", "float16") or (dtype != "float32" and not merged):
+        raise UserError(f"--dtype {dtype}: give float32, bfloat16 or float16, with --merged")
+    export_round(run_dir, to, server_round, client, merged, dtype)  # type: ignore[arg-type]
+    if push_to_hub:
+        push(to, push_to_hub)
     if as_json:
         print_json({"folder": str(to)})
     else:
         print(to)
+
+
+@app.command()
+def clean(
+    run_dir: RunDir,
+    keep: Annotated[str, typer.Option(help="last, or a number: every so many rounds, and the last.")],
+    as_json: AsJson = False,
+) -> None:
+    """Remove rounds of a run that are no longer needed; it can still be resumed, evaluated and exported."""
+    from fedsdr.run_folder import RunFolder, list_rounds, read_settings
+    from fedsdr.server.checkpoint import remove_rounds
+    from fedsdr.storage import locked
+
+    if keep != "last" and not (keep.isdecimal() and int(keep)):
+        raise UserError(f"--keep {keep}: give last, or a number of rounds")
+    settings, run = read_settings(run_dir), RunFolder(run_dir)
+    kept = settings.server.model_copy(update={"keep_rounds": keep})
+    with locked(run_dir, 0):
+        before = list_rounds(run.server)
+        remove_rounds(run, run.last_round(), kept)
+    removed = sorted(set(before) - set(list_rounds(run.server)))
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        print(f"removed {len(removed)} of {len(before)} rounds")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,10 +1,9 @@
 """Which settings go together, which do not, and why.
 
-The rules are data. `check` refuses settings by them, and `fedsdr methods` and docs/methods.md list them.
+The rules are data (`rules`): `check` refuses settings by them, and `fedsdr methods` and docs list them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
 from typing import Any, get_args
@@ -18,10 +17,9 @@ from fedsdr.methods import (
     ROBUST_AGGREGATORS,
     look_up,
 )
-from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind
-
-Test = tuple[Any, ...] | Callable[[Any], bool]
-"""What a setting must be: one of these values, or a choice whose row has a property."""
+from fedsdr.plugins import ORIGINS, load_plugins
+from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind, Rule, Test, Use
+from fedsdr.rules import RULES, USES
 
 TABLES: Mapping[str, Mapping[str, Any]] = {
     "method": METHODS,
@@ -42,184 +40,6 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
 """Settings with a few named values that not all go together, and the values."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Under some settings, others are restricted."""
-
-    under: Mapping[str, Test]
-    """Setting -> what it must be for the rule to hold; all of them."""
-    needs: Mapping[str, Test]
-    """Setting -> what it must be then."""
-    reason: str
-    """Continues the sentence "... does not go with these settings, which ..."."""
-
-
-@dataclass(frozen=True)
-class Use:
-    """A setting, or a section, that only some choices read. Under others it must have its default."""
-
-    setting: str
-    key: str
-    by: Test
-    but: tuple[str, ...] = ()
-    """Settings of the section that others read too."""
-
-
-RULES = (
-    Rule(
-        {"server.aggregation": lambda row: not row.is_linear},
-        {"server.robust": ("none",), "server.optimizer": ("fedavg",), "communication.dtype": ("float32",)},
-        "aggregates whole products B A, on which nothing can work number by number",
-    ),
-    Rule(
-        {"server.aggregation": lambda row: row.is_turned},
-        {"communication.dtype": ("float32",)},
-        "rotates what a client sends, but not what rounding took off its earlier messages",
-    ),
-    Rule(
-        {"server.aggregation": lambda row: row.kept},
-        {"client.drift_correction": ("none",), "method": lambda row: row.on_receive == "take"},
-        "keeps part of the adapter at the client, which no broadcast anchors",
-    ),
-    Rule(
-        {"server.aggregation": lambda row: row.is_turned or not row.is_linear},
-        {"method": lambda row: row.on_receive == "take"},
-        "makes new factors in each round, which have no numbers in common with a client's last ones",
-    ),
-    Rule(
-        {"server.aggregation": lambda row: row.adds_to_base},
-        {"method": lambda row: row.personal == "sum"},
-        "adds to the base what a client's own adapter could neither weigh nor hold",
-    ),
-    Rule(
-        {"server.aggregation": lambda row: row.ranks == "one"},
-        {"lora.client_ranks": ({},)},
-        "takes factors of one rank",
-    ),
-    Rule(
-        {"server.aggregation": lambda row: row.ranks == "several"},
-        {"server.robust": ("none",)},
-        "pads with zeros, which a robust aggregator would count as values of a client",
-    ),
-    Rule(
-        {"lora.client_ranks": ({},)},
-        {"server.aggregation": lambda row: row.ranks != "several"},
-        "gives all clients one rank, so that there is nothing to pad",
-    ),
-    Rule(
-        {"server.num_byzantine": (0,)},
-        {"server.robust": lambda row: not row.wants_byzantine},
-        "leaves a robust aggregator no client to withstand",
-    ),
-    Rule(
-        {"client.drift_correction": lambda row: row.optimizer == "sgd"},
-        {"client.optimizer": ("sgd",), "client.max_grad_norm": (0,)},
-        "computes gradients from the steps, so these must be plain SGD, without clipping",
-    ),
-    Rule(
-        {"client.drift_correction": lambda row: row.optimizer == "adamw"},
-        {"client.optimizer": ("adamw",)},
-        "corrects the steps of AdamW",
-    ),
-    Rule(
-        {"client.drift_correction": lambda row: row.has_control_variates},
-        {
-            "server.aggregation": lambda row: row.is_plain,
-            "server.robust": ("none",),
-            "communication.dtype": ("float32",),
-        },
-        "has control variates, whose plain mean is right only where the server takes one of the adapters too",
-    ),
-    Rule(
-        {"client.final_rate": (0,), "client.schedule": ("cosine", "linear")},
-        {"client.drift_correction": lambda row: not row.has_control_variates},
-        "makes the last round's rate 0, and control variates are divided by it",
-    ),
-    Rule(
-        {"method": lambda row: not row.shares},
-        {
-            "client.drift_correction": ("none",),
-            "server.aggregation": ("average",),
-            "server.robust": ("none",),
-            "server.optimizer": ("fedavg",),
-            "communication.dtype": ("float32",),
-            "lora.client_ranks": ({},),
-            "server.keep_updates": (False,),
-            "privacy.kind": ("none",),
-            "privacy.secure_aggregation": (False,),
-        },
-        "sends nothing",
-    ),
-    Rule(
-        {"method": lambda row: row.on_receive == "adapt"},
-        {"client.drift_correction": ("none",)},
-        "does not begin a round at the broadcast adapter, to which a correction refers",
-    ),
-    Rule(
-        {"privacy.kind": ("central", "local")},
-        {
-            "server.aggregation": ("average", "ffa"),
-            "server.robust": ("none",),
-            "client.drift_correction": ("none", "fedprox"),
-            "communication.dtype": ("float32",),
-            "lora.client_ranks": ({},),
-            "server.keep_updates": (False,),
-        },
-        "accounts for means of the clients' changes of one adapter, and for nothing more",
-    ),
-    Rule(
-        {"privacy.secure_aggregation": (True,)},
-        {
-            "server.aggregation": ("average", "ffa"),
-            "server.robust": ("none",),
-            "client.drift_correction": ("none", "fedprox"),
-            "communication.dtype": ("float32",),
-            "lora.client_ranks": ({},),
-            "server.keep_updates": (False,),
-            "privacy.kind": ("none", "central"),
-        },
-        "shows the server the sum of the clients' changes of one adapter, and nothing more",
-    ),
-    Rule(
-        {"server.clients_per_round": (1, 2)},
-        {"privacy.secure_aggregation": (False,)},
-        "makes sums of which a client knows the other part",
-    ),
-    Rule(
-        {"client.local_steps": (0,)},
-        {"client.budget": ("per_stage",)},
-        "leaves the length of a stage to client.local_epochs, and only steps can be divided over the stages",
-    ),
-    Rule(
-        {"data.validation": (0,)},
-        {"eval.on": ("test",)},
-        "keeps no validation examples out of training",
-    ),
-    Rule(
-        {"data.built_in": ("disputed",)},
-        {"data.root": ("",), "data.sources": ((),), "partition.kind": ("natural",)},
-        "brings its own examples, and says which client holds which",
-    ),
-)
-
-USES = (
-    Use("feddpa", "method", lambda row: row.personal == "weighed"),
-    Use("fdlora.before_steps", "method", lambda row: row.before_rounds),
-    Use("fdlora.num_examples", "method", lambda row: row.personal == "fused"),
-    Use("fdlora.num_evaluations", "method", lambda row: row.personal == "fused"),
-    Use("fedala", "method", lambda row: row.on_receive == "adapt"),
-    Use("client.mu", "client.drift_correction", lambda row: row.is_proximal),
-    Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
-    Use("server.rotation_reference", "server.aggregation", lambda row: row.is_turned),
-    Use("server.num_byzantine", "server.robust", lambda row: row.num_needed(1) > row.num_needed(0)),
-    Use("server.learning_rate", "server.optimizer", lambda row: "learning_rate" in row.reads),
-    Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),
-    Use("server.beta2", "server.optimizer", lambda row: "beta2" in row.reads),
-    Use("server.tau", "server.optimizer", lambda row: "tau" in row.reads),
-    Use("privacy", "privacy.kind", ("central", "local"), but=("secure_aggregation",)),
-)
-
-
 def check(settings: Any) -> None:
     """Refuse settings that do not go together.
 
@@ -230,6 +50,7 @@ def check(settings: Any) -> None:
         UserError: A name is in no table.
         ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
     """
+    load_plugins()
     for key, table in TABLES.items():
         named = attrgetter(key)(settings)
         for name in (named,) if isinstance(named, str) else named:
@@ -260,6 +81,7 @@ def allowed_with(key: str, name: str) -> dict[str, list[str]]:
 
 def as_json() -> dict[str, Any]:
     """All tables, and the pairs that go together: setting -> name -> other setting -> its names."""
+    load_plugins()
     tables = {
         key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
         for key, table in TABLES.items()
@@ -271,12 +93,14 @@ def as_json() -> dict[str, Any]:
 
 def as_text() -> str:
     """All tables, and what goes with what, for the terminal."""
+    load_plugins()
     lines = []
     width = max(len(name) for table in TABLES.values() for name in table) + 2
     for key, table in TABLES.items():
         lines.append(f"{key} =")
         for name, row in table.items():
-            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{row.paper}"]
+            source = f"{row.paper} ({ORIGINS[key, name]})" if (key, name) in ORIGINS else row.paper
+            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{source}"]
     lines.append("All choices go together, except:")
     for under, needs, reason in _rows("", ", "):
         lines += [f"  {under}: {needs}", f"    {reason}"]
@@ -303,6 +127,8 @@ def as_used(key: str) -> str:
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
     """Conditions, requirements and reason of each rule, in words."""
     for rule in RULES:
+        if not all(_names(key, test) for key, test in rule.under.items()):
+            continue  # no row of a plugin is there
         under = " and ".join(_words(key, test, quote) for key, test in rule.under.items())
         yield under, between.join(_words(key, test, quote) for key, test in rule.needs.items()), rule.reason
 

@@ -24,11 +24,13 @@ from fedsdr.config_training import (
     Section,
     Server,
     Share,
+    TokenMask,
 )
 from fedsdr.methods import METHODS
 from fedsdr.rows import MessageDtype, PrivacyKind
 
 LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
+LogTo = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Scale = Annotated[float, Field(ge=LEAST_SCALE, le=MOST_SCALE, allow_inf_nan=False)]
 """Beyond these, noise would be infinite in float32, or epsilon beyond 10^12."""
 
@@ -54,6 +56,9 @@ class Run(Section):
     cache: str = ""
     """A folder that keeps rewritings and what the base model scored, for other runs to reuse; empty: the
     clients' own folders."""
+    log_to: tuple[LogTo, ...] = ()
+    """Loggers that receive the numbers of the run, such as ["tensorboard"] (docs/python.md). They change no
+    result; each is an extra of the package."""
 
 
 class Model(Section):
@@ -279,6 +284,7 @@ class Settings(Section):
     federation: Federation = Federation()
     communication: Communication = Communication()
     privacy: Privacy = Privacy()
+    token_mask: TokenMask = TokenMask()
     feddpa: FedDPA = FedDPA()
     fdlora: FDLoRA = FDLoRA()
     fedala: FedALA = FedALA()

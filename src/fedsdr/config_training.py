@@ -65,6 +65,11 @@ class Distill(Section):
     the label, final answer, facts or tests falls back too (ours, beyond the paper). answer+likelihood: so
     does one of a labelled example where the rewriting raises the base model's likelihood of another choice
     more than that of the label. It errs as the model does: see the shares taught by label."""
+    only: Literal["all", "likelier", "representative"] | tuple[str, ...] = "all"
+    """Which training responses are rewritten; the others are taught as they are. A list: those of these
+    domains. likelier: those whose rewriting passes the checks and is likelier to the base model than the true
+    response, by mean log p of a token. representative: one for each cluster of a client's examples, as FedHDS
+    chooses. Test responses are always rewritten, so that losses on them compare."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("reference", "paraphrase", "turn")
     """Rewriting prompts, tried in order until the checks pass; without checks only the first."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -132,10 +137,10 @@ class Client(Section):
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Gradients are clipped to this global norm; 0: not at all."""
     drift_correction: str = "none"
-    """Correction of client drift in stages that train the shared adapter: none, fedprox, scaffold or
-    scaffold-adamw (`fedsdr methods`)."""
+    """Correction of client drift in stages that train the shared adapter: none, fedprox, l2, kl, not-true,
+    scaffold or scaffold-adamw (`fedsdr methods`)."""
     mu: Positive = 0.01
-    """Weight of the proximal term."""
+    """Weight of the term that a correction adds to the loss (fedprox, l2, kl, not-true)."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
@@ -169,7 +174,10 @@ class Server(Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the second moment (fedadam, fedyogi)."""
     tau: Positive = 1e-3
-    """Added to the root of the second moment, whose first value is its square (adaptive ones)."""
+    """Added to the root of the second moment, whose first value is its square (adaptive ones); its square is
+    added to the squared norm of the mean change (fedexp)."""
+    mean_of_rounds: Count = 1
+    """The final shared adapter is the mean of those after the last so many rounds; 1: the last one."""
     clients_per_round: Annotated[int, Field(ge=0)] = 0
     """Clients drawn for each round; 0: all."""
     quorum: Share = 0.5
@@ -197,10 +205,29 @@ class Server(Section):
     (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's
     update says more of its data than the mean does: in a deployment each client must consent."""
 
+    @model_validator(mode="after")
+    def _averaged_rounds_are_kept(self) -> Self:
+        if self.mean_of_rounds > 1 and self.keep_rounds not in ("all", 1):
+            raise ValueError(
+                f"mean_of_rounds = {self.mean_of_rounds} reads rounds that keep_rounds = {self.keep_rounds!r}"
+                ' removes: set keep_rounds to "all", or mean_of_rounds to 1'
+            )
+        return self
+
     @property
     def eta(self) -> float:
         """The server optimizer's learning rate."""
         return self.learning_rate or OPTIMIZERS[self.optimizer].rate
+
+
+class TokenMask(Section):
+    """[token_mask]: which raw tokens are likely to the base (method token-mask)."""
+
+    perplexity: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.5
+    """1 / p of a token above which it is masked; the paper's."""
+    soft: bool = False
+    """Weigh masked tokens down by how unlikely they are, instead of leaving them out: facts are still
+    learnt (ours)."""
 
 
 class FedDPA(Section):

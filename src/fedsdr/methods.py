@@ -2,7 +2,7 @@
 
 A row is data, of a type in `rows`. The functions behind its name live in its package: `client`, `server` and
 `distill` look them up. What goes with what is in `compatibility`. This file imports nothing heavy, so that
-`fedsdr --help` answers at once.
+`fedsdr --help` answers at once. `plugins` adds the rows of other packages.
 """
 
 import difflib
@@ -41,7 +41,7 @@ PERSONAL: Mapping[Personal, str] = {
     "own": "base + shared adapter as the client itself last trained it",
 }
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "fedit": Method(
         "plain federated LoRA: the shared adapter on the raw data",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
@@ -105,6 +105,11 @@ METHODS: Mapping[str, Method] = {
         ABLATION,
         (Stage(("shared",), "mixed", ("shared",)),),
     ),
+    "token-mask": Method(
+        "without rewriting: fedit on those raw tokens that the base finds likely",
+        "Wu et al., Selective Token Masking, arXiv 2501.14315",
+        (Stage(("shared",), "likely", ("shared",)),),
+    ),
     "local-only": Method(
         "no federation: each client trains an adapter of its own on its raw data; nothing is sent",
         CONTROL,
@@ -139,7 +144,7 @@ METHODS: Mapping[str, Method] = {
     ),
 }
 
-AGGREGATIONS: Mapping[str, Aggregation] = {
+AGGREGATIONS: dict[str, Aggregation] = {
     "average": Aggregation(
         "separate means of A and B",
         "Zhang et al., FedIT, ICASSP 2024, arXiv 2305.05644",
@@ -221,7 +226,22 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
     "fedprox": DriftCorrection(
         "adds mu / 2 times the squared distance to the broadcast shared adapter to the loss",
         "Li et al., FedProx, MLSys 2020, arXiv 1812.06127",
-        is_proximal=True,
+        has_weight=True,
+    ),
+    "l2": DriftCorrection(
+        "adds mu / 2 times the squared norm of the shared adapter to the loss",
+        "Li et al., L2-SP, ICML 2018, arXiv 1802.01483",
+        has_weight=True,
+    ),
+    "kl": DriftCorrection(
+        "adds mu times the KL divergence from the base's distribution of each response token",
+        "as LwF, Li and Hoiem, ECCV 2016, arXiv 1606.09282",
+        has_weight=True,
+    ),
+    "not-true": DriftCorrection(
+        "as kl, of the distributions over all tokens but the label",
+        "as FedNTD, Lee et al., NeurIPS 2022, arXiv 2106.03097",
+        has_weight=True,
     ),
     "scaffold": DriftCorrection(
         "control variates correct each step towards the clients' mean gradient; plain SGD",
@@ -237,7 +257,7 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
     ),
 }
 
-OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the target: server.optimize
+OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target: server.optimize
     "fedavg": Optimizer("take the target", "McMahan et al., AISTATS 2017, arXiv 1602.05629", reads=()),
     "fedavgm": Optimizer(
         "momentum, undamped: in steady state its steps are 1 / (1 - beta1) times those of fedavg",
@@ -246,6 +266,12 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
     "fedavgm-damped": Optimizer(
         "momentum, damped: the mean change has the factor 1 - beta1",
         "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954, which does not damp round 1",
+    ),
+    "fedexp": Optimizer(
+        "extrapolates beyond the target, the further the more the clients' changes differ",
+        "Jhunjhunwala et al., FedExP, ICLR 2023, arXiv 2301.09604",
+        reads=("tau",),
+        extrapolates=True,
     ),
     "fedadagrad": Optimizer(
         "second moments summed", REDDI_PAPER, 1e-3, reads=("learning_rate", "beta1", "tau")
@@ -258,13 +284,31 @@ OPTIMIZERS: Mapping[str, Optimizer] = {  # how the server steps towards the targ
     ),
 }
 
-PROMPTS: Mapping[str, Named] = {  # for the teacher: distill.prompts
+PROMPTS: dict[str, Named] = {  # for the teacher: distill.prompts
     "reference": Named("instruction and reference answer; write your own response", SDFT_PAPER),
     "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "ours"),
     "turn": Named("question, answer, then: say that again in your own words", "ours"),
 }
 GIVEN = "given"
 """Stands for a prompt where the data bring the rewriting."""
+
+
+MEANT: Mapping[str, str] = {
+    "fedavg": "method = fedit: server.aggregation = average and server.optimizer = fedavg are the defaults",
+    "fedprox": "client.drift_correction = fedprox",
+    "scaffold": "client.drift_correction = scaffold",
+    "ffa-lora": "server.aggregation = ffa",
+    "fedsa-lora": "server.aggregation = fedsa",
+    "fedex-lora": "server.aggregation = fedex",
+    "fedrot-lora": "server.aggregation = fedrot",
+    "hetlora": "server.aggregation = zeropad with lora.client_ranks",
+    "sdft": "method = fedsd, which trains on rewritings made by SDFT's prompt (distill.prompts)",
+    "fedadam": "server.optimizer = fedadam",
+    "fedyogi": "server.optimizer = fedyogi",
+    "local": "method = local-only",
+    "centralized": "method = centralised",
+}
+"""What people type in the place of a method, and the setting that is it here."""
 
 
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
@@ -280,5 +324,7 @@ def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
     """
     if name in table:
         return table[name]
+    if name.lower() in MEANT:
+        raise UserError(f"{key} = {name!r} is unknown here; you may mean {MEANT[name.lower()]}")
     ranked = sorted(table, key=lambda known: -difflib.SequenceMatcher(None, name, known).ratio())
     raise UserError(f"{key} = {name!r} is unknown; known, nearest first: {', '.join(ranked)}")

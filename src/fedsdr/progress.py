@@ -6,9 +6,12 @@ A program that uses this package sees nothing until it asks, by logging's own me
 import io
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from statistics import fmean
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -16,6 +19,8 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 log = logging.getLogger("fedsdr")
 say = log.info
+_bars: list["_Bar"] = []
+"""Bars that are shown, the innermost last."""
 _place: ContextVar[str] = ContextVar("place", default="")
 
 
@@ -65,20 +70,81 @@ def here() -> str:
     return _place.get().removesuffix(": ")
 
 
-def track(items: Sequence[Item], unit: str, sizes: Sequence[int] | None = None) -> Iterator[Item]:
+def track(items: Iterable[Item], unit: str, sizes: Sequence[int]) -> Iterator[Item]:
     """Pass items through and show how far they are, after 3 s: a bar on a terminal, else a line every 20 s.
 
     Args:
         items: The work.
         unit: What is counted, such as "examples".
-        sizes: How many units each item is worth; one each by default.
+        sizes: How many units each item is worth.
     """
-    sizes, is_live = sizes or [1] * len(items), sys.stderr.isatty()
+    is_live = sys.stderr.isatty()
     options: dict[str, Any] = {"mininterval": 0.5, "file": sys.stderr}
     if not is_live:
         options = {"mininterval": 20.0, "file": io.StringIO()}
     options |= {"total": sum(sizes), "desc": here(), "unit": f" {unit}", "delay": 3.0, "miniters": 1}
     with _Bar(**options, leave=False, disable=not log.isEnabledFor(logging.INFO)) as bar:
-        for item, size in zip(items, sizes, strict=True):
-            yield item
-            bar.update(size)
+        _bars.append(bar)
+        try:
+            for item, size in zip(items, sizes, strict=True):
+                yield item
+                bar.update(size)
+        finally:
+            _bars.remove(bar)
+
+
+def note(text: str) -> None:
+    """Show a text, such as the loss of the last step, at the end of the innermost bar."""
+    if _bars:
+        _bars[-1].set_postfix_str(text, refresh=False)
+
+
+class Total:
+    """How far a whole run is: one bar on a terminal above those of its parts, and the time that is left.
+
+    The time left is the number of pieces of each kind of work times their mean time so far. In a run that was
+    stopped, earlier times count too.
+    """
+
+    def __init__(self, left: Mapping[str, int], before: Mapping[str, Sequence[float]]) -> None:
+        """Begin.
+
+        Args:
+            left: Kind of work -> pieces that are not done.
+            before: Kind of work -> seconds that pieces took before.
+        """
+        self.left = Counter(left)
+        self.seconds = defaultdict(list, {kind: list(before.get(kind, ())) for kind in left})
+        self.last = time.monotonic()
+        is_shown = log.isEnabledFor(logging.INFO) and sys.stderr.isatty()
+        self.bar = _Bar(
+            total=sum(left.values()), desc="run", leave=False, disable=not is_shown, file=sys.stderr,
+            bar_format="{desc}: {percentage:3.0f} % |{bar:20}| {n_fmt} of {total_fmt} pieces{postfix}",
+        )  # fmt: skip
+
+    def begin(self, kind: str) -> None:
+        """Count the time of the first piece of this kind from now."""
+        self.last = time.monotonic()
+        self.bar.set_postfix_str(f"{kind}, {self.text()}" if self.text() else kind)
+
+    def done(self, kind: str) -> None:
+        """Count a piece of work."""
+        now = time.monotonic()
+        self.seconds[kind].append(now - self.last)
+        self.last = now
+        self.left[kind] = max(0, self.left[kind] - 1)
+        self.bar.update()
+        self.begin(kind)
+
+    def text(self) -> str:
+        """Time that is left in words; "" while it is not known, or nothing is left."""
+        open_kinds = [kind for kind, num in self.left.items() if num]
+        known = [kind for kind in open_kinds if self.seconds[kind]]
+        if not known:
+            return ""
+        left = sum(self.left[kind] * fmean(self.seconds[kind]) for kind in known)
+        return f"{'about' if known == open_kinds else 'more than'} {duration(left)} left"
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.close()

@@ -73,6 +73,32 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
     return settings
 
 
+def as_settings(settings: Settings | str | Path | Mapping[str, Any]) -> Settings:
+    """Settings as they are, from a recipe, or from values by dotted key, `recipe` among them.
+
+    Raises:
+        UserError: As `load_settings`.
+    """
+    if isinstance(settings, Settings):
+        return settings
+    if isinstance(settings, Mapping):
+        values = dict(settings)
+        return load_settings(values.pop("recipe", None), values)
+    return load_settings(settings)
+
+
+def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The same with other values by dotted key, checked.
+
+    Raises:
+        UserError: As `load_settings`.
+    """
+    changed = settings.model_dump(mode="json")
+    for key, value in values.items():
+        _override(changed, key, value)
+    return check_settings(changed, "settings")
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested tables as dotted keys; an empty one is a value."""
     for key, value in values.items():
@@ -175,7 +201,7 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
             raise UserError(f"override {key} = {value!r}: {'.'.join(tables[: depth + 1])} is not a table")
-    values[last] = value
+    values[last] = str(value) if isinstance(value, Path) else value
 
 
 def _as_tuples(value: Any) -> Any:

@@ -1,11 +1,13 @@
-"""The types of the rows in `methods`."""
+"""The types of the rows in `methods` and of the rules in `compatibility`."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Adapter = Literal["shared", "private"]
-View = Literal["raw", "distilled", "mixed"]
-"""mixed: raw and distilled examples together, twice as many."""
+View = Literal["raw", "distilled", "mixed", "likely"]
+"""mixed: raw and distilled examples together, twice as many. likely: raw ones, whose tokens have weights by
+how likely the base finds them (`distill.token_mask`)."""
 MessageDtype = Literal["float32", "float16", "int8"]
 Personal = Literal["sum", "weighed", "fused", "own"]
 """What a client's personalised model is (`PERSONAL`)."""
@@ -99,7 +101,12 @@ class Method:
     @property
     def needs_rewritings(self) -> bool:
         """Whether some stage trains on the rewritten data."""
-        return any(stage.on != "raw" for stage in (*self.before_rounds, *self.stages))
+        return bool({"distilled", "mixed"} & self.views)
+
+    @property
+    def views(self) -> set[View]:
+        """The views that some stage trains on."""
+        return {stage.on for stage in (*self.before_rounds, *self.stages)}
 
     def stage_names(self) -> tuple[str, ...]:
         """Name each stage by its learner; where one learns twice, by learner and view."""
@@ -159,10 +166,14 @@ class Aggregation(Named):
     ranks: Literal["one", "any", "several"] = "one"
     """Whether clients must have the same rank (one), may differ (any) or must differ (several)."""
 
+    is_own: bool = False
+    """Whether it is a plugin's (`plugins`), which decides itself how numbers of clients become one."""
+
     @property
     def is_plain(self) -> bool:
         """Whether the server takes the plain mean of every number that a client sends."""
-        return self.is_linear and not self.is_turned and not self.kept and self.ranks == "one"
+        is_mean = self.is_linear and not self.is_own and not self.is_turned
+        return is_mean and not self.kept and self.ranks == "one"
 
     def keeps(self, key: str) -> bool:
         """Whether the tensor of that PEFT key learns and stays at the client."""
@@ -192,8 +203,8 @@ class RobustAggregator(Named):
 class DriftCorrection(Named):
     """How client drift of the shared adapter is corrected in local steps; see `client.update`."""
 
-    is_proximal: bool = False
-    """Whether the shared adapter is pulled to the broadcast one, with the weight `client.mu`."""
+    has_weight: bool = False
+    """Whether it is a term beside the loss, with the weight `client.mu` (`client.drift.ANCHORS`)."""
     has_control_variates: bool = False
     """Whether control variates steer the steps (`client.scaffold`): one more array up and down. The server
     keeps their plain mean."""
@@ -210,8 +221,37 @@ class Optimizer(Named):
     """Default learning rate."""
     reads: tuple[str, ...] = ("learning_rate", "beta1")
     """The keys of [server] that its step depends on."""
+    extrapolates: bool = False
+    """Whether its step depends on how far apart the clients' changes are."""
 
 
 def has_global(method: Method, aggregation: Aggregation) -> bool:
     """Whether a run has a global model: all factors of the shared adapter that learn are shared."""
     return method.shares and not aggregation.kept
+
+
+Test = tuple[Any, ...] | Callable[[Any], bool]
+"""What a setting must be: one of these values, or a choice whose row has a property."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Under some settings, others are restricted."""
+
+    under: Mapping[str, Test]
+    """Setting -> what it must be for the rule to hold; all of them."""
+    needs: Mapping[str, Test]
+    """Setting -> what it must be then."""
+    reason: str
+    """Continues the sentence "... does not go with these settings, which ..."."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A setting, or a section, that only some choices read. Under others it must have its default."""
+
+    setting: str
+    key: str
+    by: Test
+    but: tuple[str, ...] = ()
+    """Settings of the section that others read too."""

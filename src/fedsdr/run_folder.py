@@ -7,13 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.history import Record, history
 from fedsdr.metrics import Scores
 from fedsdr.recipe import load_settings
-from fedsdr.storage import read_json
+from fedsdr.storage import read_json, read_lines
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class ClientFolder:
     def secure(self) -> Path:
         """What the client keeps of a secure sum."""
         return self.path / "secure"
+
+    def steps(self, server_round: int) -> Path:
+        """Stage, loss and tokens of each optimizer step of a round; not under differential privacy."""
+        return self.path / "steps" / f"round-{server_round:04d}.jsonl"
 
     def rewritings(self, part: Literal["train", "test"]) -> Path:
         """Examples of the training or test data with their rewritings, one on each line."""
@@ -76,6 +84,8 @@ class RunFolder:
         self.ended = path / "ended"
         """Token of the last submission by `fedsdr run --on`, and on the next lines why it stopped early."""
         self.benchmark_answers = path / "measurements" / "benchmark-answers.jsonl"
+        self.data = path / "data"
+        """Rows that a program gave (`data.given`)."""
         self.server = path / "server"
         self.survivors = self.server / "survivors.json"
         """Which clients are in the last secure sum, and of which round it is."""
@@ -98,6 +108,10 @@ class RunFolder:
         """Scores of all rounds that were evaluated, by round; 0 is the base model."""
         paths = sorted((self.path / "evaluation").glob("round-*.json"))
         return {int(path.stem.removeprefix("round-")): read_json(path) for path in paths}
+
+    def logger_id(self, logger: str) -> Path:
+        """The id of the run at a logger (`loggers`)."""
+        return self.path / "loggers" / logger
 
     def measurement(self, name: str) -> Path:
         """What `fedsdr measure` found."""
@@ -147,6 +161,18 @@ class Result:
         """Folder of the final shared adapter, in PEFT's format."""
         folder = RunFolder(self.folder)
         return folder.round(folder.last_round())
+
+    @property
+    def history(self) -> list[Record]:
+        """A record of numbers for each round (`history`); round 0 is the base model."""
+        folder = RunFolder(self.folder)
+        return history(read_lines(folder.log), folder.evaluations())
+
+    def to_pandas(self) -> "DataFrame":
+        """The history as a data frame with a row for each round; needs pandas."""
+        from pandas import DataFrame
+
+        return DataFrame(self.history).set_index("round")
 
 
 def read_settings(folder: Path) -> Settings:

@@ -14,11 +14,37 @@ import typer
 from fedsdr.errors import UserError
 
 Number = TypeVar("Number", int, float)
+
+
+def complete_override(incomplete: str) -> list[str]:
+    """What may follow in KEY=VALUE: keys, and the values of those that have a few."""
+    from fedsdr.catalogue import all_rows, choices
+
+    key, is_value, begun = incomplete.partition("=")
+    if is_value:
+        return [f"{key}={value}" for value in choices(key) if value.startswith(begun)]
+    return [f"{row.key}=" for row in all_rows() if row.key.startswith(key)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Keys and sections that begin so."""
+    from fedsdr.catalogue import all_rows
+
+    keys = [row.key for row in all_rows()]
+    return [
+        one
+        for one in dict.fromkeys([*(key.partition(".")[0] for key in keys), *keys])
+        if one.startswith(incomplete)
+    ]
+
+
 Recipe = Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/demo.toml.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Settings that override the recipe, such as method=fedsd run.seed=1.", metavar="[KEY=VALUE]..."
+        help="Settings that override the recipe, such as method=fedsd run.seed=1.",
+        metavar="[KEY=VALUE]...",
+        autocompletion=complete_override,
     ),
 ]
 RunDir = Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN_DIR")]

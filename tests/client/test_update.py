@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.client.drift import NO_DRIFT, by_control_variates, towards_broadcast
+from fedsdr.client.drift import ANCHORS, NO_DRIFT, by_control_variates, towards_broadcast
 from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.update import Step, count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
@@ -20,7 +20,7 @@ from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.messages import wire
-from fedsdr.methods import BOTH, METHODS
+from fedsdr.methods import BOTH, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.progress import within
@@ -507,3 +507,55 @@ def test_a_stage_may_begin_from_the_other_adapter(model):
     found = trained(model, (stage,), rate=1e-30)
     assert same(found["private"], found["shared"])
     assert not same(trained(model, (stage,))["private"], found["shared"])
+
+
+def test_every_correction_with_a_weight_has_its_function():
+    assert list(ANCHORS) == [name for name, row in DRIFT_CORRECTIONS.items() if row.has_weight]
+
+
+def test_l2_adds_mu_times_the_shared_adapter_to_its_gradient(model, spy):
+    start = begun(model)
+    update(model)
+    update_from = begun(model)
+    update(model, drift=ANCHORS["l2"](model, 0.7))
+    for with_term, without, w in zip(spy.gradients[1], spy.gradients[0], start, strict=True):
+        torch.testing.assert_close(with_term, without + 0.7 * w, rtol=1e-5, atol=1e-8)
+    assert same(start, update_from)
+
+
+@pytest.mark.parametrize("name", ["kl", "not-true"])
+def test_an_anchor_at_the_base_does_nothing_where_the_model_is_the_base(model, spy, name: str):
+    """KL is least at zero, so its gradient vanishes in the first step; in the second it does not."""
+    model.initialise("shared", seed=0)
+    update(model, local_steps=2, rate=1e-2)
+    model.initialise("shared", seed=0)
+    update(model, local_steps=2, rate=1e-2, drift=ANCHORS[name](model, 5.0))
+    plain, anchored = spy.gradients[:2], spy.gradients[2:]
+    for a, b in zip(plain[0], anchored[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    assert max((a - b).abs().max() for a, b in zip(plain[1], anchored[1], strict=True)) > 1e-4
+
+
+def test_an_anchor_at_the_base_holds_the_predictions_back(model):
+    """Twenty steps: the heavier the anchor, the less is learnt."""
+    losses = []
+    for mu in (1e-9, 10.0, 1000.0):
+        model.initialise("shared", seed=0)
+        metrics = update(model, local_steps=20, rate=2e-2, drift=ANCHORS["kl"](model, mu))
+        losses.append(metrics["train/shared/last_loss"])
+    assert losses[0] < losses[1] < losses[2] <= metrics["train/shared/first_loss"] + 0.01
+
+
+def test_an_anchor_at_the_base_is_for_the_shared_adapter_alone(model):
+    private = (Stage(("private",), "raw", BOTH),)
+    found = trained(model, private)["private"]
+    assert same(found, trained(model, private, drift=ANCHORS["kl"](model, 5.0))["private"])
+    assert all(layer.active == () for layer in model.layers.values())
+
+
+def test_a_step_whose_tokens_are_all_masked_changes_nothing(model):
+    masked = [replace(text, weights=(0.0,) * text.num_response_tokens) for text in make(4)]
+    start = begun(model)
+    with within("test"):
+        local_update(model, Method("", "", SHARED), {"raw": masked}, Client(local_steps=1), 1e-3, 0)
+    assert same(values(model), start)

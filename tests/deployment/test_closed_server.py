@@ -101,6 +101,22 @@ def test_no_secret_of_the_server_is_in_the_list_of_processes(
 
 
 @long
+def test_the_configuration_of_a_node_is_not_in_the_list_of_processes(deployment: Callable[..., Deployment]):
+    """It names the client's folders. Flower's own command has it as an argument."""
+    one = deployment()
+    one.start_server()
+    one.register()
+    one.start_node("math")
+    node = psutil.Process(one.programs["math"].pid)
+    wait_until(node.children)
+    wait_until(lambda: status(one.server)["math"] == "online")
+    commands = [" ".join(child.cmdline()) for child in node.children(recursive=True)]
+    assert any("fedsdr.deployment.supernode" in command for command in commands)
+    for word in ("node-config", "secret", "node.key", str(one.folder / "math")):
+        assert not [command for command in commands if word in command]
+
+
+@long
 def test_a_superlink_that_is_stopped_ends_its_run_within_seconds_and_the_run_goes_on_after_a_new_start(
     deployment: Callable[..., Deployment], small: Callable[..., Settings]
 ):

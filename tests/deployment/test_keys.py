@@ -1,5 +1,6 @@
 """Keys and names: who is let in, and who is taken off."""
 
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fedsdr.deployment import keys as module
 from fedsdr.deployment.certificates import node_key
-from fedsdr.deployment.keys import register, registry, status
+from fedsdr.deployment.init import init
+from fedsdr.deployment.keys import register, registry, status, take_peers
 from fedsdr.errors import UserError
 from fedsdr.federation.membership import registered
 from fedsdr.recipe import check_settings
@@ -259,3 +261,29 @@ def test_the_status_names_each_client_with_what_the_superlink_says_of_its_node(
         "hospital": "online",
         "office": f"may not take part yet; `fedsdr deploy register {tmp_path}`",
     }
+
+
+def test_a_client_takes_the_keys_of_the_others_and_sees_what_ssh_keygen_shows_of_each(tmp_path: Path):
+    server, bank, _ = init(tmp_path / "all", ["bank", "hospital"], "localhost:8443", "any")
+    assert (bank / "peers/hospital.pub").read_bytes() == (server / "keys/hospital.pub").read_bytes()
+    (bank / "data").mkdir()
+    (bank / "peers/hospital.pub").unlink()
+    found = take_peers(bank / "node.toml", server / "keys")
+    assert [path.name for path in (bank / "peers").iterdir()] == ["hospital.pub"]  # not its own
+    for client in ("bank", "hospital"):
+        shown = subprocess.run(
+            ["ssh-keygen", "-lf", server / f"keys/{client}.pub"], capture_output=True, text=True, check=True
+        )
+        assert shown.stdout.split()[1] == found[client]
+
+
+def test_one_key_under_two_names_is_no_second_client(tmp_path: Path):
+    """A server could sum one client with itself."""
+    server, bank, _ = init(tmp_path / "all", ["bank", "hospital"], "localhost:8443", "any")
+    (bank / "data").mkdir()
+    (server / "keys/office.pub").write_bytes((server / "keys/hospital.pub").read_bytes())
+    with pytest.raises(UserError, match=r"office\.pub: another client of .* has this key"):
+        take_peers(bank / "node.toml", server / "keys")
+    (bank / "node.toml").write_text((bank / "node.toml").read_text().replace("peers = ", "# peers = "))
+    with pytest.raises(UserError, match=r'add peers = "peers" under \[node\]'):
+        take_peers(bank / "node.toml", server / "keys")

@@ -20,7 +20,7 @@ from fedsdr.storage import read_lines
 FOUR = (*CLIENTS, "medicine")
 SECURE = {
     **{"privacy.secure_aggregation": True, "server.num_rounds": 1},
-    **{"federation.num_clients": 4, "federation.timeout": 45.0},
+    **{"federation.num_clients": 4, "federation.timeout": 60.0, "federation.wait": 240.0},
 }
 WINDOW = 32
 
@@ -60,11 +60,11 @@ def test_a_client_killed_in_mid_round_costs_its_update_alone_and_no_single_updat
                 seen[client] = np.load(path)
         return bool(session("math")) and '"roll"' in session("math")[0].read_text()
 
-    wait_until(has_shared)
+    wait_until(has_shared, 300)
     time.sleep(1)  # its shares leave
     one.kill("math")
     one.kill_orphans()
-    told, _ = program.communicate(timeout=280)
+    told, _ = program.communicate(timeout=600)
     assert program.returncode == 0, told + one.log("server")
     run = one.server / "runs" / "first"
     dropped = [event for event in read_lines(run / "metrics.jsonl") if event["event"] == "dropped"]
@@ -105,7 +105,7 @@ def test_a_peers_key_that_is_not_the_clients_stops_the_sum_and_each_client_says_
         (place / "math.pub").write_bytes((place / "medicine.pub").read_bytes())
     one.start_all()
     program = one.begin(small(**SECURE | {"run.dir": "runs/first"}))
-    told, _ = program.communicate(timeout=280)
+    told, _ = program.communicate(timeout=600)
     assert program.returncode != 0
     assert "secure aggregation, shares, needs 3" in " ".join(told.split())
     for client in ("finance", "general"):

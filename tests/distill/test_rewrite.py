@@ -6,18 +6,23 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fedsdr.config import Distill, Lora, Settings
+from fedsdr.data.conversation import encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.distill import rewrite as module
 from fedsdr.distill.rewrite import fall_back_where_cut, rewrite, rewrite_together
 from fedsdr.distill.rewriting import Rewriting
+from fedsdr.distill.select import medoids
+from fedsdr.federation.client_context import close_clients, open_client
 from fedsdr.methods import PROMPTS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import Base, load_base
-from fedsdr.model.generation import Answer
+from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.model.loss import token_losses
 
 LABELS = ("POSITIVE", "NEGATIVE")
 EXAMPLES = [
@@ -300,6 +305,69 @@ def test_a_rewriting_that_loses_its_answer_at_max_length_falls_back(tiny_base: B
     assert [new.distilled for new in left] == [example.response, *texts[1:]]
     assert [new.fallback for new in left] == ["cut off", "", ""]
     assert [new.first for new in left] == texts
+
+
+def test_only_the_domains_that_are_named_are_shown_to_the_teacher(teach):
+    teacher, go = teach()
+    mixed = [replace(example, domain="math") if n % 2 else example for n, example in enumerate(EXAMPLES)]
+    new = go(mixed, only=("finance",))
+    assert sorted(teacher.asked) == [("reference", n) for n in (0, 2, 4)]
+    assert [rewriting.fallback for rewriting in new] == ["", "not chosen"] * 2 + [""]
+    assert new[1] == Rewriting(None, EXAMPLES[1].response, "", "not chosen")
+    assert new[2] == Rewriting(GOOD.text, GOOD.text, "reference", "")
+
+
+def test_a_rewriting_is_taken_only_where_the_base_finds_it_likelier(teach, model):
+    """To its own greedy words the base gives more than to the truth; and to words of no sense less."""
+    base = model.base
+    with model.inference(()):
+        prompts = [encode_prompt(base.tokenizer, prompt_turns(example)) for example in EXAMPLES]
+        own = generate(base, prompts, Sampling(6, 0.0, 1.0), [0] * len(prompts))
+    _, go = teach(lambda prompt, n: Answer(own[n].text if n < 3 else "zq xj vw kq zx jq", True, 6))
+    new = go(only="likelier", verify="off")
+    with model.inference(()):
+        means = [
+            [sum(losses) / len(losses) for losses in token_losses(base, texts, 2)]
+            for side in ("first", "response")
+            for texts in [[encode(base.tokenizer, e, r.first if side == "first" else e.response, 512)
+                           for e, r in zip(EXAMPLES, new, strict=True)]]
+        ]  # fmt: skip
+    likelier = [first < true for first, true in zip(*means, strict=True)]
+    assert len(set(likelier)) == 2
+    assert [rewriting.fallback for rewriting in new] == [
+        "" if is_so else "not likelier" for is_so in likelier
+    ]
+
+
+def test_representatives_are_the_examples_nearest_to_the_middle_of_each_cluster():
+    """Two clusters of nine about 0 and about 10, each with one point in its very middle; a far one stands for none."""
+    offsets = np.array([[x, y] for x in (-0.2, 0.0, 0.2) for y in (-0.2, 0.0, 0.2)])
+    states = np.concatenate([offsets, 10 + offsets, [[-40.0, 30.0]]]).astype(np.float32)
+    middle = [n for n, offset in enumerate(offsets) if not offset.any()]
+    assert medoids(states) == [middle[0], 9 + middle[0]]
+    assert medoids(states[:3]) == [0, 1, 2]  # too few for a cluster
+
+
+def test_representatives_follow_from_the_training_examples_and_cost_the_teacher_less(teach, monkeypatch):
+    teacher, go = teach()
+    monkeypatch.setattr("fedsdr.distill.select.medoids", lambda states: [1, 3] if len(states) == 5 else [])
+    new = go(only="representative")
+    assert sorted(teacher.asked) == [("reference", 1), ("reference", 3)]
+    assert [rewriting.fallback for rewriting in new].count("not chosen") == 3
+
+
+@pytest.mark.parametrize("only", [["math"], "likelier", "representative"])
+def test_test_responses_are_rewritten_whatever_is_chosen_for_training(
+    tiny_settings: Callable[..., Settings], only: object
+):
+    """So losses on rewritings are on the same texts in all runs."""
+
+    def tests_of(**more: object) -> list[str]:
+        settings = tiny_settings(**{"method": "fedsd", "data.domains": ["general"], **more})
+        close_clients()
+        return [new.fallback for new in open_client(settings, 0, Path(settings.run.dir)).rewritings["test"]]
+
+    assert tests_of(**{"distill.only": only}) == tests_of()
 
 
 def test_a_rewriting_that_comes_with_the_data_is_checked_and_no_model_is_asked_for_it(teach):

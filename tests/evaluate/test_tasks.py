@@ -1,7 +1,7 @@
 """Scores of answers, judged and counted by hand."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -97,20 +97,22 @@ def test_where_nothing_can_be_judged_there_is_no_score_rather_than_zero():
     assert metrics["num_scored"] == 0
 
 
-def test_answers_come_back_in_the_order_of_the_examples_though_written_by_length(
+def test_answers_come_back_in_the_order_of_the_examples_and_equal_prompts_are_answered_once(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ):
-    examples = [Example("word " * (7 * n % 5) + str(n), "x", "general") for n in range(7)]
-    sizes = []
+    examples = [Example("word " * (7 * n % 5) + str(n % 6), "x", "general") for n in range(8)]
+    asked: list[str] = []
 
-    def echo(base, prompts, sampling) -> list[Answer]:
-        sizes.append(len(prompts))
-        assert sampling.temperature == 0
-        return [Answer(base.tokenizer.decode(ids), True, len(ids)) for ids in prompts]
+    def echo(base, prompts, sampling, seeds, num_rows) -> Iterator[tuple[int, Answer]]:
+        assert (sampling.temperature, num_rows) == (0, 3)
+        for place in reversed(range(len(prompts))):
+            asked.append(base.tokenizer.decode(prompts[place]))
+            yield place, Answer(asked[-1], True, len(prompts[place]))
 
-    monkeypatch.setattr(tasks, "generate", echo)
+    monkeypatch.setattr(tasks, "stream", echo)
+    examples += examples[:3]
     found = answer(tiny_base, examples, Eval(batch_size=3))
-    assert sizes == [3, 3, 1]
+    assert len(asked) == len(set(asked)) == 8
     for example, given in zip(examples, found, strict=True):
         assert prompt_turns(example)[0]["content"] in given.text
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -147,6 +148,17 @@ def test_processes_beside_each_other_give_what_one_after_the_other_gives(grid, t
     cached = [sorted(p.name for p in (tmp_path / d).glob("cache/*/*.json*")) for d in ("straight", "beside")]
     assert cached[0] == cached[1]
     assert "round 1 of 1" in (tmp_path / "beside/fedsd/seed-1/log.txt").read_text()
+
+
+def test_the_process_of_each_run_begins_with_what_it_imports_and_without_threads_of_torch():
+    """The imports took a fifth of a short run; a process forked after a product would wait forever."""
+    with ProcessPoolExecutor(1, mp_context=module.workers()) as pool:
+        found = pool.submit(eval, "'fedsdr.model.generation' in __import__('sys').modules").result()
+        product = pool.submit(
+            eval, "float((lambda t: (t.ones(512, 512) @ t.ones(512, 512)).sum())(__import__('torch')))"
+        )
+        assert found
+        assert product.result(timeout=120) == 512**3
 
 
 def test_a_grid_takes_up_its_runs_whatever_number_goes_on_at_a_time(grid, tmp_path: Path):
@@ -368,7 +380,7 @@ def test_runs_of_a_grid_end_with_the_process_that_began_them(grid, tmp_path: Pat
         "1",
     ]
     parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (children := psutil.Process(parent.pid).children(recursive=True)) or not any(
         (tmp_path / "out").glob("*/seed-*/log.txt")
     ):
@@ -407,3 +419,15 @@ def test_runs_that_lack_what_a_measurement_needs_are_passed_over(grid, tmp_path:
     assert not (to / "fedit/seed-0/measurements/map.json").exists()
     with pytest.raises(UserError, match="survival could not be measured in any run: what the clients sent"):
         measure_grid(to, ["map", "survival"], Options())
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_the_user_learns_which_run_goes_on_and_when_all_will_be_done(grid, tmp_path: Path, capfd, jobs: int):
+    compare(grid(seeds="[0]"), tmp_path / "out", jobs)
+    lines = [line for line in capfd.readouterr().err.splitlines() if re.match(r"run \d|.*ended;", line)]
+    assert lines[0] == "run 1 of 2 begins: fedit, seed 0"
+    assert "run 2 of 2 begins: fedsd, seed 0" in lines
+    (ended,) = [line for line in lines if "ended" in line]
+    assert re.fullmatch(
+        r"fedit, seed 0 ended; all 2 in about \d+ (s|min \d+ s) \(\d+ \w+, \d\d:\d\d\)", ended
+    )

@@ -344,3 +344,15 @@ def test_ranks_of_clients_are_written_and_read_again(tiny_settings, tmp_path: Pa
     again = load_settings(tmp_path / "config.toml")
     assert again == settings
     assert (again.lora.rank_of("math"), again.lora.rank_of("finance")) == (2, 4)
+
+
+def test_the_last_rounds_adapters_are_averaged_at_the_end_and_training_does_not_see_it(run_with):
+    def rounds(**more: Any) -> list[dict[str, torch.Tensor]]:
+        folder, _ = run_with("average", **{"server.num_rounds": 3, **more})
+        return [load_adapter(folder / f"server/round-000{number}") for number in (1, 2, 3)]
+
+    plain, mean = rounds(), rounds(**{"server.mean_of_rounds": 2})
+    for key, last in mean[2].items():
+        assert torch.equal(mean[0][key], plain[0][key]) and torch.equal(mean[1][key], plain[1][key])
+        torch.testing.assert_close(last, (plain[1][key] + plain[2][key]) / 2)
+    assert not all(torch.equal(last, plain[2][key]) for key, last in mean[2].items())

@@ -44,7 +44,7 @@ HOSTILE = {
     },
 }
 SETTINGS_THAT_A_NODE_TAKES = {
-    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "feddpa", "fdlora", "fedala", "eval",
+    "method", "partition", "lora", "distill", "client", "server", "federation", "communication", "privacy", "token_mask", "feddpa", "fdlora", "fedala", "eval",
 }  # fmt: skip
 SETTINGS_THAT_A_NODE_DECIDES = {"run", "model", "data"}
 
@@ -97,6 +97,13 @@ def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decide
         ({"privacy": {"kind": "central", "noise": 2.0}}, {"most-epsilon": 4}, "requires privacy.kind"),
         ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be taken off again"),
         ({"privacy": {"kind": "central", "source": "seeded"}}, {}, "can be taken off again"),
+        ({}, {"least-clients": 3}, "least-clients = 3 requires privacy.secure_aggregation = true"),
+        (
+            {"privacy": {"secure_aggregation": True}},
+            {},
+            "needs the public keys of the other clients: set peers",
+        ),
+        ({"privacy": {"secure_aggregation": True}}, {"peers": "/p"}, "without `fedsdr node` private-key too"),
     ],
 )
 def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, told: str):
@@ -106,6 +113,8 @@ def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, t
 
 def test_what_a_node_consents_to_is_done():
     assert applied({"server": {"keep_updates": True}}, **{"keep-updates": True}).server.keep_updates
+    own = {"peers": "/peers", "private-key": "/node.key", "least-clients": 5}
+    assert applied({"privacy": {"secure_aggregation": True}}, **own).privacy.secure_aggregation
     assert applied({"privacy": {"kind": "local", "noise": 2.0}}, **{"most-epsilon": 4.0}).privacy.noise == 2
 
 

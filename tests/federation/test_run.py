@@ -662,3 +662,18 @@ def test_the_page_is_written_while_the_run_goes_on(quick, monkeypatch: pytest.Mo
     assert "setTimeout" in seen[0]
     final = RunFolder(settings.run.dir).report.read_text()
     assert "running:" not in final and "setTimeout" not in final
+
+
+@pytest.mark.parametrize("kind", ["none", "local"])
+def test_the_loss_of_each_step_stays_in_the_clients_folder_and_is_absent_under_privacy(quick, kind: str):
+    settings = quick(**{"client.local_steps": 3, "privacy.kind": kind})
+    run(settings)
+    folder = RunFolder(settings.run.dir)
+    trained = {e["client"]: e for e in read_lines(folder.log) if e["event"] == "train"}
+    for client, event in trained.items():
+        steps = read_lines(folder.client(client).steps(1))
+        assert len(steps) == (3 if kind == "none" else 0)
+        if steps:
+            mean = sum(step["loss"] for step in steps) / 3
+            assert event["train/shared/loss"] == pytest.approx(mean)
+            assert not {f"{step['loss']}" for step in steps[1:-1]} & set(map(str, event.values()))

@@ -121,6 +121,9 @@ def test_noise_of_central_privacy_comes_on_top_of_the_sum_of_clipped_changes(fin
     step = 0.1 * 1e-3 * 2.0**-20
     for key, value in adapter(plain, 1).items():
         assert np.abs(adapter(secure, 1)[key] - value).max() < 1e-8 + step
+    page = (secure / "report.html").read_text()
+    assert "Secure aggregation" in page
+    assert "Secure aggregation" not in (plain / "report.html").read_text()
     spent = [e["epsilon"] for e in read_lines(secure / "metrics.jsonl") if e["event"] == "round"]
     assert spent == [e["epsilon"] for e in read_lines(plain / "metrics.jsonl") if e["event"] == "round"]
 

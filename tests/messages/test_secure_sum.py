@@ -40,6 +40,11 @@ def test_keys_and_masks_are_those_of_the_published_vectors():
     assert secure_sum.expand(bytes(32), 8).tobytes().hex() == stream
 
 
+def test_every_bit_of_a_secret_changes_its_mask():
+    masks = {secure_sum.expand((1 << bit).to_bytes(32), 4).tobytes() for bit in range(256)}
+    assert len(masks) == 256
+
+
 def test_the_sum_is_exact_for_every_set_of_lost_clients():
     x = vectors()
     y = {name: masked(name, x[name]) for name in NAMES}

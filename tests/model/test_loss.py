@@ -1,10 +1,13 @@
 """The loss in chunks is transformers' own loss, in value and gradient."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedsdr.config import Lora, Settings
@@ -13,7 +16,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.model import loss as loss_module
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import Base, load_base
-from fedsdr.model.loss import held_out_loss, response_loss
+from fedsdr.model.loss import Pull, held_out_loss, response_loss, response_states, token_losses
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +106,7 @@ def test_a_head_with_bias_gives_the_cross_entropy_of_torch():
     hidden = torch.randn(300, 8, generator=generator, requires_grad=True)
     weight, bias = torch.randn(11, 8, generator=generator), torch.randn(11, generator=generator)
     targets = torch.randint(11, (300,), generator=generator)
-    total = loss_module._HeadLoss.apply(hidden, weight, bias, targets)
+    total = loss_module._HeadLoss.apply(hidden, weight, bias, targets, None, None)
     (found,) = torch.autograd.grad(total * 3, hidden)
     plain = torch.nn.functional.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")
     (expected,) = torch.autograd.grad(plain * 3, hidden)
@@ -184,3 +187,67 @@ def test_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(model):
             loss, count = held_out_loss(base, THREE, batch_size)
             assert count == 50
             assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("has_label", [True, False])
+def test_a_pull_adds_the_gradient_of_the_divergence_and_nothing_to_the_value(model, has_label: bool):
+    """mu KL(q || p), summed, by torch's own kl_div on whole logits; q is the base's, p the model's."""
+    base, mu = model.base, 0.7
+    model.set(active=ADAPTERS, train=ADAPTERS)
+    plain, _ = response_loss(base, THREE)
+    plain.backward()
+    without = gradients(model)
+    with model.without_adapters(), torch.no_grad():
+        given, _ = response_states(base, THREE)
+    pulled, _ = response_loss(base, THREE, Pull(given, mu, has_label))
+    pulled.backward()
+    assert pulled.item() == plain.item()
+    both = gradients(model)
+
+    states, targets = response_states(base, THREE)
+    head = base.model.get_output_embeddings()
+    logits, others = head(states), head(given)
+    if not has_label:
+        keep = torch.ones_like(logits, dtype=torch.bool).scatter(1, targets[:, None], False)
+        logits, others = (part[keep].view(len(targets), -1) for part in (logits, others))
+    (mu * F.kl_div(logits.log_softmax(1), others.log_softmax(1), reduction="sum", log_target=True)).backward()
+    for found, start, more in zip(both, without, gradients(model), strict=True):
+        torch.testing.assert_close(found - start, more, rtol=1e-3, atol=1e-5)
+        assert more.abs().max() > 1e-3
+
+
+def test_weights_of_tokens_multiply_their_losses_and_gradients(model):
+    """A token of weight 0 is as if it were prompt; of weight 1/2 it counts half."""
+    base = model.base
+    model.set(active=ADAPTERS, train=ADAPTERS)
+    (whole,) = make((5, 9))
+    start, halved = (1.0,) * 4 + (0.0,) * 5, (0.5,) * 9
+    first = replace(whole, ids=whole.ids[:9])
+    values = []
+    for conversation in (first, replace(whole, weights=start), whole, replace(whole, weights=halved)):
+        total, _ = response_loss(base, [conversation])
+        total.backward()
+        values.append((total.item(), gradients(model)))
+    for (found, gradient), (wanted, other), factor in (
+        (values[1], values[0], 1.0),
+        (values[3], values[2], 0.5),
+    ):
+        assert found == pytest.approx(factor * wanted, rel=1e-5)
+        for a, b in zip(gradient, other, strict=True):
+            torch.testing.assert_close(a, factor * b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_losses_of_tokens_are_those_that_the_sum_is_made_of_in_the_order_of_the_tokens(model):
+    base = model.base
+    with model.inference(ADAPTERS):
+        found = token_losses(base, THREE, batch_size=2)
+        for conversation, losses in zip(THREE, found, strict=True):
+            assert len(losses) == conversation.num_response_tokens
+            prefixes = [
+                response_loss(
+                    base, [replace(conversation, ids=conversation.ids[: conversation.prompt_length + n])]
+                )
+                for n in range(1, len(losses) + 1)
+            ]
+            sums = [0.0, *(total.item() for total, _ in prefixes)]
+            assert losses == pytest.approx([b - a for a, b in pairwise(sums)], abs=1e-3)

@@ -268,6 +268,15 @@ def retention(draw: random.Random) -> list[Event]:
     return records
 
 
+def cost_and_gain(domains: Sequence[str]) -> list[Event]:
+    """Two scales of the global model; cost grows with the square of the scale."""
+    return [
+        {"model": "global", "round": 4, "scale": scale, "cost": 0.2 * scale**2, "gain": scale / 2}
+        | {f"gain_{domain}": scale / 2 for domain in domains}
+        for scale in (0.5, 1.0)
+    ]
+
+
 def win_rates(draw: random.Random, domains: Sequence[str]) -> list[Event]:
     """Two pairs of models by domain."""
     records: list[Event] = []
@@ -304,7 +313,7 @@ def measurements(clients: Sequence[str], num_layers: int = 30, num_rounds: int =
         "survival": survival(draw, clients, num_rounds),
         "benchmarks": benchmarks(draw),
         "retention": retention(draw),
-        "frontier": frontier(num_rounds, clients),
+        "frontier": cost_and_gain(clients),
         "winrate": win_rates(draw, clients),
     }
     found: dict[str, Event] = {}

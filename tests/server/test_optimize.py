@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAvgM, FedYogi
 
 from fedsdr.config import Server
 from fedsdr.methods import OPTIMIZERS
-from fedsdr.server.optimize import OPTIMIZE
+from fedsdr.server.optimize import OPTIMIZE, extrapolation
 
 SERVER = Server(optimizer="fedadam", learning_rate=0.5, beta1=0.9, beta2=0.75, tau=0.1)
 X, FIRST, SECOND = 1.0, 0.4, -0.2  # the state, and the clients' mean change in rounds 1 and 2
@@ -69,6 +69,32 @@ def test_fedyogi_moves_by_the_sign():
     # Round 1: v = 0.01 < 0.16, so v grows by a quarter of 0.16, to 0.05; round 2: 0.05 > 0.04, it falls by 0.01.
     yogi = iter([0.05, 0.04])
     assert two_rounds("fedyogi") == pytest.approx(by_hand(lambda v, s: next(yogi)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ([(3.0, 4.0)], 1.0),  # alone: a half, but never less than fedavg's
+        ([(1.0, 0.0), (0.0, 1.0)], 1.0),  # s = 1, |D|^2 = 1/2
+        ([(1.0, 0.0), (-0.5, 0.0)], 5.0),  # s = 5/8, |D|^2 = 1/16
+    ],
+)
+def test_fedexp_goes_the_further_beyond_the_target_the_more_clients_differ(changes, rate: float):
+    """eta = max(1, s / (2 |D|^2)), with next to no tau, of the shared adapter as one vector."""
+    mean = np.mean(changes, axis=0)
+    spread = float(np.mean([np.square(change).sum() for change in changes]))
+    state = {"A": np.array([X], np.float32), "B": np.array([X], np.float32)}
+    target = {key: (state[key] + part).astype(np.float32) for key, part in zip(state, mean, strict=True)}
+    server = Server(optimizer="fedexp", learning_rate=extrapolation(state, target, spread, 1e-9))
+    new, kept = OPTIMIZE["fedexp"](state, target, {}, server)
+    assert [float(value[0]) for value in new.values()] == pytest.approx(X + rate * mean)
+    assert kept == {}
+
+
+def test_fedexps_tau_bounds_the_rate_where_the_mean_change_vanishes():
+    """s = 1, |D|^2 = 0.04, tau^2 = 0.01: eta = 10."""
+    state, target = ({"B": np.array([value], np.float32)} for value in (X, X + 0.2))
+    assert extrapolation(state, target, 1.0, 0.1) == pytest.approx(10)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

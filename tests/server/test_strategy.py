@@ -103,6 +103,16 @@ def test_the_log_of_a_reply_holds_its_metrics_and_the_bytes_of_its_arrays(start)
     assert strategy.events()[0] == about | {"seconds": 1.0} | told
 
 
+def test_fedexp_weighs_the_clients_as_the_mean_does_and_leaves_out_those_that_are_dropped(start):
+    """Changes 3, -1 and 2 of both numbers, of 1, 3 and 1 examples: D = 2/5 and s = 2 (9 + 3 + 4) / 5."""
+    strategy, (a, b, c, d) = start(optimizer="fedexp", tau=0.1)
+    strategy.aggregate_train(
+        2, [trained(a, 3.0), trained(b, -1.0), trained(c, 2.0), trained(d, float("nan"))]
+    )
+    eta = (2 * 16 / 5) / (2 * (2 * 0.4**2 + 0.1**2))
+    assert strategy.arrays[KEY].ravel().tolist() == pytest.approx([eta * 0.4] * 2)
+
+
 @pytest.mark.parametrize(
     ("quorum", "num_asked", "needed"),
     [(0.5, 4, 2), (0.51, 4, 3), (1.0, 4, 4), (0.01, 4, 1), (0.5, 3, 2), (1.0, 1, 1)],

@@ -16,18 +16,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from fedsdr.data.batching import by_length, collate
+from fedsdr.data.batching import Batch, by_length, collate
 from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.likelihood import NO_LIMIT, log_likelihoods
+from fedsdr.model.likelihood import NO_LIMIT
 from fedsdr.model.loss import FEW, last_states
 from fedsdr.progress import track
 from fedsdr.rows import Adapter
@@ -110,12 +112,13 @@ def divergences(
     plan = by_length([len(one.ids) for one in answers], batch_size)
     for rows in track(plan, "KL to the base", [len(rows) for rows in plan]):
         some = [answers[row] for row in rows]
+        batch = collate(some, flat=base.keeps_apart)
         with model.inference(()):
-            before = _states(base, some)
+            before = _states(base, batch)
         after: list[Tensor] = []
         for one in models:
             with one.inference(model):
-                after.append(_states(base, some))
+                after.append(_states(base, batch))
         with torch.inference_mode():
             sums = _divergences(base, before, after, [one.num_response_tokens for one in some])
         found |= zip(rows, sums, strict=True)
@@ -123,9 +126,8 @@ def divergences(
     return [[found[row][number] for row in range(len(answers))] for number in range(len(models))]
 
 
-def _states(base: Base, conversations: Sequence[Conversation]) -> Tensor:
+def _states(base: Base, batch: Batch) -> Tensor:
     """Hidden states that predict the response tokens (tokens, d)."""
-    batch = collate(conversations, flat=base.keeps_apart)
     return last_states(base, batch).flatten(0, 1)[torch.from_numpy(batch.positions).to(base.device)]
 
 
@@ -141,16 +143,26 @@ def _divergences(
         for values, states in zip(by_token, after, strict=True):
             log_model = head(states[part]).float().log_softmax(dim=1)
             values += ((log_base.exp() * (log_base - log_model)).sum(dim=1)).tolist()
-    found = []
-    start = 0
-    for length in lengths:
-        found.append([sum(values[start : start + length]) / length for values in by_token])
-        start += length
-    return found
+    means = [_means(values, lengths) for values in by_token]
+    return [list(of_answer) for of_answer in zip(*means, strict=True)]
 
 
 def example_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[float]:
     """Mean loss per response token of each conversation, in nats; called inside `Scaled.inference`."""
-    questions = [(one.ids[: one.prompt_length], [one.ids[one.prompt_length :]]) for one in conversations]
-    sums = log_likelihoods(base, questions, batch_size)
-    return [-value / one.num_response_tokens for (value,), one in zip(sums, conversations, strict=True)]
+    head = base.model.get_output_embeddings()
+    found: dict[int, float] = {}
+    for rows in by_length([len(one.ids) for one in conversations], batch_size):
+        some = [conversations[row] for row in rows]
+        batch = collate(some, flat=base.keeps_apart)
+        states, targets = _states(base, batch), torch.from_numpy(batch.targets).to(base.device)
+        losses: list[float] = []
+        for few, wanted in zip(states.split(FEW), targets.split(FEW), strict=True):
+            losses += cross_entropy(head(few).float(), wanted, reduction="none").tolist()
+        found |= zip(rows, _means(losses, [one.num_response_tokens for one in some]), strict=True)
+    return [found[row] for row in range(len(conversations))]
+
+
+def _means(values: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """Means of consecutive parts of these lengths."""
+    parts = iter(values)
+    return [sum(islice(parts, length)) / length for length in lengths]

@@ -105,7 +105,7 @@ def _gradients(
 ) -> Iterator[Tensor]:
     """Gradient of each batch's summed loss, as one vector on the host."""
     parameters = model.parameters(("shared",))
-    for batch in track(batches, "groups"):
+    for batch in track(batches, "groups", [1] * len(batches)):
         for start in range(0, len(batch), batch_size):
             loss, _ = response_loss(model.base, batch[start : start + batch_size])
             loss.backward()

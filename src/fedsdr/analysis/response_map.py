@@ -2,16 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
 from fedsdr.analysis.alignment import VIEWS
-from fedsdr.data.batching import by_length, collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.model.adapters import LoraModel
-from fedsdr.model.base import Base
-from fedsdr.model.loss import last_states
+from fedsdr.model.loss import mean_states
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event
 
@@ -42,7 +38,7 @@ def response_map(
     placed = [(view, client, text) for view in VIEWS for client, some in views[view].items() for text in some]
     texts = [text for _, _, text in placed]
     with model.inference(()):
-        states = _mean_states(model.base, texts, batch_size)
+        states = mean_states(model.base, texts, batch_size)
     places = TSNE(
         perplexity=min(30.0, (len(texts) - 1) / 3),
         init="pca",
@@ -52,14 +48,3 @@ def response_map(
         {"view": view, "client": client, "x": float(x), "y": float(y)}
         for (view, client, _), (x, y) in zip(placed, places, strict=True)
     ]
-
-
-def _mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> NDArray[np.float32]:
-    """Mean state of each response's tokens (num_texts, d)."""
-    found: dict[int, NDArray[np.float32]] = {}
-    for rows in by_length([len(text.ids) for text in texts], batch_size):
-        batch = collate([texts[row] for row in rows], flat=base.keeps_apart)
-        states = last_states(base, batch).flatten(0, 1)[batch.positions].float().cpu().numpy()
-        ends = np.cumsum([texts[row].num_response_tokens for row in rows])
-        found |= zip(rows, [part.mean(axis=0) for part in np.split(states, ends[:-1])], strict=True)
-    return np.stack([found[row] for row in range(len(texts))])

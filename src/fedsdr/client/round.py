@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsdr.client.drift import NO_DRIFT, Drift, by_control_variates, towards_broadcast
+from fedsdr.callbacks import OnStep
+from fedsdr.client.drift import ANCHORS, NO_DRIFT, Drift, by_control_variates
 from fedsdr.client.fedala import aggregate_locally
 from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.state import State, load_state, save_state
@@ -74,6 +75,8 @@ class Participant:
     views: Views
     ledger: Ledger | None = None
     """Its account of noised updates, where it has one."""
+    on_step: OnStep | None = None
+    """Called after each optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def run_round(model: LoraModel, client: Participant, plan: Plan, server_round: i
         _seed(plan, client, "round", server_round),
         plan.aggregation.factors,
         _drift(model, plan, control_variates, received),
+        client.on_step,
     )
 
     trained = {key: value.numpy() for key, value in model.state("shared").items()}
@@ -179,7 +183,8 @@ def _prepare(
             return {}, {}
         with within("before round 1"):
             seed = _seed(plan, client)
-            return before_rounds(model, plan.method, client.views, plan.before_rounds, seed), {}
+            views, training = client.views, plan.before_rounds
+            return before_rounds(model, plan.method, views, training, seed, client.on_step), {}
     if plan.method.on_receive == "take":
         return {}, {}
     weights, metrics = aggregate_locally(
@@ -208,9 +213,8 @@ def _drift(model: LoraModel, plan: Plan, control_variates: ControlVariates | Non
     if control_variates:
         shapes = {key: value.shape for key, value in received.items()}
         return by_control_variates(model, wire.unpack(control_variates.shift, shapes))
-    if DRIFT_CORRECTIONS[plan.training.drift_correction].is_proximal:
-        return towards_broadcast(model, plan.training.mu)
-    return NO_DRIFT
+    name = plan.training.drift_correction
+    return ANCHORS[name](model, plan.training.mu) if DRIFT_CORRECTIONS[name].has_weight else NO_DRIFT
 
 
 def _pack(

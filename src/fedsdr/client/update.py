@@ -12,7 +12,7 @@ fresh state in each stage is ours; plain SGD is the other choice.
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -25,9 +25,12 @@ from fedsdr.errors import Diverged
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import response_loss
 from fedsdr.model.randomness import seeded
-from fedsdr.progress import here, track, within
+from fedsdr.progress import here, note, track, within
 from fedsdr.rows import Factor, Method, Stage, View
 from fedsdr.seeds import seed_for
+
+if TYPE_CHECKING:
+    from fedsdr.callbacks import OnStep
 
 Views = Mapping[View, Sequence[Conversation]]
 """A client's training examples as conversations: raw and, where a stage needs them, distilled."""
@@ -50,6 +53,7 @@ def local_update(
     seed: int,
     shared_factors: Sequence[Factor] = ("A", "B"),
     drift: Drift = NO_DRIFT,
+    on_step: "OnStep | None" = None,
 ) -> dict[str, float]:
     """Train the adapters through all stages, in place.
 
@@ -62,6 +66,7 @@ def local_update(
         seed: Seed of this client and round; data order is a function of it and the stage.
         shared_factors: Which factors of the shared adapter learn (`Aggregation.factors`).
         drift: What corrects the steps of the shared adapter.
+        on_step: Called after each step.
 
     Returns:
         For each stage, by its name: mean loss per response token over its steps, of the first and of
@@ -75,6 +80,7 @@ def local_update(
         for number, stage in enumerate(method.stages)
     ]
     num_cycles = method.cycles or max(num_steps)
+    names = method.stage_names()
     seeds = [seed_for(seed, "stage", "+".join(stage.train), stage.on) for stage in method.stages]
     learning = [
         _learn(model, stage, views[stage.on], training, rate * stage.rate, stage_seed, shared_factors, drift)
@@ -89,10 +95,13 @@ def local_update(
                 within(f"{'+'.join(stage.train)} on {stage.on}"),
                 seeded(model.base.device, seed_for(seeds[number], "cycle", cycle)),
             ):
-                taken[number] += [next(learning[number]) for _ in track(range(num), "steps")]
+                for _ in track(range(num), "steps", [1] * num):
+                    taken[number].append(next(learning[number]))
+                    if on_step:
+                        on_step(names[number], *taken[number][-1])
     model.set(active=(), train=())
     metrics: dict[str, float] = {}
-    for name, steps in zip(method.stage_names(), taken, strict=True):
+    for name, steps in zip(names, taken, strict=True):
         metrics |= summarise(name, steps)
     return metrics
 
@@ -143,12 +152,14 @@ def train_steps(
     optimizer.zero_grad()  # an update that diverged in this process left its own
     for number, batch in enumerate(batches, start=1):
         num_tokens = sum(conversation.num_response_tokens for conversation in batch)
+        weight = sum(conversation.weight for conversation in batch) or 1  # all tokens may be masked
         step_loss = 0.0
         for start in range(0, len(batch), training.batch_size):
-            loss, _ = response_loss(model.base, batch[start : start + training.batch_size])
+            part = batch[start : start + training.batch_size]
+            loss, _ = response_loss(model.base, part, drift.pull(model, part))
             # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
-            (loss / num_tokens).backward()
-            step_loss += loss.item() / num_tokens
+            (loss / weight).backward()
+            step_loss += loss.item() / weight
         drift.before_step()
         norm = nn.utils.clip_grad_norm_(parameters, training.max_grad_norm or math.inf)
         if not math.isfinite(step_loss) or not norm.isfinite():
@@ -159,6 +170,7 @@ def train_steps(
         optimizer.step()
         drift.after_step(rate)
         optimizer.zero_grad()
+        note(f"loss {step_loss:.3f}")
         yield Step(step_loss, num_tokens)
 
 
@@ -174,7 +186,12 @@ def summarise(name: str, steps: Sequence[Step]) -> dict[str, float]:
 
 
 def before_rounds(
-    model: LoraModel, method: Method, views: Views, training: Client, seed: int
+    model: LoraModel,
+    method: Method,
+    views: Views,
+    training: Client,
+    seed: int,
+    on_step: "OnStep | None" = None,
 ) -> dict[str, float]:
     """Train the private adapter through the stages before round 1, in place, at the rate of round 1.
 
@@ -186,12 +203,15 @@ def before_rounds(
         views: The client's conversations.
         training: Of `before_training`.
         seed: Seed of this client.
+        on_step: Called after each step.
 
     Returns:
         As `local_update`, with "before-" in front of the stages' names.
     """
     rate = training.learning_rate
-    metrics = local_update(model, method.before(), views, training, rate, seed_for(seed, "before"))
+    metrics = local_update(
+        model, method.before(), views, training, rate, seed_for(seed, "before"), on_step=on_step
+    )
     return {key.replace("train/", "train/before-", 1): value for key, value in metrics.items()}
 
 

@@ -28,11 +28,18 @@ class Conversation:
     """Number of leading tokens that are prompt."""
     num_cut: int = 0
     """Tokens of the response that `model.max_length` cut off."""
+    weights: tuple[float, ...] = ()
+    """Of the response tokens in the loss; all conversations of a batch have them, or none. Empty: all one."""
 
     @property
     def num_response_tokens(self) -> int:
         """Tokens that the loss counts, end of turn included (if it was not cut off)."""
         return len(self.ids) - self.prompt_length
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of its response tokens: that by which their losses are divided."""
+        return sum(self.weights) if self.weights else self.num_response_tokens
 
 
 def prompt_turns(example: Example) -> list[Turn]:

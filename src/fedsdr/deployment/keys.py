@@ -93,7 +93,7 @@ def take_peers(file: Path, keys: Path) -> dict[str, str]:
         server could have made keys of its own.
 
     Raises:
-        UserError: The file names no folder, or a file holds no key.
+        UserError: The file names no folder, a file holds no key, or two hold one.
     """
     node = read_node_file(file).node
     if not node.peers:
@@ -103,7 +103,10 @@ def take_peers(file: Path, keys: Path) -> dict[str, str]:
         key = read_public(path)
         check_client(path.stem, fingerprints)
         digest = hashlib.sha256(base64.b64decode(_body(key))).digest()
-        fingerprints[path.stem] = f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+        fingerprint = f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+        if fingerprint in fingerprints.values():
+            raise UserError(f"{path}: another client of {keys} has this key: each needs its own")
+        fingerprints[path.stem] = fingerprint
         if path.stem != node.client:
             write_file(Path(node.peers) / path.name, key)
     return fingerprints

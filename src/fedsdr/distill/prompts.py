@@ -10,6 +10,8 @@ arXiv 2402.13669), which the prompt "reference" follows.
 
 from fedsdr.data.conversation import Turn, prompt_turns
 from fedsdr.data.examples import Example
+from fedsdr.plugins import FUNCTIONS
+from fedsdr.rows import Named
 
 VERSION = 1
 
@@ -21,6 +23,9 @@ def rewriting_turns(name: str, example: Example) -> list[Turn]:
         name: A row of `methods.PROMPTS`.
         example: The example with its true response.
     """
+    if name in FUNCTIONS[Named]:
+        own: list[Turn] = FUNCTIONS[Named][name](example)
+        return own
     *system, user = prompt_turns(example)
     question, answer = user["content"], example.response
     match name:

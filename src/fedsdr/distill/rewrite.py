@@ -28,13 +28,16 @@ from fedsdr.data.thinking import is_unclosed
 from fedsdr.distill.likelihood_check import express_label
 from fedsdr.distill.prompts import VERSION, rewriting_turns
 from fedsdr.distill.rewriting import Rewriting
+from fedsdr.distill.select import likelier, select
 from fedsdr.methods import GIVEN
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
 from fedsdr.model.template import as_taken
+from fedsdr.plugins import FUNCTIONS
 from fedsdr.progress import here, say, track, within
+from fedsdr.rows import Named
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
 
@@ -52,7 +55,8 @@ def rewrite(
     """Rewrite the responses of the examples.
 
     With checks on, the prompts are tried in order until one passes; without, the first alone. A rewriting
-    that comes with the data is checked alike; the model is not asked for another.
+    that comes with the data is checked alike; the model is not asked for another. Of what
+    `distill.only` does not choose, the true response stays.
 
     Args:
         model: The teacher is its base without adapters, as the global model is before round 1. Where
@@ -79,7 +83,7 @@ def rewrite_together(
     Their prompts share batches where that changes no answer (`Base.has_independent_rows`): the few that are
     left for later tries would take nearly as long as a full batch at each client.
     """
-    tries = [_tries(model, examples, distill) for examples, _ in clients]
+    tries = [_tries(model, examples, distill, longest) for examples, _ in clients]
     asked: dict[int, tuple[str, list[Example]]] = {}
     rewritings: dict[int, list[Rewriting]] = {}
 
@@ -103,13 +107,14 @@ def rewrite_together(
 
 
 def _tries(
-    model: LoraModel, examples: Sequence[Example], distill: Distill
+    model: LoraModel, examples: Sequence[Example], distill: Distill, longest: int
 ) -> Generator[tuple[str, list[Example]], list[Answer | None], list[Rewriting]]:
     """Yield one prompt after the other with the examples that wait for it, and take the answers."""
     prompts = distill.prompts[:1] if distill.verify == "off" else distill.prompts
     first: dict[int, str | None] = {}
     taken: dict[int, Rewriting] = {}
-    reasons: dict[int, str] = {}
+    chosen = select(model, examples, distill, longest)
+    reasons = dict.fromkeys(set(range(len(examples))).difference(chosen), "not chosen")
 
     def check(indices: Sequence[int], answers: Sequence[Answer | None], prompt: str) -> list[int]:
         """Take what passes; return the rest."""
@@ -121,6 +126,16 @@ def _tries(
                 model, [examples[index] for index in passed], list(passed.values()), distill.batch_size
             )
             some |= {i: "unlikely label" for i, is_so in zip(passed, express, strict=True) if not is_so}
+        if distill.only == "likelier":
+            passed = {index: text for index, text in passed.items() if not some[index]}
+            verdicts = likelier(
+                model,
+                [examples[index] for index in passed],
+                list(passed.values()),
+                distill.batch_size,
+                longest,
+            )
+            some |= {i: "not likelier" for i, is_so in zip(passed, verdicts, strict=True) if not is_so}
         for index, answer in new.items():
             text = answer.text if answer else None
             first.setdefault(index, text)
@@ -129,15 +144,15 @@ def _tries(
         reasons.update(some)
         return [index for index in indices if some[index]]
 
-    given = [index for index, example in enumerate(examples) if example.distilled]
+    given = [index for index in chosen if examples[index].distilled]
     check(given, [Answer(examples[index].distilled, True, 0) for index in given], GIVEN)
-    waiting = [index for index, example in enumerate(examples) if not example.distilled]
+    waiting = [index for index in chosen if not examples[index].distilled]
     for prompt in prompts if waiting else ():
         answers = yield prompt, [examples[index] for index in waiting]
         if not (waiting := check(waiting, answers, prompt)):
             break
     for index in reasons.keys() - taken.keys():
-        taken[index] = Rewriting(first[index], examples[index].response, "", reasons[index])
+        taken[index] = Rewriting(first.get(index), examples[index].response, "", reasons[index])
     return [taken[index] for index in range(len(examples))]
 
 
@@ -244,12 +259,13 @@ class _Saved:
         sampling = Sampling(distill.max_new_tokens, distill.temperature, distill.top_p)
         self.hashes = [content_hash(as_record(example)) for example in examples]
         engine = ["server", distill.served_name, distill.template_args] if distill.url else base.fingerprint
+        self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
+        wording = self.turns if prompt in FUNCTIONS[Named] else VERSION  # a plugin's wording has no version
         key = content_hash(
-            __version__, base.identity, engine, prompt, VERSION, asdict(sampling), distill.seed,
+            __version__, base.identity, engine, prompt, wording, asdict(sampling), distill.seed,
             distill.batch_size, longest, self.hashes,
         )  # fmt: skip
         self.path = folder / f"{prompt}-{key}.jsonl"
-        self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
         self.prompts = [encode_prompt(base.tokenizer, some) for some in self.turns]
         fitting = [index for index, ids in enumerate(self.prompts) if len(ids) <= longest]
         batches = by_length([len(self.prompts[index]) for index in fitting], distill.batch_size)

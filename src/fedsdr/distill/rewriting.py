@@ -14,6 +14,8 @@ FAULTS = (
     "lost facts",
     "lost tests",
     "unlikely label",
+    "not likelier",
+    "not chosen",
 )
 """Why a rewriting is not taught."""
 
@@ -24,7 +26,7 @@ class Rewriting:
 
     first: str | None
     """What the teacher wrote for the first prompt, checks or not (y~ before fall-back); None where the
-    true response was too long to be shown."""
+    true response was not shown to it: too long, or not chosen."""
     distilled: str
     """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
     prompt: str

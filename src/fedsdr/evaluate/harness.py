@@ -27,7 +27,7 @@ from fedsdr.errors import Unreachable
 from fedsdr.evaluate.benchmark_tasks import Question
 from fedsdr.evaluate.extraction import flexible_answer, is_accepted, program, strict_answer
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Sampling, generate
+from fedsdr.model.generation import Sampling, stream
 from fedsdr.model.likelihood import Question as Tokens
 from fedsdr.model.likelihood import scored_answers
 from fedsdr.progress import track
@@ -81,11 +81,8 @@ class HarnessModel(LM):
         """Greedy answers, to the end of the turn or `max_gen_toks` of the first request, cut at `until`."""
         prompts = [self._encode(request.args[0]) for request in requests]
         limits = requests[0].args[1]
-        plan = by_length([len(prompt) for prompt in prompts], self.batch_size)
-        found: dict[int, str] = {}
-        for rows in track(plan, "answers", [len(rows) for rows in plan]):
-            answers = generate(self.base, [prompts[row] for row in rows], Sampling(limits["max_gen_toks"]))
-            found |= zip(rows, (answer.text for answer in answers), strict=True)
+        written = stream(self.base, prompts, Sampling(limits["max_gen_toks"]), (), self.batch_size)
+        found = {row: answer.text for row, answer in track(written, "answers", [1] * len(prompts))}
         for stop in limits["until"]:
             found = {row: text.split(stop)[0] for row, text in found.items()}
         return [found[row] for row in range(len(prompts))]

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from fedsdr import __version__
 from fedsdr.config import Eval
-from fedsdr.data.batching import by_length
 from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
 from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example, as_record
@@ -23,7 +22,7 @@ from fedsdr.evaluate.confusion import count_labels
 from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, Sampling, generate
+from fedsdr.model.generation import Answer, Sampling, stream
 from fedsdr.model.likelihood import likeliest
 from fedsdr.model.loss import held_out_loss
 from fedsdr.progress import track
@@ -109,14 +108,13 @@ def evaluate_base(model: LoraModel, tests: TestSet, scoring: Eval, folder: Path)
 
 
 def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
-    """Greedy answers to the examples' prompts, in their order."""
-    prompts = [encode_prompt(base.tokenizer, prompt_turns(example)) for example in examples]
-    plan = by_length([len(prompt) for prompt in prompts], scoring.batch_size)
-    answers: dict[int, Answer] = {}
-    for batch in track(plan, "answers", [len(batch) for batch in plan]):
-        new = generate(base, [prompts[row] for row in batch], Sampling(scoring.max_new_tokens))
-        answers |= zip(batch, new, strict=True)
-    return [answers[row] for row in range(len(examples))]
+    """Greedy answers to the examples' prompts, in their order; equal prompts are answered once."""
+    prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
+    different = [*dict.fromkeys(prompts)]
+    sampling = Sampling(scoring.max_new_tokens)
+    written = stream(base, different, sampling, (), scoring.batch_size)
+    answers = {different[place]: new for place, new in track(written, "answers", [1] * len(different))}
+    return [answers[prompt] for prompt in prompts]
 
 
 def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str | None]:

@@ -6,12 +6,16 @@ they depend on model, data and `distill.seed`, and not on the seed of a run.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
+from datetime import datetime, timedelta
 from functools import partial
+from itertools import count
 from multiprocessing import get_context, parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -21,7 +25,8 @@ from fedsdr.errors import Diverged, UserError
 from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.run import resume, run
-from fedsdr.progress import say, show
+from fedsdr.plugins import load_plugins
+from fedsdr.progress import duration, say, show
 from fedsdr.recipe import flat
 from fedsdr.report.sheets import Sheet
 from fedsdr.run_folder import Result, RunFolder, read_settings
@@ -97,25 +102,36 @@ def _finish_all(
     for settings in runs.values():
         _require_same(settings)
     waiting = {place: settings for place, settings in runs.items() if not finished(Path(settings.run.dir))}
-    for number, (place, finish) in enumerate(_each(waiting, jobs), start=1):
-        say(f"run {number} of {len(waiting)}{' ended' if jobs else ''}: {name(place)}")
+    numbers, begun = count(1), time.monotonic()
+
+    def finish_and_say(place: Place, finish: Callable[[Settings], Result]) -> Result:
+        say(f"run {next(numbers)} of {len(waiting)} begins: {name(place)}")
+        return finish(waiting[place])
+
+    for number, (place, ended) in enumerate(_each(waiting, jobs, finish_and_say), start=1):
         try:
-            finish()
+            ended()
         except UserError as error:
             errors[place] = error
             say(f"  {error}")
+        if number < len(waiting):
+            left = (time.monotonic() - begun) / number * (len(waiting) - number)
+            until = (datetime.now() + timedelta(seconds=left)).strftime("%d %B, %H:%M")
+            say(f"{name(place)} ended; all {len(waiting)} in about {duration(left)} ({until})")
     return errors
 
 
-def _each(runs: Mapping[Place, Settings], jobs: int) -> Iterator[tuple[Place, Callable[[], Result]]]:
+def _each(
+    runs: Mapping[Place, Settings], jobs: int, finish: Callable[[Place, Callable[[Settings], Result]], Result]
+) -> Iterator[tuple[Place, Callable[[], Result]]]:
     """Each run, and what finishes it or raises its error; of several jobs as they end."""
     if not jobs:
-        yield from ((place, partial(_finish, settings)) for place, settings in runs.items())
+        yield from ((place, partial(finish, place, _finish)) for place in runs)
         return
     if jobs > 1:  # idle threads that spin would take the cores from the other runs
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     threads = ThreadPoolExecutor(jobs)
-    futures = {threads.submit(_finish_in_process, settings): place for place, settings in runs.items()}
+    futures = {threads.submit(finish, place, _finish_in_process): place for place in runs}
     try:
         yield from ((futures[future], future.result) for future in as_completed(futures))
     finally:
@@ -124,8 +140,7 @@ def _each(runs: Mapping[Place, Settings], jobs: int) -> Iterator[tuple[Place, Ca
 
 def _finish_in_process(settings: Settings) -> Result:
     """Finish a run in a process of its own, whose peak of memory and whose end concern no other run."""
-    # Not forked: torch's threads do not survive that.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=workers()) as pool:
         try:
             return pool.submit(_finish_logged, settings).result()
         except BrokenProcessPool:
@@ -135,6 +150,17 @@ def _finish_in_process(settings: Settings) -> Result:
             ) from None
 
 
+def workers() -> BaseContext:
+    """Processes that begin with all that a run imports, which takes several seconds, paid once.
+
+    They are forked from a server that has imported it and computed nothing: torch's threads, which would not
+    survive that, begin with the first product.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["fedsdr.federation.server_app", "fedsdr.federation.client_app"])
+    return context
+
+
 def _finish_logged(settings: Settings) -> Result:
     """Finish a run with its messages in log.txt in its folder."""
     folder = Path(settings.run.dir)
@@ -142,6 +168,7 @@ def _finish_logged(settings: Settings) -> Result:
     _end_with_parent()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         show()
+        load_plugins()  # the settings were checked in another process
         return _finish(settings)
 
 
@@ -176,11 +203,11 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
     if not RunFolder(folder).config.exists():
         return
     before = read_settings(folder)
-    machine = {"threads": before.run.threads, "cache": before.run.cache}
+    apart = {"threads": before.run.threads, "cache": before.run.cache, "log_to": before.run.log_to}
     chosen = {key: value for key, value in before.model if getattr(settings.model, key) == "auto"}
     now = settings.model_copy(
         update={
-            "run": settings.run.model_copy(update=machine),
+            "run": settings.run.model_copy(update=apart),
             "model": settings.model.model_copy(update=chosen),
         }
     )

@@ -182,7 +182,7 @@ def _plan(grid: Grid, folder: Path, jobs: int) -> Plan:
 
 def _as_trial(settings: Settings) -> Settings:
     """Score on validation examples, by losses alone: one token is the shortest answer there is."""
-    rewritings = METHODS[settings.method].learns_last != "raw"
+    rewritings = METHODS[settings.method].needs_rewritings
     changes = {"on": "validation", "every": 0, "max_new_tokens": 1, "rewritings": rewritings}
     return _update(settings, "eval", **changes)
 

@@ -118,7 +118,12 @@ def chosen_rates(trials: Sequence[Trial]) -> dict[str, float]:
 
 def _validation_loss(result: Result) -> float:
     method = METHODS[read_settings(result.folder).method]
-    names = {"raw": ["loss"], "distilled": ["loss_distilled"], "mixed": ["loss", "loss_distilled"]}
+    names = {
+        "raw": ["loss"],
+        "likely": ["loss"],
+        "distilled": ["loss_distilled"],
+        "mixed": ["loss", "loss_distilled"],
+    }
     model = "global" if "global" in result.final and method.personal == "sum" else "personalised"
     mean = result.final.get(model, {}).get("mean")
     if mean is None:

@@ -21,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from fedsdr import __version__
+from fedsdr.callbacks import OnStep, step_hook
 from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, load_adapters, run_round
 from fedsdr.client.secure import Session, begin
 from fedsdr.client.update import before_training
@@ -44,7 +45,7 @@ from fedsdr.recipe import check_settings, requested_settings
 from fedsdr.rows import has_global
 from fedsdr.run_folder import ClientFolder, RunFolder
 from fedsdr.seeds import seed_for
-from fedsdr.storage import locked, rewrite_lines, write_file, write_json
+from fedsdr.storage import Event, locked, rewrite_lines, write_file, write_json
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
@@ -98,7 +99,8 @@ def prepare(message: Message, context: Context) -> Message:
             f"{client.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}"
         )
     metrics: dict[str, float] = {"num_train": len(client.data.train), "num_test": len(client.data.test)}
-    metrics |= {f"num_cut_{view}": count_cut(some) for view, some in client.views.items() if view != "mixed"}
+    texts = {view: some for view, some in client.views.items() if view in ("raw", "distilled")}
+    metrics |= {f"num_cut_{view}": count_cut(some) for view, some in texts.items()}
     for part, examples in (("distill", client.data.train), ("distill-test", client.data.test)):
         if rewritings := client.rewritings.get("train" if part == "distill" else "test"):
             numbers = distill_metrics(examples, rewritings)
@@ -115,9 +117,13 @@ def train(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
     model, plan = model_of(settings), _plan(settings)
-    participant, sent = _participant(client, node), _broadcast(message, plan, model)
+    steps: list[Event] = []
+    on_step = _recorder(steps, step_hook(settings, client.id, server_round))
+    participant, sent = _participant(client, node, on_step), _broadcast(message, plan, model)
     with within(f"round {server_round}, {client.id}"):
         reply = run_round(model, participant, plan, server_round, sent)
+    if settings.privacy.kind == "none":
+        rewrite_lines(ClientFolder(client.folder).steps(server_round), steps)
     metrics = reply.metrics | {"round": server_round, "num_examples": len(client.data.train)}
     arrays = ArrayRecord({name: Array(value) for name, value in reply.arrays.items()})
     content: dict[str, ArrayRecord | ConfigRecord] = {"arrays": arrays}
@@ -238,8 +244,19 @@ def _plan(settings: Settings) -> Plan:
     )
 
 
-def _participant(client: ClientContext, node: Node) -> Participant:
-    return Participant(client.id, client.folder, client.views, node.ledger)
+def _recorder(steps: list[Event], hook: OnStep | None) -> OnStep:
+    """What records each step, and passes it on."""
+
+    def record(stage: str, loss: float, num_tokens: int) -> None:
+        steps.append({"stage": stage, "loss": loss, "num_tokens": num_tokens})
+        if hook:
+            hook(stage, loss, num_tokens)
+
+    return record
+
+
+def _participant(client: ClientContext, node: Node, on_step: OnStep | None = None) -> Participant:
+    return Participant(client.id, client.folder, client.views, node.ledger, on_step)
 
 
 def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
@@ -258,10 +275,11 @@ def _work(settings: Settings) -> str:
     client, privacy = settings.client, settings.privacy
     drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
     noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
+    summed = ", secure aggregation" if privacy.secure_aggregation else ""
     work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
     return (
         f"{drawn}{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
-        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}"
+        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}{summed}"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from fedsdr.config import Run, Settings
+from fedsdr.config import Distill, Run, Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import fit
@@ -15,6 +15,7 @@ from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.distill.rewrite import fall_back_where_cut, rewrite, rewrite_together
 from fedsdr.distill.rewriting import Rewriting
+from fedsdr.distill.token_mask import weigh_tokens
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
 from fedsdr.federation.model_cache import load_model, model_of
@@ -140,20 +141,28 @@ def rewrite_all(settings: Settings, root: Path) -> None:
         return
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings
-    wanted: list[tuple[str, Sequence[Example], Path]] = []
-    for client in data_of(settings)[1]:
-        data, folder = _allowed(settings, client), root / client.id
-        for part in parts:
-            examples = data.train if part == "train" else data.test
-            if examples and not ClientFolder(folder).rewritings(part).exists():
-                wanted.append((client.id, examples, cache_of(settings.run, folder) / "rewritings"))
-    for start in range(0, len(wanted), TOGETHER):
-        some, begun = wanted[start : start + TOGETHER], time.monotonic()
-        pairs = [(examples, folder) for _, examples, folder in some]
-        rewrite_together(model, pairs, settings.distill, 2 * longest)
-        each = (time.monotonic() - begun) / sum(len(examples) for examples, _ in pairs)
-        for name, rewritten, _ in some:
-            seconds_ahead[name] = seconds_ahead.get(name, 0.0) + each * len(rewritten)
+    # Test responses are chosen otherwise than training ones, and then have batches of their own.
+    groups = [parts] if settings.distill.only == "all" else [[part] for part in parts]
+    for group in groups:
+        wanted: list[tuple[str, Sequence[Example], Path]] = []
+        for client in data_of(settings)[1]:
+            data, folder = _allowed(settings, client), root / client.id
+            for part in group:
+                examples = data.train if part == "train" else data.test
+                if examples and not ClientFolder(folder).rewritings(part).exists():
+                    wanted.append((client.id, examples, cache_of(settings.run, folder) / "rewritings"))
+        for start in range(0, len(wanted), TOGETHER):
+            some, begun = wanted[start : start + TOGETHER], time.monotonic()
+            pairs = [(examples, folder) for _, examples, folder in some]
+            rewrite_together(model, pairs, _distill_of(settings, group[0]), 2 * longest)
+            each = (time.monotonic() - begun) / sum(len(examples) for examples, _ in pairs)
+            for name, rewritten, _ in some:
+                seconds_ahead[name] = seconds_ahead.get(name, 0.0) + each * len(rewritten)
+
+
+def _distill_of(settings: Settings, part: Literal["train", "test"]) -> Distill:
+    """How the responses of a part are rewritten: of the tests all are, so that losses on them compare."""
+    return settings.distill if part == "train" else settings.distill.model_copy(update={"only": "all"})
 
 
 def close_clients() -> None:
@@ -177,7 +186,7 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
     def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
         def rewrite_all() -> list[Rewriting]:
             # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
-            new = rewrite(model, examples, settings.distill, 2 * longest, cache)
+            new = rewrite(model, examples, _distill_of(settings, part), 2 * longest, cache)
             return fall_back_where_cut(model.base.tokenizer, examples, new, longest)
 
         return _distil(ClientFolder(folder).rewritings(part), rewrite_all, examples)
@@ -189,6 +198,9 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
             rewritings["train"] = distilled(data.train, "train")
         views["distilled"] = conversations(data.train, rewritings["train"])
         views["mixed"] = [*views["raw"], *views["distilled"]]
+    if "likely" in METHODS[settings.method].views:
+        with within(f"{data.id} token mask"):
+            views["likely"] = weigh_tokens(model, views["raw"], settings.token_mask, settings.eval.batch_size)
     distilled_tests = []
     if settings.eval.rewritings and data.test:
         with within(f"{data.id} test"):

@@ -146,7 +146,7 @@ def _to_rewrite(settings: Settings, data: list[ClientData] | None, clients: list
     distill, num = settings.distill, len(lengths)
     writer = f"{distill.served_name} at {distill.url}" if distill.url else "this model"
     return [
-        f"rewriting by {writer}: {num:,} responses of {sum(lengths):,} tokens; about as many tokens to write"
+        f"rewriting by {writer}: {'up to ' * (distill.only != 'all')}{num:,} responses of {sum(lengths):,} tokens; about as many tokens to write"
         f" for each prompt that is tried, {num * distill.max_new_tokens:,} at most"
     ] * bool(lengths)
 

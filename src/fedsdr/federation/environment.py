@@ -12,12 +12,14 @@ from typing import Any
 
 from fedsdr.config import Model, Settings
 from fedsdr.errors import UnfitAttention, UserError
+from fedsdr.plugins import describe_plugins
 from fedsdr.progress import say
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import content_hash, read_json, read_lines
 
-APART: Any = {"run": {"dir", "engine", "workers", "gpus_per_client", "ray"}, "federation": True}
-"""Settings that may change when a run is resumed: where it lies, who computes it, how long it waits."""
+APART: Any = {"run": {"dir", "log_to", "engine", "workers", "gpus_per_client", "ray"}, "federation": True}
+"""Settings that may change when a run is resumed: where it lies and logs to, who computes it, how long it
+waits."""
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 
@@ -82,11 +84,12 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
 
     from fedsdr.federation.model_cache import model_of
 
-    base = model_of(settings).base
+    base, plugins = model_of(settings).base, describe_plugins(settings)
+    own = {"plugins": plugins} if plugins else {}
     return {
         # The arguments of a deployment's program are Flower's, and hold a secret.
         "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if has_data else ())]),
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()} | own,
         "git_commit": git_commit(),
         "machine": {
             "system": platform.platform(),
@@ -142,7 +145,13 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     """
     before = read_json(RunFolder(settings.run.dir).environment)
     now = describe_environment(settings, has_data)
-    of_the_run = (("settings", "hash"), ("versions", "fedsdr"), ("model", "identity"), ("data", "hash"))
+    of_the_run = (
+        ("settings", "hash"),
+        ("versions", "fedsdr"),
+        ("versions", "plugins"),
+        ("model", "identity"),
+        ("data", "hash"),
+    )
     of_the_machine = (
         ("versions", "torch"),
         ("versions", "transformers"),
@@ -150,15 +159,18 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
         ("machine", "gpu"),
     )
     moved = before.get("moved", [])
-    if on_other_machine and any(before[section][key] != now[section][key] for section, key in of_the_machine):
+    if on_other_machine and any(
+        before[section].get(key) != now[section].get(key) for section, key in of_the_machine
+    ):
         place = {"after_round": RunFolder(settings.run.dir).last_round()}
         moved = [*moved, place | {key: before[key] for key in ("machine", "versions")}]
     for section, key in of_the_run if on_other_machine else (*of_the_run, *of_the_machine):
-        if before[section][key] != now[section][key]:
+        old, new = before[section].get(key), now[section].get(key)
+        if old != new:
             what = "config.toml" if section == "settings" else f"{section} {key}"
             raise UserError(
-                f"cannot continue: {what} was {before[section][key]} when the run began and is"
-                f" {now[section][key]} now, so its results would not be those of one run; restore it, or"
+                f"cannot continue: {what} was {old} when the run began and is"
+                f" {new} now, so its results would not be those of one run; restore it, or"
                 " start a new run"
                 + ("" if (section, key) in of_the_run else ", or allow other last bits by --on-other-machine")
             )

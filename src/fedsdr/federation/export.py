@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.federation.model_cache import model_of
+from fedsdr.federation.model_card import model_card
 from fedsdr.messages.wire import rank_of
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.model.adapters import LoraModel
-from fedsdr.model.base import load_base, public_name
+from fedsdr.model.base import find, find_on_hub, load_base, public_name, quiet
 from fedsdr.model.generation import Sampling, generate
+from fedsdr.model.template import settle_template
 from fedsdr.progress import say
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import RunFolder, checked_round, list_rounds, read_settings
@@ -53,13 +56,20 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
     return ask
 
 
-def export_round(folder: Path, to: Path, server_round: int | None, client: str, merged: bool) -> None:
+def export_round(
+    folder: Path,
+    to: Path,
+    server_round: int | None,
+    client: str,
+    merged: bool,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> None:
     """Write the global model of a round, or a client's personalised one, for use elsewhere.
 
     As an adapter in PEFT's format: the global model's as the round's folder holds it; a client's as one that
     adds the same to every layer, for shared and private of both ranks and the same scale. Merged: the whole
-    model in float32, W0 + (alpha/r) B A. (In bfloat16 most of a short training's change would be rounded
-    away.)
+    model, W0 + (alpha/r) B A, computed in float32 and saved in `dtype`. (In bfloat16 most of a short
+    training's change is rounded away.) Both come with the tokenizer and a model card.
 
     Raises:
         UserError: `to` exists, the round is not finished, the run has no global model, or the client has
@@ -75,10 +85,17 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
     if client:
         state = _personal_of(settings, client, number, state)
     lora = settings.adapter.widened(rank_of(state))
+    card = model_card(settings, number, client, merged, lora.rank)
     if merged:
-        _export_merged(settings.model, state, lora, to)
+        _export_merged(settings.model, state, lora, to, card, dtype)
         return
-    write_folder(to, lambda aside: save_adapter(aside, state, lora, public_name(settings.model.name)))
+
+    def fill(aside: Path) -> None:
+        save_adapter(aside, state, lora, public_name(settings.model.name))
+        _tokenizer(settings.model).save_pretrained(aside)
+        (aside / "README.md").write_text(card)
+
+    write_folder(to, fill)
     named = public_name(settings.model.name)
     if named != settings.model.name:
         origin = read_json(RunFolder(folder).environment)["model"]["origin"]
@@ -86,6 +103,17 @@ def export_round(folder: Path, to: Path, server_round: int | None, client: str, 
             f"  the adapter names {named} as its base; it was trained on {origin} (`fedsdr models` names the"
             " folder), so on the hub's own weights its answers differ a little"
         )
+
+
+def _tokenizer(spec: Model) -> Any:
+    """Load the tokenizer alone, with the chat template that training uses."""
+    from transformers import AutoTokenizer
+
+    with quiet():
+        folder = find(spec.name)[0] or find_on_hub(spec)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    settle_template(spec, tokenizer)
+    return tokenizer
 
 
 def require_global(settings: Settings, hint: str) -> None:
@@ -157,7 +185,9 @@ def _personal_of(
     return fuse(shared, own, fusion["shared"], fusion["private"])
 
 
-def _export_merged(base_model: Model, state: dict[str, Tensor], lora: Lora, to: Path) -> None:
+def _export_merged(
+    base_model: Model, state: dict[str, Tensor], lora: Lora, to: Path, card: str, dtype: str
+) -> None:
     if base_model.quantization != "none":
         say(f"  the {base_model.quantization} base of the run is merged as the unquantised one")
     plain = base_model.model_copy(update={"dtype": "float32", "quantization": "none"})
@@ -167,7 +197,8 @@ def _export_merged(base_model: Model, state: dict[str, Tensor], lora: Lora, to: 
     model.merge("shared")
 
     def fill(aside: Path) -> None:
-        base.model.save_pretrained(aside)
+        base.model.to(getattr(torch, dtype)).save_pretrained(aside)
+        (aside / "README.md").write_text(card)
         base.tokenizer.save_pretrained(aside)
 
     write_folder(to, fill)

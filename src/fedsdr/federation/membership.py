@@ -5,7 +5,7 @@ round needs a quorum, and clients that were away take part again when they are b
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -35,6 +35,7 @@ class Membership:
         federation: Federation,
         server: Server,
         known: dict[str, Event],
+        on_prepared: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin with no one connected.
 
@@ -46,6 +47,7 @@ class Membership:
             server: Says which share of them is enough to resume a run, and how many domains one may name.
             known: Client id -> what it reported when it prepared; {} at first. A run that is resumed has
                 these clients, and no others.
+            on_prepared: Called for each client that has prepared for the first time.
         """
         self.grid = grid
         self.config = ConfigRecord({**config, "round": 0, "model": identity})
@@ -53,6 +55,7 @@ class Membership:
         self.federation = federation
         self.server = server
         self.known = known
+        self.on_prepared = on_prepared
         self.is_open = not known
         """Whether clients may still join: until all are there for the first time."""
         self.roster: dict[int, str] = {}
@@ -190,6 +193,7 @@ class Membership:
             if not self.is_open:
                 raise Rejected(f"client {client} was not there when the run began")
             self.known[client] = event
+            self.on_prepared()
         for name in ("num_train", "num_test"):
             if self.known[client][name] != event[name]:
                 raise Rejected(f"client {client} had {name} = {self.known[client][name]}, now {event[name]}")

@@ -4,12 +4,14 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsdr.callbacks import Callback, Watch, watching_steps
 from fedsdr.config import Client, Settings
+from fedsdr.data.given import ClientRows, save_rows
 from fedsdr.errors import UserError
 from fedsdr.federation.environment import (
     describe_environment,
@@ -19,10 +21,11 @@ from fedsdr.federation.environment import (
     resolve,
 )
 from fedsdr.federation.preflight import check_budget, check_deployed, check_fit
+from fedsdr.loggers import open_loggers
 from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
 from fedsdr.progress import say
-from fedsdr.recipe import dump_settings
+from fedsdr.recipe import as_settings, dump_settings, with_values
 from fedsdr.rows import Method
 from fedsdr.run_folder import Result, RunFolder, checked_round, read_result, read_settings
 from fedsdr.storage import locked, read_json, read_lines, rewrite_lines, write_file, write_json
@@ -31,29 +34,68 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 
-def run(settings: Settings) -> Result:
-    """Run a federation from the beginning.
+def run(
+    settings: Settings | str | Path | Mapping[str, Any],
+    *,
+    data: Mapping[str, ClientRows] | None = None,
+    model: str | tuple[Any, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Run a federation from the beginning, in this process.
+
+    Args:
+        settings: Settings, the path of a recipe, or values by dotted key, such as {"method": "fedit",
+            "server.num_rounds": 1}.
+        data: Client id -> its rows, or a pair of its training and its test rows; saved with the run. Without
+            test rows, `test_share` of them is held out. None: as the settings have it.
+        model: A name, or a pair of a transformers model and its tokenizer, which stay as they are.
+        callbacks: Called while the run goes on, after the loggers of `run.log_to`.
 
     Raises:
         UserError: The folder already holds a run, or settings and data do not fit.
     """
+    settings = as_settings(settings)
     if not settings.run.dir:
         raise UserError("run.dir is empty; name a folder, or take settings from load_settings, which does")
     folder = RunFolder(settings.run.dir)
-    with _working_in(folder):
+    with _working_in(folder), _named(model) as name:
         if any(path.exists() for path in (folder.config, folder.server, folder.clients)):
             raise UserError(
                 f"{folder.path} already holds a run; continue it by `fedsdr resume {folder.path}`, or choose"
                 " another folder by run.dir=..."
             )
+        settings = _with_given(settings, data, name)
         check_budget(settings, [])
         settings = resolve(settings)
         check_fit(settings)
+        watch = Watch([*open_loggers(settings), *callbacks])
         environment = describe_environment(settings)
         _begin(settings, environment)
         _introduce(settings, environment)
         with _simulated(settings) as grid:
-            return _drive(settings, grid)
+            return _drive(settings, grid, watch)
+
+
+@contextmanager
+def _named(model: str | tuple[Any, Any] | None) -> Iterator[str]:
+    """Name of a given model within the block; "" for none."""
+    if not isinstance(model, tuple):
+        yield model or ""
+        return
+    from fedsdr.model.memory import lent
+
+    with lent(*model) as name:
+        yield name
+
+
+def _with_given(settings: Settings, data: Mapping[str, ClientRows] | None, model: str) -> Settings:
+    """The settings with what a program gave besides them."""
+    values: dict[str, Any] = {"model.name": model} if model else {}
+    if data is not None:
+        if settings.data.root or settings.data.sources:
+            raise UserError("data: given beside data.root or data.sources in the settings; leave out one")
+        values["data.sources"] = save_rows(data, RunFolder(settings.run.dir).data)
+    return with_values(settings, values) if values else settings
 
 
 def run_over(grid: "Grid", settings: Settings) -> Result:
@@ -69,6 +111,7 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
     # When a SuperLink is killed, the program of a run may survive, and continue with the next SuperLink.
     with _working_in(folder, settings.federation.wait):
         settings = resolve(settings)
+        watch = Watch(open_loggers(settings))
         if folder.config.exists():
             environment = require_same(settings, has_data=False)
         else:
@@ -81,7 +124,7 @@ def run_over(grid: "Grid", settings: Settings) -> Result:
             *model_of(settings).describe(),
         ]:
             say(f"  {line}")
-        return _drive(settings, grid, has_data=False)
+        return _drive(settings, grid, watch, has_data=False)
 
 
 def _begin(settings: Settings, environment: dict[str, Any]) -> None:
@@ -90,13 +133,21 @@ def _begin(settings: Settings, environment: dict[str, Any]) -> None:
     write_file(folder.config, dump_settings(settings))
 
 
-def resume(folder: str | Path, on_other_machine: bool = False) -> Result:
+def resume(
+    folder: str | Path,
+    on_other_machine: bool = False,
+    *,
+    model: tuple[Any, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     """Continue a run after its last finished round; of a finished run only the report is made again.
 
     Args:
         folder: The run's.
         on_other_machine: Allow another processor and other versions of libraries. The last bits of results
             are others from here on, which goes on record.
+        model: The same as for `run`, where that was in memory.
+        callbacks: As for `run`.
 
     Raises:
         UserError: No run is there, its settings or data changed, or this machine would compute other
@@ -105,13 +156,18 @@ def resume(folder: str | Path, on_other_machine: bool = False) -> Result:
     settings = read_settings(Path(folder))
     run = RunFolder(folder)
     _require_local(run)
-    with _working_in(run):
+    with _working_in(run), _named(model) as name:
+        if name and name != settings.model.name:
+            raise UserError(
+                f"{folder} was begun with another model ({settings.model.name}) than the given one ({name})"
+            )
         environment = require_same(settings, on_other_machine=on_other_machine)
+        watch = Watch([*open_loggers(settings), *callbacks])
         if on_other_machine:
             write_json(run.environment, environment)
         _introduce(settings, environment)
         with _simulated(settings) as grid:
-            return _drive(settings, grid)
+            return _drive(settings, grid, watch)
 
 
 def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
@@ -147,8 +203,15 @@ def _require_local(run: RunFolder) -> None:
         )
 
 
-def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
+def _drive(settings: Settings, grid: "Grid", watch: Watch, has_data: bool = True) -> Result:
     """Run all rounds that are left."""
+    with watching_steps(watch):
+        result = _finish(settings, grid, watch, has_data)
+        watch.end(result)
+    return result
+
+
+def _finish(settings: Settings, grid: "Grid", watch: Watch, has_data: bool) -> Result:
     from fedsdr.federation.server_app import serve
     from fedsdr.report.page import write_report
 
@@ -157,7 +220,7 @@ def _drive(settings: Settings, grid: "Grid", has_data: bool = True) -> Result:
     if is_old := folder.is_finished():
         say(f"{folder.path}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
     if has_data or not is_old:  # clients elsewhere are not needed for a run that is finished
-        serve(grid, settings)
+        serve(grid, settings, watch=watch)
     if not has_data:  # the clients have reported their numbers by now
         described = read_json(folder.environment) | {"data": reported_data(folder)}
         write_json(folder.environment, described)
@@ -228,12 +291,18 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
     from fedsdr.federation.client_app import app
     from fedsdr.federation.client_context import data_of, rewrite_all
     from fedsdr.federation.local_engine import LocalGrid
+    from fedsdr.model.base import MEMORY
 
     clients = RunFolder(settings.run.dir).clients
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
     num_clients = len(data_of(settings)[1])
     grid: LocalGrid
     if settings.run.engine == "simulation":
+        if settings.model.name.startswith(MEMORY):
+            raise UserError(
+                "run.engine = 'simulation' has workers in other processes, which do not see a model in"
+                " memory: save it by save_pretrained and name its folder, or take run.engine = 'local'"
+            )
         from fedsdr.federation.simulation_engine import SimulationGrid
 
         grid = SimulationGrid(app, num_clients, clients, settings.run, **node)

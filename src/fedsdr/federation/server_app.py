@@ -6,7 +6,7 @@ when they are back; the run stops only where fewer than a quorum are connected.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fedsdr import __version__
+from fedsdr.callbacks import Watch
 from fedsdr.config import Settings
 from fedsdr.evaluate.scores import table_of_round
 from fedsdr.federation.disk import check_disk, disk
@@ -22,9 +23,10 @@ from fedsdr.federation.membership import Membership
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import OWN_DATA, OWN_MODEL
 from fedsdr.federation.preflight import check_budget, check_counts
+from fedsdr.history import round_record, score_record
 from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
-from fedsdr.progress import say
+from fedsdr.progress import Total, say
 from fedsdr.report.notices import cut_notices, rewriting_notices, weight_notices
 from fedsdr.report.page import write_report
 from fedsdr.run_folder import RunFolder
@@ -40,13 +42,14 @@ REFRESH = 20
 """Seconds after which the page of a run that goes on loads itself again."""
 
 
-def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None:
+def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: Watch | None = None) -> None:
     """Run or continue a federation.
 
     Args:
         grid: The way to the clients.
         settings: Of the run in `run.dir`.
         only_round: Evaluate that round, if it was not yet, and nothing else.
+        watch: Calls the callbacks.
 
     Raises:
         UserError: A client cannot prepare, or fewer than a quorum are connected or usable.
@@ -68,7 +71,16 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
     # A client that only reads its rewritings again took no time for them: the first record stays.
     prepared = {str(event["client"]): event for event in past if event["event"] == "prepare"}
-    membership = Membership(grid, config, model.base.identity, settings.federation, settings.server, prepared)
+    total = _total_work(grid, settings, folder, begun, past) if only_round is None else Total({}, {})
+    membership = Membership(
+        grid,
+        config,
+        model.base.identity,
+        settings.federation,
+        settings.server,
+        prepared,
+        lambda: total.done("prepare"),
+    )
     membership.wait_for_all()
     cap_weights(prepared.values(), settings.server.max_weight)
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))
@@ -82,7 +94,8 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
     moments = load_moments(folder, begun)
     kind = SecureStrategy if settings.privacy.secure_aggregation else FedStrategy
     strategy = kind(settings, membership.roster, prepared, arrays, moments, residual)
-    rounds = Rounds(grid, membership, strategy, settings, config, folder)
+    watch = watch or Watch()
+    rounds = Rounds(grid, membership, strategy, settings, config, folder, total, watch)
     if only_round is not None:
         rounds.evaluate(only_round)
         return
@@ -92,18 +105,40 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None) -> None
         say(f"  {notice}")
     if begun:
         say(f"  continuing after round {begun}")
+    watch.start(settings, begun, past)
     if rounds.is_due(begun):
         rounds.evaluate(begun)
     page = PageWriter(settings)
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
         page.write()
-        rounds.train(server_round)
+        events = rounds.train(server_round)
         # After the log: once the folder is there the round counts as finished and is not logged again.
         arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
         save_round(folder, server_round, arrays, residual, moments, lora, name)
+        watch.on_round(round_record(events), events)
         remove_rounds(folder, server_round, settings.server)
         if rounds.is_due(server_round):
             rounds.evaluate(server_round)
+    total.close()
+
+
+def _total_work(grid: Grid, settings: Settings, folder: RunFolder, begun: int, past: list[Event]) -> Total:
+    """How much is to be done in this run, and how long the same took before it was stopped."""
+    num_clients = settings.federation.num_clients or len(list(grid.get_node_ids()))
+    num_rounds = settings.server.num_rounds
+    due = [number for number in range(begun, num_rounds + 1) if is_due(settings, number)]
+    left = {
+        "prepare": num_clients - sum(event["event"] == "prepare" for event in past),
+        "train": (num_rounds - begun) * (settings.server.clients_per_round or num_clients),
+        "evaluate": num_clients * sum(not folder.evaluation(number).exists() for number in due),
+    }
+    return Total(left, {kind: [e["seconds"] for e in past if e["event"] == kind] for kind in left})
+
+
+def is_due(settings: Settings, server_round: int) -> bool:
+    """Whether a round is evaluated; 0 stands for the base model."""
+    every, last = settings.eval.every, settings.server.num_rounds
+    return server_round in (0, last) or (every > 0 and server_round % every == 0)
 
 
 class PageWriter:
@@ -128,7 +163,7 @@ def sent_settings(settings: Settings) -> str:
     Clients of another version refuse it. Registered clients are those of a deployment, whose nodes decide
     model and data themselves.
     """
-    apart: Any = {"run": {"dir", "cache"}, "federation": True}
+    apart: Any = {"run": {"dir", "cache", "log_to"}, "federation": True}
     if settings.federation.nodes:
         apart |= {"model": set(OWN_MODEL), "data": {"root", *OWN_DATA}}
     return settings.model_dump_json(exclude_defaults=True, exclude=apart)
@@ -144,29 +179,34 @@ class Rounds:
     settings: Settings
     config: ConfigRecord
     folder: RunFolder
+    total: Total
+    watch: Watch
 
-    def train(self, server_round: int) -> None:
-        """Let the sampled clients train, aggregate what they send, and log it."""
+    def train(self, server_round: int) -> list[Event]:
+        """Let the sampled clients train, aggregate what they send, and log it; return the events."""
         strategy = self.strategy
         self._gather(strategy.sampled(server_round), server_round)
         start = time.monotonic()
         record = strategy.record()
         num_bytes = sum(array.numpy().nbytes for array in record.values())
-        replies = self._exchange(strategy.configure_train(server_round, record, self.config, self.grid))
+        asked = strategy.configure_train(server_round, record, self.config, self.grid)
+        replies = self._exchange(asked, "train")
         try:
             strategy.aggregate_train(server_round, replies)
         finally:  # the reasons of dropped replies are logged even if too few are left
             append_lines(self.folder.log, strategy.events())
         seconds = time.monotonic() - start
         done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
-        append_lines(self.folder.log, [done | self._spent(server_round)])
-        num_rounds = self.settings.server.num_rounds
-        say(f"round {server_round} of {num_rounds}: {_losses(strategy.events())}, {seconds:.0f} s")
+        done |= self._spent(server_round)
+        append_lines(self.folder.log, [done])
+        events, num_rounds = [*strategy.events(), done], self.settings.server.num_rounds
+        left = ", ".join(filter(None, [f"{seconds:.0f} s", self.total.text()]))
+        say(f"round {server_round} of {num_rounds}: {_losses(events)}, {left}")
+        return events
 
     def is_due(self, server_round: int) -> bool:
-        """Whether a round is evaluated; 0 stands for the base model."""
-        every, last = self.settings.eval.every, self.settings.server.num_rounds
-        return server_round in (0, last) or (every > 0 and server_round % every == 0)
+        """Whether a round is evaluated."""
+        return is_due(self.settings, server_round)
 
     def evaluate(self, server_round: int) -> None:
         """Evaluate a round if that is not done yet; write the pooled numbers."""
@@ -175,21 +215,27 @@ class Rounds:
             return
         self._gather(sorted(strategy.prepared), server_round)
         record = strategy.record(trains=False)
-        replies = self._exchange(strategy.configure_evaluate(server_round, record, self.config, self.grid))
+        asked = strategy.configure_evaluate(server_round, record, self.config, self.grid)
+        replies = self._exchange(asked, "evaluate")
         try:
             strategy.aggregate_evaluate(server_round, replies)
         finally:
             append_lines(self.folder.log, strategy.events())
         scored = [event for event in strategy.events() if event["event"] == "evaluate"]
         num_test = sum(event["num_test"] for event in strategy.prepared.values())
-        write_json(path, table_of_round(scored, num_test))
+        scores = table_of_round(scored, num_test)
+        write_json(path, scores)
+        self.watch.on_evaluate(score_record(server_round, scores))
 
     def _gather(self, clients: Sequence[str], server_round: int) -> None:
         self.membership.wait_for(clients, self.strategy.quorum(len(clients)), server_round)
         self.strategy.absent = self.membership.absent()
 
-    def _exchange(self, messages: Iterable[Message]) -> Iterable[Message]:
-        return self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout)
+    def _exchange(self, messages: Iterable[Message], kind: str) -> Iterator[Message]:
+        self.total.begin(kind)
+        for reply in self.grid.send_and_receive(messages, timeout=self.settings.federation.timeout):
+            self.total.done(kind)
+            yield reply
 
     def _spent(self, server_round: int) -> Event:
         """Epsilon and delta of the most drawn client after a round; {} without differential privacy."""
@@ -212,9 +258,5 @@ def _events_until(begun: int, folder: RunFolder) -> list[Event]:
 
 def _losses(events: Iterable[Event]) -> str:
     """Mean training losses of a round over its clients, for the user to watch."""
-    found: dict[str, list[float]] = {}
-    for event in events:
-        for key, value in event.items():
-            if key.startswith("train/") and key.endswith("/loss"):
-                found.setdefault(key.split("/")[1], []).append(value)
-    return ", ".join(f"{name} loss {sum(values) / len(values):.3f}" for name, values in sorted(found.items()))
+    means = [(key.split("/"), value) for key, value in round_record(events).items()]
+    return ", ".join(f"{names[1]} loss {value:.3f}" for names, value in means if names[0] == "train")

@@ -183,6 +183,18 @@ class LoraModel:
         return not any(layer.B[name].any() for layer in self.layers.values())
 
     @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Be the base alone for a while; which adapters learn does not change."""
+        before = [(layer, layer.active, layer.uses_residual) for layer in self.layers.values()]
+        for layer in self.layers.values():
+            layer.active, layer.uses_residual = (), False
+        try:
+            yield
+        finally:
+            for layer, active, uses_residual in before:
+                layer.active, layer.uses_residual = active, uses_residual
+
+    @contextmanager
     def inference(
         self, active: Sequence[Adapter], mix: Mapping[Adapter, float] | None = None
     ) -> Iterator[None]:

@@ -41,6 +41,11 @@ BUILT_IN: Mapping[str, dict[str, str]] = {
     },
 }
 
+MEMORY = "memory:"
+"""What the name of a model that a program gave in memory begins with; its hash follows."""
+IN_MEMORY: dict[str, Path] = {}
+"""Such models by name, and where each is saved as long as it is lent (`model.memory`)."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -126,7 +131,7 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     with quiet():
         folder, origin = find(spec.name)
     from_hub = folder is None
-    folder = folder or _find_on_hub(spec)
+    folder = folder or find_on_hub(spec)
     is_own = spec.attention in ("grouped", "packed")
     if is_own:
         from fedsdr.model.attention import keeps_apart, replace_norms  # makes the names known to transformers
@@ -140,7 +145,7 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     written = settle_template(spec, tokenizer)
     settle_tokens(spec.name, model, tokenizer)
     check_head(spec.name, model)
-    identity = _identity(folder, [tokenizer.chat_template, written])
+    identity = identity_of(folder, [tokenizer.chat_template, written])
     if spec.quantization != "none":
         identity, origin = f"{identity}-{spec.quantization}", f"{origin}, {spec.quantization}"
     if is_own and not keeps_apart(model):
@@ -217,6 +222,14 @@ def find(name: str) -> tuple[Path | None, str]:
         else:
             fetch(SMOLLM2)
         return folder, BUILT_IN[name]["origin"]
+    if name.startswith(MEMORY):
+        if name not in IN_MEMORY:
+            raise UserError(
+                f"model.name = {name}: this model was in the memory of the program that began the run. Resume"
+                " by fedsdr.resume(folder, model=(model, tokenizer)). Other processes and machines need a"
+                " model that is saved: write it by save_pretrained, and name its folder"
+            )
+        return IN_MEMORY[name], "given in memory"
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -238,7 +251,7 @@ def find(name: str) -> tuple[Path | None, str]:
     return None, name
 
 
-def _find_on_hub(spec: Model) -> Path:
+def find_on_hub(spec: Model) -> Path:
     """Return the folder in the hub's own cache, named by the commit; it may still lack the weights."""
     from huggingface_hub import hf_hub_download
 
@@ -307,7 +320,7 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _identity(folder: Path, template: list[str]) -> str:
+def identity_of(folder: Path, template: list[str]) -> str:
     """Hash of the weights, the configuration, the tokenizer, and the template with what it writes."""
     # The release of transformers that wrote the folder is no part of the model.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

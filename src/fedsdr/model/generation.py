@@ -21,6 +21,7 @@ from fedsdr.data.conversation import trimmed
 from fedsdr.data.thinking import opened, without_thinking
 from fedsdr.model.attention import RowCache, Slots, additive, in_one_row
 from fedsdr.model.base import Base
+from fedsdr.progress import track
 
 TAIL = 8
 """Tokens at the end of a prompt in which a tag that opens thinking would be."""
@@ -58,7 +59,8 @@ def generate(
     num_rows: int = 0,
 ) -> list[Answer]:
     """Continue every prompt as `stream` does, 0: all at a time; answers are in the order of the prompts."""
-    found = dict(stream(base, prompts, sampling, seeds, num_rows or len(prompts)))
+    written = stream(base, prompts, sampling, seeds, num_rows or len(prompts))
+    found = dict(track(written, "answers", [1] * len(prompts)))
     return [found[place] for place in range(len(prompts))]
 
 

@@ -5,10 +5,13 @@ respect to the hidden states is made on the way forward; the head itself is froz
 sequence, vocabulary) float32 tensor would be hundreds of megabytes, held several times.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsdr.data.batching import Batch, by_length, collate
@@ -22,31 +25,72 @@ FEW = 32
 """Positions whose logits are held in float32 at a time: as many as the caches of a processor take."""
 
 
+class Pull(NamedTuple):
+    """A pull of the predicted distributions towards others, of which only the gradient is computed.
+
+    It is that of weight KL(q || p), summed over the response tokens: p the model's distribution of a token
+    and q the one to hold it to.
+    """
+
+    states: Tensor
+    """Those that give q (num_response_tokens, d), by the same output head."""
+    weight: float
+    has_label: bool = True
+    """Whether p and q are of all tokens, or of all but the label."""
+
+    def gradient(self, logits: Tensor, given: Tensor, targets: Tensor) -> Tensor:
+        """Weight (p - q), from the logits of both (n, vocabulary) and the labels (n, 1)."""
+        if not self.has_label:
+            logits, given = (values.scatter(1, targets, -math.inf) for values in (logits, given))
+        change = logits.softmax(dim=1, dtype=torch.float32) - given.softmax(dim=1, dtype=torch.float32)
+        return change * self.weight
+
+
 class _HeadLoss(torch.autograd.Function):
     """Sum of cross entropies of a frozen linear head; the gradient is computed in forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor | None,
+        pull: Pull | None,
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             logits = torch.nn.functional.linear(hidden[part], weight, bias)
-            for few, wanted in zip(logits.split(FEW), targets[part].split(FEW), strict=True):
-                total += _to_gradient(few, wanted[:, None])
+            for at in range(start, start + len(logits), FEW):
+                here = slice(at, min(at + FEW, start + CHUNK))
+                few, wanted = logits[at - start :][:FEW], targets[here, None]
+                change = None
+                if pull:
+                    given = torch.nn.functional.linear(pull.states[here], weight, bias)
+                    change = pull.gradient(few, given, wanted)
+                losses = _to_gradient(few, wanted)
+                if weights is not None:
+                    losses *= weights[here]
+                    few *= weights[here, None]
+                if change is not None:
+                    few += change
+                total += losses.sum()
             if gradient is not None:
                 gradient[part] = logits @ weight
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype), None, None, None
+        return gradient * outer[0].to(gradient.dtype), None, None, None, None, None
 
 
 def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Overwrite logits (n, vocabulary) by softmax - one-hot, and return their cross entropy, summed.
+    """Overwrite logits (n, vocabulary) by softmax - one-hot, and return their cross entropies (n,).
 
     Computed in float32. The target's own entry is subtracted from before it is rounded.
     """
@@ -56,29 +100,56 @@ def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     total = wide.exp_().sum(dim=1, keepdim=True)
     torch.div(wide, total, out=logits)
     logits.scatter_(1, targets, (picked.exp() / total - 1).to(logits.dtype))
-    return (total.log() - picked).sum()
+    return (total.log() - picked)[:, 0]
 
 
-def response_loss(base: Base, conversations: Sequence[Conversation]) -> tuple[Tensor, int]:
-    """Sum of -log p(token) over the response tokens of a batch, and their number.
+def response_loss(
+    base: Base, conversations: Sequence[Conversation], pull: Pull | None = None
+) -> tuple[Tensor, int]:
+    """Sum of -log p(token), times its weight, over the response tokens of a batch, and their number.
 
     Paper: the inner terms of E[-log p(y given c, x)] (FedSDR, both stages).
 
     Args:
         base: The model, with adapters set as wanted.
         conversations: Those of one forward pass.
+        pull: Is in the gradient, and not in the sum.
 
     Returns:
         A float32 scalar with gradient for the adapters that learn, and the number of tokens.
     """
-    batch = collate(conversations, flat=base.keeps_apart)
-    hidden = last_states(base, batch)
-    positions = torch.from_numpy(batch.positions).to(base.device)
+    states, targets = response_states(base, conversations)
+    given = [weight for conversation in conversations for weight in conversation.weights]
+    weights = torch.tensor(given, device=base.device) if given else None
     head = base.model.get_output_embeddings()
-    states = hidden.flatten(0, 1)[positions]
-    targets = torch.from_numpy(batch.targets).to(base.device)
-    total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, targets)
-    return total, len(batch.targets)
+    total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, targets, weights, pull)
+    return total, len(targets)
+
+
+def response_states(base: Base, conversations: Sequence[Conversation]) -> tuple[Tensor, Tensor]:
+    """Hidden states that predict the response tokens (num_response_tokens, d), and these tokens."""
+    batch = collate(conversations, flat=base.keeps_apart)
+    positions, targets = (torch.from_numpy(part).to(base.device) for part in (batch.positions, batch.targets))
+    return last_states(base, batch).flatten(0, 1)[positions], targets
+
+
+def token_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[list[float]]:
+    """-log p of each response token of each conversation, in nats.
+
+    Called inside `LoraModel.inference`.
+    """
+    head = base.model.get_output_embeddings()
+    found: dict[int, list[float]] = {}
+    for rows in by_length([len(conversation.ids) for conversation in conversations], batch_size):
+        batch = [conversations[row] for row in rows]
+        pairs = zip(*(part.split(FEW) for part in response_states(base, batch)), strict=True)
+        losses = iter(
+            loss
+            for states, targets in pairs
+            for loss in _to_gradient(head(states), targets[:, None]).tolist()
+        )
+        found |= {row: [next(losses) for _ in range(conversations[row].num_response_tokens)] for row in rows}
+    return [found[row] for row in range(len(conversations))]
 
 
 def last_states(base: Base, batch: Batch) -> Tensor:
@@ -87,6 +158,19 @@ def last_states(base: Base, batch: Batch) -> Tensor:
     ids = torch.from_numpy(batch.ids).to(base.device)
     states: Tensor = base.model.get_decoder()(input_ids=ids, use_cache=False, **options).last_hidden_state
     return states
+
+
+def mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> NDArray[np.float32]:
+    """Mean over each response's tokens of the states that predict them (num_texts, d).
+
+    Called inside `LoraModel.inference`.
+    """
+    found: dict[int, NDArray[np.float32]] = {}
+    for rows in by_length([len(text.ids) for text in texts], batch_size):
+        states = response_states(base, [texts[row] for row in rows])[0].float().cpu().numpy()
+        ends = np.cumsum([texts[row].num_response_tokens for row in rows])
+        found |= zip(rows, [part.mean(axis=0) for part in np.split(states, ends[:-1])], strict=True)
+    return np.stack([found[row] for row in range(len(texts))])
 
 
 def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size: int) -> tuple[float, int]:

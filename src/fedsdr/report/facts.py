@@ -61,20 +61,25 @@ def run_facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[
 
 
 def privacy_facts(privacy: Privacy, events: Sequence[Event]) -> list[tuple[str, str]]:
-    """The privacy spent; nothing without differential privacy."""
+    """How updates were hidden, and the privacy spent; nothing where neither was."""
+    summed = [
+        ("Secure aggregation", "the server saw the sum of a round's changes, and no change of one client")
+    ]
+    facts = summed if privacy.secure_aggregation else []
     if privacy.kind == "none":
-        return []
+        return facts
     epsilons = [event["epsilon"] for event in events if "epsilon" in event]
     spent = (
         f"epsilon {epsilons[-1]:.3g} at delta {privacy.delta:g} so far" if epsilons else "nothing spent yet"
     )
     seeded = "; the noise repeats run.seed and protects nothing" if privacy.source == "seeded" else ""
     return [
+        *facts,
         (
             "Privacy",
             f"of the shared adapter, {privacy.kind}, a client being the unit: {spent}; clipped to"
             f" {privacy.clip:g}, noise {privacy.noise:g}{seeded}",
-        )
+        ),
     ]
 
 

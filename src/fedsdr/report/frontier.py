@@ -56,13 +56,15 @@ def frontier_svg(points: Sequence[Event], controls: Mapping[str, str]) -> str:
         points: Means over seeds, with arm, model, round, scale, cost, gain, low and high.
         controls: Model -> arm that is its control; a panel for each that has points.
     """
+    arms = dict.fromkeys([*controls.values(), *(p["arm"] for p in points)])
+    colours = {arm: COLOURS[place % len(COLOURS)] for place, arm in enumerate(arms)}
     panels = [
-        (model, control, some)
+        (model, control, [p for p in points if p["model"] == model])
         for model, control in controls.items()
-        if (some := [p for p in points if p["model"] == model])
+        if any((p["model"], p["arm"]) == (model, control) for p in points)
     ]
-    drawn = [_panel(*panel, WIDTH * place) for place, panel in enumerate(panels)]
-    rows = max(len({p["arm"] for p in some}) for _, _, some in panels) + 1
+    drawn = [_panel(*panel, WIDTH * place, colours) for place, panel in enumerate(panels)]
+    rows = max((len({p["arm"] for p in some}) for _, _, some in panels), default=0) + 1
     width, height = WIDTH * len(panels), HEIGHT + 16 * rows
     return (
         f'<svg class="frontier" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
@@ -72,7 +74,7 @@ def frontier_svg(points: Sequence[Event], controls: Mapping[str, str]) -> str:
     )
 
 
-def _panel(model: str, control: str, points: Sequence[Event], left: float) -> str:
+def _panel(model: str, control: str, points: Sequence[Event], left: float, colours: Mapping[str, str]) -> str:
     """One panel; the horizontal axis is linear in the root of the cost."""
     ends = [p[key] for p in points for key in ("gain", "low", "high") if p[key] is not None]
     y_ticks = nice_ticks(min([0.0, *ends]), max([0.0, *ends]))
@@ -94,7 +96,7 @@ def _panel(model: str, control: str, points: Sequence[Event], left: float) -> st
     last = max(p["round"] for p in points)
     arms = [control, *dict.fromkeys(p["arm"] for p in points if p["arm"] != control)]
     for place, arm in enumerate(arms):
-        colour = COLOURS[place % len(COLOURS)]
+        colour = colours[arm]
         own = [p for p in points if p["arm"] == arm]
         rounds = dict.fromkeys(p["round"] for p in own if arm == control or p["round"] == last)
         for number_ in rounds:

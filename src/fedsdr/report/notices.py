@@ -150,4 +150,5 @@ def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:
     if not num:
         return None
     why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.most_common())
-    return Notice(f"{who}{num} of {of} rewritings fell back to the true response: {why}", 2 * num > of)
+    is_many = 2 * (num - reasons["not_chosen"]) > of
+    return Notice(f"{who}{num} of {of} rewritings fell back to the true response: {why}", is_many)

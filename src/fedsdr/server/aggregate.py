@@ -1,13 +1,14 @@
 """Aggregation: the clients' LoRA factors become one target.
 
-The functions behind `methods.AGGREGATIONS`. Updates come in the order of client ids, so that the
-order of arrival changes no byte. Notation: A_k (r_k, d_in) and B_k (d_out, r_k) of client k after its
-local update, w_k = n_k / n its weight.
+The functions behind `methods.AGGREGATIONS`, those of plugins among them. Updates come in the order of client
+ids, so that the order of arrival changes no byte. Notation: A_k (r_k, d_in) and B_k (d_out, r_k) of client k
+after its local update, w_k = n_k / n its weight.
 
 What an aggregation adds to the base is never written into it: it stays a pair of float32 factors, the
 residual, and all of it is sent to the clients.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from fedsdr.config import Server
 from fedsdr.messages.wire import Arrays, cut, pad, pairs, rank_of
+from fedsdr.plugins import FUNCTIONS
+from fedsdr.rows import Aggregation
 from fedsdr.server.robust import ROBUST
 from fedsdr.server.validate import Update
 
@@ -232,7 +235,7 @@ def _stacked(
 
 
 Aggregate = Callable[[Iterable[Update], Server, Before], Target]
-AGGREGATE: Mapping[str, Aggregate] = {
+BUILT_IN: dict[str, Aggregate] = {
     "average": lambda updates, server, before: average(updates, server),
     "ffa": lambda updates, server, before: average(updates, server),
     "fedsa": lambda updates, server, before: average(updates, server),
@@ -242,3 +245,4 @@ AGGREGATE: Mapping[str, Aggregate] = {
     "fedrot": fedrot,
     "zeropad": lambda updates, server, before: zeropad(updates, before.shared),
 }
+AGGREGATE: Mapping[str, Aggregate] = ChainMap(FUNCTIONS[Aggregation], BUILT_IN)

@@ -8,10 +8,11 @@ The functions behind `methods.OPTIMIZERS`. D is the opposite of a gradient, so s
 
 Papers: McMahan et al., AISTATS 2017, arXiv 1602.05629 (fedavg); Hsu et al. 2019, arXiv 1909.06335
 (fedavgm); Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295, algorithm 2
-(fedadagrad, fedadam, fedyogi). As there, and unlike Flower 1.41, v begins at tau^2 and there is no
-bias correction.
+(fedadagrad, fedadam, fedyogi); Jhunjhunwala et al., FedExP, ICLR 2023, arXiv 2301.09604, algorithm 1
+(fedexp). As in Reddi et al., and unlike Flower 1.41, v begins at tau^2 and there is no bias correction.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from fedsdr.config import Server
 from fedsdr.messages.wire import Arrays
+from fedsdr.plugins import FUNCTIONS
+from fedsdr.rows import Optimizer
 
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]
@@ -57,6 +60,20 @@ def _adaptive(second: Callable[[Float64, Float64, float], Float64]) -> "Optimize
     return step
 
 
+def extrapolation(current: Arrays, target: Arrays, spread: float, tau: float) -> float:
+    """Rate of fedexp, which goes beyond the target where the clients moved apart.
+
+    max(1, s / (2 (|D|^2 + tau^2))), with s the mean over the clients of |D_k|^2, D_k client k's change.
+    """
+    squared = sum(float((change**2).sum()) for _, change in _changes(current, target))
+    return max(1.0, spread / (2 * (squared + tau**2)))
+
+
+def _scaled(current: Arrays, target: Arrays, moments: Moments, server: Server) -> tuple[Arrays, Moments]:
+    """X <- x + eta D."""
+    return {key: _moved(current[key], server.eta * change) for key, change in _changes(current, target)}, {}
+
+
 def _changes(current: Arrays, target: Arrays) -> list[tuple[str, Float64]]:
     return [(key, target[key].astype(np.float64) - value) for key, value in current.items()]
 
@@ -66,11 +83,13 @@ def _moved(value: NDArray[np.float32], step: Float64) -> NDArray[np.float32]:
 
 
 Optimize = Callable[[Arrays, Arrays, Moments, Server], tuple[Arrays, Moments]]
-OPTIMIZE: Mapping[str, Optimize] = {
+BUILT_IN: dict[str, Optimize] = {
     "fedavg": lambda current, target, moments, server: (target, {}),  # x <- x + D
     "fedavgm": _momentum(lambda server: 1.0),
     "fedavgm-damped": _momentum(lambda server: 1 - server.beta1),
+    "fedexp": _scaled,  # with eta the `extrapolation`
     "fedadagrad": _adaptive(lambda v, square, beta2: v + square),
     "fedadam": _adaptive(lambda v, square, beta2: beta2 * v + (1 - beta2) * square),
     "fedyogi": _adaptive(lambda v, square, beta2: v - (1 - beta2) * square * np.sign(v - square)),
 }
+OPTIMIZE: Mapping[str, Optimize] = ChainMap(FUNCTIONS[Optimizer], BUILT_IN)

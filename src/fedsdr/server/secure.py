@@ -142,7 +142,7 @@ def check_words(size: int, content: RecordDict) -> Words:
 def check_signature(content: RecordDict) -> bytes:
     """Take a signature out of a reply; other clients verify it."""
     match dict(content["given"]):
-        case {"signature": bytes(signature)} if len(signature) <= 256:
+        case {"signature": bytes(signature), **others} if not others and len(signature) <= 256:
             return signature
     raise Rejected("holds no signature")
 

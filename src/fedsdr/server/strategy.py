@@ -26,15 +26,15 @@ from fedsdr.messages.wire import (
     pack,
     travelling,
 )
-from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, ROBUST_AGGREGATORS
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, OPTIMIZERS, ROBUST_AGGREGATORS
 from fedsdr.progress import say
 from fedsdr.rows import has_global
 from fedsdr.run_folder import RunFolder
 from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual
-from fedsdr.server.checkpoint import remove_updates, save_update
+from fedsdr.server.checkpoint import load_round, remove_updates, save_update
 from fedsdr.server.exchange import Exchange
 from fedsdr.server.limits import change_norm, too_large
-from fedsdr.server.optimize import OPTIMIZE, Float64, Moments
+from fedsdr.server.optimize import OPTIMIZE, Float64, Moments, extrapolation
 from fedsdr.server.sampling import draw_clients
 from fedsdr.server.spool import Spool
 from fedsdr.server.validate import Update, check_reply, check_scores
@@ -105,33 +105,44 @@ class FedStrategy(Strategy):
         # In the run's folder, whose disk has room for it: /tmp may be memory.
         with tempfile.TemporaryFile(dir=self.folder.path) as file:
             spool = Spool(file)
-            self._collect(replies, spool)
+            spread = self._collect(replies, spool)
             target = self._aggregate(_adding(self._used(spool), changes), server_round)
-        self._step(target)
+        self._step(target, spread)
         if control_variates is not None:
             # In float32, as the clients keep theirs: alone, a client's stays equal to the server's.
             renewed = (control_variates + changes / len(self.prepared)).astype(np.float32)
             self.moments[CONTROL_VARIATES] = renewed.astype(np.float64)
         return self.record(), None
 
-    def _step(self, target: Target) -> None:
+    def _step(self, target: Target, spread: float = 0.0) -> None:
         """Let the server optimizer step towards what was aggregated."""
         server = self.settings.server
-        new, self.moments = OPTIMIZE[server.optimizer](self.sent(), target.shared, self.moments, server)
+        sent = self.sent()
+        if OPTIMIZERS[server.optimizer].extrapolates:
+            rate = extrapolation(sent, target.shared, spread, server.tau)
+            server = server.model_copy(update={"learning_rate": rate})
+        new, self.moments = OPTIMIZE[server.optimizer](sent, target.shared, self.moments, server)
         self.arrays = self.arrays | new
+        if self.exchange.server_round == server.num_rounds and server.mean_of_rounds > 1:
+            self.arrays = self._mean_of_rounds()
         self.residual = add_residual(self.residual, target.added)
 
-    def _collect(self, replies: Iterable[Message], spool: Spool) -> None:
+    def _collect(self, replies: Iterable[Message], spool: Spool) -> float:
         """Put the updates that pass validation on disk, drop those of too large a norm, and log.
+
+        Returns:
+            Mean over the clients, weighed by their examples, of the squared norm of their changes.
 
         Raises:
             UserError: Fewer are left than the quorum or the robust aggregator needs.
         """
         server, exchange, sent = self.settings.server, self.exchange, self.sent()
         norms: dict[str, float] = {}
+        weights: dict[str, int] = {}
         reported: dict[str, Event] = {}
         for client, update in exchange.usable(replies, self._check_update):
             norms[client] = change_norm(update, sent, self.aggregation.is_fresh)
+            weights[client] = update.num_examples
             reported[client] = {"num_bytes_up": update.num_bytes} | update.metrics
             spool.add(update)
         if server.robust == "none" and self.settings.privacy.kind != "central":
@@ -140,6 +151,17 @@ class FedStrategy(Strategy):
         for client in sorted(exchange.accepted):
             self._log("train", client, reported[client])
         exchange.require_enough()
+        total = sum(weights[client] for client in exchange.accepted)
+        return sum(weights[client] * norms[client] ** 2 for client in sorted(exchange.accepted)) / total
+
+    def _mean_of_rounds(self) -> Arrays:
+        """The mean of the shared adapters of the last `server.mean_of_rounds` rounds, in the last one."""
+        server, rank = self.settings.server, self.settings.adapter.rank
+        first = max(1, server.num_rounds - server.mean_of_rounds + 1)
+        past = [load_round(self.folder, number, rank)[0] for number in range(first, server.num_rounds)]
+        rounds = [*past, self.arrays]
+        means = {key: np.mean([arrays[key] for arrays in rounds], axis=0) for key in self.arrays}
+        return {key: np.asarray(mean, np.float32) for key, mean in means.items()}
 
     def _used(self, spool: Spool) -> Iterator[Update]:
         """Updates of the replies that are used, in the order of client ids."""

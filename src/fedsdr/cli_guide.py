@@ -1,0 +1,101 @@
+"""`fedsdr settings` and `fedsdr init`: finding one's way."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsdr.errors import UserError
+from fedsdr.terminal import AsJson, complete_key, print_json
+
+
+def settings(
+    key: Annotated[
+        str,
+        typer.Argument(
+            help="A setting or a section, such as client.mu or client. Default: all.",
+            autocompletion=complete_key,
+        ),
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Explain settings: type, default, meaning, and which choices use them."""
+    from dataclasses import asdict
+
+    from fedsdr.catalogue import all_rows, find_rows
+
+    rows = find_rows(key) if key else all_rows()
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    for row in rows:
+        print(f"{row.key} = {row.default}")
+        if key:
+            print(f"  {row.kind}\n  {row.text}")
+            if row.used:
+                print(f"  used with {row.used}")
+
+
+def init(
+    to: Annotated[Path, typer.Argument(help="The recipe to write, such as mine.toml.", metavar="RECIPE")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder with <domain>/train.jsonl, files of one domain each, separated by commas, or"
+            " built-in. Default: ask."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A built-in name, a folder, a .gguf file or a hub id. Default: ask.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="See `fedsdr methods`. Default: ask.")] = None,
+) -> None:
+    """Write a recipe for your data and model, and check that both can be read."""
+    import tomli_w
+
+    from fedsdr.config import Model, Settings
+    from fedsdr.federation.preflight import describe_data
+    from fedsdr.recipe import check_settings, load_settings
+    from fedsdr.storage import write_file
+
+    if to.exists():
+        raise UserError(f"{to} exists already; name a file that does not")
+    data = _ask(data, "--data", "Your data (folder or files)", "built-in")
+    model = _ask(model, "--model", "Base model", Model().name)
+    method = _ask(method, "--method", "Method", Settings().method)
+    values: dict[str, Any] = {"method": method, "model": {"name": model}}
+    if data != "built-in":
+        values["data"] = _data(data)
+    check_settings(values, source="init")
+    head = (
+        f"# fedsdr run {to}\n#\n# `fedsdr settings` explains every key; what is not here has its default.\n\n"
+    )
+    text = head + tomli_w.dumps(values)
+    summary = describe_data(load_settings(None, values | {"run.dir": "runs/unused"}))
+    write_file(to, text)
+    print(f"{to}: {len(summary['clients'])} clients\nnext:\n  fedsdr data {to}\n  fedsdr run {to} --dry-run")
+    print(f"  fedsdr run {to}")
+
+
+def _ask(given: str | None, option: str, question: str, default: str) -> str:
+    """What was given, or what the user answers; the default where no one can be asked."""
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        return default
+    return str(typer.prompt(f"{question} ({option})", default=default))
+
+
+def _data(words: str) -> dict[str, Any]:
+    """The section [data] of a folder of domains, or of files.
+
+    Raises:
+        UserError: A path does not exist.
+    """
+    paths = [Path(word.strip()) for word in words.split(",")]
+    if missing := [path for path in paths if not path.exists()]:
+        raise UserError(f"--data: {missing[0]} does not exist; name a folder, files, or built-in")
+    if len(paths) == 1 and paths[0].is_dir():
+        return {"root": str(paths[0])}
+    return {"sources": [{"domain": path.stem, "train": str(path)} for path in paths]}

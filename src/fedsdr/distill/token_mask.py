@@ -1,0 +1,37 @@
+"""Token masking: raw responses without the tokens that the base finds unlikely, in place of rewriting them.
+
+A rewriting keeps what the base would say itself. So does leaving out of the loss the tokens that it would
+not say, and nothing needs to be generated. For a token of probability p under the base:
+
+    hard   weight 1 where 1 / p <= perplexity, else 0
+    soft   weight 1 / (1 + max(0, -log p - log perplexity)): never 0, so that facts are still learnt
+
+Paper: Wu et al., Selective Token Masking, arXiv 2501.14315 (hard, threshold 2.5). The soft form is ours.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedsdr.config import TokenMask
+from fedsdr.data.conversation import Conversation
+from fedsdr.model.adapters import LoraModel
+from fedsdr.model.loss import token_losses
+
+
+def weigh_tokens(
+    model: LoraModel, conversations: Sequence[Conversation], mask: TokenMask, batch_size: int
+) -> list[Conversation]:
+    """Give the response tokens weights by how likely the base without adapters finds them."""
+    with model.inference(()):
+        losses = token_losses(model.base, conversations, batch_size)
+    return [
+        replace(conversation, weights=tuple(weight(loss, mask) for loss in some))
+        for conversation, some in zip(conversations, losses, strict=True)
+    ]
+
+
+def weight(loss: float, mask: TokenMask) -> float:
+    """Weight of a token with that -log p, in nats."""
+    above = max(0.0, loss - math.log(mask.perplexity))
+    return 1 / (1 + above) if mask.soft else float(not above)

@@ -1,0 +1,91 @@
+"""Finding one's way: settings explained, a first recipe, names that people type, and what a shell completes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsdr.catalogue import all_rows, choices, find_rows
+from fedsdr.cli import main
+from fedsdr.compatibility import TABLES
+from fedsdr.config import Settings
+from fedsdr.errors import UserError
+from fedsdr.methods import MEANT
+from fedsdr.recipe import flat, load_settings
+from fedsdr.terminal import complete_key, complete_override
+
+
+def test_every_setting_is_explained_with_its_default_and_type():
+    rows = {row.key: row for row in all_rows()}
+    for key, value in flat(Settings().model_dump(mode="json")):
+        assert rows[key].text.strip(), key
+        assert json.loads(rows[key].default) == value
+        assert rows[key].kind
+    assert rows["model.max_length"].kind == "whole number at least 16"
+    assert rows["client.mu"].used == "client.drift_correction = fedprox"
+    assert "fedsdr" in rows["method"].kind
+
+
+def test_a_key_a_section_or_a_last_name_is_found_and_a_wrong_one_names_the_nearest(capsys):
+    assert [row.key for row in find_rows("client.mu")] == ["client.mu"]
+    assert len(find_rows("lora")) == 5
+    assert {row.key for row in find_rows("learning_rate")} == {"client.learning_rate", "server.learning_rate"}
+    with pytest.raises(UserError, match=r"did you mean .*client\.learning_rate"):
+        find_rows("learnig_rate")
+    main_ends(["settings", "client.mu"])
+    assert "used with client.drift_correction = fedprox" in capsys.readouterr().out
+
+
+def main_ends(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code in (0, None)
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_names_that_people_type_are_answered_by_a_setting_that_exists(name: str):
+    with pytest.raises(UserError, match="you may mean") as error:
+        load_settings(None, [f"method={name}"])
+    found = re.findall(r"([a-z_.]+) = ([a-z-]+)", str(error.value).partition("you may mean")[2])
+    assert found
+    assert all(value in TABLES[key] for key, value in found)
+
+
+def test_init_writes_a_recipe_that_loads_and_refuses_what_is_not_there(tmp_path: Path, capsys):
+    rows = [{"instruction": f"Say {number}.", "output": f"The number {number}."} for number in range(20)]
+    data = tmp_path / "numbers.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "mine.toml"
+    words = ["init", str(recipe), "--model", "tiny", "--method", "fedit", "--data"]
+    main_ends([*words, str(data)])
+    settings = load_settings(recipe)
+    assert (settings.method, settings.model.name) == ("fedit", "tiny")
+    assert [(one.domain, one.train) for one in settings.data.sources] == [("numbers", str(data))]
+    assert f"fedsdr run {recipe} --dry-run" in capsys.readouterr().out
+    for more, said in (([str(data)], "exists already"), ([str(tmp_path / "no")], "does not exist")):
+        if said == "does not exist":
+            recipe.unlink()
+        with pytest.raises(SystemExit) as end:
+            main([*words, *more])
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not recipe.exists()
+
+
+def test_a_shell_completes_keys_and_the_values_of_those_that_have_few():
+    assert complete_override("client.drift") == ["client.drift_correction="]
+    assert complete_override("client.drift_correction=scaffold") == [
+        f"client.drift_correction={name}" for name in choices("client.drift_correction") if "scaffold" in name
+    ]
+    assert complete_override("model.quantization=") == [
+        f"model.quantization={name}" for name in ("none", "4bit", "8bit")
+    ]
+    assert complete_key("lo")[:2] == ["lora", "lora.rank"]
+
+
+def test_the_catalogue_imports_no_torch():
+    code = "import sys, fedsdr.catalogue; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
