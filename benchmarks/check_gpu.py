@@ -86,7 +86,7 @@ def build(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if four_bits:
         _quantise(model, getattr(torch, dtype))
-    base = Base(model, _tokenizer(), "random", "random", getattr(torch, dtype), device, False)
+    base = Base(model, _tokenizer(), "random", "random", getattr(torch, dtype), device, attention == "packed")
     loaded = LoraModel(base, Lora(rank=rank, alpha=2 * rank))
     loaded.initialise("shared", 1)
     return loaded
@@ -263,6 +263,10 @@ def plan(device: torch.device, rate: float, dry: bool) -> dict[str, Callable[[],
         "SmolLM2: rewriting": partial(write_answers, small, device, **answers),
         "7B: rewriting": partial(write_answers, large, device, **answers),
         "SmolLM2, bfloat16, checkpointing": partial(train_small, checkpointing=True),
+        "SmolLM2, packed rows": partial(train_small, attention="packed"),
+        "SmolLM2: rewriting, packed rows": partial(
+            write_answers, small, device, **answers, attention="packed"
+        ),
         "SmolLM2, 4 bits": partial(train_small, four_bits=True),
         "SmolLM2, TRL": partial(train_trl, small, device, **sizes),
     }

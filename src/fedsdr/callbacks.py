@@ -100,7 +100,8 @@ class Watch:
 
         for callback in self.callbacks:
             try:
-                with torch.random.fork_rng():  # dropout draws from this state
+                used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+                with torch.random.fork_rng(used):  # dropout draws from this state
                     getattr(callback, hook)(*copy.deepcopy(arguments))
             except Exception as error:
                 name = type(callback).__name__

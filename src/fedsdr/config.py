@@ -72,10 +72,10 @@ class Model(Section):
     """Type of the base weights and of computing; auto: bfloat16 where the machine is fast in it."""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """Load the base through bitsandbytes."""
-    attention: Literal["auto", "grouped", "eager", "sdpa"] = "auto"
+    attention: Literal["auto", "grouped", "packed", "eager", "sdpa"] = "auto"
     """auto: grouped on processors, sdpa on GPUs. grouped is ours: examples of a batch lie one after the
-    other without padding, and the backward pass needs less memory; eager and sdpa are transformers' own,
-    with padded batches."""
+    other without padding, and the backward pass needs less memory. packed lays them out alike, under torch's
+    fused attention; it was not tried on a GPU. eager and sdpa are transformers' own, with padded batches."""
     checkpointing: Literal["auto", "off", "on"] = "auto"
     """on: activations are recomputed in the backward pass instead of stored: a third more work,
     a fraction of the memory. auto: on where an estimate with states kept takes more than half of a GPU's free

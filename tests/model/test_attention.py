@@ -31,14 +31,17 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tens
 
 
 @pytest.mark.parametrize("lengths", [[1], [5], [3, 1, 9], [128], [129, 2], [40, 300]], ids=str)
-def test_attention_over_sequences_in_one_row_is_that_of_each_alone(lengths: list[int]):
+@pytest.mark.parametrize("name", ["grouped", "packed"])
+def test_attention_over_sequences_in_one_row_is_that_of_each_alone(lengths: list[int], name: str):
     """Lengths below, at and above a block of queries; gradients of q, k and v too."""
     tokens = sum(lengths)
     q, k, v = (draw(n, tokens, D, seed=n).requires_grad_() for n in (HEADS, GROUPS, GROUPS))
     v = draw(GROUPS, tokens, D, seed=9).requires_grad_()
     g = draw(1, tokens, HEADS, D, seed=3)
-    found, weights = attention.grouped_attention(
-        nn.Identity(), q[None], k[None], v[None], torch.empty(0), lengths=tuple(lengths)
+    layer = nn.Identity()
+    layer.num_key_value_groups, layer.is_causal = HEADS // GROUPS, True
+    found, weights = getattr(attention, f"{name}_attention")(
+        layer, q[None], k[None], v[None], torch.empty(0), lengths=tuple(lengths)
     )
     assert weights is None
     expected = plain_attention(q, k, v, lengths).transpose(0, 1)[None]

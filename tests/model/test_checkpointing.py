@@ -15,7 +15,7 @@ from fedsdr.model.loss import response_loss
 CONVERSATIONS = [Conversation(tuple(range(5, 40)), 10), Conversation(tuple(range(50, 70)), 3)]
 
 
-@pytest.mark.parametrize("attention", ["grouped", "eager"])
+@pytest.mark.parametrize("attention", ["grouped", "packed", "eager"])
 def test_gradients_and_answers_are_the_same_and_layers_run_twice(
     tiny_settings: Callable[..., Settings], attention: str
 ):

@@ -53,7 +53,7 @@ def ends(tiny_base: Base, eager: Base, monkeypatch: pytest.MonkeyPatch) -> list[
     return chosen
 
 
-@pytest.mark.parametrize("attention", ["grouped", "eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["grouped", "packed", "eager", "sdpa"])
 def test_greedy_answers_are_those_of_transformers_whatever_the_lengths(
     tiny_base: Base, eager: Base, tiny_settings, ends, monkeypatch: pytest.MonkeyPatch, attention: str
 ):

@@ -18,7 +18,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.mark.parametrize("attention", ["grouped", "eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["grouped", "packed", "eager", "sdpa"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_each_answer_is_as_likely_as_alone(tiny_settings: Callable[..., Settings], attention, batch_size):
     """Alone, -log p of the answer is the loss of its conversation; the first two answers begin alike."""

@@ -137,11 +137,11 @@ def test_prompt_and_neighbours_count_for_nothing(model):
     assert total.item() == pytest.approx(alone, rel=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["grouped", "eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["grouped", "packed", "eager", "sdpa"])
 def test_padding_changes_nothing(tiny_settings, monkeypatch: pytest.MonkeyPatch, attention: str):
     """Whatever stands in the padding; batches are padded on the right, or at the end of their one row."""
     base = load_base(tiny_settings(**{"model.attention": attention}).model)
-    assert base.keeps_apart == (attention == "grouped")
+    assert base.keeps_apart == (attention in ("grouped", "packed"))
     total, count = response_loss(base, THREE)
 
     def collate_with_noise(conversations: list[Conversation], flat: bool) -> Any:
@@ -154,6 +154,26 @@ def test_padding_changes_nothing(tiny_settings, monkeypatch: pytest.MonkeyPatch,
     noisy, _ = response_loss(base, THREE)
     assert count == 50
     assert noisy.item() == total.item()
+
+
+@pytest.mark.parametrize("attention", ["grouped", "packed"])
+def test_one_row_has_the_loss_and_gradients_of_padded_rows(tiny_settings, attention: str):
+    """The same weights, adapters and conversations of unlike lengths."""
+    found = []
+    for name in (attention, "sdpa"):
+        model = LoraModel(load_base(tiny_settings(**{"model.attention": name}).model), Lora(rank=2))
+        generator = torch.Generator().manual_seed(0)
+        for adapter in ADAPTERS:
+            state = {
+                key: torch.randn(v.shape, generator=generator) / 9 for key, v in model.state(adapter).items()
+            }
+            model.load(adapter, state)
+        model.set(ADAPTERS, ADAPTERS)
+        total, _ = response_loss(model.base, THREE)
+        total.backward()
+        found.append((total.detach(), [p.grad for p in model.parameters(ADAPTERS)]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+    assert all(gradient.any() for gradient in found[0][1])
 
 
 def test_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(model):

@@ -12,12 +12,11 @@ fresh state in each stage is ours; plain SGD is the other choice.
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
-from fedsdr.callbacks import OnStep
 from fedsdr.client.drift import NO_DRIFT, Drift
 from fedsdr.config import Client, FDLoRA
 from fedsdr.data.batching import data_order
@@ -29,6 +28,9 @@ from fedsdr.model.randomness import seeded
 from fedsdr.progress import here, note, track, within
 from fedsdr.rows import Factor, Method, Stage, View
 from fedsdr.seeds import seed_for
+
+if TYPE_CHECKING:
+    from fedsdr.callbacks import OnStep
 
 Views = Mapping[View, Sequence[Conversation]]
 """A client's training examples as conversations: raw and, where a stage needs them, distilled."""
@@ -51,7 +53,7 @@ def local_update(
     seed: int,
     shared_factors: Sequence[Factor] = ("A", "B"),
     drift: Drift = NO_DRIFT,
-    on_step: OnStep | None = None,
+    on_step: "OnStep | None" = None,
 ) -> dict[str, float]:
     """Train the adapters through all stages, in place.
 
@@ -189,7 +191,7 @@ def before_rounds(
     views: Views,
     training: Client,
     seed: int,
-    on_step: OnStep | None = None,
+    on_step: "OnStep | None" = None,
 ) -> dict[str, float]:
     """Train the private adapter through the stages before round 1, in place, at the rate of round 1.
 

@@ -145,9 +145,10 @@ def _to_rewrite(settings: Settings, data: list[ClientData] | None, clients: list
         lengths = [length for length, text in zip(lengths, given, strict=True) if not text]
     distill, num = settings.distill, len(lengths)
     writer = f"{distill.served_name} at {distill.url}" if distill.url else "this model"
+    upto = "" if distill.only == "all" else "up to "
     return [
-        f"rewriting by {writer}: {num:,} responses of {sum(lengths):,} tokens; about as many tokens to write"
-        f" for each prompt that is tried, {num * distill.max_new_tokens:,} at most"
+        f"rewriting by {writer}: {upto}{num:,} responses of {sum(lengths):,} tokens; about as many tokens to"
+        f" write for each prompt that is tried, {num * distill.max_new_tokens:,} at most"
     ] * bool(lengths)
 
 

@@ -32,7 +32,7 @@ def resolve(settings: Settings) -> Settings:
     threads = settings.run.threads or max(1, (os.cpu_count() or 1) // (settings.run.workers or 1))
     run = settings.run.model_copy(update={"threads": threads})
     model = resolve_for(settings)
-    if model.attention == "grouped":
+    if model.attention in ("grouped", "packed"):
         chosen = settings.model_copy(update={"run": run, "model": model})
         try:
             check_window(model_of(chosen).base.model, longest_asked(chosen))
@@ -63,6 +63,7 @@ def describe_performance(model: Model, threads: int) -> list[str]:
     dtype = f"{machine} {'is fast in it' if model.dtype == fast else f'would be fast in {fast}'}"
     attention = {
         "grouped": "no padding between examples, scores are not kept",
+        "packed": "torch's fused one, no padding between examples",
         "eager": "transformers' own, in padded batches",
         "sdpa": "torch's fused one, in padded batches",
     }[model.attention]

@@ -125,7 +125,7 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
         sum(num_learning[name] for name in stage.train) for stage in (*method.before_rounds, *method.stages)
     )
 
-    is_flat = model.attention == "grouped"
+    is_flat = model.attention in ("grouped", "packed")
     longest = [sorted(client.train, key=_length)[-settings.client.batch_size :] for client in clients]
     num_tokens = max(collate(batch, is_flat).ids.size for batch in longest)
     num_states = sizes.num_layers * sizes.num_state

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from fedsdr.errors import UnfitAttention, UserError
@@ -118,13 +119,7 @@ def grouped_attention(
     del module
     if softcap is not None or s_aux is not None:
         raise UnfitAttention("model.attention = 'grouped' knows no caps on scores and no sinks")
-    longest = max(lengths, default=key.shape[2])
-    if sliding_window is not None and longest > sliding_window:
-        raise UserError(
-            f"a conversation of {longest} tokens is longer than the model's sliding window of"
-            f" {sliding_window}, which model.attention = 'grouped' does not know; set model.attention ="
-            " 'eager' or 'sdpa'"
-        )
+    _require_short(max(lengths, default=key.shape[2]), sliding_window)
     q = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     q = q.unflatten(1, (key.shape[1], -1))
     if lengths:
@@ -135,8 +130,45 @@ def grouped_attention(
     return out.flatten(1, 2).transpose(1, 2), None
 
 
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    sliding_window: int | None = None,
+    lengths: Sequence[int] = (),
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Compute torch's fused attention, on each of the sequences in one row; else transformers' own "sdpa".
+
+    Without a mask the fused kernels skip the future, and nothing grows with the square of the row.
+
+    Args, returns and raises: as `grouped_attention`.
+    """
+    if not lengths:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return out, None
+    _require_short(max(lengths), sliding_window)
+    parts = zip(*(x.split(list(lengths), dim=2) for x in (query, key, value)), strict=True)
+    return torch.cat(
+        [sdpa_attention_forward(module, *part, None, **options)[0] for part in parts], dim=1
+    ), None
+
+
+def _require_short(longest: int, sliding_window: int | None) -> None:
+    if sliding_window is not None and longest > sliding_window:
+        raise UserError(
+            f"a conversation of {longest} tokens is longer than the model's sliding window of"
+            f" {sliding_window}, which model.attention = 'grouped' and 'packed' do not know; set"
+            " model.attention = 'eager' or 'sdpa'"
+        )
+
+
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", eager_mask)
+AttentionInterface.register("packed", packed_attention)
+AttentionMaskInterface.register("packed", eager_mask)
 
 
 def in_one_row(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -159,6 +191,7 @@ def keeps_apart(model: PreTrainedModel) -> bool:
     what is not known here (sinks, caps on scores), or whose layers do not call it as others do (Bloom's and
     StableLM's look into the mask, DeepSeek's values are narrower than its keys).
     """
+    own = model.config._attn_implementation
     first, second = torch.arange(3, 12, device=model.device), torch.arange(40, 57, device=model.device)
     decoder = model.get_decoder()
     options = in_one_row((len(first), len(second)), model.device)
@@ -170,7 +203,7 @@ def keeps_apart(model: PreTrainedModel) -> bool:
         row = row[0, len(first) :]
         model.set_attn_implementation("eager")
         alone = decoder(second[None], use_cache=False).last_hidden_state[0]
-        model.set_attn_implementation("grouped")
+        model.set_attn_implementation(own)
     tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
     return bool((row - alone).float().norm() < tolerance * alone.float().norm())
 
@@ -187,8 +220,8 @@ def check_window(model: PreTrainedModel, longest: int) -> None:
     if window and "sliding_attention" in kinds and window < Slots.room_for(longest):
         raise UnfitAttention(
             f"the model's sliding window of {window} tokens is shorter than {longest}, the longest that"
-            " model.max_length allows with prompts of rewriting, and model.attention = 'grouped' does not"
-            " know windows ('eager' and 'sdpa' do)"
+            " model.max_length allows with prompts of rewriting, and model.attention = 'grouped' and"
+            " 'packed' do not know windows ('eager' and 'sdpa' do)"
         )
 
 

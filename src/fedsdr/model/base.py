@@ -132,9 +132,9 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
         folder, origin = find(spec.name)
     from_hub = folder is None
     folder = folder or find_on_hub(spec)
-    is_grouped = spec.attention == "grouped"
-    if is_grouped:
-        from fedsdr.model.attention import keeps_apart, replace_norms  # makes the name known to transformers
+    is_own = spec.attention in ("grouped", "packed")
+    if is_own:
+        from fedsdr.model.attention import keeps_apart, replace_norms  # makes the names known to transformers
     model, tokenizer = _read(spec, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
     if spec.checkpointing == "on":
@@ -148,11 +148,11 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     identity = identity_of(folder, [tokenizer.chat_template, written])
     if spec.quantization != "none":
         identity, origin = f"{identity}-{spec.quantization}", f"{origin}, {spec.quantization}"
-    if is_grouped:
-        if not keeps_apart(model):
-            raise _unfit(spec)
+    if is_own and not keeps_apart(model):
+        raise _unfit(spec)
+    if spec.attention == "grouped":
         replace_norms(model)
-    return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_grouped)
+    return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_own)
 
 
 def resolve_model(spec: Model, device: "torch.device | str | None" = None) -> Model:
@@ -293,7 +293,7 @@ def _read(
                 use_safetensors=True,  # a pickle would run code
             )
     except KeyError as error:  # models with a table of their own for kinds of attention
-        if error.args == ("grouped",):
+        if error.args == (spec.attention,):
             raise _unfit(spec) from None
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -309,7 +309,8 @@ def _read(
 
 def _unfit(spec: Model) -> UnfitAttention:
     return UnfitAttention(
-        f"model.name = {spec.name}: model.attention = 'grouped' does not give this model's results;"
+        f"model.name = {spec.name}: model.attention = {spec.attention!r} does not give this model's"
+        " results;"
         " 'eager' and 'sdpa' do"
     )
 

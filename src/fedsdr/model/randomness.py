@@ -10,8 +10,8 @@ import torch
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Draw from the seed on the processor and on `device`; afterwards their generators are as before.
 
-    `torch.manual_seed` would seed every GPU of the machine, and `fork_rng` save the state of each: other
-    workers of a run compute there.
+    `torch.manual_seed` would seed every GPU of the machine, and `fork_rng` save the state of each, with a
+    warning where there are several.
     """
     is_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if is_gpu else []):
