@@ -289,17 +289,6 @@ def win_rates(draw: random.Random, domains: Sequence[str]) -> list[Event]:
     return records
 
 
-def frontier(num_rounds: int, domains: Sequence[str]) -> list[Event]:
-    """Cost and gain of two models at two scales after half of the rounds and all."""
-    return [
-        {"model": model, "round": number, "scale": scale, "cost": scale**2 / 10, "gain": scale * number / 5}
-        | {f"gain_{domain}": scale * number / 5 for domain in domains}
-        for model, number, scale in product(
-            ("global", "personalised"), (num_rounds // 2, num_rounds), (0.5, 1.0)
-        )
-    ]
-
-
 def measurements(clients: Sequence[str], num_layers: int = 30, num_rounds: int = 4) -> dict[str, Event]:
     """One record of each measurement, as `fedsdr measure` writes them, by name."""
     draw = random.Random(0)

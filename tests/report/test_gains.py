@@ -128,5 +128,5 @@ def test_the_page_shows_answers_of_all_models_next_to_the_truth(make_run):
 def test_gain_at_its_cost_heads_the_page_where_it_was_measured(make_measured):
     folder, settings = make_measured()
     page = write_report(folder, settings).read_text()
-    said = "At lambda = 1 the global model gains 0.800 nats of loss at a distance of 0.1000 nats"
+    said = "At lambda = 1 the global model gains 0.500 nats of loss at a distance of 0.2000 nats"
     assert page.index(said) < page.index("Differences to the base model")
