@@ -283,11 +283,23 @@ def test_a_round_made_again_has_the_same_clients_in_its_sum_or_none(group: Calla
     one.lost = {("masked", "d")}
     one.total(one.cards())
     one.lost = set()
-    with pytest.raises(UserError, match="round 1 had a sum of a, b, c; another one of a, b, c, d would show"):
+    with pytest.raises(
+        UserError, match=r"round 1 had a sum of a \(98\), b \(99\), c \(100\); another one of"
+    ):
         one.total(one.cards())
     cards = one.cards()
     _, survivors = one.total({name: cards[name] for name in "abc"})
     assert survivors == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("cap", [1, 99])
+def test_a_round_made_again_has_the_same_weights_in_its_sum_or_none(group: Callable[..., Group], cap: int):
+    """Of two sums whose weights differ for one client a server could take that client's update."""
+    one = group()
+    one.total(one.cards())
+    with pytest.raises(UserError, match=r"another one of a \("):
+        one.total(one.cards(), cap=cap)
+    assert one.total(one.cards(), cap=101)[1] == list(NAMES)  # n_d = 101: no weight is changed by that cap
 
 
 def test_shares_that_a_bad_client_made_up_cost_no_one_else_the_round(group: Callable[..., Group]):
