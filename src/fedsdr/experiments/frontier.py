@@ -152,8 +152,8 @@ def frontier_sheet(records: Sequence[Event]) -> Sheet:
         " responses, base minus model, mean over domains. The control: W0 + lambda R of plain federated LoRA"
         " (of local training for personalised models), lambda and round chosen on validation examples."
         f" No worse: this interval and Student's t over seeds are above -{MARGIN:g} nats. Not comparable: in"
-        " some seed, counted as beyond, the arm costs more than every point of the control; numbers are of the"
-        " other seeds, or of all where none is left.",
+        " some seed, counted as beyond, the arm costs more than every point of the control; numbers are of"
+        " the other seeds, or of all where none is left.",
     )  # fmt: skip
 
 
