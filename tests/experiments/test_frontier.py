@@ -68,8 +68,18 @@ def test_cost_grows_with_the_scale(measured):
 
 @pytest.mark.parametrize("name", ["global", "personalised"])
 def test_at_lambda_1_losses_are_the_runs_own_scores(measured, name: str):
+    check_losses(*measured, name)
+
+
+def test_a_personalised_model_has_the_factors_that_the_client_keeps(tiny_settings):
+    settings = tiny_settings(method="dual-raw", **QUICK, **{"server.aggregation": "fedsa"})
+    run(settings)
+    found = measure(Path(settings.run.dir), ["frontier"], Options(scales=(1.0,)))["frontier"]
+    check_losses(settings, found, "personalised")
+
+
+def check_losses(settings: Settings, found: dict, name: str) -> None:
     """A run's loss is a mean over tokens, here over each example first: weighed by tokens they are equal."""
-    settings, found = measured
     scores = read_result(Path(settings.run.dir)).final[name]
     (record,) = (r for r in found["models"] if (r["model"], r["round"], r["scale"]) == (name, 2, 1))
     client_context.close_clients()
