@@ -144,3 +144,11 @@ def test_verdicts_use_holms_correction_over_the_arms():
 @pytest.mark.parametrize(("low", "word"), [(-0.029, "no worse"), (-0.031, "undecided")])
 def test_no_worse_means_an_interval_above_the_margin(low: float, word: str):
     assert words([compared(0.5, low, 0.1)])[0][0] == word
+
+
+@pytest.mark.parametrize(("low", "word"), [(-0.029, "no worse"), (-0.031, "undecided")])
+def test_no_worse_also_needs_the_interval_over_seeds_which_is_wider_where_seeds_are_few(
+    low: float, word: str
+):
+    one = Comparison([0.05] * 3, 0, 0.1, 0.05, 0.0, Difference(0.05, low, 0.1, 0.5), 0.01, 0.09)
+    assert words([one])[0][0] == word

@@ -10,7 +10,7 @@ from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompt
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.experiments.compare import compare
-from fedsdr.experiments.frontier import ScoredRun, frontier
+from fedsdr.experiments.frontier import ScoredRun, frontier, frontier_sheet
 from fedsdr.experiments.measure import measure, measure_grid
 from fedsdr.experiments.measured_run import MeasuredRun, Options
 from fedsdr.federation import client_context
@@ -68,8 +68,18 @@ def test_cost_grows_with_the_scale(measured):
 
 @pytest.mark.parametrize("name", ["global", "personalised"])
 def test_at_lambda_1_losses_are_the_runs_own_scores(measured, name: str):
+    check_losses(*measured, name)
+
+
+def test_a_personalised_model_has_the_factors_that_the_client_keeps(tiny_settings):
+    settings = tiny_settings(method="dual-raw", **QUICK, **{"server.aggregation": "fedsa"})
+    run(settings)
+    found = measure(Path(settings.run.dir), ["frontier"], Options(scales=(1.0,)))["frontier"]
+    check_losses(settings, found, "personalised")
+
+
+def check_losses(settings: Settings, found: dict, name: str) -> None:
     """A run's loss is a mean over tokens, here over each example first: weighed by tokens they are equal."""
-    settings, found = measured
     scores = read_result(Path(settings.run.dir)).final[name]
     (record,) = (r for r in found["models"] if (r["model"], r["round"], r["scale"]) == (name, 2, 1))
     client_context.close_clients()
@@ -157,3 +167,19 @@ def test_gains_of_one_word_domains_are_also_given_apart():
     runs = [scored("fedit", {"labels": 1.0, "texts": 1.5}), scored("fedsd", {"labels": 2.0, "texts": 1.0})]
     found = {r["of"]: r["difference"] for r in frontier(runs, {"global": "fedit"}, ["labels"])}
     assert found == pytest.approx({"all": 0.5 - 0.75, "free text": 0.5, "one word": -1.0})
+
+
+def test_seeds_beyond_the_controls_range_are_not_counted_among_those_of_the_means():
+    def scored(arm: str, seed: int, cost: float) -> ScoredRun:
+        base, own = ({part: {"a": [loss]} for part in ("test", "validation")} for loss in (2.0, 1.0))
+        return ScoredRun(arm, seed, [
+            {"model": "base", "round": 0, "scale": 0, **base},
+            {"model": "global", "round": 1, "scale": 1, "kl": [cost], **own},
+        ])  # fmt: skip
+
+    runs = [scored("fedit", seed, 0.1) for seed in range(3)]
+    runs += [scored("fedsd", seed, cost) for seed, cost in enumerate((0.1, 0.1, 0.2))]
+    sheet = frontier_sheet(frontier(runs, {"global": "fedit"}, ()))
+    (record,) = sheet.records
+    assert (record["num_seeds"], record["num_beyond"], record["cost"]) == (2, 1, pytest.approx(0.1))
+    assert sheet.rows[0][sheet.heads.index("seeds")] == "2, 1 beyond"

@@ -32,7 +32,8 @@ def test_the_sentence_names_the_gain_whether_it_is_significant_the_losses_and_th
     base = {"global": scores({"math": (0.10, 40, 2.0), "code": (0.10, 40, 2.42)})}
     final = {"global": scores({"math": (0.15, 40, 0.6), "code": (0.05, 40, 0.78)}),
              "personalised": scores({"math": (0.9, 40, 0.5), "code": (0.8, 40, 0.5)})}  # fmt: skip
-    events = [{"distill/num_examples@after": 48, "distill/num_fallback/cut_off": 5}]
+    events = [{"distill/num_examples@after": 58, "distill/num_fallback/cut_off": 5,
+               "distill/num_fallback/not_chosen": 10}]  # fmt: skip
     assert did_it_help(gain_records(base, final, {}), events) == [
         "The global model's share of right answers is equal to the base's (80 answers: not significant); loss"
         " goes from 2.21 to 0.69.",

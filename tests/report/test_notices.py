@@ -43,8 +43,12 @@ def test_more_than_half_is_a_warning_of_the_run_and_of_the_client_that_has_it():
     assert [str(notice) for notice in rewriting_notices(everywhere, {})] == [
         "warning: 12 of 12 rewritings fell back to the true response: 12 cut off"
     ]
-    chosen = [prepared("a", 8, **fallbacks(cut_off=2, not_chosen=6)), prepared("b", 4)]
-    assert [notice.is_warning for notice in rewriting_notices(chosen, {})] == [False]
+    chosen = [prepared("a", 8, **fallbacks(cut_off=1, not_chosen=6)), prepared("b", 4)]
+    assert [str(notice) for notice in rewriting_notices(chosen, {})] == [
+        "1 of 6 rewritings fell back to the true response: 1 cut off"
+    ]
+    most = [prepared("a", 8, **fallbacks(cut_off=2, not_chosen=5))]
+    assert [notice.is_warning for notice in rewriting_notices(most, {})] == [True]
     half = [prepared("a", 8, **fallbacks(cut_off=4))]
     assert not any(notice.is_warning for notice in rewriting_notices(half, {}))
 

@@ -176,7 +176,8 @@ def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float
 def words(comparisons: Sequence[Comparison]) -> list[tuple[Word, float | None]]:
     """Verdict on each of several arms, and its p value by Holm over them.
 
-    better, worse: p < 0.05 and an interval on that side of 0. no worse: the interval is above -0.03 nats.
+    better, worse: p < 0.05 and an interval on that side of 0. no worse: both intervals, that of the bootstrap
+    and that of Student's t over seeds, are above -0.03 nats. (Seeds that do not spread have no second one.)
     """
     tested = [place for place, one in enumerate(comparisons) if one.test]
     ps: dict[int, float] = dict(
@@ -192,7 +193,8 @@ def _word(one: Comparison, p: float | None) -> Word:
         return "undecided"
     if p is not None and p < LEVEL and (one.low > 0 or one.high < 0):
         return "better" if one.low > 0 else "worse"
-    return "no worse" if one.low >= -MARGIN else "undecided"
+    low = min(one.low, one.test.low) if one.test else one.low
+    return "no worse" if low >= -MARGIN else "undecided"
 
 
 Weights = tuple[Array, Array, Array]

@@ -84,8 +84,8 @@ def judge(cases: Sequence[Case]) -> Event:
 
     Returns:
         "records", one for each feature that at least one case of either kind has; "taken": the plain rule,
-        or the best feature that is better than it for certain (difference's interval above 0); "advised":
-        how many cases were given an advice, and for what share it was right; "notes".
+        or, by `LEAST_CASES` at least, the best feature that is better for certain (difference's interval
+        above 0); "advised": how many cases were given an advice, and for what share it was right; "notes".
 
     Raises:
         UserError: Rewriting paid in all cases, or in none.
@@ -96,11 +96,12 @@ def judge(cases: Sequence[Case]) -> Event:
         raise UserError(f"rewriting paid in {kind} of the {len(cases)} cases; both kinds are needed to judge")
     records = [_judged(name, cases) for name in FEATURES]
     records = [record for record in records if record["auc"] is not None]
-    better = [record for record in records if (record["difference_low"] or 0) > 0]
+    is_enough = len(cases) >= LEAST_CASES
+    better = [record for record in records if is_enough and (record["difference_low"] or 0) > 0]
     decided = [case for case in cases if case.get("advice") in ("rewrite", "raw")]
     right = [(case["advice"] == "rewrite") == _paid(case) for case in decided]
     notes = [f"Rewriting paid in {sum(paid)} of {len(cases)} cases of {len(_domains(cases))} domains."]
-    if len(cases) < LEAST_CASES:
+    if not is_enough:
         notes.append(f"Fewer than {LEAST_CASES} cases: no rule is validated by them.")
     return {
         "records": records,

@@ -87,6 +87,7 @@ def _personalised(
     scales: Sequence[float],
 ) -> Iterator[Event]:
     settings, last, clients = run.settings, run.settings.server.num_rounds, list(parts["test"])
+    keeps = AGGREGATIONS[settings.server.aggregation].keeps
     shared: Arrays = {}
     residual: Arrays = {}
     if METHODS[settings.method].shares:
@@ -94,11 +95,12 @@ def _personalised(
     for scale in scales:
         of_client: list[tuple[Event, list[float]]] = []
         for number, client in enumerate(clients):
-            own = load_state(RunFolder(run.folder).client(client).path, last + 1, True).adapter
+            state = load_state(RunFolder(run.folder).client(client).path, last + 1, True)
+            own, kept = state.adapter, {key: value for key, value in state.arrays.items() if keeps(key)}
             if own is None:
                 raise UserError(f"client {client} was never drawn, so it has no model of its own")
             adapters: dict[Adapter, Mapping[str, Values]] = {"private": own}
-            one = Scaled(adapters | ({"shared": shared} if shared else {}), residual, scale)
+            one = Scaled(adapters | ({"shared": shared | kept} if shared else {}), residual, scale)
             texts: Texts = {part: by_client[client] for part, by_client in parts.items()}
             (kl,) = divergences(model, answers[number :: len(clients)], [one], settings.eval.batch_size)
             of_client.append((_losses(model, one, texts, settings.eval.batch_size), kl))

@@ -133,14 +133,18 @@ def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]
 
 
 def count_fallbacks(events: Iterable[Event]) -> tuple[Counter[str], int]:
-    """How often rewritings fell back, by reason, and the number of all rewritings."""
+    """How often rewritings fell back, by reason, and their number.
+
+    Examples that `distill.only` leaves out are of neither: of them no rewriting was made.
+    """
     prefix = "distill/num_fallback/"
     reasons: Counter[str] = Counter()
     total = 0
     for event in events:
         reasons.update({k.removeprefix(prefix): int(n) for k, n in event.items() if k.startswith(prefix)})
         total += int(event.get("distill/num_examples@after", 0))
-    return reasons, total
+    num_left_out = reasons.pop("not_chosen", 0)
+    return reasons, total - num_left_out
 
 
 def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:
@@ -150,5 +154,4 @@ def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:
     if not num:
         return None
     why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.most_common())
-    is_many = 2 * (num - reasons["not_chosen"]) > of
-    return Notice(f"{who}{num} of {of} rewritings fell back to the true response: {why}", is_many)
+    return Notice(f"{who}{num} of {of} rewritings fell back to the true response: {why}", 2 * num > of)
