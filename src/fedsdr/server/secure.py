@@ -175,17 +175,22 @@ class SecureStrategy(FedStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As `FedStrategy`; the later steps go the same way to the same clients."""
+        """As `FedStrategy`; the later steps go the same way to the same clients.
+
+        A round that was cut short after its sum was agreed on asks those in the sum alone.
+        """
         self.grid, self.config = grid, config
         run, settings = str(config["run"]), str(config["settings"])
         self.about = secure_sum.round_digest(run, server_round, settings, arrays[VALUES].numpy())
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def sampled(self, server_round: int) -> list[str]:
-        """Clients of a round; of one that was cut short after its sum was agreed on, those in the sum."""
-        path = self.folder.survivors
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        waiting, path = self.exchange.waiting, self.folder.survivors
         begun = read_json(path) if path.exists() else {}
-        return begun["clients"] if begun.get("round") == server_round else super().sampled(server_round)
+        if begun.get("round") == server_round:
+            for node, client in list(waiting.items()):
+                if client not in begun["clients"]:
+                    del waiting[node]
+                    self.exchange.drop(client, "the sum of this round was agreed on without it")
+        return [message for message in messages if message.metadata.dst_node_id in waiting]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
