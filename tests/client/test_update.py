@@ -553,6 +553,24 @@ def test_an_anchor_at_the_base_is_for_the_shared_adapter_alone(model):
     assert all(layer.active == () for layer in model.layers.values())
 
 
+@pytest.mark.parametrize("name", ["kl", "not-true"])
+def test_weights_that_are_all_alike_change_nothing_with_an_anchor_either(model, name: str):
+    """The loss is a mean by weight, the pull one by token: it must not grow where many tokens are masked."""
+
+    def learnt(weight: float) -> list[torch.Tensor]:
+        texts = [replace(text, weights=(weight,) * text.num_response_tokens) for text in make(4)]
+        begun(model)
+        drift = ANCHORS[name](model, 5.0)
+        with within("test"):
+            local_update(
+                model, Method("", "", SHARED), {"raw": texts}, Client(local_steps=2), 1e-2, 0, drift=drift
+            )
+        return values(model)
+
+    for half, whole in zip(learnt(0.5), learnt(1.0), strict=True):
+        torch.testing.assert_close(half, whole, rtol=1e-3, atol=1e-6)
+
+
 def test_a_step_whose_tokens_are_all_masked_changes_nothing(model):
     masked = [replace(text, weights=(0.0,) * text.num_response_tokens) for text in make(4)]
     start = begun(model)

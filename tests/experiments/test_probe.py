@@ -51,6 +51,19 @@ def test_every_client_is_probed_whatever_the_method(tiny_settings: Callable[...,
     assert len(probe(tiny_settings(method=method, **DATA), 4)["records"]) == 2
 
 
+def test_what_would_not_be_chosen_for_training_is_probed_too(
+    tiny_settings: Callable[..., Settings], tmp_path: Path
+):
+    """All rewritings come with the data and pass; those of b would not be chosen."""
+    for domain in ("a", "b"):
+        written(tmp_path, domain, ["the sea is wide"] * 4)
+        rows = [{"instruction": f"{n} of {domain}?", "output": "wide", "distilled": "it is wide"}
+                for n in range(4)]  # fmt: skip
+        (tmp_path / domain / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"data.root": tmp_path, "data.num_train": 4, "distill.verify": "off", "distill.only": ["a"]}
+    assert [record["passed"] for record in probe(tiny_settings(**settings), 4)["records"]] == [1, 1]
+
+
 def test_a_rewriting_suits_if_it_passes_is_likelier_and_at_most_twice_as_long(
     tiny_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

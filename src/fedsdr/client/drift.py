@@ -48,14 +48,20 @@ class Drift:
     matches: Literal["nothing", "base", "base-but-label"] = "nothing"
     """Which distributions are held to the base's."""
 
-    def pull(self, model: LoraModel, conversations: Sequence["Conversation"]) -> Pull | None:
-        """What holds the model to the base on these conversations, in steps of the shared adapter."""
+    def pull(self, model: LoraModel, conversations: Sequence["Conversation"], share: float) -> Pull | None:
+        """What holds the model to the base on these conversations, in steps of the shared adapter.
+
+        Args:
+            model: At the adapters of this step.
+            conversations: Of one forward pass.
+            share: What mu is multiplied by: by what the losses' sum is divided, over the number of tokens.
+        """
         learns = any(value.requires_grad for value in model.parameters(("shared",)))
         if self.matches == "nothing" or not learns:
             return None
         with model.without_adapters(), torch.no_grad():
             states, _ = response_states(model.base, conversations)
-        return Pull(states, self.mu, self.matches == "base")
+        return Pull(states, share * self.mu, self.matches == "base")
 
     def before_step(self) -> None:
         """Change the gradients."""

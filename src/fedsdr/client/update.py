@@ -156,8 +156,9 @@ def train_steps(
         step_loss = 0.0
         for start in range(0, len(batch), training.batch_size):
             part = batch[start : start + training.batch_size]
-            loss, _ = response_loss(model.base, part, drift.pull(model, part))
-            # Divided by the tokens of the whole step: accumulation must not weigh short batches more.
+            loss, _ = response_loss(model.base, part, drift.pull(model, part, weight / num_tokens))
+            # Divided by the tokens of the whole step: accumulation must not weigh short batches more. The
+            # pull is a mean over all tokens, also those that weigh less in the loss.
             (loss / weight).backward()
             step_loss += loss.item() / weight
         drift.before_step()

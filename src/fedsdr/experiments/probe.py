@@ -54,7 +54,9 @@ def probe(settings: Settings, num: int) -> Event:
         "notes".
     """
     # Pooled methods would put all clients into one.
-    settings = settings.model_copy(update={"method": "fedsd"})
+    # All of a sample is rewritten: what `distill.only` would leave out would count as failed.
+    distill = settings.distill.model_copy(update={"only": "all"})
+    settings = settings.model_copy(update={"method": "fedsd", "distill": distill})
     model, clients = model_of(settings), data_of(settings)[1]
     samples: dict[str, list[Example]] = {}
     rewritings: dict[str, list[Rewriting]] = {}
