@@ -1,6 +1,7 @@
 """Callbacks: programs that watch a run while it goes on. The loggers are such (`loggers`).
 
-A callback cannot change a run: it receives copies, and torch's random state is put back after each call.
+A callback cannot change a run: it receives copies, and torch's random state, on the processor and the current
+GPU, is put back after each call.
 """
 
 import copy

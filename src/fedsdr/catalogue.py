@@ -112,7 +112,7 @@ def _docstrings(section: type[Section]) -> dict[str, str]:
 
 def _kind(key: str, field: Any) -> str:
     if named := choices(key):
-        return "; several of: ".join(["", ", ".join(named)])[2:] if _is_tuple(field) else ", ".join(named)
+        return ("several of: " if _is_tuple(field) else "") + ", ".join(named)
     kind = field.annotation
     base = get_origin(kind) or kind
     bounds = [f"{words} {getattr(one, name):g}" for one in field.metadata

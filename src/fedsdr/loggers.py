@@ -1,6 +1,6 @@
 """Loggers: `run.log_to` sends the numbers of a run to TensorBoard, Weights & Biases, MLflow or Trackio.
 
-Each is a callback. Where and as whom it logs is the library's own affair (WANDB_MODE, WANDB_PROJECT,
+Each is a callback. The library's own variables say where and as whom it logs (WANDB_MODE, WANDB_PROJECT,
 MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, TRACKIO_DIR). A resumed run continues its own curves.
 """
 

@@ -262,10 +262,12 @@ OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target:
     "fedavgm": Optimizer(
         "momentum, undamped: in steady state its steps are 1 / (1 - beta1) times those of fedavg",
         "Hsu et al. 2019, arXiv 1909.06335",
+        num_moments=1,
     ),
     "fedavgm-damped": Optimizer(
         "momentum, damped: the mean change has the factor 1 - beta1",
         "as in OpenFedLLM, Ye et al., KDD 2024, arXiv 2402.06954, which does not damp round 1",
+        num_moments=1,
     ),
     "fedexp": Optimizer(
         "extrapolates beyond the target, the further the more the clients' changes differ",
@@ -274,13 +276,13 @@ OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target:
         extrapolates=True,
     ),
     "fedadagrad": Optimizer(
-        "second moments summed", REDDI_PAPER, 1e-3, reads=("learning_rate", "beta1", "tau")
+        "second moments summed", REDDI_PAPER, 1e-3, reads=("learning_rate", "beta1", "tau"), num_moments=2
     ),
     "fedadam": Optimizer(
-        "second moments averaged, without bias correction", REDDI_PAPER, 1e-3, reads=ADAPTIVE
+        "second moments averaged, without bias correction", REDDI_PAPER, 1e-3, reads=ADAPTIVE, num_moments=2
     ),
     "fedyogi": Optimizer(
-        "second moments moved by the sign of their change", REDDI_PAPER, 1e-3, reads=ADAPTIVE
+        "second moments moved by the sign of their change", REDDI_PAPER, 1e-3, reads=ADAPTIVE, num_moments=2
     ),
 }
 

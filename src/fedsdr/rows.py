@@ -223,6 +223,9 @@ class Optimizer(Named):
     """The keys of [server] that its step depends on."""
     extrapolates: bool = False
     """Whether its step depends on how far apart the clients' changes are."""
+    num_moments: int = 0
+    """Numbers in float64 that it keeps between rounds for each of the adapter's; the estimate of disk counts
+    them."""
 
 
 def has_global(method: Method, aggregation: Aggregation) -> bool:

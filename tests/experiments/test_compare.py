@@ -256,6 +256,12 @@ def test_a_moved_grid_goes_on_and_its_plan_stays_if_another_is_refused(grid, tmp
     assert (tmp_path / "moved/grid.json").read_text() == before
 
 
+def test_who_computes_and_how_long_it_waits_may_change_as_when_one_run_is_resumed(grid, tmp_path: Path):
+    compare(grid(seeds="[0]"), tmp_path / "out")
+    others = "{lora = {rank = 2}, run = {gpus_per_client = 0.5}, federation = {wait = 5}}"
+    compare(grid(seeds="[0]", set=others), tmp_path / "out")
+
+
 def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid, tmp_path: Path):
     compare(grid(seeds="[0]"), tmp_path / "out")
     with pytest.raises(

@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_from_the_only_round_that_is_left(
 
 
 @pytest.mark.parametrize("keep", ["all", "last", 2])
-@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam"])
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedexp", "fedadam"])
 def test_the_estimate_is_what_a_run_leaves(
     tiny_settings: Callable[..., Settings], tmp_path: Path, keep, optimizer: str
 ):
@@ -76,13 +76,14 @@ def test_the_estimate_is_what_a_run_leaves(
         "clients": num_bytes(clients),
     }
     one = 4 * sum(map(math.prod, shapes.values()))
-    one_round = one * {"fedavg": 1, "fedavgm": 3, "fedadam": 5}[optimizer]  # moments are float64
+    one_round = one * {"fedavg": 1, "fedavgm": 3, "fedexp": 1, "fedadam": 5}[optimizer]  # moments are float64
     first = 0 in list_rounds(server)  # has no moments yet
     assert left["rounds"] == len(list_rounds(server)) * one_round - first * (one_round - one)
     assert (
         left["rounds"] <= parts["rounds"] <= left["rounds"] + 2 * one_round
     )  # one while it is being written
     assert parts["updates"] == left["updates"]
+    assert parts["spool"] == 2 * one  # both clients' updates, while a round is collected
     assert parts["clients"] == left["clients"] + 2 * one  # a third state while it is being written
 
 

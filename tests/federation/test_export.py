@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 from fedsdr.cli import main
 from fedsdr.config import Settings
 from fedsdr.federation.export import export_round
+from fedsdr.federation.model_card import model_card
 from fedsdr.federation.run import resume, run
 from fedsdr.model.adapter_files import load_adapter
-from fedsdr.run_folder import Result, list_rounds
+from fedsdr.run_folder import Result, list_rounds, read_settings
 
 
 @pytest.fixture
@@ -43,6 +44,19 @@ def test_an_adapter_comes_with_its_tokenizer_and_a_card_that_names_base_data_sco
     assert str(finished.folder.parent) not in card
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+
+
+def test_a_card_names_no_client_and_no_address_of_the_network(finished: Result):
+    settings = read_settings(finished.folder)
+    secrets = {
+        "lora": settings.lora.model_copy(update={"client_ranks": {"clinic-north": 4}}),
+        "distill": settings.distill.model_copy(update={"url": "http://10.0.0.7:8000", "top_p": 0.5}),
+        "run": settings.run.model_copy(update={"ray": "10.0.0.8:6379"}),
+        "federation": settings.federation.model_copy(update={"nodes": "hospitals"}),
+    }
+    card = model_card(settings.model_copy(update=secrets), 3, "", merged=False, rank=8)
+    assert '"distill.top_p" = 0.5' in card
+    assert [word for word in ("clinic-north", "10.0.0", "hospitals") if word in card] == []
 
 
 def test_a_merged_model_is_saved_in_the_type_that_was_asked_for(finished: Result, tmp_path: Path):

@@ -103,7 +103,7 @@ def test_rows_that_are_not_rows_or_come_twice_are_refused_by_name(small, tiny_fo
         fedsdr.run(small, data={"../north": rows("north", 3)})
     with pytest.raises(UserError, match=r"north/train\.jsonl:2: .*output"):
         fedsdr.run(small, data={"north": [*rows("north", 1), {"instruction": "Where?"}]})
-    with pytest.raises(UserError, match=r"data: given beside data\.root or data\.sources"):
+    with pytest.raises(UserError, match=r"data: given, and data\.root or data\.sources is set"):
         fedsdr.run(small | {"data.root": "elsewhere"}, data={"north": rows("north", 3)})
     fedsdr.run(small, data={"north": rows("north", 4)})  # the folder is still free
 

@@ -24,6 +24,7 @@ from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
+from fedsdr.federation.environment import APART
 from fedsdr.federation.run import resume, run
 from fedsdr.plugins import load_plugins
 from fedsdr.progress import duration, say, show
@@ -194,7 +195,7 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
     """Refuse a run that was begun with other settings.
 
     What the machine chose when the run began stays, whatever the number of jobs now and wherever the grid was
-    moved.
+    moved; so do the settings that a resumed run may change (`environment.APART`).
 
     Raises:
         UserError: Names the first setting that differs.
@@ -203,11 +204,12 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
     if not RunFolder(folder).config.exists():
         return
     before = read_settings(folder)
-    apart = {"threads": before.run.threads, "cache": before.run.cache, "log_to": before.run.log_to}
+    apart = {name: getattr(before.run, name) for name in ("threads", "cache", *APART["run"])}
     chosen = {key: value for key, value in before.model if getattr(settings.model, key) == "auto"}
     now = settings.model_copy(
         update={
             "run": settings.run.model_copy(update=apart),
+            "federation": before.federation,
             "model": settings.model.model_copy(update=chosen),
         }
     )

@@ -9,12 +9,15 @@ from fedsdr.client.state import NUM_VERSIONS
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.federation.estimate import Part
-from fedsdr.methods import METHODS
+from fedsdr.methods import METHODS, OPTIMIZERS
 from fedsdr.server.checkpoint import is_kept
 
 
 def disk(settings: Settings, shapes: Mapping[str, Sequence[int]], num_clients: int) -> list[Part]:
-    """Bytes of the adapters in a run's folder, at its end; not of texts.
+    """Most bytes of the adapters in a run's folder: at its end, and of updates while a round is collected.
+
+    Not counted: texts, and what aggregations and drift corrections keep (residual, factors that stay at
+    clients, control variates).
 
     Args:
         settings: Of the run.
@@ -23,7 +26,7 @@ def disk(settings: Settings, shapes: Mapping[str, Sequence[int]], num_clients: i
     """
     each = 4 * sum(map(math.prod, shapes.values()))
     server, method = settings.server, METHODS[settings.method]
-    num_moments = {"fedavg": 0, "fedavgm": 1, "fedavgm-damped": 1}.get(server.optimizer, 2)
+    num_moments = OPTIMIZERS[server.optimizer].num_moments
     num_kept = 2 + sum(is_kept(number, server) for number in range(server.num_rounds))
     rounds = min(num_kept, server.num_rounds + 1) * (1 + 2 * num_moments) * each  # moments are float64
     moments = f" with {num_moments} moments" if num_moments else ""
@@ -33,11 +36,15 @@ def disk(settings: Settings, shapes: Mapping[str, Sequence[int]], num_clients: i
         parts.append(
             Part("disk", "clients", clients, f"{NUM_VERSIONS + 1} adapters of {num_clients} clients")
         )
+    sampled = min(server.clients_per_round or num_clients, num_clients)
+    if not settings.privacy.secure_aggregation:  # which keeps a sum in memory
+        what = f"{sampled} clients' updates while a round is collected"
+        parts.append(Part("disk", "spool", sampled * each, what))
     if server.keep_updates:
-        sampled = server.clients_per_round or num_clients
         what = f"{sampled} clients' updates of {server.num_rounds} rounds"
         parts.append(Part("disk", "updates", sampled * server.num_rounds * each, what))
-    return [*parts, Part("disk", "all", sum(part.num_bytes for part in parts), "at the end of the run")]
+    apart = "at most, without texts, residual, clients' factors and control variates"
+    return [*parts, Part("disk", "all", sum(part.num_bytes for part in parts), apart)]
 
 
 def check_disk(folder: Path, parts: Sequence[Part], begun: int) -> None:

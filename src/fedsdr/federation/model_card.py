@@ -13,8 +13,10 @@ from fedsdr.report.sheets import loss_sheet, render_text, score_sheet
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import read_json
 
-APART = ("run.dir", "run.cache", "data.root", "data.sources")
-"""Settings with paths of the machine that trained: no reader can use them."""
+APART = ("run.dir", "run.cache", "run.ray", "data.root", "data.sources", "distill.url", "federation.nodes",
+         "lora.client_ranks")  # fmt: skip
+"""Settings with paths of the machine that trained, addresses of its network, and names of clients: no reader
+can use them, and a card may become public."""
 
 
 def model_card(settings: Settings, server_round: int, client: str, merged: bool, rank: int) -> str:
@@ -53,7 +55,7 @@ def model_card(settings: Settings, server_round: int, client: str, merged: bool,
             "\n## Use",
             _use(merged, rank),
             "\n## Settings that differ from the defaults",
-            f"```toml\n{tomli_w.dumps(_without_paths(settings))}```\n",
+            f"```toml\n{tomli_w.dumps(_for_readers(settings))}```\n",
         ]
     )
 
@@ -71,8 +73,8 @@ def _use(merged: bool, rank: int) -> str:
     )
 
 
-def _without_paths(settings: Settings) -> dict[str, Any]:
-    """Changed settings by dotted key."""
+def _for_readers(settings: Settings) -> dict[str, Any]:
+    """Changed settings by dotted key, without `APART` and paths."""
     return {
         key: value
         for key, value in changed_values(settings).items()

@@ -93,7 +93,7 @@ def _with_given(settings: Settings, data: Mapping[str, ClientRows] | None, model
     values: dict[str, Any] = {"model.name": model} if model else {}
     if data is not None:
         if settings.data.root or settings.data.sources:
-            raise UserError("data: given beside data.root or data.sources in the settings; leave out one")
+            raise UserError("data: given, and data.root or data.sources is set as well; leave out one")
         values["data.sources"] = save_rows(data, RunFolder(settings.run.dir).data)
     return with_values(settings, values) if values else settings
 

@@ -1,4 +1,4 @@
-"""Cost and gain: the table of a run's models, and the drawing of a grid's arms beside the control's curve."""
+"""Cost and gain: the table of a run's models, and the drawing of a grid's arms and the control's curve."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,7 +69,7 @@ def frontier_svg(points: Sequence[Event], controls: Mapping[str, str]) -> str:
     return (
         f'<svg class="frontier" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
         f' width="{width}" role="img"'
-        ' aria-label="Gain over cost of each arm, beside the control at several scales">'
+        ' aria-label="Gain over cost of each arm, and of the control at several scales">'
         f"<style>{STYLE}</style>{''.join(drawn)}</svg>\n"
     )
 
