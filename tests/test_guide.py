@@ -25,7 +25,7 @@ def test_every_setting_is_explained_with_its_default_and_type():
         assert json.loads(rows[key].default) == value
         assert rows[key].kind
     assert rows["model.max_length"].kind == "whole number at least 16"
-    assert rows["client.mu"].used == "client.drift_correction = fedprox"
+    assert rows["client.mu"].used == "client.drift_correction = any but none, scaffold and scaffold-adamw"
     assert "fedsdr" in rows["method"].kind
 
 
@@ -36,7 +36,10 @@ def test_a_key_a_section_or_a_last_name_is_found_and_a_wrong_one_names_the_neare
     with pytest.raises(UserError, match=r"did you mean .*client\.learning_rate"):
         find_rows("learnig_rate")
     main_ends(["settings", "client.mu"])
-    assert "used with client.drift_correction = fedprox" in capsys.readouterr().out
+    assert (
+        "used with client.drift_correction = any but none, scaffold and scaffold-adamw"
+        in capsys.readouterr().out
+    )
 
 
 def main_ends(words: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedsdr.client.secure import Peers, Session, begin
 from fedsdr.deployment.certificates import node_key
@@ -27,6 +27,8 @@ class Group:
         self.folder, self.names, self.peers = folder, names, dict[str, Peers]()
         self.lost: set[tuple[str, str]] = set()
         """Step and client: it does not answer then, and the server asks it nothing more."""
+        self.spoilt: set[str] = set()
+        """Clients that get no share that they can decrypt from a."""
         self.survivors: list[str] = []
         rng = np.random.default_rng(1)
         self.changes = {name: rng.normal(size=SIZE) for name in names}
@@ -63,13 +65,15 @@ class Group:
             session = self.session(name)
             match step:
                 case "shares":
-                    yield name, session.shares(words["roll"])
+                    sealed = session.shares(words["roll"])
+                    bad = self.spoilt if name == "a" else ()
+                    yield name, sealed | {receiver: bytes(148) for receiver in bad}
                 case "masked":
                     yield name, session.masked(words)
                 case "confirm":
                     yield name, session.confirm(words["survivors"])
                 case "unmask":
-                    yield name, session.unmask(words)
+                    yield name, check(RecordDict({"given": ConfigRecord({**session.unmask(words)})}))
         if num < needed:
             raise UserError(f"{num} of {len(given)} in {step}, needs {needed}")
 
@@ -283,11 +287,23 @@ def test_a_round_made_again_has_the_same_clients_in_its_sum_or_none(group: Calla
     one.lost = {("masked", "d")}
     one.total(one.cards())
     one.lost = set()
-    with pytest.raises(UserError, match="round 1 had a sum of a, b, c; another one of a, b, c, d would show"):
+    with pytest.raises(
+        UserError, match=r"round 1 had a sum of a \(98\), b \(99\), c \(100\); another one of"
+    ):
         one.total(one.cards())
     cards = one.cards()
     _, survivors = one.total({name: cards[name] for name in "abc"})
     assert survivors == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("cap", [1, 99])
+def test_a_round_made_again_has_the_same_weights_in_its_sum_or_none(group: Callable[..., Group], cap: int):
+    """Of two sums whose weights differ for one client a server could take that client's update."""
+    one = group()
+    one.total(one.cards())
+    with pytest.raises(UserError, match=r"another one of a \("):
+        one.total(one.cards(), cap=cap)
+    assert one.total(one.cards(), cap=101)[1] == list(NAMES)  # n_d = 101: no weight is changed by that cap
 
 
 def test_shares_that_a_bad_client_made_up_cost_no_one_else_the_round(group: Callable[..., Group]):
@@ -299,6 +315,22 @@ def test_shares_that_a_bad_client_made_up_cost_no_one_else_the_round(group: Call
         one.session(name).masked(parts[name])
         signatures[name] = one.session(name).confirm(list(NAMES))
     assert set(one.session("a").unmask(signatures)) == {"a", "c", "d"}
+
+
+def test_the_sum_goes_on_without_shares_that_some_client_made_up(group: Callable[..., Group]):
+    one = group()
+    one.spoilt = {"d"}
+    total, survivors = one.total(one.cards())
+    assert (total == one.expected(survivors)).all()
+
+
+def test_too_few_shares_of_a_client_that_others_can_decrypt_stop_the_sum_and_name_it(
+    group: Callable[..., Group],
+):
+    one = group()
+    one.spoilt = {"c", "d"}
+    with pytest.raises(UserError, match="2 clients could decrypt a share of a, 3 are needed"):
+        one.total(one.cards())
 
 
 def test_under_central_privacy_each_change_is_clipped_by_its_client_and_weighs_alike(
@@ -320,7 +352,7 @@ def test_a_change_that_cannot_be_encoded_is_an_error_at_the_client(group: Callab
 
 
 def test_arrays_of_a_record_are_what_the_server_reads(group: Callable[..., Group]):
-    from flwr.app import Array, RecordDict
+    from flwr.app import Array
 
     from fedsdr.server.secure import check_words
 

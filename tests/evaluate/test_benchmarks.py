@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,12 +50,12 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
     """Let the model give an answer to each prompt that holds a text."""
 
     def set_answers(answers: dict[str, str]) -> None:
-        def generate(base, prompts, sampling) -> list[Answer]:
+        def stream(base, prompts, sampling, seeds, num_rows) -> Iterator[tuple[int, Answer]]:
             asked = [base.tokenizer.decode(prompt) for prompt in prompts]
             texts = [next(answers[part] for part in answers if part in prompt) for prompt in asked]
-            return [Answer(text, True, 1) for text in texts]
+            return iter([(row, Answer(text, True, 1)) for row, text in enumerate(texts)])
 
-        monkeypatch.setattr(harness, "generate", generate)
+        monkeypatch.setattr(harness, "stream", stream)
 
     return set_answers
 
@@ -101,12 +101,12 @@ def test_prompts_and_answers_have_the_tokens_of_training(
         asked.extend(questions)
         return [[(0.0, False)] * len(answers) for _, answers in questions]
 
-    def generate(base, prompts, sampling):
+    def stream(base, prompts, sampling, seeds, num_rows):
         asked.extend((prompt, []) for prompt in prompts)
-        return [Answer("", True, 0) for _ in prompts]
+        return iter([(row, Answer("", True, 0)) for row in range(len(prompts))])
 
     monkeypatch.setattr(harness, "scored_answers", likelihoods)
-    monkeypatch.setattr(harness, "generate", generate)
+    monkeypatch.setattr(harness, "stream", stream)
     run_benchmarks(model, (), data=[example])
     ((prompt, answers),) = asked
     assert prompt == encode_prompt(base.tokenizer, prompt_turns(example))

@@ -178,6 +178,21 @@ def test_a_round_cut_short_after_its_sum_was_agreed_on_is_made_again_by_the_same
     assert trained == alive
 
 
+def test_a_round_made_again_after_its_sum_was_agreed_on_leaves_the_same_bytes(
+    run_settings: Callable[..., Settings],
+    lose: Callable[[str, int, int], None],
+    kill_at: Callable[..., Any],
+):
+    """The mean of central privacy is over the four that were asked, not over the three in the sum."""
+    lose("masked", 1, 2)
+    settings = run_settings(**SECURE | FOUR | CENTRAL, **{"server.num_rounds": 1})
+    with kill_at("fedsdr.federation.server_app.save_round", 2):
+        fedsdr.run(settings)
+    resumed = fedsdr.resume(Path(settings.run.dir)).folder
+    straight = fedsdr.run(run_settings(**SECURE | FOUR | CENTRAL, **{"server.num_rounds": 1})).folder
+    require_equal(adapter(resumed, 1), adapter(straight, 1))
+
+
 def test_no_single_update_is_in_any_message(
     recorded: Callable[..., tuple[Path, list[tuple[Message, Message]]]],
     wire: Callable[[Message], bytes],

@@ -138,13 +138,16 @@ def test_a_model_that_mixes_tokens_by_other_means_is_told_apart():
     assert not attention.keeps_apart(model)
 
 
-def test_a_conversation_longer_than_a_sliding_window_is_refused():
+@pytest.mark.parametrize("name", ["grouped", "packed"])
+def test_a_conversation_longer_than_a_sliding_window_is_refused(name: str):
     """Two of five tokens in one row are no conversation of ten."""
-    q, k = draw(1, HEADS, 10, D), draw(1, GROUPS, 10, D)
+    q = k = draw(1, HEADS, 10, D)
     unused = torch.empty(0)
-    attention.grouped_attention(nn.Identity(), q, k, k, unused, sliding_window=5, lengths=(5, 5))
+    getattr(attention, f"{name}_attention")(nn.Identity(), q, k, k, unused, sliding_window=5, lengths=(5, 5))
     with pytest.raises(UserError, match=r"6 tokens.*window of 5.*model.attention = 'eager'"):
-        attention.grouped_attention(nn.Identity(), q, k, k, unused, sliding_window=5, lengths=(4, 6))
+        getattr(attention, f"{name}_attention")(
+            nn.Identity(), q, k, k, unused, sliding_window=5, lengths=(4, 6)
+        )
 
 
 @pytest.mark.parametrize("extra", [{"softcap": 50.0}, {"s_aux": torch.zeros(HEADS)}], ids=str)

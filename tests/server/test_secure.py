@@ -54,9 +54,16 @@ def test_a_training_reply_without_sound_keys_and_numbers_is_dropped(card: Any, m
     ],
 )
 def test_shares_of_other_clients_or_sizes_are_dropped(values: Any):
-    assert check_secrets("ba", 66, given(a=bytes(66), b=bytes(66))) == {"a": bytes(66), "b": bytes(66)}
+    both = {"a": bytes(66), "b": bytes(66)}
+    assert check_secrets("ba", 66, 2, given(**both)) == both
     with pytest.raises(Rejected):
-        check_secrets("ab", 66, given(**values))
+        check_secrets("ab", 66, 2, given(**values))
+
+
+def test_shares_may_lack_those_that_the_client_could_not_decrypt():
+    assert check_secrets("ab", 66, 0, given(a=bytes(66))) == {"a": bytes(66)}
+    with pytest.raises(Rejected, match="other clients"):
+        check_secrets("ab", 66, 0, given(a=bytes(66), c=bytes(66)))
 
 
 @pytest.mark.parametrize(

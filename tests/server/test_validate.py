@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fedsdr.distill.paradox import COUNTS
 from fedsdr.messages import wire
-from fedsdr.rows import MessageDtype
+from fedsdr.methods import PROMPTS
+from fedsdr.rows import MessageDtype, Named
 from fedsdr.server.validate import (
     MAX_EXAMPLES,
     Rejected,
@@ -521,6 +522,16 @@ def test_a_bad_introduction_is_refused(client: Any, metrics: dict[str, float], s
 def test_no_text_leaves_in_the_name_of_a_count(key: str):
     with pytest.raises(Rejected, match="allow-list"):
         check_prepared(prepared("bank", {**PREPARED, key: 1}), "m", 100)
+
+
+def test_the_rewritings_of_a_rewriter_that_was_registered_later_are_counted(monkeypatch: pytest.MonkeyPatch):
+    mine = PREPARED | {"distill/num_prompt/brief+c": 3, "distill-test/num_prompt/given": 1}
+    with pytest.raises(Rejected, match="allow-list"):
+        check_prepared(prepared("bank", mine), "m", 100)
+    monkeypatch.setitem(PROMPTS, "brief+c", Named("asks for few words", "ours"))
+    assert check_prepared(prepared("bank", mine), "m", 100) == ("bank", mine)
+    with pytest.raises(Rejected, match="allow-list"):
+        check_metrics(MetricRecord({"distill/num_prompt/brief+c": 3, "seconds": 1.0}), "train")
 
 
 def test_without_a_global_model_only_personalised_scores_pass_and_there_may_be_none():

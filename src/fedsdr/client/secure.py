@@ -6,8 +6,8 @@ answer leaves, and is answered once: two answers of one step could differ by wha
     begin      draws secrets; publishes two keys, signed
     shares     checks the list of the round; encrypts for each client a share of the own secrets
     masked     y_k, masked with those whose shares came
-    confirm    signs whose vectors are in the sum: one list a round, ever, since the difference of two sums
-               would be the change of those that are in one of them
+    confirm    signs whose vectors are in the sum: one list a round of a run, ever, and one set of
+               weights, since two sums that differ in either would show one client's change
     unmask     gives shares of the seed of each of them, and of the key of each other client
 """
 
@@ -186,17 +186,19 @@ class Session:
         """Sign the names of the clients whose vectors are in the sum; empty in a simulation.
 
         Raises:
-            UserError: They are too few, or not those of an earlier attempt at this round.
+            UserError: They are too few, or not those of an earlier attempt at this round, with its weights.
         """
         self._require_next("survivors")
         self._require_listed(survivors, list(self.saved["sealed"]))
         path = self.folder / "confirmed.json"
         confirmed = read_json(path) if path.exists() else {}
-        before = confirmed.setdefault(str(self.round), sorted(survivors))
-        if before != sorted(survivors):
+        cards, cap = secure_sum.read_roll(self.saved["roll"])
+        now = secure_sum.capped({name: cards[name].num_examples for name in sorted(survivors)}, cap)
+        before = confirmed.setdefault(str(self.round), now)
+        if before != now:
             raise UserError(
-                f"secure aggregation: round {self.round} had a sum of {', '.join(before)}; another one of"
-                f" {', '.join(sorted(survivors))} would show what single clients sent"
+                f"secure aggregation: round {self.round} had a sum of {_listed(before)}; another one of"
+                f" {_listed(now)} would show what single clients sent"
             )
         write_json(path, confirmed)
         self._save("survivors", sorted(survivors))
@@ -261,3 +263,7 @@ class Session:
 
     def _survivors_digest(self) -> bytes:
         return secure_sum.survivors_digest(self.about, self.saved["roll"], self.saved["survivors"])
+
+
+def _listed(weights: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({weight})" for name, weight in weights.items())

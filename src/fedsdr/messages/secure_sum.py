@@ -185,11 +185,16 @@ def room_for_rounding(clip: float, num: int, size: int) -> float:
     return max(0.0, clip - bound_of(clip, num) / RANGE * math.sqrt(size) / 2)
 
 
+def capped(nums: Mapping[str, int], cap: int) -> dict[str, int]:
+    """n_k of each client, at most `cap` (0: any)."""
+    return {name: min(num, cap) if cap else num for name, num in nums.items()}
+
+
 def weights_of(nums: Mapping[str, int], cap: int) -> dict[str, float]:
-    """n_k / n of each client, n_k being at most `cap` (0: any)."""
-    capped = {name: min(num, cap) if cap else num for name, num in nums.items()}
-    total = sum(capped.values())
-    return {name: num / total for name, num in capped.items()}
+    """n_k / n of each client, of the numbers as `capped`."""
+    weights = capped(nums, cap)
+    total = sum(weights.values())
+    return {name: num / total for name, num in weights.items()}
 
 
 @dataclass(frozen=True)

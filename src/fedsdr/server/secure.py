@@ -72,7 +72,7 @@ def secure_total(
     """
     names, least = sorted(cards), max(secure_sum.threshold(len(cards)), secure_sum.LEAST_CLIENTS)
     roll = secure_sum.write_roll(cards, cap)
-    check = partial(check_secrets, names, SEALED_BYTES)
+    check = partial(check_secrets, names, SEALED_BYTES, len(names))
     rolls = {name: ConfigRecord({"roll": roll}) for name in names}
     sealed = dict(query("shares", rolls, check, least))
     senders = sorted(sealed)
@@ -89,13 +89,13 @@ def secure_total(
     signatures = dict(query("confirm", lists, check_signature, least))
     signed = {name: ConfigRecord({**signatures}) for name in signatures}
     shares: dict[str, dict[int, bytes]] = {name: {} for name in senders}
-    for name, found in query("unmask", signed, partial(check_secrets, senders, SHARE_BYTES), least):
+    for name, found in query("unmask", signed, partial(check_secrets, senders, SHARE_BYTES, 0), least):
         for owner, share in found.items():
             shares[owner][names.index(name) + 1] = share
 
     alive = {name: cards[name].mask for name in survivors}
     for name in senders:
-        secret = _restored(shares[name], least)
+        secret = _restored(name, shares[name], least)
         if name in alive:
             total -= secure_sum.expand(secret, size)
         elif secure_sum.public(secret) == cards[name].mask:
@@ -105,22 +105,28 @@ def secure_total(
     return total, survivors
 
 
-def _restored(shares: Mapping[int, bytes], least: int) -> bytes:
+def _restored(name: str, shares: Mapping[int, bytes], least: int) -> bytes:
+    if len(shares) < least:
+        raise UserError(
+            f"secure aggregation: {len(shares)} clients could decrypt a share of {name}, {least} are needed"
+        )
     try:
         return secure_sum.join(dict(sorted(shares.items())[:least]))
     except ValueError:
         raise UserError("secure aggregation: some client gave a wrong share") from None
 
 
-def check_secrets(names: Sequence[str], size: int, content: RecordDict) -> dict[str, bytes]:
-    """Take shares of so many bytes out of a reply, one for each of these clients.
+def check_secrets(names: Sequence[str], size: int, least: int, content: RecordDict) -> dict[str, bytes]:
+    """Take shares of so many bytes out of a reply, one for each of at least so many of these clients.
+
+    An honest client gives none that another one made up, so that it could not decrypt it.
 
     Raises:
         Rejected: With the reason.
     """
     given: dict[str, Any] = dict(content["given"])
-    if sorted(given) != sorted(names):
-        raise Rejected(f"holds {len(given)} shares, expected those of {len(names)} clients")
+    if not given.keys() <= set(names) or len(given) < least:
+        raise Rejected(f"holds {len(given)} shares, too few or of other clients than the {len(names)}")
     for value in given.values():
         if not isinstance(value, bytes) or len(value) != size:
             raise Rejected(f"a share is not of {size} bytes")
@@ -169,17 +175,22 @@ class SecureStrategy(FedStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As `FedStrategy`; the later steps go the same way to the same clients."""
+        """As `FedStrategy`; the later steps go the same way to the same clients.
+
+        A round that was cut short after its sum was agreed on asks those in the sum alone.
+        """
         self.grid, self.config = grid, config
         run, settings = str(config["run"]), str(config["settings"])
         self.about = secure_sum.round_digest(run, server_round, settings, arrays[VALUES].numpy())
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def sampled(self, server_round: int) -> list[str]:
-        """Clients of a round; of one that was cut short after its sum was agreed on, those in the sum."""
-        path = self.folder.survivors
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        waiting, path = self.exchange.waiting, self.folder.survivors
         begun = read_json(path) if path.exists() else {}
-        return begun["clients"] if begun.get("round") == server_round else super().sampled(server_round)
+        if begun.get("round") == server_round:
+            for node, client in list(waiting.items()):
+                if client not in begun["clients"]:
+                    del waiting[node]
+                    self.exchange.drop(client, "the sum of this round was agreed on without it")
+        return [message for message in messages if message.metadata.dst_node_id in waiting]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

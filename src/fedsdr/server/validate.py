@@ -49,7 +49,6 @@ ALLOWED_METRICS = {
     "prepare": re.compile(
         rf"num_(train|test|cut_raw|cut_distilled)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
         rf"|distill(-test)?/num_fallback/({'|'.join(FAULTS).replace(' ', '_')})"
-        rf"|distill(-test)?/num_prompt/({'|'.join((*PROMPTS, GIVEN))})"
         rf"|distill(-test)?/{LABEL_CHANGES}/{SHORT_NAME}/num_(examples|kept)-\d{{1,2}}"
     ),
     "train": re.compile(
@@ -62,7 +61,9 @@ ALLOWED_METRICS = {
         rf"|{LABEL_COUNT})@(global|personalised)"
     ),
 }
-"""Keys that a reply to each kind of message may hold. Values are numbers from 0 on."""
+"""Keys that a reply to each kind of message may hold; values are numbers from 0 on.
+
+Counts by rewriter (`_counts_rewriter`) are checked when they come: plugins may register rewriters late."""
 
 
 class Rejected(Exception):
@@ -271,7 +272,7 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
         Rejected: With the reason.
     """
     for key, value in metrics.items():
-        if not ALLOWED_METRICS[kind].fullmatch(key):
+        if not (ALLOWED_METRICS[kind].fullmatch(key) or (kind == "prepare" and _counts_rewriter(key))):
             raise Rejected(f"metric {key[:80]!r} is not on the allow-list")
         if not isinstance(value, int | float) or not math.isfinite(value) or value < LEAST:
             raise Rejected(f"metric {key} is no finite number from 0 on")
@@ -288,6 +289,12 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
     if "seconds" not in metrics:
         raise Rejected("metric seconds is missing")
     return dict(metrics)  # type: ignore[arg-type]
+
+
+def _counts_rewriter(key: str) -> bool:
+    """Whether a metric counts the rewritings of a rewriter: built-in, or registered since."""
+    part, _, name = key.rpartition("/num_prompt/")
+    return part in ("distill", "distill-test") and (name == GIVEN or name in PROMPTS)
 
 
 def check_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
