@@ -1,12 +1,15 @@
 """Retention: texts are posed and counted as lm-eval does it, and both models answer the same questions."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 
@@ -32,7 +35,8 @@ ROWS = {
                     "gold": 0}],
     "blimp": [{"good": "The cats sleep.", "bad": "The cats sleeps."}],
     "lambada": [{"context": "He came, she saw, he", "continuation": "came"}],
-    "wikitext": [{"text": f"The {n} lobsters are animals <unk> of the sea ."} for n in range(3)],
+    "wikitext": [{"text": " ".join([f"The {n} lobsters are animals <unk> of the sea ."] * (n + 1))}
+                 for n in range(3)],
 }  # fmt: skip
 
 
@@ -110,16 +114,21 @@ def test_an_adapter_of_weight_zero_costs_nothing(model: LoraModel, tmp_path: Pat
             assert record["low"] < 0 < record["high"]
 
 
-def test_the_loss_of_articles_is_by_word_and_of_the_model_that_is_asked(model: LoraModel, tmp_path: Path):
+def test_the_loss_is_over_all_words_of_the_articles_and_of_the_model_that_is_asked(
+    model: LoraModel, tmp_path: Path
+):
     (record,) = retention(model, ("shared",), ["wikitext"], data=written(tmp_path, ROWS))
-    losses = {}
+    losses, words = {}, np.array([10, 20, 30])
     for name, active in (("base", ()), ("tuned", ("shared",))):
         with model.inference(active):
             asked = [Instance("loglikelihood_rolling", {}, (row["text"],), 0) for row in ROWS["wikitext"]]
             found = TextModel(model.base, 1).loglikelihood_rolling(asked)
-        losses[name] = [-log_p / 10 for log_p in found]  # 10 words each
-        assert record[name] == pytest.approx(sum(losses[name]) / 3)
+        losses[name] = -np.array(found)
+        assert record[name] == pytest.approx(losses[name].sum() / 60)
     assert record["low"] < record["value"] < record["high"]
+    errors = losses["tuned"] - losses["base"] - record["value"] * words  # of a ratio, by the delta method
+    half = stats.t.ppf(0.975, 2) * errors.std(ddof=1) / math.sqrt(3) / words.mean()
+    assert record["high"] - record["value"] == pytest.approx(half, rel=1e-4)
     assert record["value"] != pytest.approx(0, abs=1e-3)
 
 

@@ -5,7 +5,8 @@ the mean of their differences over the questions, with its 95 % interval.
 
 - Plain text, as lm-eval's own tasks pose it, without examples and without a chat template: which ending of
   several is likeliest (`acc`; `acc_norm`: log p by character), whether the last word is the greedy one
-  (LAMBADA), and the loss of whole articles (WikiText, nats a word: the log of lm-eval's word perplexity).
+  (LAMBADA), and the loss of whole articles (WikiText, nats a word: sum of -log p over sum of words, which is
+  the log of lm-eval's word perplexity).
 - MMLU, BBH, CRASS and DROP as conversations, by `evaluate.benchmarks`.
 
 What the base model answers is kept in the cache, by model, task and questions.
@@ -16,6 +17,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fedsdr import __version__
 from fedsdr.data.files import Row, file_rows
@@ -31,7 +34,7 @@ from fedsdr.stats import mean_interval, paired, paired_share
 from fedsdr.storage import Event, content_hash, read_json, write_json
 
 Values = dict[str, list[float]]
-"""Metric -> value of each question."""
+"""Metric -> value of each question; with "loss" there is "num_words", by which its mean is weighed."""
 
 MOST = 500
 """Questions of a task, where no limit is given."""
@@ -113,7 +116,7 @@ def retention(
         batch_size: Questions in one forward pass.
         mix: Weights of the adapters, where not one.
         answers: Gets one record for each task and metric, {"task", "metric", "base", "tuned"}, with the value
-            of each question, in the same order for every model.
+            of each question, in the same order for every model, and of losses "num_words".
 
     Returns:
         Records {"task", "metric", "num", "base", "tuned", "value" (mean of tuned - base), "low", "high",
@@ -140,10 +143,14 @@ def retention(
         base = _of_base(model, task)
         with model.inference(active, mix), within("tuned"):
             tuned = task.ask()
+        num_words = tuned.pop("num_words", None)
         for metric, values in tuned.items():
-            records.append({"task": name, **_compared(metric, values, base[metric]), **task.where})
+            records.append({"task": name, **_compared(metric, values, base[metric], num_words), **task.where})
             if answers is not None:
-                answers.append({"task": name, "metric": metric, "base": base[metric], "tuned": values})
+                words = {"num_words": num_words} if num_words else {}
+                answers.append(
+                    {"task": name, "metric": metric, "base": base[metric], "tuned": values, **words}
+                )
     shares = [record for record in records if record["metric"] in ("acc", "acc_norm")]
     return [*records, _mean(shares)] if len(shares) > 1 else records
 
@@ -188,7 +195,9 @@ def _pose_text(model: LoraModel, name: str, data: Path | None, limit: int, batch
             )
         found = [answer[metric] for part in chosen for answer in result["samples"][part]]
         # Of an article the harness has log p and the number of words.
-        return {"loss": [-log_p / words for log_p, words in found]} if name == "wikitext" else {metric: found}
+        if name == "wikitext":
+            return {"loss": [-log_p / num for log_p, num in found], "num_words": [num for _, num in found]}
+        return {metric: found}
 
     return Posed(name, [docs[part][number] for part, number in places], where, pose)
 
@@ -232,15 +241,27 @@ def _pose_conversations(
     return Posed(name, [asdict(question) for question in questions], where, pose)
 
 
-def _compared(metric: str, tuned: Sequence[float], base: Sequence[float]) -> Event:
-    if metric == "loss":
-        found = paired(tuned, base)
+def _compared(
+    metric: str, tuned: Sequence[float], base: Sequence[float], num_words: Sequence[float] | None
+) -> Event:
+    """A task's record: means over questions, of losses over words.
+
+    With d_i the difference of article i, w_i its words and R = sum w_i d_i / sum w_i, the interval is that of
+    Student's t of R + w_i / mean(w) (d_i - R): the delta method for a ratio of means.
+    """
+    means = {
+        key: float(np.average(some, weights=num_words)) for key, some in (("base", base), ("tuned", tuned))
+    }
+    value = means["tuned"] - means["base"]
+    low: float | None
+    high: float | None
+    if num_words:
+        errors = np.divide(num_words, np.mean(num_words)) * (np.subtract(tuned, base) - value)
+        found = paired((value + errors).tolist(), [0.0] * len(errors))
         low, high = (found.low, found.high) if found else (None, None)
     else:
         low, high = paired_share(tuned, base)
-    means = {"base": sum(base) / len(base), "tuned": sum(tuned) / len(tuned)}
-    return {"metric": metric, "num": len(tuned), **means, "value": means["tuned"] - means["base"],
-            "low": low, "high": high}  # fmt: skip
+    return {"metric": metric, "num": len(tuned), **means, "value": value, "low": low, "high": high}
 
 
 def _mean(records: Sequence[Event]) -> Event:
