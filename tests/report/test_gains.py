@@ -35,10 +35,10 @@ def test_the_sentence_names_the_gain_whether_it_is_significant_the_losses_and_th
     events = [{"distill/num_examples@after": 58, "distill/num_fallback/cut_off": 5,
                "distill/num_fallback/not_chosen": 10}]  # fmt: skip
     assert did_it_help(gain_records(base, final, {}), events) == [
-        "The global model's share of right answers is equal to the base's (80 answers: not significant); loss"
-        " goes from 2.21 to 0.69.",
+        "The global model's share of right answers is equal to the base's (80 answers: not significant"
+        " over test examples, of one seed); loss goes from 2.21 to 0.69.",
         "The personalised models' share of right answers is 0.75 higher than the base's (80 answers:"
-        " significant); loss goes from 2.21 to 0.50.",
+        " significant over test examples, of one seed); loss goes from 2.21 to 0.50.",
         "5 of 48 rewritings fell back.",
     ]
 

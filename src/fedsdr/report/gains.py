@@ -106,7 +106,8 @@ def did_it_help(records: Sequence[Event], events: Sequence[Event]) -> list[str]:
             sign = sign_of(score["low"], score["high"])
             found = "not significant" if sign == UNDECIDED else "significant"
             than = f"{abs(gain):.2f} {'higher' if gain > 0 else 'lower'} than" if gain else "equal to"
-            parts.append(f"share of right answers is {than} the base's ({num} answers: {found})")
+            over = f"{num} answers: {found} over test examples, of one seed"
+            parts.append(f"share of right answers is {than} the base's ({over})")
         if loss:
             parts.append(f"loss goes from {number(loss['base'], 2)} to {number(loss['value'], 2)}")
         if parts:
