@@ -306,6 +306,15 @@ def test_a_round_made_again_has_the_same_weights_in_its_sum_or_none(group: Calla
     assert one.total(one.cards(), cap=101)[1] == list(NAMES)  # n_d = 101: no weight is changed by that cap
 
 
+def test_a_round_made_again_is_of_the_same_model_and_settings_or_none(group: Callable[..., Group]):
+    """Settings of one client's training alone, or of clipping, could differ, and show its update."""
+    one = group()
+    one.total(one.cards())
+    other = round_digest("run", 1, '{"more": 1}', np.zeros(SIZE, np.float32))
+    with pytest.raises(UserError, match="with another model or other settings"):
+        one.total({name: one.begin(name, other) for name in NAMES}, other)
+
+
 def test_shares_that_a_bad_client_made_up_cost_no_one_else_the_round(group: Callable[..., Group]):
     one = group()
     _, parts = rolled(one)

@@ -6,8 +6,8 @@ answer leaves, and is answered once: two answers of one step could differ by wha
     begin      draws secrets; publishes two keys, signed
     shares     checks the list of the round; encrypts for each client a share of the own secrets
     masked     y_k, masked with those whose shares came
-    confirm    signs whose vectors are in the sum: one list a round of a run, ever, and one set of
-               weights, since two sums that differ in either would show one client's change
+    confirm    signs whose vectors are in the sum: one list a round of a run, ever, with one set of
+               weights, broadcast and settings: two sums that differ in these could show one client's change
     unmask     gives shares of the seed of each of them, and of the key of each other client
 """
 
@@ -186,7 +186,8 @@ class Session:
         """Sign the names of the clients whose vectors are in the sum; empty in a simulation.
 
         Raises:
-            UserError: They are too few, or not those of an earlier attempt at this round, with its weights.
+            UserError: They are too few, or differ from an earlier attempt at this round, as do weights,
+                broadcast or settings.
         """
         self._require_next("survivors")
         self._require_listed(survivors, list(self.saved["sealed"]))
@@ -194,7 +195,14 @@ class Session:
         confirmed = read_json(path) if path.exists() else {}
         cards, cap = secure_sum.read_roll(self.saved["roll"])
         now = secure_sum.capped({name: cards[name].num_examples for name in sorted(survivors)}, cap)
-        before = confirmed.setdefault(str(self.round), now)
+        # It holds the run's name, which changes where the folder of a simulation is moved.
+        about = self.saved["about"] if self.peers else ""
+        before_about, before = confirmed.setdefault(str(self.round), [about, now])
+        if before_about != about:
+            raise UserError(
+                f"secure aggregation: round {self.round} had a sum; one with another model or other settings"
+                " would show what single clients sent"
+            )
         if before != now:
             raise UserError(
                 f"secure aggregation: round {self.round} had a sum of {_listed(before)}; another one of"
