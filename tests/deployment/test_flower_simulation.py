@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -26,13 +27,14 @@ def test_the_documented_command_installs_nothing_and_gives_the_bytes_of_fedsdr_r
         r'recipe="[^"]*" overrides="[^"]*"', f'recipe="{recipe}" overrides="{overrides}"', command
     )
     command = command.replace("num-supernodes=5", "num-supernodes=3 client-resources-num-cpus=1")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     home = tmp_path / "home"
     home.mkdir()
     try:
         ended = subprocess.run(
             ["bash", "-c", command],
             cwd=ROOT,
-            env=os.environ | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"},
+            env=os.environ | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "PATH": path},
             capture_output=True,
             text=True,
             timeout=300,
