@@ -23,6 +23,7 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: $(DEVELOP) ## Make the virtual environment and install fedsdr with its tested versions, tests included
+	@echo "The command is $(BIN)/fedsdr; to call it fedsdr: . $(BIN)/activate"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -329,4 +329,7 @@ def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
     if name.lower() in MEANT:
         raise UserError(f"{key} = {name!r} is unknown here; you may mean {MEANT[name.lower()]}")
     ranked = sorted(table, key=lambda known: -difflib.SequenceMatcher(None, name, known).ratio())
-    raise UserError(f"{key} = {name!r} is unknown; known, nearest first: {', '.join(ranked)}")
+    raise UserError(
+        f"{key} = {name!r} is unknown (a row of your own is registered first: docs/python.md); known, nearest"
+        f" first: {', '.join(ranked)}"
+    )

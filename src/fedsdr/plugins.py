@@ -66,8 +66,11 @@ def register(name: str, row: Method | Named) -> Callable[[Function], Function]:
         The decorator.
 
     Raises:
-        UserError: The name is a built-in row's, or not fit for a name.
+        UserError: The name is a built-in row's, or not fit for a name; the row is of no table.
     """
+    if type(row) not in PLACES:
+        kinds = ", ".join(kind.__name__ for kind in PLACES)
+        raise UserError(f"the row of {name!r} is a {type(row).__name__}; expected one of {kinds}")
     place = PLACES[type(row)]
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"{place.setting} {name!r}: expected letters, digits, '.', '+', '-' and '_'")
