@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedsdr.config import Settings
-from fedsdr.errors import Diverged
-from fedsdr.federation.run import resume, run
+from fedsdr.federation.run import run
 from fedsdr.run_folder import RunFolder
 
 pytest.importorskip("ray")
@@ -27,11 +26,27 @@ def left_by(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for kind in kinds for path in folder.rglob(kind)}
 
 
+def call(function: str, argument: object) -> subprocess.Popen:
+    """Call a function of `federation.run` in a process of its own, as Ray's driver is meant to be used."""
+    script = (
+        f"from fedsdr.config import Settings; from fedsdr.federation.run import *; {function}({argument})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run_on_ray(settings: Settings) -> subprocess.Popen:
+    return call("run", f"Settings(**{settings.model_dump()!r})")
+
+
 def test_several_workers_give_the_bytes_of_the_local_engine(
     tmp_path: Path, tiny_settings: Callable[..., Settings]
 ):
-    for name, engine in (("local", {"run.threads": 1}), ("ray", ON_RAY)):
-        run(tiny_settings(**SHORT | SCAFFOLD | engine | {"run.dir": tmp_path / name}))
+    run(tiny_settings(**SHORT | SCAFFOLD | {"run.threads": 1, "run.dir": tmp_path / "local"}))
+    process = run_on_ray(tiny_settings(**SHORT | SCAFFOLD | ON_RAY | {"run.dir": tmp_path / "ray"}))
+    said = process.communicate(timeout=500)[1]
+    assert process.returncode == 0, said
     local, ray = left_by(tmp_path / "local"), left_by(tmp_path / "ray")
     assert len(local) > 10
     assert local.keys() == ray.keys()
@@ -44,12 +59,7 @@ def test_a_run_on_ray_goes_on_after_a_kill_with_equal_bytes(
 ):
     settings = SHORT | {"server.num_rounds": 3}
     run(tiny_settings(**settings | {"run.dir": tmp_path / "whole", "run.threads": 1}))
-    begun = tiny_settings(**settings | ON_RAY | {"run.dir": tmp_path / "killed"})
-    script = (
-        "from fedsdr.config import Settings; from fedsdr.federation.run import run;"
-        f" run(Settings(**{begun.model_dump()!r}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    process = run_on_ray(tiny_settings(**settings | ON_RAY | {"run.dir": tmp_path / "killed"}))
     folder = RunFolder(tmp_path / "killed")
     for _ in range(600):
         if folder.path.exists() and folder.last_round() >= 1:
@@ -58,7 +68,9 @@ def test_a_run_on_ray_goes_on_after_a_kill_with_equal_bytes(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not folder.is_finished()
-    resume(folder.path)
+    process = call("resume", repr(str(folder.path)))
+    said = process.communicate(timeout=500)[1]
+    assert process.returncode == 0, said
     assert left_by(folder.path) == left_by(tmp_path / "whole")
 
 
@@ -66,5 +78,8 @@ def test_a_clients_error_is_raised_as_by_the_local_engine(
     tmp_path: Path, tiny_settings: Callable[..., Settings]
 ):
     settings = SHORT | ON_RAY | {"run.dir": tmp_path / "a", "client.learning_rate": 1e30, "method": "fedit"}
-    with pytest.raises(Diverged, match=r"lower client\.learning_rate"):
-        run(tiny_settings(**settings | {"eval.rewritings": False}))
+    process = run_on_ray(tiny_settings(**settings | {"eval.rewritings": False}))
+    said = process.communicate(timeout=500)[1]
+    assert process.returncode == 1, said
+    assert "Diverged" in said
+    assert "lower client.learning_rate" in said

@@ -78,8 +78,8 @@ class SimulationGrid(LocalGrid):
             yield from self.pull_messages([under_way.popleft()])
 
     def close(self) -> None:
-        """End the workers."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        """End the workers when their messages are done: Ray must not go while a thread waits for it."""
+        self.threads.shutdown(wait=True, cancel_futures=True)
         self.backend.terminate()
 
 
