@@ -20,9 +20,8 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from fedsdr.data.batching import Batch, by_length, collate
+from fedsdr.data.batching import by_length
 from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.messages.wire import Arrays
@@ -30,7 +29,7 @@ from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.model.likelihood import NO_LIMIT
-from fedsdr.model.loss import FEW, last_states
+from fedsdr.model.loss import FEW, response_states, token_losses
 from fedsdr.progress import track
 from fedsdr.rows import Adapter
 
@@ -112,23 +111,17 @@ def divergences(
     plan = by_length([len(one.ids) for one in answers], batch_size)
     for rows in track(plan, "KL to the base", [len(rows) for rows in plan]):
         some = [answers[row] for row in rows]
-        batch = collate(some, flat=base.keeps_apart)
         with model.inference(()):
-            before = _states(base, batch)
+            before, _ = response_states(base, some)
         after: list[Tensor] = []
         for one in models:
             with one.inference(model):
-                after.append(_states(base, batch))
+                after.append(response_states(base, some)[0])
         with torch.inference_mode():
             sums = _divergences(base, before, after, [one.num_response_tokens for one in some])
         found |= zip(rows, sums, strict=True)
     model.load_residual({})
     return [[found[row][number] for row in range(len(answers))] for number in range(len(models))]
-
-
-def _states(base: Base, batch: Batch) -> Tensor:
-    """Hidden states that predict the response tokens (tokens, d)."""
-    return last_states(base, batch).flatten(0, 1)[torch.from_numpy(batch.positions).to(base.device)]
 
 
 def _divergences(
@@ -149,17 +142,8 @@ def _divergences(
 
 def example_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[float]:
     """Mean loss per response token of each conversation, in nats; called inside `Scaled.inference`."""
-    head = base.model.get_output_embeddings()
-    found: dict[int, float] = {}
-    for rows in by_length([len(one.ids) for one in conversations], batch_size):
-        some = [conversations[row] for row in rows]
-        batch = collate(some, flat=base.keeps_apart)
-        states, targets = _states(base, batch), torch.from_numpy(batch.targets).to(base.device)
-        losses: list[float] = []
-        for few, wanted in zip(states.split(FEW), targets.split(FEW), strict=True):
-            losses += cross_entropy(head(few).float(), wanted, reduction="none").tolist()
-        found |= zip(rows, _means(losses, [one.num_response_tokens for one in some]), strict=True)
-    return [found[row] for row in range(len(conversations))]
+    by_token = token_losses(base, conversations, batch_size)
+    return [sum(losses) / len(losses) for losses in by_token]
 
 
 def _means(values: Sequence[float], lengths: Sequence[int]) -> list[float]:
