@@ -69,7 +69,8 @@ def main(data: Path, out: Path, arm: str, seed: int, *more: str) -> None:
     there = RunFolder(settings.run.dir)
     if not there.is_finished():
         (resume(settings.run.dir) if there.config.exists() else run(settings))
-    began, training = time.monotonic(), list(read_lines(there.log))[-1]["seconds"]
+    began = time.monotonic()
+    training = [line["seconds"] for line in read_lines(there.log) if "seconds" in line][-1]
     models = list(_scored(read_settings(folder / "run"), out / "cache"))
     write_json(
         folder / "record.json",

@@ -17,8 +17,10 @@ seeds() { # one cell a line, seed by seed, so that a stop leaves whole seeds
 {
   seeds "fedit fedsd fedsdr" "0 1 2"
   seeds "dual-raw" "0 1 2"
-  seeds "local-only centralised" "0 1 2"
-  seeds "fedit fedsd fedsdr dual-raw local-only centralised" "3 4 5 6 7"
+  seeds "fedit fedsd fedsdr" "3 4 5 6 7"
+  seeds "dual-raw" "3 4 5 6 7"
+  seeds "local-only" "0 1 2 3 4 5 6 7"
+  seeds "centralised" "0 1 2 3 4 5 6 7"
   seeds "fedsd-off fedsdr-off fedsd-then-raw fedit-half" "0 1 2"
 } > "$OUT/queue"
 
