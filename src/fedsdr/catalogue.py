@@ -1,6 +1,6 @@
 """Every setting in words: key, type, default, what it means, and which choices use it.
 
-In: the settings' own declarations and docstrings, and the table of who uses what (`compatibility`). For
+Input: the settings' own declarations and docstrings, and the table of who uses what (`compatibility`). For
 `fedsdr settings`, the page's table of settings, and shell completion.
 """
 

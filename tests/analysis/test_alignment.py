@@ -94,7 +94,7 @@ def test_longer_rewritings_whose_words_come_in_clusters_do_not_pass_for_nearer_o
 
 def test_what_cannot_be_told_apart_from_chance_is_refused():
     one = [(t, t) for t in texts(8, 20, 0)]
-    with pytest.raises(UserError, match="two or more"):
+    with pytest.raises(UserError, match="at least two"):
         text_alignment({"a": one}, 0)
     with pytest.raises(UserError, match="b has 3 responses; 4"):
         text_alignment({"a": one, "b": one[:3]}, 0)

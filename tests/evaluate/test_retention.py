@@ -174,8 +174,14 @@ def test_conversations_are_asked_in_all_their_ways_and_subjects_are_named(model:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": "Why?", "choices": ["a", "b"]}, "no key 'gold', which copa needs; found the keys query"),
-        ({"query": "Why?", "choices": ["a", "b"], "gold": 2}, "gold = 2 is no place in choices, which has 2"),
+        (
+            {"query": "Why?", "choices": ["a", "b"]},
+            "no key 'gold', which copa requires; found the keys query",
+        ),
+        (
+            {"query": "Why?", "choices": ["a", "b"], "gold": 2},
+            "gold = 2 is no index into choices, which has 2",
+        ),
     ],
 )
 def test_a_malformed_row_is_named_with_its_line(model: LoraModel, tmp_path: Path, row, message: str):

@@ -1,8 +1,8 @@
 """Tables that compare the arms of a grid: means over seeds, paired differences to a baseline, costs.
 
-In: the results of all finished runs. An arm is one choice of settings; a run is one arm with one seed. Tests
-over seeds cover what seeds draw (order of the data, initial adapters, draw of clients). Tests over seeds and
-examples also cover the draw of the test examples.
+Input: the results of all finished runs. An arm is one choice of settings; a run is one arm with one seed.
+Tests over seeds cover what seeds determine (order of the data, initial adapters, sampling of clients). Tests
+over seeds and examples also cover the draw of the test examples.
 """
 
 from collections.abc import Collection, Mapping, Sequence

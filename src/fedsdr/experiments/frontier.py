@@ -1,7 +1,7 @@
 """Arms of a grid against the control at equal cost (`analysis.frontier`), from what their runs scored.
 
-In: the records of `frontier_scores` of each run, by example. The control of global models is plain federated
-LoRA, that of personalised models local training.
+Input: the records of `frontier_scores` of each run, by example. The control for global models is plain
+federated LoRA, for personalised models local training.
 """
 
 from collections.abc import Collection, Mapping, Sequence

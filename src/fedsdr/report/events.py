@@ -1,6 +1,6 @@
 """Tables of what happened in a run: rewriting, training, costs, dropped replies.
 
-In: the events of metrics.jsonl. Out: records and `Sheet`s, as in `sheets`.
+Input: the events of metrics.jsonl. Output: records and `Sheet`s, as in `sheets`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Did it help? What a run's models gained over the base: records, a table, and one sentence for the head.
 
-In: pooled scores, and the answers of the models where they are at hand. A sign leads each difference that has
-an interval: ✓ better, ✗ worse, ? undecided; the page and the terminal colour it.
+Input: pooled scores, and the answers of the models where available. A sign precedes each difference with an
+interval: ✓ better, ✗ worse, ? undecided; the page and the terminal colour it.
 """
 
 from collections import Counter

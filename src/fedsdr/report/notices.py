@@ -1,6 +1,6 @@
 """What a reader must know before the numbers of a run: one list, for the terminal and the head of the page.
 
-Goes in: a run's records (environment.json, the events of metrics.jsonl, pooled scores). Comes out: sentences,
+Input: a run's records (environment.json, the events of metrics.jsonl, pooled scores). Output: sentences,
 warnings first. A warning says that the run, or a number of it, is not what its name promises.
 """
 

@@ -1,6 +1,6 @@
 """Tables of a run: scores and held-out losses here, shown as text, Markdown or, by `page`, HTML.
 
-In: the pooled numbers of evaluations (`metrics.Scores`). Out: a `Sheet`, which
+Input: the pooled numbers of evaluations (`metrics.Scores`). Output: a `Sheet`, which
 holds the cells as they are shown, and the same numbers as records for a CSV file. The tables of
 distillation, training and costs are in `events`.
 """
