@@ -22,7 +22,7 @@ from fedsdr.model.adapter_files import load_adapter
 from tools.docs_pages import MADE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture(autouse=True)
@@ -94,12 +94,13 @@ def test_every_metric_is_defined_where_numbers_are_shown():
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_a_page_names_are_there(page: Path):
     """FedDPA: its README called a script that has another name."""
     text = page.read_text()
+    made = [ROOT / "docs" / name for name in MADE]
     names = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    linked = [page.parent / name for name in names if name not in MADE]
+    linked = [path for name in names if (path := (page.parent / name).resolve()) not in made]
     named = re.findall(r"(?<![\w./<-])(?:src|tests|docs|recipes|benchmarks)/[\w./-]*\w", text)
     missing = [str(path) for path in [*linked, *(ROOT / name for name in named)] if not path.exists()]
     assert not missing
