@@ -157,8 +157,8 @@ def _results(name: str) -> Iterator[str]:
     rows = [row for row in dict.fromkeys(rows) if any(r[0] == row[0] and r[1] != "base" for r in rows)]
     if rows:
         yield (
-            "Means over domains and seeds, in brackets the standard deviation over seeds. Unsupported answers and"
-            " exact scores are by the old checks ([records](../results/README.md#records))."
+            "Means over domains and seeds, in brackets the standard deviation over seeds. Unsupported answers"
+            " and exact scores are by the old checks ([records](../results/README.md#records))."
         )
         yield _table(("study", "arm", "model", "loss, true responses", "unsupported", "exact score"), rows)
     if any(RESULTS.glob(f"study/{name}-seed-*.json")):

@@ -114,7 +114,7 @@ def method_page(name: str) -> str:
 def sample_page() -> str:
     """The page of a recorded run."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(shutil.copytree(ROOT / "docs" / SAMPLE, Path(folder) / "run"))
+        copy = Path(shutil.copytree(ROOT / "docs" / SAMPLE, Path(folder) / Path(SAMPLE).name))
         return write_report(copy, read_settings(copy)).read_text("utf-8")
 
 
