@@ -229,7 +229,7 @@ def test_arms_may_have_settings_of_their_own(grid, tmp_path: Path):
 
 def test_the_grids_of_the_page_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(RECIPES.parent)
-    page = (RECIPES.parent / "docs/methods.md").read_text()
+    page = (RECIPES.parent / "docs/compare.md").read_text()
     grids = re.findall(r"```toml\n(recipe = .*?)```", page, re.S)
     assert len(grids) == 2
     for text in grids:

@@ -40,7 +40,7 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
     """Make all runs that are not finished, and write comparison.json, .md, CSV files and report.html.
 
     Args:
-        grid: A TOML file, see docs/methods.md.
+        grid: A TOML file, see docs/compare.md.
         to: The grid's folder; None: runs/<name of the file>.
         jobs: How many runs run at a time, each in a process of its own with its share of the cores. 0: one
             after the other in this process, which loads the model once but cannot measure the memory of each.
