@@ -37,11 +37,8 @@ def record(arm: str, seed: int, model: str, gain: float, cost: float) -> dict:
 
     models = [{"model": "base", "round": 0, "scale": 0.0, **losses(0)}]
     for scale in SCALES:
-        kl = [cost * scale**2] * 4
-        models.append(
-            {"model": model, "round": 4, "scale": scale, **losses(scale),
-             "kl": kl if model == "global" else {"a": kl[:2], "b": kl[2:]}}
-        )  # fmt: skip
+        place = {"model": model, "round": 4, "scale": scale}
+        models.append({**place, **losses(scale), "kl": [cost * scale**2] * 4})
     return {"arm": arm, "seed": seed, "seconds": {"training": 60.0 + seed, "scoring": 1.0}, "models": models}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts, example_losses
+from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.experiments.compare import compare
@@ -16,6 +16,7 @@ from fedsdr.experiments.measured_run import MeasuredRun, Options
 from fedsdr.federation import client_context
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run
+from fedsdr.model.loss import mean_losses
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import read_result, read_settings
 from fedsdr.storage import read_json
@@ -85,7 +86,7 @@ def check_losses(settings: Settings, found: dict, name: str) -> None:
     client_context.close_clients()
     loaded = MeasuredRun(Path(settings.run.dir), read_settings(Path(settings.run.dir)), Options())
     for client in loaded.clients:  # one domain each
-        tokens = [one.num_response_tokens for one in sorted(client.tests.raw, key=lambda one: one.ids)]
+        tokens = [one.num_response_tokens for one in client.tests.raw]
         mean = np.average(record["test"][client.id], weights=tokens)
         assert mean == pytest.approx(scores[client.id]["loss"], abs=1e-5)
 
@@ -107,7 +108,7 @@ def test_kl_is_that_of_the_two_softmaxes_token_by_token(tiny_base, tiny_settings
         before = lora.base.model(ids).logits[0, at].log_softmax(1)
     with one.inference(lora):
         after = lora.base.model(ids).logits[0, at].log_softmax(1)
-        (loss,) = example_losses(lora.base, [text], 4)
+        (loss,) = mean_losses(lora.base, [text], 4)
     expected = (
         torch.nn.functional.kl_div(after, before, log_target=True, reduction="sum") / text.num_response_tokens
     )

@@ -209,6 +209,4 @@ def point_of(run: ScoredRun, record: Event, chosen: Collection[str] = ()) -> Poi
         names = [name for name in sorted(of_part) if not chosen or name in chosen]
         gains = [np.subtract(base[part][name], of_part[name]) for name in names]
         parts[part] = np.concatenate([[], *gains]), [name for name in names for _ in of_part[name]]
-    kl = record["kl"]
-    cost = np.concatenate([kl[client] for client in sorted(kl)]) if isinstance(kl, dict) else np.asarray(kl)
-    return Point(cost, *parts["test"], *parts["validation"])
+    return Point(np.asarray(record["kl"]), *parts["test"], *parts["validation"])
