@@ -72,9 +72,10 @@ def frontier_scores(
     if is_control and not settings.data.validation:
         raise UserError("the control's scale is chosen on validation examples: run with data.validation=0.1")
     size = settings.eval.batch_size
-    parts = {"test": _placed(settings, model, tests or _held(settings, "test"))}
+    order = _order(settings)
+    parts = {"test": _placed(model, settings, tests or _held(settings, "test"), {} if tests else order)}
     if is_control:
-        parts["validation"] = _placed(settings, model, _held(settings, "validation"))
+        parts["validation"] = _placed(model, settings, _held(settings, "validation"), order)
     pooled: Texts = {part: _pooled(by_client) for part, by_client in parts.items()}
     if answers is None:
         answers = base_answers(model, drift_prompts(), size)
@@ -139,15 +140,24 @@ def _held(settings: Settings, part: Literal["test", "validation"]) -> dict[str, 
     return {client.id: client.test for client in data_of(settings.model_copy(update={"eval": scoring}))[1]}
 
 
-def _placed(settings: Settings, model: LoraModel, examples: Mapping[str, Sequence[Example]]) -> ByClient:
-    """The examples with their true responses; a place does not depend on the partition."""
+def _order(settings: Settings) -> dict[Example, int]:
+    """Places of all examples, whatever the partition."""
     records = [r for domain in data_of(settings)[0].values() for r in (*domain.train, *domain.test)]
-    places = {record.example: place for place, record in enumerate(records)}
+    return {record.example: place for place, record in enumerate(records)}
+
+
+def _placed(
+    model: LoraModel,
+    settings: Settings,
+    examples: Mapping[str, Sequence[Example]],
+    order: Mapping[Example, int],
+) -> ByClient:
+    """The examples with their true responses; without an order, in that of the client."""
     found: ByClient = {client: {} for client in examples}
     for client, some in examples.items():
         for number, example in enumerate(some):
             text = encode(model.base.tokenizer, example, example.response, settings.model.max_length)
-            place = places.get(example, number)
+            place = order.get(example, number)
             found[client].setdefault(example.domain, []).append((place, text))
     return found
 
