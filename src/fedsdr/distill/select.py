@@ -18,7 +18,7 @@ from fedsdr.config import Distill
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.model.adapters import LoraModel
-from fedsdr.model.loss import mean_states, token_losses
+from fedsdr.model.loss import mean_losses, mean_states
 
 SMALLEST = 5
 """Minimum number of examples in a cluster; scikit-learn's default."""
@@ -57,10 +57,10 @@ def likelier(
     """Whether the base's mean log p per token is higher for the rewriting than for the true response."""
     with model.inference(()):
         rewritten, true = (
-            token_losses(model.base, _encoded(model, examples, side, longest), batch_size)
+            mean_losses(model.base, _encoded(model, examples, side, longest), batch_size)
             for side in (texts, [example.response for example in examples])
         )
-    return [float(np.mean(new)) < float(np.mean(old)) for new, old in zip(rewritten, true, strict=True)]
+    return [new < old for new, old in zip(rewritten, true, strict=True)]
 
 
 def _encoded(
