@@ -3,9 +3,10 @@
 Nothing here reads test data. `distill.only = "likelier"` is no choice before rewriting, but a check after it
 (`likelier`).
 
-Paper: Qin et al., FedHDS, Findings of ACL 2025, arXiv 2410.10926 (clusters of hidden states by HDBSCAN, and
-one example for each). Differs: only the choice within a client is here, and none by the server over clients,
-which would be sent what the clusters are; states are of the last layer, where the paper fuses several;
+Paper: Qin et al., "Federated Data-Efficient Instruction Tuning for Large Language Models" (FedHDS), Findings
+of ACL 2025, arXiv 2410.10926 (clusters of hidden states by HDBSCAN, and one example for each). Differs: only
+the choice within a client is here, and none by the server over clients, which would be sent what the clusters
+are; states are means over the response's tokens at the last layer, where the paper fuses the layers by t-SNE;
 examples that are not chosen stay raw, where the paper leaves them out.
 """
 
