@@ -24,11 +24,12 @@ from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import evaluate_round, resume, run, run_over
+from fedsdr.federation.server_app import is_due
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, stream
 from fedsdr.progress import here
-from fedsdr.recipe import dump_settings
+from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import load_updates
 from fedsdr.storage import read_lines, rewrite_lines
@@ -243,6 +244,15 @@ def test_clients_get_the_answers_of_the_global_model_that_each_would_get_alone(
     assert found[0] == found[1]
     # Base, global, and two personalised models; then each by client.
     assert sizes == [4, 4, 2, 2] + 6 * [2]
+
+
+@pytest.mark.parametrize(
+    ("num_rounds", "due"),
+    [(3, [0, 3]), (19, [0, 19]), (20, [*range(0, 21, 2)]), (204, [*range(0, 201, 20), 204])],
+)
+def test_a_long_run_is_evaluated_about_ten_times_unless_it_says_otherwise(num_rounds: int, due: list[int]):
+    settings = load_settings(None, {"server.num_rounds": num_rounds})
+    assert [number for number in range(num_rounds + 1) if is_due(settings, number)] == due
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(quick):

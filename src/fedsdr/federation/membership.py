@@ -60,6 +60,8 @@ class Membership:
         """Whether clients may still join: until all are there for the first time."""
         self.roster: dict[int, str] = {}
         """Node id -> client id, of the nodes that have prepared."""
+        self.nodes: dict[str, int] = {}
+        """The same by client: a look through the roster for each of many clients would take long."""
         self.connected: set[int] = set()
         self.pending: dict[str, int] = {}
         """Nodes that are preparing, by the id of the message that asked them."""
@@ -186,8 +188,8 @@ class Membership:
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
         if self.federation.nodes and self.names.get(node) != client:
             raise Rejected(f"it says that it is client {client}, whose registered key is not its own")
-        before = [other for other, name in self.roster.items() if name == client]
-        if self.connected & set(before):
+        before = self.nodes.get(client)
+        if before in self.connected:
             raise Rejected(f"two nodes say that they are client {client}")
         if client not in self.known:
             if not self.is_open:
@@ -197,9 +199,9 @@ class Membership:
         for name in ("num_train", "num_test"):
             if self.known[client][name] != event[name]:
                 raise Rejected(f"client {client} had {name} = {self.known[client][name]}, now {event[name]}")
-        for other in before:
-            del self.roster[other]
-        self.roster[node] = client
+        if before is not None:
+            del self.roster[before]
+        self.roster[node], self.nodes[client] = client, node
 
 
 def registered(folder: str) -> dict[str, tuple[int, str]]:
