@@ -259,7 +259,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(quick):
     settings = quick()
     run(settings)
     log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"already holds a run.*fedsdr resume"):
+    with pytest.raises(UserError, match=r"already contains a run.*fedsdr resume"):
         run(settings)
     assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
 
@@ -292,7 +292,7 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
 def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
     folder = run(quick()).folder
     (folder / "nonce").write_text("1")
-    with pytest.raises(UserError, match=r"data is at the clients.*by the command that began it.*--on SERVER"):
+    with pytest.raises(UserError, match=r"which have the data.*by the command that started it.*--on SERVER"):
         resume(folder)
 
 
