@@ -226,7 +226,7 @@ def test_a_node_whose_key_is_registered_under_another_name_is_told_before_it_rew
 ):
     node = make_node(tmp_path, tiny_folder)
     assert ask(node, name="home").has_error()
-    assert "the server has its key as that of 'home'" in capsys.readouterr().err
+    assert "the server registered its key as 'home'" in capsys.readouterr().err
     assert not list(tmp_path.glob("state/**/distilled*"))
     assert not ask(node, name="house").has_error()
 

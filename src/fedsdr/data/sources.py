@@ -16,7 +16,7 @@ from fedsdr.config import Data, Reading, Source
 from fedsdr.data.examples import Example
 from fedsdr.data.files import BadRow, file_rows, hub_rows, is_known_format, refuse_bad
 from fedsdr.data.readers import NEEDED, Record, to_records
-from fedsdr.errors import UserError
+from fedsdr.errors import Problems, UserError
 from fedsdr.methods import look_up
 from fedsdr.seeds import seed_for
 
@@ -84,12 +84,24 @@ def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
                 f"data.sources: a domain is listed twice ({', '.join(s.domain for s in data.sources)})"
             )
         names = _choose(data, list(sources))
-        domains = {name: _from_source(sources[name], columns, data) for name in names}
+
+        def load(name: str) -> Domain:
+            return _from_source(sources[name], columns, data)
+
     else:
         folders = _folders(Path(data.root) if data.root else BUILT_IN / data.built_in)
         names = _choose(data, list(folders))
         reading = _reading(data, columns if data.root else {})  # the built-in data use our client column
-        domains = {name: _from_folder(folders[name], name, reading, data) for name in names}
+
+        def load(name: str) -> Domain:
+            return _from_folder(folders[name], name, reading, data)
+
+    problems = Problems()
+    domains: dict[str, Domain] = {}
+    for name in names:
+        with problems.gather():
+            domains[name] = load(name)
+    problems.refuse()
     return {name: _draw(_fill_choices(domain), data, name) for name, domain in domains.items()}
 
 
@@ -164,7 +176,8 @@ def _folders(root: Path) -> dict[str, Path]:
     if not folders:
         raise UserError(f"data.root = {str(root)!r} contains no domain folder; {LAYOUT}")
     if missing:
-        raise UserError(f"{missing[0].parent} contains no {missing[0].name}; {LAYOUT}")
+        listed = ", ".join(f"{file.parent} contains no {file.name}" for file in missing)
+        raise UserError(f"{listed}; {LAYOUT}")
     return folders
 
 
@@ -187,8 +200,9 @@ def _choose(data: Data, names: list[str]) -> list[str]:
     for name in data.domains:
         if data.domains.count(name) > 1:
             raise UserError(f"data.domains: {name!r} is listed twice; list each domain once")
-        if name not in names:
-            raise UserError(f"data.domains: unknown domain {name!r}; known: {', '.join(sorted(names))}")
+    if unknown := [name for name in data.domains if name not in names]:
+        listed = ", ".join(map(repr, unknown))
+        raise UserError(f"data.domains: unknown domain {listed}; known: {', '.join(sorted(names))}")
     return [check_name(name, "domain") for name in data.domains or sorted(names)]
 
 
@@ -239,9 +253,9 @@ def _from_source(source: Source, columns: Mapping[str, str], data: Data) -> Doma
             " test_share of it"
         )
     bad: list[BadRow] = []
-    parts = [_read(place, source.train_split, source, reading, bad)]
+    parts = [_read(place, source.train_split, source, reading, bad, data)]
     if has_test:
-        parts.append(_read(tests, split, source, reading, bad))
+        parts.append(_read(tests, split, source, reading, bad, data))
     _leave_out([row for row in bad if not (source.preset and row.kind in EMPTY)], data.skip_bad_rows, parts)
     left_out = _leave_out(bad, True, parts)
     if has_test:
@@ -256,10 +270,18 @@ def _has_splits(place: str, source: Source) -> bool:
     return place not in (source.train, source.test) or Path(place).is_dir()
 
 
-def _read(place: str, split: str, source: Source, reading: Reading, bad: list[BadRow]) -> list[Record]:
+def _read(
+    place: str, split: str, source: Source, reading: Reading, bad: list[BadRow], data: Data
+) -> list[Record]:
     """The records of a file, of all files that match a pattern, or of a split."""
     if _has_splits(place, source):
-        rows = hub_rows(place, split, source.config)
+        seed = seed_for(data.seed, "stream", source.domain, split)
+        rows = hub_rows(place, split, source.config, source.stream, seed)
+    elif source.stream:
+        raise UserError(
+            f"source of domain {source.domain!r}: stream = {source.stream} is for hub ids and folders, and"
+            f" {place} is a file: leave stream out"
+        )
     else:
         paths = [place] if Path(place).exists() else sorted(glob(place, recursive=True)) or [place]
         rows = [row for path in paths for row in file_rows(path, bad)]

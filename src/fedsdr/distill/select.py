@@ -3,10 +3,11 @@
 Nothing here reads test data. `distill.only = "likelier"` does not select before rewriting; it is a check
 after it (`likelier`).
 
-Paper: Qin et al., FedHDS, Findings of ACL 2025, arXiv 2410.10926 (clusters of hidden states by HDBSCAN, and
-one example for each). Differs: only the selection within a client is implemented, not the server's selection
-across clients, which would send it information about the clusters; states come from the last layer, while the
-paper fuses several; unselected examples stay raw, while the paper drops them.
+Paper: Qin et al., "Federated Data-Efficient Instruction Tuning for Large Language Models" (FedHDS), Findings
+of ACL 2025, arXiv 2410.10926 (clusters of hidden states by HDBSCAN, and one example for each). Differs: only
+the selection within a client is implemented, not the server's selection across clients, which would send it
+information about the clusters; states are means over the response's tokens at the last layer, while the paper
+fuses the layers by t-SNE; unselected examples stay raw, while the paper drops them.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from fedsdr.config import Distill
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.model.adapters import LoraModel
-from fedsdr.model.loss import mean_states, token_losses
+from fedsdr.model.loss import mean_losses, mean_states
 
 SMALLEST = 5
 """Minimum number of examples in a cluster; scikit-learn's default."""
@@ -57,10 +58,10 @@ def likelier(
     """Whether the base's mean log p per token is higher for the rewriting than for the true response."""
     with model.inference(()):
         rewritten, true = (
-            token_losses(model.base, _encoded(model, examples, side, longest), batch_size)
+            mean_losses(model.base, _encoded(model, examples, side, longest), batch_size)
             for side in (texts, [example.response for example in examples])
         )
-    return [float(np.mean(new)) < float(np.mean(old)) for new, old in zip(rewritten, true, strict=True)]
+    return [new < old for new, old in zip(rewritten, true, strict=True)]
 
 
 def _encoded(

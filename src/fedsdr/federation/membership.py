@@ -60,6 +60,8 @@ class Membership:
         """Whether new clients may join: until all have been connected once."""
         self.roster: dict[int, str] = {}
         """Node id -> client id, of the nodes that have prepared."""
+        self.nodes: dict[str, int] = {}
+        """The same by client: a look through the roster for each of many clients would take long."""
         self.connected: set[int] = set()
         self.pending: dict[str, int] = {}
         """Nodes that are preparing, by the id of their request."""
@@ -187,8 +189,8 @@ class Membership:
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
         if self.federation.nodes and self.names.get(node) != client:
             raise Rejected(f"it claims to be client {client}, which is registered with another key")
-        before = [other for other, name in self.roster.items() if name == client]
-        if self.connected & set(before):
+        before = self.nodes.get(client)
+        if before in self.connected:
             raise Rejected(f"two nodes claim to be client {client}")
         if client not in self.known:
             if not self.is_open:
@@ -198,9 +200,9 @@ class Membership:
         for name in ("num_train", "num_test"):
             if self.known[client][name] != event[name]:
                 raise Rejected(f"client {client} had {name} = {self.known[client][name]}, now {event[name]}")
-        for other in before:
-            del self.roster[other]
-        self.roster[node] = client
+        if before is not None:
+            del self.roster[before]
+        self.roster[node], self.nodes[client] = client, node
 
 
 def registered(folder: str) -> dict[str, tuple[int, str]]:

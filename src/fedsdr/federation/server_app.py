@@ -137,7 +137,7 @@ def _total_work(grid: Grid, settings: Settings, folder: RunFolder, begun: int, p
 
 def is_due(settings: Settings, server_round: int) -> bool:
     """Whether a round is evaluated; round 0 is the base model."""
-    every, last = settings.eval.every, settings.server.num_rounds
+    every, last = settings.eval_every, settings.server.num_rounds
     return server_round in (0, last) or (every > 0 and server_round % every == 0)
 
 
@@ -213,7 +213,7 @@ class Rounds:
         path, strategy = self.folder.evaluation(server_round), self.strategy
         if path.exists():
             return
-        self._gather(sorted(strategy.prepared), server_round)
+        self._gather(strategy.tested(), server_round)
         record = strategy.record(trains=False)
         asked = strategy.configure_evaluate(server_round, record, self.config, self.grid)
         replies = self._exchange(asked, "evaluate")

@@ -152,6 +152,11 @@ def token_losses(base: Base, conversations: Sequence[Conversation], batch_size: 
     return [found[row] for row in range(len(conversations))]
 
 
+def mean_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[float]:
+    """Mean -log p of each conversation's response tokens, in nats; called inside `LoraModel.inference`."""
+    return [sum(losses) / len(losses) for losses in token_losses(base, conversations, batch_size)]
+
+
 def last_states(base: Base, batch: Batch) -> Tensor:
     """Last hidden states (rows, width, d), the input of the output head."""
     options = in_one_row(batch.lengths, base.device) if batch.lengths else {}

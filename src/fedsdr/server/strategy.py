@@ -183,8 +183,8 @@ class FedStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask all clients to evaluate the shared adapter."""
-        self.exchange = self._exchange("evaluate", server_round, sorted(self.prepared), {})
+        """Ask the clients that have test examples to evaluate the shared adapter."""
+        self.exchange = self._exchange("evaluate", server_round, self.tested(), {})
         return self.exchange.ask(arrays, config)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
@@ -201,6 +201,11 @@ class FedStrategy(Strategy):
         """Clients of a round."""
         num, seed = self.settings.server.clients_per_round, self.settings.run.seed
         return draw_clients(self.prepared, num, seed, server_round)
+
+    def tested(self) -> list[str]:
+        """Clients that have test examples; all, if none has."""
+        everyone = sorted(self.prepared)
+        return [client for client in everyone if self.prepared[client]["num_test"]] or everyone
 
     def quorum(self, num_sampled: int) -> int:
         """Number of usable replies that a round requires from so many sampled clients."""
