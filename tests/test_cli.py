@@ -247,7 +247,7 @@ def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
         (("measure", "nowhere", "--scales", "0.5,half"), "'0.5,half': expected numbers, separated by commas"),
         (
             ("measure", "nowhere", "--only", "map", "--rounds", "2"),
-            "--rounds is of frontier, which is not asked for",
+            "--rounds belongs to frontier, which is not requested",
         ),
         (("analyze", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
         (("analyze", "."), "unknown kind of file ''"),

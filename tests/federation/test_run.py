@@ -87,7 +87,7 @@ def test_the_tests_of_ones_own_data_run_on_consent_alone_and_the_built_in_ones_a
     monkeypatch.setattr(sandbox, "_bubblewrap", tuple)
     assert num_checkable(quick(**own)) == 0
     assert not planted.exists()
-    said = "5 examples have tests, which are programs and do not run: they count as having none"
+    said = "5 examples have tests, which are programs and do not run without consent: they are ignored"
     assert said in capsys.readouterr().err
     client_context.close_clients()
     assert num_checkable(quick(**own, **{"eval.run_programs": True})) == 4

@@ -170,8 +170,8 @@ def test_a_torn_weight_file_is_a_user_error(copy: Path):
     [
         ("./no-such-model", "no such folder"),
         ("/no/such/model.gguf", "no such file"),
-        ("nobody/nothing", "nobody/nothing is no built-in name.*a folder.*tiny$"),
-        ("my-own-model", "my-own-model is no built-in name.*tiny$"),
+        ("nobody/nothing", "nobody/nothing is neither built in nor a folder.*a folder.*tiny$"),
+        ("my-own-model", "my-own-model is neither built in nor a folder.*tiny$"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_named_with_what_would_do(name: str, message: str):
