@@ -138,11 +138,11 @@ def test_a_superlink_that_fails_is_waited_for_a_while_and_then_named(ask, monkey
     grid, inner.fails = ResilientGrid(inner), 2  # type: ignore[arg-type]
     assert list(grid.get_node_ids()) == [1, 2, 3]
     inner.fails = 1
-    with pytest.raises(UserError, match="does not accept messages: 500 of it; run again to go on"):
+    with pytest.raises(UserError, match="does not accept messages: 500 of it; run again to resume"):
         ask(grid)
     monkeypatch.setattr(module, "PATIENCE", 0.01)
     inner.fails = 10**9
-    with pytest.raises(UserError, match="does not say which nodes are connected: 500 of it"):
+    with pytest.raises(UserError, match="does not list the connected nodes: 500 of it"):
         grid.get_node_ids()
 
 

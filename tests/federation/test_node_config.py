@@ -299,7 +299,7 @@ def test_a_second_program_of_one_node_is_refused(node_file: Path, monkeypatch: p
     monkeypatch.setattr(node, "FREED", 0.0)
     with (
         socket.create_server(("127.0.0.1", read_node_file(node_file).port)),
-        pytest.raises(UserError, match="another `fedsdr node` of this file has it"),
+        pytest.raises(UserError, match="another `fedsdr node` with this file uses it"),
     ):
         run_node(node_file)
 
@@ -326,7 +326,7 @@ def test_missing_data_are_told_when_a_node_starts(
     with pytest.raises(SystemExit):
         run_node(node_file)
     told = capsys.readouterr().err
-    assert "there is no" in told and "loans/test.jsonl" in told and "loans/train.jsonl" not in told
+    assert "is missing" in told and "loans/test.jsonl" in told and "loans/train.jsonl" not in told
 
 
 @pytest.mark.parametrize("port", [0, 80, 99_999])
