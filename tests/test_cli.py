@@ -83,7 +83,7 @@ def test_commands_that_compute_nothing_do_not_wait_for_torch(
 
 @pytest.mark.parametrize(
     ("command", "says"),
-    [("run", "A TOML recipe"), ("resume", "The folder of a run"), ("export", "A folder that does not exist")],
+    [("run", "A TOML recipe"), ("resume", "The folder of a run"), ("export", "A new folder")],
 )
 def test_the_help_of_a_command_explains_its_arguments(fedsdr: Fedsdr, command: str, says: str):
     """Went wrong once: with another release of click they were listed without a word."""
@@ -186,10 +186,10 @@ def test_the_personalised_model_is_exported_by_its_clients_name(
         (["run", "RECIPE", "run.dir=NEW", "model.max_length=16"], "model.max_length"),
         (["run", "RECIPE", "run.dir=NEW", "lora.targets=['nose']"], "q_proj"),
         (["run", "RECIPE", "run.dir=NEW", "partition.kind=iid"], "num_clients"),
-        (["resume", "NEW"], "holds no run"),
+        (["resume", "NEW"], "contains no run"),
         (["evaluate", "RUN", "--round", "7"], "rounds 0 to 1"),
-        (["report", "NEW"], "holds no run"),
-        (["chat", "NEW"], "holds no run"),
+        (["report", "NEW"], "contains no run"),
+        (["chat", "NEW"], "contains no run"),
         (["chat", "RUN", "--json"], "--question"),
         (["export", "RUN", "RUN"], "already exists"),
         (["export", "RUN", "NEW", "--client", "nobody"], "finance, math"),
@@ -243,7 +243,7 @@ def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("measure", "nowhere"), "nowhere holds no run: config.toml is missing"),
+        (("measure", "nowhere"), "nowhere contains no run: config.toml is missing"),
         (("measure", "nowhere", "--scales", "0.5,half"), "'0.5,half': expected numbers, separated by commas"),
         (
             ("measure", "nowhere", "--only", "map", "--rounds", "2"),

@@ -327,7 +327,7 @@ def test_a_run_wants_a_folder():
 
 
 def test_a_folder_without_run_cannot_be_resumed(tmp_path: Path):
-    with pytest.raises(UserError, match=r"holds no run: config.toml is missing"):
+    with pytest.raises(UserError, match=r"contains no run: config.toml is missing"):
         resume(tmp_path)
 
 
