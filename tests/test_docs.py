@@ -11,10 +11,12 @@ import typer
 
 from fedsdr import cli
 from fedsdr.catalogue import all_rows
+from fedsdr.methods import METHODS
 from tools import docs_pages
+from tools.figures import figures
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("docs/results/*.md"))
+DOCS = [path for path in sorted(ROOT.glob("docs/**/*.md")) if path.name != "comparison.md"]
 FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 OLD = re.compile(r"\b(is|are) told\b|\btells\b|\bwhat would do\b|\bspeaks against\b", re.IGNORECASE)
 
@@ -46,6 +48,28 @@ def test_made_pages_hold_every_setting_and_command():
     assert [title for title in commands if title not in made["commands.md"]] == []
 
 
+def test_every_method_has_a_page_that_the_site_lists():
+    made, listed = docs_pages.pages(), (ROOT / "mkdocs.yml").read_text("utf-8")
+    for name in METHODS:
+        page = made[f"methods/{name}.md"]
+        assert page.startswith(f"# {name}\n")
+        assert [
+            part for part in ("A round", "Settings", "Cost", "Results") if f"\n## {part}\n" not in page
+        ] == []
+        assert f"{name}: methods/{name}.md" in listed
+
+
+def test_every_page_stands_in_the_menu():
+    listed = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = [str(path.relative_to(ROOT / "docs")) for path in DOCS]
+    assert [page for page in [*pages, *docs_pages.PAGES] if f": {page}\n" not in listed] == []
+
+
+@pytest.mark.parametrize("path", figures(), ids=lambda path: path.parent.name)
+def test_figures_are_drawn_from_the_records_as_they_are(path: Path):
+    assert path.read_text("utf-8") == figures()[path], "draw them anew: python -m tools.figures"
+
+
 @pytest.mark.run
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path):
     blocks = re.findall(
@@ -73,6 +97,7 @@ def test_the_site_builds_strictly(tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "site" / "settings" / "index.html").exists()
+    assert (tmp_path / "site" / docs_pages.SAMPLE / "report.html").exists()
 
 
 def _named(command, prefix: str):

@@ -17,7 +17,7 @@ from fedsdr.methods import (
     ROBUST_AGGREGATORS,
     look_up,
 )
-from fedsdr.plugins import ORIGINS, load_plugins
+from fedsdr.plugins import ORIGINS, load_plugins, require_whole
 from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind, Rule, Test, Use
 from fedsdr.rules import RULES, USES
 
@@ -47,13 +47,14 @@ def check(settings: Any) -> None:
         settings: `config.Settings`, each section of which is already checked.
 
     Raises:
-        UserError: A name is in no table.
+        UserError: A name is in no table, or its plugin could not be loaded.
         ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
     """
     load_plugins()
     for key, table in TABLES.items():
         named = attrgetter(key)(settings)
         for name in (named,) if isinstance(named, str) else named:
+            require_whole(key, name)
             look_up(table, name, key)
     keys = {key for rule in RULES for key in (*rule.under, *rule.needs)}
     chosen = {key: attrgetter(key)(settings) for key in keys}

@@ -126,7 +126,7 @@ def test_what_a_node_consents_to_is_done():
         ({"threads": "3"}, "threads = '3': should be a valid integer"),
         ({"trust-remote-code": 1}, "trust-remote-code = 1: should be a valid boolean"),
         ({"client": "../up"}, "cannot name a folder"),
-        ({"client": "mean"}, "cannot be called 'mean'"),
+        ({"client": "mean"}, "cannot be named 'mean'"),
         ({"client": "Mean"}, "looks like 'mean'"),
         ({"client": "a11"}, "looks like 'all'"),
         ({"client": "m\u0435an"}, "expected ASCII letters"),  # a Cyrillic letter

@@ -34,7 +34,7 @@ from fedsdr.stats import paired, wilson
 from fedsdr.storage import Event
 
 NOT_VALIDATED = (
-    "The advice follows a plain rule (docs/measurements.md) that no set of trainings has validated yet: take"
+    "The advice follows a plain rule (docs/probe.md) that no set of trainings has validated yet: take"
     " it as a hint, and compare on validation examples where it matters."
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsdr.config import Model, Settings
 from fedsdr.errors import UnfitAttention, UserError
-from fedsdr.plugins import describe_plugins
+from fedsdr.plugins import describe_plugins, describe_rows, require_functions
 from fedsdr.progress import say
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import content_hash, read_json, read_lines
@@ -86,6 +86,7 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
 
     base, plugins = model_of(settings).base, describe_plugins(settings)
     own = {"plugins": plugins} if plugins else {}
+    rows = {"rows": describe_rows(settings)} if plugins else {}
     return {
         # The arguments of a deployment's program are Flower's, and hold a secret.
         "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if has_data else ())]),
@@ -98,7 +99,7 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": settings.run.threads,
         },
-        "settings": {"hash": content_hash(settings.model_dump(mode="json", exclude=APART))},
+        "settings": {"hash": content_hash(settings.model_dump(mode="json", exclude=APART))} | rows,
         "model": {"name": settings.model.name, "origin": base.origin, "identity": base.identity},
         "data": _describe_data(settings) if has_data else reported_data(RunFolder(settings.run.dir)),
     }
@@ -143,12 +144,14 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     Raises:
         UserError: Settings, data, model, or what decides the last bits, changed since the run began.
     """
+    require_functions(settings)
     before = read_json(RunFolder(settings.run.dir).environment)
     now = describe_environment(settings, has_data)
     of_the_run = (
         ("settings", "hash"),
         ("versions", "fedsdr"),
         ("versions", "plugins"),
+        ("settings", "rows"),
         ("model", "identity"),
         ("data", "hash"),
     )
@@ -167,7 +170,7 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     for section, key in of_the_run if on_other_machine else (*of_the_run, *of_the_machine):
         old, new = before[section].get(key), now[section].get(key)
         if old != new:
-            what = "config.toml" if section == "settings" else f"{section} {key}"
+            what = "config.toml" if (section, key) == ("settings", "hash") else f"{section} {key}"
             raise UserError(
                 f"cannot continue: {what} was {old} when the run began and is"
                 f" {new} now, so its results would not be those of one run; restore it, or"
