@@ -133,8 +133,9 @@ def power_sheet(claims: Sequence[Event]) -> Sheet:
         ),
         tuple(rows),
         note="Of the paired t-test at 5 %, before Holm's correction, if the spread over seeds is that of"
-        " these seeds. It covers the draw of seeds alone: an interval that is wide by its test examples needs"
-        f" more of these, and no more seeds. {NONE}: more than {MOST_SEEDS:,}.",
+        " these seeds, of which two or three tell little. It covers the draw of seeds alone: an interval that"
+        " is wide by its test examples needs more of these, and no more seeds."
+        f" {NONE}: more than {MOST_SEEDS:,}.",
     )  # fmt: skip
 
 
