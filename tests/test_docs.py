@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from fedsdr import cli
+from fedsdr import cli, methods
 from fedsdr.catalogue import all_rows
 from fedsdr.methods import METHODS
+from fedsdr.server import aggregate
 from tools import docs_pages
 from tools.figures import figures
 
@@ -68,6 +70,19 @@ def test_every_page_stands_in_the_menu():
 @pytest.mark.parametrize("path", figures(), ids=lambda path: path.parent.name)
 def test_figures_are_drawn_from_the_records_as_they_are(path: Path):
     assert path.read_text("utf-8") == figures()[path], "draw them anew: python -m tools.figures"
+
+
+def test_the_example_of_contributing_works_as_it_stands(monkeypatch: pytest.MonkeyPatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    row, function, entry, test = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert eval(f"{{{row}}}", vars(methods))["unit"].is_linear is False
+    source = dict(vars(aggregate))
+    exec(function, source)
+    monkeypatch.setattr(aggregate, "unit", source["unit"], raising=False)
+    assert callable(eval(f"{{{entry}}}", vars(aggregate))["unit"])
+    tests = runpy.run_path(str(ROOT / "tests" / "server" / "test_aggregate.py"))
+    exec(test, tests)
+    tests["test_unit_gives_every_change_the_same_length"]()
 
 
 @pytest.mark.run

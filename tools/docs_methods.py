@@ -1,7 +1,8 @@
 """The generated part of each method's page: its round, settings, cost and results.
 
 They follow from the tables and the records. The idea and the equation stand in docs/methods/<name>.md, to
-which `docs_pages` appends this.
+which `docs_pages` appends this. `python -m tools.docs_methods` writes the table of what goes with what into
+docs/methods.md.
 """
 
 import json
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.catalogue import Row, all_rows
-from fedsdr.compatibility import CHOICES, allowed_with
+from fedsdr.compatibility import CHOICES, allowed_with, as_markdown
 from fedsdr.methods import METHODS, PERSONAL
 from fedsdr.rows import Method, Stage, View
 from fedsdr.rules import USES
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "results"
 RECORDS = {
     "compare-demo": "Four methods, five seeds",
     "refute-demo": "Rectification",
@@ -170,3 +172,10 @@ def _results(name: str) -> Iterator[str]:
 def _tables(record: str, begins: str) -> list[dict[str, Any]]:
     tables = json.loads((RESULTS / record / "comparison.json").read_text("utf-8"))
     return [one for one in tables if one["table"].startswith(begins)]
+
+
+if __name__ == "__main__":
+    page = DOCS / "methods.md"
+    before, begin, rest = page.read_text("utf-8").partition("<!-- fedsdr.compatibility -->\n")
+    _, end, after = rest.partition("\n<!-- end -->")
+    page.write_text(before + begin + as_markdown() + end + after, "utf-8")
