@@ -84,7 +84,8 @@ def retention_sheet(records: Sequence[Event]) -> Sheet:
     rows = []
     for arm, values in changes.items():
         own = difference(values)
-        other = difference(values, changes[control]) if arm != control and control in changes else {}
+        others = changes.get(control, {}) if arm != control else {}
+        other = difference(values, others) if values.keys() & others.keys() else {}
         tasks, counts = np.unique(next(iter(values.values()))[1], return_counts=True)
         losses = [
             np.average(np.subtract(answer["tuned"], answer["base"]), weights=answer["num_words"])
