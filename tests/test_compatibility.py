@@ -109,3 +109,10 @@ def test_the_page_of_methods_holds_the_rules_as_they_are():
 def test_a_run_reads_back_what_it_was_started_with_under_every_rule():
     """A rule that refused the defaults would make every old run unreadable."""
     assert check_settings(Settings().model_dump(), "defaults") == Settings()
+
+
+def test_all_unknown_names_are_named_at_once():
+    with pytest.raises(UserError) as error:
+        Settings.model_validate({"method": "fedsrd", "server": {"aggregation": "avrage", "robust": "medan"}})
+    for found in ("method = 'fedsrd'", "server.aggregation = 'avrage'", "server.robust = 'medan'"):
+        assert found in str(error.value)

@@ -4,9 +4,12 @@ import importlib.util
 import json
 import random
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+
+from fedsdr.experiments.frontier import ScoredRun
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "recipes/study/verdicts.py"
@@ -101,6 +104,19 @@ def test_the_same_records_give_the_same_document(verdicts, records: Path):
     first = [path.read_bytes() for path in files]
     verdicts.main(records, *files)
     assert [path.read_bytes() for path in files] == first
+
+
+def test_a_probes_case_has_the_gains_of_three_paired_seeds(monkeypatch: pytest.MonkeyPatch):
+    """fedsd gains 0.4 of cost 0.09, fedit 0.5 of 0.25 and so 0.3 of 0.09; their noise is at most 0.01."""
+    monkeypatch.setattr("fedsdr.analysis.frontier.NUM_DRAWS", 20)
+    cases = runpy.run_path(str(ROOT / "recipes/beyond/probe_cases.py"))
+    arms = {"fedit": (0.5, 0.25), "fedsd": (0.4, 0.09)}
+    made = [record(arm, seed, "global", *own) for arm, own in arms.items() for seed in range(3)]
+    found = cases["outcomes"]([ScoredRun(one["arm"], one["seed"], one["models"]) for one in made], "fedsd")
+    assert found.keys() == set(DOMAINS)
+    for outcome in found.values():
+        assert outcome["plain"] == pytest.approx([-0.1] * 3, abs=0.03)
+        assert outcome["equal_cost"] == pytest.approx([0.1] * 3, abs=0.03)
 
 
 def test_readme_says_what_the_verdicts_say(verdicts):

@@ -36,7 +36,22 @@ ARMS: dict[str, dict[str, Any]] = {
     "fedsdr-off": {"method": "fedsdr", "distill.verify": "off"},
     "fedsd-then-raw": {"method": "fedsd-then-raw"},
     "fedit-half": {"method": "fedit", "client.local_steps": 4},
+    "fedsdr-reset": {"method": "fedsdr-reset"},
+    "fedsdr-joint": {"method": "fedsdr-joint"},
+    "fedsdr-swapped": {"method": "fedsdr-swapped"},
+    "mixed": {"method": "mixed"},
+    **{
+        f"{method}-{name}": {"method": method, "server.optimizer": optimizer}
+        for name, optimizer in (("avgm", "fedavgm"), ("adam", "fedadam"))
+        for method in ("fedit", "fedsd")
+    },
+    **{
+        f"{method}-{name}": {"method": method, "client.learning_rate": rate}
+        for name, rate in (("slow", 5e-4), ("fast", 2e-3))
+        for method in ("fedit", "fedsd", "fedsdr")
+    },
 }
+"""Arm -> settings; from the seventh on they are exploratory."""
 HALF_LAMBDAS = (0.25, 0.5, 1.0, 1.5)
 """Of a control after half of the rounds."""
 NUM_TEST = 30
@@ -58,7 +73,7 @@ def main(data: Path, out: Path, arm: str, seed: int, *more: str) -> None:
         (resume(settings.run.dir) if there.config.exists() else run(settings))
     began = time.monotonic()
     training = [line["seconds"] for line in read_lines(there.log) if "seconds" in line][-1]
-    models = score(folder / "run", out / "cache" / "base-answers.json")
+    models = score(folder / "run", arm in CONTROLS.values(), out / "cache" / "base-answers.json")
     write_json(
         folder / "record.json",
         {
@@ -69,19 +84,18 @@ def main(data: Path, out: Path, arm: str, seed: int, *more: str) -> None:
     )  # fmt: skip
 
 
-def score(folder: Path, answers: Path) -> list[dict[str, Any]]:
+def score(folder: Path, is_control: bool, answers: Path) -> list[dict[str, Any]]:
     """Losses by example and divergences by prompt, of each model, round and scale.
 
     Args:
         folder: Of the run.
+        is_control: Whether other arms are held against its scaled models.
         answers: File with the base's answers to the cost's prompts, which are the same for all cells.
     """
     settings = read_settings(folder)
     settings = settings.model_copy(update={"eval": settings.eval.model_copy(update={"batch_size": 25})})
     measured, last = MeasuredRun(folder, settings, Options()), settings.server.num_rounds
-    scales = {last: ARM_LAMBDAS}
-    if settings.method in CONTROLS.values():
-        scales = {last // 2: HALF_LAMBDAS, last: LAMBDAS}
+    scales = {last // 2: HALF_LAMBDAS, last: LAMBDAS} if is_control else {last: ARM_LAMBDAS}
     files = sorted(Path(settings.data.root).glob("*/test.jsonl"))
     tests = {
         (d := file.parent.name): [record.example for record in read_file(file, d)][:NUM_TEST]

@@ -8,6 +8,7 @@ from itertools import count
 from operator import attrgetter
 from typing import Any, get_args
 
+from fedsdr.errors import Problems
 from fedsdr.methods import (
     AGGREGATIONS,
     DRIFT_CORRECTIONS,
@@ -51,11 +52,14 @@ def check(settings: Any) -> None:
         ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
     """
     load_plugins()
+    unknown = Problems()
     for key, table in TABLES.items():
         named = attrgetter(key)(settings)
         for name in (named,) if isinstance(named, str) else named:
-            require_whole(key, name)
-            look_up(table, name, key)
+            with unknown.gather():
+                require_whole(key, name)
+                look_up(table, name, key)
+    unknown.refuse()
     keys = {key for rule in RULES for key in (*rule.under, *rule.needs)}
     chosen = {key: attrgetter(key)(settings) for key in keys}
     found = [line for rule in RULES for line in _broken(rule, chosen)]

@@ -67,7 +67,7 @@ def test_a_field_is_made_of_several_columns():
         Example("Does 7 follow from rain {here}?", "no", "nli"),
         Example("Does wet follow from rain?", "yes", "nli", context="June"),
     ]
-    with pytest.raises(UserError, match="no record has the key 'c' that columns maps to instruction"):
+    with pytest.raises(UserError, match="no record has the keys in columns: 'c' \\(for instruction\\)"):
         to_records(rows, "nli", Reading(columns={**columns, "instruction": "{a} and {c}"}))
     rows[0][1]["b"] = None
     with pytest.raises(UserError, match="x:1: instruction is missing"):
@@ -191,7 +191,7 @@ def test_columns_name_known_fields_and_keys_that_are_there():
     rows = [("a:1", GOOD)]
     with pytest.raises(UserError, match="unknown field 'reply'; known fields: instruction, response"):
         to_records(rows, "geo", Reading(columns={"reply": "output"}))
-    with pytest.raises(UserError, match="no record has the key 'sentiment' that columns maps to label"):
+    with pytest.raises(UserError, match="no record has the keys in columns: 'sentiment' \\(for label\\)"):
         to_records(rows, "geo", Reading(columns={"label": "sentiment"}))
 
 

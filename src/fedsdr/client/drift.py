@@ -13,8 +13,9 @@ SCAFFOLD acts after the step, so that AdamW does not scale it. The reported loss
 
 Papers: Li et al., FedProx, MLSys 2020, arXiv 1812.06127, equation 2; Li et al., L2-SP, ICML 2018, arXiv
 1802.01483 (l2: w = 0 is the initial adapter, except for A); Li and Hoiem, LwF, ECCV 2016, arXiv 1606.09282
-(kl: the old model's outputs on the new data); Lee et al., FedNTD, NeurIPS 2022, arXiv 2106.03097, equation 5
-(not-true; differs: the teacher is the base, there the broadcast model; temperature 1, there a setting);
+(kl: the old model's outputs on the new data); Lee et al., "Preservation of the Global Knowledge by Not-True
+Distillation in Federated Learning" (FedNTD), NeurIPS 2022, arXiv 2106.03097 (not-true; differs: the teacher
+is the base, there the broadcast model; temperature 1, there a setting, 3 by default in the authors' code);
 Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1 (`client.scaffold` has the variates).
 """
 

@@ -24,7 +24,7 @@ from fedsdr.data.label_names import (
     whole_text,
 )
 from fedsdr.data.turns import Exchange, exchanges, history_of
-from fedsdr.errors import UserError
+from fedsdr.errors import Problems, UserError
 
 KEYS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction", "prompt"),
@@ -136,18 +136,25 @@ def _keys(rows: list[Row], columns: Mapping[str, str]) -> dict[str, tuple[str, .
     instruction and response, keep their default keys.
     """
     used: set[str] = set()
+    missing: dict[str, str] = {}
+    problems = Problems()
+    if unknown := [name for name in columns if name not in KEYS]:
+        names = ", ".join(map(repr, unknown))
+        problems.append(UserError(f"columns: unknown field {names}; known fields: {', '.join(KEYS)}"))
     for name, column in columns.items():
-        if name not in KEYS:
-            raise UserError(f"columns: unknown field {name!r}; known fields: {', '.join(KEYS)}")
         parts = IN_BRACES.findall(column) or ([column] if column else [])
         used.update(part.partition(".")[0] for part in parts)
         for key in parts:
             if rows and not any(key in row or _look(row, key) is not None for _, row in rows):
-                place, first = rows[0]
-                raise UserError(
-                    f"{place}: no record has the key {key!r} that columns maps to {name};"
-                    f" found the keys {cut(', '.join(first))}"
-                )
+                missing[key] = name
+    if missing:
+        place, first = rows[0]
+        keys = ", ".join(f"{key!r} (for {name})" for key, name in missing.items())
+        found = cut(", ".join(first), 120)
+        problems.append(
+            UserError(f"{place}: no record has the keys in columns: {keys}; found the keys {found}")
+        )
+    problems.refuse()
     free = {
         name: tuple(key for key in known if key not in used or name in NEEDED) for name, known in KEYS.items()
     }
@@ -178,12 +185,19 @@ def _records(
         values["system"] = said[-1].system or values["system"]
     flat = {name: _text(place, name, values[name], name in reading.columns) for name in TEXTS}
     client = flat.pop("client")
-    for name in NEEDED:
-        if not flat[name].strip():
-            what = "missing" if values[name] is None else "empty"
-            wanted = f"text under {' or '.join(keys[name])}, found the keys {cut(', '.join(row))}"
-            hint = f'to use another key, set columns = {{{name} = "..."}}'
-            raise BadRow(place, f"{name} is {what}", f"{name} is {what}; expected {wanted}; {hint}")
+    lacking = {
+        name: f"{name} is {'missing' if values[name] is None else 'empty'}"
+        for name in NEEDED
+        if not flat[name].strip()
+    }
+    if lacking:
+        kind, *_ = lacking.values()
+        wanted = "; ".join(
+            f"{what}; expected text under {' or '.join(keys[name])}" for name, what in lacking.items()
+        )
+        named = ", ".join(f'{name} = "..."' for name in lacking)
+        found = f"found the keys {cut(', '.join(row), 120)}; to use another key, set columns = {{{named}}}"
+        raise BadRow(place, kind, f"{wanted}, {found}")
     example = Example(
         domain=domain,
         label=label,

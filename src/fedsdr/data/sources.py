@@ -16,7 +16,7 @@ from fedsdr.config import Data, Reading, Source
 from fedsdr.data.examples import Example
 from fedsdr.data.files import BadRow, file_rows, hub_rows, is_known_format, refuse_bad
 from fedsdr.data.readers import NEEDED, Record, to_records
-from fedsdr.errors import UserError
+from fedsdr.errors import Problems, UserError
 from fedsdr.methods import look_up
 from fedsdr.seeds import seed_for
 
@@ -84,12 +84,24 @@ def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
                 f"data.sources: a domain is listed twice ({', '.join(s.domain for s in data.sources)})"
             )
         names = _choose(data, list(sources))
-        domains = {name: _from_source(sources[name], columns, data) for name in names}
+
+        def load(name: str) -> Domain:
+            return _from_source(sources[name], columns, data)
+
     else:
         folders = _folders(Path(data.root) if data.root else BUILT_IN / data.built_in)
         names = _choose(data, list(folders))
         reading = _reading(data, columns if data.root else {})  # the built-in data use our client column
-        domains = {name: _from_folder(folders[name], name, reading, data) for name in names}
+
+        def load(name: str) -> Domain:
+            return _from_folder(folders[name], name, reading, data)
+
+    problems = Problems()
+    domains: dict[str, Domain] = {}
+    for name in names:
+        with problems.gather():
+            domains[name] = load(name)
+    problems.refuse()
     return {name: _draw(_fill_choices(domain), data, name) for name, domain in domains.items()}
 
 
@@ -164,7 +176,8 @@ def _folders(root: Path) -> dict[str, Path]:
     if not folders:
         raise UserError(f"data.root = {str(root)!r} contains no domain folder; {LAYOUT}")
     if missing:
-        raise UserError(f"{missing[0].parent} contains no {missing[0].name}; {LAYOUT}")
+        listed = ", ".join(f"{file.parent} contains no {file.name}" for file in missing)
+        raise UserError(f"{listed}; {LAYOUT}")
     return folders
 
 
@@ -187,8 +200,9 @@ def _choose(data: Data, names: list[str]) -> list[str]:
     for name in data.domains:
         if data.domains.count(name) > 1:
             raise UserError(f"data.domains: {name!r} is listed twice; list each domain once")
-        if name not in names:
-            raise UserError(f"data.domains: unknown domain {name!r}; known: {', '.join(sorted(names))}")
+    if unknown := [name for name in data.domains if name not in names]:
+        listed = ", ".join(map(repr, unknown))
+        raise UserError(f"data.domains: unknown domain {listed}; known: {', '.join(sorted(names))}")
     return [check_name(name, "domain") for name in data.domains or sorted(names)]
 
 

@@ -3,10 +3,11 @@
 Nothing here reads test data. `distill.only = "likelier"` does not select before rewriting; it is a check
 after it (`likelier`).
 
-Paper: Qin et al., FedHDS, Findings of ACL 2025, arXiv 2410.10926 (clusters of hidden states by HDBSCAN, and
-one example for each). Differs: only the selection within a client is implemented, not the server's selection
-across clients, which would send it information about the clusters; states come from the last layer, while the
-paper fuses several; unselected examples stay raw, while the paper drops them.
+Paper: Qin et al., "Federated Data-Efficient Instruction Tuning for Large Language Models" (FedHDS), Findings
+of ACL 2025, arXiv 2410.10926 (clusters of hidden states by HDBSCAN, and one example for each). Differs: only
+the selection within a client is implemented, not the server's selection across clients, which would send it
+information about the clusters; states are means over the response's tokens at the last layer, while the paper
+fuses the layers by t-SNE; unselected examples stay raw, while the paper drops them.
 """
 
 from collections.abc import Sequence

@@ -221,7 +221,7 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
     moved; so do the settings that a resumed run may change (`environment.APART`).
 
     Raises:
-        UserError: Names the first setting that differs.
+        UserError: Names the settings that differ.
     """
     folder = Path(settings.run.dir)
     if not RunFolder(folder).config.exists():
@@ -240,8 +240,8 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
         now = with_rate(now, before.client.learning_rate)
     if before != now:
         old, new = (dict(flat(some.model_dump(mode="json"))) for some in (before, now))
-        key = next(key for key in old | new if old.get(key) != new.get(key))
+        changed = [key for key in old | new if old.get(key) != new.get(key)]
+        listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed)
         raise UserError(
-            f"{folder} was run with other settings ({key} was {old.get(key)!r} and is {new.get(key)!r});"
-            " remove it, or name another folder by --to"
+            f"{folder} was run with other settings ({listed}); remove it, or name another folder by --to"
         )

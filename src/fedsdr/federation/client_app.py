@@ -30,8 +30,14 @@ from fedsdr.data.conversation import count_cut
 from fedsdr.distill.paradox import distill_metrics
 from fedsdr.errors import UserError
 from fedsdr.evaluate.personal import evaluate_personal
-from fedsdr.evaluate.tasks import Evaluation, evaluate, evaluate_base
-from fedsdr.federation.client_context import ClientContext, cache_of, open_client, seconds_ahead
+from fedsdr.evaluate.tasks import Answering, Evaluation, answer, evaluate, evaluate_base
+from fedsdr.federation.client_context import (
+    ClientContext,
+    answering_all,
+    cache_of,
+    open_client,
+    seconds_ahead,
+)
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
@@ -192,26 +198,32 @@ def evaluate_models(message: Message, context: Context) -> Message:
     names = ["global"] if has_global(plan.method, plan.aggregation) or not server_round else []
     names += ["personalised"] if has_own_model(state, plan.aggregation) else []
     metrics: dict[str, float] = {"round": server_round}
+    has_all = node.own is None and settings.run.engine == "local"
+    answering = answering_all(settings, client, server_round) if has_all else answer
     for name in names:
         with within(f"{client.id}, {name if server_round else 'base'} model"):
-            by_domain, records = _evaluate(settings, client, model, name, server_round)
+            by_domain, records = _evaluate(settings, client, model, name, server_round, answering)
         for domain, numbers in by_domain.items():
             metrics |= {f"eval/{domain}/{metric}@{name}": value for metric, value in numbers.items()}
         rewrite_lines(ClientFolder(client.folder).answers(server_round, name), records)
-    metrics["seconds"] = time.monotonic() - start
+    metrics["seconds"] = time.monotonic() - start + seconds_ahead.pop(client.id, 0.0)
     return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
 
 
 def _evaluate(
-    settings: Settings, client: ClientContext, model: LoraModel, name: str, server_round: int
+    settings: Settings,
+    client: ClientContext,
+    model: LoraModel,
+    name: str,
+    server_round: int,
+    answering: Answering,
 ) -> Evaluation:
     """Score one model on the client's tests; a fusion of its adapters is saved with the answers."""
     if name == "global" and not server_round:  # the shared adapter's B is still zero
-        return evaluate_base(
-            model, client.tests, settings.eval, cache_of(settings.run, client.folder) / "scores"
-        )
+        folder = cache_of(settings.run, client.folder) / "scores"
+        return evaluate_base(model, client.tests, settings.eval, folder, answering)
     if name == "global":
-        return evaluate(model, ("shared",), client.tests, settings.eval)
+        return evaluate(model, ("shared",), client.tests, settings.eval, answering=answering)
     found, fusion = evaluate_personal(
         model,
         METHODS[settings.method],

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from fedsdr.config import Distill, Run, Settings
+from fedsdr.config import Distill, Eval, Run, Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import fit
@@ -17,9 +17,11 @@ from fedsdr.distill.rewrite import fall_back_where_cut, rewrite, rewrite_togethe
 from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.token_mask import weigh_tokens
 from fedsdr.errors import AnotherBaseModel, UserError
-from fedsdr.evaluate.tasks import TestSet
+from fedsdr.evaluate.tasks import Answering, TestSet, answer
 from fedsdr.federation.model_cache import load_model, model_of
 from fedsdr.methods import METHODS
+from fedsdr.model.base import Base
+from fedsdr.model.generation import Answer
 from fedsdr.progress import say, within
 from fedsdr.rows import View
 from fedsdr.run_folder import ClientFolder
@@ -71,7 +73,9 @@ def _fit(domains: dict[str, Domain], settings: Settings) -> dict[str, Domain]:
 TOGETHER = 64
 """Parts of clients' data that are rewritten together: each has a lock on its file."""
 seconds_ahead: dict[str, float] = {}
-"""What rewriting for a client took before it was opened (`rewrite_all`)."""
+"""What work on several clients at once took for one of them, until its record counts it."""
+_answers: dict[tuple[Path, int], dict[Example, Answer]] = {}
+"""Folder of the clients and round -> what the global model answers to all tests."""
 _clients: dict[tuple[str, str], ClientContext] = {}
 
 
@@ -160,6 +164,30 @@ def rewrite_all(settings: Settings, root: Path) -> None:
                 seconds_ahead[name] = seconds_ahead.get(name, 0.0) + each * len(rewritten)
 
 
+def answering_all(settings: Settings, client: ClientContext, server_round: int) -> Answering:
+    """What gives a client of a simulation its answers of the global model: all clients' are written together.
+
+    Batches are shared where they may be for rewriting, and seconds are counted as there.
+    """
+
+    def answer_all(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
+        if not base.has_independent_rows:
+            return answer(base, examples, scoring)
+        key = client.folder.parent, server_round
+        if key not in _answers:
+            begun, clients = time.monotonic(), [_allowed(settings, one) for one in data_of(settings)[1]]
+            every = [example for one in clients for example in one.test]
+            _answers.clear()
+            _answers[key] = dict(zip(every, answer(base, every, scoring), strict=True))
+            took = time.monotonic() - begun
+            for one in clients:
+                seconds_ahead[one.id] = took * len(one.test) / len(every)
+            seconds_ahead[client.id] -= took
+        return [_answers[key][example] for example in examples]
+
+    return answer_all
+
+
 def _distill_of(settings: Settings, part: Literal["train", "test"]) -> Distill:
     """How the responses of a part are rewritten: of the tests all are, so that losses on them compare."""
     return settings.distill if part == "train" else settings.distill.model_copy(update={"only": "all"})
@@ -169,6 +197,7 @@ def close_clients() -> None:
     """Forget all clients, at the end of a run: the files may be others when the next one begins."""
     _clients.clear()
     _data.clear()
+    _answers.clear()
     seconds_ahead.clear()
 
 

@@ -167,16 +167,18 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     ):
         place = {"after_round": RunFolder(settings.run.dir).last_round()}
         moved = [*moved, place | {key: before[key] for key in ("machine", "versions")}]
+    changed: dict[tuple[str, str], str] = {}
     for section, key in of_the_run if on_other_machine else (*of_the_run, *of_the_machine):
         old, new = before[section].get(key), now[section].get(key)
         if old != new:
             what = "config.toml" if (section, key) == ("settings", "hash") else f"{section} {key}"
-            raise UserError(
-                f"cannot continue: {what} was {old} when the run began and is"
-                f" {new} now, so its results would not be those of one run; restore it, or"
-                " start a new run"
-                + ("" if (section, key) in of_the_run else ", or allow other last bits by --on-other-machine")
-            )
+            changed[section, key] = f"{what} was {old} when the run began and is {new} now"
+    if changed:
+        allowed = "" if changed.keys() & {*of_the_run} else ", or allow other last bits by --on-other-machine"
+        raise UserError(
+            f"cannot continue: {'; '.join(changed.values())}, so its results would not be those of one run;"
+            f" restore it, or start a new run{allowed}"
+        )
     return now | ({"moved": moved} if moved else {})
 
 

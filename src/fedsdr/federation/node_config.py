@@ -228,8 +228,8 @@ def check_keys(kind: type[Kind], values: Mapping[str, Any], source: str) -> Kind
         return kind.model_validate(dict(values))
     except ValidationError as error:
         # A misspelt key says more than that the right one is missing.
-        problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        raise UserError(f"{source}: {_explain(kind, problem)}") from None
+        problems = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise UserError(f"{source}: " + "\n".join(_explain(kind, one) for one in problems)) from None
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
