@@ -1,4 +1,4 @@
-"""The commands as a user meets them: what is printed where, and how mistakes end."""
+"""The commands from a user's view: output, its destination, and how mistakes end."""
 
 import json
 import re

@@ -59,9 +59,7 @@ def _round(method: Method) -> Iterator[str]:
     yield _table(("when", "learns", "on", "in the forward pass", "steps, `per_round`"), rows)
     if method.has_personal:
         kept = (
-            "keeps its own adapter"
-            if method.keeps_private
-            else "starts a new private adapter in each round"
+            "keeps its own adapter" if method.keeps_private else "starts a new private adapter in each round"
         )
         yield f"A client {kept}. Personalised model: {PERSONAL[method.personal]}."
     else:

@@ -74,9 +74,9 @@ def test_longer_rewritings_do_not_pass_for_nearer_ones():
 
 
 def test_longer_rewritings_whose_words_come_in_clusters_do_not_pass_for_nearer_ones():
-    """Each text repeats a few words of its own, so a longer one has more clusters; the law is one throughout.
-
-    Dealing single words for chance told such texts as nearer, with intervals that excluded no change.
+    """Each text repeats a few words of its own, so a longer one has more clusters, under one distribution.
+    With single words dealt out for the chance level, such texts once seemed closer, with intervals that
+    excluded no change.
     """
 
     def clustered(num: int, seed: int) -> str:

@@ -197,7 +197,7 @@ def test_the_memory_of_a_run_is_not_that_of_an_earlier_one_in_its_process(grid, 
 
 
 def test_a_grid_takes_up_its_runs_whatever_number_goes_on_at_a_time(grid, tmp_path: Path):
-    """Threads are shared out among the jobs; a run that began with one share goes on with it."""
+    """Threads are divided among the jobs; a run that started with one share continues with it."""
     path = grid(seeds="[0]", vary='{method = ["fedit"]}', set="{run = {threads = 0}}")
     compare(path, tmp_path / "out", jobs=2)
     before = read_settings(tmp_path / "out/fedit/seed-0")
@@ -406,7 +406,7 @@ def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_runs_of_a_grid_end_with_the_process_that_began_them(grid, tmp_path: Path):
-    """Killed, it cannot tell them; they must not stay behind and take the cores."""
+    """A killed parent cannot stop them; they must not survive and use the cores."""
     command = [
         sys.executable,
         "-m",

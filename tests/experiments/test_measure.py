@@ -1,4 +1,4 @@
-"""Measuring a run: each measurement is on disk as it is made, and what cannot be measured says why."""
+"""Measuring a run: each measurement is saved as soon as it is made, and missing ones have a reason."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a client's own configuration decides stays as it is, whatever the server's settings say."""
+"""A client's own configuration cannot be changed by the server's settings."""
 
 import json
 import os
@@ -234,7 +234,7 @@ def test_a_node_whose_key_is_registered_under_another_name_is_told_before_it_rew
 def test_a_client_is_told_how_many_of_its_examples_the_server_draws(
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Few, and an update tells much of each."""
+    """With few clients, an update reveals much about each."""
     assert not ask(make_node(tmp_path, tiny_folder), **{"data.num_train": 3}).has_error()
     assert "; 3 examples of each domain drawn, " in capsys.readouterr().err
 
@@ -263,7 +263,7 @@ def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no
 def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
 ):
-    """The server chooses `server.max_norm`, so refusing what is above would be a look without noise."""
+    """The server chooses `server.max_norm`, so rejecting larger norms would be a noiseless observation."""
     node = make_node(tmp_path, tiny_folder)
     model = model_of(tiny_settings())
     model.initialise("shared", 0)
@@ -372,7 +372,7 @@ def test_what_no_server_would_let_in_is_told_before_it_is_tried(
 
 
 def test_a_ctrl_c_reaches_the_node_and_not_its_supernode_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A terminal interrupts all of a group at once. Told twice, a SuperNode did not sign off at its server."""
+    """A terminal interrupts the whole process group. A SuperNode interrupted twice did not sign off at its server."""
     told = tmp_path / "group"
     program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpgrp())); time.sleep(60)"
 

@@ -364,7 +364,7 @@ def test_two_processes_cannot_work_in_one_folder(quick, tmp_path: Path):
 
 
 def test_a_run_is_not_resumed_on_data_that_changed(quick, tmp_path: Path):
-    """In the same process too, such as a notebook: the files are read anew."""
+    """Also within one process, such as a notebook: the files are read again."""
     root = tmp_path / "data"
     write_data(root, {"a": "Yes", "b": "No"})
     settings = quick(**{"data.root": str(root), "data.domains": []})
@@ -593,7 +593,7 @@ def test_fast_and_plain_attention_give_the_same_run(quick):
 
 
 def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_settings):
-    """Its losses were finite; the server would drop it for its norm, and tell of a quorum that was missed."""
+    """Its losses were finite; the server would drop it for its norm, and report a missed quorum."""
     settings = tiny_settings(**{"method": "fedit", "client.local_steps": 1, "client.learning_rate": 1e30})
     with pytest.raises(
         Diverged, match=r"round 1, code: training diverged: .* norm .*; lower client.learning_rate"

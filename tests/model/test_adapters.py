@@ -1,4 +1,4 @@
-"""Two adapters beside a frozen layer: the formula, its gradients, and that one never moves the other."""
+"""Two adapters on a frozen layer: the formula, its gradients, and that one never affects the other."""
 
 import math
 from collections.abc import Callable

@@ -200,7 +200,7 @@ def test_a_folder_that_is_no_model_is_named_with_what_it_holds(tmp_path: Path):
 def test_a_hub_model_is_read_from_the_hubs_cache_without_network(
     tiny_base: Base, tiny_folder: Path, tmp_path: Path
 ):
-    """In a process of its own, since the hub library reads its folder's place once."""
+    """In its own process, since the hub library reads the location of its folder only once."""
     commit = "0" * 40
     repository = tmp_path / "hub" / "models--someone--tiny"
     shutil.copytree(tiny_folder, repository / "snapshots" / commit)
