@@ -27,7 +27,7 @@ def left_by(folder: Path) -> dict[str, bytes]:
 
 
 def call(function: str, argument: object) -> subprocess.Popen:
-    """Call a function of `federation.run` in a process of its own, as Ray's driver is meant to be used."""
+    """Call a function of `federation.run` in its own process, as intended for Ray's driver."""
     script = (
         f"from fedsdr.config import Settings; from fedsdr.federation.run import *; {function}({argument})"
     )

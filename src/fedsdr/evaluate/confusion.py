@@ -1,7 +1,7 @@
-"""Scores that one answer for everything cannot raise, from counts of true and given labels.
+"""Scores that a constant answer cannot raise, from counts of true and given labels.
 
-At a client: examples and their records become counts by class. At the server: the counts, summed over
-clients, become scores. These are no means over examples, so they cannot be pooled from the clients' own.
+At a client, examples and their records become counts by class. At the server, the counts are summed over
+clients and become scores. These are not means over examples, so the clients' own scores cannot be pooled.
 """
 
 import re
@@ -16,12 +16,12 @@ from fedsdr.storage import Event, content_hash
 
 
 def count_labels(examples: Sequence[Example], records: Sequence[Event]) -> dict[str, int]:
-    """Count (true, given) labels of one domain, by the labels' places among its sorted choices.
+    """Count (true, given) labels of one domain, by the labels' indices among its sorted choices.
 
     Returns:
         `num_answer-<true>-<given>` over the labels that the answers give (`none`: no label),
         `num_choice-<true>-<given>` over the likeliest choices, and `label_set`, 16 bits of a hash of the
-        choices: counts over different choices must not be summed. {} where the domain has no classes.
+        choices: counts over different choices must not be summed. {} if the domain has no classes.
     """
     classes = classes_of(examples)
     if not classes:
@@ -37,7 +37,7 @@ def count_labels(examples: Sequence[Example], records: Sequence[Event]) -> dict[
 
 
 def sum_labels(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Sum the counts of several clients on one domain; {} where their choices differ."""
+    """Sum the counts of several clients on one domain; {} if their choices differ."""
     having = [part for part in parts if "label_set" in part]
     sets = {part["label_set"] for part in having}
     if len(sets) != 1:
@@ -49,12 +49,12 @@ def sum_labels(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def label_scores(row: Mapping[str, float]) -> dict[str, float]:
-    """Scores of one domain by its counts; {} where it has none.
+    """Scores of one domain from its counts; {} if it has none.
 
-    With n_kj answers that give j where k is true, n_k and m_j the sums over j and over k, n the sum of all,
-    and the K classes that are true at least once:
+    With n_kj the number of answers j where k is true, n_k and m_j the sums over j and over k, n the total,
+    and K the set of classes that are true at least once:
 
-    - majority_share: max_k n_k / n, what the most frequent label scores as the only answer;
+    - majority_share: max_k n_k / n, the score of always answering the most frequent label;
     - balanced_accuracy: mean over K of n_kk / n_k, which is 1 / K for any constant answer;
     - macro_f1: mean over K of 2 n_kk / (n_k + m_k);
     - matthews: (n sum n_kk - sum n_k m_k) / sqrt((n^2 - sum m_k^2) (n^2 - sum n_k^2)), 0 for a constant
