@@ -154,7 +154,7 @@ def test_all_that_is_missing_is_named_at_once(tmp_path: Path):
         load_domains(Data(sources=sources))
     missing = "'ask' (for instruction), 'body' (for instruction), 'reply' (for response)"
     for path in places.values():
-        assert f"{path}:1: no record has the keys that columns names: {missing}; found" in str(error.value)
+        assert f"{path}:1: no record has the keys in columns: {missing}; found" in str(error.value)
     with pytest.raises(UserError, match="unknown field 'ask', 'reply'"):
         example({"q": "Where?"}, columns={"ask": "q", "reply": "q"})
     with pytest.raises(UserError) as error:

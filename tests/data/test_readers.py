@@ -67,9 +67,7 @@ def test_a_field_is_made_of_several_columns():
         Example("Does 7 follow from rain {here}?", "no", "nli"),
         Example("Does wet follow from rain?", "yes", "nli", context="June"),
     ]
-    with pytest.raises(
-        UserError, match="no record has the keys that columns names: 'c' \\(for instruction\\)"
-    ):
+    with pytest.raises(UserError, match="no record has the keys in columns: 'c' \\(for instruction\\)"):
         to_records(rows, "nli", Reading(columns={**columns, "instruction": "{a} and {c}"}))
     rows[0][1]["b"] = None
     with pytest.raises(UserError, match="x:1: instruction is missing"):
@@ -116,16 +114,24 @@ LINE = json.dumps(GOOD)
         (
             "a.jsonl",
             json.dumps({**GOOD, "facts": "Norway"}),
-            [":1", "facts", "str Norway", "a list of texts"],
+            [":1", "facts", "str Norway", "a list of non-empty texts"],
         ),
-        ("a.jsonl", json.dumps({**GOOD, "choices": ["a", 1]}), [":1", "choices", "a list of texts"]),
+        (
+            "a.jsonl",
+            json.dumps({**GOOD, "choices": ["a", 1]}),
+            [":1", "choices", "a list of non-empty texts"],
+        ),
         (
             "a.jsonl",
             json.dumps({**GOOD, "label": "c", "choices": ["a", "b"]}),
             [":1", "label", "str c", "one of the choices ['a', 'b']"],
         ),
-        ("a.jsonl", json.dumps({**GOOD, "facts": ["Norway", ""]}), [":1", "facts", "none of them empty"]),
-        ("a.jsonl", json.dumps({**GOOD, "choices": [" "]}), [":1", "choices", "none of them empty"]),
+        (
+            "a.jsonl",
+            json.dumps({**GOOD, "facts": ["Norway", ""]}),
+            [":1", "facts", "a list of non-empty texts"],
+        ),
+        ("a.jsonl", json.dumps({**GOOD, "choices": [" "]}), [":1", "choices", "a list of non-empty texts"]),
         ("a.jsonl", '{"instruction": "x", "output": "y", "answer": NaN}', [":1", "NaN"]),
         (
             "a.jsonl",
@@ -145,7 +151,7 @@ LINE = json.dumps(GOOD)
         ("a.json", f"[{LINE},\n oops]", ["a.json", "line 2", "oops"]),
         ("a.csv", "", ["a.csv", "no example"]),
         ("a.csv", "instruction,output\n", ["a.csv", "no example"]),
-        ("a.csv", "output,instruction,output\nx,y,z\n", ["a.csv:1", "no name twice"]),
+        ("a.csv", "output,instruction,output\nx,y,z\n", ["a.csv:1", "without duplicates"]),
         ("a.csv", "Where is Oslo?,In Norway.\nWhere is Rome?,In Italy.\n", ["instruction is missing"]),
         ("a.csv", 'instruction,output\n"a\nb",c\nd\n', ["a.csv:4", "found 1 cells", "expected 2"]),
         ("a.csv", 'instruction,output\n"a"b,c\n', ["a.csv:2", "not CSV"]),
@@ -185,9 +191,7 @@ def test_columns_name_known_fields_and_keys_that_are_there():
     rows = [("a:1", GOOD)]
     with pytest.raises(UserError, match="unknown field 'reply'; known fields: instruction, response"):
         to_records(rows, "geo", Reading(columns={"reply": "output"}))
-    with pytest.raises(
-        UserError, match="no record has the keys that columns names: 'sentiment' \\(for label\\)"
-    ):
+    with pytest.raises(UserError, match="no record has the keys in columns: 'sentiment' \\(for label\\)"):
         to_records(rows, "geo", Reading(columns={"label": "sentiment"}))
 
 
@@ -218,6 +222,38 @@ def test_data_set_folders_of_every_kind_give_the_same_records(tmp_path, datasets
             Reading(columns={"instruction": "question", "response": "reply"}),
         )
         assert [record.example for record in records] == [OSLO, ROME], folder
+
+
+def test_a_stream_takes_some_rows_of_a_shuffle_the_same_each_time_and_reads_no_more(
+    tmp_path, datasets, monkeypatch
+):
+    rows = [{"question": f"What is {n}?", "reply": f"{n}", "kind": n % 2} for n in range(60)]
+    loaded = datasets.Dataset.from_list(rows)
+    loaded = loaded.cast_column("kind", datasets.ClassLabel(names=["even", "odd"]))
+    datasets.DatasetDict({"train": loaded}).save_to_disk(tmp_path / "saved")
+    for folder in ("json", "parquet"):
+        (tmp_path / folder).mkdir()
+    loaded.remove_columns("kind").to_json(tmp_path / "json" / "train.jsonl")
+    loaded.to_parquet(tmp_path / "parquet" / "train.parquet")
+    for folder in ("saved", "json", "parquet"):
+        taken = [row for _, row in hub_rows(str(tmp_path / folder), "train", num=20, seed=3)]
+        again, other = (hub_rows(str(tmp_path / folder), "train", num=20, seed=seed) for seed in (3, 4))
+        assert taken == [row for _, row in again] != [row for _, row in other]
+        numbers = [int(row["reply"]) for row in taken]
+        assert len(set(numbers)) == 20 and numbers != sorted(numbers)
+        assert folder == "json" or [row["kind"] for row in taken] == [("even", "odd")[n % 2] for n in numbers]
+        assert len(hub_rows(str(tmp_path / folder), "train", num=100)) == 60
+    read = []
+
+    def endless():
+        while True:
+            read.append(GOOD)
+            yield GOOD
+
+    stream = datasets.IterableDatasetDict({"train": datasets.IterableDataset.from_generator(endless)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, streaming: stream)
+    assert len(hub_rows("some/set", "train", num=20)) == 20
+    assert len(read) < 2000
 
 
 def test_unknown_split_lists_the_splits(tmp_path, datasets):

@@ -17,6 +17,7 @@ from itertools import count
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.environment import APART
 from fedsdr.federation.run import resume, run
+from fedsdr.model.allocator import forget_peak
 from fedsdr.plugins import load_plugins
 from fedsdr.progress import duration, say, show
 from fedsdr.recipe import flat
@@ -41,10 +43,10 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
     """Make all runs that are not finished, and write comparison.json, .md, CSV files and report.html.
 
     Args:
-        grid: A TOML file, see docs/methods.md.
+        grid: A TOML file, see docs/compare.md.
         to: The grid's folder; None: runs/<name of the file>.
-        jobs: How many runs run at a time, each in a process of its own with its share of the cores. 0: one
-            after the other in this process, which loads the model once but cannot measure the memory of each.
+        jobs: How many runs run at a time, in as many processes, each with its share of the cores. 0: one
+            after the other in this process.
 
     Returns:
         The tables by name: for each budget of steps exact score, losses and counts against the baseline, and
@@ -142,24 +144,45 @@ def _each(
         return
     if jobs > 1:  # idle threads that spin would take the cores from the other runs
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    threads = ThreadPoolExecutor(jobs)
-    futures = {threads.submit(finish, place, _finish_in_process): place for place in runs}
+    threads, idle = ThreadPoolExecutor(jobs), SimpleQueue[ProcessPoolExecutor]()
+    for _ in range(jobs):
+        idle.put(worker())
+    finish_aside = partial(_finish_aside, idle)
+    futures = {threads.submit(finish, place, finish_aside): place for place in runs}
     try:
         yield from ((futures[future], future.result) for future in as_completed(futures))
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
+        while not idle.empty():
+            idle.get().shutdown(wait=False)
 
 
-def _finish_in_process(settings: Settings) -> Result:
-    """Finish a run in a process of its own, whose peak of memory and whose end concern no other run."""
-    with ProcessPoolExecutor(1, mp_context=workers()) as pool:
-        try:
-            return pool.submit(_finish_logged, settings).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"the process of {settings.run.dir} was killed, perhaps because memory ran out (see log.txt"
-                " there); give the command again to resume"
-            ) from None
+def _finish_aside(idle: SimpleQueue[ProcessPoolExecutor], settings: Settings) -> Result:
+    """Finish a run in a process that is idle. Its end, should it be killed, concerns no other run."""
+    process = idle.get()
+    try:
+        return process.submit(_finish_logged, settings).result()
+    except BrokenProcessPool:
+        process = worker()
+        raise UserError(
+            f"the process of {settings.run.dir} was killed, perhaps because memory ran out (see log.txt"
+            " there); give the command again to resume"
+        ) from None
+    finally:
+        idle.put(process)
+
+
+def worker() -> ProcessPoolExecutor:
+    """A process for runs one after the other, which keeps the model that it loaded for the next.
+
+    Where the peak of memory cannot be counted anew for each run, each has a process of its own.
+    """
+    return ProcessPoolExecutor(
+        1,
+        mp_context=workers(),
+        initializer=_end_with_parent,
+        max_tasks_per_child=None if forget_peak() else 1,
+    )
 
 
 def workers() -> BaseContext:
@@ -177,7 +200,6 @@ def _finish_logged(settings: Settings) -> Result:
     """Finish a run with its messages in log.txt in its folder."""
     folder = Path(settings.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    _end_with_parent()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         show()
         load_plugins()  # the settings were checked in another process
@@ -197,7 +219,8 @@ def _end_with_parent() -> None:
 
 
 def _finish(settings: Settings) -> Result:
-    """Make a run, or resume it."""
+    """Make a run, or resume it; the peak of memory is its own where the system can count it anew."""
+    forget_peak()
     folder = Path(settings.run.dir)
     return resume(folder) if RunFolder(folder).config.exists() else run(settings)
 
@@ -224,6 +247,8 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
             "model": settings.model.model_copy(update=chosen),
         }
     )
+    if before.eval_every == now.eval_every:
+        now = now.model_copy(update={"eval": now.eval.model_copy(update={"every": before.eval.every})})
     if any_rate:
         now = with_rate(now, before.client.learning_rate)
     if before != now:

@@ -1,4 +1,4 @@
-"""What is refused before a run begins: settings that do not fit data, clients or the privacy budget."""
+"""Checks before a run begins: settings that do not fit the data, the clients or the privacy budget."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from fedsdr.progress import say
 
 
 def check_engine(settings: Settings) -> None:
-    """Refuse an engine that cannot start.
+    """Reject an engine that cannot start.
 
     Raises:
         UserError: Ray is not installed, or its workers would not see a model in memory.
@@ -30,17 +30,17 @@ def check_engine(settings: Settings) -> None:
 
     if settings.model.name.startswith(MEMORY):
         raise UserError(
-            "run.engine = 'simulation' has workers in other processes, which do not see a model in"
-            " memory: save it by save_pretrained and name its folder, or take run.engine = 'local'"
+            "run.engine = 'simulation' runs workers in other processes, which cannot access a model in"
+            " memory: save it by save_pretrained and name its folder, or set run.engine = 'local'"
         )
 
 
 def check_data(settings: Settings) -> dict[str, Domain]:
-    """Read the data, and refuse what does not fit them, before the model is loaded, which takes seconds.
+    """Read the data, and reject what does not fit them, before the model is loaded, which takes seconds.
 
     Raises:
-        UserError: The data cannot be read or divided, more clients are to be drawn than there are, or a
-            client with a rank of its own is unknown.
+        UserError: The data cannot be read or divided, more clients are sampled than exist, or a client in
+            lora.client_ranks is unknown.
     """
     from fedsdr.data.partition import partition
     from fedsdr.data.sources import load_domains
@@ -51,7 +51,7 @@ def check_data(settings: Settings) -> dict[str, Domain]:
 
 
 def check_fit(settings: Settings, domains: dict[str, Domain]) -> None:
-    """Refuse what would fail later, before the folder becomes a run and anything is paid for.
+    """Reject what would fail later, before the folder becomes a run and anything is computed.
 
     Args:
         settings: Of the run.
@@ -72,9 +72,10 @@ def check_fit(settings: Settings, domains: dict[str, Domain]) -> None:
 
 
 def describe_data(settings: Settings) -> dict[str, Any]:
-    """What each client would hold, and what `model.max_length` does to it: the summary of `fedsdr data`.
+    """The data of each client, and the effect of `model.max_length`: the summary of `fedsdr data`.
 
-    Lengths are counted where the tokenizer is to be had without the weights; else a notice says why not.
+    Token lengths are included if the tokenizer is available without the weights; otherwise a notice gives the
+    reason.
     """
     from fedsdr.data.lengths import fit, measure
     from fedsdr.data.partition import partition
@@ -92,7 +93,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
         tokenizer = load_tokenizer(settings.model)
     except UserError as reason:
         summary = summarize(domains, partition(domains, settings))
-        summary["notices"].append(f"token lengths are not known: {reason}")
+        summary["notices"].append(f"token lengths are unknown: {reason}")
         return summary
     lengths = {
         name: [each for part in measure(domain, tokenizer, longest) for each in part]
@@ -103,10 +104,11 @@ def describe_data(settings: Settings) -> dict[str, Any]:
 
 
 def check_deployed(settings: Settings) -> None:
-    """Refuse what no engine of Flower can run, before any client works.
+    """Reject settings that no engine of Flower can run, before any client works.
 
     Raises:
-        UserError: No number of clients to wait for, no name of a run, noise that clients can compute, or more
+        UserError: The number of clients or the name of the run is missing, clients could compute the noise,
+            or the privacy cost exceeds the budget.
             privacy than the budget has.
     """
     if not settings.federation.num_clients:
@@ -123,14 +125,14 @@ def check_deployed(settings: Settings) -> None:
 
 
 def check_budget(settings: Settings, clients: Sequence[str]) -> None:
-    """Refuse a run whose rounds would cost more than `privacy.budget`, before anything is spent.
+    """Reject a run whose rounds would cost more than `privacy.budget`, before anything is spent.
 
     Args:
-        settings: Of the run.
-        clients: All of them; [] where they are not known yet, and then only a run without draws is judged.
+        settings: The run's settings.
+        clients: All clients; [] if unknown, and then only a run without sampling is checked.
 
     Raises:
-        UserError: With the number of rounds that the budget pays for.
+        UserError: States the number of rounds that the budget allows.
     """
     from fedsdr.messages.privacy import affordable, epsilon
     from fedsdr.server.sampling import num_trainings
@@ -157,10 +159,10 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
 
 
 def check_counts(settings: Settings, clients: Sequence[str]) -> None:
-    """Refuse fewer clients than are drawn, or than the aggregation needs, and ranks of unknown ones.
+    """Reject fewer clients than are sampled or than the aggregation requires, and ranks of unknown clients.
 
     Raises:
-        UserError: With what was set and what there is.
+        UserError: States the setting and the actual number.
     """
     server, lora = settings.server, settings.lora
     sampled = server.clients_per_round or len(clients)
@@ -182,6 +184,6 @@ def check_counts(settings: Settings, clients: Sequence[str]) -> None:
         )
     if settings.privacy.secure_aggregation and sampled < LEAST_CLIENTS:
         raise UserError(
-            f"privacy.secure_aggregation = true needs {LEAST_CLIENTS} clients in each round, and {sampled}"
-            " are sampled: of a sum of two, each knows the other's part"
+            f"privacy.secure_aggregation = true needs {LEAST_CLIENTS} clients in each round, but {sampled}"
+            " are sampled: in a sum of two, each could compute the other's part"
         )
