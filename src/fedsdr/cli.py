@@ -274,16 +274,27 @@ def export(
     client: Annotated[
         str, typer.Option(help="Export the personalised model of this client (simulations only).")
     ] = "",
+    gguf_lora: Annotated[
+        bool,
+        typer.Option(
+            "--gguf-lora",
+            help="Also adapter.gguf for llama.cpp, by its converter in the folder that LLAMA_CPP names.",
+        ),
+    ] = False,
     server_round: Round = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the trained adapter for PEFT and vLLM, or the whole model."""
-    from fedsdr.federation.export import export_round
+    from fedsdr.federation.export import convert_lora, export_round
     from fedsdr.federation.model_card import push
 
     if dtype not in ("float32", "bfloat16", "float16") or (dtype != "float32" and not merged):
         raise UserError(f"--dtype {dtype}: set float32, bfloat16 or float16, with --merged")
+    if gguf_lora and merged:
+        raise UserError("--gguf-lora converts an adapter: leave out --merged")
     export_round(run_dir, to, server_round, client, merged, dtype)  # type: ignore[arg-type]
+    if gguf_lora:
+        convert_lora(run_dir, to)
     if push_to_hub:
         push(to, push_to_hub)
     if as_json:

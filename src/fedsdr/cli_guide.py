@@ -81,7 +81,7 @@ def init(
 
 
 def _ask(given: str | None, option: str, question: str, default: str) -> str:
-    """The given value, or the user's answer; without a terminal to ask, the default, which is reported."""
+    """The given value, or the answer; the default, which is printed, if there is no terminal to ask."""
     if given is not None:
         return given
     if not sys.stdin.isatty():

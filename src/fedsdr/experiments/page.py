@@ -53,7 +53,7 @@ def write_grid_report(
         runs: The finished runs, for the curves over rounds.
         links: Name and relative path of each run's page.
         frontier: SVG drawing of gain over cost; empty if it was not measured.
-        refresh: Seconds after which the page reloads itself while the grid is running; 0: never.
+        refresh: Seconds after which the page reloads itself, while the grid is running; 0: never.
     """
     tabs: list[Tab] = []
     first: list[Block] = [Drawing(frontier)] * bool(frontier)

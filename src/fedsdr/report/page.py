@@ -59,7 +59,7 @@ RELOAD = (
 )
 """Reloads the page after some milliseconds; the selected tab and theme are kept."""
 REFRESH = 20
-"""Seconds after which the page of a running run or grid reloads itself."""
+"""Seconds after which the page of an unfinished run or grid reloads itself."""
 MEASURE = "`fedsdr measure RUN`, where RUN is this run's folder"
 
 
