@@ -50,7 +50,7 @@ class Run(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     """Workers of the simulation engine; 0: as many as threads or GPUs allow."""
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of a worker of the simulation engine; 0.5 puts two workers on one."""
+    """GPUs of a worker of the simulation engine; 0.5 puts two workers on one. 0: one where there is any."""
     ray: str = ""
     """Address of a running Ray cluster, or "auto"; empty: Ray is started on this machine for the run."""
     cache: str = ""
