@@ -36,7 +36,9 @@ from fedsdr.storage import write_file
 Place = TypeVar("Place")
 
 
-def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> dict[str, Sheet]:
+def compare(
+    grid: str | Path, to: str | Path | None = None, jobs: int = 0, on_other_machine: bool = False
+) -> dict[str, Sheet]:
     """Make all runs that are not finished, and write comparison.json, .md, CSV files and report.html.
 
     Args:
@@ -44,6 +46,7 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
         to: The grid's folder; None: runs/<name of the file>.
         jobs: How many runs run at a time, each in a process of its own with its share of the cores. 0: one
             after the other in this process, which loads the model once but cannot measure the memory of each.
+        on_other_machine: Runs that were begun on another one go on, as `resume` has it.
 
     Returns:
         The tables by name: for each budget of steps exact score, losses and counts against the baseline, and
@@ -58,14 +61,14 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
     for settings in (*plan.trials.values(), *plan.runs.values()):
         _require_same(settings, any_rate=bool(plan.trials))
     write_plan(folder, plan)
-    _make_trials(plan, jobs)
+    _make_trials(plan, jobs, on_other_machine)
     rates = chosen_rates(read_trials(folder))
     # Seed by seed: a grid that is stopped has the same seeds of all arms.
     runs = {
         (arm, seed): with_rate(settings, rates[plan.rate_of[arm]]) if rates else settings
         for (arm, seed), settings in sorted(plan.runs.items(), key=lambda item: item[0][1])
     }
-    errors = _finish_all(runs, jobs, lambda place: f"{place[0]}, seed {place[1]}")
+    errors = _finish_all(runs, jobs, lambda place: f"{place[0]}, seed {place[1]}", on_other_machine)
     if len(errors) == len(runs):
         raise _listed(errors, len(runs))
     sheets, page = tabulate(folder)
@@ -75,14 +78,16 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
     return sheets
 
 
-def _make_trials(plan: Plan, jobs: int) -> None:
+def _make_trials(plan: Plan, jobs: int, on_other_machine: bool) -> None:
     """Run the trials that are not done; one that diverges is done too."""
     waiting = {
         trial: settings
         for trial, settings in plan.trials.items()
         if not (Path(settings.run.dir) / DIVERGED).exists()
     }
-    errors = _finish_all(waiting, jobs, lambda trial: f"{trial[0]}, learning rate {trial[1]:g}")
+    errors = _finish_all(
+        waiting, jobs, lambda trial: f"{trial[0]}, learning rate {trial[1]:g}", on_other_machine
+    )
     for trial in [trial for trial, error in errors.items() if isinstance(error, Diverged)]:
         write_file(Path(plan.trials[trial].run.dir) / DIVERGED, f"{errors.pop(trial)}\n")
     if errors:
@@ -96,7 +101,7 @@ def _listed(errors: Mapping[Place, UserError], num: int) -> UserError:
 
 
 def _finish_all(
-    runs: Mapping[Place, Settings], jobs: int, name: Callable[[Place], str]
+    runs: Mapping[Place, Settings], jobs: int, name: Callable[[Place], str], on_other_machine: bool
 ) -> dict[Place, UserError]:
     """Finish all runs and return the errors of those that fail, which do not stop the others."""
     errors: dict[Place, UserError] = {}
@@ -105,9 +110,9 @@ def _finish_all(
     waiting = {place: settings for place, settings in runs.items() if not finished(Path(settings.run.dir))}
     numbers, begun = count(1), time.monotonic()
 
-    def finish_and_say(place: Place, finish: Callable[[Settings], Result]) -> Result:
+    def finish_and_say(place: Place, finish: Callable[[Settings, bool], Result]) -> Result:
         say(f"run {next(numbers)} of {len(waiting)} begins: {name(place)}")
-        return finish(waiting[place])
+        return finish(waiting[place], on_other_machine)
 
     for number, (place, ended) in enumerate(_each(waiting, jobs, finish_and_say), start=1):
         try:
@@ -123,7 +128,9 @@ def _finish_all(
 
 
 def _each(
-    runs: Mapping[Place, Settings], jobs: int, finish: Callable[[Place, Callable[[Settings], Result]], Result]
+    runs: Mapping[Place, Settings],
+    jobs: int,
+    finish: Callable[[Place, Callable[[Settings, bool], Result]], Result],
 ) -> Iterator[tuple[Place, Callable[[], Result]]]:
     """Each run, and what finishes it or raises its error; of several jobs as they end."""
     if not jobs:
@@ -139,11 +146,11 @@ def _each(
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _finish_in_process(settings: Settings) -> Result:
+def _finish_in_process(settings: Settings, on_other_machine: bool) -> Result:
     """Finish a run in a process of its own, whose peak of memory and whose end concern no other run."""
     with ProcessPoolExecutor(1, mp_context=workers()) as pool:
         try:
-            return pool.submit(_finish_logged, settings).result()
+            return pool.submit(_finish_logged, settings, on_other_machine).result()
         except BrokenProcessPool:
             raise UserError(
                 f"the process of {settings.run.dir} was killed, perhaps because memory ran out (see log.txt"
@@ -162,7 +169,7 @@ def workers() -> BaseContext:
     return context
 
 
-def _finish_logged(settings: Settings) -> Result:
+def _finish_logged(settings: Settings, on_other_machine: bool) -> Result:
     """Finish a run with its messages in log.txt in its folder."""
     folder = Path(settings.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +177,7 @@ def _finish_logged(settings: Settings) -> Result:
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         show()
         load_plugins()  # the settings were checked in another process
-        return _finish(settings)
+        return _finish(settings, on_other_machine)
 
 
 def _end_with_parent() -> None:
@@ -185,10 +192,11 @@ def _end_with_parent() -> None:
     Thread(target=wait_and_end, daemon=True).start()
 
 
-def _finish(settings: Settings) -> Result:
+def _finish(settings: Settings, on_other_machine: bool) -> Result:
     """Make a run, or resume it."""
-    folder = Path(settings.run.dir)
-    return resume(folder) if RunFolder(folder).config.exists() else run(settings)
+    if RunFolder(settings.run.dir).config.exists():
+        return resume(Path(settings.run.dir), on_other_machine=on_other_machine)
+    return run(settings)
 
 
 def _require_same(settings: Settings, any_rate: bool = False) -> None:
