@@ -2,7 +2,7 @@
 
     python benchmarks/engines.py benchmarks/results/engines.json [MODEL] [STEPS] [TURNS]
 
-Four clients of equal size and conversations of equal length, fedit, three rounds; the first of each run, which
+Four clients of equal size and conversations of equal length, fedit, three rounds; the first of a run, which
 loads models, does not count. The ways take turns: the local engine with one thread, two workers of one thread
 each, and the local engine with all cores. Memory is the largest sum over the processes of a run of what each
 has for itself and its share of what is common (PSS). Nothing else should run. docs/scale.md shows the record.
