@@ -17,7 +17,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo docs audit test test-architectures test-deployment test-faults test-server measure bench gpu-packages check-gpu lint check format clean
+.PHONY: help install model demo docs screenshots audit test test-architectures test-deployment test-faults test-server measure bench gpu-packages check-gpu lint check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ measure: $(DEVELOP) model $(SERVING) ## Measure what the paper claims, on the bu
 docs: $(DEVELOP) ## Build the documentation site into site/
 	$(PIP) --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
+
+screenshots: $(DEVELOP) ## Make the pictures of pages in docs/ anew, by chromium (apt-get install chromium)
+	$(BIN)/python -m tools.screenshots
 
 bench: $(DEVELOP) model ## Measure speed and memory beside TRL and transformers (half an hour; nothing else should run)
 	$(PIP) --editable '.[bench]'

@@ -103,11 +103,16 @@ def test_what_a_choice_reads_may_be_set_with_it_and_with_no_other(key: str, data
 def test_the_page_of_methods_holds_the_rules_as_they_are():
     page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
     written = page.partition("<!-- fedsdr.compatibility -->\n")[2].partition("\n<!-- end -->")[0]
-    assert written == compatibility.as_markdown(), (
-        "replace the block by the output of compatibility.as_markdown()"
-    )
+    assert written == compatibility.as_markdown(), "write it anew: python -m tools.docs_methods"
 
 
 def test_a_run_reads_back_what_it_was_started_with_under_every_rule():
     """A rule that refused the defaults would make every old run unreadable."""
     assert check_settings(Settings().model_dump(), "defaults") == Settings()
+
+
+def test_all_unknown_names_are_named_at_once():
+    with pytest.raises(UserError) as error:
+        Settings.model_validate({"method": "fedsrd", "server": {"aggregation": "avrage", "robust": "medan"}})
+    for found in ("method = 'fedsrd'", "server.aggregation = 'avrage'", "server.robust = 'medan'"):
+        assert found in str(error.value)

@@ -22,7 +22,7 @@ from fedsdr.model.adapter_files import load_adapter
 from tools.docs_pages import MADE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_the_global_model_is_not_the_base_model(small, aggregation: str):
 
 def test_every_metric_is_defined_where_numbers_are_shown():
     """FedDPA#4: what "P" and "TTP" were means over could not be told from paper, README or code."""
-    table = (ROOT / "docs/measurements.md").read_text().partition("## What the numbers mean")[2]
+    table = (ROOT / "docs/metrics.md").read_text().partition("## Metrics")[2]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table.partition("\n## ")[0], re.MULTILINE))
     assert set(rows) == set(METRICS)
     assert {name: rows[name] == "response tokens" for name in METRICS} == {
@@ -94,12 +94,13 @@ def test_every_metric_is_defined_where_numbers_are_shown():
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_a_page_names_are_there(page: Path):
     """FedDPA: its README called a script that has another name."""
     text = page.read_text()
+    made = [ROOT / "docs" / name for name in MADE]
     names = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    linked = [page.parent / name for name in names if name not in MADE]
+    linked = [path for name in names if (path := (page.parent / name).resolve()) not in made]
     named = re.findall(r"(?<![\w./<-])(?:src|tests|docs|recipes|benchmarks)/[\w./-]*\w", text)
     missing = [str(path) for path in [*linked, *(ROOT / name for name in named)] if not path.exists()]
     assert not missing

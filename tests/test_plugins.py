@@ -182,7 +182,8 @@ def test_a_run_is_not_resumed_without_the_package_or_with_another_version(comman
     folder = tmp_path / "run"
     command("run", str(recipe), f"run.dir={folder}", "method=fedit", "server.num_rounds=1")
     error = command("resume", str(folder), code=2, without=True)
-    assert "server.aggregation = 'equal' is unknown" in error
+    assert "server.aggregation = 'equal' was registered when the run began" in error
+    assert "install fedsdr-loud 1.2" in error
     environment = RunFolder(folder).environment
     environment.write_text(environment.read_text().replace("fedsdr-loud 1.2", "fedsdr-loud 1.1"))
     error = command("resume", str(folder), code=2)
@@ -272,17 +273,64 @@ def test_a_rewriter_that_says_other_words_asks_the_model_anew(own_rows, tiny_set
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"),
+    ("module", "reason"),
     [
-        ("no_such_module", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("json", "registers no server.aggregation 'mine'"),
+        ("raise OSError('no GPU')", "cannot be imported: OSError: no GPU"),
+        ("", "registers no server.aggregation 'mine'"),
+        # What it registered before it failed may be half of what it needs.
+        (
+            "import fedsdr\nfrom fedsdr.rows import Named\n"
+            "@fedsdr.register('mine', Named('x', 'y'))\ndef f(e): ...\nraise OSError('late')",
+            "cannot be imported: OSError: late",
+        ),
     ],
 )
-def test_a_broken_plugin_is_named(own_rows, monkeypatch, value: str, reason: str):
-    point = EntryPoint("mine", value, "fedsdr.aggregations")
-    found = {"fedsdr.aggregations": [point]}
+def test_a_broken_plugin_stops_only_what_asks_for_its_rows(
+    own_rows, monkeypatch, tmp_path, caplog, module: str, reason: str
+):
+    (tmp_path / "broken_plugin.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_plugin", raising=False)
+    point = EntryPoint("mine", "broken_plugin", "fedsdr.aggregations")
+    found = {"fedsdr.aggregations": [point, point]}
     monkeypatch.setattr(plugins, "entry_points", lambda group: found.get(group, []))
     monkeypatch.setattr(plugins, "_state", plugins._State())
-    for _ in range(2):
-        with pytest.raises(UserError, match=f"plugin {value}: {value} {reason}"):
-            compatibility.as_text()
+    monkeypatch.setattr(plugins, "BROKEN", {})
+    assert "  mine " not in compatibility.as_text()
+    (warning,) = caplog.records
+    assert f"plugin broken_plugin: broken_plugin {reason}; the plugin is passed over" in warning.getMessage()
+    Settings()
+    with pytest.raises(UserError, match=rf"server\.aggregation = 'mine' cannot be had: .* {reason}"):
+        Settings.model_validate({"server": {"aggregation": "mine"}})
+
+
+def test_a_run_whose_row_a_program_registered_is_read_everywhere_and_resumed_only_with_it(
+    own_rows, tiny_settings, tmp_path
+):
+    @fedsdr.register("last", Aggregation("the last client alone", "ours", is_linear=False))
+    def last(updates: Any, server: Any, before: Any) -> Target:
+        *_, one = updates
+        return Target(one.arrays, {})
+
+    both = ("shared", "private")
+    fedsdr.register("mine", Method("raw alone", "ours", (Stage(("shared",), "raw", both, drop=0.5),)))
+    values = {"data.domains": ["math"], "eval.rewritings": False, "server.num_rounds": 1}
+    folder = fedsdr.run(tiny_settings(method="mine", **values, **{"server.aggregation": "last"})).folder
+
+    def command(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "fedsdr.cli", *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    command("report", str(folder))
+    command("export", str(folder), str(tmp_path / "exported"))
+    assert "last" in (tmp_path / "exported" / "README.md").read_text()
+    error = command("resume", str(folder), code=2)
+    assert "server.aggregation = 'last' was registered when the run began" in error
+    assert "fedsdr.resume, docs/python.md" in error
+    fedsdr.resume(folder)
+    fedsdr.register("mine", Method("raw alone", "ours", (Stage(("shared",), "raw", both),)))
+    with pytest.raises(UserError, match="settings rows was"):
+        fedsdr.resume(folder)

@@ -15,6 +15,7 @@ from fedsdr.stats import (
     mean_interval,
     paired,
     paired_share,
+    power,
     wilson,
 )
 
@@ -28,6 +29,13 @@ def test_the_paired_test_is_scipys():
     assert difference.mean == pytest.approx((0.05 + 0.10 + 0.06) / 3)
     assert difference.p == pytest.approx(oracle.pvalue)
     assert (difference.low, difference.high) == pytest.approx(oracle.confidence_interval(0.95))
+
+
+def test_power_is_that_of_the_tables_and_is_the_level_where_nothing_differs():
+    """Half a standard deviation needs 34 pairs for a power of 80 % (as G*Power and R's power.t.test say)."""
+    assert power(0.5, 33) < 0.8 < power(0.5, 34) == pytest.approx(0.808, abs=5e-4)
+    assert power(0.0, 8) == pytest.approx(0.05)
+    assert power(-20.0, 4) == power(20.0, 4) == 1
 
 
 def test_without_spread_there_is_no_test():

@@ -1,19 +1,25 @@
-"""The study's verdicts follow from its records: on a small copy with known effects."""
+"""The study's verdicts follow from its records: on a small copy with known effects; README says what they say."""
 
 import importlib.util
 import json
 import random
+import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "recipes/study/verdicts.py"
+from fedsdr.experiments.frontier import ScoredRun
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "recipes/study/verdicts.py"
 BASE, SCALES = 2.0, (0.25, 0.5, 1.0)
 DOMAINS = ("finance", "math")
 
 
 @pytest.fixture
 def verdicts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("verdicts", SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -37,17 +43,17 @@ def record(arm: str, seed: int, model: str, gain: float, cost: float) -> dict:
 
     models = [{"model": "base", "round": 0, "scale": 0.0, **losses(0)}]
     for scale in SCALES:
-        kl = [cost * scale**2] * 4
-        models.append(
-            {"model": model, "round": 4, "scale": scale, **losses(scale),
-             "kl": kl if model == "global" else {"a": kl[:2], "b": kl[2:]}}
-        )  # fmt: skip
+        place = {"model": model, "round": 4, "scale": scale}
+        models.append({**place, **losses(scale), "kl": [cost * scale**2] * 4})
     return {"arm": arm, "seed": seed, "seconds": {"training": 60.0 + seed, "scoring": 1.0}, "models": models}
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> Path:
-    """fedsd gains 0.4 at a cost where the control gains 0.5 x sqrt(0.09 / 0.25) = 0.3; fedsdr 0.1 there."""
+    """fedsd gains 0.4 at a cost where the control gains 0.5 x sqrt(0.09 / 0.25) = 0.3; fedsdr 0.1 there.
+
+    Of ten questions that the base answers, fedit forgets five (one fewer in seed 0), fedsd one, fedsdr four.
+    """
     folder = tmp_path / "study"
     folder.mkdir()
     arms = {"fedit": (0.5, 0.25), "fedsd": (0.4, 0.09), "fedsdr": (0.1, 0.09), "centralised": (0.9, 0.5)}
@@ -55,36 +61,73 @@ def records(tmp_path: Path) -> Path:
         found = [record(arm, seed, "global", *numbers) for arm, numbers in arms.items()]
         found.append(record("local-only", seed, "personalised", 0.2, 0.25))
         for one in found:
+            if forgotten := {"fedit": 5 - (seed == 0), "fedsd": 1, "fedsdr": 4}.get(one["arm"]):
+                tuned = [1] * (10 - forgotten) + [0] * forgotten
+                one["retention"] = [{"task": "piqa", "metric": "acc_norm", "base": [1] * 10, "tuned": tuned}]
             (folder / f"{one['arm']}-seed-{seed}.json").write_text(json.dumps(one))
     (tmp_path / "study.md").write_text("# Study\n\nWhat was planned.\n\n## Verdicts\n\nNone yet.\n")
+    (tmp_path / "README.md").write_text(
+        "# It\n\nA method that changes the model less may only be gentler. Two\nlines.\n\nMore.\n"
+    )
     return folder
 
 
 def test_verdicts_and_effects_are_those_that_were_put_into_the_records(verdicts, records: Path):
-    document = records.parent / "study.md"
-    verdicts.main(records, document)
+    document, readme = records.parent / "study.md", records.parent / "README.md"
+    verdicts.main(records, document, readme)
     text = document.read_text()
     assert text.startswith("# Study\n\nWhat was planned.\n\n## Verdicts\n") and "None yet" not in text
     rows = {line.split(".")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     for claim, word, effect in (("1", "supported", 0.1), ("2", "refuted", -0.2), ("3", "refuted", -0.3),
                                 ("4a", "not run", None), ("6", "supported", -0.16),
-                                ("7", "supported", 0.3)):  # fmt: skip
+                                ("7", "supported", 0.3), ("8a", "supported", 0.375),
+                                ("8b", "undecided", 0.075)):  # fmt: skip
         cells = [cell.strip() for cell in rows[claim].strip("|").split("|")]
         assert cells[1] == f"**{word}**", rows[claim]
         if effect is not None:
             assert float(cells[2].replace("−", "-")) == pytest.approx(effect, abs=0.03)
-            assert cells[5] == "4"
+            assert cells[6] == "4"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     (beyond,) = (row for row in cells if row[:5] == ["centralised", "global", "4", "1", "all"])
     assert "not comparable" in beyond
     missing = "Fewer than the eight planned: fedit, fedsd, fedsdr, dual-raw, centralised, local-only."
     assert missing in " ".join(text.split())
+    said = " ".join(readme.read_text().split())
+    assert said.startswith("# It A method that changes") and said.endswith("More.") and "Two" not in said
+    assert re.search(r"4 seeds of 8 planned: FedSD gains 0\.\d+ nats a token more .* \*\*supported", said)
     assert "<svg" in (records / "frontier.svg").read_text()
 
 
 def test_the_same_records_give_the_same_document(verdicts, records: Path):
-    document = records.parent / "study.md"
-    verdicts.main(records, document)
-    first = document.read_bytes()
-    verdicts.main(records, document)
-    assert document.read_bytes() == first
+    files = records.parent / "study.md", records.parent / "README.md"
+    verdicts.main(records, *files)
+    first = [path.read_bytes() for path in files]
+    verdicts.main(records, *files)
+    assert [path.read_bytes() for path in files] == first
+
+
+def test_a_probes_case_has_the_gains_of_three_paired_seeds(monkeypatch: pytest.MonkeyPatch):
+    """fedsd gains 0.4 of cost 0.09, fedit 0.5 of 0.25 and so 0.3 of 0.09; their noise is at most 0.01."""
+    monkeypatch.setattr("fedsdr.analysis.frontier.NUM_DRAWS", 20)
+    cases = runpy.run_path(str(ROOT / "recipes/beyond/probe_cases.py"))
+    arms = {"fedit": (0.5, 0.25), "fedsd": (0.4, 0.09)}
+    made = [record(arm, seed, "global", *own) for arm, own in arms.items() for seed in range(3)]
+    found = cases["outcomes"]([ScoredRun(one["arm"], one["seed"], one["models"]) for one in made], "fedsd")
+    assert found.keys() == set(DOMAINS)
+    for outcome in found.values():
+        assert outcome["plain"] == pytest.approx([-0.1] * 3, abs=0.03)
+        assert outcome["equal_cost"] == pytest.approx([0.1] * 3, abs=0.03)
+
+
+def test_readme_says_what_the_verdicts_say(verdicts):
+    """The paragraph is made from the claims; those of the document are shown with as many digits."""
+    document = (ROOT / "docs/results/study.md").read_text()
+    claims = []
+    for row in [line for line in document.splitlines() if line.startswith(("| 1. FedSD gives", "| 2. "))][
+        -2:
+    ]:
+        _, verdict, effect, interval, p, _, seeds, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        low, high = map(float, interval.strip("[]").split(","))
+        claims.append({"verdict": verdict.strip("*"), "difference": float(effect), "low": low, "high": high,
+                       "p": float(p), "num_seeds": int(seeds)})  # fmt: skip
+    assert verdicts.in_short(claims) in " ".join((ROOT / "README.md").read_text().split())

@@ -1,10 +1,13 @@
 """Pages of the documentation site that are made from what stands elsewhere: nothing is written twice.
 
 mkdocs runs it (mkdocs.yml, gen-files). README.md becomes the first page; CHANGELOG.md, CONTRIBUTING.md and
-SECURITY.md become pages; every setting and every command get theirs from the program itself.
+SECURITY.md become pages; every setting and every command get theirs from the program itself. Each method's
+page gets what follows from the tables (`docs_methods`); the record of the demo becomes its page of results.
 """
 
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +17,10 @@ import typer
 
 from fedsdr import cli
 from fedsdr.catalogue import Row, all_rows
+from fedsdr.methods import METHODS
+from fedsdr.report.page import write_report
+from fedsdr.run_folder import read_settings
+from tools.docs_methods import generated
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -23,7 +30,9 @@ PAGES = {
     "security.md": "SECURITY.md",
 }
 """Page -> the file of the repository that it shows."""
-MADE = (*PAGES, "settings.md", "commands.md", "api.md")
+SAMPLE = "results/demo-2026-11"
+"""Record of the run whose page is shown."""
+MADE = (*PAGES, "settings.md", "commands.md", "api.md", f"{SAMPLE}/report.html")
 """All pages that are not files of docs/."""
 API = (
     "fedsdr",
@@ -97,10 +106,24 @@ def api_page() -> str:
     return "# Python\n\n" + "\n".join(f"::: {module}\n" for module in API)
 
 
+def method_page(name: str) -> str:
+    """A method's idea and equation, and what follows from the tables."""
+    return (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8") + "\n" + generated(name)
+
+
+def sample_page() -> str:
+    """The page of a recorded run."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(ROOT / "docs" / SAMPLE, Path(folder) / Path(SAMPLE).name))
+        return write_report(copy, read_settings(copy)).read_text("utf-8")
+
+
 def pages() -> dict[str, str]:
     """All pages that are made, by name."""
     made = {page: shown((ROOT / source).read_text("utf-8")) for page, source in PAGES.items()}
-    return made | {"settings.md": settings_page(), "commands.md": commands_page(), "api.md": api_page()}
+    made |= {f"methods/{name}.md": method_page(name) for name in METHODS}
+    made |= {"settings.md": settings_page(), "commands.md": commands_page(), "api.md": api_page()}
+    return made | {f"{SAMPLE}/report.html": sample_page()}
 
 
 if __name__ == "<run_path>":  # mkdocs' gen-files

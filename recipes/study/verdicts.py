@@ -1,35 +1,52 @@
 """Verdicts of the study from its records: the last section of docs/results/study.md, and its drawing.
 
-    python recipes/study/verdicts.py docs/results/study docs/results/study.md
+    python recipes/study/verdicts.py docs/results/study docs/results/study.md README.md
 
-The folder holds the cells' records, ARM-seed-N.json; it gets frontier.svg. In the document all that follows
-the heading "Verdicts" is written anew.
+The folder holds the cells' records, ARM-seed-N.json, and in its folder teacher those with a strong teacher;
+it gets frontier.svg. In the document all that follows the heading "Verdicts" is written anew, and in README
+the paragraph that begins with `BEGINNING`.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from textwrap import fill
 
-import numpy as np
+from tables import (
+    PLANNED,
+    Model,
+    Values,
+    arm_sheet,
+    difference,
+    kept,
+    last_points,
+    power_sheet,
+    retention_sheet,
+)
 
-from fedsdr.analysis.frontier import LEVEL, crossed_interval, domain_weights
-from fedsdr.experiments.frontier import Point, ScoredRun, frontier, frontier_sheet, mean_points, point_of
-from fedsdr.experiments.refutation import seeds_to_decide
+from fedsdr.analysis.frontier import LEVEL
+from fedsdr.experiments.frontier import (
+    CONTROLS,
+    ScoredRun,
+    by_domain,
+    domain_sheet,
+    frontier,
+    frontier_sheet,
+    mean_points,
+)
 from fedsdr.report.frontier import frontier_svg
 from fedsdr.report.sheets import NONE, Sheet, number, render_text, signed, signed_interval
-from fedsdr.stats import holm, paired
+from fedsdr.stats import holm
 from fedsdr.storage import Event, read_json, write_file
 
-CONTROLS = {"global": "fedit", "personalised": "local-only"}
 PRIMARY = ("fedit", "fedsd", "fedsdr", "dual-raw", "centralised", "local-only")
 ONE_WORD = ("finance",)
-WIDTH = 120
+WIDTH = 118
 HEADING = "## Verdicts\n"
-Model = tuple[str, str]
-"""Arm, and its "global" or "personalised" model, at lambda = 1 after the last round."""
+BEGINNING = "A method that changes the model less may only be gentler."
 
 
 @dataclass(frozen=True)
@@ -56,94 +73,131 @@ CLAIMS = (
     Claim("5. FedSDR's personalised models give more at equal cost than training alone", OWN_FEDSDR, None),
     Claim("6. FedSD costs less than plain federated LoRA", FEDSD, FEDIT, "cost", -1),
     Claim("7. Federation gains over training alone", FEDIT, OWN),
+    Claim(
+        "8a. FedSD keeps more accuracy on retention tasks than plain federated LoRA", FEDSD, FEDIT, "accuracy"
+    ),
+    Claim("8b. FedSDR's global model does", FEDSDR, FEDIT, "accuracy"),
 )
-FAMILIES = (("4a.", "4b."),)
+FAMILIES = (("4a.", "4b."), ("8a.", "8b."))
 """Claims, other than those at equal cost, that are one family for Holm's correction."""
 
 
-def main(folder: Path, document: Path) -> None:
-    """Read the records and write section and drawing."""
-    records = [read_json(path) for path in sorted(folder.glob("*-seed-*.json"))]
-    runs = [ScoredRun(record["arm"], record["seed"], record["models"]) for record in records]
+def main(folder: Path, document: Path, readme: Path) -> None:
+    """Read the records and write section, drawing and the paragraph of README."""
+    records = _read(folder)
+    runs = _runs(records)
     primary = [run for run in runs if run.arm in PRIMARY]
     write_file(folder / "frontier.svg", frontier_svg(mean_points(primary), CONTROLS))
     other = [run for run in runs if run.arm not in PRIMARY or run.arm in CONTROLS.values()]
     compared = frontier(primary, CONTROLS, ONE_WORD)
-    explored = frontier(other, CONTROLS, ONE_WORD) if len(other) > len(primary) else []
-    explored = [{**r, "p_holm": None, "verdict": NONE} for r in explored if r["arm"] not in PRIMARY]
-    sheets = [verdict_sheet(runs, compared), frontier_sheet([*compared, *explored]), arm_sheet(runs, records)]
+    explored = explore(other) if len(runs) > len(primary) else []
+    explored = [r for r in explored if r["arm"] not in PRIMARY]
+    claims = decide(runs, records, compared)
+    sheets = [
+        claim_sheet(claims),
+        power_sheet(claims),
+        frontier_sheet([*compared, *explored]),
+        domain_sheet(by_domain(runs, CONTROLS)),
+        retention_sheet(records),
+        arm_sheet(runs, records),
+    ]
+    if taught := _runs(_read(folder / "teacher")):
+        both = frontier_sheet(explore(taught)), domain_sheet(by_domain(taught, CONTROLS))
+        sheets += [replace(sheet, caption=f"A strong teacher. {sheet.caption}") for sheet in both]
     before = document.read_text(encoding="utf-8").partition(HEADING)[0]
-    made = (
-        f"Made by `python recipes/study/verdicts.py docs/results/study docs/results/study.md`. {_count(runs)}"
-    )
-    parts = [(before + HEADING).strip(), fill(made, WIDTH), "![Gain over cost](study/frontier.svg)"]
+    made = "Made by `python recipes/study/verdicts.py docs/results/study docs/results/study.md README.md`."
+    said = fill(f"{made} {_count(runs)}", WIDTH)
+    parts = [(before + HEADING).strip(), said, "![Gain over cost](study/frontier.svg)"]
     for sheet in sheets:
         if sheet.rows:
             table = render_text(sheet, markdown=True).partition("\n\n")[2]
             parts += [f"### {sheet.caption}", table, fill(sheet.note, WIDTH)]
     write_file(document, "\n\n".join(parts) + "\n")
+    text = readme.read_text(encoding="utf-8")
+    said = fill(in_short(claims), WIDTH)
+    text, num = re.subn(rf"^{BEGINNING}.*?(?=\n\n)", lambda _: said, text, count=1, flags=re.M | re.S)
+    if not num:
+        raise SystemExit(f"{readme}: no paragraph begins with {BEGINNING!r}")
+    write_file(readme, text)
 
 
-def verdict_sheet(runs: Sequence[ScoredRun], compared: Sequence[Event]) -> Sheet:
-    """One row for each claim."""
-    records = [
-        _between(claim, runs) if claim.against else _at_equal_cost(claim, compared) for claim in CLAIMS
+def explore(runs: Sequence[ScoredRun]) -> list[Event]:
+    """Effects and intervals at equal cost, without tests."""
+    return [{**r, "p_holm": None, "verdict": NONE} for r in frontier(runs, CONTROLS, ONE_WORD)]
+
+
+def _read(folder: Path) -> list[Event]:
+    return [read_json(path) for path in sorted(folder.glob("*-seed-*.json"))]
+
+
+def _runs(records: Sequence[Event]) -> list[ScoredRun]:
+    return [ScoredRun(record["arm"], record["seed"], record["models"]) for record in records]
+
+
+def in_short(claims: Sequence[Event]) -> str:
+    """The paragraph of README: claims 1 and 2, of the paper's methods against plain federated LoRA."""
+    first, second = claims[:2]
+    return (
+        f"{BEGINNING} So each is compared with `fedit` scaled down to the same distance from the base"
+        f" ([how](docs/frontier.md)). On five real domains, {first['num_seeds']} seeds of {PLANNED} planned:"
+        f" FedSD {_said(first)}. FedSDR's global model {_said(second)}. [Design, limits and all"
+        " verdicts](docs/results/study.md)."
+    )
+
+
+def _said(claim: Event) -> str:
+    if claim["verdict"] in ("not run", "not comparable"):
+        return f"was {claim['verdict']}"
+    word = "more" if claim["difference"] > 0 else "less"
+    interval = signed_interval(claim["low"], claim["high"])
+    return (
+        f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p ="
+        f" {number(claim['p'], 3)}): that it gains more is **{claim['verdict']}**"
+    )
+
+
+def decide(runs: Sequence[ScoredRun], records: Sequence[Event], compared: Sequence[Event]) -> list[Event]:
+    """A record for each claim."""
+    changes = kept(records)
+    found = [
+        _between(claim, runs, changes) if claim.against else _at_equal_cost(claim, compared)
+        for claim in CLAIMS
     ]
     for family in FAMILIES:
-        rows = [r for r in records if r["claim"].startswith(family) and r["p"] is not None]
+        rows = [r for r in found if r["claim"].startswith(family) and r["p"] is not None]
         for record, p in zip(rows, holm([r["p"] for r in rows]), strict=True):
             record["p"] = p
-    for claim, record in zip(CLAIMS, records, strict=True):
+    for claim, record in zip(CLAIMS, found, strict=True):
         record["verdict"] = record.get("verdict") or _verdict(claim, record)
+        models = (claim.model, claim.against) if claim.against else (claim.model,)
+        record["costs"] = [
+            fmean(p.cost.mean() for p in points.values()) if (points := last_points(model, runs)) else None
+            for model in models
+        ]
+    return found
+
+
+def claim_sheet(claims: Sequence[Event]) -> Sheet:
+    """One row for each claim."""
     return Sheet(
         "The claims",
         "llrrrrrr",
-        ("claim", "verdict", "effect", "95 %", "p (Holm)", "seeds", "examples", "seeds to decide"),
+        ("claim", "verdict", "effect", "95 %", "p (Holm)", "costs", "seeds", "examples"),
         tuple(
             (
                 r["claim"], f"**{r['verdict']}**", signed(r["difference"]),
                 signed_interval(r["low"], r["high"]), number(r["p"], 3),
-                str(r["num_seeds"]), str(r["num_examples"]), str(r["seeds_to_decide"] or NONE),
+                " / ".join(number(cost, 3) for cost in r["costs"]), str(r["num_seeds"]),
+                str(r["num_examples"]),
             )
-            for r in records
+            for r in claims
         ),
-        tuple(records),
-        note="Effects in nats per token: gain (claim 6: cost) of the arm minus the other's. Examples: test"
-        " rows (claim 6: prompts). Holm's correction is over the primary arms of one kind of model at equal"
-        " cost, and over 4a and 4b. Seeds to decide: the fewest whose interval over seeds would exclude 0 if"
-        " mean and spread stayed as they are, which is the power that an undecided claim lacks.",
-    )  # fmt: skip
-
-
-def arm_sheet(runs: Sequence[ScoredRun], records: Sequence[Event]) -> Sheet:
-    """Cost and gain of each arm at lambda = 1 after the last round, by domain, as means over seeds."""
-    domains = sorted(runs[0].models[0]["test"])
-    rows: list[Event] = []
-    for model in CONTROLS:
-        for arm in dict.fromkeys(run.arm for run in runs):
-            if not (points := _last((arm, model), runs)):
-                continue
-            gains = {
-                name: fmean(p.test[np.asarray(p.domains) == name].mean() for p in points.values())
-                for name in domains
-            }
-            training = [r["seconds"]["training"] for r in records if r["arm"] == arm]
-            rows.append(
-                {"arm": arm, "model": model, "num_seeds": len(points), **gains,
-                 "cost": fmean(p.cost.mean() for p in points.values()), "gain": fmean(gains.values()),
-                 "worst": min(gains, key=gains.__getitem__), "seconds": fmean(training)}
-            )  # fmt: skip
-    return Sheet(
-        "Arms at lambda = 1 after the last round: cost, gain and gain by domain, means over seeds",
-        "llrrr" + "r" * len(domains) + "lr",
-        ("arm", "model", "seeds", "cost", "gain", *domains, "worst client", "training s"),
-        tuple(
-            (r["arm"], r["model"], str(r["num_seeds"]), number(r["cost"], 3), number(r["gain"], 3),
-             *(number(r[name], 3) for name in domains), r["worst"], number(r["seconds"], 0))
-            for r in rows
-        ),
-        tuple(rows),
-        note="Training s: seconds of one thread beside other work, rewriting not included.",
+        tuple({key: value for key, value in r.items() if key != "by_seed"} for r in claims),
+        note="Effects: gain of the arm minus the other's, in nats per token (claim 6: cost; claims 8: share"
+        " of right answers). Costs: of the arm, and of the other where the two are not held to one cost."
+        " Examples: test rows (claim 6: prompts; claims 8: questions). Holm's correction is over the primary"
+        " arms of one kind of model at equal cost, over 4a and 4b, and over 8a and 8b. Seeds draw their rows"
+        " from one pool, so p values and intervals are of other seeds, not of other pools.",
     )  # fmt: skip
 
 
@@ -153,29 +207,27 @@ def _at_equal_cost(claim: Claim, compared: Sequence[Event]) -> Event:
     if not of_arm:
         return _nothing(claim)
     found = max(of_arm, key=lambda r: r["round"])
-    keys = ("difference", "low", "high", "num_seeds", "num_examples", "seeds_to_decide")
+    keys = ("difference", "low", "high", "num_seeds", "num_examples", "by_seed")
     record = {"claim": claim.name, **{key: found[key] for key in keys}, "p": found["p_holm"]}
     words = {"better": "supported", "worse": "refuted", "no worse": "undecided (no worse)"}
     return record | {"verdict": words.get(found["verdict"], found["verdict"])}
 
 
-def _between(claim: Claim, runs: Sequence[ScoredRun]) -> Event:
+def _between(claim: Claim, runs: Sequence[ScoredRun], changes: Mapping[str, Values]) -> Event:
     assert claim.against
-    mine, others = _last(claim.model, runs), _last(claim.against, runs)
-    seeds = sorted(mine.keys() & others.keys())
-    if not seeds:
-        return _nothing(claim)
-    is_gain = claim.what == "gain"
-    a, b = (np.stack([p[s].test if is_gain else p[s].cost for s in seeds]) for p in (mine, others))
-    strata = mine[seeds[0]].domains if is_gain else [""] * a.shape[1]
-    weights = domain_weights(strata)
-    values = list((a - b) @ weights)
-    test = paired(list(a @ weights), list(b @ weights))
-    low, high = crossed_interval(a - b, strata) or (None, None)
-    return {
-        "claim": claim.name, "difference": fmean(values), "low": low, "high": high, "p": test and test.p,
-        "num_seeds": len(seeds), "num_examples": a.shape[1], "seeds_to_decide": seeds_to_decide(values),
-    }  # fmt: skip
+    mine, others = (_values(model, claim.what, runs, changes) for model in (claim.model, claim.against))
+    return (
+        {"claim": claim.name, **difference(mine, others)} if mine.keys() & others.keys() else _nothing(claim)
+    )
+
+
+def _values(model: Model, what: str, runs: Sequence[ScoredRun], changes: Mapping[str, Values]) -> Values:
+    if what == "accuracy":
+        return changes.get(model[0], {})
+    points = last_points(model, runs)
+    if what == "cost":
+        return {seed: (point.cost, [""] * len(point.cost)) for seed, point in points.items()}
+    return {seed: (point.test, point.domains) for seed, point in points.items()}
 
 
 def _verdict(claim: Claim, record: Mapping[str, float | None]) -> str:
@@ -186,17 +238,15 @@ def _verdict(claim: Claim, record: Mapping[str, float | None]) -> str:
 
 
 def _nothing(claim: Claim) -> Event:
-    empty = dict.fromkeys(("difference", "low", "high", "p", "seeds_to_decide"))
-    return {"claim": claim.name, **empty, "num_seeds": 0, "num_examples": 0, "verdict": "not run"}
-
-
-def _last(model: Model, runs: Sequence[ScoredRun]) -> dict[int, Point]:
-    """Seed -> the model at lambda = 1 after the last round."""
-    found = {}
-    for run in runs:
-        if run.arm == model[0] and (points := run.points(model[1])):
-            found[run.seed] = point_of(run, points[max(number_ for number_, _ in points), 1.0])
-    return found
+    empty = dict.fromkeys(("difference", "low", "high", "p"))
+    return {
+        "claim": claim.name,
+        **empty,
+        "num_seeds": 0,
+        "num_examples": 0,
+        "by_seed": [],
+        "verdict": "not run",
+    }
 
 
 def _count(runs: Sequence[ScoredRun]) -> str:
@@ -205,11 +255,11 @@ def _count(runs: Sequence[ScoredRun]) -> str:
     for run in sorted(runs, key=lambda run: run.seed):
         seeds.setdefault(run.arm, []).append(run.seed)
     there = "; ".join(f"{arm}: {', '.join(map(str, some))}" for arm, some in sorted(seeds.items()))
-    missing = [arm for arm in PRIMARY if len(seeds.get(arm, [])) < 8]
+    missing = [arm for arm in PRIMARY if len(seeds.get(arm, [])) < PLANNED]
     return f"Seeds that are there: {there}." + (
         f" Fewer than the eight planned: {', '.join(missing)}." if missing else ""
     )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

@@ -95,7 +95,8 @@ def _data(words: str) -> dict[str, Any]:
     """
     paths = [Path(word.strip()) for word in words.split(",")]
     if missing := [path for path in paths if not path.exists()]:
-        raise UserError(f"--data: {missing[0]} does not exist; name a folder, files, or built-in")
+        listed = ", ".join(map(str, missing))
+        raise UserError(f"--data: {listed} does not exist; name a folder, files, or built-in")
     if len(paths) == 1 and paths[0].is_dir():
         return {"root": str(paths[0])}
     return {"sources": [{"domain": path.stem, "train": str(path)} for path in paths]}

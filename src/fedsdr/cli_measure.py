@@ -143,7 +143,7 @@ def probe(
 def judge_probe(
     cases: Annotated[
         Path,
-        typer.Argument(help="A .jsonl file; docs/measurements.md says what a line holds.", metavar="CASES"),
+        typer.Argument(help="A .jsonl file; docs/probe.md says what a line holds.", metavar="CASES"),
     ],
     as_json: AsJson = False,
 ) -> None:

@@ -8,6 +8,7 @@ from itertools import count
 from operator import attrgetter
 from typing import Any, get_args
 
+from fedsdr.errors import Problems
 from fedsdr.methods import (
     AGGREGATIONS,
     DRIFT_CORRECTIONS,
@@ -17,7 +18,7 @@ from fedsdr.methods import (
     ROBUST_AGGREGATORS,
     look_up,
 )
-from fedsdr.plugins import ORIGINS, load_plugins
+from fedsdr.plugins import ORIGINS, load_plugins, require_whole
 from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind, Rule, Test, Use
 from fedsdr.rules import RULES, USES
 
@@ -47,14 +48,18 @@ def check(settings: Any) -> None:
         settings: `config.Settings`, each section of which is already checked.
 
     Raises:
-        UserError: A name is in no table.
+        UserError: A name is in no table, or its plugin could not be loaded.
         ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
     """
     load_plugins()
+    unknown = Problems()
     for key, table in TABLES.items():
         named = attrgetter(key)(settings)
         for name in (named,) if isinstance(named, str) else named:
-            look_up(table, name, key)
+            with unknown.gather():
+                require_whole(key, name)
+                look_up(table, name, key)
+    unknown.refuse()
     keys = {key for rule in RULES for key in (*rule.under, *rule.needs)}
     chosen = {key: attrgetter(key)(settings) for key in keys}
     found = [line for rule in RULES for line in _broken(rule, chosen)]

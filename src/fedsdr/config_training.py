@@ -260,4 +260,4 @@ class FedALA(Section):
     share: Share = 0.8
     """Share of the training examples on which its weights are learnt."""
     rate: Positive = 1.0
-    """Step size of those weights. The paper's 1 hardly moves them (docs/methods.md)."""
+    """Step size of those weights. The paper's 1 hardly moves them (docs/methods/fedala.md)."""

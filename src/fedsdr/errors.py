@@ -1,5 +1,8 @@
 """Exceptions with a message for the user."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake in settings, data or environment that the user can fix.
@@ -23,3 +26,26 @@ class Diverged(UserError):
 
 class Unreachable(UserError):
     """A resource on the hub is unreachable: no network, no such id, no access, or no package to read it."""
+
+
+class Problems(list[UserError]):
+    """Errors that are gathered, so that a user sees all of them at once."""
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Keep the error of a block."""
+        try:
+            yield
+        except UserError as error:
+            self.append(error)
+
+    def refuse(self) -> None:
+        """Raise one error for all, each text once; nothing where there are none.
+
+        Raises:
+            UserError: The only one as it is, or a line for each.
+        """
+        if len(self) == 1:
+            raise self[0]
+        if self:
+            raise UserError("\n".join(dict.fromkeys(map(str, self))))

@@ -170,9 +170,8 @@ def open_loggers(settings: Settings) -> list[Logger]:
     Raises:
         UserError: The library of one is not installed.
     """
-    for name in settings.run.log_to:
-        if find_spec(name) is None:
-            raise UserError(f"run.log_to = {name!r} needs {name}: pip install 'fedsdr[{name}]'")
+    if missing := ",".join(name for name in settings.run.log_to if find_spec(name) is None):
+        raise UserError(f"run.log_to needs {missing}: pip install 'fedsdr[{missing}]'")
     return [LOGGERS[name]() for name in settings.run.log_to]
 
 

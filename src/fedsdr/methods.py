@@ -107,7 +107,7 @@ METHODS: dict[str, Method] = {
     ),
     "token-mask": Method(
         "without rewriting: fedit on those raw tokens that the base finds likely",
-        "Wu et al., Selective Token Masking, arXiv 2501.14315",
+        "Wu et al., Selective Token Masking, NeurIPS 2025, arXiv 2501.14315",
         (Stage(("shared",), "likely", ("shared",)),),
     ),
     "local-only": Method(

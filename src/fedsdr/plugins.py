@@ -5,14 +5,17 @@ checks settings imports these: the workers of a grid, the clients and the server
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
+
 from fedsdr.errors import UserError
 from fedsdr.methods import AGGREGATIONS, METHODS, OPTIMIZERS, PROMPTS
+from fedsdr.progress import log
 from fedsdr.rows import Aggregation, Method, Named, Optimizer
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -21,6 +24,10 @@ FUNCTIONS: Mapping[type, dict[str, Callable[..., Any]]] = {Aggregation: {}, Opti
 """The functions behind own rows, by type of row and name."""
 ORIGINS: dict[tuple[str, str], str] = {}
 """(Setting, name) of each own row -> the package that it comes from, and its version."""
+BROKEN: dict[tuple[str, str], str] = {}
+"""(Setting, name) of each row that an entry point names and that could not be had -> why."""
+PROGRAM = "this program"
+"""Origin of a row that no package brings."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ PLACES: Mapping[type, Place] = {
 @dataclass
 class _State:
     is_loaded: bool = False
-    origin: str = "this program"
+    origin: str = PROGRAM
     """Package whose modules are being imported, and its version."""
 
 
@@ -94,40 +101,103 @@ def _add(place: Place, name: str, row: Method | Named) -> None:
 
 def describe_plugins(settings: Any) -> str:
     """Own rows that settings choose, and where each comes from; "" for none."""
+    own = ((place.setting, name) for _, place, name in _chosen(settings))
+    return ", ".join(f"{key} = {name} of {ORIGINS[key, name]}" for key, name in own)
 
-    def is_chosen(key: str, name: str) -> bool:
-        value = attrgetter(key)(settings)
-        return name == value or (isinstance(value, tuple) and name in value)
 
-    own = ((key, name, origin) for (key, name), origin in ORIGINS.items() if is_chosen(key, name))
-    return ", ".join(f"{key} = {name} of {origin}" for key, name, origin in own)
+def describe_rows(settings: Any) -> dict[str, dict[str, Any]]:
+    """Own rows that settings choose, as JSON: setting -> name -> the row, and where it comes from."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, place, name in _chosen(settings):
+        row = TypeAdapter(kind).dump_python(place.table[name], mode="json")
+        found.setdefault(place.setting, {})[name] = {"row": row, "origin": ORIGINS[place.setting, name]}
+    return found
+
+
+def restore_rows(saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make rows known that a run was made with and nothing registers here, so that its folder can be read.
+
+    They lack their functions (`require_functions`).
+
+    Args:
+        saved: Of `describe_rows`.
+    """
+    load_plugins()
+    for kind, place in PLACES.items():
+        for name, one in saved.get(place.setting, {}).items():
+            if name not in place.table:
+                place.table[name] = TypeAdapter(kind).validate_python(one["row"])
+                ORIGINS[place.setting, name] = one["origin"]
+
+
+def require_functions(settings: Any) -> None:
+    """Refuse to compute with a row whose function is not registered here.
+
+    Raises:
+        UserError: Names the row, and what to do.
+    """
+    for kind, place, name in _chosen(settings):
+        if kind is not Method and name not in FUNCTIONS[kind]:
+            origin = ORIGINS[place.setting, name]
+            how = f"install {origin}"
+            if origin == PROGRAM:
+                how = "run or resume it in a program that registers it (fedsdr.resume, docs/python.md)"
+            raise UserError(
+                f"{place.setting} = {name!r} was registered when the run began, and is not registered here:"
+                f" {BROKEN.get((place.setting, name), how)}; export and report need no registration"
+            )
+
+
+def _chosen(settings: Any) -> Iterator[tuple[type, Place, str]]:
+    """Own rows that settings choose."""
+    for kind, place in PLACES.items():
+        value = attrgetter(place.setting)(settings)
+        for name in value if isinstance(value, tuple) else (value,):
+            if (place.setting, name) in ORIGINS:
+                yield kind, place, name
 
 
 def load_plugins() -> None:
     """Import the modules that entry points of installed packages name, once per process.
 
-    Raises:
-        UserError: One cannot be imported, or does not register the row that its entry point names.
+    One that cannot be imported, or does not register the row that its entry point names, is passed over with
+    a warning; only settings that choose such a row are refused (`require_whole`).
     """
     if _state.is_loaded:
         return
     _state.is_loaded = True
-    try:
-        for place in PLACES.values():
-            for point in entry_points(group=place.group):
-                package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
-                _state.origin = package
-                try:
-                    point.load()
-                except Exception as error:
-                    reason = f"cannot be imported: {type(error).__name__}: {error}"
-                    raise UserError(f"plugin {package}: {point.value} {reason}; mend or remove it") from error
-                if (place.setting, point.name) not in ORIGINS:
-                    raise UserError(
-                        f"plugin {package}: {point.value} registers no {place.setting} {point.name!r}"
-                    )
-    except UserError:
-        _state.is_loaded = False
-        raise
-    finally:
-        _state.origin = "this program"
+    for place in PLACES.values():
+        for point in entry_points(group=place.group):
+            package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+            _state.origin, before = package, set(ORIGINS)
+            reason = f"plugin {package}: {point.value} registers no {place.setting} {point.name!r}"
+            try:
+                point.load()
+            except Exception as error:
+                reason = (
+                    f"plugin {package}: {point.value} cannot be imported: {type(error).__name__}: {error}"
+                )
+                for key, name in set(ORIGINS) - before:  # registered before it failed
+                    _remove(key, name)
+            finally:
+                _state.origin = PROGRAM
+            if (place.setting, point.name) not in ORIGINS:
+                if reason not in BROKEN.values():
+                    log.warning("warning: %s; the plugin is passed over: mend or remove it", reason)
+                BROKEN[place.setting, point.name] = reason
+
+
+def _remove(key: str, name: str) -> None:
+    kind, place = next((kind, place) for kind, place in PLACES.items() if place.setting == key)
+    del place.table[name], ORIGINS[key, name]
+    FUNCTIONS.get(kind, {}).pop(name, None)
+
+
+def require_whole(key: str, name: str) -> None:
+    """Refuse a name whose plugin could not be loaded.
+
+    Raises:
+        UserError: Names the plugin and its exception.
+    """
+    if (key, name) in BROKEN and (key, name) not in ORIGINS:
+        raise UserError(f"{key} = {name!r} cannot be had: {BROKEN[key, name]}; mend or remove the plugin")

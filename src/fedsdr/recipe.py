@@ -164,9 +164,10 @@ def check_settings(values: dict[str, Any], source: str) -> Settings:
     Raises:
         UserError: With one line for each key that is wrong.
     """
-    for key, value in flat(values):
-        if isinstance(value, str) and (key, value) in RENAMED_VALUES:
-            raise UserError(f"{source}: {key} = {value!r} is now {RENAMED_VALUES[key, value]!r}")
+    old = [one for one in flat(values) if isinstance(one[1], str) and one in RENAMED_VALUES]
+    if old:
+        renamed = (f"{key} = {value!r} is now {RENAMED_VALUES[key, value]!r}" for key, value in old)
+        raise UserError(f"{source}: " + "\n".join(renamed))
     try:
         return Settings.model_validate(_as_tuples(values))
     except ValidationError as error:

@@ -11,7 +11,7 @@ RULES = (
             "communication.dtype": ("float32",),
             "server.mean_of_rounds": (1,),
         },
-        "aggregates whole products B A, on which nothing can work number by number",
+        "does not aggregate each number for itself",
     ),
     Rule(
         {"server.aggregation": lambda row: row.is_own},

@@ -13,6 +13,7 @@ from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.history import Record, history
 from fedsdr.metrics import Scores
+from fedsdr.plugins import restore_rows
 from fedsdr.recipe import load_settings
 from fedsdr.storage import read_json, read_lines
 
@@ -181,9 +182,11 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         UserError: The folder holds no run.
     """
-    path = RunFolder(folder).config
+    path, environment = RunFolder(folder).config, RunFolder(folder).environment
     if not path.is_file():
         raise UserError(f"{folder} holds no run: {path.name} is missing")
+    if environment.exists():
+        restore_rows(read_json(environment).get("settings", {}).get("rows", {}))
     settings = load_settings(path)
     return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(folder)})})
 

@@ -208,6 +208,24 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference | N
     return Difference(float(differences.mean()), float(low), float(high), float(test.pvalue))
 
 
+def power(effect: float, num: int) -> float:
+    """Share of repetitions in which the two-sided paired t-test at level 5 % finds a difference.
+
+    The noncentral t distribution with n - 1 degrees of freedom and noncentrality d sqrt(n).
+
+    Args:
+        effect: d, the true mean of the differences over their true standard deviation.
+        num: n, the number of seeds, at least 2.
+
+    Source: Cohen, Statistical Power Analysis for the Behavioral Sciences, second edition (1988), chapter 2.
+    """
+    from scipy import stats
+
+    edge, shift = float(stats.t.ppf(0.975, num - 1)), abs(effect) * math.sqrt(num)
+    # The lower tail is the upper one of -d; as a lower tail it is NaN where it is tiny.
+    return float(stats.nct.sf(edge, num - 1, shift) + stats.nct.sf(edge, num - 1, -shift))
+
+
 def clustered(differences: NDArray[np.float64], strata: Sequence[str]) -> Difference | None:
     """Compare answers to the same examples under the same seeds: what another draw of both would give.
 

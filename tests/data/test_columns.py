@@ -51,7 +51,7 @@ def test_columns_hold_for_a_root_and_for_all_sources(tmp_path: Path):
     ):
         (record,) = load_domains(data)["geo"].train
         assert record.example == Example("Where?", "There.", "geo", system=system)
-    with pytest.raises(UserError, match=r'columns = \{instruction = "..."\}'):
+    with pytest.raises(UserError, match=r'columns = \{instruction = "...", response = "..."\}'):
         load_domains(Data(root=str(tmp_path / "root")))
 
 
@@ -141,3 +141,26 @@ def test_where_chooses_rows_by_value_pattern_or_list(tmp_path: Path):
     source = Source(domain="d", train=str(path), where={"task": "fix_*"}, test_share=0.5)
     domain = load_domains(Data(sources=(source,)))["d"]
     assert sorted(r.example.instruction for r in domain.train + domain.test) == ["0", "1"]
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path: Path):
+    places = {}
+    for name in ("geo", "law"):
+        places[name] = tmp_path / f"{name}.jsonl"
+        places[name].write_text('{"q": "Where?", "a": "There."}\n' * 20)
+    columns = {"instruction": "{ask} {body}", "response": "reply"}
+    sources = tuple(Source(domain=name, train=str(path), columns=columns) for name, path in places.items())
+    with pytest.raises(UserError) as error:
+        load_domains(Data(sources=sources))
+    missing = "'ask' (for instruction), 'body' (for instruction), 'reply' (for response)"
+    for path in places.values():
+        assert f"{path}:1: no record has the keys in columns: {missing}; found" in str(error.value)
+    with pytest.raises(UserError, match="unknown field 'ask', 'reply'"):
+        example({"q": "Where?"}, columns={"ask": "q", "reply": "q"})
+    with pytest.raises(UserError) as error:
+        load_domains(Data(sources=(Source(domain="geo", train=str(places["geo"])),)))
+    assert "instruction is missing" in str(error.value)
+    assert "response is missing" in str(error.value)
+    assert 'columns = {instruction = "...", response = "..."}' in str(error.value)
+    with pytest.raises(UserError, match="unknown domain 'lex', 'maths'"):
+        load_domains(Data(sources=sources, domains=("lex", "maths")))

@@ -97,5 +97,5 @@ def test_a_prompt_that_leaves_no_room_is_an_error_that_says_how_long_it_is(tiny_
 def test_a_template_that_rewrites_the_prompt_is_refused_and_not_guessed_at(tiny_base: Base):
     tokenizer = copy.deepcopy(tiny_base.tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{%", "assistant\nThink first.{%")
-    with pytest.raises(UserError, match="no prefix"):
+    with pytest.raises(UserError, match="not a prefix"):
         encode(tokenizer, EXAMPLE, "yes", 512)

@@ -124,7 +124,7 @@ def test_every_format_can_be_a_domain_of_a_root(tmp_path: Path):
     for name, domain in load_domains(Data(root=str(tmp_path))).items():
         assert len(domain.train) == len(domain.test) == NUM, name
     (tmp_path / "table-csv" / "train.json").write_text("[]")
-    with pytest.raises(UserError, match=r"holds train\.csv and train\.json; leave one"):
+    with pytest.raises(UserError, match=r"contains train\.csv and train\.json; keep one"):
         load_domains(Data(root=str(tmp_path)))
 
 
@@ -148,7 +148,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
 def test_a_damaged_packed_file_is_named(tmp_path: Path, data: bytes):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be unpacked"):
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be decompressed"):
         file_rows(path)
 
 
@@ -201,7 +201,7 @@ def test_all_bad_rows_of_a_file_are_named_at_once(tmp_path: Path):
     said = str(error.value)
     assert said.startswith(f"{len(BAD)} rows cannot be used:")
     assert all(f"{path}:{2 * n + 2}: " in said for n in range(len(BAD)))
-    assert "the key 'output' stands twice" in said and "data.skip_bad_rows = true" in said
+    assert "the key 'output' appears twice" in said and "data.skip_bad_rows = true" in said
 
 
 def test_of_many_bad_rows_the_first_ten_are_named_and_a_shared_reason_is_said_once(tmp_path: Path):

@@ -222,5 +222,7 @@ def test_pooling_keeps_out_the_same_examples():
 
 def test_a_validation_share_that_leaves_nothing_is_refused():
     tiny = make_domains({"code": (1, 1)})
-    with pytest.raises(UserError, match=r"data.validation = 0.1 leaves domain 'code' no example to train on"):
+    with pytest.raises(
+        UserError, match=r"data.validation = 0.1 leaves domain 'code' no examples to train on"
+    ):
         partition(tiny, check_settings(VALIDATED, "test"))

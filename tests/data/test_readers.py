@@ -67,7 +67,7 @@ def test_a_field_is_made_of_several_columns():
         Example("Does 7 follow from rain {here}?", "no", "nli"),
         Example("Does wet follow from rain?", "yes", "nli", context="June"),
     ]
-    with pytest.raises(UserError, match="no record has the key 'c' that columns names for instruction"):
+    with pytest.raises(UserError, match="no record has the keys in columns: 'c' \\(for instruction\\)"):
         to_records(rows, "nli", Reading(columns={**columns, "instruction": "{a} and {c}"}))
     rows[0][1]["b"] = None
     with pytest.raises(UserError, match="x:1: instruction is missing"):
@@ -114,16 +114,24 @@ LINE = json.dumps(GOOD)
         (
             "a.jsonl",
             json.dumps({**GOOD, "facts": "Norway"}),
-            [":1", "facts", "str Norway", "a list of texts"],
+            [":1", "facts", "str Norway", "a list of non-empty texts"],
         ),
-        ("a.jsonl", json.dumps({**GOOD, "choices": ["a", 1]}), [":1", "choices", "a list of texts"]),
+        (
+            "a.jsonl",
+            json.dumps({**GOOD, "choices": ["a", 1]}),
+            [":1", "choices", "a list of non-empty texts"],
+        ),
         (
             "a.jsonl",
             json.dumps({**GOOD, "label": "c", "choices": ["a", "b"]}),
             [":1", "label", "str c", "one of the choices ['a', 'b']"],
         ),
-        ("a.jsonl", json.dumps({**GOOD, "facts": ["Norway", ""]}), [":1", "facts", "none of them empty"]),
-        ("a.jsonl", json.dumps({**GOOD, "choices": [" "]}), [":1", "choices", "none of them empty"]),
+        (
+            "a.jsonl",
+            json.dumps({**GOOD, "facts": ["Norway", ""]}),
+            [":1", "facts", "a list of non-empty texts"],
+        ),
+        ("a.jsonl", json.dumps({**GOOD, "choices": [" "]}), [":1", "choices", "a list of non-empty texts"]),
         ("a.jsonl", '{"instruction": "x", "output": "y", "answer": NaN}', [":1", "NaN"]),
         (
             "a.jsonl",
@@ -143,7 +151,7 @@ LINE = json.dumps(GOOD)
         ("a.json", f"[{LINE},\n oops]", ["a.json", "line 2", "oops"]),
         ("a.csv", "", ["a.csv", "no example"]),
         ("a.csv", "instruction,output\n", ["a.csv", "no example"]),
-        ("a.csv", "output,instruction,output\nx,y,z\n", ["a.csv:1", "no name twice"]),
+        ("a.csv", "output,instruction,output\nx,y,z\n", ["a.csv:1", "without duplicates"]),
         ("a.csv", "Where is Oslo?,In Norway.\nWhere is Rome?,In Italy.\n", ["instruction is missing"]),
         ("a.csv", 'instruction,output\n"a\nb",c\nd\n', ["a.csv:4", "found 1 cells", "expected 2"]),
         ("a.csv", 'instruction,output\n"a"b,c\n', ["a.csv:2", "not CSV"]),
@@ -183,7 +191,7 @@ def test_columns_name_known_fields_and_keys_that_are_there():
     rows = [("a:1", GOOD)]
     with pytest.raises(UserError, match="unknown field 'reply'; known fields: instruction, response"):
         to_records(rows, "geo", Reading(columns={"reply": "output"}))
-    with pytest.raises(UserError, match="no record has the key 'sentiment' that columns names for label"):
+    with pytest.raises(UserError, match="no record has the keys in columns: 'sentiment' \\(for label\\)"):
         to_records(rows, "geo", Reading(columns={"label": "sentiment"}))
 
 

@@ -41,12 +41,12 @@ def test_domains_are_sorted_or_in_the_order_asked_for(root):
 
 
 def test_unknown_domain_lists_those_there_are(root):
-    with pytest.raises(UserError, match="unknown domain 'maths'; there are: code, law, math"):
+    with pytest.raises(UserError, match="unknown domain 'maths'; known: code, law, math"):
         load_domains(Data(root=root, domains=("maths",)))
 
 
 def test_a_domain_asked_for_twice_is_an_error(root):
-    with pytest.raises(UserError, match=r"data\.domains: 'code' is named twice"):
+    with pytest.raises(UserError, match=r"data\.domains: 'code' is listed twice"):
         load_domains(Data(root=root, domains=("code", "math", "code")))
 
 
@@ -77,7 +77,7 @@ def test_wrong_root_shows_the_layout(root, tmp_path):
         with pytest.raises(UserError, match=f"{wrong}.*<root>/<domain>/train.jsonl"):
             load_domains(Data(root=str(tmp_path / wrong)))
     (tmp_path / "root" / "notes").mkdir()
-    with pytest.raises(UserError, match=r"notes holds no train.jsonl"):
+    with pytest.raises(UserError, match=r"notes contains no train.jsonl"):
         load_domains(Data(root=root))
 
 
@@ -166,7 +166,7 @@ def test_wrong_sources_are_named(tmp_path):
         load_domains(Data(sources=(Source(domain="d", preset="fingtp"),)))
     with pytest.raises(UserError, match="set one of preset, train and hub"):
         load_domains(Data(sources=(Source(domain="d"),)))
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="listed twice"):
         load_domains(Data(sources=(Source(domain="d"), Source(domain="d"))))
 
 

@@ -74,8 +74,8 @@ def test_other_spellings_of_a_conversation_are_the_same():
         ([{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}]}], "calls tools"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "images or sound"),
         ([{"role": "user", "content": "x"}], "found no answer"),
-        ([{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}], "beginning with user"),
-        ([{"role": "user", "content": "x"}] * 2 + [{"role": "assistant", "content": "y"}], "in turn"),
+        ([{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}], "starting with user"),
+        ([{"role": "user", "content": "x"}] * 2 + [{"role": "assistant", "content": "y"}], "alternating"),
         ([{"role": "narrator", "content": "x"}], "role: found str narrator"),
         ([{"role": "user", "content": 3}, {"role": "assistant", "content": "y"}], "user's turn: found int 3"),
         (

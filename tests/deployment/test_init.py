@@ -96,7 +96,7 @@ def test_a_renewed_certificate_is_another_that_clients_trust_as_they_did_the_fir
         (["server"], "localhost:8443", "each client needs a name of its own, and not server"),
         ([], "localhost:8443", "give --clients"),
         (["../up"], "localhost:8443", "cannot name a folder"),
-        (["mean"], "localhost:8443", "cannot be called 'mean'"),
+        (["mean"], "localhost:8443", "cannot be named 'mean'"),
         (["b\u0430nk"], "localhost:8443", "expected ASCII letters"),  # a Cyrillic letter
         (["bank-1", "bank-l"], "localhost:8443", "'bank-l' looks like 'bank-1'"),
         (["bank", "BANK"], "localhost:8443", "'BANK' looks like 'bank'"),

@@ -186,7 +186,7 @@ def test_a_key_under_a_name_that_looks_like_another_clients_is_refused_before_an
     """Whoever reads the pages of a run would take one client for the other."""
     for name in ("hospita1", "b\u0430nk", "others"):
         (tmp_path / f"keys/{name}.pub").write_text(public(80))
-        with pytest.raises(UserError, match=r"looks like|ASCII|cannot be called"):
+        with pytest.raises(UserError, match=r"looks like|ASCII|cannot be named"):
             register(tmp_path)
         (tmp_path / f"keys/{name}.pub").unlink()
     assert not superlink

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -23,10 +24,11 @@ from fedsdr.experiments.measure import measure_grid
 from fedsdr.experiments.measured_run import Options
 from fedsdr.federation import server_app
 from fedsdr.federation.run import run
+from fedsdr.model.allocator import forget_peak
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import save_round
-from fedsdr.storage import read_json, write_json
+from fedsdr.storage import read_json, read_lines, write_json
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -148,6 +150,17 @@ def test_processes_beside_each_other_give_what_one_after_the_other_gives(grid, t
     cached = [sorted(p.name for p in (tmp_path / d).glob("cache/*/*.json*")) for d in ("straight", "beside")]
     assert cached[0] == cached[1]
     assert "round 1 of 1" in (tmp_path / "beside/fedsd/seed-1/log.txt").read_text()
+    one, other = (
+        {
+            path.relative_to(tmp_path / to): path.read_bytes()
+            for kind in ("server", "evaluation", "clients")
+            for path in (tmp_path / to).glob(f"*/seed-*/{kind}/**/*")
+            if path.is_file()
+        }
+        for to in ("straight", "beside")
+    )
+    assert one == other
+    assert any(path.suffix == ".safetensors" for path in one)
 
 
 def test_the_process_of_each_run_begins_with_what_it_imports_and_without_threads_of_torch():
@@ -159,6 +172,28 @@ def test_the_process_of_each_run_begins_with_what_it_imports_and_without_threads
         )
         assert found
         assert product.result(timeout=120) == 512**3
+
+
+def test_a_process_loads_the_model_once_for_its_runs(grid, tmp_path: Path):
+    plan = read_grid(grid(), tmp_path / "out", jobs=1)
+    misses = "__import__('fedsdr.federation.model_cache', fromlist=['_']).load_model.cache_info().misses"
+    with module.worker() as process:
+        if process._max_tasks_per_child:
+            pytest.skip("this system does not count the peak of memory anew")
+        for settings in plan.runs.values():
+            process.submit(module._finish_logged, settings).result()
+        assert process.submit(eval, misses).result() == 1
+
+
+@pytest.mark.skipif(not forget_peak(), reason="this system does not count the peak of memory anew")
+def test_the_memory_of_a_run_is_not_that_of_an_earlier_one_in_its_process(grid, tmp_path: Path):
+    np.ones(10**8)  # 800 MB
+    compare(grid(seeds="[0]", vary='{method = ["fedit"]}'), tmp_path / "out")
+    (end,) = [
+        event for event in read_lines(RunFolder(tmp_path / "out/fedit/seed-0").log) if event["event"] == "end"
+    ]
+    now = psutil.Process().memory_info().rss
+    assert now / 2 < end["peak_memory"] < now + 4e8
 
 
 def test_a_grid_takes_up_its_runs_whatever_number_goes_on_at_a_time(grid, tmp_path: Path):
@@ -229,7 +264,7 @@ def test_arms_may_have_settings_of_their_own(grid, tmp_path: Path):
 
 def test_the_grids_of_the_page_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(RECIPES.parent)
-    page = (RECIPES.parent / "docs/methods.md").read_text()
+    page = (RECIPES.parent / "docs/compare.md").read_text()
     grids = re.findall(r"```toml\n(recipe = .*?)```", page, re.S)
     assert len(grids) == 2
     for text in grids:

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts, example_losses
+from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.experiments.compare import compare
-from fedsdr.experiments.frontier import ScoredRun, frontier, frontier_sheet
+from fedsdr.experiments.frontier import ScoredRun, by_domain, domain_sheet, frontier, frontier_sheet
 from fedsdr.experiments.measure import measure, measure_grid
 from fedsdr.experiments.measured_run import MeasuredRun, Options
 from fedsdr.federation import client_context
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run
+from fedsdr.model.loss import mean_losses
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import read_result, read_settings
 from fedsdr.storage import read_json
@@ -85,7 +86,7 @@ def check_losses(settings: Settings, found: dict, name: str) -> None:
     client_context.close_clients()
     loaded = MeasuredRun(Path(settings.run.dir), read_settings(Path(settings.run.dir)), Options())
     for client in loaded.clients:  # one domain each
-        tokens = [one.num_response_tokens for one in sorted(client.tests.raw, key=lambda one: one.ids)]
+        tokens = [one.num_response_tokens for one in client.tests.raw]
         mean = np.average(record["test"][client.id], weights=tokens)
         assert mean == pytest.approx(scores[client.id]["loss"], abs=1e-5)
 
@@ -107,7 +108,7 @@ def test_kl_is_that_of_the_two_softmaxes_token_by_token(tiny_base, tiny_settings
         before = lora.base.model(ids).logits[0, at].log_softmax(1)
     with one.inference(lora):
         after = lora.base.model(ids).logits[0, at].log_softmax(1)
-        (loss,) = example_losses(lora.base, [text], 4)
+        (loss,) = mean_losses(lora.base, [text], 4)
     expected = (
         torch.nn.functional.kl_div(after, before, log_target=True, reduction="sum") / text.num_response_tokens
     )
@@ -167,6 +168,30 @@ def test_gains_of_one_word_domains_are_also_given_apart():
     runs = [scored("fedit", {"labels": 1.0, "texts": 1.5}), scored("fedsd", {"labels": 2.0, "texts": 1.0})]
     found = {r["of"]: r["difference"] for r in frontier(runs, {"global": "fedit"}, ["labels"])}
     assert found == pytest.approx({"all": 0.5 - 0.75, "free text": 0.5, "one word": -1.0})
+
+
+def test_in_each_domain_the_control_is_the_one_model_that_is_best_over_all():
+    """At C = 0.16 lambda = 0.5 gains 0.1 and 0.5, lambda = 1 gains 0.6 and -0.2: the first is better by mean.
+
+    An arm that gains 0.4 in both differs by 0.3 and -0.1, not by -0.2 as from a control chosen for a alone.
+    """
+
+    def scored(arm: str, points: list[tuple[float, float, float, float]]) -> ScoredRun:
+        base = {part: {"a": [2.0], "b": [2.0]} for part in ("test", "validation")}
+        models = [{"model": "base", "round": 0, "scale": 0, **base}]
+        for scale, cost, a, b in points:
+            own = {part: {"a": [2.0 - a], "b": [2.0 - b]} for part in ("test", "validation")}
+            models.append({"model": "global", "round": 1, "scale": scale, "kl": [cost], **own})
+        return ScoredRun(arm, 0, models)
+
+    runs = [
+        scored("fedit", [(0.5, 0.04, 0.1, 0.5), (1.0, 0.16, 0.6, -0.2)]),
+        scored("fedsd", [(1.0, 0.16, 0.4, 0.4)]),
+    ]
+    found = by_domain(runs, {"global": "fedit"})
+    assert {r["domain"]: r["difference"] for r in found} == pytest.approx({"a": 0.3, "b": -0.1})
+    (row,) = domain_sheet(found).rows
+    assert row[-2] == "b"
 
 
 def test_seeds_beyond_the_controls_range_are_not_counted_among_those_of_the_means():

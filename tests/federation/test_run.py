@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedsdr.config import Settings
 from fedsdr.data import sandbox
 from fedsdr.data.lengths import ANSWER_CUT, TOO_LONG
 from fedsdr.errors import Diverged, UserError
+from fedsdr.evaluate import tasks
 from fedsdr.federation import client_context
 from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
@@ -25,6 +26,8 @@ from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.federation.server_app import is_due
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.model.base import Base
+from fedsdr.model.generation import Answer, stream
 from fedsdr.progress import here
 from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
@@ -216,6 +219,33 @@ def test_evaluation_comes_every_so_many_rounds_and_always_at_the_end(quick):
     assert names == [f"round-000{number}.json" for number in (0, 2, 4, 5)]
 
 
+def test_clients_get_the_answers_of_the_global_model_that_each_would_get_alone(
+    quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """They are written together, but where an answer depends on its batch."""
+    sizes: list[int] = []
+
+    def counted(base: Base, prompts: Sequence[Sequence[int]], *rest: Any) -> Iterator[tuple[int, Answer]]:
+        sizes.append(len(prompts))
+        return stream(base, prompts, *rest)
+
+    monkeypatch.setattr(tasks, "stream", counted)
+    found = []
+    for name, is_independent in (("together", True), ("alone", False)):
+        if not is_independent:
+            monkeypatch.setattr(Base, "has_independent_rows", False)
+        load_model.cache_clear()
+        settings = quick(**{"method": "fedsdr", "data.num_test": 2, "run.dir": tmp_path / name})
+        folder = RunFolder(run(settings).folder)
+        paths = folder.clients.rglob("evaluation/*.jsonl")
+        found.append({path.relative_to(folder.path): path.read_bytes() for path in paths})
+        spent = [event["seconds"] for event in read_lines(folder.log) if event["event"] == "evaluate"]
+        assert min(spent) > 0
+    assert found[0] == found[1]
+    # Base, global, and two personalised models; then each by client.
+    assert sizes == [4, 4, 2, 2] + 6 * [2]
+
+
 @pytest.mark.parametrize(
     ("num_rounds", "due"),
     [(3, [0, 3]), (19, [0, 19]), (20, [*range(0, 21, 2)]), (204, [*range(0, 201, 20), 204])],
@@ -229,7 +259,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(quick):
     settings = quick()
     run(settings)
     log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"already holds a run.*fedsdr resume"):
+    with pytest.raises(UserError, match=r"already contains a run.*fedsdr resume"):
         run(settings)
     assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
 
@@ -262,7 +292,7 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
 def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
     folder = run(quick()).folder
     (folder / "nonce").write_text("1")
-    with pytest.raises(UserError, match=r"data is at the clients.*by the command that began it.*--on SERVER"):
+    with pytest.raises(UserError, match=r"which have the data.*by the command that started it.*--on SERVER"):
         resume(folder)
 
 

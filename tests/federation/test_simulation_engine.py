@@ -26,7 +26,7 @@ SHORT = {"server.num_rounds": 2, "client.local_steps": 2, "data.domains": ["fina
 
 def left_by(folder: Path) -> dict[str, bytes]:
     """What a run computed: adapters of all rounds, rewritings, answers, private adapters."""
-    kinds = ("*.safetensors", "distilled*.jsonl", "answers*.jsonl")
+    kinds = ("*.safetensors", "distilled*.jsonl", "evaluation/*.jsonl")
     return {str(path.relative_to(folder)): path.read_bytes() for kind in kinds for path in folder.rglob(kind)}
 
 

@@ -74,5 +74,5 @@ def test_prompt_that_is_no_prefix_is_an_error(tiny_base: Base) -> None:
     ):
         assert template != CHAT_TEMPLATE
         tokenizer.chat_template = template
-        with pytest.raises(fedsdr.UserError, match="no prefix of its conversation"):
+        with pytest.raises(fedsdr.UserError, match="not a prefix of its conversation"):
             encode(tokenizer, EXAMPLES[0], EXAMPLES[0].response, 128)

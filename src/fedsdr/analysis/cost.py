@@ -1,4 +1,4 @@
-"""What a model costs: its distance from the base on prompts that no client has; and its losses by example.
+"""What a model costs: its distance from the base on prompts that no client has.
 
 With 200 fixed prompts p of our own (`data/drift_prompts.txt`) and the base's greedy answer a to each, of at
 most 64 tokens a_1 ... a_T, end of turn included,
@@ -29,7 +29,7 @@ from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.model.likelihood import NO_LIMIT
-from fedsdr.model.loss import FEW, response_states, token_losses
+from fedsdr.model.loss import FEW, response_states
 from fedsdr.progress import track
 from fedsdr.rows import Adapter
 
@@ -138,12 +138,6 @@ def _divergences(
             values += ((log_base.exp() * (log_base - log_model)).sum(dim=1)).tolist()
     means = [_means(values, lengths) for values in by_token]
     return [list(of_answer) for of_answer in zip(*means, strict=True)]
-
-
-def example_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[float]:
-    """Mean loss per response token of each conversation, in nats; called inside `Scaled.inference`."""
-    by_token = token_losses(base, conversations, batch_size)
-    return [sum(losses) / len(losses) for losses in by_token]
 
 
 def _means(values: Sequence[float], lengths: Sequence[int]) -> list[float]:

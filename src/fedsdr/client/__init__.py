@@ -1,1 +1,1 @@
-"""4. A client's round: take what was sent, train, pack what leaves."""
+"""4. A client's round: load the broadcast, train, pack the reply."""

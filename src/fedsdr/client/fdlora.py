@@ -1,14 +1,14 @@
-"""Adaptive fusion: one adapter from the shared and the private one, with weights found without gradients.
+"""Adaptive fusion: combine the shared and the private adapter into one, with weights found without gradients.
 
-A = w1 A_s + w2 A_p and B = w1 B_s + w2 B_p, so B A has the products of the one with the other too. w1 and w2
-are those with the least loss on a few of the client's own training examples, among some tens of trials
-in [-1.5, 1.5]^2.
+A = w1 A_s + w2 A_p and B = w1 B_s + w2 B_p, so B A also contains the cross products of the two adapters. w1
+and w2 minimise the loss on a few of the client's own training examples, over a few dozen trials in [-1.5,
+1.5]^2.
 
-Paper: Qi et al., FDLoRA, arXiv 2406.07925 (AdaFusion), which takes the search from LoraHub (Huang
-et al., COLM 2024, arXiv 2307.13269): the bounds, the penalty 0.05 mean |w| and 40 trials are its public
-code's. Differs: DIRECT (Jones et al. 1993) takes the place of Nevergrad's optimizer. It draws nothing, and
-its first trials are the base, and plus and minus each adapter alone, so the fusion is never worse than
-either, by loss and penalty.
+Paper: Qi et al., FDLoRA, arXiv 2406.07925 (AdaFusion), which takes the search from LoraHub (Huang et al.,
+COLM 2024, arXiv 2307.13269): the bounds, the penalty 0.05 mean |w| and 40 trials come from its public code.
+Differs: DIRECT (Jones et al. 1993) replaces Nevergrad's optimizer. It is deterministic, and its first trials
+are the base, and plus and minus each adapter alone, so the fusion is never worse than either adapter in loss
+plus penalty.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ PENALTY = 0.05
 
 @dataclass(frozen=True)
 class Fusion:
-    """Weights of two adapters, and what was found with them."""
+    """Weights of two adapters, and the results with them."""
 
     shared: float
     private: float
@@ -37,7 +37,7 @@ class Fusion:
 
     @property
     def objective(self) -> float:
-        """What the search makes small."""
+        """The objective that the search minimises."""
         return self.loss + PENALTY * (abs(self.shared) + abs(self.private)) / 2
 
 
@@ -51,12 +51,12 @@ def fuse(
 def search_fusion(
     model: LoraModel, examples: Sequence[Conversation], num_evaluations: int, batch_size: int
 ) -> Fusion:
-    """Find the weights of the two adapters, and leave their fusion in place of the private one.
+    """Find the weights of the two adapters, and replace the private adapter by their fusion.
 
     Args:
-        model: Holding the shared adapter and the client's private one.
+        model: Holds the shared adapter and the client's private one.
         examples: Some of the client's training examples.
-        num_evaluations: After about so many trials the search ends.
+        num_evaluations: Approximate number of trials.
         batch_size: Examples in one forward pass.
     """
     shared, private = model.state("shared"), model.state("private")

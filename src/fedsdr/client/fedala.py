@@ -1,13 +1,13 @@
-"""Adaptive local aggregation: a client begins a round between its own last adapter and the one it was sent.
+"""Adaptive local aggregation: a client starts a round between its own last adapter and the broadcast one.
 
-Theta = theta_own + W (theta_sent - theta_own), number by number, W in [0, 1]. W begins at one, which takes
-what was sent; it learns by W <- clip(W - eta (theta_sent - theta_own) dL/dTheta) on a share of the client's
-raw data, drawn anew in each round, and is saved between rounds. The first time it learns until the loss
-settles, afterwards in one pass.
+Theta = theta_own + W (theta_sent - theta_own), elementwise, W in [0, 1]. W starts at one, which is the
+broadcast adapter. It is trained by W <- clip(W - eta (theta_sent - theta_own) dL/dTheta) on a share of the
+client's raw data, drawn afresh in each round, and is saved between rounds. The first time it trains until the
+loss settles, afterwards for one pass.
 
-Paper: Zhang et al., FedALA, AAAI 2023, arXiv 2212.01197; variants as in its public code. Differs: the tensors
-of the shared adapter that travel take the place of the model's upper layers; examples are drawn one by one,
-where the code takes neighbours; a last, smaller batch counts too; the first learning has an end
+Paper: Zhang et al., FedALA, AAAI 2023, arXiv 2212.01197; variants as in its public code. Differs: the
+transmitted tensors of the shared adapter replace the model's upper layers; examples are drawn independently,
+while the code takes a contiguous block; a last, smaller batch counts too; the first training is bounded
 (`MOST_PASSES`).
 """
 
@@ -31,7 +31,7 @@ from fedsdr.rows import Factor
 from fedsdr.seeds import seed_for
 
 SETTLED = 0.1
-"""Standard deviation of the last `NUM_LOSSES` passes' losses below which the first learning ends."""
+"""The first training of W ends when the standard deviation of the last `NUM_LOSSES` losses is below this."""
 NUM_LOSSES = 10
 MOST_PASSES = 30
 
@@ -45,20 +45,20 @@ def aggregate_locally(
     seed: int,
     shared_factors: Sequence[Factor] = ("A", "B"),
 ) -> tuple[Float32, dict[str, float]]:
-    """Move the shared adapter to where the client begins its round, and learn W meanwhile.
+    """Move the shared adapter to the client's starting point of the round, and train W.
 
     Args:
-        model: `shared` as it was sent, `private` holding the client's own last shared adapter.
-        conversations: The client's raw ones.
-        weights: W as the client saved it (num_values,), in the order of the layers; None at first.
+        model: `shared` is the broadcast adapter, `private` the client's own last shared adapter.
+        conversations: The client's raw conversations.
+        weights: W as saved by the client (num_values,), in the order of the layers; None at first.
         fedala: Share and eta.
         batch_size: Conversations in one step.
         seed: Seed of this client and round.
-        shared_factors: Which factors of the shared adapter travel.
+        shared_factors: The transmitted factors of the shared adapter.
 
     Returns:
-        The new W, and as in `local_update` the losses, steps and tokens, under train/weights. A step is
-        a forward and a backward pass over one batch.
+        The new W, and the losses, steps and tokens as in `local_update`, under train/weights. A step is a
+        forward and a backward pass over one batch.
     """
     model.set(("shared",), ("shared",), shared_factors)
     pairs = zip(model.parameters(("shared",)), model.parameters(("private",)), strict=True)
@@ -86,14 +86,14 @@ def aggregate_locally(
 
 
 def _move(parameters: Sequence[nn.Parameter], own: Tensor, sent: Tensor, w: Tensor) -> None:
-    """Set the parameters to own + W (sent - own): to the last bit what was sent where W is one."""
+    """Set the parameters to own + W (sent - own): bit-identical to the broadcast values where W is one."""
     new = torch.lerp(own, sent, w).split([value.numel() for value in parameters])
     for value, part in zip(parameters, new, strict=True):
         value.data.copy_(part.view_as(value))
 
 
 def _is_settled(of_passes: Sequence[float]) -> bool:
-    """Whether the first learning may end, by the loss of each pass's last batch."""
+    """Whether the first training of W may end, judged by the loss of each pass's last batch."""
     return len(of_passes) == MOST_PASSES or (
         len(of_passes) > NUM_LOSSES and pstdev(of_passes[-NUM_LOSSES:]) < SETTLED
     )

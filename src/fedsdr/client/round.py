@@ -1,15 +1,15 @@
-"""A client's round: load what was sent, smooth, rectify, pack what leaves, save what stays.
+"""A client's round: load the broadcast, smooth, rectify, pack the reply, save the client's state.
 
 Notation: R the shared adapter (LoRA-R), S the private one (LoRA-S), k the client, t the round.
 
-    load      R_k <- R_t; S_k <- the client's own
-    smooth    S_k learns on the rewritten data
-    rectify   R_k learns on the raw data
-    pack      R_k, or its change, leaves: rounded, or with noise, as the run demands
-    save      S_k stays, with what the client must remember
+    load      R_k <- R_t; S_k <- the client's saved adapter
+    smooth    train S_k on the rewritten data
+    rectify   train R_k on the raw data
+    pack      send R_k or its change: rounded, or with noise, as the run is configured
+    save      keep S_k at the client, with the rest of its state
 
-Smooth and rectify are FedSDR's stages; another method has others (`methods`). Nothing here depends on how
-messages travel.
+Smooth and rectify are FedSDR's stages; other methods have others (`methods`). Nothing here depends on the
+transport of messages.
 
 Paper: Ren et al., FedSDR, ICML 2026, arXiv 2605.18028, section 4.
 """
@@ -41,12 +41,12 @@ from fedsdr.run_folder import ClientFolder
 from fedsdr.seeds import seed_for
 
 ERROR_FEEDBACK, WEIGHTS = "error_feedback", "weights"
-"""Names of saved arrays, as `wire.CONTROL_VARIATES` is: what messages lost, and W of fedala."""
+"""Names of saved arrays, like `wire.CONTROL_VARIATES`: rounding errors of messages, and W of fedala."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run demands of its clients, the same in all rounds."""
+    """What a run requires of its clients, the same in all rounds."""
 
     method: Method
     aggregation: Aggregation
@@ -59,53 +59,53 @@ class Plan:
     privacy: Privacy
     num_rounds: int
     max_norm: float
-    """Largest norm of a tensor that the server accepts."""
+    """Largest norm of a tensor accepted by the server."""
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     base: str
-    """Public name of the base model, for the files of adapters."""
+    """Public name of the base model, written into adapter files."""
 
 
 @dataclass(frozen=True)
 class Participant:
-    """Client k, as its rounds need it."""
+    """Client k: everything that its rounds need."""
 
     id: str
     folder: Path
     views: Views
     ledger: Ledger | None = None
-    """Its account of noised updates, where it has one."""
+    """Its record of noised updates, if it keeps one."""
     on_step: OnStep | None = None
     """Called after each optimizer step."""
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """What the server sent."""
+    """The content of the server's message."""
 
     shared: Arrays
-    """The part of R that travels down."""
+    """The transmitted part of R."""
     residual: Arrays = field(default_factory=dict)
-    """What the aggregation added to the base."""
+    """The residual that the aggregation added to the base."""
     control_variates: Float32 | None = None
-    """c, where the drift correction has control variates."""
+    """c, if the drift correction uses control variates."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What leaves the client."""
+    """The content of the client's reply."""
 
     arrays: Mapping[str, NDArray[Any]]
-    """As `wire.layout` has them."""
+    """Laid out as in `wire.layout`."""
     metrics: dict[str, float]
 
 
 def run_round(model: LoraModel, client: Participant, plan: Plan, server_round: int, sent: Broadcast) -> Reply:
-    """Do one round at one client; the model holds its adapters afterwards.
+    """Run one round at one client; afterwards the model holds its adapters.
 
     Raises:
-        Diverged: Training did, or the server would drop the update.
-        UserError: What the client saved is damaged, or its account of privacy is exhausted.
+        Diverged: Training diverged, or the server would drop the update.
+        UserError: The client's saved state is damaged, or its privacy budget is exhausted.
     """
     rank, rate = plan.lora.rank_of(client.id), learning_rate(plan.training, server_round, plan.num_rounds)
     received = wire.cut(sent.shared, rank)
@@ -144,16 +144,16 @@ def run_round(model: LoraModel, client: Participant, plan: Plan, server_round: i
 def load_adapters(
     model: LoraModel, client: Participant, plan: Plan, server_round: int, sent: Broadcast, rank: int
 ) -> State:
-    """Load R_t, its first `rank` ranks, what the aggregation added to the base, and the client's own adapter.
+    """Load R_t up to its first `rank` ranks, the aggregation's residual, and the client's own adapter.
 
     Ranks beyond are zero in both factors. So are their gradients, and they stay zero in training.
 
     Returns:
-        What the client saved before this round.
+        The client's state before this round.
     """
     state = load_state(client.folder, server_round, plan.method.has_personal)
     shapes = model.shapes("shared")
-    if len(sent.shared) < len(shapes):  # what does not travel follows from the run's seed
+    if len(sent.shared) < len(shapes):  # factors that are not sent follow from the run's seed
         path = ("round", server_round) if plan.aggregation.is_fresh else ()
         model.initialise("shared", seed_for(plan.seed, "shared", *path))
     drawn = {key: value.numpy() for key, value in model.state("shared").items()}
@@ -175,7 +175,7 @@ def has_own_model(state: State, aggregation: Aggregation) -> bool:
 def _prepare(
     model: LoraModel, client: Participant, plan: Plan, server_round: int, state: State
 ) -> tuple[dict[str, float], Arrays]:
-    """Do what the method does before the stages of a round; return metrics, and arrays to save."""
+    """Run the method's steps before the stages of a round; return metrics, and arrays to save."""
     if not plan.method.keeps_private:
         model.initialise("private", _seed(plan, client, "private", server_round))
     if not has_own_model(state, plan.aggregation):
@@ -200,7 +200,7 @@ def _prepare(
 
 
 def _control_variates(sent: Broadcast, state: State) -> ControlVariates | None:
-    """C and c_k, which is zero at first; None without them."""
+    """C and c_k, which is zero at first; None without control variates."""
     if sent.control_variates is None:
         return None
     own = state.arrays.get(wire.CONTROL_VARIATES)
@@ -220,11 +220,11 @@ def _drift(model: LoraModel, plan: Plan, control_variates: ControlVariates | Non
 def _pack(
     client: Participant, plan: Plan, server_round: int, trained: Arrays, received: Arrays, state: State
 ) -> tuple[dict[str, NDArray[Any]], Arrays]:
-    """The arrays of the reply, and what rounding lost of them, to be saved.
+    """The arrays of the reply, and their rounding error, to be saved.
 
     Raises:
-        Diverged: The server would drop the update. Not under local privacy, which bounds the change itself:
-            whether it had to is the client's secret.
+        Diverged: The server would drop the update. Not raised under local privacy, which bounds the change
+            itself: whether it exceeded the bound is the client's secret.
     """
     new = {key: value for key, value in trained.items() if plan.method.sends(key, plan.aggregation)}
     if plan.privacy.kind == "local":
@@ -237,14 +237,14 @@ def _pack(
 
 
 def require_acceptable(trained: Arrays, plan: Plan) -> None:
-    """Refuse an update that the server would drop, at the client, where the reason can be given.
+    """Reject, at the client, an update that the server would drop, and report the reason.
 
     Raises:
         Diverged: A tensor of the shared adapter is not finite, or its norm exceeds `server.max_norm`.
     """
     for value in trained.values():
         norm = float(np.linalg.norm(value.astype(np.float64)))
-        if not norm <= plan.max_norm:  # which NaN is not
+        if not norm <= plan.max_norm:  # also true for NaN
             raise Diverged(
                 f"{here()}: training diverged: a tensor of the shared adapter has the norm {norm:.3g}; lower"
                 f" client.learning_rate = {plan.training.learning_rate}"
@@ -252,7 +252,7 @@ def require_acceptable(trained: Arrays, plan: Plan) -> None:
 
 
 def _num_shared_steps(method: Method, metrics: Mapping[str, float]) -> float:
-    """K: optimizer steps of the shared adapter in this round, each weighed by its rate over the round's."""
+    """K: optimizer steps of the shared adapter in this round, each weighted by its rate over the round's."""
     stages = zip(method.stage_names(), method.stages, strict=True)
     return sum(
         metrics[f"train/{name}/num_steps"] * stage.rate for name, stage in stages if "shared" in stage.train

@@ -1,19 +1,19 @@
-"""Control variates: what the other clients add to a client's steps, and what it sends them of its own.
+"""Control variates: the correction of a client's steps by the other clients, and the client's contribution.
 
-Notation: x the broadcast shared adapter, y the same after K local steps of rate lr, c_k the control
+Notation: x the broadcast shared adapter, y the adapter after K local steps of rate lr, c_k the control
 variate of client k and c the server's, their mean; all are zero at first. SCAFFOLD, option II:
 
     each step   y <- y - lr (g + c - c_k), with g the gradient
     afterwards  c_k+ = c_k - c + (x - y) / (K lr), which is the mean of the K gradients
     to send     dc_k = c_k+ - c_k = (x - y) / (K lr) - c
 
-With another optimizer than plain SGD, c_k is the mean of the steps it took, divided by lr. All are of the
-part of the shared adapter that travels, as one vector (num_values,), packed as in `wire`. The step is in
+With an optimizer other than plain SGD, c_k is the mean of its steps, divided by lr. All variates cover the
+transmitted part of the shared adapter, as one vector (num_values,), packed as in `wire`. The step is in
 `client.drift`, c in `server.strategy`.
 
-c_k+ is made from dc_k as it is sent, so a client that is alone keeps c_k = c to the last bit, and trains as
-if there were no correction. A client does not learn whether the server used its message: of a dropped one
-c_k+ stays here, and c lacks it.
+c_k+ is computed from dc_k as sent, so a single client keeps c_k = c to the last bit, and trains as without a
+correction. A client does not learn whether the server used its message: if the message was dropped, the
+client still keeps c_k+, and c lacks it.
 
 Paper: Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1, option II.
 """
@@ -27,14 +27,14 @@ from fedsdr.messages.wire import Float32
 
 @dataclass(frozen=True)
 class ControlVariates:
-    """c and c_k as a client begins a round with them."""
+    """c and c_k at the beginning of a client's round."""
 
     server: Float32
     own: Float32
 
     @property
     def shift(self) -> Float32:
-        """What is added to each gradient: c - c_k."""
+        """The correction of each gradient: c - c_k."""
         return self.server - self.own
 
     def change(self, x: Float32, y: Float32, num_steps: float, rate: float) -> Float32:

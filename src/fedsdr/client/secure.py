@@ -1,14 +1,15 @@
-"""A client's part in a secure sum (`messages.secure_sum`): what it publishes, checks and refuses.
+"""The client side of a secure sum (`messages.secure_sum`): what it publishes, checks and refuses.
 
-The server is not believed. Each step checks what came against what the client saved, is saved before its
-answer leaves, and is answered once: two answers of one step could differ by what a mask hides.
+The client does not trust the server. Each step checks the message against the client's saved state, is saved
+before its answer is sent, and is answered only once: two answers to one step could differ by what a mask
+hides.
 
-    begin      draws secrets; publishes two keys, signed
-    shares     checks the list of the round; encrypts for each client a share of the own secrets
-    masked     y_k, masked with those whose shares came
-    confirm    signs whose vectors are in the sum: one list a round of a run, ever, with one set of
-               weights, broadcast and settings: two sums that differ in these could show one client's change
-    unmask     gives shares of the seed of each of them, and of the key of each other client
+    begin      draws secrets; publishes two signed keys
+    shares     checks the list of the round; encrypts for each client a share of the client's own secrets
+    masked     y_k, masked with the clients whose shares arrived
+    confirm    signs whose vectors are in the sum: only one list per round of a run, with one set of
+               weights, broadcast and settings. Two sums that differ in these could reveal one change
+    unmask     sends shares of the seed of each of these clients, and of the key of each other client
 """
 
 import io
@@ -37,19 +38,19 @@ from fedsdr.storage import SECRET, read_json, write_file, write_json
 
 SESSION = "session.json"
 STEPS = ("roll", "sealed", "survivors", "unmasked")
-"""What is saved in the steps after `begin`, in their order; after the last one nothing is."""
+"""Keys saved by the steps after `begin`, in order; the last step saves nothing."""
 
 
 @dataclass(frozen=True)
 class Peers:
-    """Whom a client of a deployment sums with; the server has no part in these keys."""
+    """The peers of a deployed client in secure sums; the server never holds these keys."""
 
     key: Path
-    """Private key of the own node."""
+    """Private key of this node."""
     folder: Path
     """Public keys of the nodes of other clients, <client>.pub."""
     least: int
-    """Of how many clients a sum must be."""
+    """Minimum number of clients in a sum."""
 
     def sign(self, text: bytes) -> bytes:
         """Sign as this client."""
@@ -58,10 +59,10 @@ class Peers:
         return key.sign(text, ECDSA(SHA384()))
 
     def has_signed(self, client: str, signature: bytes, text: bytes) -> bool:
-        """Whether a signature is that of another client."""
+        """Whether a signature was made by the given other client."""
         known = {path.stem: path for path in self.folder.glob("*.pub")}
         if client not in known:
-            raise UserError(f"{self.folder} has no key of client {client} (`fedsdr deploy peers`)")
+            raise UserError(f"{self.folder} contains no key of client {client} (`fedsdr deploy peers`)")
         key = serialization.load_ssh_public_key(known[client].read_bytes())
         assert isinstance(key, EllipticCurvePublicKey)
         with suppress(InvalidSignature):
@@ -79,29 +80,29 @@ def begin(
     num_examples: int,
     most: float | None,
 ) -> Card:
-    """Save a change that is to be summed, with new secrets; return what the client publishes.
+    """Save a change to be summed, with new secrets; return the client's public keys and signature.
 
     Args:
-        folder: Of secure sums, in the client's folder.
+        folder: Folder for secure sums, in the client's folder.
         peers: Keys; None in a simulation, where nothing is signed.
         server_round: The round.
         about: `secure_sum.round_digest`.
-        change: What was learnt (num_values,).
+        change: The trained change (num_values,).
         num_examples: n_k.
-        most: Norm to clip the change to, all clients weighing alike; None: as it is, times n_k / n.
+        most: Norm to clip the change to, with equal weights; None: no clipping, weight n_k / n.
 
     Raises:
-        Diverged: A number changed by more than can be encoded.
+        Diverged: A change is too large to be encoded.
     """
     if most is None and (largest := float(np.abs(change).max(initial=0))) > LARGEST:
-        raise Diverged(f"training diverged: a number of the shared adapter changed by {largest:.3g}")
+        raise Diverged(f"training diverged: a parameter of the shared adapter changed by {largest:.3g}")
     own = secure_sum.draw_secrets()
     card = Card(secure_sum.public(own.mask), secure_sum.public(own.seal), num_examples, b"")
     if peers:
         card = replace(card, signature=peers.sign(card.signed(about)))
     for old in folder.glob("*.npy"):
         old.unlink()
-    # Under a name of its own: no other session may mask it.
+    # Under a unique name: no other session may mask it.
     data = io.BytesIO()
     np.save(data, change)
     write_file(folder / f"{card.mask.hex()}.npy", data.getvalue(), SECRET)
@@ -120,10 +121,10 @@ class Session:
     """One round of a client, from the file that `begin` wrote."""
 
     def __init__(self, folder: Path, client: str, peers: Peers | None, server_round: int) -> None:
-        """Read what was saved; `folder` and `peers` as `begin` takes them.
+        """Read the saved session; `folder` and `peers` are as in `begin`.
 
         Raises:
-            UserError: The client has begun no sum of that round.
+            UserError: The client has not begun a sum of this round.
         """
         self.folder, self.client, self.peers, self.round = folder, client, peers, server_round
         self.saved = read_json(folder / SESSION) if (folder / SESSION).exists() else {}
@@ -134,21 +135,21 @@ class Session:
         self.card = secure_sum.read_roll(self.saved["card"])[0][""]
 
     def shares(self, roll: str) -> dict[str, bytes]:
-        """Encrypted shares of the own secrets, by the client that they are for.
+        """Encrypted shares of the client's own secrets, keyed by recipient.
 
         Raises:
-            UserError: A client of the list is not known or has not signed, or they are too few.
+            UserError: A listed client is unknown or has not signed, or the list is too short.
         """
         self._require_next("roll")
         cards, _ = secure_sum.read_roll(roll)
         if cards.get(self.client) != self.card:
-            raise UserError("secure aggregation: the list of the round does not have this client's own keys")
+            raise UserError("secure aggregation: the list of the round lacks this client's own keys")
         self._require_listed(list(cards), list(cards))
         for name, card in cards.items():
             if self.peers and not self._has_signed(name, card.signature, card.signed(self.about)):
                 raise UserError(
-                    f"secure aggregation: client {name} has not signed the keys that the server has of it for"
-                    " this round, or was sent another model or other settings"
+                    f"secure aggregation: client {name} did not sign the keys that the server lists for it in"
+                    " this round, or received another model or other settings"
                 )
         least = secure_sum.threshold(len(cards))
         seeds, keys = (secure_sum.split(part, len(cards), least) for part in (self.own.seed, self.own.mask))
@@ -162,10 +163,10 @@ class Session:
         """The masked change (num_values,).
 
         Args:
-            sealed: Encrypted shares for this client, by the client that they are of.
+            sealed: Encrypted shares for this client, keyed by sender.
 
         Raises:
-            UserError: Clients that are not on the list, or too few of them.
+            UserError: It names clients that are not on the list, or too few.
         """
         self._require_next("sealed")
         cards, cap = secure_sum.read_roll(self.saved["roll"])
@@ -186,8 +187,8 @@ class Session:
         """Sign the names of the clients whose vectors are in the sum; empty in a simulation.
 
         Raises:
-            UserError: They are too few, or differ from an earlier attempt at this round, as do weights,
-                broadcast or settings.
+            UserError: They are too few, or they, the weights, the broadcast or the settings differ from an
+                earlier attempt at this round.
         """
         self._require_next("survivors")
         self._require_listed(survivors, list(self.saved["sealed"]))
@@ -195,28 +196,28 @@ class Session:
         confirmed = read_json(path) if path.exists() else {}
         cards, cap = secure_sum.read_roll(self.saved["roll"])
         now = secure_sum.capped({name: cards[name].num_examples for name in sorted(survivors)}, cap)
-        # It holds the run's name, which changes where the folder of a simulation is moved.
+        # It contains the run's name, which changes if the folder of a simulation is moved.
         about = self.saved["about"] if self.peers else ""
         before_about, before = confirmed.setdefault(str(self.round), [about, now])
         if before_about != about:
             raise UserError(
-                f"secure aggregation: round {self.round} had a sum; one with another model or other settings"
-                " would show what single clients sent"
+                f"secure aggregation: round {self.round} already has a sum; another model or other settings"
+                " would reveal what single clients sent"
             )
         if before != now:
             raise UserError(
-                f"secure aggregation: round {self.round} had a sum of {_listed(before)}; another one of"
-                f" {_listed(now)} would show what single clients sent"
+                f"secure aggregation: round {self.round} already has a sum of {_listed(before)}; one of"
+                f" {_listed(now)} would reveal what single clients sent"
             )
         write_json(path, confirmed)
         self._save("survivors", sorted(survivors))
         return self.peers.sign(self._survivors_digest()) if self.peers else b""
 
     def unmask(self, signatures: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Shares by client: of its seed if it is in the sum, of its key if it was lost.
+        """Shares by client: of the seed if its vector is in the sum, of the key if it was lost.
 
         Raises:
-            UserError: Too few clients have signed the list that this one has signed.
+            UserError: Too few clients have signed the same list as this one.
         """
         self._require_next("unmasked")
         survivors, (cards, _) = self.saved["survivors"], secure_sum.read_roll(self.saved["roll"])
@@ -225,16 +226,16 @@ class Session:
             signed = [name for name in survivors if self._has_signed(name, signatures.get(name, b""), text)]
             if len(signed) < least:
                 raise UserError(
-                    f"secure aggregation: {len(signed)} of {len(cards)} clients have signed the list of those"
-                    f" in the sum; {least} must have seen the same one"
+                    f"secure aggregation: {len(signed)} of {len(cards)} clients have signed the list of names"
+                    f" in the sum; {least} must sign the same list"
                 )
         found: dict[str, bytes] = {}
         for name, sealed in self.saved["sealed"].items():
             about, place = self._direction(name, self.client), 0 if name in survivors else SHARE_BYTES
-            with suppress(InvalidTag):  # that client encrypted no share for this one; others have theirs
+            with suppress(InvalidTag):  # that client encrypted no share for this one, but did for others
                 both = secure_sum.unseal(self.own.seal, cards[name].seal, about, bytes.fromhex(sealed))
                 found[name] = both[place : place + SHARE_BYTES]
-        (self.folder / SESSION).unlink()  # the secrets have served, and no one may learn them later
+        (self.folder / SESSION).unlink()  # the secrets are used up, and must never be read again
         self._change.unlink()
         return found
 
@@ -243,15 +244,15 @@ class Session:
         return self.folder / f"{self.card.mask.hex()}.npy"
 
     def _require_listed(self, names: Sequence[str], known: Sequence[str]) -> None:
-        """Refuse a list that lacks this client, has others than known ones, or is too short."""
+        """Reject a list that lacks this client, contains unknown clients, or is too short."""
         listed = secure_sum.read_roll(self.saved["roll"])[0] if "roll" in self.saved else known
         least = max(secure_sum.threshold(len(listed)), LEAST_CLIENTS, self.peers.least if self.peers else 0)
         if self.client not in names or not set(names) <= set(known) or len(set(names)) != len(names):
-            raise UserError("secure aggregation: the server's list of clients is not that of this round")
+            raise UserError("secure aggregation: the server's list of clients is not the list of this round")
         if len(names) < least:
             raise UserError(
-                f"secure aggregation: a sum of {len(names)} of {len(listed)} clients is not enough for this"
-                f" client; it must be of {least}"
+                f"secure aggregation: a sum of {len(names)} of {len(listed)} clients is too small for this"
+                f" client; it requires {least}"
             )
 
     def _has_signed(self, name: str, signature: bytes, text: bytes) -> bool:
@@ -260,7 +261,7 @@ class Session:
 
     def _require_next(self, step: str) -> None:
         if [name for name in STEPS if name in self.saved] != list(STEPS[: STEPS.index(step)]):
-            raise UserError(f"secure aggregation: round {self.round}: {step} is not what comes next")
+            raise UserError(f"secure aggregation: round {self.round}: {step} is out of order")
 
     def _save(self, step: str, what: Any) -> None:
         self.saved[step] = what

@@ -1,13 +1,14 @@
-"""What a client saves between rounds, versioned by round: an adapter of its own, and other arrays by name.
+"""What a client saves between rounds, versioned by round: its own adapter, and other arrays by name.
 
 `<folder>/round-0003/` holds the adapter after round 3, in PEFT's format: the private one, or with fedala the
-shared one as this client trained it. In kept.safetensors is whatever else the method, the aggregation, the
-drift correction or `communication.dtype` must remember at the client (such as "error_feedback", what its
-messages lost). The folder is written whole. Two versions are there: a client that is sampled for round k
-starts from its newest state before k, even if it had already finished k when the server was killed.
+shared one as this client trained it. kept.safetensors holds the rest of the state that the method, the
+aggregation, the drift correction or `communication.dtype` needs at the client (such as "error_feedback", the
+rounding error of its messages). The folder is written atomically. Two versions are kept: a client that is
+sampled for round k starts from its newest state before k, even if it had finished k when the server was
+killed.
 
-Paper: LoRA-S never leaves the client (FedSDR, section 4). Differs: whether it is saved or reset
-between rounds is open in the paper; it is saved.
+Paper: LoRA-S never leaves the client (FedSDR, section 4). Differs: the paper leaves open whether it is saved
+or reset between rounds; here it is saved.
 """
 
 import shutil
@@ -33,18 +34,18 @@ class State:
     """What a client saves after a round."""
 
     adapter: Mapping[str, Tensor] | None = None
-    """The client's own, by PEFT key; None where the method has none, or before the first round."""
+    """The client's own adapter, by PEFT key; None if the method has none, or before the first round."""
     arrays: Mapping[str, Float32] = field(default_factory=dict)
-    """By name, or by PEFT key where the aggregation leaves a factor at the client."""
+    """By name, or by PEFT key if the aggregation keeps a factor at the client."""
 
 
 def save_state(folder: Path, server_round: int, state: State, lora: Lora, base: str) -> None:
-    """Save a client's state after a round and drop versions older than the last two.
+    """Save a client's state after a round and delete versions older than the last two.
 
     Args:
-        folder: The client's.
+        folder: The client's folder.
         server_round: The round.
-        state: Its adapter and arrays; of neither nothing is written.
+        state: Its adapter and arrays; if both are empty, nothing is written.
         lora: Shape of the adapter.
         base: Public name of the base model.
     """
@@ -66,9 +67,9 @@ def load_state(folder: Path, before: int, has_adapter: bool) -> State:
     """Read the state after the client's newest round before `before`; empty if there is none.
 
     Args:
-        folder: The client's.
+        folder: The client's folder.
         before: A round.
-        has_adapter: Whether the client has an adapter of its own (`Method.has_personal`).
+        has_adapter: Whether the client has its own adapter (`Method.has_personal`).
 
     Raises:
         UserError: A file is damaged, or the adapter is missing.

@@ -1,12 +1,12 @@
-"""The local update: the stages of a method, one after the other, at one client in one round.
+"""The local update: the stages of a method, in order, at one client in one round.
 
 FedSDR, round t at client k, from the broadcast shared adapter:
 1. smooth: the private adapter learns on the rewritten data, min E[-log p(y~ given c, x)];
 2. rectify: the shared adapter learns on the raw data, min E[-log p(y given c, x)];
 both with both adapters in the forward pass. Other methods are other lists of stages (`methods`).
 
-Paper: FedSDR, section 4. Differs: steps per stage and optimizer are open in the paper; AdamW with
-fresh state in each stage is ours; plain SGD is the other choice.
+Paper: FedSDR, section 4. Differs: the paper leaves open the steps per stage and the optimizer; we use AdamW
+with fresh state in each stage, or plain SGD.
 """
 
 import math
@@ -37,10 +37,10 @@ Views = Mapping[View, Sequence[Conversation]]
 
 
 class Step(NamedTuple):
-    """What an optimizer step reports."""
+    """Metrics of one optimizer step."""
 
     loss: float
-    """Mean over its response tokens, before the step."""
+    """Mean loss over its response tokens, before the step."""
     num_tokens: int
 
 
@@ -58,19 +58,19 @@ def local_update(
     """Train the adapters through all stages, in place.
 
     Args:
-        model: Holding the broadcast shared adapter and the client's private one.
-        method: Its stages: what learns, on which view, with what in the forward pass.
+        model: Holds the broadcast shared adapter and the client's private one.
+        method: Its stages: what is trained, on which view, with which adapters in the forward pass.
         views: The client's conversations.
         training: Steps, batches, optimizer.
         rate: Learning rate of this round; a stage's is `Stage.rate` times it.
         seed: Seed of this client and round; data order is a function of it and the stage.
-        shared_factors: Which factors of the shared adapter learn (`Aggregation.factors`).
-        drift: What corrects the steps of the shared adapter.
+        shared_factors: Trained factors of the shared adapter (`Aggregation.factors`).
+        drift: Corrects the steps of the shared adapter.
         on_step: Called after each step.
 
     Returns:
-        For each stage, by its name: mean loss per response token over its steps, of the first and of
-        the last step, number of steps and of response tokens.
+        For each stage, by its name: mean loss per response token over its steps, of the first and of the last
+        step, and the number of steps and of response tokens.
 
     Raises:
         Diverged: A loss or gradient is not finite.
@@ -90,7 +90,7 @@ def local_update(
     for cycle in range(num_cycles):
         for number, stage in enumerate(method.stages):
             num = num_steps[number] * (cycle + 1) // num_cycles - len(taken[number])
-            # Dropout draws from torch's own generator and takes no other.
+            # Dropout always uses torch's global generator.
             with (
                 within(f"{'+'.join(stage.train)} on {stage.on}"),
                 seeded(model.base.device, seed_for(seeds[number], "cycle", cycle)),
@@ -116,7 +116,7 @@ def _learn(
     shared_factors: Sequence[Factor],
     drift: Drift,
 ) -> Iterator[Step]:
-    """Take the steps of a stage without end. Between two of them another stage may take some of its own."""
+    """Yield the steps of a stage without end; steps of other stages may run in between."""
     if stage.begins_from:
         for name in stage.train:
             model.load(name, model.state(stage.begins_from))
@@ -145,11 +145,11 @@ def train_steps(
     """Take an optimizer step on each batch, and report it before the next one begins.
 
     Raises:
-        Diverged: A loss or gradient is not finite; the parameters are those of the step before.
+        Diverged: A loss or gradient is not finite; the parameters keep their values from before the step.
     """
     kind = torch.optim.SGD if training.optimizer == "sgd" else torch.optim.AdamW
     optimizer = kind(parameters, lr=rate, weight_decay=training.weight_decay, fused=True)
-    optimizer.zero_grad()  # an update that diverged in this process left its own
+    optimizer.zero_grad()  # a diverged update in this process may have left gradients
     for number, batch in enumerate(batches, start=1):
         num_tokens = sum(conversation.num_response_tokens for conversation in batch)
         weight = sum(conversation.weight for conversation in batch) or 1  # all tokens may be masked
@@ -157,8 +157,8 @@ def train_steps(
         for start in range(0, len(batch), training.batch_size):
             part = batch[start : start + training.batch_size]
             loss, _ = response_loss(model.base, part, drift.pull(model, part, weight / num_tokens))
-            # Divided by the tokens of the whole step: accumulation must not weigh short batches more. The
-            # pull is a mean over all tokens, also those that weigh less in the loss.
+            # Divided by the tokens of the whole step: accumulation must not overweight short batches. The
+            # pull is a mean over all tokens, including those with a lower weight in the loss.
             (loss / weight).backward()
             step_loss += loss.item() / weight
         drift.before_step()
@@ -176,7 +176,7 @@ def train_steps(
 
 
 def summarise(name: str, steps: Sequence[Step]) -> dict[str, float]:
-    """Metrics of some training, as the log has them."""
+    """Metrics of a training, in the form used by the log."""
     return {
         f"train/{name}/loss": sum(step.loss for step in steps) / len(steps),
         f"train/{name}/first_loss": steps[0].loss,
@@ -194,15 +194,15 @@ def before_rounds(
     seed: int,
     on_step: "OnStep | None" = None,
 ) -> dict[str, float]:
-    """Train the private adapter through the stages before round 1, in place, at the rate of round 1.
+    """Train the private adapter in place through the stages before round 1, at the rate of round 1.
 
-    Whenever a client is first sampled: what it learns here depends on its data and seed alone.
+    Runs when a client is first sampled; the result depends only on its data and seed.
 
     Args:
-        model: Holding the client's fresh private adapter.
+        model: Holds the client's fresh private adapter.
         method: Its stages before the rounds.
         views: The client's conversations.
-        training: Of `before_training`.
+        training: From `before_training`.
         seed: Seed of this client.
         on_step: Called after each step.
 
@@ -226,7 +226,7 @@ def before_training(training: Client, fdlora: FDLoRA) -> Client:
 def count_steps(training: Client, method: Method, number: int, num_examples: int) -> int:
     """Optimizer steps of stage `number`, counted from 0.
 
-    per_stage: its share of local_steps, or as many as its share of local_epochs takes, rounded up to whole
+    per_stage: its share of local_steps, or the steps for its share of local_epochs, rounded up to whole
     steps. per_round: local_steps divided over the stages by their shares.
     """
     share = method.stages[number].share
@@ -238,7 +238,7 @@ def count_steps(training: Client, method: Method, number: int, num_examples: int
 
 
 def _step_size(training: Client, num_examples: int) -> int:
-    """Examples in one optimizer step; a client with fewer examples takes all of them in each step."""
+    """Examples in one optimizer step; a client with fewer examples uses all of them in each step."""
     return min(training.batch_size * training.accumulation, num_examples)
 
 

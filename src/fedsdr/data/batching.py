@@ -1,6 +1,6 @@
 """Which examples form a batch, in which order, and the arrays of a batch.
 
-Rows are padded to few sizes: batches of ever new shapes make allocators grow.
+Rows are padded to a few fixed widths: new shapes in every batch would make the allocator's memory grow.
 """
 
 import random
@@ -18,7 +18,7 @@ PAD_TO = 32
 
 @dataclass(frozen=True)
 class Batch:
-    """Conversations of one forward pass, side by side or one after the other.
+    """Conversations of one forward pass, one per row or all in one row.
 
     The hidden state at `positions[i]` of the flattened (rows * width) states predicts `targets[i]`, a
     response token.
@@ -31,14 +31,14 @@ class Batch:
     targets: NDArray[np.int64]
     """The response tokens (num_response_tokens,)."""
     lengths: tuple[int, ...] = ()
-    """Lengths of the conversations that share the one row, padding counted to the last; empty where each
-    has a row of its own."""
+    """Lengths of the conversations that share the one row, with trailing padding counted to the last; empty
+    if each conversation has its own row."""
 
 
 def data_order(num_examples: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Yield batches of indices without end: one shuffled epoch after the other.
+    """Yield batches of indices without end: one shuffled epoch after another.
 
-    A batch may reach into the next epoch, so every step has `batch_size` examples.
+    A batch may continue into the next epoch, so every step has `batch_size` examples.
     """
     rng = random.Random(seed)
     waiting: list[int] = []
@@ -52,19 +52,19 @@ def data_order(num_examples: int, batch_size: int, seed: int) -> Iterator[list[i
 
 
 def row_width(used: int) -> int:
-    """Width of a row that holds so many tokens."""
+    """Padded width of a row that holds this many tokens."""
     return -(-used // PAD_TO) * PAD_TO
 
 
 def collate(conversations: Sequence[Conversation], flat: bool = False) -> Batch:
-    """Put conversations into arrays and list where their responses are predicted.
+    """Collate conversations into arrays and list the positions where their response tokens are predicted.
 
     Args:
         conversations: At least one.
-        flat: One row for all, without padding between them, for attention that keeps them apart; a
-            quarter to a half of a padded batch of random examples is padding. Else one row for each,
-            padded on the right with token 0. Under causal attention nothing attends to padding on its
-            right, so no mask is needed.
+        flat: Put all conversations into one row without padding between them, for attention that keeps them
+            apart; a quarter to a half of a padded batch of random examples is padding. Otherwise each
+            conversation is a row, padded on the right with token 0. Under causal attention no token attends
+            to padding on its right, so no mask is needed.
     """
     lengths = [len(conversation.ids) for conversation in conversations]
     used = sum(lengths) if flat else max(lengths)
@@ -88,9 +88,9 @@ def collate(conversations: Sequence[Conversation], flat: bool = False) -> Batch:
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Group indices into batches of like lengths, longest first, so that little is padding.
+    """Group indices into batches of similar lengths, longest first, to keep padding small.
 
-    The longest first: if a batch is too large for the memory, it shows at once.
+    The longest comes first, so that a batch too large for the memory fails immediately.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

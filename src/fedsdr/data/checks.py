@@ -1,9 +1,9 @@
 """Exact checks of a text against an example: what it loses, what it adds, how it is worded.
 
-Goes in: an `Example` and a text, which is a rewriting of its response or a model's answer. Comes out:
-counts and yes or no. No model is asked, so every number can be recomputed by hand; where a check is a
-stand-in for entailment its docstring says how it errs. How a text is read stands in `data.truth`, a file for
-each subject.
+Input: an `Example` and a text, either a rewriting of its response or a model's answer. Output: counts and
+booleans. No model is involved, so every number can be recomputed by hand. Where a check approximates
+entailment, its docstring says in which direction it errs. The rules for reading a text are in `data.truth`,
+one file per subject.
 """
 
 import re
@@ -48,16 +48,16 @@ _LIST_ORDINAL = re.compile(r"^[ \t]*\d+[.)][ \t]", re.MULTILINE)
 
 
 def lost(example: Example, text: str, code_timeout: float = 5.0) -> tuple[str, ...]:
-    """Name the ground truth of the example that the text does not keep.
+    """Name the kinds of ground truth that the text does not preserve.
 
     Args:
         example: Only the kinds of ground truth that it carries are checked.
         text: A rewriting of its response, or an answer to its instruction.
-        code_timeout: Seconds that the code in the text may run. Of several fenced blocks the first is run
-            alone, then all together.
+        code_timeout: Time limit in seconds for the code in the text. Of several fenced blocks, the first
+            runs alone, then all together.
 
     Returns:
-        Those of "label", "answer", "facts" and "tests" that are lost; empty if all are kept.
+        The subset of "label", "answer", "facts" and "tests" that is lost; empty if everything is preserved.
     """
     kinds = []
     if example.label and fold_label(find_label(text, example.choices)) != fold_label(example.label):
@@ -77,23 +77,23 @@ def is_checkable(example: Example) -> bool:
 
 
 def is_inconsistent(example: Example) -> bool:
-    """Whether the example's own response loses its label, answer or facts, as no rewriting should.
+    """Whether the example's own response loses its label, answer or facts, which should never happen.
 
-    Such an example is wrong in the data or beyond `lost`; its rewritings count as unfaithful, whatever
-    they say. Tests are left out, since running them takes long.
+    Such an example is wrong in the data, or `lost` cannot read it; its rewritings count as unfaithful
+    whatever they say. Tests are not run here, because they take long.
     """
     return bool(lost(replace(example, tests=""), example.response))
 
 
 def unsupported(example: Example, text: str) -> bool:
-    """Whether the text states what context, instruction and response do not: an exact stand-in.
+    """Whether the text makes claims that context, instruction and response do not: an exact approximation.
 
-    True if it states a wrong label that the response does not name (that the instruction lists it is no
-    excuse; that the text denies it is one), or a number that is nowhere in the example, in digits or
-    words. It misses wrong statements without label or number, and takes a correct number that the response
-    left out, such as a further step of a calculation, for unsupported. Numbers in words, and numbers that
-    count the items of a list, are passed over; so are all numbers where the example carries tests, since a
-    constant in a program is no statement. Never true of the response itself.
+    True if it states a wrong label that the response does not name (being listed in the instruction is no
+    excuse; being denied in the text is), or a number that appears nowhere in the example, in digits or
+    words. It misses wrong statements without a label or number, and it flags a correct number that the
+    response left out, such as an extra step of a calculation. Numbers in words and list ordinals are
+    ignored. Where the example carries tests, all numbers are ignored, since a constant in a program is not a
+    claim. Never true of the response itself.
     """
     choices = example.choices if example.label else ()
     wrong = (
@@ -111,7 +111,7 @@ def _passes(text: str, tests: str, timeout: float) -> bool:
 
 
 def _unnumbered(text: str) -> str:
-    """Take off the numbers that count the items of lists: 1, 2, 3 and so on at the starts of lines."""
+    """Remove the ordinals of list items: 1, 2, 3 and so on at the starts of lines."""
     counted = [0, *map(int, re.findall(r"\d+", " ".join(_LIST_ORDINAL.findall(text))))]
     is_list = all(number in (1, before + 1) for before, number in pairwise(counted))
     return _LIST_ORDINAL.sub("", text) if is_list else text

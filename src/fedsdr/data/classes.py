@@ -1,7 +1,7 @@
-"""The labels of a domain as numbered classes, so that counts by label need no text of a label.
+"""The labels of a domain as numbered classes, so that counts by label reveal no label text.
 
-Goes in: the examples of one domain. Comes out: their labels in one form and in one order, or none where the
-choices belong to the rows.
+Input: the examples of one domain. Output: their labels, folded and sorted; empty if each row has its own
+choices.
 """
 
 from collections.abc import Iterable
@@ -13,9 +13,10 @@ MOST_CLASSES = 100
 
 
 def classes_of(examples: Iterable[Example]) -> tuple[str, ...]:
-    """Return the folded choices of the labelled examples, sorted; a class is known by its place there.
+    """Return the folded choices of the labelled examples, sorted; a class is identified by its index.
 
-    () where no example has a label and choices, where the choices differ between examples, as names in a text
+    () if no example has a label and choices, if the choices differ between examples (such as names in a
+    text), or if there are more than `MOST_CLASSES`, when counts by label would be meaningless.
     do, and where there are more than `MOST_CLASSES`: then counts by label would say nothing.
     """
     found = {

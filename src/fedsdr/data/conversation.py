@@ -1,8 +1,8 @@
 """An example as a conversation in the model's own chat template, and as tokens.
 
-The loss counts the response only. Which tokens those are is the templated conversation minus the
-templated prompt, never a search for some token (other tools lost their loss that way: the tokens
-of a marker depend on what stands before it).
+The loss counts the response only. Its tokens are the templated conversation minus the templated prompt.
+Searching for a marker token instead is unsafe (other tools lost their loss that way), because how a marker
+is tokenised depends on the text before it.
 """
 
 import re
@@ -29,7 +29,8 @@ class Conversation:
     num_cut: int = 0
     """Tokens of the response that `model.max_length` cut off."""
     weights: tuple[float, ...] = ()
-    """Of the response tokens in the loss; all conversations of a batch have them, or none. Empty: all one."""
+    """Weight of each response token in the loss; set for all conversations of a batch or for none. Empty:
+    all 1."""
 
     @property
     def num_response_tokens(self) -> int:
@@ -38,12 +39,12 @@ class Conversation:
 
     @property
     def weight(self) -> float:
-        """Sum of the weights of its response tokens: that by which their losses are divided."""
+        """Sum of the weights of the response tokens, by which the sum of their losses is divided."""
         return sum(self.weights) if self.weights else self.num_response_tokens
 
 
 def prompt_turns(example: Example) -> list[Turn]:
-    """Turns that the model answers: system prompt, if any, earlier turns, then instruction and context."""
+    """The turns that the model answers: system prompt (if any), earlier turns, instruction with context."""
     user = f"{example.instruction}\n\n{example.context}" if example.context else example.instruction
     system = [{"role": "system", "content": example.system}] if example.system else []
     earlier = [
@@ -62,11 +63,11 @@ def encode_prompt(tokenizer: Any, turns: list[Turn]) -> list[int]:
 def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> Conversation:
     """Tokenise an example with a response, either the true one or a rewriting.
 
-    What exceeds `max_length` is cut off the end of the response; then the end of turn is gone too,
-    and a cut-off text is not taught as if it had ended.
+    Tokens beyond `max_length` are cut off the end of the response. The end of turn is cut off too, so that a
+    truncated text is not learned as a complete one.
 
     Raises:
-        UserError: The prompt is no prefix of the conversation, or leaves no room for a response.
+        UserError: The prompt is not a prefix of the conversation, or leaves no room for a response.
     """
     turns = prompt_turns(example)
     before = render(tokenizer, turns, asks=True)
@@ -74,14 +75,14 @@ def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> 
     text = answered(tokenizer, turns, before, trimmed(response))
     ids = tokens(tokenizer, text)
     if ids[: len(prompt)] != prompt and text.startswith(before):
-        # Blanks that begin a response may form a token with the line break before them. The model is asked
-        # without it, and goes on from there.
+        # Leading blanks of a response may merge with the preceding line break into one token. At generation
+        # time the prompt ends before that line break, and the model continues from there.
         ids = prompt + tokens(tokenizer, text.removeprefix(before))
     if ids[: len(prompt)] != prompt:
         raise UserError(
-            "the chat template's prompt is no prefix of its conversation, so the response cannot be told"
-            f" from the prompt ({tokenizer.name_or_path}); use a model whose template keeps the prompt as"
-            " it is when the answer follows"
+            "the chat template's prompt is not a prefix of its conversation, so it does not separate"
+            f" prompt and response ({tokenizer.name_or_path}); use a model whose template leaves"
+            " the prompt unchanged when the answer follows"
         )
     if len(prompt) >= max_length:
         raise UserError(
@@ -97,9 +98,10 @@ def count_cut(conversations: Iterable[Conversation]) -> int:
 
 
 def trimmed(response: str) -> str:
-    """A response as it is taught: without blank lines around it or a lone blank before its first word.
+    """The response as it is trained on: without blank lines around it or a single leading blank.
 
-    That one comes from templates and tokenizers. More blanks, or a tab, indent what follows, and stay.
+    A single leading blank comes from templates and tokenizers. More blanks, or a tab, are indentation and
+    stay.
     """
     text = LINES_ABOVE.sub("", response).rstrip()
     return text[1:] if text.startswith(" ") and not text[1].isspace() else text
@@ -108,8 +110,8 @@ def trimmed(response: str) -> str:
 def answered(tokenizer: Any, turns: list[Turn], before: str, response: str) -> str:
     """Text of the turns and the response.
 
-    Templates that strip the response would take the indentation off a function's body: it is put back. Where
-    the prompt opens thinking, the response comes after thinking that is closed at once.
+    Templates that strip the response would remove the indentation of a function's body, so it is restored.
+    If the prompt opens a thinking block, the block is closed at once and the response follows it.
     """
     text = render(tokenizer, [*turns, {"role": "assistant", "content": response}])
     is_stripped = response[:1].isspace() and response not in text

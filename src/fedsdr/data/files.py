@@ -1,7 +1,7 @@
-"""Raw rows: of files in any of the usual formats, and of Hugging Face `datasets`.
+"""Raw rows from files in the usual formats, and from Hugging Face `datasets`.
 
-In: a path or a hub id. Out: rows, each a dict with its place, such as "train.jsonl:12". What a row's
-columns mean is decided in `readers`. Rows that cannot be read are gathered, so that they are named or counted
+Input: a path or a hub id. Output: rows, each a dict with its place, such as "train.jsonl:12". `readers`
+interprets the columns. Rows that cannot be read are collected, so that they can be reported or counted
 together.
 """
 
@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 from fedsdr.errors import Unreachable, UserError
 
 Row = tuple[str, dict[str, Any]]
-"""A raw record and its place, such as "train.jsonl:12"."""
+"""A raw record and where it was read, such as "train.jsonl:12"."""
 
 MOST_NAMED = 10
-"""Bad rows that one message names."""
+"""Maximum number of bad rows listed in one message."""
 UNPACK: Mapping[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
     ".bz2": bz2.decompress,
@@ -36,9 +36,9 @@ class BadRow(UserError):
     """A row that cannot be used.
 
     Attributes:
-        place: File and line, or what comes nearest to it.
+        place: File and line, or the nearest equivalent.
         reason: What is wrong and what was expected.
-        kind: The reason in a few words without the row's values, by which such rows are counted.
+        kind: A short reason without the row's values; bad rows are counted by it.
     """
 
     def __init__(self, place: str, kind: str, reason: str):
@@ -47,10 +47,10 @@ class BadRow(UserError):
 
 
 def refuse_bad(bad: Sequence[BadRow]) -> None:
-    """Raise one error for all bad rows, if there are any; it names the first ten.
+    """Raise one error for all bad rows, if there are any; it lists the first ten.
 
     Raises:
-        UserError: With the place of each; the same reason is said once.
+        UserError: Lists the place of each row; identical reasons are given once.
     """
     if len(bad) == 1:
         raise bad[0]
@@ -63,21 +63,20 @@ def refuse_bad(bad: Sequence[BadRow]) -> None:
         raise UserError(
             f"{len(bad)} rows cannot be used{more}:\n  "
             + "\n  ".join(lines)
-            + "\nMend them, or leave them out: data.skip_bad_rows = true"
+            + "\nCorrect them, or leave them out: data.skip_bad_rows = true"
         )
 
 
 def file_rows(path: str | Path, bad: list[BadRow] | None = None) -> list[Row]:
-    """Return the raw records of a file, each with its place; blank lines are passed over.
+    """Return the raw records of a file, each with its place; blank lines are skipped.
 
     Args:
-        path: A .jsonl (or .ndjson), .json, .csv, .tsv or .parquet file; text may be packed (.gz, .bz2, .xz).
-            Upper and lower case of suffixes are alike.
-        bad: Takes the rows that are malformed; without it they are an error.
+        path: A .jsonl (or .ndjson), .json, .csv, .tsv or .parquet file; text may be compressed (.gz, .bz2,
+            .xz). Suffixes are case-insensitive.
+        bad: Collects malformed rows; without it they raise an error.
 
     Raises:
-        UserError: The file is missing, cannot be read, is not UTF-8, is malformed as a whole, or holds no
-            record.
+        UserError: The file is missing, unreadable, not UTF-8, malformed as a whole, or empty.
     """
     path, found = Path(path), [] if bad is None else bad
     num_before = len(found)
@@ -89,15 +88,15 @@ def file_rows(path: str | Path, bad: list[BadRow] | None = None) -> list[Row]:
     if bad is None:
         refuse_bad(found)
     if not rows and len(found) == num_before:
-        raise UserError(f"{path}: found no example; expected at least one")
+        raise UserError(f"{path}: found no examples; expected at least one")
     return rows
 
 
 def hub_rows(name: str, split: str, config: str = "", num: int = 0, seed: int = 0) -> list[Row]:
     """Return the raw rows of one split of a Hugging Face data set, each with its place.
 
-    Classes that the set numbers become their names, "_" in them a space; one without a name (GLUE marks
-    hidden labels by -1) becomes None.
+    Numbered classes are replaced by their names, with "_" replaced by a space; a number without a name (GLUE
+    marks hidden labels by -1) becomes None.
 
     Args:
         name: A hub id, a folder written by `save_to_disk`, or a folder of data files.
@@ -108,14 +107,14 @@ def hub_rows(name: str, split: str, config: str = "", num: int = 0, seed: int = 
         seed: Of the shuffle.
 
     Raises:
-        Unreachable: The package is missing, or a hub data set cannot be had.
+        Unreachable: The package `datasets` is missing, or the data set cannot be downloaded.
         UserError: A folder cannot be read, or the split is unknown or empty.
     """
     try:
         import datasets
     except ImportError:
         raise Unreachable(
-            f"{name}: reading it needs the package datasets: pip install 'fedsdr[hub]'"
+            f"{name}: reading it requires the package datasets: pip install 'fedsdr[hub]'"
         ) from None
     saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
     try:
@@ -133,9 +132,9 @@ def hub_rows(name: str, split: str, config: str = "", num: int = 0, seed: int = 
         reason = f"data set {name} cannot be loaded: {cut(str(error), 120)}"
         if Path(name).is_dir():
             raise UserError(reason) from None
-        raise Unreachable(f"{reason}; a local copy can be named by `train = ...` of the source") from None
+        raise Unreachable(f"{reason}; to use a local copy, set `train = ...` in the source") from None
     if not rows:
-        raise UserError(f"data set {name}, split {split}: found no example; expected at least one")
+        raise UserError(f"data set {name}, split {split}: found no examples; expected at least one")
     return rows
 
 
@@ -146,17 +145,17 @@ def is_known_format(path: Path) -> bool:
 
 
 def cut(value: Any, length: int = 60) -> str:
-    """Shorten a value for an error message or a sample, white space folded."""
+    """Shorten a value for an error message or a sample, with white space collapsed."""
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def parse_json(place: str, text: str) -> Any:
-    """Parse JSON strictly: no NaN, and no key twice in one object.
+    """Parse JSON strictly: NaN and duplicate keys are errors.
 
     Raises:
-        BadRow: It is none.
+        BadRow: The text is not valid JSON.
     """
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_without_doubles)
@@ -176,19 +175,19 @@ def parse_json(place: str, text: str) -> Any:
 
 
 def refuse(place: str, what: str, found: Any, expected: str) -> NoReturn:
-    """Raise a `BadRow` that says what was found in a place and what was expected."""
+    """Raise a `BadRow` that reports what was found and what was expected."""
     kind = type(found).__name__
     raise BadRow(place, f"{what} of a wrong kind", f"{what}: found {kind} {cut(found)}; expected {expected}")
 
 
 def _kind(path: Path) -> tuple[str, str]:
-    """Suffix of the format, and of the packing, in lower case."""
+    """Suffixes of the format and of the compression, in lower case."""
     *_, before, last = "", "", *(suffix.lower() for suffix in path.suffixes)
     return (before, last) if last in UNPACK else (last, "")
 
 
 def _content(path: Path) -> tuple[str, bytes]:
-    """Format of a file and its unpacked bytes."""
+    """Format of a file and its decompressed bytes."""
     if not path.exists():
         items = path.parent.iterdir() if path.parent.is_dir() else []
         beside = sorted(item.name for item in items if is_known_format(item))
@@ -207,7 +206,7 @@ def _content(path: Path) -> tuple[str, bytes]:
     try:
         return kind, UNPACK[packing](data) if packing else data
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: cannot be unpacked ({error}); expected a whole {packing} file") from None
+        raise UserError(f"{path}: cannot be decompressed ({error}); expected a {packing} file") from None
 
 
 def _decode(path: Path, data: bytes) -> str:
@@ -221,7 +220,7 @@ def _decode(path: Path, data: bytes) -> str:
 
 def _jsonl_rows(path: Path, text: str, bad: list[BadRow]) -> list[Row]:
     rows: list[Row] = []
-    # Not splitlines: it also cuts at separators that JSON allows inside a string.
+    # Not splitlines: it also splits at separators that JSON allows inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{path}:{number}"
@@ -253,7 +252,7 @@ def _json_rows(path: Path, text: str, bad: list[BadRow]) -> list[Row]:
 
 def _csv_rows(path: Path, text: str, bad: list[BadRow]) -> list[Row]:
     first = text.partition("\n")[0]
-    # Where the comma is the decimal sign, spreadsheets write semicolons.
+    # In locales with a decimal comma, spreadsheets separate cells by semicolons.
     return _table_rows(path, text, bad, ";" if ";" in first and "," not in first else ",")
 
 
@@ -262,19 +261,19 @@ def _tsv_rows(path: Path, text: str, bad: list[BadRow]) -> list[Row]:
 
 
 def _table_rows(path: Path, text: str, bad: list[BadRow], delimiter: str) -> list[Row]:
-    csv.field_size_limit(sys.maxsize)  # of this process; the default refuses cells above 131,072 characters
+    csv.field_size_limit(sys.maxsize)  # process-wide; the default limit is 131,072 characters a cell
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
         header = [name.strip() for name in next(reader, [])]
         if "" in header or len(set(header)) < len(header):
-            refuse(f"{path}:1", "the header", header, "a name for each column, no name twice")
+            refuse(f"{path}:1", "the header", header, "a name for each column, without duplicates")
         last = reader.line_num
         for cells in reader:
             place, last = f"{path}:{last + 1}", reader.line_num
             if cells and len(cells) != len(header):
                 reason = f"found {len(cells)} cells; expected {len(header)}, as in line 1"
-                bad.append(BadRow(place, "another number of cells", reason))
+                bad.append(BadRow(place, "wrong number of cells", reason))
             elif cells:
                 rows.append((place, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
@@ -298,7 +297,7 @@ def _parquet_rows(path: Path, data: bytes) -> list[Row]:
         from pyarrow import parquet
     except ImportError:
         raise Unreachable(
-            f"{path}: reading parquet needs the package pyarrow, which comes with datasets:"
+            f"{path}: reading parquet requires the package pyarrow, which comes with datasets:"
             " pip install 'fedsdr[hub]'"
         ) from None
     try:
@@ -309,7 +308,7 @@ def _parquet_rows(path: Path, data: bytes) -> list[Row]:
 
 
 def _named_classes(place: str, rows: Any, features: Mapping[str, Any]) -> list[Row]:
-    """Rows with their places, in which numbered classes have their names."""
+    """Rows with their places, with numbered classes replaced by their names."""
     import datasets
 
     classes = {
@@ -324,19 +323,19 @@ def _named_classes(place: str, rows: Any, features: Mapping[str, Any]) -> list[R
 
 
 def class_name(number: int | None, names: Sequence[str]) -> str | None:
-    """Name of a numbered class; None where the number is missing or marks a hidden one (-1)."""
+    """Name of a numbered class; None if the number is missing or marks a hidden label (-1)."""
     return None if number is None or number < 0 else names[number]
 
 
 def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON value")
+    raise ValueError(f"{word} is not a JSON value")
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Examples that a program gives as Python objects: saved with the run, and read as any other file."""
+"""Examples passed as Python objects: saved with the run, then read like any other file."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,13 +10,13 @@ from fedsdr.errors import UserError
 from fedsdr.storage import write_file
 
 Rows = Iterable[Mapping[str, Any]]
-"""Dicts with keys as in a JSONL file; a `datasets.Dataset` is such."""
+"""Dicts with keys as in a JSONL file; a `datasets.Dataset` qualifies."""
 ClientRows = Rows | tuple[Rows, Rows]
-"""The training rows of a client, or these and its test rows."""
+"""The training rows of a client, or its training and test rows."""
 
 
 def save_rows(given: Mapping[str, ClientRows], folder: Path) -> list[dict[str, str]]:
-    """Write each client's rows to <folder>/<client>/train.jsonl, and test.jsonl where it has test rows.
+    """Write each client's rows to <folder>/<client>/train.jsonl, and test.jsonl if it has test rows.
 
     Returns:
         `data.sources`, with one domain for each client.

@@ -1,6 +1,6 @@
-"""Labels and choices as data sets write them: numbers with names, letters, lists in the prompt.
+"""Labels and choices in the forms that data sets use: numbers with names, letters, lists in the prompt.
 
-In: what stands under a row's label and choices. Out: a label and the choices that it is one of.
+Input: the values in a row's label and choices columns. Output: the label and its choices.
 """
 
 import re
@@ -15,15 +15,15 @@ ITEM = re.compile(r"\s*(?:[-*•]|\(?[A-Za-z0-9]{1,2}[.):])\s*(\S.*?)\s*")
 
 
 def read_choices(place: str, value: Any) -> tuple[list[str], list[str]]:
-    """Texts of the choices, and their letters where the row has them.
+    """Texts of the choices, and their letters if the row has them.
 
     Args:
-        place: Of the row, for errors.
-        value: A list of texts; {"text": [...], "label": [...]}, as ARC has it; texts by letter, as MedQA has
-            them; or one of these as JSON text, as in a cell of a CSV file.
+        place: Place of the row, for errors.
+        value: A list of texts; {"text": [...], "label": [...]} as in ARC; texts keyed by letter as in MedQA;
+            or one of these as JSON text, as in a CSV cell.
 
     Raises:
-        BadRow: It is something else.
+        BadRow: The value has another form.
     """
     if isinstance(value, str) and value.startswith("{"):
         value = parse_json(f"{place}, choices", value)
@@ -36,12 +36,12 @@ def read_choices(place: str, value: Any) -> tuple[list[str], list[str]]:
     texts = read_texts(place, "choices", value)
     letters = read_texts(place, "letters of the choices", letters)
     if letters and len(letters) != len(texts):
-        refuse(place, "choices", value, f"one for each of the letters {cut(list(letters))}")
+        refuse(place, "choices", value, f"one text for each of the letters {cut(list(letters))}")
     return list(texts), list(letters)
 
 
 def choices_in_prompt(prompt: str, marker: str) -> list[str]:
-    """The options that a prompt lists on the lines after a marker, such as "OPTIONS:"; [] if it has none."""
+    """Options listed in a prompt on the lines after a marker, such as "OPTIONS:"; [] if there are none."""
     _, found, after = prompt.rpartition(marker)
     choices: list[str] = []
     for line in after.strip().splitlines() if found else []:
@@ -55,20 +55,20 @@ def choices_in_prompt(prompt: str, marker: str) -> list[str]:
 def read_label(
     place: str, value: Any, names: Sequence[str], texts: Sequence[str], letters: Sequence[str]
 ) -> tuple[str, tuple[str, ...]]:
-    """The label and the choices that it is one of; "" where the row has none.
+    """The label and its choices; "" if the row has no label.
 
-    A number is a place among the names (from 0), or among the choices. A letter stays one, and the choices
-    are letters then.
+    A number is an index into the names (from 0), or into the choices. A letter remains a letter, and then
+    the choices are letters.
 
     Args:
-        place: Of the row, for errors.
-        value: What stands under the label.
+        place: Place of the row, for errors.
+        value: Value in the label column.
         names: Names of numbered labels, from the settings.
-        texts: Of the row's choices.
-        letters: Of the row's choices, where it has them.
+        texts: Texts of the row's choices.
+        letters: Letters of the row's choices, if it has them.
 
     Raises:
-        BadRow: The label is none of the choices.
+        BadRow: The label is not one of the choices.
     """
     known = tuple(names or letters or texts)
     if isinstance(value, float) and value.is_integer():
@@ -103,16 +103,16 @@ def read_label(
 
 
 def lettered(place: str, value: Any) -> str:
-    """Choices as lines of a prompt: "A. red"."""
+    """The choices as lines of a prompt: "A. red"."""
     texts, letters = read_choices(place, value)
     return "\n".join(f"{a}. {text}" for a, text in zip(letters or ascii_uppercase, texts, strict=False))
 
 
 def read_texts(place: str, field: str, value: Any) -> tuple[str, ...]:
-    """A list of texts, none of them empty, perhaps as JSON text.
+    """A list of non-empty texts, possibly given as JSON text.
 
     Raises:
-        BadRow: It is something else.
+        BadRow: The value has another form.
     """
     if value is None or value == "":
         return ()
@@ -120,15 +120,15 @@ def read_texts(place: str, field: str, value: Any) -> tuple[str, ...]:
         # A cell of a CSV file holds a list as JSON.
         value = parse_json(f"{place}, {field}", value)
     if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
-        refuse(place, field, value, "a list of texts, none of them empty")
+        refuse(place, field, value, "a list of non-empty texts")
     return tuple(whole_text(place, field, item) for item in value)
 
 
 def whole_text(place: str, field: str, text: str) -> str:
-    """A text that UTF-8 can hold.
+    """Return the text if UTF-8 can encode it.
 
     Raises:
-        BadRow: Half of a surrogate pair is missing.
+        BadRow: It contains half of a surrogate pair.
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         refuse(place, field, ascii(text), "text in UTF-8, but half of a surrogate pair is missing")

@@ -1,8 +1,8 @@
-"""What `model.max_length` does to the examples: prompts that leave no room, and responses that are cut.
+"""How `model.max_length` affects the examples: prompts that leave no room, and truncated responses.
 
-In: domains and the model's tokenizer. Out: the domains without what cannot be taught, with counts of what
-was left out and of what is cut. A response whose label, answer, facts or tests stood behind the cut is
-left out of training: what remains of it would teach to stop before the answer.
+Input: domains and the model's tokenizer. Output: the domains without unusable examples, with counts of the
+removed and the truncated ones. If the cut removes the label, answer, facts or tests of a response, the
+example is left out of training: the rest would teach the model to stop before the answer.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from fedsdr.data.sources import Domain
 from fedsdr.errors import UserError
 
 TOO_LONG = "prompt longer than model.max_length"
-ANSWER_CUT = "ground truth behind the cut at model.max_length"
+ANSWER_CUT = "ground truth beyond the cut at model.max_length"
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class Length:
     response: int
     """Tokens of the whole response, end of turn included."""
     is_cut: bool
-    """Whether the response is cut, but not to nothing."""
+    """Whether the response is truncated, but not to nothing."""
     loses_truth: bool
-    """Whether its label, answer, facts or tests stood behind the cut."""
+    """Whether the cut removes its label, answer, facts or tests."""
 
 
 def fit(
     domains: dict[str, Domain], tokenizer: Any, max_length: int, skips_long: bool = False
 ) -> dict[str, Domain]:
-    """Leave out what cannot be taught, and count it in `Domain.left_out` and `Domain.num_cut`.
+    """Leave out unusable examples, and count them in `Domain.left_out` and `Domain.num_cut`.
 
     Args:
-        domains: As from `load_domains`.
-        tokenizer: Of the model, with its chat template.
+        domains: From `load_domains`.
+        tokenizer: The model's tokenizer, with its chat template.
         max_length: Longest conversation in tokens.
-        skips_long: Whether prompts that leave no room for a response are left out; else they are an error.
+        skips_long: Leave out prompts that leave no room for a response; otherwise they raise an error.
 
     Raises:
-        UserError: With file and line of the first ten such prompts; or nothing is left to train on.
+        UserError: Lists file and line of the first ten such prompts; or nothing is left to train on.
     """
     fitted: dict[str, Domain] = {}
     bad: list[BadRow] = []
@@ -102,15 +102,15 @@ def summarize_lengths(lengths: Sequence[Length], max_length: int) -> dict[str, f
 
 
 def loses_truth(tokenizer: Any, example: Example, response: str, max_length: int) -> bool:
-    """Whether the cut takes off ground truth that the whole response, true or rewritten, has.
+    """Whether truncation removes ground truth that the whole response, true or rewritten, contains.
 
-    A program that is cut is not run: its tests are lost.
+    A truncated program is not run: its tests count as lost.
     """
     kept = encode(tokenizer, example, response, max_length)
     if not kept.num_cut:
         return False
     text = tokenizer.decode(kept.ids[kept.prompt_length :], skip_special_tokens=True)
-    if text.strip() == response.strip():  # only the end of turn is cut
+    if text.strip() == response.strip():  # only the end of turn is cut off
         return False
     untested = replace(example, tests="")
     return bool(example.tests) or len(lost(untested, text)) > len(lost(untested, response))

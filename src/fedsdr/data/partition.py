@@ -1,7 +1,7 @@
 """Divide the domains among the clients.
 
-In: domains of records. Out: for each client its training and test examples. Each training example and
-each test example is at exactly one client. The same seed (`data.seed`) gives the same division.
+Input: domains of records. Output: the training and test examples of each client. Each example is held by
+exactly one client. The same seed (`data.seed`) gives the same partition.
 """
 
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ from fedsdr.methods import METHODS
 from fedsdr.seeds import seed_for
 
 Class = tuple[str, str]
-"""Domain, and label where classes are labels."""
+"""Domain, with the label if classes are labels."""
 Groups = dict[Class, list[int]]
-"""Places of the examples of each class in the pool of all domains."""
+"""Indices of the examples of each class in the pool of all domains."""
 Assignment = dict[str, list[int]]
-"""Places of the examples of each client in the pool of all domains."""
+"""Indices of the examples of each client in the pool of all domains."""
 
 MAX_DRAWS = 1000
 
@@ -38,13 +38,13 @@ class ClientData:
 def partition(domains: dict[str, Domain], settings: Settings) -> list[ClientData]:
     """Divide all examples among clients as `settings.partition` says.
 
-    The test examples of a class (a domain; with ``by = "label"`` a label) are dealt to the clients in
-    proportion to the training examples of that class that each holds, so that a client is tested on the
-    mix it learns from. Test records that name a client of a natural partition go to that client.
+    The test examples of a class (a domain, or a label with ``by = "label"``) are dealt to the clients in
+    proportion to their training examples of that class, so that each client is tested on the mix it trains
+    on. In a natural partition, test records that name a client go to that client.
 
     Returns:
-        Clients sorted by id; examples keep the order of their domain. One client, "pooled", where the
-        method pools the data of all.
+        Clients sorted by id; examples keep the order of their domain. One client, "pooled", if the method
+            pools all data.
 
     Raises:
         UserError: The settings do not fit the data; the message says what to change.
@@ -65,7 +65,7 @@ def partition(domains: dict[str, Domain], settings: Settings) -> list[ClientData
 
 
 def own_data(domains: dict[str, Domain], settings: Settings, client: str) -> ClientData:
-    """All examples of all domains, as those of one client: a node of a deployment holds no others'.
+    """All examples of all domains, as the data of the one client of a deployment node.
 
     Raises:
         UserError: `data.validation` leaves a domain nothing to train on.
@@ -74,7 +74,7 @@ def own_data(domains: dict[str, Domain], settings: Settings, client: str) -> Cli
 
 
 def _pool(domains: dict[str, Domain], settings: Settings) -> tuple[list[Record], list[Record]]:
-    """Training and test records of all domains, without the training examples that are kept out."""
+    """Training and test records of all domains, without the held-out training examples."""
     if settings.data.validation:
         domains = {name: _hold_out(name, domain, settings) for name, domain in domains.items()}
     train = [record for domain in domains.values() for record in domain.train]
@@ -86,15 +86,15 @@ def _holding_all(client: str, train: list[Record], test: list[Record]) -> Client
 
 
 def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:
-    """Keep a share of the training examples, at least one, out of training.
+    """Hold a share of the training examples (at least one) out of training.
 
-    They take the place of the test examples where models are scored on them. Which ones does not depend on
-    the partition, so that methods that pool the data keep out the same.
+    Models are scored on them instead of the test examples. The choice does not depend on the partition, so
+    methods that pool the data hold out the same examples.
     """
     num = max(1, round(settings.data.validation * len(domain.train)))
     if num == len(domain.train):
         raise UserError(
-            f"data.validation = {settings.data.validation} leaves domain {name!r} no example to train"
+            f"data.validation = {settings.data.validation} leaves domain {name!r} no examples to train"
             f" on; it has {num}"
         )
     rng = np.random.default_rng(seed_for(settings.data.seed, "validation", name))
@@ -115,7 +115,7 @@ def _group(records: list[Record], by_label: bool) -> Groups:
 def _assign_train(
     train: list[Record], names: list[str], groups: Groups, chosen: Partition, seed: int
 ) -> Assignment:
-    """Draw until every client has `min_examples`; clients sorted by id, places ascending."""
+    """Draw until every client has `min_examples`; clients sorted by id, indices ascending."""
     rng = np.random.default_rng(seed_for(seed, "partition", chosen.kind))
     num_draws = MAX_DRAWS if chosen.kind in ("dirichlet", "quantity", "pathological") else 1
     for _ in range(num_draws):
@@ -152,7 +152,7 @@ def _assign_once(
 
 
 def _by_domain(names: list[str], groups: Groups, chosen: Partition, rng: np.random.Generator) -> Assignment:
-    """Give each domain to its own client, or split it evenly among its own clients."""
+    """Assign each domain to one client, or split it evenly among several of its own."""
     num_clients = chosen.num_clients or len(names)
     if num_clients < len(names):
         raise UserError(
@@ -176,11 +176,11 @@ def _by_domain(names: list[str], groups: Groups, chosen: Partition, rng: np.rand
 
 
 def _dirichlet(groups: Groups, chosen: Partition, rng: np.random.Generator) -> Assignment:
-    """Deal each class by proportions over the clients, drawn from a symmetric Dirichlet distribution.
+    """Deal each class in proportions drawn from a symmetric Dirichlet distribution over the clients.
 
-    Paper: Hsu et al. 2019, arXiv 1909.06335. Differs: they draw each client's mix of classes; here each
-    class's mix of clients is drawn, as in Yurochkin et al., ICML 2019, arXiv 1905.12022, so that every
-    example is held exactly once. Sizes are uneven too.
+    Paper: Hsu et al. 2019, arXiv 1909.06335. Differs: they draw each client's mix of classes; we draw each
+    class's mix of clients, as in Yurochkin et al., ICML 2019, arXiv 1905.12022, so that every example is
+    held exactly once. Sizes are uneven too.
     """
     num_clients = _num_clients(chosen)
     parts: list[list[int]] = [[] for _ in range(num_clients)]
@@ -190,7 +190,7 @@ def _dirichlet(groups: Groups, chosen: Partition, rng: np.random.Generator) -> A
 
 
 def _quantity(num: int, chosen: Partition, rng: np.random.Generator) -> Assignment:
-    """Deal all examples, mixed, by sizes drawn from a symmetric Dirichlet distribution."""
+    """Deal all examples, shuffled, in sizes drawn from a symmetric Dirichlet distribution."""
     num_clients = _num_clients(chosen)
     parts: list[list[int]] = [[] for _ in range(num_clients)]
     _deal(list(range(num)), rng.dirichlet(np.full(num_clients, chosen.alpha)), parts, rng)
@@ -201,8 +201,8 @@ def _pathological(groups: Groups, chosen: Partition, rng: np.random.Generator) -
     """Sort by class, cut into shards, and deal `classes_per_client` shards to each client.
 
     Paper: McMahan et al., AISTATS 2017, arXiv 1602.05629. Differs: their equal shards may straddle two
-    classes; here each class is cut for itself, into shards of nearly equal size, so that no client holds
-    more than `classes_per_client` classes.
+    classes; here each class is cut separately into shards of nearly equal size, so that no client holds more
+    than `classes_per_client` classes.
     """
     num_clients, each = _num_clients(chosen), chosen.classes_per_client
     spare = num_clients * each - len(groups)
@@ -220,7 +220,7 @@ def _pathological(groups: Groups, chosen: Partition, rng: np.random.Generator) -
 
 
 def _natural(train: list[Record], chosen: Partition) -> Assignment:
-    """Give each example to the client that its record names."""
+    """Assign each example to the client that its record names."""
     clients: Assignment = {}
     for i, record in enumerate(train):
         if not record.client:
@@ -251,21 +251,21 @@ def _assign_test(
                 parts[holder[test[i].client]].append(i)
         counts = np.array([len(groups.get(key, [])) for groups in held])
         if not counts.any():
-            # A label that only the test set has: no client is nearer to it than another.
+            # Only the test set has this label, so no client has a better claim to it.
             counts = np.ones_like(counts)
         _deal([i for i in places if test[i].client not in holder], counts / counts.sum(), parts, rng)
     return {name: sorted(part) for name, part in zip(clients, parts, strict=True)}
 
 
 def _deal(places: list[int], shares: np.ndarray, parts: list[list[int]], rng: np.random.Generator) -> None:
-    """Append shuffled places to the clients' parts, in sizes given by shares (num_clients,)."""
+    """Append shuffled indices to the clients' parts, in sizes given by shares (num_clients,)."""
     ends = np.cumsum(_apportion(len(places), shares, rng))
     for part, piece in zip(parts, np.split(rng.permutation(places).astype(int), ends[:-1]), strict=True):
         part += piece.tolist()
 
 
 def _apportion(num: int, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Split a count by shares (n,) that sum to 1: by largest remainder, ties drawn; the sum is exact."""
+    """Split a count by shares (n,) that sum to 1: largest remainder, random ties, exact sum."""
     exact = num * shares
     sizes = np.floor(exact).astype(int)
     order = rng.permutation(len(shares))

@@ -1,7 +1,7 @@
 """From raw rows to examples: which column feeds which field, and what makes a row unusable.
 
-In: rows, as from `files`. Out: records, which are examples with the client's id where the data carries one.
-What a set of domains is, and who holds which example, is decided in `sources` and `partition`.
+Input: rows from `files`. Output: records, which are examples with the client's id if the data has one.
+`sources` assembles domains, and `partition` assigns examples to clients.
 """
 
 import math
@@ -24,7 +24,7 @@ from fedsdr.data.label_names import (
     whole_text,
 )
 from fedsdr.data.turns import Exchange, exchanges, history_of
-from fedsdr.errors import UserError
+from fedsdr.errors import Problems, UserError
 
 KEYS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction", "prompt"),
@@ -41,23 +41,23 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "distilled": ("distilled",),
     "client": ("client",),
 }
-"""The keys under which each field is looked for, in this order; `columns` replaces them."""
+"""Candidate keys of each field, in order of preference; `columns` replaces them."""
 NEEDED = ("instruction", "response")
 TEXTS = (*NEEDED, "context", "system", "answer", "tests", "distilled", "client")
 
 IN_BRACES = re.compile(r"\{([^{}]+)\}")
-"""A column's place in a text that is made of several."""
+"""Placeholder for a column in a template of several columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An example, who holds it, and where it was read."""
+    """An example, its client, and where it was read."""
 
     example: Example
     client: str = ""
-    """Id of the client that the data names; empty where it names none."""
+    """Client id from the data; empty if there is none."""
     place: str = field(default="", compare=False)
-    """File and line, or what comes nearest to it; empty for built-in data."""
+    """File and line, or the nearest equivalent; empty for built-in data."""
 
 
 def read_file(
@@ -66,13 +66,13 @@ def read_file(
     """Read the examples of a file, in the file's order.
 
     Args:
-        path: As for `files.file_rows`.
-        domain: The domain that the examples get.
-        reading: Which rows are taken, and which column feeds which field.
-        bad: Takes the rows that cannot be used; without it they are an error.
+        path: See `files.file_rows`.
+        domain: The domain assigned to the examples.
+        reading: Selects the rows, and maps columns to fields.
+        bad: Collects unusable rows; without it they raise an error.
 
     Raises:
-        UserError: With file and line, what was found there, and what was expected.
+        UserError: States file and line, what was found, and what was expected.
     """
     found = [] if bad is None else bad
     records = to_records(file_rows(path, found), domain, reading, found)
@@ -84,20 +84,20 @@ def read_file(
 def to_records(
     rows: list[Row], domain: str, reading: Reading | None = None, bad: list[BadRow] | None = None
 ) -> list[Record]:
-    """Check raw rows and make examples of them; keys that feed no field are ignored.
+    """Validate raw rows and convert them to examples; keys that feed no field are ignored.
 
-    A row with a list of turns is a conversation, and gives one example or, with ``train_on = "all"``, one for
-    each answer.
+    A row with a list of turns is a conversation. It yields one example or, with ``train_on = "all"``, one
+    for each answer.
 
     Args:
-        rows: As from `files`.
-        domain: The domain that the examples get.
-        reading: Which rows are taken, and which column feeds which field.
-        bad: Takes the rows that cannot be used; without it they are an error.
+        rows: From `files`.
+        domain: The domain assigned to the examples.
+        reading: Selects the rows, and maps columns to fields.
+        bad: Collects unusable rows; without it they raise an error.
 
     Raises:
-        UserError: A field is missing, empty or of the wrong type, or `columns` or `where` names what is not
-            there.
+        UserError: A field is missing, empty or of the wrong type, or `columns` or `where` names a column
+            that does not exist.
     """
     reading, found = reading or Reading(), [] if bad is None else bad
     rows = _select(rows, reading)
@@ -114,7 +114,7 @@ def to_records(
 
 
 def _select(rows: list[Row], reading: Reading) -> list[Row]:
-    """The rows that `where` asks for."""
+    """The rows selected by `where`."""
     for column, wanted in reading.where.items():
         patterns = (wanted,) if isinstance(wanted, str) else wanted
         values = [_plain(_look(row, column)) for _, row in rows]
@@ -122,32 +122,39 @@ def _select(rows: list[Row], reading: Reading) -> list[Row]:
         if rows and not any(chosen):
             there = cut(", ".join(sorted(set(values) - {""})) or "nothing", 120)
             raise UserError(
-                f"{rows[0][0]}: no row has {column} = {' or '.join(map(repr, patterns))}, which where asks"
-                f" for; under {column} stand: {there}"
+                f"{rows[0][0]}: no row has {column} = {' or '.join(map(repr, patterns))}, which where"
+                f" selects; values of {column}: {there}"
             )
         rows = [row for row, is_chosen in zip(rows, chosen, strict=True) if is_chosen]
     return rows
 
 
 def _keys(rows: list[Row], columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """The keys under which each field is looked for.
+    """Candidate keys of each field.
 
-    A column that `columns` names for one field feeds no other by its name; instruction and response, which
-    every example must have, keep their names.
+    A column that `columns` maps to one field no longer feeds another field by its name. The required fields,
+    instruction and response, keep their default keys.
     """
     used: set[str] = set()
+    missing: dict[str, str] = {}
+    problems = Problems()
+    if unknown := [name for name in columns if name not in KEYS]:
+        names = ", ".join(map(repr, unknown))
+        problems.append(UserError(f"columns: unknown field {names}; known fields: {', '.join(KEYS)}"))
     for name, column in columns.items():
-        if name not in KEYS:
-            raise UserError(f"columns: unknown field {name!r}; known fields: {', '.join(KEYS)}")
         parts = IN_BRACES.findall(column) or ([column] if column else [])
         used.update(part.partition(".")[0] for part in parts)
         for key in parts:
             if rows and not any(key in row or _look(row, key) is not None for _, row in rows):
-                place, first = rows[0]
-                raise UserError(
-                    f"{place}: no record has the key {key!r} that columns names for {name};"
-                    f" found the keys {cut(', '.join(first))}"
-                )
+                missing[key] = name
+    if missing:
+        place, first = rows[0]
+        keys = ", ".join(f"{key!r} (for {name})" for key, name in missing.items())
+        found = cut(", ".join(first), 120)
+        problems.append(
+            UserError(f"{place}: no record has the keys in columns: {keys}; found the keys {found}")
+        )
+    problems.refuse()
     free = {
         name: tuple(key for key in known if key not in used or name in NEEDED) for name, known in KEYS.items()
     }
@@ -157,7 +164,7 @@ def _keys(rows: list[Row], columns: Mapping[str, str]) -> dict[str, tuple[str, .
 def _records(
     place: str, row: dict[str, Any], domain: str, keys: Mapping[str, tuple[str, ...]], reading: Reading
 ) -> list[Record]:
-    """The examples of a row: one, or one for each answer of its conversation that is trained on."""
+    """The examples of a row: one, or one for each trained answer of its conversation."""
     values = _values(place, row, keys)
     said = _conversation(place, values, reading)
     texts, letters = read_choices(place, values["choices"])
@@ -169,7 +176,7 @@ def _records(
         if _look(row, key) not in (
             None,
             label,
-        ):  # other fields that this column feeds get the name of its number too
+        ):  # other fields fed by this column also receive the class name
             values = _values(place, {**row, key: label or None}, keys)
     history = history_of(place, values["history"], "history" in reading.columns)
     if said:
@@ -178,12 +185,19 @@ def _records(
         values["system"] = said[-1].system or values["system"]
     flat = {name: _text(place, name, values[name], name in reading.columns) for name in TEXTS}
     client = flat.pop("client")
-    for name in NEEDED:
-        if not flat[name].strip():
-            what = "missing" if values[name] is None else "empty"
-            wanted = f"text under {' or '.join(keys[name])}, found the keys {cut(', '.join(row))}"
-            hint = f'another key is named by columns = {{{name} = "..."}}'
-            raise BadRow(place, f"{name} is {what}", f"{name} is {what}; expected {wanted}; {hint}")
+    lacking = {
+        name: f"{name} is {'missing' if values[name] is None else 'empty'}"
+        for name in NEEDED
+        if not flat[name].strip()
+    }
+    if lacking:
+        kind, *_ = lacking.values()
+        wanted = "; ".join(
+            f"{what}; expected text under {' or '.join(keys[name])}" for name, what in lacking.items()
+        )
+        named = ", ".join(f'{name} = "..."' for name in lacking)
+        found = f"found the keys {cut(', '.join(row), 120)}; to use another key, set columns = {{{named}}}"
+        raise BadRow(place, kind, f"{wanted}, {found}")
     example = Example(
         domain=domain,
         label=label,
@@ -200,7 +214,7 @@ def _records(
 
 
 def _conversation(place: str, values: Mapping[str, Any], reading: Reading) -> list[Exchange]:
-    """What was asked and answered, where a row holds a list of turns; [] where it is flat."""
+    """The exchanges of a row that holds a list of turns; [] for a flat row."""
     turns = values["messages"]
     if isinstance(turns, str) and turns.startswith("["):  # in a cell of a CSV file
         turns = parse_json(place, turns)
@@ -213,13 +227,13 @@ def _conversation(place: str, values: Mapping[str, Any], reading: Reading) -> li
 
 
 def _values(place: str, row: dict[str, Any], keys: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """What a row holds for each field; None where it holds nothing."""
+    """The value of each field in a row; None if absent."""
     found = {name: [_value(place, row, name, key) for key in known] for name, known in keys.items()}
     return {name: next((v for v in several if v is not None), None) for name, several in found.items()}
 
 
 def _value(place: str, row: dict[str, Any], name: str, key: str) -> Any:
-    """What a row holds under a key, or the text that it makes of a key with others in braces."""
+    """The value under a key, or the filled-in text if the key is a template with keys in braces."""
     parts = {part: _look(row, part) for part in IN_BRACES.findall(key)}
     if not parts:
         return _look(row, key)
@@ -230,14 +244,14 @@ def _value(place: str, row: dict[str, Any], name: str, key: str) -> Any:
 
 
 def _shown(place: str, part: str, value: Any, name: str) -> str:
-    """A column's value inside the text of a field."""
+    """A column's value, formatted for a template."""
     if isinstance(value, list | dict):
         return "\n".join(read_texts(place, part, value)) if name == "tests" else lettered(place, value)
     return _plain(value)
 
 
 def _look(row: dict[str, Any], key: str) -> Any:
-    """What stands under a key, which may lead into nested objects and lists: "answers.text.0"."""
+    """The value under a key, which may be a path into nested objects and lists: "answers.text.0"."""
     if key in row or "." not in key:
         return row.get(key)
     value: Any = row
@@ -250,10 +264,10 @@ def _look(row: dict[str, Any], key: str) -> Any:
 
 
 def _plain(value: Any) -> str:
-    """A value as text: numbers that are whole without a point, true and false as in JSON; "" for None."""
+    """A value as text: whole numbers without a decimal point, booleans as in JSON; "" for None."""
     if value is None or isinstance(value, bool):
         return "" if value is None else str(value).lower()
-    # Tables often turn whole numbers into floats; the response says 18, not 18.0.
+    # Table formats often store whole numbers as floats; the response says 18, not 18.0.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -265,7 +279,7 @@ def _text(place: str, name: str, value: Any, is_mapped: bool) -> str:
     if isinstance(value, bool | int | float) and (is_mapped or name in ("answer", "client")):
         if isinstance(value, bool) and not is_mapped:
             hint = (
-                f'columns = {{{name} = ""}} switches the field off, columns = {{{name} = "{name}"}} takes it'
+                f'columns = {{{name} = ""}} switches the field off, columns = {{{name} = "{name}"}} reads it'
             )
             refuse(place, name, value, f"text or a number; {hint} as text")
         if not math.isfinite(value):

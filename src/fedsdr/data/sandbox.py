@@ -1,11 +1,10 @@
-"""Run a short Python program that a model wrote, and say whether it ran to its end.
+"""Run a short Python program written by a model, and report whether it ran to its end.
 
-Goes in: source code with assertions at its end. Comes out: True or False. The file knows nothing of
-examples. Where bubblewrap (`bwrap`) works, a program has no network, and sees no files but those of the
-system, of Python and of its own empty folder. Elsewhere what is prevented are accidents (an endless loop, a
-full disk, a flood of processes), and a program that sets out to break free can, by `ctypes` for one.
-Everywhere programs run only where the user consents (`eval.run_programs`). POSIX only, since the limits are
-those of `setrlimit`.
+Input: source code that ends with assertions. Output: True or False. Where bubblewrap (`bwrap`) works, a
+program has no network, and sees only the files of the system, of Python and of its own empty folder.
+Elsewhere the limits prevent accidents only (an endless loop, a full disk, a flood of processes): a malicious
+program can escape, for example through `ctypes`. In both cases programs run only with the user's consent
+(`eval.run_programs`). POSIX only, because the limits use `setrlimit`.
 """
 
 import functools
@@ -21,10 +20,10 @@ import tempfile
 
 _FILE_BYTES = 1_000_000
 
-# Runs before the program, in the program's own process: limits set here need no code between fork
-# and exec in the parent, which is unsafe beside torch's threads. The program is the whole of standard
-# input, so the program itself finds that closed. It is not "__main__": a script's main part is not run.
-# RLIMIT_NPROC counts all processes of a user and does not bind root, hence the audit hook instead.
+# Runs before the program, in the program's own process: setting limits here needs no code between fork and
+# exec in the parent, which is unsafe with torch's threads. The program is read from standard input to its
+# end, so the program itself finds that closed. It is not "__main__": a script's main part does not run.
+# RLIMIT_NPROC counts all processes of a user and does not bind root, hence the audit hook.
 _DRIVER = """
 import os, resource, signal, sys
 for limit, value in (("AS", {memory}), ("CPU", {seconds}), ("FSIZE", {file_bytes}), ("CORE", 0)):
@@ -49,10 +48,10 @@ os.write({report}, b"{nonce}")
 
 @functools.cache
 def _bubblewrap() -> tuple[str, ...]:
-    """Begin of the command that runs another without network and files; () where it does not work here.
+    """Command prefix that runs a command without network and files; () if that does not work here.
 
-    What is left of the file system is the system's programs and libraries, and Python's own: no data, no
-    account's files, nothing of /etc, /var, /proc and /tmp. Further options name the folder to work in.
+    The file system contains only the system's programs and libraries, and Python's own: no data, no user
+    files, nothing of /etc, /var, /proc and /tmp. Further options name the working folder.
     """
     bwrap = shutil.which("bwrap")
     if not bwrap:
@@ -67,36 +66,36 @@ def _bubblewrap() -> tuple[str, ...]:
 
 
 def _python() -> tuple[str, ...]:
-    """The interpreter, of which an environment's is a link, with the standard library alone."""
+    """The base interpreter behind a virtual environment, with the standard library only."""
     return os.path.realpath(sys.executable), "-I", "-S", "-c"
 
 
 def isolation() -> str:
-    """How programs run on this machine, for the user to read."""
+    """Describe to the user how programs run on this machine."""
     if _bubblewrap():
         return "in bubblewrap, without network and files"
     return (
-        "with the rights of this account, so hostile ones can read its files and use the network: bubblewrap"
-        " (bwrap), whose sandbox prevents it, is not installed or not allowed here"
+        "with this account's rights, so a malicious one can read its files and use the network: bubblewrap"
+        " (bwrap), which prevents this, is not installed or not permitted"
     )
 
 
 def run_python(source: str, timeout: float = 5.0, memory_mb: int = 512) -> bool:
-    """Run a program and say whether it reached its last line without an error.
+    """Run a program and return whether it reached its last line without an error.
 
-    It runs by itself in an empty folder that is deleted afterwards, with an empty environment, no
-    input, its output discarded and the standard library alone. New processes, connections, deleting
-    files and writing outside the folder are refused, which counts as an error.
+    It runs in an empty folder that is deleted afterwards, with an empty environment, no input, discarded
+    output and only the standard library. Creating processes or connections, deleting files and writing
+    outside the folder are refused, which counts as an error.
 
     Args:
-        source: The program, its tests at the end. Leaving early, as by ``sys.exit(0)``, does not pass.
-        timeout: Seconds that it may take, of the clock and (rounded up) of the processor.
-        memory_mb: Megabytes of address space; Python itself needs about 20.
+        source: The program with its tests at the end. Exiting early, as by ``sys.exit(0)``, does not pass.
+        timeout: Time limit in seconds, of wall-clock time and (rounded up) of CPU time.
+        memory_mb: Limit on the address space, in megabytes; Python itself needs about 20.
 
     Raises:
-        RuntimeError: The program was not even begun, for instance since the system refuses a limit.
+        RuntimeError: The program did not start, for example because the system refused a limit.
     """
-    nonce = secrets.token_hex(16)  # the program cannot pretend by accident that its tests were reached
+    nonce = secrets.token_hex(16)  # the program cannot report by accident that it reached its end
     with tempfile.TemporaryFile() as report, tempfile.TemporaryDirectory() as folder:
         driver = _DRIVER.format(
             memory=memory_mb * 2**20,

@@ -1,7 +1,7 @@
 """Gather the domains of a run: from a folder, from listed sources, or from the built-in data.
 
-In: `config.Data`. Out: for each domain its training and test records. Who holds them is decided in
-`partition`. The presets are the five sets of Ren et al., FedSDR, ICML 2026, arXiv 2605.18028.
+Input: `config.Data`. Output: for each domain its training and test records. `partition` assigns them to
+clients. The presets are the five data sets of Ren et al., FedSDR, ICML 2026, arXiv 2605.18028.
 """
 
 import random
@@ -16,19 +16,19 @@ from fedsdr.config import Data, Reading, Source
 from fedsdr.data.examples import Example
 from fedsdr.data.files import BadRow, file_rows, hub_rows, is_known_format, refuse_bad
 from fedsdr.data.readers import NEEDED, Record, to_records
-from fedsdr.errors import UserError
+from fedsdr.errors import Problems, UserError
 from fedsdr.methods import look_up
 from fedsdr.seeds import seed_for
 
 RESERVED = ("all", "mean", "others")
-"""What rows of tables are called."""
+"""Names that label rows of result tables, so no domain or client may use them."""
 FILES = ("train.jsonl", "test.jsonl")
-"""What a domain's files are called; another suffix that `files` reads will do."""
+"""File names of a domain; any suffix that `files` reads is accepted."""
 BUILT_IN = Path(__file__).parent / "demo"
-"""Folder of the built-in data, one folder for each value of `data.built_in`; made by `tools/demo_data`."""
+"""Folder of the built-in data, with a folder for each value of `data.built_in`; made by `tools/demo_data`."""
 LAYOUT = "expected <root>/<domain>/train.jsonl and <root>/<domain>/test.jsonl, one folder for each domain"
 EMPTY = frozenset(f"{name} is {what}" for name in NEEDED for what in ("missing", "empty"))
-"""Kinds of bad rows that the public sets hold, whose users cannot mend them."""
+"""Kinds of bad rows in the public data sets, which their users cannot correct."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Domain:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Rows that could not be used, by reason."""
     num_cut: int = 0
-    """Examples whose response loses its end at `model.max_length` (`data.lengths`)."""
+    """Number of examples whose response is truncated at `model.max_length` (`data.lengths`)."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A public data set in Alpaca form: where it is, and the columns that are named otherwise."""
+    """A public data set in Alpaca form: its hub id, and the columns with other names."""
 
     hub: str
     columns: Mapping[str, str]
@@ -61,51 +61,63 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def load_domains(data: Data, id_column: str = "client") -> dict[str, Domain]:
-    """Load every domain of a run, drawn down to `num_train` and `num_test` examples.
+    """Load every domain of a run, sampled down to `num_train` and `num_test` examples.
 
-    Where less is there than asked for, all of it is taken. Records keep the order of their file.
+    A domain with fewer examples than that is taken whole. Records keep the order of their file.
 
     Args:
         data: The settings.
-        id_column: Key of a raw record that names its client (`partition.id_column`).
+        id_column: Key of a raw record that holds its client (`partition.id_column`).
 
     Returns:
-        Domains by name, in the order of `data.domains`, else sorted.
+        Domains by name, in the order of `data.domains` if set, otherwise sorted.
 
     Raises:
-        UserError: The data cannot be read, or a domain is unknown, named twice or not fit for a name.
+        UserError: The data cannot be read, or a domain is unknown, listed twice or not a valid name.
     """
-    # The default key is looked for anyway, and need not be there.
+    # The default key is always a candidate, and may be absent.
     columns = {} if id_column == "client" else {"client": id_column}
     if data.sources and not data.root:
         sources = {source.domain: source for source in data.sources}
         if len(sources) < len(data.sources):
             raise UserError(
-                f"data.sources: a domain is named twice ({', '.join(s.domain for s in data.sources)})"
+                f"data.sources: a domain is listed twice ({', '.join(s.domain for s in data.sources)})"
             )
         names = _choose(data, list(sources))
-        domains = {name: _from_source(sources[name], columns, data) for name in names}
+
+        def load(name: str) -> Domain:
+            return _from_source(sources[name], columns, data)
+
     else:
         folders = _folders(Path(data.root) if data.root else BUILT_IN / data.built_in)
         names = _choose(data, list(folders))
-        reading = _reading(data, columns if data.root else {})  # the built-in data name clients as we do
-        domains = {name: _from_folder(folders[name], name, reading, data) for name in names}
+        reading = _reading(data, columns if data.root else {})  # the built-in data use our client column
+
+        def load(name: str) -> Domain:
+            return _from_folder(folders[name], name, reading, data)
+
+    problems = Problems()
+    domains: dict[str, Domain] = {}
+    for name in names:
+        with problems.gather():
+            domains[name] = load(name)
+    problems.refuse()
     return {name: _draw(_fill_choices(domain), data, name) for name, domain in domains.items()}
 
 
 def find_duplicates(domain: Domain) -> list[str]:
-    """Return the test prompts that are training prompts too, one for each such test example.
+    """Return the test prompts that are also training prompts, one for each such test example.
 
-    Prompts are compared by instruction, context and system prompt, case and white space aside.
+    Prompts are compared by instruction, context and system prompt, ignoring case and white space.
     """
     seen = {_prompt(record.example) for record in domain.train}
     return [r.example.instruction for r in domain.test if _prompt(r.example) in seen]
 
 
 def count_known_responses(domain: Domain) -> int:
-    """Count the test examples whose response is a training response, to another prompt; labels aside.
+    """Count the test examples whose response answers another prompt in training; labels are excluded.
 
-    Scores and losses on them also measure what was learnt by heart.
+    Scores and losses on them also measure memorisation.
     """
     responses = {record.example.response for record in domain.train}
     prompts = {_prompt(record.example) for record in domain.train}
@@ -114,10 +126,10 @@ def count_known_responses(domain: Domain) -> int:
 
 
 def check_name(name: str, what: str) -> str:
-    """Return a name that is fit to become the name of a folder.
+    """Return a name if it is valid as the name of a folder.
 
     Raises:
-        UserError: It holds other characters than letters, digits, point, dash and underscore.
+        UserError: It holds characters other than letters, digits, dots, dashes and underscores.
     """
     if not re.fullmatch(r"\w[\w.-]{0,63}", name):
         raise UserError(
@@ -125,35 +137,35 @@ def check_name(name: str, what: str) -> str:
             " digits, '.', '-' and '_', beginning with a letter, a digit or '_'"
         )
     if name in RESERVED:
-        raise UserError(f"a {what} cannot be called {name!r}: a row of tables is called so; rename it")
+        raise UserError(f"a {what} cannot be named {name!r}: tables use this name for a row; rename it")
     return name
 
 
 LOOKS = str.maketrans("01i_.", "oll--")
-"""ASCII characters that are taken for one another, in lower case."""
+"""ASCII characters that look alike, in lower case."""
 
 
 def check_client(name: str, others: Iterable[str] = ()) -> str:
-    """Return the id of a client of a deployment if it is a name that no one takes for another.
+    """Return the client id of a deployment if it cannot be confused with another name.
 
     Raises:
-        UserError: It cannot name a folder, is not ASCII (other alphabets have letters that look the same), or
-            looks like the name of a row of tables or of another client.
+        UserError: It is not a valid folder name, is not ASCII (other alphabets have letters that look the
+            same), or looks like the name of a table row or of another client.
     """
     check_name(name, "client")
     if not name.isascii():
         raise UserError(
             f"client {name!r}: expected ASCII letters, digits, '.', '-' and '_': letters of other alphabets"
-            " look like these, and one client could pass for another"
+            " look like these, and one client could be mistaken for another"
         )
     for other in (*RESERVED, *others):
         if _look(other) == _look(name) and other != name:
-            raise UserError(f"client {name!r} looks like {other!r}: choose a name that differs more")
+            raise UserError(f"client {name!r} looks like {other!r}: choose a more distinct name")
     return name
 
 
 def _look(name: str) -> str:
-    """How a name looks at a glance: two names with the same look are taken for one another."""
+    """A key that is equal for names that look alike."""
     return name.lower().translate(LOOKS).replace("rn", "m").replace("vv", "w")
 
 
@@ -162,14 +174,15 @@ def _folders(root: Path) -> dict[str, Path]:
         raise UserError(f"data.root = {str(root)!r} is not a folder; {LAYOUT}")
     folders, missing = domain_files(root)
     if not folders:
-        raise UserError(f"data.root = {str(root)!r} holds no folder of a domain; {LAYOUT}")
+        raise UserError(f"data.root = {str(root)!r} contains no domain folder; {LAYOUT}")
     if missing:
-        raise UserError(f"{missing[0].parent} holds no {missing[0].name}; {LAYOUT}")
+        listed = ", ".join(f"{file.parent} contains no {file.name}" for file in missing)
+        raise UserError(f"{listed}; {LAYOUT}")
     return folders
 
 
 def domain_files(root: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Folder of each domain under `root`, by name, and the files that they lack; hidden folders are none."""
+    """Folder of each domain under `root`, by name, and the missing files; hidden folders are ignored."""
     places = sorted(root.iterdir()) if root.is_dir() else []
     folders = {p.name: p for p in places if p.is_dir() and not p.name.startswith(".")}
     files = [folder / file for folder in folders.values() for file in FILES]
@@ -177,7 +190,7 @@ def domain_files(root: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def _in_any_format(file: Path) -> list[Path]:
-    """The files of this name in any format and case, such as train.csv.gz and TRAIN.JSONL for train.jsonl."""
+    """Files of this name in any format and case, such as train.csv.gz and TRAIN.JSONL for train.jsonl."""
     beside = file.parent.iterdir() if file.parent.is_dir() else []
     stem = file.stem.lower()
     return sorted(p for p in beside if p.name.lower().partition(".")[0] == stem and is_known_format(p))
@@ -186,14 +199,15 @@ def _in_any_format(file: Path) -> list[Path]:
 def _choose(data: Data, names: list[str]) -> list[str]:
     for name in data.domains:
         if data.domains.count(name) > 1:
-            raise UserError(f"data.domains: {name!r} is named twice; name each domain once")
-        if name not in names:
-            raise UserError(f"data.domains: unknown domain {name!r}; there are: {', '.join(sorted(names))}")
+            raise UserError(f"data.domains: {name!r} is listed twice; list each domain once")
+    if unknown := [name for name in data.domains if name not in names]:
+        listed = ", ".join(map(repr, unknown))
+        raise UserError(f"data.domains: unknown domain {listed}; known: {', '.join(sorted(names))}")
     return [check_name(name, "domain") for name in data.domains or sorted(names)]
 
 
 def _reading(data: Data, columns: Mapping[str, str], source: Reading | None = None) -> Reading:
-    """How a domain is read: as [data] says, unless its source says otherwise; `columns` go first of all."""
+    """How a domain is read: [data], overridden by its source, overridden by `columns`."""
     own = source or Reading()
     return Reading(
         columns={**columns, **data.columns, **own.columns},
@@ -210,7 +224,7 @@ def _from_folder(folder: Path, name: str, reading: Reading, data: Data) -> Domai
     for file in FILES:
         found = _in_any_format(folder / file)
         if len(found) > 1:
-            raise UserError(f"{folder} holds {' and '.join(p.name for p in found)}; leave one of them")
+            raise UserError(f"{folder} contains {' and '.join(p.name for p in found)}; keep one of them")
         parts.append(to_records(file_rows(found[0], bad), name, reading, bad))
     train, test = parts
     left_out = _leave_out(bad, data.skip_bad_rows, (train, test))
@@ -218,7 +232,7 @@ def _from_folder(folder: Path, name: str, reading: Reading, data: Data) -> Domai
 
 
 def _leave_out(bad: list[BadRow], skips: bool, parts: Iterable[list[Record]]) -> dict[str, int]:
-    """Count bad rows by reason, or refuse them where they are not to be passed over, or nothing is left."""
+    """Count bad rows by reason; raise an error if they may not be skipped or nothing is left."""
     if not skips or not all(parts):
         refuse_bad(bad)
     return dict(sorted(Counter(row.kind for row in bad).items()))
@@ -234,7 +248,7 @@ def _from_source(source: Source, columns: Mapping[str, str], data: Data) -> Doma
     has_test = bool(source.test or source.test_split)
     if has_test and tests == place and (split == source.train_split or not _has_splits(place, source)):
         raise UserError(
-            f"source of domain {source.domain!r}: {tests} would be both training and test set; name another"
+            f"source of domain {source.domain!r}: {tests} would be both training and test set; set another"
             " test, or another test_split of a data set folder or hub id, or leave out both to hold out"
             " test_share of it"
         )
@@ -252,14 +266,14 @@ def _from_source(source: Source, columns: Mapping[str, str], data: Data) -> Doma
 
 
 def _has_splits(place: str, source: Source) -> bool:
-    """Whether a place is a data set with splits: a folder, or a hub id."""
+    """Whether a source is a data set with splits: a folder, or a hub id."""
     return place not in (source.train, source.test) or Path(place).is_dir()
 
 
 def _read(
     place: str, split: str, source: Source, reading: Reading, bad: list[BadRow], data: Data
 ) -> list[Record]:
-    """The records of a file, of all files that a pattern names, or of a split."""
+    """The records of a file, of all files that match a pattern, or of a split."""
     if _has_splits(place, source):
         seed = seed_for(data.seed, "stream", source.domain, split)
         rows = hub_rows(place, split, source.config, source.stream, seed)
@@ -275,9 +289,9 @@ def _read(
 
 
 def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Take a share of the prompts as test set; what begins with the same prompt stays together.
+    """Split off a share of the prompts as the test set; conversations with the same opening stay together.
 
-    So do the examples of one conversation: the later ones hold the answers of the earlier ones.
+    So do the examples of one conversation: the later ones contain the answers of the earlier ones.
     """
     prompts = list(dict.fromkeys(_opening(record.example) for record in records))
     random.Random(seed).shuffle(prompts)
@@ -285,7 +299,7 @@ def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Reco
     if num_test >= len(prompts):
         raise UserError(
             f"domain {records[0].example.domain!r}: test_share = {share} of {len(prompts)} prompts"
-            " leaves none to train on; lower test_share or name a test set"
+            " leaves none to train on; lower test_share or set a test set"
         )
     held = set(prompts[-num_test:])
     train = [record for record in records if _opening(record.example) not in held]
@@ -293,7 +307,7 @@ def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Reco
 
 
 def _fill_choices(domain: Domain) -> Domain:
-    """Where labels come without choices, the labels of the domain are the choices."""
+    """If labels have no choices, use all labels of the domain as choices."""
     labels = tuple(sorted({r.example.label for r in domain.train + domain.test} - {""}))
 
     def fill(records: list[Record]) -> list[Record]:
@@ -328,7 +342,7 @@ def _prompt(example: Example) -> tuple[str, ...]:
 
 
 def _opening(example: Example) -> tuple[str, ...]:
-    """The prompt with which a conversation begins."""
+    """The prompt that opens a conversation."""
     if not example.history:
         return _prompt(example)
     return _prompt(replace(example, instruction=example.history[0][0], context="", history=()))

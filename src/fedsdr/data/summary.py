@@ -1,6 +1,6 @@
-"""Describe what each client would hold: the numbers behind `fedsdr data`.
+"""Describe the data of each client: the numbers behind `fedsdr data`.
 
-In: domains and the clients' data. Out: plain dicts that JSON can hold. Nothing is printed here.
+Input: domains and the clients' data. Output: JSON-compatible dicts. Nothing is printed here.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from fedsdr.data.sources import Domain, count_known_responses, find_duplicates
 from fedsdr.errors import UserError
 
 MOST_CHOICES = 20
-"""More choices than this for one label are hardly meant."""
+"""More choices than this for one label are probably a mistake."""
 
 
 def summarize(
@@ -28,22 +28,22 @@ def summarize(
     lengths: Mapping[str, Sequence[Length]] | None = None,
     max_length: int = 0,
 ) -> dict[str, Any]:
-    """Count what there is and what each client would hold.
+    """Count the examples, and what each client would hold.
 
     Args:
-        domains: As from `load_domains`.
-        clients: As from `partition`.
-        num_samples: How many samples, duplicates and inconsistent examples are shown.
-        lengths: Tokens of all examples of each domain, where the model's tokenizer is at hand.
-        max_length: Longest conversation in tokens, which `lengths` are held against.
+        domains: From `load_domains`.
+        clients: From `partition`.
+        num_samples: Number of samples, duplicates and inconsistent examples to show.
+        lengths: Tokens of all examples of each domain, if the model's tokenizer is available.
+        max_length: Longest conversation in tokens, compared with `lengths`.
 
     Returns:
         ``{"notices": [...], "tokens": {...}, "domains": [...], "clients": [...]}``: lines to read, tokens by
-        domain, and one dict for each domain and client. Words are means over the training
-        examples; domains and labels are counts of them. `num_duplicates` counts the test examples
-        whose prompt is a training prompt of the domain too, `num_known_responses` those whose response
-        is a training response (labels aside), `num_inconsistent` the examples whose own
-        response loses their label, answer or facts.
+        domain, and one dict per domain and client. Words are means over the training examples; domains
+        and labels are counts of them. `num_duplicates` counts the test examples whose prompt is also a
+        training prompt of the domain, `num_known_responses` the test examples whose response is also a
+        training response (labels excluded), and `num_inconsistent` the examples whose own response loses
+        their label, answer or facts.
     """
     return {
         "notices": notices(domains),
@@ -62,13 +62,13 @@ def count_inconsistent(examples: Iterable[Example]) -> int:
 
 
 def check_consistent(domains: Mapping[str, Domain]) -> None:
-    """Refuse a domain all of whose examples contradict their own label, answer or facts.
+    """Reject a domain in which every example contradicts its own label, answer or facts.
 
-    No rewriting of them could be faithful, and no answer right: a column feeds a field that it should not, or
-    the ground truth is written in a way that `checks` does not find.
+    No rewriting of them could be faithful, and no answer correct: either a column feeds the wrong field, or
+    `checks` cannot read the ground truth in the form it is written.
 
     Raises:
-        UserError: With the first such example.
+        UserError: Shows the first such example.
     """
     for name, domain in domains.items():
         records = domain.train + domain.test
@@ -80,29 +80,29 @@ def check_consistent(domains: Mapping[str, Domain]) -> None:
         truth = ", ".join(f"{kind} {cut(getattr(first, kind))!r}" for kind in kinds)
         raise UserError(
             f"{checked[0].place or name}: all {len(checked)} examples of domain {name!r} contradict their own"
-            f" ground truth: this one has the {truth}, and the response {cut(first.response)!r} does not give"
-            f' it; name the right column by columns = {{{kinds[0]} = "..."}}, or switch the field off by'
+            f" ground truth: this one has the {truth}, but the response {cut(first.response)!r} does not give"
+            f' it; map the right column by columns = {{{kinds[0]} = "..."}}, or switch the field off by'
             f' columns = {{{kinds[0]} = ""}}'
         )
 
 
 def notices(domains: Mapping[str, Domain]) -> list[str]:
-    """One line for each thing that the user should know of the domains before a run is paid for."""
+    """Warnings about the domains that the user should see before a run costs time, one line each."""
     lines: list[str] = []
     for name, domain in domains.items():
         examples = [record.example for record in domain.train + domain.test]
         lines += [f"{name}: {num} rows left out: {reason}" for reason, num in domain.left_out.items()]
         if domain.num_cut:
             lines.append(
-                f"{name}: {domain.num_cut} of {len(examples)} responses are cut at model.max_length, and do"
-                " not teach where to end"
+                f"{name}: {domain.num_cut} of {len(examples)} responses are cut at model.max_length and do"
+                " not teach the model where to end"
             )
         most = max((len(example.choices) for example in examples), default=0)
         if most > MOST_CHOICES:
             lines.append(
-                f"{name}: {most} choices for one label: where rows name none, all labels of the domain are"
-                " choices; name those of each row by columns = {choices = ...} or choices_after, or switch"
-                ' the label off by columns = {label = ""}'
+                f"{name}: {most} choices for one label: rows without choices take all labels"
+                " of the domain; set the choices of each row by columns = {choices = ...} or choices_after,"
+                ' or switch the label off by columns = {label = ""}'
             )
     return lines
 
@@ -110,12 +110,12 @@ def notices(domains: Mapping[str, Domain]) -> list[str]:
 def program_notices(
     domains: Mapping[str, Domain], runs_programs: bool, key: str = "eval.run_programs"
 ) -> list[str]:
-    """Say of examples with `tests` whether these run, and how; nothing where there are none.
+    """Report whether the `tests` of examples run, and how; nothing if there are none.
 
     Args:
         domains: The examples.
         runs_programs: Whether the user consents.
-        key: Name of the setting by which they do.
+        key: Name of the setting that gives consent.
     """
     num = sum(bool(r.example.tests) for domain in domains.values() for r in domain.train + domain.test)
     if not num:
@@ -123,13 +123,13 @@ def program_notices(
     if runs_programs:
         return [f"the tests of {num} examples and the model's programs run {isolation()}"]
     return [
-        f"{num} examples have tests, which are programs and do not run: they count as having none. If you"
-        f" trust the data, set {key} = true"
+        f"{num} examples have tests, which are programs and do not run without consent: they are ignored."
+        f" If you trust the data, set {key} = true"
     ]
 
 
 def render_summary(summary: dict[str, Any]) -> str:
-    """Lay out a summary as text for a terminal."""
+    """Format a summary as text for a terminal."""
     lines = list(summary["notices"])
     for name, tokens in summary["tokens"].items():
         fits = (

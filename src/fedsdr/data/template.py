@@ -1,8 +1,8 @@
 """The chat template: turns become text, and text becomes tokens.
 
-The template comes with the model and is somebody's program: what it refuses, and a loop without end, are
-errors in words. Control tokens that stand in somebody's text stay text; only those are tokens that the
-template itself writes.
+The template is a program that comes with the model. If it rejects the turns, fails or does not end, the user
+sees a clear error. Control tokens inside user text remain plain text; only the template itself can write
+control tokens.
 """
 
 import ctypes
@@ -17,15 +17,15 @@ from fedsdr.errors import UserError
 
 Turn = dict[str, str]
 PATIENCE = 5.0
-"""Seconds in which a template must be done with one conversation."""
+"""Time limit in seconds for rendering one conversation."""
 
 
 def render(tokenizer: Any, turns: list[Turn], asks: bool = False) -> str:
-    """Text of a conversation; control tokens within the turns are marked, as `tokens` understands it.
+    """Text of a conversation; control tokens within the turns are escaped for `tokens`.
 
     Args:
-        tokenizer: With its chat template.
-        turns: Of the system, if there is one, the user and the assistant.
+        tokenizer: A tokenizer with a chat template.
+        turns: Turns of the system (optional), the user and the assistant.
         asks: Whether the text ends where the next answer begins.
 
     Raises:
@@ -46,7 +46,7 @@ def render(tokenizer: Any, turns: list[Turn], asks: bool = False) -> str:
     why = (
         f"{type(found).__name__}: {found}"
         if found is not None
-        else f"it is not done after {PATIENCE:g} seconds"
+        else f"it did not finish within {PATIENCE:g} seconds"
     )
     raise UserError(
         f"the chat template of {tokenizer.name_or_path} cannot write a conversation of {roles}: {why}"
@@ -54,16 +54,16 @@ def render(tokenizer: Any, turns: list[Turn], asks: bool = False) -> str:
 
 
 def tokens(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text by `render`. No token is added to those that the template writes."""
+    """Token ids of a text from `render`; no tokens are added beyond the template's own."""
     found = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)
     return list(found["input_ids"])
 
 
 @lru_cache(maxsize=8)
 def _control_tokens(tokenizer: Any, template: str) -> re.Pattern[str]:
-    """What must not become a control token: all special tokens, and the added ones that the template writes.
+    """Text that must not become a control token: special tokens, and added tokens used by the template.
 
-    Tags of thinking that are no special tokens are not among them: a response may think.
+    Thinking tags that are not special tokens are excluded: a response may contain thinking.
     """
     found = [
         token.content
@@ -76,7 +76,7 @@ def _control_tokens(tokenizer: Any, template: str) -> re.Pattern[str]:
 
 
 def _in_time(work: Callable[[], str]) -> str | Exception | None:
-    """What `work` returns or raises, or None where it is not done in time; then it is stopped."""
+    """What `work` returns or raises; None if it exceeds the time limit and is stopped."""
     found: list[str | Exception] = []
 
     def run() -> None:
@@ -92,7 +92,7 @@ def _in_time(work: Callable[[], str]) -> str | Exception | None:
     thread.join(PATIENCE)
     if found:
         return found[0]
-    # Nothing else ends a thread; this ends a loop of a template, which is Python's.
+    # A thread cannot be killed; raising in it ends an endless loop, since templates run as Python.
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
     )

@@ -1,7 +1,7 @@
-"""Thinking: what some models write before their answer, and what is no part of it.
+"""Thinking: text that some models write before their answer, and that is not part of it.
 
-It stands at the beginning, between two tags. A prompt may have opened it (`<think>` at its end); then only
-the closing tag is in the text.
+It comes first, between two tags. A prompt may have opened it (`<think>` at its end); then the text contains
+only the closing tag.
 """
 
 import re
@@ -19,7 +19,7 @@ TAGS = re.compile(rf"</?{_NAME}>|\[/?THINK\]")
 
 
 def without_thinking(text: str) -> str:
-    """The answer alone; thinking that was never closed stays, and `is_unclosed` recognises it."""
+    """The answer alone; unclosed thinking stays, and `is_unclosed` recognises it."""
     found = _LEADING.match(text) or _OPENED_BEFORE.match(text)
     rest = text[found.end() :] if found else text
     header = _HEADER.match(rest)
@@ -28,17 +28,17 @@ def without_thinking(text: str) -> str:
 
 
 def is_unclosed(text: str) -> bool:
-    """Whether the text begins with thinking that never ends, so that there is no answer."""
+    """Whether the text begins with thinking that never ends, so there is no answer."""
     return bool(_BEGINS.match(text) and not _LEADING.match(text))
 
 
 def opened(prompt: str) -> str:
-    """The tag, blanks included, by which a prompt opens thinking at its end; "" where it does not."""
+    """The tag, blanks included, by which a prompt opens thinking at its end; "" if it does not."""
     found = _OPENED.search(prompt)
     return found.group() if found else ""
 
 
 def closing(tag: str) -> str:
-    """What closes thinking that such a tag opened, with the blank line after it."""
+    """The text that closes thinking opened by this tag, with the blank line after it."""
     name = tag.strip()
     return f"\n{name.replace('<', '</').replace('[', '[/')}\n\n"

@@ -1,7 +1,7 @@
-"""Recorded conversations: what was asked, what was answered, and what was said before.
+"""Recorded conversations: questions, answers and the earlier turns.
 
-In: a list of turns as chat data sets write them (messages with `role` and `content`, ShareGPT's with `from`
-and `value`). Out: exchanges, one for each answer that is trained on, with the earlier ones as history.
+Input: a list of turns in the forms of chat data sets (messages with `role` and `content`, ShareGPT with
+`from` and `value`). Output: exchanges, one for each trained answer, with the earlier ones as history.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ TOOLS = (
     "tool_call",
     "tool_response",
 )
-"""Roles of turns that call a tool, or that hold what it gave."""
-HISTORY = "a list of pairs, each what was asked and what was answered"
+"""Roles of turns that call a tool, or that hold its result."""
+HISTORY = "a list of (question, answer) pairs"
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, its answer, and what stands before them."""
+    """A question, its answer, and the earlier exchanges."""
 
     question: str
     answer: str
@@ -45,18 +45,18 @@ class Exchange:
 
 
 def exchanges(place: str, turns: Any, train_on: str) -> list[Exchange]:
-    """Take a conversation apart: the last answer, or each one, with all that came before it.
+    """Split a conversation into exchanges: the last answer, or each one, with everything before it.
 
-    A question at the end, which nobody answered, is passed over. Answers with `weight` 0, which the data set
-    marks as not to be trained on, only stay in the history.
+    An unanswered question at the end is skipped. Answers with `weight` 0, which the data set excludes from
+    training, appear only in the history.
 
     Args:
-        place: Of the row, for errors.
+        place: Place of the row, for errors.
         turns: A list of objects with role and content, or from and value.
-        train_on: "last" or "all" answers.
+        train_on: "last" or "all": which answers to train on.
 
     Raises:
-        BadRow: It is no conversation of texts between a user and an assistant.
+        BadRow: It is not a text conversation between a user and an assistant.
     """
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         refuse(place, "messages", turns, "a list of objects with role and content (or from and value)")
@@ -70,7 +70,7 @@ def exchanges(place: str, turns: Any, train_on: str) -> list[Exchange]:
             place,
             "roles out of order",
             f"roles: found {', '.join(roles[:8]) or 'no answer'}; expected system (optional), then user and"
-            " assistant in turn, beginning with user",
+            " assistant alternating, starting with user",
         )
     if not said[-1][2]:
         raise BadRow(
@@ -84,12 +84,12 @@ def exchanges(place: str, turns: Any, train_on: str) -> list[Exchange]:
 
 
 def history_of(place: str, value: Any, is_mapped: bool) -> tuple[tuple[str, str], ...]:
-    """Earlier exchanges that stand in a column of their own, as pairs of texts.
+    """Earlier exchanges from a separate column, as pairs of texts.
 
-    A text under that name is another history, such as a patient's, unless `columns` names it.
+    Unless `columns` names it, a plain text under that key is something else, such as a patient's history.
 
     Raises:
-        BadRow: They are no pairs of texts.
+        BadRow: They are not pairs of texts.
     """
     if value is None or (isinstance(value, str) and not is_mapped):
         return ()
@@ -114,7 +114,7 @@ def _said(place: str, turn: dict[str, Any]) -> tuple[str, str]:
     if role not in ROLES:
         refuse(place, "role", turn.get("role") or turn.get("from"), "system, user (human) or assistant (gpt)")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
-    if isinstance(content, list):  # parts, as OpenAI's interface takes them
+    if isinstance(content, list):  # parts, as in OpenAI's API
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise BadRow(
                 place, "not only text", "the conversation holds images or sound: leave such rows out"

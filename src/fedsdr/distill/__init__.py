@@ -1,1 +1,1 @@
-"""3. the model rewrites the responses; prompts, checks, the cache, the paradox counts."""
+"""3. self-distillation: prompts, rewriting, checks, the cache, the paradox counts."""

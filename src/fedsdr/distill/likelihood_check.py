@@ -1,8 +1,8 @@
-"""A second check of a rewriting: to the base model, it must speak for the true label most of all choices.
+"""A second check of a rewriting: it must make the true label more likely relative to every other choice.
 
-How likely the model finds a choice with the rewriting is compared with how likely without. A small model's
-liking for one label, whatever it reads, is in both and falls out. What is left of it shows in the shares of
-rewritings that are taught, by label.
+The check compares the likelihood of each choice with and without the rewriting. A small model's prior
+preference for one label is part of both and cancels out. What remains of that preference shows in the share
+of rewritings accepted for each label.
 
 After Holtzman et al. 2021 (domain-conditional pointwise mutual information) and Zhao et al. 2021 (calibration
 by an empty input).
@@ -24,8 +24,8 @@ def express_label(
 ) -> list[bool]:
     """Whether the rewriting raises log p of the true label by more than that of any other choice.
 
-    For choice c, prompt x and rewriting y~: log p(c | x, y~) - log p(c | x, empty y~), in nats. True where an
-    example has no label or no choices.
+    For choice c, prompt x and rewriting y~: log p(c | x, y~) - log p(c | x, empty y~), in nats. True for an
+    example without a label or choices.
     """
     rows = [row for row, example in enumerate(examples) if example.label and example.choices]
     asked = [_question(examples[row], texts[row]) for row in rows]

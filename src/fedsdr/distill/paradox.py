@@ -1,11 +1,11 @@
-"""Counts of the rewrite paradox: rewriting makes texts alike, and less true, longer and padded.
+"""Counts of the rewrite paradox: rewriting makes texts more uniform, but less true, longer and padded.
 
 For pairs (y, y~) given (c, x). Omission: y~ loses the label, final answer, a fact or a test that y
 has. Unsupported: y~ holds another label or a number that (c, x, y) does not. Both are exact and
 cover only examples that carry ground truth; the share covered is reported with them.
 
 Paper: FedSDR, section 3 (about 47 % of rewritings do not entail the true response); the
-definitions are ours (docs/paper_map.md).
+definitions are our own (docs/paper_map.md).
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from fedsdr.distill.rewriting import Rewriting
 from fedsdr.metrics import LABEL_CHANGES
 
 RATES = ("omission_rate", "omission_rate_true", "unsupported_rate", "redundancy", "redundancy_true")
-"""Counts that are shares, from 0 to 1."""
+"""Metrics that are shares, from 0 to 1."""
 COUNTS = (
     *RATES,
     "num_examples",
@@ -37,11 +37,10 @@ def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[st
     """Count the paradox over pairs of true responses and rewritings.
 
     Returns:
-        Rates in [0, 1] over all pairs, but `omission_rate` over the checkable ones; words per text,
-        fillers per 100 words, and shares of repeated 3-grams, of the true responses (`..._true`) and
-        of the rewritings. All are 0 where there is nothing to count over. `omission_rate_true` is the
-        check's own false alarm: true responses that do not keep their own ground truth. (`unsupported`
-        has none.)
+        Rates in [0, 1] over all pairs, except `omission_rate`, which covers the checkable ones; words per
+        text, fillers per 100 words, and shares of repeated 3-grams, for the true responses (`..._true`) and
+        for the rewritings. A rate over nothing is 0. `omission_rate_true` is the false-positive rate of the
+        check: true responses that do not keep their own ground truth. (`unsupported` has no false positives.)
     """
     num = max(1, len(examples))
     checkable = [(e, t) for e, t in zip(examples, texts, strict=True) if is_checkable(e)]
@@ -64,10 +63,10 @@ def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[st
 
 
 def distill_metrics(examples: Sequence[Example], rewritings: Sequence[Rewriting]) -> dict[str, float]:
-    """Counts of the paradox before and after fall-back, of the prompts, and of the reasons to fall back.
+    """Paradox counts before and after fall-back, and counts of the prompts and of the reasons to fall back.
 
-    Before: over the examples that the teacher was shown. With them go, for each domain whose labels are
-    classes, the examples of each label and those whose rewriting is taught, by the label's place.
+    "Before" covers the examples that were shown to the teacher. For each domain whose labels are classes
+    there are also counts by class index: of the examples, and of those whose rewriting is used.
     """
     metrics: dict[str, float] = {}
     shown = [(e, new.first) for e, new in zip(examples, rewritings, strict=True) if new.first is not None]

@@ -1,8 +1,7 @@
-"""What the teacher is shown when it rewrites a response: (c, x, y) and a request.
+"""The input of the teacher when it rewrites a response: (c, x, y) and a request.
 
-The wording decides much for small models: which prompt keeps labels, numbers and facts differs by
-domain. Raise `VERSION` when a wording changes, so that old rewritings are
-not reused.
+For small models the wording matters: which prompt preserves labels, numbers and facts differs by domain.
+Increment `VERSION` when a wording changes, so that old rewritings are not reused.
 
 Paper: the teacher sees the true response, FedSDR section 3, after SDFT (Yang et al., ACL 2024,
 arXiv 2402.13669), which the prompt "reference" follows.

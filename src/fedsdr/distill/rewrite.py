@@ -1,9 +1,9 @@
 """Self-distillation: D_raw = {(c, x, y)} becomes D_dist = {(c, x, y~)} at each client.
 
-Done once before round 1, by the base model, in this process or at the client's own server (`remote`).
-What the teacher wrote is saved in the client's cache by whole batches, so a stopped run goes on where it
-was, and the same rewriting is never paid for twice. A rewriting that cannot be taught falls back to the
-true response, counted by reason.
+Done once before round 1, by the base model, in this process or on the client's own server (`remote`). The
+rewritings are saved in the client's cache in whole batches, so a stopped run resumes where it stopped, and no
+rewriting is generated twice. A rewriting that fails a check falls back to the true response, counted by
+reason.
 
 Paper: FedSDR, section 3 (FedSD); checks after SDFT (Yang et al., ACL 2024), stricter with `verify`.
 Differs: the paper does not say what happens to empty, cut-off or refusing rewritings.
@@ -42,7 +42,7 @@ from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
 
 TOGETHER = 8
-"""Batches of several clients that are written at a time; a kill costs them."""
+"""Batches of several clients that are saved together; a killed process loses at most these."""
 
 
 def rewrite(
@@ -54,22 +54,22 @@ def rewrite(
 ) -> list[Rewriting]:
     """Rewrite the responses of the examples.
 
-    With checks on, the prompts are tried in order until one passes; without, the first alone. A rewriting
-    that comes with the data is checked alike; the model is not asked for another. Of what
-    `distill.only` does not choose, the true response stays.
+    With checks on, the prompts are tried in order until one passes; otherwise only the first is used. A
+    rewriting supplied with the data is checked in the same way, and replaces the model's. Examples not
+    selected by `distill.only` keep the true response.
 
     Args:
-        model: The teacher is its base without adapters, as the global model is before round 1. Where
-            `distill.url` is set, the server's model is; of this one only the tokenizer is used, and
-            with `answer+likelihood` its likelihoods.
+        model: The teacher is its base without adapters, which is the global model before round 1. If
+            `distill.url` is set, the teacher is the server's model; this model then provides only the
+            tokenizer and, with `answer+likelihood`, likelihoods.
         examples: (c, x, y) of one client.
         distill: Prompts, checks and sampling.
-        longest: Longest rewriting prompt in tokens; what is longer falls back. One response of
-            thousands of words in a batch would ask for more memory than the rest of the run.
-        folder: Where rewritings are saved; runs may share it.
+        longest: Longest rewriting prompt in tokens; longer ones fall back. One response of thousands of words
+            in a batch would need more memory than the rest of the run.
+        folder: Cache of the rewritings; runs may share it.
 
     Returns:
-        One `Rewriting` for each example, in their order.
+        One `Rewriting` for each example, in the same order.
     """
     (rewritings,) = rewrite_together(model, [(examples, folder)], distill, longest)
     return rewritings
@@ -78,10 +78,10 @@ def rewrite(
 def rewrite_together(
     model: LoraModel, clients: Sequence[tuple[Sequence[Example], Path]], distill: Distill, longest: int
 ) -> list[list[Rewriting]]:
-    """Rewrite the responses of several clients as `rewrite` does for each: same rewritings, same files.
+    """Rewrite the responses of several clients; same rewritings and files as `rewrite` for each client.
 
-    Their prompts share batches where that changes no answer (`Base.has_independent_rows`): the few that are
-    left for later tries would take nearly as long as a full batch at each client.
+    Prompts of different clients share batches if that changes no answer (`Base.has_independent_rows`). The
+    few examples left for later tries would otherwise take nearly as long as a full batch at each client.
     """
     tries = [_tries(model, examples, distill, longest) for examples, _ in clients]
     asked: dict[int, tuple[str, list[Example]]] = {}
@@ -90,13 +90,13 @@ def rewrite_together(
     def go_on(number: int, answers: list[Answer | None] | None) -> None:
         asked.pop(number, None)
         try:
-            asked[number] = tries[number].send(answers)  # type: ignore[arg-type]  # None starts it
+            asked[number] = tries[number].send(answers)  # type: ignore[arg-type]  # None starts the generator
         except StopIteration as end:
             rewritings[number] = end.value
 
     for number in range(len(clients)):
         go_on(number, None)
-    while asked:  # all are at the same prompt
+    while asked:  # all clients are at the same prompt
         prompt = next(iter(asked.values()))[0]
         parts = [(examples, clients[number][1]) for number, (_, examples) in asked.items()]
         with within(f"rewriting ({prompt})"):
@@ -109,7 +109,7 @@ def rewrite_together(
 def _tries(
     model: LoraModel, examples: Sequence[Example], distill: Distill, longest: int
 ) -> Generator[tuple[str, list[Example]], list[Answer | None], list[Rewriting]]:
-    """Yield one prompt after the other with the examples that wait for it, and take the answers."""
+    """Yield each prompt in order with the examples still to be rewritten, and receive the answers."""
     prompts = distill.prompts[:1] if distill.verify == "off" else distill.prompts
     first: dict[int, str | None] = {}
     taken: dict[int, Rewriting] = {}
@@ -117,7 +117,7 @@ def _tries(
     reasons = dict.fromkeys(set(range(len(examples))).difference(chosen), "not chosen")
 
     def check(indices: Sequence[int], answers: Sequence[Answer | None], prompt: str) -> list[int]:
-        """Take what passes; return the rest."""
+        """Accept the answers that pass; return the remaining examples."""
         new = dict(zip(indices, answers, strict=True))
         some = {index: fault(examples[index], answer, distill.verify) for index, answer in new.items()}
         passed = {index: answer.text for index, answer in new.items() if answer and not some[index]}
@@ -159,9 +159,9 @@ def _tries(
 def fall_back_where_cut(
     tokenizer: Any, examples: Sequence[Example], rewritings: Sequence[Rewriting], max_length: int
 ) -> list[Rewriting]:
-    """Take the true response where `max_length` cuts off the ground truth of a rewriting.
+    """Use the true response if `max_length` cuts off the ground truth of a rewriting.
 
-    What remains of it would teach to stop before the answer.
+    The rest of such a rewriting would teach the model to stop before the answer.
     """
     return [
         replace(new, distilled=example.response, prompt="", fallback="cut off")
@@ -172,7 +172,7 @@ def fall_back_where_cut(
 
 
 def fault(example: Example, answer: Answer | None, verify: str) -> str:
-    """Why a rewriting cannot be taught: one of `FAULTS`, or "" if it can. None: too long a prompt."""
+    """Why a rewriting is rejected: one of `FAULTS`, or "" if it passes. None: the prompt is too long."""
     if answer is None:
         return "too long"
     if not answer.text:
@@ -197,17 +197,17 @@ def _ask(
     distill: Distill,
     longest: int,
 ) -> list[list[Answer | None]]:
-    """Answers of one rewriting prompt for each client, from its cache as far as it goes."""
+    """Answers to one rewriting prompt for each client, taken from its cache where available."""
     saved = [_Saved(model.base, examples, prompt, distill, longest, folder) for examples, folder in parts]
     is_shared = len(saved) > 1 and not distill.url and model.base.has_independent_rows
     with ExitStack() as stack:
-        for path in sorted({one.path for one in saved}):  # another run may be writing the same
+        for path in sorted({one.path for one in saved}):  # another run may be writing the same file
             stack.enter_context(locked(path))
-        # Two clients that hold the same and share a cache have one file.
+        # Two clients with equal data and a shared cache share one file.
         missing = [
             (one, batch) for one in {one.path: one for one in saved}.values() for batch in one.missing()
         ]
-        # A server has the next batch while it writes the last answers of one.
+        # The server receives the next batch while it still generates the last answers of the current one.
         size = max(1, len(missing)) if distill.url else TOGETHER if is_shared else 1
         groups = [missing[start : start + size] for start in range(0, len(missing), size)]
         answers = chain.from_iterable(_answers(model, group, prompt, distill) for group in groups)
@@ -220,7 +220,7 @@ def _ask(
             num_written += sum(answer.num_tokens for answer in new)
         if missing and distill.url:
             say(
-                f"{here()}: {distill.served_name} read {num_read:,} tokens, as this model counts them, and"
+                f"{here()}: {distill.served_name} read {num_read:,} tokens, as counted by this model, and"
                 f" wrote {num_written:,} in {time.monotonic() - begun:.0f} s"
             )
         return [one.answers() for one in saved]
@@ -229,7 +229,7 @@ def _ask(
 def _answers(
     model: LoraModel, group: Sequence[tuple["_Saved", list[int]]], prompt: str, distill: Distill
 ) -> Iterator[Answer]:
-    """Ask for the answers to some batches, in their order."""
+    """Request the answers to some batches, in order."""
     asked = [(one, index) for one, batch in group for index in batch]
     seeds = [seed_for(distill.seed, "distill", prompt, one.hashes[index]) for one, index in asked]
     if distill.url:
@@ -240,11 +240,11 @@ def _answers(
 
 
 class _Saved:
-    """What one client has of the answers to one rewriting prompt; None where the prompt is too long.
+    """One client's saved answers to one rewriting prompt; None if the prompt is too long.
 
-    The batches are planned from the full list. The cache file's name is a hash of all that
-    determines the answers to the last bit, the plan included: in bfloat16 the batch that a prompt
-    is in can change its answer. Of a server's answers it holds what is known of it, the served name.
+    Batches are planned from the full list. The name of the cache file is a hash of everything that determines
+    the answers to the last bit, including the plan: in bfloat16, the batch that contains a prompt can change
+    its answer. For a server's answers only the served model name is known, and enters the hash.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class _Saved:
         self.hashes = [content_hash(as_record(example)) for example in examples]
         engine = ["server", distill.served_name, distill.template_args] if distill.url else base.fingerprint
         self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
-        wording = self.turns if prompt in FUNCTIONS[Named] else VERSION  # a plugin's wording has no version
+        wording = self.turns if prompt in FUNCTIONS[Named] else VERSION  # a plugin's prompt has no version
         key = content_hash(
             __version__, base.identity, engine, prompt, wording, asdict(sampling), distill.seed,
             distill.batch_size, longest, self.hashes,
@@ -272,7 +272,7 @@ class _Saved:
         self.plan = [[fitting[place] for place in batch] for batch in batches]
 
     def missing(self) -> list[list[int]]:
-        """Batches that are not in the file, which is left with those that are whole."""
+        """Batches missing from the file; incomplete batches are removed from it."""
         records: list[Event] = []
         num_whole = 0
         found = iter(read_lines(self.path))

@@ -1,4 +1,4 @@
-"""What became of a response, and the reasons why a rewriting is not taught."""
+"""The outcome of rewriting one response, and the reasons to reject a rewriting."""
 
 from dataclasses import dataclass
 
@@ -17,19 +17,19 @@ FAULTS = (
     "not likelier",
     "not chosen",
 )
-"""Why a rewriting is not taught."""
+"""Reasons to reject a rewriting."""
 
 
 @dataclass(frozen=True)
 class Rewriting:
-    """What became of one response."""
+    """The outcome for one response."""
 
     first: str | None
-    """What the teacher wrote for the first prompt, checks or not (y~ before fall-back); None where the
-    true response was not shown to it: too long, or not chosen."""
+    """The teacher's answer to the first prompt, checked or not (y~ before fall-back); None if the response
+    was not shown to the teacher: too long, or not selected."""
     distilled: str
-    """What is trained on: a rewriting, or the true response (y~ after fall-back)."""
+    """The training target: a rewriting, or the true response (y~ after fall-back)."""
     prompt: str
-    """The prompt whose rewriting is taken, or `methods.GIVEN`; empty when it fell back."""
+    """The prompt of the accepted rewriting, or `methods.GIVEN`; empty after fall-back."""
     fallback: str
-    """Why the last rewriting was not taken; empty when one was."""
+    """Why the last rewriting was rejected; empty if one was accepted."""

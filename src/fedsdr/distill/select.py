@@ -1,12 +1,13 @@
-"""Which responses are rewritten: all, those of some domains, or those that a client's examples stand for.
+"""Selects the responses to rewrite: all, some domains, or representatives of a client's examples.
 
-Nothing here reads test data. `distill.only = "likelier"` is no choice before rewriting, but a check after it
-(`likelier`).
+Nothing here reads test data. `distill.only = "likelier"` does not select before rewriting; it is a check
+after it (`likelier`).
 
-Paper: Qin et al., FedHDS, Findings of ACL 2025, arXiv 2410.10926 (clusters of hidden states by HDBSCAN, and
-one example for each). Differs: only the choice within a client is here, and none by the server over clients,
-which would be sent what the clusters are; states are of the last layer, where the paper fuses several;
-examples that are not chosen stay raw, where the paper leaves them out.
+Paper: Qin et al., "Federated Data-Efficient Instruction Tuning for Large Language Models" (FedHDS), Findings
+of ACL 2025, arXiv 2410.10926 (clusters of hidden states by HDBSCAN, and one example for each). Differs: only
+the selection within a client is implemented, not the server's selection across clients, which would send it
+information about the clusters; states are means over the response's tokens at the last layer, while the paper
+fuses the layers by t-SNE; unselected examples stay raw, while the paper drops them.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ from fedsdr.config import Distill
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.model.adapters import LoraModel
-from fedsdr.model.loss import mean_states, token_losses
+from fedsdr.model.loss import mean_losses, mean_states
 
 SMALLEST = 5
-"""Examples of a cluster, at least; scikit-learn's default."""
+"""Minimum number of examples in a cluster; scikit-learn's default."""
 
 
 def select(model: LoraModel, examples: Sequence[Example], distill: Distill, longest: int) -> list[int]:
-    """Places of the examples whose responses are rewritten, in order (`distill.only`)."""
+    """Indices of the examples whose responses are rewritten, in order (`distill.only`)."""
     if isinstance(distill.only, tuple):
         return [place for place, example in enumerate(examples) if example.domain in distill.only]
     if distill.only != "representative":
@@ -37,8 +38,8 @@ def select(model: LoraModel, examples: Sequence[Example], distill: Distill, long
 
 
 def medoids(states: NDArray[np.float32]) -> list[int]:
-    """Rows (num, d) nearest to the mean of their cluster, one for each; all where there is no cluster."""
-    from sklearn.cluster import HDBSCAN  # seldom needed, and slow to load
+    """Indices of the rows (num, d) nearest to their cluster's mean; all rows if there is no cluster."""
+    from sklearn.cluster import HDBSCAN  # rarely needed, and slow to import
 
     if len(states) < SMALLEST:
         return list(range(len(states)))
@@ -54,13 +55,13 @@ def medoids(states: NDArray[np.float32]) -> list[int]:
 def likelier(
     model: LoraModel, examples: Sequence[Example], texts: Sequence[str], batch_size: int, longest: int
 ) -> list[bool]:
-    """Whether the base finds a token of the rewriting likelier than one of the true response, on average."""
+    """Whether the base's mean log p per token is higher for the rewriting than for the true response."""
     with model.inference(()):
         rewritten, true = (
-            token_losses(model.base, _encoded(model, examples, side, longest), batch_size)
+            mean_losses(model.base, _encoded(model, examples, side, longest), batch_size)
             for side in (texts, [example.response for example in examples])
         )
-    return [float(np.mean(new)) < float(np.mean(old)) for new, old in zip(rewritten, true, strict=True)]
+    return [new < old for new, old in zip(rewritten, true, strict=True)]
 
 
 def _encoded(

@@ -1,12 +1,14 @@
-"""Token masking: raw responses without the tokens that the base finds unlikely, in place of rewriting them.
+"""Token masking: raw responses without the tokens that the base finds unlikely, an alternative to rewriting.
 
-A rewriting keeps what the base would say itself. So does leaving out of the loss the tokens that it would
-not say, and nothing needs to be generated. For a token of probability p under the base:
+A rewriting keeps what the base itself would say. Excluding the other tokens from the loss has the same
+effect, without generating anything. For a token of probability p under the base:
 
     hard   weight 1 where 1 / p <= perplexity, else 0
-    soft   weight 1 / (1 + max(0, -log p - log perplexity)): never 0, so that facts are still learnt
+    soft   weight 1 / (1 + max(0, -log p - log perplexity)): never 0, so that facts are still learned
 
-Paper: Wu et al., Selective Token Masking, arXiv 2501.14315 (hard, threshold 2.5). The soft form is ours.
+Paper: Wu et al., "Mitigating Forgetting in LLM Fine-Tuning via Low-Perplexity Token Learning" (Selective
+Token Masking), NeurIPS 2025, arXiv 2501.14315 (hard, threshold 2.5). The soft form is ours; the one in
+the authors' code goes to 0: exp(-((1 / p - 1) / 0.75)^2).
 """
 
 import math
@@ -22,7 +24,7 @@ from fedsdr.model.loss import token_losses
 def weigh_tokens(
     model: LoraModel, conversations: Sequence[Conversation], mask: TokenMask, batch_size: int
 ) -> list[Conversation]:
-    """Give the response tokens weights by how likely the base without adapters finds them."""
+    """Weight the response tokens by their likelihood under the base without adapters."""
     with model.inference(()):
         losses = token_losses(model.base, conversations, batch_size)
     return [
@@ -32,6 +34,6 @@ def weigh_tokens(
 
 
 def weight(loss: float, mask: TokenMask) -> float:
-    """Weight of a token with that -log p, in nats."""
+    """Weight of a token with the given -log p, in nats."""
     above = max(0.0, loss - math.log(mask.perplexity))
     return 1 / (1 + above) if mask.soft else float(not above)

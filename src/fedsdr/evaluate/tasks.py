@@ -7,7 +7,7 @@ them is given too, which needs no words to be found in an answer. The loss is gi
 on the rewriting y~ side by side, since loss on y alone punishes FedSD by construction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from fedsdr.storage import Event, content_hash, locked, read_json, write_json
 
 Evaluation = tuple[dict[str, dict[str, float]], list[Event]]
 """Metrics by domain, and one record for each prompt."""
+Answering = Callable[[Base, Sequence[Example], Eval], list[Answer]]
+"""Gives the answers to examples, in their order, by the model that is active."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,23 @@ class TestSet:
     """With the rewritings; empty where none were made."""
 
 
+def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
+    """Greedy answers to the examples' prompts, in their order; equal prompts are answered once."""
+    prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
+    different = [*dict.fromkeys(prompts)]
+    sampling = Sampling(scoring.max_new_tokens)
+    written = stream(base, different, sampling, (), scoring.batch_size)
+    answers = {different[place]: new for place, new in track(written, "answers", [1] * len(different))}
+    return [answers[prompt] for prompt in prompts]
+
+
 def evaluate(
     model: LoraModel,
     active: Sequence[Adapter],
     tests: TestSet,
     scoring: Eval,
     mix: Mapping[Adapter, float] | None = None,
+    answering: Answering = answer,
 ) -> Evaluation:
     """Score one model on a client's test examples.
 
@@ -61,6 +74,7 @@ def evaluate(
         tests: The client's test examples.
         scoring: Lengths and batches.
         mix: Weights of the adapters, where not one.
+        answering: Answers the examples, where they are not answered alone.
 
     Returns:
         Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
@@ -68,7 +82,7 @@ def evaluate(
     """
     base = model.base
     with model.inference(active, mix):
-        answers = answer(base, tests.examples, scoring)
+        answers = answering(base, tests.examples, scoring)
         chosen = choose(base, tests.examples, scoring.batch_size)
         by_domain: dict[str, dict[str, float]] = {}
         records: list[Event] = []
@@ -88,7 +102,9 @@ def evaluate(
     return by_domain, records
 
 
-def evaluate_base(model: LoraModel, tests: TestSet, scoring: Eval, folder: Path) -> Evaluation:
+def evaluate_base(
+    model: LoraModel, tests: TestSet, scoring: Eval, folder: Path, answering: Answering = answer
+) -> Evaluation:
     """Score the base model, as `evaluate` does, or take its scores from the cache in `folder`.
 
     All runs on the same tests begin with the same base; the name of the file is a hash of all that
@@ -102,19 +118,9 @@ def evaluate_base(model: LoraModel, tests: TestSet, scoring: Eval, folder: Path)
     path = folder / f"base-{key}.json"
     with locked(path):
         if not path.exists():
-            write_json(path, evaluate(model, (), tests, scoring))
+            write_json(path, evaluate(model, (), tests, scoring, answering=answering))
     by_domain, records = read_json(path)
     return by_domain, records
-
-
-def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
-    """Greedy answers to the examples' prompts, in their order; equal prompts are answered once."""
-    prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
-    different = [*dict.fromkeys(prompts)]
-    sampling = Sampling(scoring.max_new_tokens)
-    written = stream(base, different, sampling, (), scoring.batch_size)
-    answers = {different[place]: new for place, new in track(written, "answers", [1] * len(different))}
-    return [answers[prompt] for prompt in prompts]
 
 
 def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str | None]:

@@ -17,6 +17,7 @@ from itertools import count
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.environment import APART
 from fedsdr.federation.run import resume, run
+from fedsdr.model.allocator import forget_peak
 from fedsdr.plugins import load_plugins
 from fedsdr.progress import duration, say, show
 from fedsdr.recipe import flat
@@ -42,10 +44,10 @@ def compare(
     """Make all runs that are not finished, and write comparison.json, .md, CSV files and report.html.
 
     Args:
-        grid: A TOML file, see docs/methods.md.
+        grid: A TOML file, see docs/compare.md.
         to: The grid's folder; None: runs/<name of the file>.
-        jobs: How many runs run at a time, each in a process of its own with its share of the cores. 0: one
-            after the other in this process, which loads the model once but cannot measure the memory of each.
+        jobs: How many runs run at a time, in as many processes, each with its share of the cores. 0: one
+            after the other in this process.
         on_other_machine: Runs that were begun on another one go on, as `resume` has it.
 
     Returns:
@@ -138,24 +140,47 @@ def _each(
         return
     if jobs > 1:  # idle threads that spin would take the cores from the other runs
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    threads = ThreadPoolExecutor(jobs)
-    futures = {threads.submit(finish, place, _finish_in_process): place for place in runs}
+    threads, idle = ThreadPoolExecutor(jobs), SimpleQueue[ProcessPoolExecutor]()
+    for _ in range(jobs):
+        idle.put(worker())
+    finish_aside = partial(_finish_aside, idle)
+    futures = {threads.submit(finish, place, finish_aside): place for place in runs}
     try:
         yield from ((futures[future], future.result) for future in as_completed(futures))
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
+        while not idle.empty():
+            idle.get().shutdown(wait=False)
 
 
-def _finish_in_process(settings: Settings, on_other_machine: bool) -> Result:
-    """Finish a run in a process of its own, whose peak of memory and whose end concern no other run."""
-    with ProcessPoolExecutor(1, mp_context=workers()) as pool:
-        try:
-            return pool.submit(_finish_logged, settings, on_other_machine).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"the process of {settings.run.dir} was killed, perhaps because memory ran out (see log.txt"
-                " there); give the command again to resume"
-            ) from None
+def _finish_aside(
+    idle: SimpleQueue[ProcessPoolExecutor], settings: Settings, on_other_machine: bool
+) -> Result:
+    """Finish a run in a process that is idle. Its end, should it be killed, concerns no other run."""
+    process = idle.get()
+    try:
+        return process.submit(_finish_logged, settings, on_other_machine).result()
+    except BrokenProcessPool:
+        process = worker()
+        raise UserError(
+            f"the process of {settings.run.dir} was killed, perhaps because memory ran out (see log.txt"
+            " there); give the command again to resume"
+        ) from None
+    finally:
+        idle.put(process)
+
+
+def worker() -> ProcessPoolExecutor:
+    """A process for runs one after the other, which keeps the model that it loaded for the next.
+
+    Where the peak of memory cannot be counted anew for each run, each has a process of its own.
+    """
+    return ProcessPoolExecutor(
+        1,
+        mp_context=workers(),
+        initializer=_end_with_parent,
+        max_tasks_per_child=None if forget_peak() else 1,
+    )
 
 
 def workers() -> BaseContext:
@@ -173,7 +198,6 @@ def _finish_logged(settings: Settings, on_other_machine: bool) -> Result:
     """Finish a run with its messages in log.txt in its folder."""
     folder = Path(settings.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    _end_with_parent()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         show()
         load_plugins()  # the settings were checked in another process
@@ -193,7 +217,8 @@ def _end_with_parent() -> None:
 
 
 def _finish(settings: Settings, on_other_machine: bool) -> Result:
-    """Make a run, or resume it."""
+    """Make a run, or resume it; the peak of memory is its own where the system can count it anew."""
+    forget_peak()
     if RunFolder(settings.run.dir).config.exists():
         return resume(Path(settings.run.dir), on_other_machine=on_other_machine)
     return run(settings)
@@ -206,7 +231,7 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
     moved; so do the settings that a resumed run may change (`environment.APART`).
 
     Raises:
-        UserError: Names the first setting that differs.
+        UserError: Names the settings that differ.
     """
     folder = Path(settings.run.dir)
     if not RunFolder(folder).config.exists():
@@ -227,8 +252,8 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
         now = with_rate(now, before.client.learning_rate)
     if before != now:
         old, new = (dict(flat(some.model_dump(mode="json"))) for some in (before, now))
-        key = next(key for key in old | new if old.get(key) != new.get(key))
+        changed = [key for key in old | new if old.get(key) != new.get(key)]
+        listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed)
         raise UserError(
-            f"{folder} was run with other settings ({key} was {old.get(key)!r} and is {new.get(key)!r});"
-            " remove it, or name another folder by --to"
+            f"{folder} was run with other settings ({listed}); remove it, or name another folder by --to"
         )

@@ -21,8 +21,7 @@ from fedsdr.analysis.frontier import (
     words,
 )
 from fedsdr.errors import UserError
-from fedsdr.experiments.refutation import seeds_to_decide
-from fedsdr.report.sheets import Sheet, number, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, number, signed, signed_interval
 from fedsdr.stats import seed_interval
 from fedsdr.storage import Event
 
@@ -98,7 +97,7 @@ def frontier(
             for place in places:
                 pairs = {
                     arm: [
-                        _pair(curves[run.seed], run, model, place, chosen)
+                        _pair(curves[run.seed], run, model, place, chosen, chosen)
                         for run in runs
                         if run.arm == arm and run.seed in curves and place in run.points(model)
                     ]
@@ -112,6 +111,52 @@ def frontier(
                     for (arm, one), (word, p) in zip(compared.items(), verdicts, strict=True)
                 ]  # fmt: skip
     return found
+
+
+def by_domain(runs: Sequence[ScoredRun], controls: Mapping[str, str]) -> list[Event]:
+    """Compare every arm with the control at its cost in each domain, at lambda = 1 after the last round.
+
+    The control is one model for all domains, chosen over all of them.
+
+    Returns:
+        A record for each arm, model and domain.
+    """
+    found = []
+    for model, control in controls.items():
+        curves = {run.seed: run for run in runs if run.arm == control}
+        for arm in dict.fromkeys(run.arm for run in runs if run.arm != control):
+            own = [run for run in runs if run.arm == arm and run.seed in curves and run.points(model)]
+            for domain in sorted(own[0].models[0]["test"]) if own else ():
+                last = max(number_ for number_, _ in own[0].points(model))
+                pairs = [_pair(curves[run.seed], run, model, (last, 1.0), [domain], ()) for run in own]
+                found.append(
+                    {"arm": arm, "model": model, "domain": domain, **_record(against_control(pairs))}
+                )
+    return found
+
+
+def domain_sheet(records: Sequence[Event]) -> Sheet:
+    """The table of `by_domain`: a row for each arm and model, with the domain where it fares worst."""
+    domains = list(dict.fromkeys(r["domain"] for r in records))
+    arms = list(dict.fromkeys((r["arm"], r["model"]) for r in records))
+    rows = []
+    for arm in arms:
+        own = {r["domain"]: r for r in records if (r["arm"], r["model"]) == arm}
+        known = [r for r in own.values() if r["difference"] is not None]
+        worst = min(known, key=lambda r: r["difference"], default=None)
+        rows.append(
+            (*arm, seeds(next(iter(own.values()))), *(signed(own[name]["difference"]) for name in domains),
+             *((worst["domain"], signed_interval(worst["low"], worst["high"])) if worst else (NONE, NONE)))
+        )  # fmt: skip
+    return Sheet(
+        "Gain at equal cost by domain: D at lambda = 1 after the last round",
+        "llr" + "r" * len(domains) + "lr",
+        ("arm", "model", "seeds", *domains, "worst client", "its 95 %"),
+        tuple(rows),
+        tuple({key: value for key, value in r.items() if key != "by_seed"} for r in records),
+        note="The control is one model for all domains: its lambda and round are chosen over all of them. The"
+        " intervals are not corrected for the choice of the worst client.",
+    )
 
 
 def mean_points(runs: Sequence[ScoredRun]) -> list[Event]:
@@ -175,18 +220,23 @@ def _record(one: Comparison) -> Event:
         "high": one.high,
         "low_seeds": one.test and one.test.low,
         "high_seeds": one.test and one.test.high,
-        "seeds_to_decide": seeds_to_decide(d),
         "by_seed": list(d),
     }
 
 
 def _pair(
-    control: ScoredRun, run: ScoredRun, model: str, place: tuple[int, float], chosen: Collection[str]
+    control: ScoredRun,
+    run: ScoredRun,
+    model: str,
+    place: tuple[int, float],
+    domains: Collection[str],
+    by: Collection[str],
 ) -> SeedPair:
+    """Gains in these domains; the control's points are chosen by those in other ones. Empty: all."""
     curves: dict[int, list[Point]] = {}
     for (number_, _), record in control.points(model).items():
-        curves.setdefault(number_, []).append(point_of(control, record, chosen))
-    point = point_of(run, run.points(model)[place], chosen)
+        curves.setdefault(number_, []).append(point_of(control, record, domains, by))
+    point = point_of(run, run.points(model)[place], domains, by)
     first = next(iter(curves.values()))[0] if curves else None
     if first is None or (first.domains, len(first.cost)) != (point.domains, len(point.cost)):
         raise UserError(
@@ -200,15 +250,22 @@ def _pair(
     return SeedPair(stacked, point.cost, point.test, point.domains, first.validation_domains)
 
 
-def point_of(run: ScoredRun, record: Event, chosen: Collection[str] = ()) -> Point:
-    """A record of `frontier_scores` as gains over the base of the same run; `chosen`: domains, else all."""
+def point_of(
+    run: ScoredRun, record: Event, domains: Collection[str] = (), validation: Collection[str] = ()
+) -> Point:
+    """A record of `frontier_scores` as gains over the base of the same run.
+
+    Args:
+        run: The run.
+        record: Of one of its models.
+        domains: Those of the test examples; empty: all.
+        validation: Those of the validation examples, which a control alone has; empty: all.
+    """
     base = next(one for one in run.models if one["model"] == "base")
     parts: dict[str, tuple[Array, list[str]]] = {}
-    for part in ("test", "validation"):
-        of_part = record.get(part, {})  # validation examples are needed of a control alone
+    for part, chosen in (("test", domains), ("validation", validation)):
+        of_part = record.get(part, {})
         names = [name for name in sorted(of_part) if not chosen or name in chosen]
         gains = [np.subtract(base[part][name], of_part[name]) for name in names]
         parts[part] = np.concatenate([[], *gains]), [name for name in names for _ in of_part[name]]
-    kl = record["kl"]
-    cost = np.concatenate([kl[client] for client in sorted(kl)]) if isinstance(kl, dict) else np.asarray(kl)
-    return Point(cost, *parts["test"], *parts["validation"])
+    return Point(np.asarray(record["kl"]), *parts["test"], *parts["validation"])

@@ -6,18 +6,21 @@ the cost.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
-from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts, example_losses
+from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts
 from fedsdr.client.state import load_state
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.examples import Example
 from fedsdr.errors import UserError
+from fedsdr.experiments.frontier import CONTROLS
 from fedsdr.experiments.measured_run import MeasuredRun
 from fedsdr.federation.client_context import data_of
 from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel, Values
+from fedsdr.model.loss import mean_losses
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import RunFolder
 from fedsdr.server.checkpoint import load_round
@@ -25,24 +28,37 @@ from fedsdr.storage import Event
 
 Texts = dict[str, dict[str, list[Conversation]]]
 """Part, "test" or "validation" -> domain -> conversations."""
-ByClient = dict[str, dict[str, list[Conversation]]]
-"""Client -> domain -> conversations."""
+ByClient = dict[str, dict[str, list[tuple[int, Conversation]]]]
+"""Client -> domain -> conversations, each with its place in the domain."""
+T = TypeVar("T")
 DIGITS = 6
 """Decimals of a number by example, in nats."""
 
 
-def frontier_scores(run: MeasuredRun, scales: Sequence[float], rounds: Sequence[int]) -> list[Event]:
-    """Score the base model, and the run's models at each scale after each of the rounds.
+def frontier_scores(
+    run: MeasuredRun,
+    scales: Mapping[int, Sequence[float]],
+    tests: Mapping[str, Sequence[Example]] | None = None,
+    answers: Sequence[Conversation] | None = None,
+) -> list[Event]:
+    """Score the base model, and the run's models at the scales of each round.
 
-    Clients save their own adapters of the last round alone, so personalised models are of that round.
+    Clients save their own adapters of the last round alone, so personalised models are of that round. A
+    control is also scored on validation examples, on which its points are chosen.
+
+    Args:
+        run: The run.
+        scales: Round -> lambda of its models.
+        tests: Client -> test examples; None: the run's own.
+        answers: Prompts of the cost with the base's answers; None: the base answers `drift_prompts`.
 
     Returns:
-        Records with model ("base", "global" or "personalised"), round, scale, "test" and "validation": domain
-        -> mean loss per response token of each example, and "kl": mean KL(base || model) per token of each
-        answer.
+        Records with model ("base", "global" or "personalised"), round, scale, "test" (of a control
+        "validation" too): domain -> mean loss per response token of each example, in the order of the domain,
+        and "kl": mean KL(base || model) per token of each answer.
 
     Raises:
-        UserError: The run keeps no validation examples, or has no model that can be scaled.
+        UserError: A control keeps no validation examples, or the run has no model that can be scaled.
     """
     settings, model, method = run.settings, run.model, METHODS[run.settings.method]
     has_global = method.shares and not AGGREGATIONS[settings.server.aggregation].kept
@@ -52,22 +68,28 @@ def frontier_scores(run: MeasuredRun, scales: Sequence[float], rounds: Sequence[
             f"method = {settings.method}, server.aggregation = {settings.server.aggregation}: no model is the"
             " base and a sum of adapters, which alone can be scaled"
         )
-    if not settings.data.validation:
+    is_control = settings.method in CONTROLS.values()
+    if is_control and not settings.data.validation:
         raise UserError("the control's scale is chosen on validation examples: run with data.validation=0.1")
     size = settings.eval.batch_size
-    parts = {part: _conversations(settings, model, part) for part in ("test", "validation")}
+    order = _order(settings)
+    parts = {"test": _placed(model, settings, tests or _held(settings, "test"), {} if tests else order)}
+    if is_control:
+        parts["validation"] = _placed(model, settings, _held(settings, "validation"), order)
     pooled: Texts = {part: _pooled(by_client) for part, by_client in parts.items()}
-    answers = base_answers(model, drift_prompts(), size)
+    if answers is None:
+        answers = base_answers(model, drift_prompts(), size)
     found: list[Event] = [
         {"model": "base", "round": 0, "scale": 0.0, **_losses(model, Scaled({}), pooled, size)}
     ]
-    for number in rounds if has_global else ():
+    for number, some in scales.items() if has_global else ():
         shared, residual = load_round(RunFolder(run.folder), number, settings.adapter.rank)
-        models = [Scaled({"shared": shared}, residual, scale) for scale in scales]
+        models = [Scaled({"shared": shared}, residual, scale) for scale in some]
         for one, kl in zip(models, divergences(model, answers, models, size), strict=True):
             place = {"model": "global", "round": number, "scale": one.scale}
             found.append({**place, **_losses(model, one, pooled, size), "kl": _short(kl)})
-    return found + (list(_personalised(run, model, parts, answers, scales)) if has_personal else [])
+    last = scales.get(settings.server.num_rounds, ())
+    return found + (list(_personalised(run, model, parts, answers, last)) if has_personal else [])
 
 
 def one_word(settings: Settings) -> list[str]:
@@ -101,7 +123,7 @@ def _personalised(
                 raise UserError(f"client {client} was never drawn, so it has no model of its own")
             adapters: dict[Adapter, Mapping[str, Values]] = {"private": own}
             one = Scaled(adapters | ({"shared": shared | kept} if shared else {}), residual, scale)
-            texts: Texts = {part: by_client[client] for part, by_client in parts.items()}
+            texts = {part: _texts(by_client[client]) for part, by_client in parts.items()}
             (kl,) = divergences(model, answers[number :: len(clients)], [one], settings.eval.batch_size)
             of_client.append((_losses(model, one, texts, settings.eval.batch_size), kl))
         yield {
@@ -112,44 +134,63 @@ def _personalised(
         }  # fmt: skip
 
 
-def _conversations(settings: Settings, model: LoraModel, part: Literal["test", "validation"]) -> ByClient:
-    """Client -> domain -> examples with their true responses."""
+def _held(settings: Settings, part: Literal["test", "validation"]) -> dict[str, Sequence[Example]]:
+    """Client -> its examples of that part."""
     scoring = settings.eval.model_copy(update={"on": part})
-    clients = data_of(settings.model_copy(update={"eval": scoring}))[1]
-    found: ByClient = {client.id: {} for client in clients}
-    for client in clients:
-        for example in client.test:
+    return {client.id: client.test for client in data_of(settings.model_copy(update={"eval": scoring}))[1]}
+
+
+def _order(settings: Settings) -> dict[Example, int]:
+    """Places of all examples, whatever the partition."""
+    records = [r for domain in data_of(settings)[0].values() for r in (*domain.train, *domain.test)]
+    return {record.example: place for place, record in enumerate(records)}
+
+
+def _placed(
+    model: LoraModel,
+    settings: Settings,
+    examples: Mapping[str, Sequence[Example]],
+    order: Mapping[Example, int],
+) -> ByClient:
+    """The examples with their true responses; without an order, in that of the client."""
+    found: ByClient = {client: {} for client in examples}
+    for client, some in examples.items():
+        for number, example in enumerate(some):
             text = encode(model.base.tokenizer, example, example.response, settings.model.max_length)
-            found[client.id].setdefault(example.domain, []).append(text)
+            place = order.get(example, number)
+            found[client].setdefault(example.domain, []).append((place, text))
     return found
 
 
+def _texts(by_domain: Mapping[str, Sequence[tuple[int, Conversation]]]) -> dict[str, list[Conversation]]:
+    return {domain: [text for _, text in some] for domain, some in by_domain.items()}
+
+
 def _pooled(by_client: ByClient) -> dict[str, list[Conversation]]:
-    """Examples of all clients by domain, in an order that does not depend on the partition."""
-    found: dict[str, list[Conversation]] = {}
-    for by_domain in by_client.values():
-        for domain, texts in by_domain.items():
-            found.setdefault(domain, []).extend(texts)
-    return {domain: sorted(found[domain], key=lambda text: text.ids) for domain in sorted(found)}
+    """Examples of all clients by domain, in its order."""
+    return _joined(by_client, [_texts(by_domain) for by_domain in by_client.values()])
 
 
 def _losses(model: LoraModel, one: Scaled, texts: Texts, batch_size: int) -> Event:
     base = model.base
     with one.inference(model):
         return {
-            part: {name: _short(example_losses(base, some, batch_size)) for name, some in by_domain.items()}
+            part: {name: _short(mean_losses(base, some, batch_size)) for name, some in by_domain.items()}
             for part, by_domain in texts.items()
         }
 
 
-def _joined(by_client: ByClient, losses: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """Losses of all clients by domain, in the order of `_pooled`."""
-    found: dict[str, list[tuple[Conversation, float]]] = {}
-    for texts, own in zip(by_client.values(), losses, strict=True):
-        for domain, values in own.items():
-            found.setdefault(domain, []).extend(zip(texts[domain], values, strict=True))
-    pairs = {domain: sorted(found[domain], key=lambda pair: pair[0].ids) for domain in sorted(found)}
-    return {domain: [value for _, value in some] for domain, some in pairs.items()}
+def _joined(by_client: ByClient, values: Sequence[Mapping[str, Sequence[T]]]) -> dict[str, list[T]]:
+    """Values of all clients' examples by domain, in its order."""
+    found: dict[str, list[tuple[int, T]]] = {}
+    for texts, own in zip(by_client.values(), values, strict=True):
+        for domain, some in own.items():
+            places = [place for place, _ in texts[domain]]
+            found.setdefault(domain, []).extend(zip(places, some, strict=True))
+    return {
+        domain: [value for _, value in sorted(found[domain], key=lambda pair: pair[0])]
+        for domain in sorted(found)
+    }
 
 
 def _short(values: Sequence[float]) -> list[float]:

@@ -123,7 +123,7 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
     """Read a grid and check the settings of all its runs.
 
     Args:
-        path: A TOML file, see docs/methods.md.
+        path: A TOML file, see docs/compare.md.
         folder: Where the runs will be.
         jobs: How many will run at a time; each takes its share of the cores where `run.threads` is 0.
 

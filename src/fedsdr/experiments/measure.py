@@ -83,7 +83,8 @@ def _check(names: Sequence[str], options: Options) -> None:
         UserError: Says how to fix it.
     """
     if unknown := [name for name in names if name not in MEASUREMENTS]:
-        raise UserError(f"measurement {unknown[0]!r} is unknown; known are {', '.join(MEASUREMENTS)}")
+        listed = ", ".join(map(repr, unknown))
+        raise UserError(f"measurement {listed} is unknown; known are {', '.join(MEASUREMENTS)}")
     used = {word for name in names or MEASUREMENTS for word in options.words(name)}
     for name in MEASUREMENTS:
         if idle := [word for word in options.words(name)[::2] if word not in used]:

@@ -183,7 +183,7 @@ def _frontier(run: MeasuredRun) -> Event:
     last = settings.server.num_rounds
     scales = options.scales or (LAMBDAS if settings.method in CONTROLS.values() else ARM_LAMBDAS)
     rounds = options.rounds or tuple(dict.fromkeys((max(1, last // 2), last)))
-    models = frontier_scores(run, scales, [checked_round(run.folder, number) for number in rounds])
+    models = frontier_scores(run, {checked_round(run.folder, number): scales for number in rounds})
     note = (
         "Cost: KL to the base per token of its own answers. Gain: loss on true responses, base minus model."
     )

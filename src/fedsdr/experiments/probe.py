@@ -15,7 +15,6 @@ import numpy as np
 from fedsdr.analysis.alignment import LEAST_WORDS, text_alignment
 from fedsdr.analysis.gradients import gradient_alignment
 from fedsdr.analysis.probe import MOST_WORDS, advice, judge, read_cases
-from fedsdr.analysis.transfer import example_losses
 from fedsdr.config import Settings
 from fedsdr.data.checks import lost, num_words
 from fedsdr.data.conversation import Conversation, encode
@@ -27,6 +26,7 @@ from fedsdr.errors import UserError
 from fedsdr.federation.client_context import data_of
 from fedsdr.federation.model_cache import model_of
 from fedsdr.model.adapters import LoraModel
+from fedsdr.model.loss import mean_losses
 from fedsdr.progress import say, within
 from fedsdr.report.sheets import Sheet, grouped, number, signed, signed_interval, with_interval
 from fedsdr.seeds import seed_for
@@ -34,7 +34,7 @@ from fedsdr.stats import paired, wilson
 from fedsdr.storage import Event
 
 NOT_VALIDATED = (
-    "The advice follows a plain rule (docs/measurements.md) that no set of trainings has validated yet: take"
+    "The advice follows a plain rule (docs/probe.md) that no set of trainings has validated yet: take"
     " it as a hint, and compare on validation examples where it matters."
 )
 
@@ -101,9 +101,7 @@ def _of_client(
 ) -> Event:
     with model.inference(()):
         raw, distilled = (
-            example_losses(model.base, views[view][name], batch_size)
-            / [len(text.ids) - text.prompt_length for text in views[view][name]]
-            for view in ("raw", "distilled")
+            np.array(mean_losses(model.base, views[view][name], batch_size)) for view in ("raw", "distilled")
         )
     passed = [place for place, one in enumerate(new) if one.prompt]
     words = [(num_words(new[place].distilled), num_words(examples[place].response)) for place in passed]

@@ -1,1 +1,1 @@
-"""What travels between server and clients: the adapter as arrays, and its differential privacy."""
+"""What server and clients exchange: the adapter as arrays, differential privacy, secure aggregation."""

@@ -1,24 +1,24 @@
-"""Differential privacy of the shared adapter: what a client's change is clipped to, the noise, and its price.
+"""Differential privacy of the shared adapter: clipping, noise, and the privacy cost.
 
-The unit is a client: whoever sees the shared adapters of all rounds can hardly tell whether it took part at
-all (central), or which data it has (local). What else a client reports, its numbers of examples, losses and
-scores, is not covered (docs/threat_model.md).
+The unit is a client: an observer of the shared adapters of all rounds can hardly infer whether the client
+took part at all (central), or which data it has (local). Other values that a client reports, such as its
+numbers of examples, losses and scores, are not covered (docs/threat_model.md).
 
-    central: R <- R + (1 / m) (sum over k of clip(dR_k, C) + N(0, (sigma C)^2)), by the server, m those asked
-    local:   R_k = R + clip(dR_k, C) + N(0, (sigma C)^2), by each client, before it sends
+    central: R <- R + (1 / m) (sum over k of clip(dR_k, C) + N(0, (sigma C)^2)), by the server, m sampled
+    local:   R_k = R + clip(dR_k, C) + N(0, (sigma C)^2), by each client, before sending
 
-    clip(d, C) = d min(1, C / |d|), over all numbers of the shared adapter that travel
+    clip(d, C) = d min(1, C / |d|), over all transmitted values of the shared adapter
 
-Neighbours are two federations of the same clients and draws in one of which a client's change is zero
-(central): the sum then differs by at most C; or a client with other data (local): what it sends differs by at
-most 2 C. So sigma is the noise multiplier of the first, and sigma / 2 that of the second. A run's epsilon is
-that of one whose server follows the protocol. What a server learns by asking more often, or in other runs, is
-counted by the `Ledger` of a client that keeps one.
+Central: neighbours are two federations with the same clients and draws, where one client's change is zero in
+one of them; the sums differ by at most C. Local: neighbours are a client with one data set and with another;
+its messages differ by at most 2 C. So the noise multiplier is sigma for central and sigma / 2 for local
+privacy. The reported epsilon assumes a server that follows the protocol. A client that keeps a `Ledger` also
+counts what a server learns from extra rounds or other runs.
 
 Papers: McMahan et al., ICLR 2018, arXiv 1710.06963 (client level); Dong, Roth and Su, JRSS B 2022, arXiv
-1905.02383 (Gaussian differential privacy, and how it composes). Differs: every client is taken to be asked in
-every round in which the public draw names it, and nothing is gained by sampling; weights are equal, since n_k
-is a client's own.
+1905.02383 (Gaussian differential privacy and its composition). Differs: every client is assumed to be sampled
+in every round in which the public draw names it, without amplification by sampling; weights are equal, since
+n_k is private to the client.
 """
 
 import hashlib
@@ -41,14 +41,14 @@ from fedsdr.storage import SECRET, read_json, write_file, write_json
 Float64 = NDArray[np.float64]
 SECRET_BYTES = 32
 STEP = 2.0**-20
-"""What leaves is the broadcast plus a whole number of these, in standard deviations of the noise."""
+"""Quantum of the released change, in standard deviations of the noise."""
 
 
 def clip(change: NDArray[np.floating], most: float) -> Float64:
-    """The change (num_values,), scaled down to the Euclidean norm `most` where it is larger.
+    """The change (num_values,), scaled down to the Euclidean norm `most` if it is larger.
 
     Raises:
-        ValueError: It holds a number that is not finite, of which there is no clipping.
+        ValueError: It contains a non-finite value, which cannot be clipped.
     """
     wide = change.astype(np.float64)
     norm = float(np.linalg.norm(wide))
@@ -60,15 +60,15 @@ def clip(change: NDArray[np.floating], most: float) -> Float64:
 def gaussian(size: int, seed: int | bytes | None) -> Float64:
     """Standard normal numbers (size,).
 
-    Each secure one is half the sum of four, so that the floating-point grid of one does not tell the noise.
+    Each secure sample is half the sum of four, so that the floating-point grid does not reveal the noise.
 
     Paper: Holohan and Braghin, "Secure random sampling in differential privacy", ESORICS 2021,
     arXiv 2107.10138.
 
     Args:
-        size: How many.
-        seed: A number: numpy's generator, for simulations. A secret: SHAKE-256 of it. None: the system's
-            cryptographic source.
+        size: Number of samples.
+        seed: An integer: numpy's generator, for simulations. Bytes: SHAKE-256 of the secret. None: the
+            system's cryptographic source.
     """
     if isinstance(seed, int):
         return np.random.default_rng(seed).standard_normal(size)
@@ -77,23 +77,24 @@ def gaussian(size: int, seed: int | bytes | None) -> Float64:
     num_bytes = 4 * 8 * size
     drawn = os.urandom(num_bytes) if seed is None else hashlib.shake_256(seed).digest(num_bytes)
     words = np.frombuffer(drawn, np.uint64).reshape(4, size)
-    # 52 bits and the half are exact, so none is 0 or 1, whose normal numbers are infinite.
+    # 52 bits plus one half are exact, so no value is 0 or 1, whose normal quantiles are infinite.
     return np.asarray(ndtri(((words >> np.uint64(12)) + 0.5) * 2.0**-52).sum(axis=0) / 2)
 
 
 def release(total: Float64, privacy: Privacy, seed: int | bytes | None) -> Float64:
     """Clipped changes with noise, in whole steps of sigma C 2^-20 (num_values,).
 
-    Without the steps, low bits betray a change: noise near zero is a sum of numbers around 1 and has no bits
-    below theirs, while noise that a change brings near zero has the low bits of the change. Rounding what has
-    its noise costs no privacy. It comes before the broadcast is added, which may be zero and hide no bits.
+    Without quantisation, the low bits reveal a change: noise near zero is a sum of numbers around 1 and has
+    no bits below theirs, while noise that a change brings near zero has the low bits of the change. Rounding
+    after the noise costs no privacy. It precedes the addition of the broadcast, which may be zero and hide no
+    bits.
 
     Paper: Mironov, "On significance of the least significant bits for differential privacy", CCS 2012.
 
     Args:
         total: Clipped changes, summed (num_values,).
         privacy: Clipping norm and noise.
-        seed: As `gaussian` takes it.
+        seed: As for `gaussian`.
     """
     scale = privacy.noise * privacy.clip
     noisy = total + scale * gaussian(total.size, seed)
@@ -107,34 +108,34 @@ def noise_seed(privacy: Privacy, run_seed: int, *path: str | int) -> int | None:
 
 @dataclass(frozen=True)
 class Ledger:
-    """A client's account of every noised update that left it, whatever server and run asked for it.
+    """A client's record of every noised update that it sent, across all servers and runs.
 
-    The server chooses sigma and when to ask, and may do so after it saw earlier updates. For Gaussian
-    releases, stopping at a sum of mu_i^2 is sound then too, at no extra cost (Smith and Thakurta, "Fully
+    The server chooses sigma and the rounds, possibly after seeing earlier updates. For Gaussian releases,
+    stopping at a bound on the sum of mu_i^2 remains sound, at no extra cost (Smith and Thakurta, "Fully
     adaptive composition for Gaussian differential privacy", 2022, arXiv 2210.17520; Koskela, Tobaben and
-    Honkela, ICLR 2023, arXiv 2209.15596). It is a filter: what it promises is `most`, not `spent`. What is no
-    shared adapter is not on it: losses, scores, counts.
+    Honkela, ICLR 2023, arXiv 2209.15596). It is a filter: the guarantee is `most`, not `spent`. It covers
+    shared adapters only, not losses, scores or counts.
     """
 
     path: Path
-    """A JSON document: what each followed from, hashed -> its sigma."""
+    """A JSON file: hash of the inputs of each update -> its sigma."""
     most: float
-    """Epsilon that all of them together may cost the client."""
+    """Maximum total epsilon of all updates."""
     delta: float
 
     def spent(self) -> float:
         """Epsilon of all updates so far.
 
         Raises:
-            UserError: The account is damaged.
+            UserError: The record is damaged.
         """
         return self._cost(self._entries().values())
 
     def check(self, noise: float) -> None:
-        """Refuse a limit that the first update would exceed, before anything is paid for.
+        """Reject a limit that the first update would already exceed, before any computation.
 
         Raises:
-            UserError: It would; or as `spent`.
+            UserError: It would be exceeded; or as `spent`.
         """
         if self._entries():
             return
@@ -154,18 +155,18 @@ class Ledger:
         if not isinstance(entries, dict) or not all(
             type(sigma) is float and LEAST_SCALE <= sigma <= MOST_SCALE for sigma in entries.values()
         ):
-            raise UserError(f"{self.path} is damaged; expected the account as fedsdr wrote it")
+            raise UserError(f"{self.path} is damaged; expected the record as fedsdr wrote it")
         return entries
 
     def enter(self, release: bytes, noise: float) -> None:
-        """Enter an update that is about to be sent.
+        """Record an update before it is sent.
 
         Args:
-            release: What it follows from. The same one again tells nothing new, and costs nothing.
+            release: Its inputs. The same release again reveals nothing new, and costs nothing.
             noise: Its sigma.
 
         Raises:
-            UserError: With it, `most` would be exceeded.
+            UserError: This update would exceed `most`.
         """
         name, entries = hashlib.sha256(release).hexdigest(), self._entries()
         if name in entries:
@@ -173,7 +174,7 @@ class Ledger:
         spent = self._cost([*entries.values(), noise])
         if not spent <= self.most:
             raise UserError(
-                f"one more update would cost this client epsilon = {spent:.3g} in all, after the"
+                f"one more update would raise this client's total epsilon to {spent:.3g}, after the"
                 f" {len(entries)} of {self.path}; its most-epsilon is {self.most:g} at delta = {self.delta:g}"
             )
         write_json(self.path, {**entries, name: float(noise)})
@@ -187,18 +188,18 @@ def noised(
     secret: Path,
     ledger: Ledger | None = None,
 ) -> Arrays:
-    """What a client sends under local privacy: what it received, its clipped change, and noise.
+    """A client's message under local privacy: the broadcast, its clipped change, and noise.
 
-    Secure noise follows from a secret that the client keeps, and from what it received, learnt and adds: a
-    round that is asked again after a crash is answered by the same bytes, not by a second release, where
-    training computes the same bits again.
+    Secure noise is derived from the client's secret and from what it received, trained and adds. A round that
+    is repeated after a crash therefore sends the same bytes, not a second release, provided that training is
+    bit-reproducible.
 
     Raises:
         UserError: As `Ledger.enter`; or the client's secret is damaged.
     """
     before = pack(received).astype(np.float64)
     learnt = pack(trained) - pack(received)
-    # What is not finite counts as no change: a server could cause it by its settings, to learn of the data.
+    # A non-finite change counts as none: a server could provoke it by its settings, to learn about the data.
     change = clip(learnt if np.isfinite(learnt).all() else np.zeros_like(learnt), privacy.clip)
     noise: int | bytes | None = seed
     if noise is None:
@@ -210,7 +211,7 @@ def noised(
 
 
 def _key(secret: Path) -> bytes:
-    """The client's secret, made at first.
+    """The client's secret, created on first use.
 
     Raises:
         UserError: The file is damaged: noise from a short secret could be guessed.
@@ -232,11 +233,11 @@ def private_mean(
     """The new shared adapter under central privacy.
 
     Args:
-        updates: Shared adapters of the clients whose replies passed.
-        sent: What they began from.
-        num_asked: m, fixed before anyone answers: who fails to answer counts as no change.
+        updates: Shared adapters of the clients whose replies passed validation.
+        sent: The broadcast that they started from.
+        num_asked: m, fixed before any client answers; a client that fails to answer counts as no change.
         privacy: Clipping norm and noise.
-        seed: Of the noise; None for the cryptographic source.
+        seed: Seed of the noise; None for the cryptographic source.
     """
     before: Float32 = pack(sent)
     total = np.zeros(before.size)
@@ -246,29 +247,29 @@ def private_mean(
 
 
 def noised_mean(total: Float64, sent: Arrays, num_asked: int, privacy: Privacy, seed: int | None) -> Arrays:
-    """As `private_mean`, of the sum of the clipped changes (num_values,)."""
+    """As `private_mean`, from the sum of the clipped changes (num_values,)."""
     before: Float32 = pack(sent)
     new = (before + release(total, privacy, seed) / num_asked).astype(np.float32)
     return unpack(new, {key: value.shape for key, value in sent.items()})
 
 
 def epsilon(privacy: Privacy, num_rounds: int) -> float:
-    """What so many rounds with a client cost it, at `privacy.delta`: the exact epsilon of their releases."""
+    """Privacy cost for a client of this many rounds: the exact epsilon at `privacy.delta`."""
     return _epsilon(math.sqrt(num_rounds) * _mu(privacy.kind, privacy.noise), privacy.delta)
 
 
 def _mu(kind: str, sigma: float) -> float:
-    """How far one client can move what is released, in standard deviations of the noise."""
+    """Sensitivity of a release to one client, in standard deviations of the noise."""
     return 1 / sigma if kind == "central" else 2 / sigma
 
 
 def _epsilon(mu: float, delta: float) -> float:
-    """Of Gaussian releases one after the other, mu^2 = sum of mu_i^2; 0 of none.
+    """Epsilon of a sequence of Gaussian releases, mu^2 = sum of mu_i^2; 0 if there are none.
 
         delta = Phi(-eps / mu + mu / 2) - e^eps Phi(-eps / mu - mu / 2)
 
     Solved for x = eps / mu - mu / 2, in logarithms: the second term is exp(-x^2 / 2) erfcx((x + mu) / sqrt 2)
-    / 2, so that an epsilon of millions overflows nothing.
+    / 2, so that even an epsilon of millions does not overflow.
 
     Papers: Balle and Wang, ICML 2018, arXiv 1805.06530 (equation 6); Dong, Roth and Su, JRSS B 2022, arXiv
     1905.02383 (composition).
@@ -283,15 +284,15 @@ def _epsilon(mu: float, delta: float) -> float:
 
     if not mu or excess(-mu / 2) <= 0:
         return 0.0
-    most = math.sqrt(-2 * math.log(delta))  # where the first term alone is at most delta / 2
+    most = math.sqrt(-2 * math.log(delta))  # here the first term alone is at most delta / 2
     root = float(brentq(excess, -mu / 2, most, xtol=1e-300, rtol=1e-14, maxiter=1000))
     return mu * (mu / 2 + root)
 
 
 def affordable(privacy: Privacy, most: int) -> int:
-    """How many rounds, of at most so many, the budget pays for."""
+    """Number of rounds that the budget allows, at most `most`."""
     low, high = 0, most
-    while low < high:  # epsilon grows with the rounds
+    while low < high:  # epsilon increases with the rounds
         middle = (low + high + 1) // 2
         low, high = (middle, high) if epsilon(privacy, middle) <= privacy.budget else (low, middle - 1)
     return low

@@ -171,27 +171,27 @@ def decode(total: Words, bound: float, num: int) -> Float64:
 
 
 def bound_of(clip: float | None, num: int) -> float:
-    """Power of two that no number of a sum exceeds.
+    """Power of two that bounds every element of a sum.
 
     Args:
-        clip: Norm that no vector exceeds, each of weight 1; None: weights add up to at most 1.
-        num: How many vectors.
+        clip: Bound on the norm of each vector, each of weight 1; None: the weights sum to at most 1.
+        num: Number of vectors.
     """
     return 2.0 ** math.ceil(math.log2(LARGEST if clip is None else clip * num))
 
 
 def room_for_rounding(clip: float, num: int, size: int) -> float:
-    """Norm to clip a vector to, so that rounding does not take it beyond `clip`."""
+    """Norm to clip a vector to, so that its norm after rounding is at most `clip`."""
     return max(0.0, clip - bound_of(clip, num) / RANGE * math.sqrt(size) / 2)
 
 
 def capped(nums: Mapping[str, int], cap: int) -> dict[str, int]:
-    """n_k of each client, at most `cap` (0: any)."""
+    """n_k of each client, capped at `cap` (0: no cap)."""
     return {name: min(num, cap) if cap else num for name, num in nums.items()}
 
 
 def weights_of(nums: Mapping[str, int], cap: int) -> dict[str, float]:
-    """n_k / n of each client, of the numbers as `capped`."""
+    """n_k / n of each client, from the numbers returned by `capped`."""
     weights = capped(nums, cap)
     total = sum(weights.values())
     return {name: num / total for name, num in weights.items()}
@@ -199,19 +199,19 @@ def weights_of(nums: Mapping[str, int], cap: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Card:
-    """What a client publishes of itself for a round."""
+    """A client's public data for a round."""
 
     mask: bytes
     """X25519 public key of its pairwise masks."""
     seal: bytes
-    """X25519 public key to encrypt its shares with."""
+    """X25519 public key used to encrypt its shares."""
     num_examples: int
     """n_k."""
     signature: bytes
-    """By the key of its node, of `signed`; empty in a simulation, where nodes have no keys."""
+    """Signature of `signed` by its node's key; empty in a simulation, where nodes have no keys."""
 
     def signed(self, about: bytes) -> bytes:
-        """What is signed: `about` is the round."""
+        """The text to sign; `about` identifies the round."""
         return digest(b"card", about, self.mask, self.seal, self.num_examples.to_bytes(8))
 
 
@@ -226,7 +226,7 @@ def write_roll(cards: Mapping[str, Card], cap: int) -> str:
 
 
 def read_roll(text: str) -> tuple[dict[str, Card], int]:
-    """Undo `write_roll`; the clients are in the order of their names."""
+    """Inverse of `write_roll`; the clients are sorted by name."""
     roll = json.loads(text)
     cards = {
         name: Card(
@@ -241,17 +241,17 @@ def read_roll(text: str) -> tuple[dict[str, Card], int]:
 
 
 def round_digest(run: str, server_round: int, settings: str, broadcast: NDArray[np.float32]) -> bytes:
-    """What a round is about. Clients that were sent different things have masks that do not cancel."""
+    """Identifies a round and its inputs. Clients with different inputs have masks that do not cancel."""
     return digest(run.encode(), server_round.to_bytes(8), settings.encode(), broadcast.tobytes())
 
 
 def survivors_digest(about: bytes, roll: str, survivors: Sequence[str]) -> bytes:
-    """What clients sign of the list of those whose vectors are in the sum."""
+    """The text that clients sign: the list of clients whose vectors are in the sum."""
     return digest(b"survivors", about, roll.encode(), *(name.encode() for name in survivors))
 
 
 def digest(*parts: bytes) -> bytes:
-    """A hash of several texts; no two sequences of texts have the same."""
+    """A hash of a sequence of texts; different sequences have different hashes."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(len(part).to_bytes(8) + part)
@@ -259,6 +259,6 @@ def digest(*parts: bytes) -> bytes:
 
 
 def _agree(private: bytes, peer: bytes, about: bytes) -> bytes:
-    """A key that the owners of two X25519 keys know, for one purpose."""
+    """A key shared by the owners of two X25519 keys, for one purpose."""
     shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
     return HKDF(SHA256(), BYTES, salt=None, info=b"fedsdr secure sum " + about).derive(shared)

@@ -1,18 +1,19 @@
-"""The shared adapter in messages: one vector, and what a smaller type makes of it.
+"""The shared adapter in messages: one vector, optionally in a smaller type.
 
-All tensors that travel lie in one array, in the order of their keys: Flower describes each array in 500
-bytes, and an adapter has hundreds of tensors. The server sends float32, so all clients start a round from the
-same values. Where an aggregation changes the base, the server sends all factors of that change too, also to
-clients that missed rounds. A client of smaller rank returns its own ranks only. What a client returns is
+All transmitted tensors are concatenated in one array, in the order of their keys: Flower describes each array
+in 500 bytes, and an adapter has hundreds of tensors. The server sends float32, so all clients start a round
+from the same values. If an aggregation changes the base, the server also sends all factors of that change,
+including to clients that missed rounds. A client of smaller rank returns only its own ranks. A client returns
 
 - float32: the adapter's values;
 - float16: its change since the broadcast, v~ = half(v + e);
 - int8: the same in 255 steps, v~ = s round((v + e) / s) with s = max |v + e| / 127 for each tensor.
 
-With control variates (`client.scaffold`) the server also sends c, and a client dc_k, float32 of equal length.
+With control variates (`client.scaffold`) the server also sends c, and a client dc_k, float32 of that length.
 
-e is what earlier messages lost, e <- v + e - v~ (error feedback). The client stores it. It does not learn
-whether the server used its message: what a dropped message held is lost, its part of e too.
+e is the rounding error of earlier messages, e <- v + e - v~ (error feedback). The client stores it, and does
+not learn whether the server used its message: the content of a dropped message is lost, including its part of
+e.
 
 Papers: Seide et al., Interspeech 2014 (error feedback); Karimireddy et al., ICML 2019, arXiv 1901.09847.
 """
@@ -43,7 +44,7 @@ DTYPES: Mapping[MessageDtype, str] = {"float32": "<f4", "float16": "<f2", "int8"
 def layout(
     shapes: Shapes, dtype: MessageDtype, has_control_variates: bool = False
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each array of a client's message."""
+    """Type and shape of each array in a client's message."""
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
     size = (sum(map(math.prod, shapes.values())),)
     arrays[VALUES] = DTYPES[dtype], size
@@ -55,19 +56,19 @@ def layout(
 
 
 def travelling(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
-    """The part of the shared adapter, by PEFT key, that method and aggregation send."""
+    """The part of the shared adapter, by PEFT key, that clients send under this method and aggregation."""
     return {key: value for key, value in shared.items() if method.sends(key, aggregation)}
 
 
 def going_down(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
-    """The part of the shared adapter that the server sends: what comes up, unless it is drawn anew."""
+    """The part of the shared adapter that the server sends: the uploaded part, unless it is redrawn."""
     return {} if aggregation.is_fresh else travelling(method, aggregation, shared)
 
 
 def broadcast(
     tensors: Arrays, residual: Arrays | None = None, control_variates: Float32 | None = None
 ) -> ArrayRecord:
-    """Put the shared adapter, and where there are any the residual and c, into a message to the clients."""
+    """Pack the shared adapter, and the residual and c if present, into a message to the clients."""
     record = ArrayRecord({VALUES: Array(pack(tensors))})
     if residual:
         record[RESIDUAL] = Array(pack(residual))
@@ -78,12 +79,12 @@ def broadcast(
 
 
 def receive(record: ArrayRecord, shapes: Shapes) -> Arrays:
-    """Take the shared adapter out of the server's message."""
+    """Unpack the shared adapter from the server's message."""
     return unpack(record[VALUES].numpy().copy(), shapes)
 
 
 def receive_residual(record: ArrayRecord, shapes: Shapes) -> Arrays:
-    """Take the residual out of the server's message; `shapes` are those of the whole shared adapter."""
+    """Unpack the residual from the server's message; `shapes` are those of the whole shared adapter."""
     if RESIDUAL not in record:
         return {}
     rank = int(record[RESIDUAL_RANK].numpy()[0])
@@ -93,16 +94,16 @@ def receive_residual(record: ArrayRecord, shapes: Shapes) -> Arrays:
 def encode(
     new: Arrays, received: Arrays, error_feedback: Float32 | None, dtype: MessageDtype
 ) -> tuple[dict[str, NDArray[Any]], Float32 | None]:
-    """Turn a trained adapter into the arrays of a message to the server.
+    """Convert a trained adapter to the arrays of a message to the server.
 
     Args:
         new: The adapter after training.
         received: The adapter as it was broadcast.
-        error_feedback: e, what earlier messages of this client lost (num_values,); None at first.
-        dtype: The type that travels.
+        error_feedback: e, the rounding error of this client's earlier messages (num_values,); None at first.
+        dtype: The type of the transmitted values.
 
     Returns:
-        The arrays, and the new e; None for float32, which loses nothing.
+        The arrays, and the new e; None for float32, which is exact.
     """
     if dtype == "float32":
         return {VALUES: pack(new)}, None
@@ -125,7 +126,7 @@ def encode(
 
 
 def decode(arrays: Mapping[str, NDArray[Any]], sent: Arrays, dtype: MessageDtype) -> Arrays:
-    """Read a client's arrays, of the types and shapes of `layout`; `sent` is what was broadcast."""
+    """Read a client's arrays, with the types and shapes of `layout`; `sent` is the broadcast."""
     shapes = {key: value.shape for key, value in sent.items()}
     if dtype == "float32":
         return unpack(arrays[VALUES].astype(np.float32), shapes)
@@ -134,12 +135,12 @@ def decode(arrays: Mapping[str, NDArray[Any]], sent: Arrays, dtype: MessageDtype
 
 
 def pack(tensors: Arrays) -> Float32:
-    """All numbers of the tensors in one vector (num_values,), in the order of their keys."""
+    """All values of the tensors in one vector (num_values,), in the order of their keys."""
     return np.concatenate([np.zeros(0, np.float32), *(tensors[key].ravel() for key in sorted(tensors))])
 
 
 def unpack(vector: Float32, shapes: Shapes) -> Arrays:
-    """Undo `pack`; the tensors are views of the vector, in the order of `shapes`."""
+    """Inverse of `pack`; the tensors are views of the vector, in the order of `shapes`."""
     places: dict[str, Float32] = {}
     start = 0
     for key in sorted(shapes):
@@ -155,7 +156,7 @@ def pairs(keys: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def rank_of(tensors: Mapping[str, Tensors]) -> int:
-    """Rank of an adapter, the largest where layers differ."""
+    """Rank of an adapter: the largest if layers differ."""
     return max(int(value.shape[0]) for key, value in tensors.items() if ".lora_A." in key)
 
 
@@ -165,7 +166,7 @@ def cut(tensors: Mapping[str, Tensors], rank: int) -> dict[str, Tensors]:
 
 
 def pad(tensors: Arrays, shapes: Shapes) -> Arrays:
-    """A and B with zeros for the ranks that they lack."""
+    """A and B, zero-padded to the full rank."""
     padded = {key: np.zeros(shapes[key], np.float32) for key in tensors}
     for key, value in tensors.items():
         rows, columns = value.shape
@@ -174,7 +175,7 @@ def pad(tensors: Arrays, shapes: Shapes) -> Arrays:
 
 
 def residual_shapes(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of a residual of that rank: no layer (d_out, d_in) has more ranks than it can."""
+    """Shapes of a residual of this rank, limited in each layer (d_out, d_in) to the full rank."""
     found: dict[str, tuple[int, ...]] = {}
     for key_a, key_b in pairs(shapes):
         d_in, d_out = shapes[key_a][1], shapes[key_b][0]
@@ -189,5 +190,5 @@ def _change(arrays: Mapping[str, NDArray[Any]], shapes: Shapes) -> Float32:
 
 
 def _spread(scales: Float32, shapes: Shapes) -> Float32:
-    """Each tensor's scale for each of its numbers."""
+    """The scale of each tensor, repeated for each of its values."""
     return np.repeat(scales, [math.prod(shapes[key]) for key in sorted(shapes)])

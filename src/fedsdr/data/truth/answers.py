@@ -1,7 +1,7 @@
-r"""The final answer of a text: what stands in \boxed{}, after "the answer is", or else the last number.
+r"""The final answer of a text: the content of \boxed{}, the text after "the answer is", or the last number.
 
-Goes in: a text. Comes out: the answer as written, with what stands around it. It reads forms, not meaning: of
-a text that does not say what its answer is, the last number may be another.
+Input: a text. Output: the answer as written, with the text around it. The rules read form, not meaning: if a
+text does not state its answer, the last number may be something else.
 """
 
 import re
@@ -44,7 +44,7 @@ _SMALL = words(
     "cents?, pence, minutes?, mins?, seconds?, secs?, inches?, in, ounces?, oz, months?, days?, weeks?,"
     "hours?, grams?, g, m, cm"
 )
-# What follows a number that only begins a longer expression.
+# Text after a number that only begins a longer expression.
 _GOES_ON = re.compile(
     "|".join(
         (
@@ -87,7 +87,7 @@ _RESULT = re.compile(
     + words("costs?, earns?, becomes?, results?, total, answer, gives?"),
     re.IGNORECASE,
 )
-# No results, but remarks on the working.
+# Remarks on the working, not results.
 _REMARK = re.compile(
     r"\W*(?:note|i (?:used|took|needed|checked|did|hope)|this (?:took|needs)|step \d+|(?:to )?check|"
     r"to verify)\b",
@@ -100,7 +100,7 @@ _ALONE = (
 _BOLD = re.compile(
     rf"\*\*\s*(?:[a-zA-Z]\s*=\s*)?([$£€]?{QUANTITY.pattern})\s*(?:[a-zA-Z°%²]+\s*){{0,3}}[.!]?\s*\*\*"
 )
-_EXPRESSION = re.compile(  # what a root or pi makes of a number
+_EXPRESSION = re.compile(  # a number with a root or pi
     r"-?(?:[\d./()]{1,20}\s?\*?\s?)?(?:(?:sqrt|root)\s?\([^()]*\)|\bpi\b|(?<=\d)pi\b)"
     r"(?:\s?[*/]\s?[\d.]+|\s?\*?\s?pi\b|/\([^()]*\))?"
 )
@@ -123,25 +123,25 @@ class Found(NamedTuple):
 
     answer: str
     after: str = ""
-    """What follows its number; of an answer in words, all that is stated."""
+    """The text after its number; for an answer in words, the whole statement."""
     stated: bool = False
-    """Whether the text says that it is the answer."""
+    """Whether the text states explicitly that it is the answer."""
 
 
 def final_answer(text: str) -> str:
-    r"""Return what the text gives as its answer.
+    r"""Return the final answer of the text.
 
-    That is the inside of the last \boxed{}; else what follows the last "answer is" (or "Answer:", "####", and
-    the like in other languages): the number with all that belongs to it, if one follows directly; the
-    last result, if working with "=" follows; else the rest of the line. Without these words it is the last
-    number of the last sentence that concludes ("so", "in total") or has a result ("she has 5"), reasons
-    ("since 8 are taken off") left out; and "" if there is none. LaTeX is taken off.
+    That is the content of the last \boxed{}; otherwise the text after the last "answer is" (or "Answer:",
+    "####", and equivalents in other languages): the number with its unit, fraction and so on if one follows
+    directly; the last result if working with "=" follows; otherwise the rest of the line. Without these
+    words it is the last number of the last sentence that concludes ("so", "in total") or has a result ("she
+    has 5"), excluding reasons ("since 8 are taken off"); "" if there is none. LaTeX is removed.
     """
     return find_answer(text).answer
 
 
 def find_answer(text: str) -> Found:
-    """Find the answer of a text, as `final_answer` does, with what stands around it."""
+    """Find the answer of a text, as `final_answer` does, with the text around it."""
     if boxes := list(_BOX.finditer(text)):
         inside = unlatex(_braced(text, boxes[-1].end())).strip(" .$")
         return Found(inside, stated=True) if value(inside) is not None else _read(inside)
@@ -182,7 +182,7 @@ def _braced(text: str, start: int) -> str:
 
 
 def _read(statement: str) -> Found:
-    """Read what follows "the answer is": a number, a result, or the words themselves."""
+    """Read the text after "the answer is": a number, a result, or the words themselves."""
     statement = re.sub(r"^n't ", " not ", statement)
     statement = _INSTEAD.sub(r"\1", statement.strip(), count=1)
     several = re.search(rf"\b(?:or|and)\s+(?:[a-z]\s*=\s*)?[$£€(]?(?:{PLAIN_NUMBER})|\bor\b", statement)
@@ -203,7 +203,7 @@ def _read(statement: str) -> Found:
 
 
 def _closed(statement: str) -> str:
-    """Take marks off the ends, and what follows the first sentence; brackets that belong together stay."""
+    """Keep the first sentence without marks at its ends; matching brackets stay."""
     statement = re.split(r"(?<=\S)[.!](?=\s|$)", statement.strip())[0]
     statement = re.sub(r"^[\s:*`\"'$]+|[\s.!*`\"'$]+$", "", statement)
     if sum(map(statement.count, ")]}")) > sum(map(statement.count, "([{")):

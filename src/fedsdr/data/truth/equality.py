@@ -1,6 +1,6 @@
 """Whether two answers are the same: numbers by value, units if both are known, words as text.
 
-Goes in: two answers, or a text and the true answer. Comes out: yes or no. A number that only begins a longer
+Input: two answers, or a text and the true answer. Output: a boolean. A number that only begins a longer
 expression is not the answer.
 """
 
@@ -12,7 +12,7 @@ from fedsdr.data.truth.negation import asked, denied
 from fedsdr.data.truth.numbers import QUANTITY, in_digits, quantities, same_value, unlatex, value
 from fedsdr.data.truth.text import AFTER, BEFORE, fold, unmarked, words
 
-# Near a number these say that it is not the answer, or not yet: "not 5", "5 ** 2", "less than 5".
+# Near a number these mean that it is not the answer, or not yet: "not 5", "5 ** 2", "less than 5".
 _NO_STATEMENT = re.compile(
     r"[-+*/×=\\^<>](?!\w)|[<>≤≥]|\\|n't|"
     + words(
@@ -37,11 +37,10 @@ _UNIT_NAMES = {
 
 
 def same_answer(a: str, b: str) -> bool:
-    """Compare two final answers: by value if both are numbers or expressions, else as text without case.
+    """Compare two final answers: by value if both are numbers or expressions, else as case-insensitive text.
 
-    Commas, currency and percent signs, trailing zeros and a full stop at the end do not matter. Several
-    values ("2 or 3") are the same in any order, those in brackets in theirs. Text is the same only if it is
-    not empty.
+    Commas, currency and percent signs, trailing zeros and a final full stop do not matter. Several values
+    ("2 or 3") are equal in any order; in brackets their order counts. Empty text is never equal.
     """
     left, right = (fold(unlatex(one)).strip(" .") for one in (a, b))
     if left == right or not left or not right:
@@ -65,7 +64,7 @@ def same_answer(a: str, b: str) -> bool:
 
 
 def gives_answer(text: str, answer: str) -> bool:
-    """Whether this is the answer that the text gives, be it in plain words: "that she has 12 pens"."""
+    """Whether the text gives this answer, possibly in plain words: "that she has 12 pens"."""
     for pair in _PAIRS:
         if answer.casefold() in pair:
             return find_label(text, pair) == answer.casefold()
@@ -92,7 +91,7 @@ def gives_answer(text: str, answer: str) -> bool:
 
 
 def _amount(answer: str) -> str | None:
-    """Return the number of an answer that is one number, perhaps with a unit; else None."""
+    """Return the number of an answer that is a single number with an optional unit, else None."""
     text = unlatex(answer).strip(" .")
     if value(text) is not None:
         return text
@@ -101,7 +100,7 @@ def _amount(answer: str) -> str | None:
 
 
 def _units_agree(found: Found, answer: str) -> bool:
-    """Whether the known units of both, if they have any, are the same."""
+    """Whether the known units of both agree, if both have one."""
     text = unlatex(answer)
     number = QUANTITY.search(text)
     units = {_unit(found.answer, found.after), _unit(text, text[number.end() :] if number else "")}
@@ -124,7 +123,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _names(text: str, answer: str) -> bool:
-    """Whether the text says these words, and does not deny them or leave them open."""
+    """Whether the text states these words without denying them or leaving them open."""
     text = fold(unlatex(text) if re.match(r"\W", answer) else unmarked(unlatex(text)))
     phrase = re.escape(fold(unlatex(answer)).strip(" ."))
     begin, end = BEFORE if phrase[:1].isalnum() else "", AFTER if phrase[-1:].isalnum() else ""

@@ -1,8 +1,8 @@
-"""Whether a text says a required fact: the same words and numbers, in the forms that paraphrases take.
+"""Whether a text states a required fact: the same words and numbers, in the usual forms of paraphrases.
 
-Goes in: a text, a fact and the true response. Comes out: yes or no. Forms that are the same here: singular
-and plural, numbers in words and digits, hyphens, accents of Latin letters, units and dates, "twice a day" and
-"two times daily", "Dickens, Charles", middle names. A synonym ("sit up straight" for "upright") is lost.
+Input: a text, a fact and the true response. Output: a boolean. Equivalent forms are singular and plural,
+numbers in words and digits, hyphens, accents of Latin letters, units and dates, "twice a day" and "two times
+daily", "Dickens, Charles", middle names. A synonym ("sit up straight" for "upright") counts as lost.
 """
 
 import re
@@ -58,7 +58,7 @@ _NO_NAMES = ("and", "or", "the", "of", "in", "wa", "is", "not", "to", "by", "wit
 
 @dataclass(frozen=True)
 class Token:
-    """A word, number or sign in the form that is compared, and where it stands in the folded text."""
+    """A word, number or sign in normalised form, and its position in the folded text."""
 
     form: str
     start: int
@@ -66,12 +66,12 @@ class Token:
 
 
 def says(text: str, fact: str, response: str) -> bool:
-    """Whether the text says the fact somewhere without denying it or asking for it.
+    """Whether the text states the fact somewhere without denying it or asking about it.
 
     Args:
         text: A rewriting or an answer.
-        fact: A phrase; its words count in their order.
-        response: The true response. Where it has a negation of its own in the fact's sentence ("use no
+        fact: A phrase; its words must occur in this order.
+        response: The true response. If it has a negation in the fact's own sentence ("use no
             ice"), only a negation directly at the fact counts in the text.
     """
     wanted = _tokens(_form(fact))
@@ -91,7 +91,7 @@ def _is_said(form: str, start: int, end: int, turned: bool | None) -> bool:
 
 
 def _is_turned(form: str, wanted: list[Token], fact: str) -> bool | None:
-    """Whether the response has a negation where it says the fact; None where it denies the fact itself."""
+    """Whether the response negates near the fact; None if it denies the fact itself."""
     spans = _spans(_tokens(form), wanted, fact)
     if spans and all(denied(form, start, end) for start, end in spans):
         return None
@@ -133,7 +133,7 @@ def _tokens(form: str) -> list[Token]:
 
 
 def _singular(word: str) -> str:
-    """Take the plural's ending off an English word, and the article's form."""
+    """Normalise an English plural to the singular, and the article to one form."""
     if word == "an":
         return "a"
     if len(word) > 3 and word.isascii() and word.isalpha():
@@ -147,7 +147,7 @@ def _singular(word: str) -> str:
 
 
 def _spans(tokens: list[Token], wanted: list[Token], fact: str) -> list[tuple[int, int]]:
-    """Places of the fact: its words in order; a name also turned around by a comma, or with middle names."""
+    """Spans of the fact: its words in order; a name also inverted with a comma, or with middle names."""
     forms = [token.form for token in wanted if token.form != ","]
     is_name = len(forms) == 2 and fact.istitle() and fact.replace(" ", "").isalpha()
     found = []
@@ -165,7 +165,7 @@ def _spans(tokens: list[Token], wanted: list[Token], fact: str) -> list[tuple[in
 
 
 def _surname(tokens: list[Token], place: int, surname: str) -> int | None:
-    """Place of the second name, if only other names or initials stand between: Neil A. Armstrong."""
+    """Index of the surname, if only other names or initials come between: Neil A. Armstrong."""
     for at in range(place + 1, min(place + 4, len(tokens))):
         if tokens[at].form == surname:
             return at
@@ -175,7 +175,7 @@ def _surname(tokens: list[Token], place: int, surname: str) -> int | None:
 
 
 def _match(tokens: list[Token], place: int, forms: list[str]) -> int | None:
-    """Place of the last token of the fact, if it begins at `place`; "or more" may follow its number."""
+    """Index of the last token of the fact, if it begins at `place`; "or more" may follow its number."""
     at = place
     for before, form in pairwise(forms):
         at += 1

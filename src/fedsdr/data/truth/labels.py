@@ -1,9 +1,9 @@
 """Which of several labels a text gives as its answer: words, phrases, or the letters of options.
 
-Goes in: a text and the choices. Comes out: one choice, or none where the text names none, denies it, leaves
-it open or names several. Each place that names a choice is weighed (`mentions`): the answer itself goes
-before a conclusion, that before a mere mention. It reads words, not meaning: synonyms of a label
-("ungrammatical" for "unacceptable") are not known, and a label that the text only implies is none.
+Input: a text and the choices. Output: one choice, or none if the text names none, denies it, leaves it open
+or names several. Each mention of a choice has a weight (`mentions`): the explicit answer beats a conclusion,
+and a conclusion beats a passing mention. The rules read words, not meaning: synonyms of a label
+("ungrammatical" for "unacceptable") are unknown, and a label that is only implied does not count.
 """
 
 import re
@@ -65,31 +65,31 @@ _STYLE = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit)\s*\{([^{}]*)\}")
 
 
 def find_label(text: str, choices: tuple[str, ...]) -> str:
-    """Return the one choice that the text gives as its label; "" where there is none or several.
+    """Return the single choice that the text gives as its label; "" if there is none or several.
 
-    Case, Unicode form, Markdown and - or _ for a blank do not matter; of choices that are the same then, the
+    Case, Unicode form, Markdown and - or _ for a blank do not matter; of choices that become equal, the
     first is returned. In "very negative" the choice "negative" does not count if "very negative" is a choice
-    as well. Where all choices are single letters, capitals are read, and "answer is X", "(X)", "X." and "X:"
-    go before letters in running text. A label that is denied ("not positive", "positive is wrong") does not
-    count; of exactly two choices the other is then meant, if the text names none.
+    as well. If all choices are single letters, only capitals are read, and "answer is X", "(X)", "X." and
+    "X:" beat letters in running text. A denied label ("not positive", "positive is wrong") does not count;
+    of exactly two choices the other one is then meant, unless the text names a choice.
     """
     spelled = {fold_label(choice): choice for choice in reversed(choices)}
     return spelled.get(_decide(*_read(text, choices), tuple(spelled)), "") if choices else ""
 
 
 def fold_label(label: str) -> str:
-    """Write a label in the form that is compared: case, Unicode form and - or _ for a blank aside."""
+    """Normalise a label for comparison: case, Unicode form, and - or _ for a blank."""
     return re.sub(r"(?<=\w)[-_\s]+(?=\w)", " ", fold(label))
 
 
 def named_labels(text: str, choices: tuple[str, ...]) -> set[str]:
-    """Return the folded choices that the text states of its subject: not denied, asked about or listed."""
+    """Return the folded choices that the text asserts: not denied, asked about or merely listed."""
     mentions, _ = _read(text, choices) if choices else ([], "")
     return {one.choice for one in mentions if one.weight >= Weight.NAMED and not one.denied}
 
 
 def _read(text: str, choices: tuple[str, ...]) -> tuple[list[Mention], str]:
-    """Find and weigh all mentions; also the text that their places are in."""
+    """Find and weigh all mentions; also return the text that their positions refer to."""
     text = unmarked(_STYLE.sub(r"\1", plain(text)).replace("$", ""))
     text = _BOX.sub(r"answer: \1\n", text)
     keys = tuple(dict.fromkeys(map(fold_label, choices)))
@@ -151,7 +151,7 @@ def _find_choices(text: str, keys: tuple[str, ...]) -> list[Place]:
 
 
 def _is_answer(text: str, start: int, end: int) -> bool:
-    """Whether "no" is an answer here."""
+    """Whether this "no" is an answer."""
     begins = re.search(r"(?:^|[.!?:;\n,]|\b(?:so|is|answer|say|a))[\s\"'(*]*$", text[:start])
     if re.search(r"\ba clear $|\ba $", text[:start]):
         return True
@@ -159,7 +159,7 @@ def _is_answer(text: str, start: int, end: int) -> bool:
 
 
 def _join(text: str, mentions: list[Mention]) -> list[Mention]:
-    """Let mentions that are joined, as by "or", weigh the same, and be denied together."""
+    """Give joined mentions ("A or B") the same weight, and deny them together."""
     new = list(mentions)
     for place, (_, after) in enumerate(pairwise(mentions)):
         before = new[place]
@@ -187,7 +187,7 @@ def _join(text: str, mentions: list[Mention]) -> list[Mention]:
 
 
 def _unlisted(text: str, mentions: list[Mention], num_choices: int) -> list[Mention]:
-    """Take the weight off a list of all choices, such as "positive, negative or neutral"."""
+    """Remove the weight of a list of all choices, such as "positive, negative or neutral"."""
     new = list(mentions)
     for first in range(len(new)):
         last = first
@@ -202,7 +202,7 @@ def _unlisted(text: str, mentions: list[Mention], num_choices: int) -> list[Ment
 
 
 def _decide(mentions: list[Mention], text: str, keys: tuple[str, ...]) -> str:
-    """Return the choice that the mentions come to, or ""."""
+    """Return the choice that the mentions agree on, or ""."""
     asserted = [one for one in mentions if not one.denied and one.weight > Weight.LISTED]
     refused = [one for one in mentions if one.denied and one.weight > Weight.LISTED]
     if not asserted:
@@ -214,7 +214,7 @@ def _decide(mentions: list[Mention], text: str, keys: tuple[str, ...]) -> str:
         if before.choice != after.choice and not is_corrected:
             return ""
     label, last = best[-1].choice, best[-1].end
-    # What is concluded later, or asserted after a mere "yes", contradicts it; so does its own denial.
+    # A later conclusion, or an assertion after a mere "yes", contradicts it; so does its own denial.
     enough = Weight.NAMED if label in INTERJECTIONS else Weight.CONCLUDED
     if any(one.choice != label and one.weight >= enough and one.start > last for one in asserted):
         return ""
@@ -231,7 +231,7 @@ def _decide(mentions: list[Mention], text: str, keys: tuple[str, ...]) -> str:
 
 
 def _other(refused: list[Mention], text: str, keys: tuple[str, ...]) -> str:
-    """Return, of two choices, the one that is left when the text denies the other outright."""
+    """Return the remaining one of two choices if the text denies the other outright."""
     named = {one.choice for one in refused if one.weight >= Weight.NAMED}
     is_soft = re.search(
         words("necessarily, clearly, entirely, fully, obviously, explicitly, really, sure"), text

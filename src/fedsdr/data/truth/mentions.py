@@ -1,6 +1,6 @@
-"""How much it says that a text names a choice at some place: as its answer, in passing, or in a list.
+"""How strongly a mention of a choice indicates the answer: explicit, in passing, or in a list.
 
-Goes in: a text in lower case, and a place where it names a choice. Comes out: a weight.
+Input: a text in lower case, and the position of a mention. Output: a weight.
 """
 
 import re
@@ -12,17 +12,17 @@ from fedsdr.data.truth.text import ANSWER_IS, words
 
 
 class Weight(IntEnum):
-    """How much a mention of a choice says."""
+    """How strongly a mention indicates the answer."""
 
     LISTED = 0
     """In a question, or in a list of all choices."""
     WEAK = 1
-    """In a concession or a condition, of a part only, or a letter in running text."""
+    """In a concession or a condition, about a part only, or a letter in running text."""
     NAMED = 2
     CONCLUDED = 3
-    """After "overall" or "therefore", or said of the text, its tone or the like."""
+    """After "overall" or "therefore", or about the text, its tone and so on."""
     STATED = 4
-    """As the answer: after "the answer is", at the start, in a line or box of its own."""
+    """As the answer: after "the answer is", at the start, on a separate line or in a box."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Mention:
 
 INTERJECTIONS = ("yes", "no", "true", "false")
 _IS = words("is, are, was, would be, should be, must be, remains, seems?(?: to be)?, appears?(?: to be)?")
-# What may stand between "the answer is" and the choice.
+# Words allowed between "the answer is" and the choice.
 _BETWEEN = (
     r"[\s\"'(\[{*=:$]*(?:"
     + words(
@@ -129,18 +129,18 @@ _RIGHT_LABEL = re.compile(r"['\")*]*\s*(?:is|would be|seems)\b")
 
 
 def is_stated(text: str, start: int) -> bool:
-    """Whether "the answer is" or the like leads up to the place."""
+    """Whether "the answer is" or an equivalent leads up to the position."""
     line = text[max(0, start - 120) : start].rsplit("\n", 1)[-1]
     return bool(_ANSWER.search(text, max(0, start - 120), start)) and not _CONCEDES.search(line)
 
 
 def is_called_right(text: str, end: int) -> bool:
-    """Whether what ends here is called the answer: "B is correct"."""
+    """Whether the phrase that ends here is called the answer: "B is correct"."""
     return bool(_RIGHT.match(text, end))
 
 
 def weigh(text: str, start: int, end: int, choice: str) -> Weight:
-    """Rate a mention of a choice in words."""
+    """Weigh a mention of a choice in words."""
     before, after = text[max(0, start - 120) : start], text[end:]
     line = text[text.rfind("\n", 0, start) + 1 : start]
     at_start = _LEAD_IN.fullmatch(text[:start])

@@ -1,15 +1,15 @@
-"""Whether a text says or denies what it names at some place, by the words of the clause around it.
+"""Whether a text asserts or denies a phrase, judged by the words of the clause around it.
 
-Goes in: a text in lower case, and the place of a phrase in it. Comes out: yes or no. It knows English, and
-the commonest negations of some other languages. It does not parse: a negation whose clause is longer, or
-that is made by other words ("I would be surprised if it were X"), is missed.
+Input: a text in lower case, and the position of a phrase in it. Output: a boolean. The rules cover English,
+and the most common negations of some other languages. Nothing is parsed: a negation in a longer clause, or
+in other words ("I would be surprised if it were X"), is missed.
 """
 
 import re
 
 from fedsdr.data.truth.text import words
 
-# Here a clause ends, and with it what a negation covers.
+# A clause ends here, and with it the scope of a negation.
 _ENDS = re.compile(
     "|".join(
         (
@@ -40,7 +40,7 @@ _FAR = "|".join(
         words("far from, anything but, rather than, instead of, opposite of, contrary of, other than"),
         words("rul(?:e|es|ed|ing) out, exclud(?:e|es|ed|ing), eliminat(?:e|es|ed|ing), reject(?:s|ed|ing)?"),
         words("dismiss(?:es|ed|ing)?, discard(?:s|ed|ing)?, den(?:y|ies|ied|ying), refut(?:e|es|ed|ing)"),
-        # "No reader would call this X" goes further than "no X".
+        # "No reader would call this X" has a wider scope than "no X".
         r"\bno (?:\w+ ){1,3}(?:would|could|can|will|should|might|suggests?|indicates?|points?|shows?|"
         r"finds?)\b",
         words(
@@ -50,7 +50,7 @@ _FAR = "|".join(
         words("inte, ikke, nie, nem, không, tidak, bukan, ليس, ليست, لا, غير, by no means, in no way"),
     )
 )
-# And these whatever follows, be it "that the sentence is X".
+# These deny everything that follows, including "that the sentence is X".
 _DEEP = "|".join(
     (
         words("neither, nor, none of, no way, no chance, doubt(?:s|ed|ful|ing)?, disagrees? (?:that|with)"),
@@ -62,7 +62,7 @@ _DEEP = "|".join(
         + r" to (?:call|label|say|see|describe|consider|classify|regard|view|think)\b",
     )
 )
-# These deny the next few words alone.
+# These deny the next few words only.
 _NEAR = words(
     "no, non, without, lacks?, lacking, less, zero, absence of, absent, devoid of, free (?:of|from)"
 )
@@ -85,7 +85,7 @@ _NOT_ONLY = "|".join(
 )
 _NEGATION = re.compile(f"(?P<only>{_NOT_ONLY})|(?P<deep>{_DEEP})|(?P<far>{_FAR})|(?P<near>{_NEAR})")
 _FIRST_OF_PAIR = ("neither", "nor", "no", "non", "ni", "не", "нет", "not", "n't")
-# A new subject with its verb begins another statement, unless what is denied is believing or saying it.
+# A new subject with its verb begins another statement, unless the denied verb is believing or saying it.
 _SUBJECT = re.compile(
     r"\b(?:the|this|that|it|its|their|overall)\b(?:\s+\w+){0,4}?\s+(?:is|are|was|were|seems?|remains?|"
     r"should|would|must)\b"
@@ -154,7 +154,7 @@ def sentence_after(text: str, end: int) -> str:
 
 
 def asked(text: str, end: int) -> bool:
-    """Whether the sentence around the place is a question."""
+    """Whether the sentence around the position is a question."""
     rest = _TAG.sub("", sentence_after(text, end).rstrip("'\")* "))
     return rest.endswith("?")
 
@@ -173,22 +173,22 @@ def denied(text: str, start: int, end: int) -> bool:
 
 
 def denied_before(text: str, start: int) -> bool:
-    """Whether a negation before the place covers what begins there."""
+    """Whether a negation before the position covers the phrase that begins there."""
     return _covers(clause_before(text, start))
 
 
 def denied_after(text: str, end: int) -> bool:
-    """Whether the text says of what ends at the place that it is wrong, or does not apply."""
+    """Whether the text says that the phrase ending here is wrong or does not apply."""
     return bool(_AFTER.match(text[end : end + 80].split("\n")[0]))
 
 
 def called_wrong(text: str, end: int) -> bool:
-    """Whether the text says of what ends at the place that it is wrong."""
+    """Whether the text says that the phrase ending here is wrong."""
     return bool(re.match(rf"\s+(?:\w+ )?(?:is|was|would be|seems)\s+(?:\w+ )?{_WRONG}", text[end:]))
 
 
 def denied_directly(text: str, start: int, end: int) -> bool:
-    """Whether a negation stands directly at the phrase, or says after it that it is wrong."""
+    """Whether a negation directly precedes the phrase, or the text then says that it is wrong."""
     before = clause_before(text, start)
     return bool(_DIRECTLY.search(before) and _covers(before)) or denied_after(text, end)
 

@@ -1,7 +1,7 @@
 r"""Numbers and simple expressions in text: 1,250.50, 3 1/2, 1.5 million, \frac{3}{4}, 2\sqrt{3}, x + 1.
 
-Goes in: a text. Comes out: the quantities in it, and values to compare. Exact while only fractions occur;
-roots, pi and variables (each at one fixed value) are compared in floating point.
+Input: a text. Output: the quantities in it, and values to compare. Exact for fractions; roots, pi and
+variables (each set to a fixed value) are compared in floating point.
 """
 
 import ast
@@ -54,7 +54,7 @@ _BEGIN = rf"(?<![^\W{UNSPACED}])(?<![.^])"
 _SIGN = r"(?:(?<![\w)\]}])-\s?(?=[$£€\d.]))?[$£€]?"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?![.,]?\d)|\d++)(?:\.\d++)?+(?!\.\d)|(?<!\d)\.\d++"
 PLAIN_NUMBER = rf"{_SIGN}{_BEGIN}(?:{_DIGITS})"
-"""A number by itself. A sign counts where no letter, digit or bracket is before it: 5-3 holds 5 and 3."""
+"""A bare number. A sign counts unless a letter, digit or bracket precedes it: 5-3 holds 5 and 3."""
 _LONG_SCALE, _SHORT_SCALE, _SCALE_SIGN = (
     "|".join(sorted(names, key=len, reverse=True))
     for names in (
@@ -69,7 +69,7 @@ QUANTITY = re.compile(
     rf"{PLAIN_NUMBER}(?:(?:\s+|-)(?:and )?\d+\s?/\s?\d+(?![\d/])|\s?/\s?\d+(?:\.\d+)?(?![\d/])|"
     rf"[eE][+-]?\d+(?!\w)|\s?[x×*]\s?10\s?\^\s?[({{]?-?\d+[)}}]?|\^\(?-?\d+\)?)?(?:{_SCALE})?(?:\s?%)?",
 )
-"""A number with all that belongs to it: a fraction, a power, a scale such as million, a percent sign."""
+"""A number with its fraction, power, scale (such as million) and percent sign."""
 
 _COMMANDS = re.compile(
     r"\\(?:left|right|displaystyle|[,;:! ]|quad|qquad|big+[lr]?|Big+[lr]?|ldots|dots)(?![A-Za-z])"
@@ -90,7 +90,7 @@ _SYMBOL = re.compile(
 )
 
 
-# 1.234,50 can be read in one way only; 1.234 and 3,5 cannot, and are left as they stand.
+# 1.234,50 is unambiguous; 1.234 and 3,5 are ambiguous, and stay unchanged.
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d.,]*\d)")
 
 
@@ -118,9 +118,9 @@ def unlatex(text: str) -> str:
 
 
 def value(text: str) -> Value | None:
-    """Return what the text is worth, if it is one number or expression and nothing else; else None.
+    """Return the value of a text that is exactly one number or expression, else None.
 
-    Currency and percent signs, commas and blanks in thousands, and a full stop at the end are passed over.
+    Currency and percent signs, thousands separators and a final full stop are ignored.
     """
     text = unlatex(text).strip().rstrip(".").strip()
     text = re.sub(r"^\((.*)\)$", r"\1", text) if text.count("(") == text.count(")") == 1 else text
@@ -146,25 +146,25 @@ def value(text: str) -> Value | None:
 
 
 def same_value(a: Value, b: Value) -> bool:
-    """Compare exactly, or to nine digits where a root, pi or a variable is in it."""
+    """Compare exactly, or to nine digits if a root, pi or a variable occurs."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
     return math.isclose(a, b, rel_tol=1e-9)
 
 
 def quantities(text: str) -> list[str]:
-    """Return the numbers of a text without LaTeX, each with all that belongs to it."""
+    """Return the numbers of a LaTeX-free text, each with its fraction, power, scale and percent sign."""
     return [found[0].strip() for found in QUANTITY.finditer(text)]
 
 
 def plain_values(text: str) -> set[Fraction]:
-    """Return the values of all numbers in digits, each by itself: 3/4 holds 3 and 4."""
+    """Return the values of all numbers in digits, each separately: 3/4 holds 3 and 4."""
     found = re.findall(PLAIN_NUMBER, re.sub(r"[{}\\]", " ", plain(text)))
     return {Fraction(re.sub(r"[,\s$£€]", "", one)) for one in found}
 
 
 def in_digits(text: str) -> str:
-    """Write numbers in English words in digits: "twenty-one pens" is "21 pens"."""
+    """Convert numbers in English words to digits: "twenty-one pens" is "21 pens"."""
     return NUMBER_WORDS.sub(lambda found: str(_spelled_out(found[0])), text)
 
 
@@ -243,7 +243,7 @@ def _evaluate(node: ast.expr) -> Value | None:
 
 
 def _power(a: Value, b: Value) -> Value:
-    """Exact for whole exponents and roots that come out; those above 64 are left to floating point."""
+    """Exact for whole exponents up to 64 and exact roots; floating point otherwise."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         if b.denominator == 1 and abs(b) <= 64:
             return a ** int(b)

@@ -1,7 +1,8 @@
 """Where a text names the letter of an option: A, (B), C., "the answer is d".
 
-Goes in: a text with its case, and the letters. Comes out: places with their weights. "A" is mostly an
-article and "I" a pronoun, letters name vitamins and people, and models repeat the options before they choose.
+Input: a text in its original case, and the letters. Output: positions with their weights. "A" is mostly an
+article and "I" a pronoun, letters name vitamins and people, and models repeat the options before they
+choose.
 """
 
 import re
@@ -12,7 +13,7 @@ from fedsdr.data.truth.negation import asked
 from fedsdr.data.truth.text import AFTER, BEFORE, words
 
 Place = tuple[int, int, str, Weight | None]
-"""Start, end, choice in folded form, and its weight where that is known."""
+"""Start, end, choice in folded form, and its weight if known."""
 
 _LETTER = re.compile(rf"{BEFORE}(?<!')[A-Za-z](?!')(?!-\w){AFTER}")
 _CLOSED = re.compile(r"\s?[).:\]]|\s?[-—]\s|\s*$|\s*\n|,")
@@ -37,10 +38,10 @@ _VERDICT = re.compile(
 
 
 def find_letters(text: str, letters: Sequence[str]) -> list[Place]:
-    """Find single letters: in running text capitals alone, where they are stated or enclosed in any case.
+    """Find single letters: in running text only capitals; in any case if stated as the answer or enclosed.
 
     Args:
-        text: With its case; as long in lower case.
+        text: In its original case; lower-casing must not change its length.
         letters: In lower case.
     """
     lower = text.casefold()
@@ -60,7 +61,7 @@ def find_letters(text: str, letters: Sequence[str]) -> list[Place]:
 
 
 def _weigh(text: str, lower: str, start: int, end: int, is_head: bool) -> Weight | None:
-    """Rate a letter; None if it is none of an option."""
+    """Weigh a letter; None if it does not name an option."""
     is_capital = text[start].isupper()
     closed = _CLOSED.match(text, end)
     enclosed = text[:start].endswith(("(", "[")) and text[end:].startswith((")", "]"))
@@ -90,9 +91,9 @@ def _is_word(text: str, start: int, end: int) -> bool:
 
 
 def _without_options(lower: str, found: list[Place], heads: list[int], letters: Sequence[str]) -> list[Place]:
-    """Take the weight off a list (A. ..., B. ..., C. ...), but for the option that its own line calls right.
+    """Remove the weight of a list (A. ..., B. ..., C. ...), except where a line calls its option right.
 
-    Where lines with letters follow a first one that does not begin the list, that one is the answer.
+    If the first lettered line does not begin the list that follows, it is the answer.
     """
     heading = [found[place][2] for place in heads]
     if len(set(heading)) < 2:

@@ -1,6 +1,6 @@
 """Find the Python program in an answer: in fenced blocks, or between sentences.
 
-Goes in: a text. Comes out: source code, which is not run here.
+Input: a text. Output: source code; nothing runs here.
 """
 
 import ast
@@ -16,18 +16,18 @@ _BEGINS = re.compile(r"(?:async def|def|class)\s+\w|import \w|from [\w.]+ import
 def extract_code(text: str) -> str:
     """Return the program of the text.
 
-    That is the first fenced block marked as Python; else the first without a language; else the first. A
-    fence may be indented, as in a list, which is taken off the block too, and need not be closed. Without
-    fences it is the lines from definitions and imports on, as far as Python can parse them; a text
-    that is one program, or holds none, is returned as it is, with its indentation.
+    That is the first fenced block marked as Python; otherwise the first one without a language; otherwise
+    the first one. A fence may be indented, as in a list (the block is then dedented), and may be unclosed.
+    Without fences it is the lines from the first definition or import, as far as Python can parse them. A
+    text that is one program, or contains none, is returned unchanged, with its indentation.
     """
     return programs(text)[0]
 
 
 def programs(text: str) -> list[str]:
-    """Return what may be the program: first `extract_code`, then, if there are more, all blocks as one.
+    """Return candidate programs: first `extract_code`, then all blocks joined if there are several.
 
-    Models often put a helper and the function that needs it into blocks of their own.
+    Models often put a helper and the function that needs it into separate blocks.
     """
     blocks = _blocks(text)
     if not blocks:
@@ -60,13 +60,13 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 
 
 def _language(info: str) -> str:
-    """Read "python", "Python title=x" and "{.python .numberLines}" alike."""
+    """Treat "python", "Python title=x" and "{.python .numberLines}" as the same language."""
     words = re.findall(r"[a-z0-9+#]+", info.lower())
     return words[0] if words else ""
 
 
 def _dedent(code: str) -> str:
-    """Take off what indentation the whole of a definition has; a function's body keeps its own."""
+    """Remove the common indentation of a definition; the body of a function keeps its own."""
     return textwrap.dedent(code) if _BEGINS.match(code.lstrip()) else code
 
 
@@ -85,7 +85,7 @@ def _between_sentences(text: str) -> str:
 
 
 def _is_program(code: str) -> bool:
-    """Whether Python parses it, and no line of it is a mere word: "Done" is an expression to Python."""
+    """Whether Python parses it, and no line is a bare word: "Done" is an expression to Python."""
     try:
         body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

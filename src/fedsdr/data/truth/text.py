@@ -1,7 +1,6 @@
-"""Text in one form, and where its words begin and end: what all checks read.
+"""Text normalisation and word boundaries, shared by all checks.
 
-Goes in: text as people and models write it. Comes out: the same with one spelling of each character. The
-file knows nothing of examples.
+Input: text as people and models write it. Output: the same text with one spelling for each character.
 """
 
 import re
@@ -9,12 +8,12 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-# Scripts whose words are not set apart by blanks, or (Korean) take endings without one: Thai to Tibetan,
-# Myanmar, Khmer, kana, Han, Hangul. A digit next to one of these stands alone: 共42个.
+# Scripts without blanks between words, or (Korean) with endings attached without one: Thai to Tibetan,
+# Myanmar, Khmer, kana, Han, Hangul. A digit next to one of these is a separate word: 共42个.
 UNSPACED = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 )
-# Marks that belong to the letter before them and are no \w: accents, Hebrew, Arabic and Indic vowel signs.
+# Marks that modify the letter before them and do not match \w: accents, Hebrew, Arabic and Indic vowel signs.
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u0655\u0670\u0900-\u0963\u0966-\u0dff"
 # A word may begin or end here. Between letters of scripts that use blanks it may not.
 BEFORE = rf"(?<![^\W{UNSPACED}])(?<![{_MARKS}])"
@@ -49,9 +48,9 @@ _VULGAR = re.compile(r"(\d)?\s?([¼½¾⅐-⅞])")
 
 
 def plain(text: str) -> str:
-    """Write each character in one way: NFKC, straight quotes, one hyphen, ASCII digits, m^2 for m².
+    """Normalise each character: NFKC, straight quotes, one hyphen, ASCII digits, m^2 for m².
 
-    Lines and case are kept. ½ becomes 1/2, and 3½ becomes 3 1/2. Marks without width are dropped.
+    Lines and case are kept. ½ becomes 1/2, and 3½ becomes 3 1/2. Zero-width marks are removed.
     """
     text = text.translate(_INVISIBLE)
     if not text.isascii():
@@ -62,13 +61,13 @@ def plain(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Take off case as well, put single blanks for white space and no commas into thousands."""
+    """Also fold case, collapse white space to single blanks, and remove thousands commas."""
     text = unicodedata.normalize("NFKC", " ".join(plain(text).casefold().split()))
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
 
 
 def unmarked(text: str) -> str:
-    """Take off Markdown's marks of emphasis, headings, quotations and code: **Positive** is Positive."""
+    """Remove Markdown's marks of emphasis, headings, quotations and code: **Positive** is Positive."""
     text = re.sub(r"^[ \t]*(?:#{1,6}(?=\s)|>+)[ \t]*", "", text, flags=re.MULTILINE)
     return re.sub(r"\*\*+|(?<!\w)\*(?=\S)|(?<=\S)\*(?!\w)|(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)|`", "", text)
 
@@ -80,13 +79,13 @@ def any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def alternatives(phrases: Iterable[str]) -> str:
-    """Write the phrases, folded, as one pattern, the longest first; any white space for a blank."""
+    """Write the phrases, folded, as one pattern, the longest first; a blank matches any white space."""
     ranked = sorted(map(fold, phrases), key=len, reverse=True)
     return "|".join(re.escape(phrase).replace("\\ ", r"\s+") for phrase in ranked)
 
 
 def words(listed: str) -> str:
-    """Write a list of patterns with commas between them as one pattern of whole words."""
+    """Convert a comma-separated list of patterns to one pattern of whole words."""
     patterns = (" ".join(one.split()) for one in re.split(r",(?![^{}]*\})", listed))
     return rf"\b(?:{'|'.join(patterns)})\b"
 

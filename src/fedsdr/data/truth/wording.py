@@ -1,14 +1,14 @@
-"""How a text is worded: length, fillers, repeats, refusals, words about the rewriting itself.
+"""How a text is worded: length, fillers, repetition, refusals, references to the rewriting task.
 
-Goes in: a text. Comes out: counts and yes or no. What is true of it is no matter here.
+Input: a text. Output: counts and booleans. Its truth does not matter here.
 """
 
 import re
 
 from fedsdr.data.truth.text import any_of, fold
 
-# Phrases that carry no content, such as chat models put around an answer. "sure" stands with its
-# punctuation, since "make sure that" is content.
+# Phrases without content, such as chat models put around an answer. "sure" is listed with its punctuation,
+# since "make sure that" is content.
 FILLERS = (
     "absolutely",
     "actually",
@@ -61,8 +61,8 @@ FILLERS = (
     "when it comes to",
 )
 
-# How chat models refuse, or answer as though nothing had been asked. The first kind counts at the
-# start only: a story or a letter may well say "I'm sorry, but I can't" further on.
+# How chat models refuse, or answer as though nothing had been asked. The first kind counts only at the
+# start: a story or a letter may well say "I'm sorry, but I can't" later.
 _REFUSALS = re.compile(
     r"^\W*(i'm|i am) (sorry(?! to hear)|ready to (help|assist))"
     r"|^\W*i (apologi[sz]e|(cannot|can't|won't|am unable to|am not able to) "
@@ -71,8 +71,8 @@ _REFUSALS = re.compile(
     r"|\bas an ai\b|\bas a language model\b"
 )
 
-# Words about the task of rewriting, which the student would learn to say to users. After SDFT
-# (Yang et al., ACL 2024), which looks for "reference answer" and "your response" in the same way.
+# References to the rewriting task, which the student would learn to repeat to users. After SDFT
+# (Yang et al., ACL 2024), which searches for "reference answer" and "your response" in the same way.
 _SELF_REFERENCES = re.compile(
     r"\b(reference|given|provided|original|rewritten|rephrased|revised) (answer|response)\b"
     r"|\byour (response|rewrit\w+)\b"
@@ -83,7 +83,7 @@ _SELF_REFERENCES = re.compile(
 
 
 def num_words(text: str) -> int:
-    """Count the words, which are what white space separates."""
+    """Count the words, separated by white space."""
     return len(text.split())
 
 
@@ -101,10 +101,10 @@ def redundancy(text: str) -> float:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the text declines to answer, or speaks as if nothing had been asked."""
+    """Whether the text declines to answer, or answers as if nothing had been asked."""
     return bool(_REFUSALS.search(fold(text)))
 
 
 def is_self_referring(text: str) -> bool:
-    """Whether the text speaks of the task of rewriting instead of its subject."""
+    """Whether the text refers to the rewriting task instead of its subject."""
     return bool(_SELF_REFERENCES.search(fold(text)))
