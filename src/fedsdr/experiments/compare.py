@@ -39,7 +39,9 @@ from fedsdr.storage import write_file
 Place = TypeVar("Place")
 
 
-def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> dict[str, Sheet]:
+def compare(
+    grid: str | Path, to: str | Path | None = None, jobs: int = 0, on_other_machine: bool = False
+) -> dict[str, Sheet]:
     """Finish all runs, and write comparison.json, .md, CSV files and report.html.
 
     Args:
@@ -47,6 +49,7 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
         to: The grid's folder; None: runs/<name of the file>.
         jobs: Number of concurrent runs, each in its own process with its share of the cores. 0: sequentially
             in this process.
+        on_other_machine: Also resume runs that were started on another machine, as `resume` does.
 
     Returns:
         The tables by name: for each step budget, exact score, losses and counts against the baseline, and
@@ -61,7 +64,7 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
     for settings in (*plan.trials.values(), *plan.runs.values()):
         _require_same(settings, any_rate=bool(plan.trials))
     write_plan(folder, plan)
-    _make_trials(plan, jobs)
+    _make_trials(plan, jobs, on_other_machine)
     rates = chosen_rates(read_trials(folder))
     # Seed by seed: a stopped grid then has the same seeds for all arms.
     runs = {
@@ -69,7 +72,9 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
         for (arm, seed), settings in sorted(plan.runs.items(), key=lambda item: item[0][1])
     }
     page_of_now = partial(tabulate, folder, REFRESH)
-    errors = _finish_all(runs, jobs, lambda place: f"{place[0]}, seed {place[1]}", page_of_now)
+    errors = _finish_all(
+        runs, jobs, on_other_machine, lambda place: f"{place[0]}, seed {place[1]}", page_of_now
+    )
     if len(errors) == len(runs):
         raise _listed(errors, len(runs))
     sheets, page = tabulate(folder)
@@ -79,14 +84,16 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
     return sheets
 
 
-def _make_trials(plan: Plan, jobs: int) -> None:
+def _make_trials(plan: Plan, jobs: int, on_other_machine: bool) -> None:
     """Run the unfinished trials; a diverged trial counts as finished."""
     waiting = {
         trial: settings
         for trial, settings in plan.trials.items()
         if not (Path(settings.run.dir) / DIVERGED).exists()
     }
-    errors = _finish_all(waiting, jobs, lambda trial: f"{trial[0]}, learning rate {trial[1]:g}")
+    errors = _finish_all(
+        waiting, jobs, on_other_machine, lambda trial: f"{trial[0]}, learning rate {trial[1]:g}"
+    )
     for trial in [trial for trial, error in errors.items() if isinstance(error, Diverged)]:
         write_file(Path(plan.trials[trial].run.dir) / DIVERGED, f"{errors.pop(trial)}\n")
     if errors:
@@ -102,6 +109,7 @@ def _listed(errors: Mapping[Place, UserError], num: int) -> UserError:
 def _finish_all(
     runs: Mapping[Place, Settings],
     jobs: int,
+    on_other_machine: bool,
     name: Callable[[Place], str],
     show_page: Callable[[], object] = lambda: None,
 ) -> dict[Place, UserError]:
@@ -115,9 +123,9 @@ def _finish_all(
     waiting = {place: settings for place, settings in runs.items() if not finished(Path(settings.run.dir))}
     numbers, begun = count(1), time.monotonic()
 
-    def finish_and_say(place: Place, finish: Callable[[Settings], Result]) -> Result:
+    def finish_and_say(place: Place, finish: Callable[[Settings, bool], Result]) -> Result:
         say(f"run {next(numbers)} of {len(waiting)} begins: {name(place)}")
-        return finish(waiting[place])
+        return finish(waiting[place], on_other_machine)
 
     for number, (place, ended) in enumerate(_each(waiting, jobs, finish_and_say), start=1):
         try:
@@ -136,7 +144,9 @@ def _finish_all(
 
 
 def _each(
-    runs: Mapping[Place, Settings], jobs: int, finish: Callable[[Place, Callable[[Settings], Result]], Result]
+    runs: Mapping[Place, Settings],
+    jobs: int,
+    finish: Callable[[Place, Callable[[Settings, bool], Result]], Result],
 ) -> Iterator[tuple[Place, Callable[[], Result]]]:
     """Each run with a function that finishes it or raises its error; parallel jobs as they complete."""
     if not jobs:
@@ -157,11 +167,13 @@ def _each(
             idle.get().shutdown(wait=False)
 
 
-def _finish_aside(idle: SimpleQueue[ProcessPoolExecutor], settings: Settings) -> Result:
+def _finish_aside(
+    idle: SimpleQueue[ProcessPoolExecutor], settings: Settings, on_other_machine: bool
+) -> Result:
     """Finish a run in an idle process. If that process is killed, other runs are not affected."""
     process = idle.get()
     try:
-        return process.submit(_finish_logged, settings).result()
+        return process.submit(_finish_logged, settings, on_other_machine).result()
     except BrokenProcessPool:
         process = worker()
         raise UserError(
@@ -196,14 +208,14 @@ def workers() -> BaseContext:
     return context
 
 
-def _finish_logged(settings: Settings) -> Result:
+def _finish_logged(settings: Settings, on_other_machine: bool) -> Result:
     """Finish a run with its messages in log.txt in its folder."""
     folder = Path(settings.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         show()
         load_plugins()  # the settings were checked in another process
-        return _finish(settings)
+        return _finish(settings, on_other_machine)
 
 
 def _end_with_parent() -> None:
@@ -218,11 +230,12 @@ def _end_with_parent() -> None:
     Thread(target=wait_and_end, daemon=True).start()
 
 
-def _finish(settings: Settings) -> Result:
+def _finish(settings: Settings, on_other_machine: bool) -> Result:
     """Run or resume; peak memory is counted for this run only, if the system can reset it."""
     forget_peak()
-    folder = Path(settings.run.dir)
-    return resume(folder) if RunFolder(folder).config.exists() else run(settings)
+    if RunFolder(settings.run.dir).config.exists():
+        return resume(Path(settings.run.dir), on_other_machine=on_other_machine)
+    return run(settings)
 
 
 def _require_same(settings: Settings, any_rate: bool = False) -> None:
