@@ -137,11 +137,11 @@ def _allowed(settings: Settings, data: ClientData) -> ClientData:
 def rewrite_all(settings: Settings, root: Path) -> None:
     """Rewrite what the clients of a simulation will need, in batches that they share; each finds it saved.
 
-    Where a model's answers depend on the batch, or a server gives them, each client's are left to itself.
-    The seconds that it takes are counted at the clients, each by its share of the examples.
+    Where a server gives the answers, each client's are left to itself. The seconds that it takes are counted
+    at the clients, each by its share of the examples.
     """
     model, longest = model_of(settings), settings.model.max_length
-    if settings.distill.url or not model.base.has_independent_rows:
+    if settings.distill.url:
         return
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings
