@@ -96,13 +96,15 @@ def run(
         print_result(run_settings(chosen), as_json)
 
 
+OnOtherMachine = Annotated[
+    bool, typer.Option(help="Allow another processor and other versions: the last bits differ from here on.")
+]
+
+
 @app.command()
 def resume(
     run_dir: RunDir,
-    on_other_machine: Annotated[
-        bool,
-        typer.Option(help="Allow another CPU and other versions: the last bits differ from here on."),
-    ] = False,
+    on_other_machine: OnOtherMachine = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -145,6 +147,7 @@ def compare(
             help="Parallel runs, each in its own process; 0: all in this process, without memory per run.",
         ),
     ] = 1,
+    on_other_machine: OnOtherMachine = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -153,7 +156,7 @@ def compare(
     from fedsdr.experiments.compare import compare as compare_grid
 
     with resumable("to continue, repeat the command"):
-        sheets = compare_grid(grid, to, jobs)
+        sheets = compare_grid(grid, to, jobs, on_other_machine)
     print_sheets(sheets, as_json)
 
 

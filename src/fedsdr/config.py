@@ -50,7 +50,7 @@ class Run(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     """Workers of the simulation engine; 0: as many as threads or GPUs allow."""
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs per worker of the simulation engine; 0.5 puts two workers on one GPU."""
+    """GPUs per worker of the simulation engine; 0.5 puts two workers on one GPU; 0: one, if there is any."""
     ray: str = ""
     """Address of a running Ray cluster, or "auto"; empty: start Ray on this machine for the run."""
     cache: str = ""

@@ -29,7 +29,7 @@ from fedsdr.model.allocator import forget_peak
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import save_round
-from fedsdr.storage import read_json, read_lines
+from fedsdr.storage import read_json, read_lines, write_json
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -307,6 +307,21 @@ def test_a_moved_grid_goes_on_and_its_plan_stays_if_another_is_refused(grid, tmp
     with pytest.raises(UserError, match="was run with other settings"):
         compare(grid(seeds="[0]", set="{lora = {rank = 3}}"), tmp_path / "moved")
     assert (tmp_path / "moved/grid.json").read_text() == before
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_a_grid_goes_on_on_another_machine_when_that_is_allowed(grid, tmp_path: Path, jobs: int):
+    path = grid(seeds="[0]", vary='{method = ["fedit"]}', baseline='"fedit"')
+    compare(path, tmp_path / "out")
+    run = RunFolder(tmp_path / "out/fedit/seed-0")
+    run.evaluation(run.last_round()).unlink()  # stopped before the last scores
+    before = read_json(run.environment)
+    write_json(run.environment, before | {"machine": before["machine"] | {"processor": "another"}})
+    with pytest.raises(UserError, match=r"machine processor was another .* --on-other-machine"):
+        compare(path, tmp_path / "out", jobs)
+    compare(path, tmp_path / "out", jobs, on_other_machine=True)
+    assert run.is_finished()
+    assert "moved to another machine" in run.report.read_text()
 
 
 def test_who_computes_and_how_long_it_waits_may_change_as_when_one_run_is_resumed(grid, tmp_path: Path):

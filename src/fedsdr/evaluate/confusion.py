@@ -4,9 +4,11 @@ At a client, examples and their records become counts by class. At the server, t
 clients and become scores. These are not means over examples, so the clients' own scores cannot be pooled.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from fedsdr.data.classes import classes_of
 from fedsdr.data.examples import Example
@@ -61,25 +63,30 @@ def label_scores(row: Mapping[str, float]) -> dict[str, float]:
       answer; an answer without a label counts as a class of its own (Gorodkin 2004);
     - choice_balanced_accuracy: balanced accuracy of the likeliest choices.
     """
-    from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
-
     answers, choices = read_labels(row, "answer"), read_labels(row, "choice")
     if not answers:
         return {}
-    true, given = zip(*answers, strict=True)
-    of_each: Counter[str] = Counter()
-    for (label, _), num in answers.items():
-        of_each[label] += num
-    labels, weights = sorted(of_each), list(answers.values())
-    macro = {"labels": labels, "average": "macro", "zero_division": 0}
+    true, given, right = _totals(answers)
+    num, num_right = true.total(), right.total()
+    both = sum(true[label] * given[label] for label in true)
+    spread = math.prod(num**2 - sum(one**2 for one in side.values()) for side in (true, given))
     scores = {
-        "majority_share": max(of_each.values()) / of_each.total(),
-        "balanced_accuracy": recall_score(true, given, sample_weight=weights, **macro),
-        "macro_f1": f1_score(true, given, sample_weight=weights, **macro),
-        "matthews": matthews_corrcoef(true, given, sample_weight=weights),
+        "majority_share": max(true.values()) / num,
+        "balanced_accuracy": fmean(right[label] / true[label] for label in true),
+        "macro_f1": fmean(2 * right[label] / (true[label] + given[label]) for label in true),
+        "matthews": (num * num_right - both) / math.sqrt(spread) if spread else 0.0,
     }
     if choices:
-        true, given = zip(*choices, strict=True)
-        weights = list(choices.values())
-        scores["choice_balanced_accuracy"] = recall_score(true, given, sample_weight=weights, **macro)
-    return {name: float(score) for name, score in scores.items()}
+        true, _, right = _totals(choices)
+        scores["choice_balanced_accuracy"] = fmean(right[label] / true[label] for label in true)
+    return scores
+
+
+def _totals(counts: Mapping[tuple[str, str], int]) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """n_k, m_j and n_kk of counts n_kj."""
+    true, given, right = Counter[str](), Counter[str](), Counter[str]()
+    for (label, other), num in counts.items():
+        true[label] += num
+        given[other] += num
+        right[label] += num * (label == other)
+    return true, given, right
