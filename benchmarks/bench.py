@@ -50,7 +50,7 @@ class Line:
     ratio: str
     goal: str
     met: bool | None
-    """None: no goal, told for information."""
+    """None: no goal, for information only."""
 
 
 def measure(name: str, **arguments: Any) -> Numbers:

@@ -49,7 +49,7 @@ def gain_records(base: Scores, final: Scores, answers: Answers) -> list[Event]:
 
     Returns:
         {"domain", "model", "metric", "base", "value", "difference", "low", "high", "num"} each. The interval
-        of a domain's score is Newcombe's; that of its loss, where the answers are at hand, is by half samples
+        of a domain's score is Newcombe's; that of its loss, if the answers are available, uses half samples
         of the examples; that of a mean is `mean_interval`.
     """
     records: list[Event] = []
@@ -100,9 +100,9 @@ def gain_sheet(records: Sequence[Event]) -> Sheet:
         tuple(records),
         num_summary=sum(domain == "mean" for domain in domains),
         note="Right answers: difference of shares, with a 95 % interval over test examples, paired by prompt"
-        f" where the answers are at hand; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
-        " Loss: on true responses, nats per token, with an interval over test examples where their losses are"
-        " at hand; lower is better.",
+        f" if the answers are available; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval contains 0."
+        " Loss: on true responses, nats per token, with an interval over test examples if their losses are"
+        " available; lower is better.",
     )
 
 
@@ -188,7 +188,7 @@ def _loss_interval(
 ) -> tuple[float, float] | None:
     """Interval of a difference in loss, from the losses of both models on the same test examples.
 
-    None where some examples that count are not at hand.
+    None if some of the counted examples are not available.
     """
     both = zip(answers.get("base", ()), answers.get(model, ()), strict=False)
     pairs = [
