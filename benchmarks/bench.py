@@ -294,7 +294,7 @@ def messages(records: Numbers) -> list[Line]:
     for dtype, one in found.items():
         beside = one["message_bytes"] - one["array_bytes"]
         lines.append(
-            Line(f"message in {dtype}: kB of the adapter, and bytes beside it",
+            Line(f"message in {dtype}: kB of the adapter, and further bytes",
                  f"{one['array_bytes'] / 1e3:.0f}", "", f"+{beside}", "<= +2000", beside <= 2000)
         )  # fmt: skip
         if dtype != "float32":

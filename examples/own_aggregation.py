@@ -1,4 +1,4 @@
-"""An aggregation of your own beside the built-in ones: python examples/own_aggregation.py."""
+"""An aggregation of your own in addition to the built-in ones: python examples/own_aggregation.py."""
 
 from collections.abc import Iterable
 from pathlib import Path
