@@ -151,9 +151,14 @@ def _said(claim: Event) -> str:
     word = "more" if claim["difference"] > 0 else "less"
     interval = signed_interval(claim["low"], claim["high"])
     return (
-        f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p ="
-        f" {number(claim['p'], 3)}): that it gains more is **{claim['verdict']}**"
+        f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p"
+        f" {_p(claim['p'], '= ')}): that it gains more is **{claim['verdict']}**"
     )
+
+
+def _p(value: float | None, equals: str = "") -> str:
+    """A p value, as a table shows it."""
+    return "< 0.001" if value is not None and value < 0.0005 else equals + number(value, 3)
 
 
 def decide(runs: Sequence[ScoredRun], records: Sequence[Event], compared: Sequence[Event]) -> list[Event]:
@@ -186,7 +191,7 @@ def claim_sheet(claims: Sequence[Event]) -> Sheet:
         tuple(
             (
                 r["claim"], f"**{r['verdict']}**", signed(r["difference"]),
-                signed_interval(r["low"], r["high"]), number(r["p"], 3),
+                signed_interval(r["low"], r["high"]), _p(r["p"]),
                 " / ".join(number(cost, 3) for cost in r["costs"]), str(r["num_seeds"]),
                 str(r["num_examples"]),
             )
@@ -256,9 +261,11 @@ def _count(runs: Sequence[ScoredRun]) -> str:
         seeds.setdefault(run.arm, []).append(run.seed)
     there = "; ".join(f"{arm}: {', '.join(map(str, some))}" for arm, some in sorted(seeds.items()))
     missing = [arm for arm in PRIMARY if len(seeds.get(arm, [])) < PLANNED]
-    return f"Seeds that are there: {there}." + (
-        f" Fewer than the eight planned: {', '.join(missing)}." if missing else ""
+    interim = (
+        f" Fewer than the eight planned: {', '.join(missing)}. Their verdicts are interim: looking more than"
+        " once is not corrected for."
     )
+    return f"Seeds that are there: {there}." + interim * bool(missing)
 
 
 if __name__ == "__main__":
