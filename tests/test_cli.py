@@ -191,7 +191,7 @@ def test_the_personalised_model_is_exported_by_its_clients_name(
         (["report", "NEW"], "holds no run"),
         (["chat", "NEW"], "holds no run"),
         (["chat", "RUN", "--json"], "--question"),
-        (["export", "RUN", "RUN"], "exists already"),
+        (["export", "RUN", "RUN"], "already exists"),
         (["export", "RUN", "NEW", "--client", "nobody"], "finance, math"),
         (["export", "RUN", "NEW", "--client", "../finance"], "client"),
         (["data", "no.toml"], "does not exist"),

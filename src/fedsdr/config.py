@@ -151,6 +151,9 @@ class Source(Reading):
     """Split with the test examples; empty: taken off the training examples as above."""
     test_share: Share = 0.1
     """Share of the examples that becomes the test set where none is given."""
+    stream: Annotated[int, Field(ge=0)] = 0
+    """Rows that are read of each split of a hub set, out of a shuffled stream, so that a large set is not
+    fetched whole; num_train and num_test draw from them. 0: all."""
 
 
 class Data(Reading):
@@ -247,8 +250,9 @@ class Privacy(Section):
 class Eval(Section):
     """[eval]: what is measured on the clients' test examples."""
 
-    every: Annotated[int, Field(ge=0)] = 0
-    """Evaluate every so many rounds; 0: only the base model and the last round."""
+    every: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Evaluate every so many rounds; 0: only the base model and the last round. auto: about ten times in a
+    run of 20 rounds or more, else 0."""
     on: Literal["test", "validation"] = "test"
     """Which examples models are scored on; validation: those that data.validation keeps out."""
     rewritings: bool = True
@@ -297,6 +301,13 @@ class Settings(Section):
         ranks = {client: times * rank for client, rank in self.lora.client_ranks.items()}
         wide = self.lora.widened(times * self.lora.rank)
         return wide.model_copy(update={"client_ranks": ranks})
+
+    @property
+    def eval_every(self) -> int:
+        """Evaluate every so many rounds; 0: only the base model and the last round."""
+        if self.eval.every != "auto":
+            return self.eval.every
+        return self.server.num_rounds // 10 if self.server.num_rounds >= 20 else 0
 
     @property
     def runs_programs(self) -> bool:

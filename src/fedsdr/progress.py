@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from statistics import fmean
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -114,7 +113,8 @@ class Total:
             before: Kind of work -> seconds that pieces took before.
         """
         self.left = Counter(left)
-        self.seconds = defaultdict(list, {kind: list(before.get(kind, ())) for kind in left})
+        self.num = Counter({kind: len(before.get(kind, ())) for kind in left})
+        self.seconds = defaultdict(float, {kind: sum(before.get(kind, ())) for kind in left})
         self.last = time.monotonic()
         is_shown = log.isEnabledFor(logging.INFO) and sys.stderr.isatty()
         self.bar = _Bar(
@@ -130,7 +130,8 @@ class Total:
     def done(self, kind: str) -> None:
         """Count a piece of work."""
         now = time.monotonic()
-        self.seconds[kind].append(now - self.last)
+        self.num[kind] += 1
+        self.seconds[kind] += now - self.last
         self.last = now
         self.left[kind] = max(0, self.left[kind] - 1)
         self.bar.update()
@@ -139,10 +140,10 @@ class Total:
     def text(self) -> str:
         """Time that is left in words; "" while it is not known, or nothing is left."""
         open_kinds = [kind for kind, num in self.left.items() if num]
-        known = [kind for kind in open_kinds if self.seconds[kind]]
+        known = [kind for kind in open_kinds if self.num[kind]]
         if not known:
             return ""
-        left = sum(self.left[kind] * fmean(self.seconds[kind]) for kind in known)
+        left = sum(self.left[kind] * self.seconds[kind] / self.num[kind] for kind in known)
         return f"{'about' if known == open_kinds else 'more than'} {duration(left)} left"
 
     def close(self) -> None:

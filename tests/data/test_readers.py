@@ -224,6 +224,38 @@ def test_data_set_folders_of_every_kind_give_the_same_records(tmp_path, datasets
         assert [record.example for record in records] == [OSLO, ROME], folder
 
 
+def test_a_stream_takes_some_rows_of_a_shuffle_the_same_each_time_and_reads_no_more(
+    tmp_path, datasets, monkeypatch
+):
+    rows = [{"question": f"What is {n}?", "reply": f"{n}", "kind": n % 2} for n in range(60)]
+    loaded = datasets.Dataset.from_list(rows)
+    loaded = loaded.cast_column("kind", datasets.ClassLabel(names=["even", "odd"]))
+    datasets.DatasetDict({"train": loaded}).save_to_disk(tmp_path / "saved")
+    for folder in ("json", "parquet"):
+        (tmp_path / folder).mkdir()
+    loaded.remove_columns("kind").to_json(tmp_path / "json" / "train.jsonl")
+    loaded.to_parquet(tmp_path / "parquet" / "train.parquet")
+    for folder in ("saved", "json", "parquet"):
+        taken = [row for _, row in hub_rows(str(tmp_path / folder), "train", num=20, seed=3)]
+        again, other = (hub_rows(str(tmp_path / folder), "train", num=20, seed=seed) for seed in (3, 4))
+        assert taken == [row for _, row in again] != [row for _, row in other]
+        numbers = [int(row["reply"]) for row in taken]
+        assert len(set(numbers)) == 20 and numbers != sorted(numbers)
+        assert folder == "json" or [row["kind"] for row in taken] == [("even", "odd")[n % 2] for n in numbers]
+        assert len(hub_rows(str(tmp_path / folder), "train", num=100)) == 60
+    read = []
+
+    def endless():
+        while True:
+            read.append(GOOD)
+            yield GOOD
+
+    stream = datasets.IterableDatasetDict({"train": datasets.IterableDataset.from_generator(endless)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, streaming: stream)
+    assert len(hub_rows("some/set", "train", num=20)) == 20
+    assert len(read) < 2000
+
+
 def test_unknown_split_lists_the_splits(tmp_path, datasets):
     loaded = datasets.Dataset.from_list([GOOD])
     loaded.save_to_disk(tmp_path / "alone")

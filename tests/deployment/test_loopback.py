@@ -124,8 +124,8 @@ def test_a_registered_client_cannot_take_anothers_name(deployment: Deploy, small
     program = one.begin(small(**{"run.dir": "runs/first", "federation.wait": 15.0}))
     told, _ = program.communicate(timeout=120)
     assert "1 of 3 clients have connected in 15 s" in told
-    assert "client math is not let in: the client failed: UserError" in told
-    assert "'general' in this node's configuration, but the server has its key as that of 'math'" in one.log(
+    assert "client math is not admitted: the client failed: UserError" in told
+    assert "'general' in this node's configuration, but the server registered its key as 'math'" in one.log(
         "math"
     )
     assert not list((one.folder / "math").glob("state/*/general"))  # nothing was rewritten

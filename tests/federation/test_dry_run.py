@@ -133,7 +133,7 @@ def test_what_is_on_the_hub_and_out_of_reach_is_named_and_the_rest_is_checked(
     assert estimate["all rounds"] == 3 * 2 * (estimate["up"] + estimate["down"])
     nothing = fedsdr.dry_run(fedsdr.load_settings(recipe, ["model.name=nobody/nothing"]))
     assert nothing.parts == ()
-    assert "nobody/nothing: its configuration cannot be had" in nothing.unknown[-1]
+    assert "nobody/nothing: its configuration is unavailable" in nothing.unknown[-1]
 
     law.write_text('{"question": "1?", "output": "Yes."}\n')
     with pytest.raises(UserError, match=r"law.jsonl:1: instruction is missing"):

@@ -113,7 +113,7 @@ def test_a_client_that_comes_back_on_a_new_node_is_the_same_client(attend):
 
 
 def test_the_second_of_two_nodes_of_one_name_is_left_out(attend):
-    with pytest.raises(UserError, match=r"1 of 2 clients .* two nodes say that they are client a"):
+    with pytest.raises(UserError, match=r"1 of 2 clients .* two nodes claim to be client a"):
         attend(Grid(n1="a", n2="a")).wait_for_all()
     grid = Grid(n1="a", n2="b")
     one = attend(grid)
@@ -132,13 +132,13 @@ def test_no_node_can_take_the_name_that_another_key_is_registered_under(attend):
     one.wait_for_all()
     grid.clients = {3: "a", 2: "b"}
     one.look()
-    assert one.absent() == {"a"} and "whose registered key is not its own" in one.reasons[3]
+    assert one.absent() == {"a"} and "which is registered with another key" in one.reasons[3]
     grid.clients = {1: "a", 2: "b"}
     one.look()
     assert one.absent() == set()
     grid.clients = {1: "a", 2: "a"}  # at the start, too, it is left out and stops nothing
     with pytest.raises(
-        UserError, match=r"1 of 2 clients .* it says that it is client a, whose registered key"
+        UserError, match=r"1 of 2 clients .* it claims to be client a, which is registered with another key"
     ):
         attend(grid, nodes={"a": 1, "b": 2}).wait_for_all()
 
@@ -160,7 +160,7 @@ def test_a_client_that_cannot_prepare_is_named_where_its_key_is_known_and_may_be
 ):
     grid = Grid(n1="a")
     grid.model = "other"
-    with pytest.raises(UserError, match=r"0 of 1 clients .* client a is not let in: .* another base model"):
+    with pytest.raises(UserError, match=r"0 of 1 clients .* client a is not admitted: .* another base model"):
         attend(grid, 1, nodes={"a": 1}).wait_for_all()
     monkeypatch.setattr(module, "AGAIN", 0.02)
     threading.Timer(0.1, lambda: setattr(grid, "model", "m")).start()
@@ -186,7 +186,7 @@ def test_a_node_that_is_restarted_while_it_prepares_is_asked_again_and_ends_no_r
 def test_waiting_for_a_client_that_prepares_for_ever_ends(attend):
     grid = Grid(n1="a", n2="b")
     grid.slow = {"to 2"}
-    with pytest.raises(UserError, match=r"1 did not end preparing in 0.2 s \(federation\.prepare\)"):
+    with pytest.raises(UserError, match=r"1 did not finish preparing in 0.2 s \(federation\.prepare\)"):
         attend(grid, prepare=0.2).wait_for_all()
 
 

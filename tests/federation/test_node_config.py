@@ -95,15 +95,19 @@ def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decide
         ),
         ({}, {"most-epsilon": 4.0}, "requires privacy.kind = 'local'"),
         ({"privacy": {"kind": "central", "noise": 2.0}}, {"most-epsilon": 4}, "requires privacy.kind"),
-        ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be taken off again"),
-        ({"privacy": {"kind": "central", "source": "seeded"}}, {}, "can be taken off again"),
+        ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be removed"),
+        ({"privacy": {"kind": "central", "source": "seeded"}}, {}, "can be removed"),
         ({}, {"least-clients": 3}, "least-clients = 3 requires privacy.secure_aggregation = true"),
         (
             {"privacy": {"secure_aggregation": True}},
             {},
             "needs the public keys of the other clients: set peers",
         ),
-        ({"privacy": {"secure_aggregation": True}}, {"peers": "/p"}, "without `fedsdr node` private-key too"),
+        (
+            {"privacy": {"secure_aggregation": True}},
+            {"peers": "/p"},
+            "without `fedsdr node`, also set private-key",
+        ),
     ],
 )
 def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, told: str):

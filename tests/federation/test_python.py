@@ -103,7 +103,7 @@ def test_rows_that_are_not_rows_or_come_twice_are_refused_by_name(small, tiny_fo
         fedsdr.run(small, data={"../north": rows("north", 3)})
     with pytest.raises(UserError, match=r"north/train\.jsonl:2: .*output"):
         fedsdr.run(small, data={"north": [*rows("north", 1), {"instruction": "Where?"}]})
-    with pytest.raises(UserError, match=r"data: given, and data\.root or data\.sources is set"):
+    with pytest.raises(UserError, match=r"data was passed, but data\.root or data\.sources is set"):
         fedsdr.run(small | {"data.root": "elsewhere"}, data={"north": rows("north", 3)})
     fedsdr.run(small, data={"north": rows("north", 4)})  # the folder is still free
 
@@ -134,7 +134,8 @@ def test_a_run_on_a_model_in_memory_is_resumed_with_the_same_model_alone(small, 
     folder = small["run.dir"]
     load_model.cache_clear()  # as in another process
     with pytest.raises(
-        UserError, match=r"memory:\w{16}: this model was in the memory.*fedsdr\.resume\(folder, model="
+        UserError,
+        match=r"memory:\w{16}: the program that started the run passed this model in memory.*fedsdr\.resume\(folder, model=",
     ):
         fedsdr.resume(folder)
     build_tiny(tmp_path / "other", seed=1)
@@ -154,14 +155,14 @@ def test_other_engines_and_processes_refuse_a_model_in_memory(small, pair, tiny_
     deployed = tiny_settings(
         **{"model.name": name, "federation.num_clients": 1, "run.dir": tmp_path / "over"}
     )
-    with pytest.raises(UserError, match="in the memory of the program"):
+    with pytest.raises(UserError, match="passed this model in memory"):
         run_over(None, deployed)  # it ends before it sends
-    with pytest.raises(UserError, match=r"run\.engine = 'simulation' has workers in other processes"):
+    with pytest.raises(UserError, match=r"run\.engine = 'simulation' runs workers in other processes"):
         fedsdr.run(small | {"run.engine": "simulation", "run.dir": tmp_path / "ray"}, model=pair)
     command = [sys.executable, "-m", "fedsdr.cli", "run", str(RunFolder(result.folder).config)]
     done = subprocess.run([*command, f"run.dir={tmp_path / 'worker'}"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "in the memory of the program" in done.stderr
+    assert "passed this model in memory" in done.stderr
 
 
 def test_what_is_no_model_is_refused(small):

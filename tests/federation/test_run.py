@@ -24,11 +24,12 @@ from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import evaluate_round, resume, run, run_over
+from fedsdr.federation.server_app import is_due
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, stream
 from fedsdr.progress import here
-from fedsdr.recipe import dump_settings
+from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import load_updates
 from fedsdr.storage import read_lines, rewrite_lines
@@ -245,11 +246,20 @@ def test_clients_get_the_answers_of_the_global_model_that_each_would_get_alone(
     assert sizes == [4, 4, 2, 2] + 6 * [2]
 
 
+@pytest.mark.parametrize(
+    ("num_rounds", "due"),
+    [(3, [0, 3]), (19, [0, 19]), (20, [*range(0, 21, 2)]), (204, [*range(0, 201, 20), 204])],
+)
+def test_a_long_run_is_evaluated_about_ten_times_unless_it_says_otherwise(num_rounds: int, due: list[int]):
+    settings = load_settings(None, {"server.num_rounds": num_rounds})
+    assert [number for number in range(num_rounds + 1) if is_due(settings, number)] == due
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(quick):
     settings = quick()
     run(settings)
     log = (Path(settings.run.dir) / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"already holds a run.*fedsdr resume"):
+    with pytest.raises(UserError, match=r"already contains a run.*fedsdr resume"):
         run(settings)
     assert (Path(settings.run.dir) / "metrics.jsonl").read_bytes() == log
 
@@ -282,7 +292,7 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
 def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
     folder = run(quick()).folder
     (folder / "nonce").write_text("1")
-    with pytest.raises(UserError, match=r"data is at the clients.*by the command that began it.*--on SERVER"):
+    with pytest.raises(UserError, match=r"which have the data.*by the command that started it.*--on SERVER"):
         resume(folder)
 
 

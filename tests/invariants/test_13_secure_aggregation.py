@@ -271,5 +271,5 @@ def test_a_sum_that_is_none_of_updates_stops_the_run_with_the_reason(
 
 
 def test_two_clients_are_too_few_before_any_of_them_works(run_settings: Callable[..., Settings]):
-    with pytest.raises(fedsdr.UserError, match="needs 3 clients in each round, and 2 are sampled"):
+    with pytest.raises(fedsdr.UserError, match="needs 3 clients in each round, but 2 are sampled"):
         fedsdr.run(run_settings(**SECURE, **{"data.domains": ["finance", "math"]}))

@@ -153,5 +153,5 @@ def test_a_conversation_longer_than_a_sliding_window_is_refused(name: str):
 @pytest.mark.parametrize("extra", [{"softcap": 50.0}, {"s_aux": torch.zeros(HEADS)}], ids=str)
 def test_caps_and_sinks_are_refused_and_not_passed_over(extra):
     q, k = draw(1, HEADS, 4, D), draw(1, GROUPS, 4, D)
-    with pytest.raises(UnfitAttention, match="no caps on scores and no sinks"):
+    with pytest.raises(UnfitAttention, match="neither caps on scores nor sinks"):
         attention.grouped_attention(nn.Identity(), q, k, k, torch.empty(0), lengths=(4,), **extra)

@@ -140,7 +140,7 @@ def test_a_model_whose_logits_are_not_its_plain_head_is_refused(copy: Path, buil
         "eos_token_id": 2,
     }
     build(sizes).save_pretrained(copy)
-    with pytest.raises(UserError, match=r"caps or scales|no caps on scores"):
+    with pytest.raises(UserError, match=r"caps or scales|neither caps on scores"):
         load(copy)
 
 

@@ -204,7 +204,7 @@ def test_no_server_at_the_address_is_an_error(serve):
     fake.server_close()  # its port is free again
     message = refusal(of(fake))
     assert f"distill.url = {fake.url} gave no answer in 3 tries: ConnectError: " in message
-    assert "a server that runs at that address" in message
+    assert "start a server at that address" in message
 
 
 @pytest.mark.parametrize(
@@ -223,9 +223,13 @@ def test_no_server_at_the_address_is_an_error(serve):
         ),
         (401, "Unauthorized", ["401 Unauthorized", "environment variable FEDSDR_API_KEY"]),
         (302, "elsewhere", ["302 Found"]),
-        (200, "<html>Welcome</html>", ["no chat completion", "<html>Welcome</html>", "usually ends in /v1"]),
-        (200, '{"error": "no such model"}', ["no chat completion", "no such model"]),
-        (200, '{"choices": [], "usage": {"completion_tokens": 1}}', ["no chat completion"]),
+        (
+            200,
+            "<html>Welcome</html>",
+            ["not with a chat completion", "<html>Welcome</html>", "usually ends in /v1"],
+        ),
+        (200, '{"error": "no such model"}', ["not with a chat completion", "no such model"]),
+        (200, '{"choices": [], "usage": {"completion_tokens": 1}}', ["not with a chat completion"]),
     ],
 )
 def test_what_another_try_would_not_change_is_said_at_once(serve, status, body, words):
@@ -253,7 +257,10 @@ def test_a_judge_is_named_as_the_user_set_it(serve):
             ["--judge-model = 'ours'", "check --judge, which"],
         ),
         (Judge(serve(lambda body: (400, "no")).url, "ours"), ["an answer of max_new_tokens = 16"]),
-        (Judge(serve(lambda body: (200, "no")).url, "ours"), ["answered, but with no chat completion: 200"]),
+        (
+            Judge(serve(lambda body: (200, "no")).url, "ours"),
+            ["answered, but not with a chat completion: 200"],
+        ),
     ):
         message = refusal(judge)
         assert all(word in message for word in words)

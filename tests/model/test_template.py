@@ -75,7 +75,7 @@ def test_a_run_without_a_system_role_rewrites_by_a_prompt_that_has_one(
     )
     assert prepared["num_train"] == 6
     shown = capsys.readouterr().err
-    assert "without a system role" in shown
+    assert "no system role" in shown
     assert "model.date = 2026-01-01" in shown
 
 
@@ -91,11 +91,11 @@ def test_a_run_without_a_system_role_rewrites_by_a_prompt_that_has_one(
         ),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}" + CHAT_TEMPLATE, "RecursionError"),
         ("{% if %}" + CHAT_TEMPLATE, "TemplateSyntaxError"),
-        (CHAT_TEMPLATE + "{{ range(10 ** 5) | random }}", "not write the same text twice"),
-        ("Hello<|im_end|>", "leaves out what is said"),
+        (CHAT_TEMPLATE + "{{ range(10 ** 5) | random }}", "not render the same text twice"),
+        ("Hello<|im_end|>", "drops text of a turn"),
         (
             CHAT_TEMPLATE.replace("message['content']", "message['content'][0]['text']"),
-            "leaves out|Undefined",
+            "drops text|Undefined",
         ),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path, tiny_f
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(300)
     model.save_pretrained(folder)
-    with pytest.raises(UserError, match="number 447, and the embedding has 300 rows"):
+    with pytest.raises(UserError, match="id 447, but the embedding has 300 rows"):
         load_base(Model(name=str(folder), dtype="float32", max_length=384))
 
 

@@ -39,6 +39,16 @@ def test_a_method_with_one_adapter_has_no_personalised_column(made_up: SimpleNam
     assert {row[4] for row in loss_sheet(base, final).rows} == {"-"}
 
 
+def test_a_page_has_room_for_the_first_of_thousands_of_clients_and_for_the_sum() -> None:
+    names = [f"client-{number:04}" for number in range(3000)]
+    sheet = cost_sheet([{"event": "prepare", "round": 0, "client": name, "seconds": 2.0} for name in names])
+    assert len(sheet.rows) == 3001
+    assert [row[0] for row in sheet.shown] == [*names[:500], "all clients"]
+    assert sheet.shown[-1][2] == "6,000"
+    few = cost_sheet([{"event": "prepare", "round": 0, "client": name, "seconds": 2.0} for name in names[:9]])
+    assert few.shown == few.rows
+
+
 def test_an_unfinished_run_shows_the_base_model_alone(made_up: SimpleNamespace) -> None:
     sheet = score_sheet(made_up.table(DOMAINS, {"global": 0.0}), {})
     assert sheet.rows[1][1] != "-"

@@ -67,5 +67,5 @@ def test_the_last_round_is_the_highest_number_that_is_there_whole(tmp_path: Path
 
 
 def test_a_round_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="round-0004 holds no adapter"):
+    with pytest.raises(UserError, match="round-0004 contains no adapter"):
         load_round(RunFolder(tmp_path), 4, 2)

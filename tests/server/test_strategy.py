@@ -138,7 +138,7 @@ def test_the_message_below_the_quorum_says_whom_it_dropped_and_why(start):
     strategy, messages = start(quorum=1)
     replies = [trained(messages[0], 1.0, num_examples=0), *(trained(m, 1.0) for m in messages[1:])]
     with pytest.raises(
-        UserError, match="Dropped: a: weight num_examples = 0 is not the 1 that it prepared with"
+        UserError, match="Dropped: a: weight num_examples = 0 is not the 1 reported by prepare"
     ):
         strategy.aggregate_train(2, replies)
     assert strategy.arrays[KEY].tolist() == [[0.0, 0.0]]

@@ -109,7 +109,7 @@ def test_a_value_that_is_not_finite_is_refused(bad: float):
     """One NaN would make every client's next adapter NaN."""
     spoiled = arrays()
     spoiled[B][3, 1] = bad
-    assert reason(training(spoiled)) == f"{B} holds values that are not finite"
+    assert reason(training(spoiled)) == f"{B} contains values that are not finite"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_change_of_control_variates_passes_where_it_must_come():
         (None, "1 keys are missing, first 'control_variates'"),
         (np.zeros(13, np.float32), "control_variates is not float32 of shape (14,)"),
         (np.zeros(14, np.float16), "control_variates is not float32 of shape (14,)"),
-        (np.full(14, np.nan, np.float32), f"control_variates of {A} holds values that are not finite"),
+        (np.full(14, np.nan, np.float32), f"control_variates of {A} contains values that are not finite"),
         (
             np.array([0] * 13 + [12], np.float32),
             f"control_variates of {B} has norm 12, above server.max_norm = 11",
@@ -212,7 +212,7 @@ def test_a_weight_may_not_be_a_truth_value():
 
 @pytest.mark.parametrize("server_round", [6, 8, 0])
 def test_a_reply_to_another_round_is_refused(server_round: int):
-    assert reason(training(round=server_round)) == f"answers round {server_round}, expected 7"
+    assert reason(training(round=server_round)) == f"it answers round {server_round}, expected 7"
 
 
 def test_a_reply_without_round_or_weight_is_refused():
@@ -234,7 +234,7 @@ def test_a_metric_that_is_not_listed_is_refused(key: str):
 def test_a_metric_that_is_no_finite_number_is_refused(value: Any):
     assert (
         reason(training(**{"train/shared/loss": value}))
-        == "metric train/shared/loss is no finite number from 0 on"
+        == "metric train/shared/loss is not a finite number of at least 0"
     )
 
 
@@ -255,7 +255,7 @@ def test_metrics_are_listed_for_each_kind_of_message():
         ({"seconds": None}, "metric seconds is missing"),
         ({"train/shared/num_tokens": None}, "metric train/shared/num_tokens is missing"),
         ({"train/private/loss": 2.0}, "metric train/private/.* is missing"),
-        ({"train/shared/num_steps": 1.5}, "no whole number"),
+        ({"train/shared/num_steps": 1.5}, "not a whole number"),
         ({"train/shared/loss": 1e300}, "is above 1e"),
     ],
 )
@@ -393,7 +393,7 @@ def test_good_scores_pass():
         ({"metrics": MetricRecord({**SCORES, "round": 6})}, "answers round 6"),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/score@global": math.nan})}, "finite"),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/score@local": 1.0})}, "allow-list"),
-        ({"metrics": MetricRecord({**SCORES, "eval/finance/score@global": 1.5})}, "no share"),
+        ({"metrics": MetricRecord({**SCORES, "eval/finance/score@global": 1.5})}, "not between 0 and 1"),
         ({"metrics": MetricRecord(without("loss_tokens"))}, "loss and its count"),
         ({"metrics": MetricRecord({**SCORES, "eval/finance/num_scored@global": 0})}, "score and its count"),
         ({"metrics": MetricRecord(without("words"))}, "words and its count"),
@@ -417,7 +417,7 @@ def test_good_scores_pass():
         ),
         (
             {"metrics": MetricRecord({**SCORES, "eval/finance/num_answer-1-1@global": 1})},
-            "label_set do not come together",
+            "label_set must come together",
         ),
         (
             {"metrics": MetricRecord({**SCORES, **LABELS, "eval/finance/label_set@global": 65536})},
@@ -425,7 +425,7 @@ def test_good_scores_pass():
         ),
         (
             {"metrics": MetricRecord({**SCORES, **LABELS, "eval/finance/num_answer-1-1@global": 0.5})},
-            "no whole number",
+            "not a whole number",
         ),
         (
             {"metrics": MetricRecord({**SCORES, "eval/finance/num_answer-positive-1@global": 1})},
@@ -433,14 +433,14 @@ def test_good_scores_pass():
         ),
         (
             {"metrics": MetricRecord({**SCORES, "eval/finance/num_examples@global": 10**11})},
-            "prepared with 6",
+            "prepare reported 6",
         ),
         (
             {"metrics": MetricRecord({k.replace("finance", "mean"): v for k, v in SCORES.items()})},
-            "called so",
+            "not a valid domain name",
         ),
         ({"metrics": MetricRecord({"round": 7, "seconds": 1.0, **MINE})}, "the global model was scored on 0"),
-        ({"metrics": MetricRecord({**SCORES, "seconds": -1.0})}, "from 0 on"),
+        ({"metrics": MetricRecord({**SCORES, "seconds": -1.0})}, "at least 0"),
     ],
     ids=[
         "empty",
@@ -499,17 +499,17 @@ def test_a_client_is_known_by_its_id_and_complete_counts():
 @pytest.mark.parametrize(
     ("client", "metrics", "says"),
     [
-        ("../../etc", PREPARED, "no short name"),
-        (7, PREPARED, "no short name"),
-        ("bank", TOLD | {"distill/words@before": 3.0}, "not complete"),
+        ("../../etc", PREPARED, "not a valid name"),
+        (7, PREPARED, "not a valid name"),
+        ("bank", TOLD | {"distill/words@before": 3.0}, "incomplete"),
         ("bank", PREPARED | {"distill/num_examples@after": 5}, "it has 4"),
         ("bank", PREPARED | {"distill/num_examples@before": 5}, "it has 4"),
         ("bank", PREPARED | {"distill/num_checkable@after": 5}, "more checkable"),
-        ("bank", {"num_test": 4, "seconds": 1.0}, "num_train = None is not from 1"),
-        ("bank", TOLD | {"num_train": 0}, "num_train = 0 is not from 1"),
+        ("bank", {"num_test": 4, "seconds": 1.0}, "num_train = None is not between 1 and"),
+        ("bank", TOLD | {"num_train": 0}, "num_train = 0 is not between 1 and"),
         ("bank", TOLD | {"num_train": MAX_EXAMPLES + 1}, "num_train"),
         ("bank", TOLD | {"num_test": 0.5}, "num_test"),
-        ("bank", {**PREPARED, "distill/omission_rate@after": 2.0}, "no share"),
+        ("bank", {**PREPARED, "distill/omission_rate@after": 2.0}, "not between 0 and 1"),
         ("bank", {**PREPARED, "secret": 1}, "allow-list"),
     ],
 )

@@ -92,7 +92,7 @@ def file_rows(path: str | Path, bad: list[BadRow] | None = None) -> list[Row]:
     return rows
 
 
-def hub_rows(name: str, split: str, config: str = "") -> list[Row]:
+def hub_rows(name: str, split: str, config: str = "", num: int = 0, seed: int = 0) -> list[Row]:
     """Return the raw rows of one split of a Hugging Face data set, each with its place.
 
     Numbered classes are replaced by their names, with "_" replaced by a space; a number without a name (GLUE
@@ -102,6 +102,9 @@ def hub_rows(name: str, split: str, config: str = "") -> list[Row]:
         name: A hub id, a folder written by `save_to_disk`, or a folder of data files.
         split: Name of the split.
         config: Configuration name of a hub data set; empty: its default.
+        num: Take only so many rows of a shuffle, and fetch no more than it needs (the order of the files, and
+            1,000 rows at a time, are shuffled); 0: all, in their order.
+        seed: Of the shuffle.
 
     Raises:
         Unreachable: The package `datasets` is missing, or the data set cannot be downloaded.
@@ -115,17 +118,21 @@ def hub_rows(name: str, split: str, config: str = "") -> list[Row]:
         ) from None
     saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
     try:
-        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None)
+        if saved:
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, config or None, streaming=num > 0)
+        # A set saved alone remembers the split that it came from, or has none.
+        splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
+        if split not in splits:
+            raise UserError(f"data set {name} has no split {split!r}; its splits: {', '.join(splits)}")
+        part = splits[split].shuffle(seed=seed).take(num) if num else splits[split]
+        rows = _named_classes(f"{name}, split {split}", part, part.features or {})
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = f"data set {name} cannot be loaded: {cut(str(error), 120)}"
         if Path(name).is_dir():
             raise UserError(reason) from None
         raise Unreachable(f"{reason}; to use a local copy, set `train = ...` in the source") from None
-    # A split saved alone has the name of its split, or none.
-    splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-    if split not in splits:
-        raise UserError(f"data set {name} has no split {split!r}; its splits: {', '.join(splits)}")
-    rows = _named_classes(f"{name}, split {split}", splits[split], splits[split].features)
     if not rows:
         raise UserError(f"data set {name}, split {split}: found no examples; expected at least one")
     return rows

@@ -253,9 +253,9 @@ def _from_source(source: Source, columns: Mapping[str, str], data: Data) -> Doma
             " test_share of it"
         )
     bad: list[BadRow] = []
-    parts = [_read(place, source.train_split, source, reading, bad)]
+    parts = [_read(place, source.train_split, source, reading, bad, data)]
     if has_test:
-        parts.append(_read(tests, split, source, reading, bad))
+        parts.append(_read(tests, split, source, reading, bad, data))
     _leave_out([row for row in bad if not (source.preset and row.kind in EMPTY)], data.skip_bad_rows, parts)
     left_out = _leave_out(bad, True, parts)
     if has_test:
@@ -270,10 +270,18 @@ def _has_splits(place: str, source: Source) -> bool:
     return place not in (source.train, source.test) or Path(place).is_dir()
 
 
-def _read(place: str, split: str, source: Source, reading: Reading, bad: list[BadRow]) -> list[Record]:
+def _read(
+    place: str, split: str, source: Source, reading: Reading, bad: list[BadRow], data: Data
+) -> list[Record]:
     """The records of a file, of all files that match a pattern, or of a split."""
     if _has_splits(place, source):
-        rows = hub_rows(place, split, source.config)
+        seed = seed_for(data.seed, "stream", source.domain, split)
+        rows = hub_rows(place, split, source.config, source.stream, seed)
+    elif source.stream:
+        raise UserError(
+            f"source of domain {source.domain!r}: stream = {source.stream} is for hub ids and folders, and"
+            f" {place} is a file: leave stream out"
+        )
     else:
         paths = [place] if Path(place).exists() else sorted(glob(place, recursive=True)) or [place]
         rows = [row for path in paths for row in file_rows(path, bad)]

@@ -236,6 +236,8 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
             "model": settings.model.model_copy(update=chosen),
         }
     )
+    if before.eval_every == now.eval_every:
+        now = now.model_copy(update={"eval": now.eval.model_copy(update={"every": before.eval.every})})
     if any_rate:
         now = with_rate(now, before.client.learning_rate)
     if before != now:

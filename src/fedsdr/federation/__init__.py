@@ -1,1 +1,1 @@
-"""9. One run, on any engine: the two Flower apps, the in-process engine, checks before, exports after."""
+"""9. One run, on any engine: Flower apps, in-process engine, checks before a run, exports after it."""

@@ -1,4 +1,4 @@
-"""Whether the states of a step fit into a GPU's memory, or are computed again in the backward pass."""
+"""Whether the states of a step fit into a GPU's memory, or are recomputed in the backward pass."""
 
 from typing import Literal
 
@@ -11,12 +11,12 @@ from fedsdr.model.base import resolve_model
 from fedsdr.model.meta import load_skeleton
 
 ROOM = 0.5
-"""Share of the free memory that an estimate may take: on a processor, runs took twice what was estimated
+"""Share of the free memory that an estimate may use: on a CPU, runs took twice the estimate
 (docs/paper_scale.md)."""
 
 
 def resolve_for(settings: Settings) -> Model:
-    """Replace "auto" as `resolve_model` does, and in checkpointing by what the memory of a GPU allows."""
+    """Replace "auto" as `resolve_model` does, and for checkpointing by a GPU's free memory."""
     model = resolve_model(settings.model)
     if settings.model.checkpointing == "auto" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
@@ -27,13 +27,13 @@ def resolve_for(settings: Settings) -> Model:
 
 
 def choose_checkpointing(settings: Settings, free: float) -> Literal["on", "off"]:
-    """Return off where a pass over the longest conversations fits into `free` bytes with states kept.
+    """Return "off" if a pass over the longest conversations fits into `free` bytes with states kept.
 
-    The data are not read for it: each conversation is taken for the longest that model.max_length allows.
+    The data are not read for this: every conversation is assumed to have the length model.max_length.
 
     Args:
         settings: With dtype and attention resolved; only the model's configuration is loaded.
-        free: Bytes of the device that are free before the base is loaded.
+        free: Free bytes of the device before the base is loaded.
     """
     skeleton, _ = load_skeleton(settings.model)
     longest = settings.model.max_length

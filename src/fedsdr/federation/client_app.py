@@ -1,9 +1,9 @@
-"""The ClientApp: prepare (rewrite the responses), train, evaluate. It never knows which engine runs it.
+"""The ClientApp: prepare (rewrite the responses), train, evaluate. It is independent of the engine.
 
-Each handler unpacks a message, calls what does the work (`client.round`, `evaluate`), and packs the reply.
-Settings come with each message; the client's number and folder come from its node's configuration.
-What leaves is the shared adapter, the change of its control variates where the correction has them, and
-listed numbers, nothing else.
+Each handler unpacks a message, calls the code that does the work (`client.round`, `evaluate`), and packs the
+reply. Settings come with each message; the client's number and folder come from its node's configuration. A
+reply contains the shared adapter, the change of its control variates if the correction uses them, and
+allow-listed numbers, nothing else.
 """
 
 import json
@@ -60,8 +60,8 @@ Handler = Callable[[Message, Context], Message]
 def errors_stay_here(handler: Handler) -> Handler:
     """Keep the text of an error at the client: it may quote data, and engines send it to the server.
 
-    The traceback is written to the node's folder; type and text stay in the node's own state. A node of a
-    deployment shows it to its own operator too.
+    The traceback is written to the node's folder; type and text stay in the node's own state. A deployed node
+    also shows them to its operator.
     """
 
     @wraps(handler)
@@ -71,19 +71,19 @@ def errors_stay_here(handler: Handler) -> Handler:
         try:
             if is_deployed:
                 show()
-                # Before anything is written where a wrong configuration says.
+                # Before anything is written to a wrongly configured place.
                 read_node(context.node_config, Path(), "run")
-            # Another process may still work on a run of this name that has been begun anew.
+            # Another process may still work on an earlier run of this name.
             with locked(_folder(context) / "node") if is_deployed else nullcontext():
                 return handler(message, context)
         except Exception as error:
             kind = type(error).__name__
             context.state["error"] = ConfigRecord({"type": kind, "text": str(error)})
-            # The id of a deployed node is no one's business: the server shows this name to others.
+            # A deployed node's id stays private: the server shows this name to others.
             name = "node-error.txt" if is_deployed else f"node-{context.node_id}-error.txt"
             if is_deployed:
                 say(f"{kind}: {error}")
-            with suppress(OSError, KeyError):  # a full disk may be why, or a node without a folder
+            with suppress(OSError, KeyError):  # the cause may be a full disk, or a node without a folder
                 write_file(_folder(context) / name, traceback.format_exc())
             return Message(Error(CLIENT_FAILED, f"{kind}, see {name}"), reply_to=message)
 
@@ -93,7 +93,7 @@ def errors_stay_here(handler: Handler) -> Handler:
 @app.query("prepare")
 @errors_stay_here
 def prepare(message: Message, context: Context) -> Message:
-    """Rewrite the responses where the method or the evaluation needs it; report the client's id."""
+    """Rewrite the responses if the method or the evaluation needs it; report the client's id."""
     start = time.monotonic()
     settings, client, _, node = _open(message, context)
     if node.own is not None:
@@ -148,7 +148,7 @@ def begin_sum(
     server_round: int,
     trained: wire.Float32,
 ) -> Card:
-    """Begin a secure sum of what the client learnt in a round."""
+    """Begin a secure sum of the client's change in a round."""
     config, arrays = message.content["config"], message.content["arrays"]
     assert isinstance(config, ConfigRecord)
     assert isinstance(arrays, ArrayRecord)
@@ -163,7 +163,7 @@ def begin_sum(
 @app.query("secure")
 @errors_stay_here
 def sum_securely(message: Message, context: Context) -> Message:
-    """A step of a secure sum after training (`client.secure`)."""
+    """Run a step of a secure sum after training (`client.secure`)."""
     _, client, server_round, node = _open(message, context)
     config = message.content["config"]
     assert isinstance(config, ConfigRecord)
@@ -186,7 +186,7 @@ def sum_securely(message: Message, context: Context) -> Message:
 @app.evaluate()
 @errors_stay_here
 def evaluate_models(message: Message, context: Context) -> Message:
-    """Score the global and the personalised model, where there are such, on the client's tests.
+    """Score the global and the personalised model, if they exist, on the client's test examples.
 
     Round 0 scores the base model.
     """
@@ -218,7 +218,7 @@ def _evaluate(
     server_round: int,
     answering: Answering,
 ) -> Evaluation:
-    """Score one model on the client's tests; a fusion of its adapters is saved with the answers."""
+    """Score one model on the client's test examples; save a fusion of its adapters with the answers."""
     if name == "global" and not server_round:  # the shared adapter's B is still zero
         folder = cache_of(settings.run, client.folder) / "scores"
         return evaluate_base(model, client.tests, settings.eval, folder, answering)
@@ -257,7 +257,7 @@ def _plan(settings: Settings) -> Plan:
 
 
 def _recorder(steps: list[Event], hook: OnStep | None) -> OnStep:
-    """What records each step, and passes it on."""
+    """A hook that records each step, and passes it on."""
 
     def record(stage: str, loss: float, num_tokens: int) -> None:
         steps.append({"stage": stage, "loss": loss, "num_tokens": num_tokens})
@@ -272,7 +272,7 @@ def _participant(client: ClientContext, node: Node, on_step: OnStep | None = Non
 
 
 def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
-    """What the server sent, out of its message."""
+    """Unpack the server's message."""
     arrays, shapes = message.content["arrays"], model.shapes("shared")
     assert isinstance(arrays, ArrayRecord)
     return Broadcast(
@@ -283,7 +283,7 @@ def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
 
 
 def _work(settings: Settings) -> str:
-    """What a run demands of a client, for the client's own log."""
+    """What a run requires of a client, for the client's own log."""
     client, privacy = settings.client, settings.privacy
     drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
     noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
@@ -296,11 +296,11 @@ def _work(settings: Settings) -> str:
 
 
 def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, int, Node]:
-    """Settings, client and round that a message is about, and the client's machine."""
+    """Settings, client and round of a message, and the client's node."""
     config = message.content["config"]
     assert isinstance(config, ConfigRecord)
     if config["version"] != __version__:
-        raise UserError(f"the server runs fedsdr {config['version']!s}, this client {__version__}")
+        raise UserError(f"the server runs fedsdr {config['version']!s}, this client runs {__version__}")
     settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
     node = read_node(context.node_config, _folder(context), str(config["run"]))
     settings = node.apply(settings)
@@ -308,8 +308,8 @@ def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, 
         node.ledger.check(settings.privacy.noise)
     if (name := config.get("client")) and name != node.who:
         raise UserError(
-            f"client = {node.who!r} in this node's configuration, but the server has its key as that of"
-            f" {name!r}: set that, or let the server's operator save the key as {node.who}.pub"
+            f"client = {node.who!r} in this node's configuration, but the server registered its key as"
+            f" {name!r}: set this name, or ask the server's operator to save the key as {node.who}.pub"
         )
     theirs = str(config.get("model", ""))
     client = open_client(settings, node.who, node.folder, theirs)
@@ -317,7 +317,7 @@ def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, 
 
 
 def _folder(context: Context) -> Path:
-    """The node's folder; in Flower's simulation nodes have none and take that of the run."""
+    """The node's folder; in Flower's simulation, nodes have none and use the run's folder."""
     if "folder" in context.node_config or "client" in context.node_config:
         return Path(str(context.node_config["folder"]))
     return RunFolder(requested_settings(context.run_config).run.dir).clients

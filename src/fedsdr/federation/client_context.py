@@ -1,4 +1,4 @@
-"""A client on its machine: its data as the model sees it, its rewritings, and its folder; read once."""
+"""A client on its machine: its tokenised data, its rewritings, and its folder; read once."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,18 +29,18 @@ from fedsdr.storage import content_hash, read_lines, rewrite_lines, write_file
 
 REWRITING = tuple(field.name for field in fields(Rewriting))
 TRUTH = ("label", "choices", "answer", "facts", "tests", "history")
-"""Fields of an example that are saved with its rewriting, so that `fedsdr analyze` can check it."""
+"""Fields of an example that are saved with its rewriting, for the checks of `fedsdr analyze`."""
 
 
 @dataclass(frozen=True)
 class ClientContext:
-    """One client: its data as the model sees it, and its folder."""
+    """One client: its tokenised data, and its folder."""
 
     id: str
     folder: Path
     data: ClientData
     rewritings: dict[str, Sequence[Rewriting]]
-    """Of the "train" and "test" responses, where method and settings need them."""
+    """Rewritings of the "train" and "test" responses, if method and settings need them."""
     views: dict[View, list[Conversation]]
     """The training examples as conversations, with true and with rewritten responses."""
     tests: TestSet
@@ -52,7 +52,7 @@ _data: dict[str, tuple[dict[str, Domain], list[ClientData]]] = {}
 def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
     """All domains of a simulation, and all clients, sorted by id; read once per process.
 
-    Without what cannot be taught within `model.max_length`, which the domains count.
+    Examples that cannot be used within `model.max_length` are left out; the domains count them.
     """
     key = settings.model_dump_json(
         include={"method": True, "data": True, "partition": True, "eval": {"on"}, "model": True}
@@ -71,27 +71,28 @@ def _fit(domains: dict[str, Domain], settings: Settings) -> dict[str, Domain]:
 
 
 TOGETHER = 64
-"""Parts of clients' data that are rewritten together: each has a lock on its file."""
+"""Number of clients' data parts that are rewritten together: each locks its file."""
 seconds_ahead: dict[str, float] = {}
-"""What work on several clients at once took for one of them, until its record counts it."""
+"""Seconds of shared work (rewriting, answering) for one client, until its record counts them."""
 _answers: dict[tuple[Path, int], dict[Example, Answer]] = {}
 """Folder of the clients and round -> what the global model answers to all tests."""
 _clients: dict[tuple[str, str], ClientContext] = {}
 
 
 def open_client(settings: Settings, who: int | str, root: Path, identity: str = "") -> ClientContext:
-    """Open a client: check its data, rewrite what is needed, encode. Done once per process.
+    """Open a client: check its data, rewrite if needed, tokenise. Done once per process.
 
     Args:
-        settings: Those of the run, as the client's node has them.
-        who: Number of the client in a simulation. In a deployment its id: all that is in `data.root` is its
-            own, and read again at each message, since someone may change it.
-        root: Where the client's folder is.
-        identity: Of the server's base model; "" in a message without it.
+        settings: The run's settings, as applied by the client's node.
+        who: Number of the client in a simulation. In a deployment, its id: everything in `data.root` belongs
+            to this client, and is read again at each message, since it may change.
+        root: Parent of the client's folder.
+        identity: Identity of the server's base model; "" if the message has none.
 
     Raises:
-        AnotherBaseModel: Than the server's; nothing was rewritten.
-        UserError: The data are not those that the client's folder was begun with, or there is no such client.
+        AnotherBaseModel: The node has another base model than the server; nothing was rewritten.
+        UserError: The data differ from those that the client's folder was created with, or there is no such
+            client.
     """
     if isinstance(who, str):
         if METHODS[settings.method].is_pooled:
@@ -101,7 +102,7 @@ def open_client(settings: Settings, who: int | str, root: Path, identity: str = 
     else:
         clients = data_of(settings)[1]
         if who >= len(clients):
-            raise UserError(f"node {who + 1} of the simulation has no client: the data make {len(clients)}")
+            raise UserError(f"node {who + 1} of the simulation has no client: the data have {len(clients)}")
         data = clients[who]
     key = (str(root / data.id), settings.model_dump_json())
     is_deployed = isinstance(who, str)
@@ -109,8 +110,8 @@ def open_client(settings: Settings, who: int | str, root: Path, identity: str = 
         check_unchanged(root / data.id, data)
     if key not in _clients:
         if is_deployed:
-            _clients.clear()  # a worker lives long, and serves one run at a time:
-            load_model.cache_clear()  # not two models at once
+            _clients.clear()  # a worker is long-lived, and serves one run at a time:
+            load_model.cache_clear()  # keep only one model in memory
         if identity and model_of(settings).base.identity != identity:
             raise AnotherBaseModel(
                 f"model = {settings.model.name!r} is not the server's base model: set `model` in this node's"
@@ -127,7 +128,7 @@ def open_client(settings: Settings, who: int | str, root: Path, identity: str = 
 
 
 def _allowed(settings: Settings, data: ClientData) -> ClientData:
-    """The client's data, without the programs where none may run."""
+    """The client's data, without its programs if they may not run."""
     if settings.runs_programs:
         return data
     train, test = ([replace(e, tests="") for e in part] for part in (data.train, data.test))
@@ -135,17 +136,17 @@ def _allowed(settings: Settings, data: ClientData) -> ClientData:
 
 
 def rewrite_all(settings: Settings, root: Path) -> None:
-    """Rewrite what the clients of a simulation will need, in batches that they share; each finds it saved.
+    """Rewrite everything that the clients of a simulation will need, in shared batches, and save it.
 
-    Where a model's answers depend on the batch, or a server gives them, each client's are left to itself.
-    The seconds that it takes are counted at the clients, each by its share of the examples.
+    If a model's answers depend on the batch, or a server gives them, each client rewrites its own data later.
+    The elapsed seconds are divided among the clients by their numbers of examples.
     """
     model, longest = model_of(settings), settings.model.max_length
     if settings.distill.url or not model.base.has_independent_rows:
         return
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings
-    # Test responses are chosen otherwise than training ones, and then have batches of their own.
+    # Test responses are selected differently from training ones, and then have separate batches.
     groups = [parts] if settings.distill.only == "all" else [[part] for part in parts]
     for group in groups:
         wanted: list[tuple[str, Sequence[Example], Path]] = []
@@ -189,12 +190,12 @@ def answering_all(settings: Settings, client: ClientContext, server_round: int) 
 
 
 def _distill_of(settings: Settings, part: Literal["train", "test"]) -> Distill:
-    """How the responses of a part are rewritten: of the tests all are, so that losses on them compare."""
+    """How the responses of a part are rewritten: of the tests all are, so that losses compare."""
     return settings.distill if part == "train" else settings.distill.model_copy(update={"only": "all"})
 
 
 def close_clients() -> None:
-    """Forget all clients, at the end of a run: the files may be others when the next one begins."""
+    """Drop all clients from memory at the end of a run: their files may change before the next one."""
     _clients.clear()
     _data.clear()
     _answers.clear()
@@ -214,7 +215,7 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
 
     def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
         def rewrite_all() -> list[Rewriting]:
-            # Whatever is trained uncut fits, with the words of the rewriting prompts around it.
+            # Fits every untruncated training example with the text of the rewriting prompts around it.
             new = rewrite(model, examples, _distill_of(settings, part), 2 * longest, cache)
             return fall_back_where_cut(model.base.tokenizer, examples, new, longest)
 
@@ -240,10 +241,10 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
 
 
 def check_unchanged(folder: Path, data: ClientData) -> None:
-    """Remember a hash of the client's data in its folder, and compare with it the next time.
+    """Save a hash of the client's data in its folder, or compare the data with the saved hash.
 
     Raises:
-        UserError: The data changed since the folder was begun.
+        UserError: The data changed since the folder was created.
     """
     path, found = ClientFolder(folder).data_hash, _hashes(data)
     if not path.exists():
@@ -254,7 +255,7 @@ def check_unchanged(folder: Path, data: ClientData) -> None:
     }
     if changed := [name for name in found if before.get(name) != found[name]]:
         raise UserError(
-            f"the data of client {data.id} changed since {folder} was begun: {' and '.join(changed)}"
+            f"the data of client {data.id} changed since {folder} was created: {' and '.join(changed)}"
             f" ({len(data.train)} training and {len(data.test)} test examples now); start a new run, or"
             " restore the data"
         )
@@ -267,17 +268,17 @@ def _hashes(data: ClientData) -> dict[str, str]:
 
 
 def data_hash(data: ClientData) -> str:
-    """Hash all that a client holds, in order."""
+    """Hash all data of a client, in order."""
     return content_hash([[as_record(example) for example in part] for part in (data.train, data.test)])
 
 
 def _distil(
     path: Path, rewrite_all: Callable[[], list[Rewriting]], examples: Sequence[Example]
 ) -> list[Rewriting]:
-    """Rewrite once; save the pairs for people to read, and to go on with after a stop.
+    """Rewrite once; save the pairs for people to read, and to resume from.
 
-    The verdict of the checks is saved with the text: a program that passed its tests when the run began
-    might exceed its time on a busier machine.
+    The results of the checks are saved with the text: a program that passed its tests before might exceed its
+    time limit on a busier machine.
     """
     if path.exists():
         try:
@@ -301,5 +302,5 @@ def _distil(
 
 
 def cache_of(run: Run, folder: Path) -> Path:
-    """Where a client saves what other runs may reuse."""
+    """Folder where a client saves results that other runs may reuse."""
     return Path(run.cache) if run.cache else folder

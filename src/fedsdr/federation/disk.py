@@ -1,4 +1,4 @@
-"""What a run writes to disk, and whether there is room for it."""
+"""The disk space that a run needs, and whether it is available."""
 
 import math
 import shutil
@@ -14,15 +14,15 @@ from fedsdr.server.checkpoint import is_kept
 
 
 def disk(settings: Settings, shapes: Mapping[str, Sequence[int]], num_clients: int) -> list[Part]:
-    """Most bytes of the adapters in a run's folder: at its end, and of updates while a round is collected.
+    """Upper bound on the bytes of adapters in a run's folder: at its end, and of updates during a round.
 
-    Not counted: texts, and what aggregations and drift corrections keep (residual, factors that stay at
+    Not counted: texts, and the state of aggregations and drift corrections (residual, factors that stay at
     clients, control variates).
 
     Args:
-        settings: Of the run.
-        shapes: Of the shared adapter's tensors by PEFT key; the private one has the same.
-        num_clients: All of them: in the end each has been drawn.
+        settings: The run's settings.
+        shapes: Shapes of the shared adapter's tensors by PEFT key; the private one has the same.
+        num_clients: Number of all clients: by the end each may have been drawn.
     """
     each = 4 * sum(map(math.prod, shapes.values()))
     server, method = settings.server, METHODS[settings.method]
@@ -37,7 +37,7 @@ def disk(settings: Settings, shapes: Mapping[str, Sequence[int]], num_clients: i
             Part("disk", "clients", clients, f"{NUM_VERSIONS + 1} adapters of {num_clients} clients")
         )
     sampled = min(server.clients_per_round or num_clients, num_clients)
-    if not settings.privacy.secure_aggregation:  # which keeps a sum in memory
+    if not settings.privacy.secure_aggregation:  # secure aggregation keeps a sum in memory
         what = f"{sampled} clients' updates while a round is collected"
         parts.append(Part("disk", "spool", sampled * each, what))
     if server.keep_updates:
@@ -48,15 +48,15 @@ def disk(settings: Settings, shapes: Mapping[str, Sequence[int]], num_clients: i
 
 
 def check_disk(folder: Path, parts: Sequence[Part], begun: int) -> None:
-    """Refuse a run that the disk has no room for, before its first round.
+    """Reject a run without enough disk space, before its first round.
 
     Raises:
-        UserError: With what is needed, and what is free.
+        UserError: States the required and the free space.
     """
     needed, free = parts[-1].num_bytes, shutil.disk_usage(folder).free
     if not begun and needed > free:
         what = ", ".join(f"{part.name} {part.num_bytes / 1e9:.1f} GB" for part in parts[:-1])
         raise UserError(
-            f"{folder}: the run will write {needed / 1e9:.1f} GB ({what}), and {free / 1e9:.1f} GB are free;"
+            f"{folder}: the run will write {needed / 1e9:.1f} GB ({what}), {free / 1e9:.1f} GB are free;"
             ' set server.keep_rounds = "last", or choose another disk by run.dir'
         )

@@ -1,7 +1,7 @@
-"""`fedsdr run --dry-run`: check a recipe and estimate what it would take. Nothing is trained or written.
+"""`fedsdr run --dry-run`: check a recipe and estimate its cost. Nothing is trained or written.
 
-No weights are loaded: shapes come from the model's configuration (`model.meta`). What cannot be had (a data
-set, a configuration or a tokenizer on the hub) is named, and the estimate continues with what is known.
+No weights are loaded: shapes come from the model's configuration (`model.meta`). Unavailable parts (a data
+set, a configuration or a tokenizer on the hub) are listed, and the estimate continues with what is known.
 """
 
 from dataclasses import dataclass
@@ -27,24 +27,24 @@ from fedsdr.report.events import data_size
 from fedsdr.report.sheets import Sheet
 
 CAPTIONS = {
-    "memory": "Memory of the machine that trains, roughly",
-    "messages": "Bytes of the adapter in messages, exactly; Flower adds less than 2 kB to each",
-    "disk": "Bytes of adapters on disk; on one machine all of it, in a deployment each its own part",
+    "memory": "Memory of the training machine, approximate",
+    "messages": "Bytes of the adapter in messages, exact; Flower adds less than 2 kB to each",
+    "disk": "Bytes of adapters on disk; the total on one machine; in a deployment each machine has its part",
 }
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take."""
+    """The estimated cost of a run."""
 
     known: tuple[str, ...]
-    """What was checked and found."""
+    """Results of the checks."""
     unknown: tuple[str, ...]
-    """What could not be checked or had, and why, or what was taken instead."""
+    """What could not be checked or loaded, and why, or which assumption replaces it."""
     parts: tuple[Part, ...]
 
     def __getitem__(self, name: str) -> float:
-        """Bytes of the line of that name, such as "up" or "peak"."""
+        """Bytes of the line with this name, such as "up" or "peak"."""
         return next(part.num_bytes for part in self.parts if part.name == name)
 
 
@@ -52,7 +52,7 @@ def dry_run(settings: Settings) -> Estimate:
     """Check settings, data and the model's configuration, and estimate memory and bytes of a run.
 
     Raises:
-        UserError: For what the run itself would be refused for, as far as it shows without the weights.
+        UserError: For every error of the run itself that shows without the weights.
     """
     settings = settings.model_copy(update={"model": resolve_for(settings)})
     known: list[str] = []
@@ -73,7 +73,7 @@ def dry_run(settings: Settings) -> Estimate:
 
 
 def sheets(estimate: Estimate) -> list[Sheet]:
-    """Tables of an estimate, one for each section."""
+    """Tables of an estimate, one per section."""
     sections = dict.fromkeys(part.section for part in estimate.parts)
     return [
         Sheet(
@@ -89,7 +89,7 @@ def sheets(estimate: Estimate) -> list[Sheet]:
 
 
 def _read_data(settings: Settings, known: list[str], unknown: list[str]) -> dict[str, Domain] | None:
-    """All domains; None if some of them cannot be had. Those that can be are checked."""
+    """All domains; None if some are unavailable. The others are checked."""
     data, id_column = settings.data, settings.partition.id_column
     domains: dict[str, Domain] = {}
     if data.root or not data.sources:
@@ -111,7 +111,7 @@ def _divide(
     tokenizer: PreTrainedTokenizerBase | None,
     known: list[str],
 ) -> list[ClientData]:
-    """The clients' examples, without what `model.max_length` leaves out."""
+    """The clients' examples, except those that `model.max_length` excludes."""
     if tokenizer is not None:
         domains = fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
     known += [*notices(domains), *program_notices(domains, settings.runs_programs)]
@@ -136,7 +136,7 @@ def _read_model(
 
 
 def _to_rewrite(settings: Settings, data: list[ClientData] | None, clients: list[Client]) -> list[str]:
-    """Say how many tokens are to be written before round 1."""
+    """Describe how many tokens will be generated before round 1."""
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings
     lengths = [text.num_response_tokens for c in clients for part in parts for text in getattr(c, part)]
@@ -158,7 +158,7 @@ def _in_tokens(
     tokenizer: PreTrainedTokenizerBase | None,
     unknown: list[str],
 ) -> list[Client]:
-    """The clients' conversations; where they are not known, the longest allowed, half of it response."""
+    """The clients' conversations; if unknown, the longest allowed, half of it response."""
     longest = settings.model.max_length
     if data is not None and tokenizer is not None:
         parts = [
@@ -167,7 +167,7 @@ def _in_tokens(
         ]
         return [Client(train, test) for train, test in parts]
     text = Conversation((0,) * longest, longest // 2)
-    unknown.append(f"lengths; each conversation is taken to have {longest} tokens, half of them response")
+    unknown.append(f"lengths; assuming {longest} tokens for each conversation, half of them response")
     if data is not None:
         return [Client([text] * len(c.train), [text] * len(c.test)) for c in data]
     num_domains = len(settings.data.domains or settings.data.sources)

@@ -1,4 +1,4 @@
-"""What decides the bits of a run on this machine: chosen, described, and required again to resume."""
+"""Everything that determines a run's exact results on this machine: resolved, recorded, checked on resume."""
 
 import os
 import platform
@@ -18,13 +18,12 @@ from fedsdr.run_folder import RunFolder
 from fedsdr.storage import content_hash, read_json, read_lines
 
 APART: Any = {"run": {"dir", "log_to", "engine", "workers", "gpus_per_client", "ray"}, "federation": True}
-"""Settings that may change when a run is resumed: where it lies and logs to, who computes it, how long it
-waits."""
+"""Settings that may change when a run is resumed: its place, its logs, its executor, its time limits."""
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 
 def resolve(settings: Settings) -> Settings:
-    """Fix what "auto" chooses on this machine, since it decides the last bits of results."""
+    """Resolve "auto" for this machine, since it determines the last bits of results."""
     from fedsdr.federation.checkpointing import resolve_for
     from fedsdr.federation.model_cache import model_of
     from fedsdr.model.attention import check_window
@@ -40,18 +39,18 @@ def resolve(settings: Settings) -> Settings:
             if settings.model.attention != "auto":
                 raise
             model = model.model_copy(update={"attention": "eager"})
-            say(f"{reason}; model.attention = 'eager' is taken")
+            say(f"{reason}; using model.attention = 'eager'")
     return settings.model_copy(update={"run": run, "model": model})
 
 
 def longest_asked(settings: Settings) -> int:
-    """Most tokens that a prompt and its answer have in a run. Rewriting prompts hold the response too."""
+    """Largest number of tokens of a prompt with its answer. Rewriting prompts also contain the response."""
     longest = max(settings.distill.max_new_tokens, settings.eval.max_new_tokens)
     return 2 * settings.model.max_length + longest
 
 
 def describe_performance(model: Model, threads: int) -> list[str]:
-    """Say how this machine will compute, and why so; a line for each choice."""
+    """Describe how this machine will compute, and why, one line per choice."""
     import torch
 
     from fedsdr.model.base import choose_dtype
@@ -63,11 +62,11 @@ def describe_performance(model: Model, threads: int) -> list[str]:
     dtype = f"{machine} {'is fast in it' if model.dtype == fast else f'would be fast in {fast}'}"
     attention = {
         "grouped": "no padding between examples, scores are not kept",
-        "packed": "torch's fused one, no padding between examples",
+        "packed": "torch's fused kernel, no padding between examples",
         "eager": "transformers' own, in padded batches",
-        "sdpa": "torch's fused one, in padded batches",
+        "sdpa": "torch's fused kernel, in padded batches",
     }[model.attention]
-    recompute = {"off": "states are kept for the backward pass", "on": "states are computed twice"}
+    recompute = {"off": "states are kept for the backward pass", "on": "states are recomputed"}
     return [
         f"computing: {model.dtype} ({dtype}), {threads} threads of {os.cpu_count()} cores",
         f"  attention {model.attention} ({attention}), checkpointing {model.checkpointing}"
@@ -76,9 +75,9 @@ def describe_performance(model: Model, threads: int) -> list[str]:
 
 
 def describe_environment(settings: Settings, has_data: bool = True) -> dict[str, Any]:
-    """Versions, machine, model and data: what a reader needs to judge or repeat the run.
+    """Versions, machine, model and data: everything needed to judge or repeat the run.
 
-    Without `has_data` the data are at the clients; only the numbers that they reported are given.
+    Without `has_data` the data are at the clients; only the numbers that they reported are included.
     """
     import torch
 
@@ -88,7 +87,7 @@ def describe_environment(settings: Settings, has_data: bool = True) -> dict[str,
     own = {"plugins": plugins} if plugins else {}
     rows = {"rows": describe_rows(settings)} if plugins else {}
     return {
-        # The arguments of a deployment's program are Flower's, and hold a secret.
+        # In a deployment the arguments are Flower's, and contain a secret.
         "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if has_data else ())]),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()} | own,
         "git_commit": git_commit(),
@@ -129,20 +128,21 @@ def _describe_data(settings: Settings) -> dict[str, Any]:
 
 
 def reported_data(folder: RunFolder) -> dict[str, Any]:
-    """What the clients of a deployment reported of their data when they prepared: numbers of examples."""
+    """The data as reported by the clients of a deployment in `prepare`: numbers of examples."""
     prepared = {event["client"]: event for event in read_lines(folder.log) if event["event"] == "prepare"}
     counts = {name: {client: e[name] for client, e in prepared.items()} for name in ("num_train", "num_test")}
     return {"origin": "at the clients", "hash": "", "num_duplicates": {}, **counts}
 
 
 def require_same(settings: Settings, has_data: bool = True, on_other_machine: bool = False) -> dict[str, Any]:
-    """Describe the environment, and refuse one in which the run would continue with other results.
+    """Describe the environment, and reject one in which the run would continue with different results.
 
-    With `on_other_machine`, versions of libraries and the processor may differ: the last bits do from here
-    on, which goes on record.
+    With `on_other_machine`, versions of libraries and the CPU may differ: the last bits differ from here on,
+    which is recorded.
 
     Raises:
-        UserError: Settings, data, model, or what decides the last bits, changed since the run began.
+        UserError: Settings, data, model, or anything else that determines the last bits, changed since the
+            run began.
     """
     require_functions(settings)
     before = read_json(RunFolder(settings.run.dir).environment)
@@ -183,7 +183,7 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this file is tracked in, if it is in one and git is there."""
+    """Commit of the checkout that tracks this file, if there is one and git is installed."""
     here = Path(__file__)
     if shutil.which("git") is None:
         return None

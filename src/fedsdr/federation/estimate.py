@@ -1,7 +1,7 @@
-"""What a run would take: memory and bytes of messages, from the model's shapes and the data's lengths.
+"""The cost of a run: memory and bytes of messages, from the model's shapes and the data's lengths.
 
-Bytes of messages are exact, since the code that sends them counts them. Memory is rough: only what grows with
-the model is counted, and docs/paper_scale.md says how far off it was.
+Bytes of messages are exact, since the code that sends them counts them. Memory is approximate: only parts
+that grow with the model are counted, and docs/paper_scale.md reports the error.
 """
 
 import math
@@ -25,10 +25,10 @@ from fedsdr.rows import Aggregation, MessageDtype
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
-"""Bytes of a weight in bitsandbytes' linear layers. 4bit: half a byte, one for the scale of each 64
+"""Bytes per weight in bitsandbytes' linear layers. 4bit: half a byte, one byte for the scale of each 64
 weights, and four for each 256 of these scales."""
 LIBRARIES = 0.46e9
-"""Bytes of a process that has next to no model (docs/performance.md)."""
+"""Bytes of a process with an almost empty model (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Part:
     name: str
     num_bytes: float
     how: str
-    """What was counted."""
+    """Description of the counted items."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """What a client holds, in tokens."""
+    """A client's data, in tokens."""
 
     train: Sequence[Conversation]
     test: Sequence[Conversation]
@@ -55,44 +55,44 @@ class Sizes:
     """Shapes of a model and of its adapters."""
 
     num_linear: int
-    """Weights of all linear layers but the head."""
+    """Weights of all linear layers except the head."""
     num_other: int
-    """All other parameters: embeddings, norms, biases, and the head where it is not the embedding."""
+    """All other parameters: embeddings, norms, biases, and the head if it is not tied to the embedding."""
     num_head: int
-    """Weights of the output head, which every response token passes."""
+    """Weights of the output head, applied to every response token."""
     num_largest: int
     """Weights of the largest linear layer."""
     num_layers: int
     width: int
-    """Of the hidden state."""
+    """Width of the hidden state."""
     inner: int
-    """Of the widest linear layer's input or output."""
+    """Width of the widest input or output of a linear layer."""
     num_heads: int
     cached: int
-    """Numbers of keys and values together, for each token and layer."""
+    """Values of the keys and values together, per token and layer."""
     shared: dict[str, tuple[int, ...]]
     """Shapes of the shared adapter's tensors by PEFT key; the private one has the same."""
 
     @property
     def num_adapter(self) -> int:
-        """Numbers of one adapter."""
+        """Parameters of one adapter."""
         return sum(map(math.prod, self.shared.values()))
 
     @property
     def num_state(self) -> int:
-        """Numbers kept for the backward pass, for each token and layer: docs/performance.md."""
+        """Values kept for the backward pass, per token and layer: docs/performance.md."""
         return 12 * self.width + 3 * self.inner
 
 
 def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
-    """Measure a model without values (`model.meta`), and put adapters on it.
+    """Measure a model without weights (`model.meta`), and attach adapters to it.
 
     Raises:
         UserError: It has no attention.
     """
     config = skeleton.config.get_text_config()
     if not hasattr(config, "num_attention_heads"):
-        raise UserError(f"fedsdr cannot work with this model ({config.model_type}): it has no attention")
+        raise UserError(f"fedsdr does not support this model ({config.model_type}): it has no attention")
     linear = find_targets(skeleton, "all-linear").values()
     num_linear = sum(layer.weight.numel() for layer in linear)
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -112,7 +112,7 @@ def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
 
 
 def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: bool) -> list[Part]:
-    """Memory of the machine that trains, in bytes: what stays, and the larger of training and generation."""
+    """Memory of the training machine, in bytes: fixed parts, and the larger of training and generation."""
     model, distill, scoring = settings.model, settings.distill, settings.eval
     each = BYTES[model.dtype]
     of_linear = QUANTISED.get(model.quantization, each)
@@ -131,7 +131,7 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
     num_states = sizes.num_layers * sizes.num_state
     if model.checkpointing == "on":
         num_states = sizes.num_layers * sizes.width + sizes.num_state
-    if model.attention == "eager":  # keeps the softmax, twice
+    if model.attention == "eager":  # keeps the softmax twice
         num_states += 2 * sizes.num_heads * max(_length(batch[-1]) for batch in longest) * sizes.num_layers
     states = each * (num_tokens * num_states + CHUNK * sizes.num_head // sizes.width)
     if model.quantization != "none":
@@ -141,7 +141,7 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
     rows = {"eval": (scoring.batch_size, longest_text + scoring.max_new_tokens)}
     if not distill.url and (
         method.needs_rewritings or scoring.rewritings
-    ):  # the model of this process rewrites
+    ):  # the model in this process rewrites
         rows["distill"] = distill.batch_size, longest_text + distill.max_new_tokens
     num_rows, length = max(rows.values(), key=math.prod)
     cache = each * num_rows * length * sizes.cached * sizes.num_layers
@@ -160,7 +160,7 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
         ),
         Part(
             "memory", "optimizer", 3 * 4 * most,
-            f"gradient and two moments of the {most / 1e6:,.1f} M numbers that learn at once",
+            f"gradient and two moments of the {most / 1e6:,.1f} M numbers that are trained together",
         ),
         Part("memory", "states of a step", states, f"{num_tokens} tokens in a pass, {checkpoints}"),
         Part(
@@ -169,14 +169,14 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
         ),
     ]  # fmt: skip
     if not is_gpu:
-        parts.append(Part("memory", "libraries", LIBRARIES, "measured with next to no model"))
+        parts.append(Part("memory", "libraries", LIBRARIES, "measured with an almost empty model"))
     amount = {part.name: part.num_bytes for part in parts}
     peak = sum(amount.values()) - min(amount["optimizer"] + amount["states of a step"], amount["generation"])
-    return [*parts, Part("memory", "peak", peak, "all of it, but training and generation in turn")]
+    return [*parts, Part("memory", "peak", peak, "the sum, but training and generation alternate")]
 
 
 def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
-    """Bytes of the arrays that travel."""
+    """Bytes of the transmitted arrays."""
     has_control_variates = DRIFT_CORRECTIONS[settings.client.drift_correction].has_control_variates
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     dtype, lora, rounds = settings.communication.dtype, settings.adapter, settings.server.num_rounds
@@ -187,7 +187,7 @@ def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
     residual = [
         _residual_bytes(sizes, ranks) for ranks in _residual_ranks(aggregation, lora.rank, sampled, rounds)
     ]
-    grown = "in the last round; it grows with what is added to the base" if residual[-1] else "each round"
+    grown = "in the last round; it grows with the residual" if residual[-1] else "each round"
     return [
         Part("messages", "down", down + residual[-1], f"to each client, {grown}"),
         Part(
@@ -196,23 +196,23 @@ def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
         ),
         Part(
             "messages", "all rounds", sampled * (rounds * (down + up) + sum(residual)),
-            f"{rounds} rounds of {sampled} clients, both ways{most}; evaluation is sent down once more",
+            f"{rounds} rounds of {sampled} clients, both ways{most}; evaluation sends it once more",
         ),
     ]  # fmt: skip
 
 
 def _residual_ranks(aggregation: Aggregation, rank: int, sampled: int, num_rounds: int) -> list[int]:
-    """Ranks that the rounds before each round added to the base.
+    """Ranks of the residual before each round.
 
-    New factors in each round leave all that the clients learnt to the base, their ranks stacked; means of
-    factors leave it one client's fewer (`server.aggregate`).
+    If factors are new in each round, the stacked ranks of all clients' changes go to the base; if factors are
+    averaged, one client's fewer (`server.aggregate`).
     """
     added = rank * (sampled if aggregation.is_fresh else sampled - 1) if aggregation.adds_to_base else 0
     return [added * number for number in range(num_rounds)]
 
 
 def _residual_bytes(sizes: Sizes, rank: int) -> int:
-    """Bytes of the residual of that rank, with the rank itself; none of rank 0."""
+    """Bytes of a residual of this rank, including the rank itself; none for rank 0."""
     return 4 * sum(map(math.prod, residual_shapes(sizes.shared, rank).values())) + 8 if rank else 0
 
 

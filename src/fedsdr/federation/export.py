@@ -30,10 +30,10 @@ from fedsdr.storage import read_json, write_folder
 
 
 def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, str]]:
-    """Load a run's models; the function returned answers one question with each, greedily.
+    """Load a run's models; the returned function answers a question with each of them, greedily.
 
     Raises:
-        UserError: The folder holds no run or no finished round, or the run has no global model.
+        UserError: The folder contains no run or no finished round, or the run has no global model.
     """
     settings = read_settings(folder)
     require_global(settings, "export a client's model by --client instead")
@@ -64,20 +64,20 @@ def export_round(
     merged: bool,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
-    """Write the global model of a round, or a client's personalised one, for use elsewhere.
+    """Export the global model of a round, or a client's personalised one.
 
-    As an adapter in PEFT's format: the global model's as the round's folder holds it; a client's as one that
-    adds the same to every layer, for shared and private of both ranks and the same scale. Merged: the whole
-    model, W0 + (alpha/r) B A, computed in float32 and saved in `dtype`. (In bfloat16 most of a short
-    training's change is rounded away.) Both come with the tokenizer and a model card.
+    As an adapter in PEFT's format: for the global model, the files of the round's folder; for a client, one
+    adapter equivalent to shared plus private, with both ranks and the same scale. Merged: the whole model, W0
+    + (alpha/r) B A, computed in float32 and saved in `dtype`. (In bfloat16, rounding removes most of a short
+    training's change.) Both include the tokenizer and a model card.
 
     Raises:
-        UserError: `to` exists, the round is not finished, the run has no global model, or the client has
-            nothing of its own, or no single adapter is its model.
+        UserError: `to` exists, the round is not finished, the run has no global model, or the client has no
+            adapter of its own, or no single adapter represents its model.
     """
     settings = read_settings(folder)
     if to.exists():
-        raise UserError(f"{to} exists already; name a folder that does not")
+        raise UserError(f"{to} already exists; name a new folder")
     if not client:
         require_global(settings, "name a client by --client")
     number = checked_round(folder, server_round)
@@ -100,13 +100,13 @@ def export_round(
     if named != settings.model.name:
         origin = read_json(RunFolder(folder).environment)["model"]["origin"]
         say(
-            f"  the adapter names {named} as its base; it was trained on {origin} (`fedsdr models` names the"
+            f"  the adapter names {named} as its base; it was trained on {origin} (`fedsdr models` shows the"
             " folder), so on the hub's own weights its answers differ a little"
         )
 
 
 def _tokenizer(spec: Model) -> Any:
-    """Load the tokenizer alone, with the chat template that training uses."""
+    """Load the tokenizer alone, with the chat template used in training."""
     from transformers import AutoTokenizer
 
     with quiet():
@@ -117,10 +117,10 @@ def _tokenizer(spec: Model) -> Any:
 
 
 def require_global(settings: Settings, hint: str) -> None:
-    """Refuse a run that has no global model.
+    """Reject a run without a global model.
 
     Raises:
-        UserError: Says why, and the hint.
+        UserError: States the reason and the hint.
     """
     if not METHODS[settings.method].shares:
         raise UserError(
@@ -135,27 +135,27 @@ def require_global(settings: Settings, hint: str) -> None:
 
 
 def check_identity(folder: Path, identity: str) -> None:
-    """Refuse a base model that is not the one the run was made with.
+    """Reject a base model other than the run's.
 
     Raises:
-        UserError: Weights or chat template differ.
+        UserError: The weights or the chat template differ.
     """
     before = read_json(RunFolder(folder).environment)["model"]
     if before["identity"] != identity:
         raise UserError(
-            f"model.name = {before['name']} is not the model that the run was made with (identity"
-            f" {identity[:16]}, then {before['identity'][:16]}); restore it"
+            f"model.name = {before['name']} is not the model of this run (identity"
+            f" {identity[:16]}, originally {before['identity'][:16]}); restore the original"
         )
 
 
 def _personal_of(
     settings: Settings, client: str, number: int, shared: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A client's personalised model of a round as one adapter."""
+    """A client's personalised model of a round, as one adapter."""
     run, method = RunFolder(settings.run.dir), METHODS[settings.method]
     if method.personal == "weighed":
         raise UserError(
-            f"method = {settings.method} weighs a client's adapters anew for each prompt, which no single"
+            f"method = {settings.method} weights a client's adapters for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
     place, keeps = run.client(check_name(client, "client")), AGGREGATIONS[settings.server.aggregation].keeps
@@ -165,7 +165,7 @@ def _personal_of(
     if own is None and not kept:
         known = [other.path.name for other in run.client_folders() if list_rounds(other.path)]
         raise UserError(
-            f"client {client!r} has no adapter of its own of round {number};"
+            f"client {client!r} has no adapter of its own for round {number};"
             f" clients that have any: {', '.join(known) or 'none'}"
         )
     shared = shared | kept
@@ -178,7 +178,7 @@ def _personal_of(
     path = place.fusion(number)
     if not path.exists():
         raise UserError(
-            f"client {client!r} has not fused its adapters of round {number}, which it does when it is"
+            f"client {client!r} has not fused its adapters of round {number}, which happens when it is"
             f" evaluated; `fedsdr evaluate {settings.run.dir} --round {number}` first"
         )
     fusion = read_json(path)
@@ -191,7 +191,7 @@ def _export_merged(
     if base_model.quantization != "none":
         say(f"  the {base_model.quantization} base of the run is merged as the unquantised one")
     plain = base_model.model_copy(update={"dtype": "float32", "quantization": "none"})
-    base = load_base(plain)  # not the shared one of this process: its weights are written
+    base = load_base(plain)  # not the cached one of this process, since its weights are modified
     model = LoraModel(base, lora)
     model.load("shared", state)
     model.merge("shared")

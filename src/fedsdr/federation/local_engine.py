@@ -1,8 +1,8 @@
 """The `local` engine: a Flower grid that calls the ClientApp in the same process.
 
-No Ray, no sockets, no serialisation to disk; one frozen base serves all simulated clients, one
-after the other. Messages are the same as in a deployment: the client gets a copy, and only what
-it puts into its reply comes back.
+No Ray, no sockets, no serialisation to disk; one frozen base serves all simulated clients in sequence.
+Messages are the same as in a deployment: the client receives a copy, and only the contents of its reply come
+back.
 """
 
 import copy
@@ -18,16 +18,16 @@ from fedsdr.messages.flower import Run, become_server, set_message_id
 
 
 class LocalGrid(Grid):
-    """Nodes 1 to `num_clients`, served in the order in which messages come."""
+    """Nodes 1 to `num_clients`, served in the order of the messages."""
 
     def __init__(self, client_app: ClientApp, num_clients: int, folder: Path, **node: str) -> None:
-        """Make a grid of simulated clients.
+        """Create a grid of simulated clients.
 
         Args:
             client_app: Called once for each message.
             num_clients: Node n is partition n - 1.
-            folder: Holds the clients' folders.
-            node: More of the nodes' configuration (`cache`, `distill-url`).
+            folder: Parent of the clients' folders.
+            node: Further node configuration (`cache`, `distill-url`).
         """
         self.client_app = client_app
         self.contexts = {
@@ -50,7 +50,7 @@ class LocalGrid(Grid):
         self.set_run(Run.create_empty(run_id=1))
 
     def set_run(self, run: Run) -> None:
-        """Become the server of that run, as far as Flower's messages are concerned."""
+        """Become the server of this run for Flower's messages."""
         self._run = run
         become_server(run)
 
@@ -67,15 +67,15 @@ class LocalGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Make a message (Flower's older way; `Message(...)` is the same)."""
+        """Create a message (Flower's older API; equivalent to `Message(...)`)."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes are always there."""
+        """All nodes, which are always connected."""
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let each message's client answer at once and hold the replies."""
+        """Let the clients answer immediately, and store the replies."""
         ids: list[str] = []
         for message in messages:
             request, _ = self.request(message)
@@ -84,15 +84,15 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand over the replies to these messages."""
+        """Return the replies to these messages."""
         return [self.replies.pop(message_id) for message_id in message_ids]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Let each message's client answer when its reply is taken, so that no replies pile up.
+        """Let each client answer when its reply is consumed, so that replies do not pile up.
 
-        A timeout cannot be enforced inside one process and is passed over.
+        A timeout cannot be enforced inside one process and is ignored.
         """
         for message in messages:
             yield from self.pull_messages(self.push_messages([message]))
@@ -102,10 +102,10 @@ class LocalGrid(Grid):
         return self.checked(self.client_app(request, context), context)
 
     def close(self) -> None:
-        """Nothing is left running."""
+        """Do nothing: there are no workers to stop."""
 
     def request(self, message: Message) -> tuple[Message, int]:
-        """Copy a message for its client, with an id of its own; and the client's node."""
+        """Copy a message for its client, with a new id; also return the client's node."""
         self.num_messages += 1
         set_message_id(message, f"message-{self.num_messages}")
         content = copy.deepcopy(message.content)
@@ -113,12 +113,12 @@ class LocalGrid(Grid):
         return request, message.metadata.dst_node_id
 
     def checked(self, reply: Message, context: Context) -> Message:
-        """Return a reply, or raise the client's error: one person runs all clients here and can fix it.
+        """Return a reply, or raise the client's error: here one person runs all clients and can fix it.
 
         Raises:
-            UserError: The client's own.
-            Diverged: The client's own.
-            OSError: A full disk concerns all clients.
+            UserError: Raised by the client.
+            Diverged: Raised by the client.
+            OSError: Raised by the client: a full disk affects all clients.
         """
         failure = context.state.get("error")
         if reply.has_error() and isinstance(failure, ConfigRecord):

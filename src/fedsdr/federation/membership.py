@@ -1,7 +1,7 @@
-"""Which clients are connected: each prepares once, and may disconnect and come back.
+"""Which clients are connected: each prepares once, and may disconnect and return.
 
-On other machines clients come late, restart, and fail. A run begins when all are connected; after that a
-round needs a quorum, and clients that were away take part again when they are back.
+On other machines, clients start late, restart, and fail. A run starts when all are connected. After that a
+round needs a quorum, and clients that were away rejoin when they return.
 """
 
 import time
@@ -19,9 +19,9 @@ from fedsdr.server.validate import Rejected, check_prepared
 from fedsdr.storage import Event, read_json
 
 POLL = 1.0
-"""Seconds between two looks at who is connected."""
+"""Seconds between two checks of who is connected."""
 AGAIN = 60.0
-"""Seconds after which a node that was refused is asked again: its owner may have fixed it."""
+"""Seconds after which a rejected node is asked again: its operator may have fixed the problem."""
 
 
 class Membership:
@@ -37,17 +37,17 @@ class Membership:
         known: dict[str, Event],
         on_prepared: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin with no one connected.
+        """Start with no connected clients.
 
         Args:
-            grid: The way to the nodes.
-            config: What goes with each message.
-            identity: Of the server's base model.
-            federation: How many clients there are, and how long to wait for them.
-            server: Says which share of them is enough to resume a run, and how many domains one may name.
-            known: Client id -> what it reported when it prepared; {} at first. A run that is resumed has
-                these clients, and no others.
-            on_prepared: Called for each client that has prepared for the first time.
+            grid: The connection to the nodes.
+            config: Sent with each message.
+            identity: Identity of the server's base model.
+            federation: Number of clients, and how long to wait for them.
+            server: The quorum for resuming a run, and the limit on domains per client.
+            known: Client id -> its report from `prepare`; {} for a new run. A resumed run has exactly these
+                clients.
+            on_prepared: Called once for each client after its first `prepare`.
         """
         self.grid = grid
         self.config = ConfigRecord({**config, "round": 0, "model": identity})
@@ -57,35 +57,37 @@ class Membership:
         self.known = known
         self.on_prepared = on_prepared
         self.is_open = not known
-        """Whether clients may still join: until all are there for the first time."""
+        """Whether new clients may join: until all have been connected once."""
         self.roster: dict[int, str] = {}
         """Node id -> client id, of the nodes that have prepared."""
+        self.nodes: dict[str, int] = {}
+        """The same by client: a look through the roster for each of many clients would take long."""
         self.connected: set[int] = set()
         self.pending: dict[str, int] = {}
-        """Nodes that are preparing, by the id of the message that asked them."""
+        """Nodes that are preparing, by the id of their request."""
         self.refused: dict[int, float] = {}
-        """Nodes that were refused, until when they are left alone."""
+        """Rejected nodes, with the time of the next attempt."""
         self.reasons: dict[int, str] = {}
         self.names: dict[int, str] = {}
-        """Node id -> the client whose key it has; {} where keys are not bound to names."""
+        """Node id -> the client that owns its key; {} if keys are not bound to names."""
 
     def absent(self) -> set[str]:
         """Clients of the federation that are not connected."""
         return self.known.keys() - {self.roster[node] for node in self.connected & self.roster.keys()}
 
     def wait_for_all(self) -> None:
-        """Wait for all clients of the federation; to resume a run a quorum of them is enough.
+        """Wait for all clients of the federation, or for a quorum if the run is resumed.
 
-        While a connected client prepares, time does not count: rewriting may take hours, and has a limit of
-        its own.
+        Time does not count while a connected client prepares: rewriting may take hours, and has its own time
+        limit.
 
         Raises:
-            UserError: Too few connect in `federation.wait` seconds; or a simulated one cannot prepare.
+            UserError: Too few connect within `federation.wait` seconds; or a simulated client cannot prepare.
         """
         federation, wanted = self.federation, self.federation.num_clients or 1
         wait, begun, said = federation.wait, time.monotonic(), -1
         until = begun + wait
-        # Simulated clients are all there at once: one that cannot prepare now never will.
+        # All simulated clients are connected from the start: one that cannot prepare now never will.
         is_local = not federation.num_clients
         while True:
             self.look(is_strict=is_local)
@@ -101,7 +103,7 @@ class Membership:
                 reasons = "".join(f"; {reason}" for reason in self.reasons.values())
                 if self.pending:
                     reasons += (
-                        f"; {len(self.pending)} did not end preparing in {federation.prepare:g} s"
+                        f"; {len(self.pending)} did not finish preparing in {federation.prepare:g} s"
                         " (federation.prepare)"
                     )
                 raise UserError(
@@ -118,10 +120,10 @@ class Membership:
         self.is_open = False
 
     def wait_for(self, clients: Sequence[str], num: int, server_round: int) -> None:
-        """Wait until so many of these clients are connected; admit those that come back.
+        """Wait until `num` of these clients are connected; readmit returning clients.
 
         Raises:
-            UserError: They are not in `federation.wait` seconds.
+            UserError: They do not connect within `federation.wait` seconds.
         """
         wait = self.federation.wait
         until = time.monotonic() + wait
@@ -139,10 +141,11 @@ class Membership:
             time.sleep(POLL)
 
     def look(self, is_strict: bool = False) -> None:
-        """See who is connected, ask new nodes to prepare, and admit those that have; never wait.
+        """Check who is connected, ask new nodes to prepare, and admit prepared ones, without waiting.
 
         Raises:
-            UserError: One cannot, and `is_strict`; else it is refused, and asked again after a while.
+            UserError: A node cannot prepare, and `is_strict`; otherwise it is rejected, and asked again
+                later.
         """
         now = time.monotonic()
         self.connected = set(self.grid.get_node_ids())
@@ -152,7 +155,7 @@ class Membership:
         self.refused = {node: until for node, until in self.refused.items() if until > now}
         busy = self.roster.keys() | self.refused.keys() | set(self.pending.values())
         for node in sorted(self.connected - busy):
-            # The client then finds a wrong name itself, before it rewrites its data.
+            # The client can then detect a wrong name before it rewrites its data.
             content = RecordDict(
                 {"config": ConfigRecord({**self.config, "client": self.names.get(node, "")})}
             )
@@ -163,7 +166,7 @@ class Membership:
         for reply in self.grid.pull_messages(list(self.pending)):
             node = self.pending.pop(reply.metadata.reply_to_message_id)
             if reply.has_error() and reply.error.code in AWAY:
-                continue  # it is asked again when it is back
+                continue  # it is asked again when it returns
             try:
                 self._admit(reply, node)
                 self.reasons.pop(node, None)
@@ -171,9 +174,9 @@ class Membership:
                 who = f"client {self.names[node]}" if node in self.names else "a client"
                 if is_strict:
                     raise UserError(f"{who} could not prepare: {reason}") from None
-                say(f"  {who} is not let in: {reason}; it is asked again in {AGAIN:g} s")
+                say(f"  {who} is not admitted: {reason}; next attempt in {AGAIN:g} s")
                 self.refused[node] = now + AGAIN
-                self.reasons[node] = f"{who} is not let in: {reason}"
+                self.reasons[node] = f"{who} is not admitted: {reason}"
         self.pending = {one: node for one, node in self.pending.items() if node in self.connected}
 
     def _admit(self, reply: Message, node: int) -> None:
@@ -185,41 +188,41 @@ class Membership:
         client, metrics = check_prepared(reply, self.identity, self.server.max_domains)
         event = {"event": "prepare", "round": 0, "client": client, **metrics}
         if self.federation.nodes and self.names.get(node) != client:
-            raise Rejected(f"it says that it is client {client}, whose registered key is not its own")
-        before = [other for other, name in self.roster.items() if name == client]
-        if self.connected & set(before):
-            raise Rejected(f"two nodes say that they are client {client}")
+            raise Rejected(f"it claims to be client {client}, which is registered with another key")
+        before = self.nodes.get(client)
+        if before in self.connected:
+            raise Rejected(f"two nodes claim to be client {client}")
         if client not in self.known:
             if not self.is_open:
-                raise Rejected(f"client {client} was not there when the run began")
+                raise Rejected(f"client {client} was not part of the run when it began")
             self.known[client] = event
             self.on_prepared()
         for name in ("num_train", "num_test"):
             if self.known[client][name] != event[name]:
                 raise Rejected(f"client {client} had {name} = {self.known[client][name]}, now {event[name]}")
-        for other in before:
-            del self.roster[other]
-        self.roster[node] = client
+        if before is not None:
+            del self.roster[before]
+        self.roster[node], self.nodes[client] = client, node
 
 
 def registered(folder: str) -> dict[str, tuple[int, str]]:
-    """Client -> id of the node that has its key, and the key; {} of no folder.
+    """Client -> id of the node with its key, and the key; {} without a folder.
 
     Raises:
-        UserError: A file there is none that `fedsdr deploy register` wrote.
+        UserError: It contains a file not written by `fedsdr deploy register`.
     """
     nodes: dict[str, tuple[int, str]] = {}
     for path in sorted(Path(folder).glob("*.json")) if folder else ():
         try:
             kept = read_json(path)
-        except FileNotFoundError:  # removed this instant
+        except FileNotFoundError:  # just removed
             continue
-        except UserError:  # refused below, with how to fix it
+        except UserError:  # rejected below, with instructions
             kept = None
         if not isinstance(kept, dict) or (type(kept.get("node-id")), type(kept.get("key"))) != (int, str):
             raise UserError(
-                f"{path}: found no node-id and key, as `fedsdr deploy register` wrote them; restore the file"
-                " from a backup, or delete it: its client must then make a new key"
+                f"{path}: no node-id and key in the format of `fedsdr deploy register`; restore the file"
+                " from a backup, or delete it: its client must then create a new key"
             )
         nodes[path.stem] = kept["node-id"], kept["key"]
     return nodes

@@ -1,4 +1,4 @@
-"""The model of this process: one frozen base with its adapters serves all clients, one after the other."""
+"""The model of this process: one frozen base with its adapters serves all clients in sequence."""
 
 import os
 from functools import lru_cache
@@ -14,7 +14,7 @@ from fedsdr.model.trial import try_out
 
 @lru_cache(maxsize=1)
 def load_model(spec: Model, lora: Lora, threads: int) -> LoraModel:
-    """Load the base, put both adapters on it, and try it out."""
+    """Load the base, attach both adapters, and try it out."""
     torch.set_num_threads(threads or os.cpu_count() or 1)
     keep_pages()
     model = LoraModel(load_base(spec), lora)

@@ -15,19 +15,19 @@ from fedsdr.storage import read_json
 
 APART = ("run.dir", "run.cache", "run.ray", "data.root", "data.sources", "distill.url", "federation.nodes",
          "lora.client_ranks")  # fmt: skip
-"""Settings with paths of the machine that trained, addresses of its network, and names of clients: no reader
-can use them, and a card may become public."""
+"""Settings with local paths, network addresses and client names: useless to readers, and a card may be
+published."""
 
 
 def model_card(settings: Settings, server_round: int, client: str, merged: bool, rank: int) -> str:
     """Write a model card with the metadata that the hub reads.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         server_round: The exported round.
-        client: Whose personalised model it is; "": the global one.
-        merged: A whole model, not an adapter.
-        rank: Of the adapter.
+        client: Client of the personalised model; "": the global one.
+        merged: Whether it is a whole model, not an adapter.
+        rank: Rank of the adapter.
     """
     run = RunFolder(settings.run.dir)
     base, data = public_name(settings.model.name), read_json(run.environment)["data"]

@@ -1,7 +1,7 @@
-"""What a client's own machine decides: its id, its data, its folder, its model, and what it consents to.
+"""The decisions of a client's own machine: its id, data, folder, model, and permissions.
 
-These come from the node configuration (the file of `fedsdr node`, or `flower-supernode --node-config`), and
-no server can change them. In a simulation a node is only a number, and the run's settings decide the rest.
+They come from the node configuration (the file of `fedsdr node`, or `flower-supernode --node-config`), and no
+server can change them. In a simulation a node is only a number, and the run's settings decide the rest.
 """
 
 import difflib
@@ -22,23 +22,23 @@ from fedsdr.messages.privacy import Ledger
 Kind = TypeVar("Kind", bound=BaseModel)
 
 OWN_MODEL = ("name", "revision", "trust_remote_code")
-"""Keys of [model] that a node decides."""
+"""Keys of [model] that the node decides."""
 OWN_DATA: Mapping[str, Any] = {
     **{"sources": (), "domains": (), "built_in": "domains"},
-    # Which columns and rows are taught is the client's choice: a server could select one person's.
+    # The client chooses the trained columns and rows: otherwise a server could select one person's.
     **{"columns": {}, "label_names": (), "choices_after": "", "where": {}},
 }
-"""Keys of [data] that a node decides, and what they are at each; `root` is its own."""
+"""Keys of [data] that the node decides, with their values; `root` is its own."""
 
 
 class Keys(Section):
-    """Keys of a file that are written with dashes."""
+    """Keys of a file, written with dashes."""
 
     model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "-"))
 
 
 class SimulatedNode(Keys):
-    """A node of a simulation: the number of a client, and where all clients keep what is theirs."""
+    """A node of a simulation: the number of a client, and the parent of all clients' folders."""
 
     partition_id: int
     num_partitions: int = 0
@@ -51,36 +51,37 @@ class NodeConfig(Keys):
     """A node of a deployment: `[node]` of its file."""
 
     client: Annotated[str, Field(examples=["hospital"])]
-    """The client's id, under which the server has registered its key."""
+    """The client's id, under which the server registered its key."""
     data: Annotated[str, Field(min_length=1, examples=["/srv/examples"])]
     """Folder with <domain>/train.jsonl and <domain>/test.jsonl."""
     folder: Annotated[str, Field(min_length=1, examples=["/var/lib/fedsdr"])]
-    """Where the client keeps its rewritings, private adapter and evaluations."""
+    """Folder for the client's rewritings, private adapter and evaluations."""
     model: Annotated[str, Field(min_length=1, examples=["smollm2-135m-instruct"])]
     """Base model: a built-in name, a folder or a hub id."""
     revision: str = ""
     threads: Annotated[int, Field(ge=0)] = 0
-    """For computing; 0: as the server's settings say, at most the cores of this machine."""
+    """Threads for computing; 0: the server's setting, at most the cores of this machine."""
     cache: str = ""
-    """A folder that keeps rewritings for other runs; empty: `folder`."""
+    """Folder that shares rewritings between runs; empty: `folder`."""
     distill_url: str = ""
-    """The one server, of the client's own, that may see its texts for rewriting."""
+    """The client's own server, the only one that may receive its texts for rewriting."""
     served_name: str = ""
-    """The model of that server."""
+    """Model of that server."""
     trust_remote_code: bool = False
     keep_updates: bool = False
-    """Whether the server's settings may have `server.keep_updates`."""
+    """Whether to accept server settings with `server.keep_updates`."""
     run_programs: bool = False
-    """Whether the tests of examples, and programs that the model writes, may run, to score answers."""
+    """Whether tests of examples and programs written by the model may run to score answers."""
     most_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Above 0: take part only under local differential privacy, until all that left has cost this epsilon."""
+    """Above 0: take part only under local differential privacy, until all sent updates have cost this
+    epsilon."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     peers: str = ""
     """Folder with the public keys of the other clients, <client>.pub, for secure aggregation."""
     private_key: str = ""
-    """Of this node, which signs for it in secure aggregation; `fedsdr node` sets it."""
+    """Private key file of this node, used for signatures in secure aggregation; set by `fedsdr node`."""
     least_clients: Annotated[int, Field(ge=0)] = 0
-    """Above 0: take part only under secure aggregation, in sums of at least so many clients."""
+    """Above 0: take part only under secure aggregation, in sums of at least this many clients."""
     partition_id: int = 0
     num_partitions: int = 0
 
@@ -93,7 +94,7 @@ class NodeConfig(Keys):
             raise ValueError(str(reason)) from None
 
     def within(self, here: Path) -> Self:
-        """The same, with paths that are taken from a folder made absolute."""
+        """A copy with paths made absolute, relative to a folder."""
         paths = {
             key: str(here / value)
             for key in ("data", "folder", "cache", "peers")
@@ -108,12 +109,12 @@ class NodeConfig(Keys):
 class Node:
     """A client's machine.
 
-    Of a simulation it has the number of a client, of a deployment the client's id and `own`.
+    In a simulation it has the number of a client, in a deployment the client's id and `own`.
     """
 
     who: int | str
     folder: Path
-    """Where clients keep their folders."""
+    """Parent of the clients' folders."""
     own: NodeConfig | None = None
     """The node's configuration; None in a simulation."""
     cache: str = ""
@@ -121,23 +122,24 @@ class Node:
 
     @property
     def ledger(self) -> Ledger | None:
-        """Account of what leaves the client under local privacy; None without a limit."""
+        """Record of the client's updates under local privacy; None without a limit."""
         if self.own is None or not self.own.most_epsilon:
             return None
         return Ledger(Path(self.own.folder) / "releases.json", self.own.most_epsilon, self.own.delta)
 
     @property
     def peers(self) -> Peers | None:
-        """Keys of secure aggregation; None in a simulation."""
+        """Keys for secure aggregation; None in a simulation."""
         if self.own is None:
             return None
         return Peers(Path(self.own.private_key), Path(self.own.peers), self.own.least_clients)
 
     def apply(self, settings: Settings) -> Settings:
-        """The server's settings with all that the node decides itself.
+        """The server's settings with the node's own decisions applied.
 
         Raises:
-            UserError: The settings need what the node does not consent to, or what no deployment can have.
+            UserError: The settings need something that the node does not permit, or that no deployment
+                supports.
         """
         if settings.distill.url not in ("", self.distill_url):
             raise UserError(
@@ -145,7 +147,7 @@ class Node:
                 f" {settings.distill.url}; this node's configuration allows distill-url ="
                 f" {self.distill_url!r}"
             )
-        # Where a client keeps texts, and who may see them, only its node decides.
+        # Only the node decides where a client keeps texts, and who may see them.
         run = settings.run.model_copy(update={"cache": self.cache})
         if self.own is None:
             return settings.model_copy(update={"run": run})
@@ -163,7 +165,7 @@ class Node:
         )
 
     def _check_consent(self, settings: Settings, own: NodeConfig) -> None:
-        """Raise UserError if the settings need what this node does not allow."""
+        """Raise UserError if the settings need something that this node does not permit."""
         if settings.distill.url and settings.distill.served_name != own.served_name:
             raise UserError(
                 f"distill.served_name = {settings.distill.served_name!r} is not this node's served-name ="
@@ -176,7 +178,7 @@ class Node:
                 f" server's settings have {privacy.kind!r}"
             )
         if privacy.kind != "none" and privacy.source != "secure":
-            raise UserError("privacy.source = 'seeded' is for simulations: its noise can be taken off again")
+            raise UserError("privacy.source = 'seeded' is for simulations: its noise can be removed")
         if own.least_clients and not privacy.secure_aggregation:
             raise UserError(
                 f"this node's least-clients = {own.least_clients} requires privacy.secure_aggregation = true"
@@ -184,12 +186,12 @@ class Node:
         if privacy.secure_aggregation and not (own.peers and own.private_key):
             raise UserError(
                 "privacy.secure_aggregation = true needs the public keys of the other clients: set peers to"
-                " their folder (`fedsdr deploy peers`), and without `fedsdr node` private-key too"
+                " their folder (`fedsdr deploy peers`); without `fedsdr node`, also set private-key"
             )
         if settings.server.keep_updates and not own.keep_updates:
             raise UserError(
                 "the server's settings would keep this client's updates (server.keep_updates), which this"
-                " node's configuration does not allow: set keep-updates = true if it may"
+                " node's configuration does not allow: set keep-updates = true to allow it"
             )
 
 
@@ -197,8 +199,8 @@ def read_node(config: Mapping[str, Any], folder: Path, run: str) -> Node:
     """Check a node's configuration.
 
     Args:
-        config: As Flower hands it to the client app.
-        folder: Where clients of a simulation keep their folders, if the configuration does not say.
+        config: As passed to the client app by Flower.
+        folder: Parent of the clients' folders in a simulation, if the configuration has none.
         run: Name of the run, for the folder of a node that may take part in several.
 
     Raises:
@@ -214,12 +216,12 @@ def read_node(config: Mapping[str, Any], folder: Path, run: str) -> Node:
 
 
 def check_keys(kind: type[Kind], values: Mapping[str, Any], source: str) -> Kind:
-    """Make an object of a node's keys.
+    """Validate a node's keys.
 
     Args:
-        kind: What the keys mean.
-        values: Keys as they are written; tables are nested.
-        source: Where they stand, for the message.
+        kind: The class of the keys.
+        values: Keys as written; tables are nested.
+        source: Where they come from, for the message.
 
     Raises:
         UserError: Names the key, the value and how to fix it.
@@ -227,7 +229,7 @@ def check_keys(kind: type[Kind], values: Mapping[str, Any], source: str) -> Kind
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        # A misspelt key says more than that the right one is missing.
+        # A misspelt key is more informative than a missing one.
         problems = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         raise UserError(f"{source}: " + "\n".join(_explain(kind, one) for one in problems)) from None
 

@@ -1,4 +1,4 @@
-"""What is refused before a run begins: settings that do not fit data, clients or the privacy budget."""
+"""Checks before a run begins: settings that do not fit the data, the clients or the privacy budget."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from fedsdr.progress import say
 
 
 def check_fit(settings: Settings) -> None:
-    """Refuse what would fail later, before the folder becomes a run and anything is paid for.
+    """Reject what would fail later, before the folder becomes a run and anything is computed.
 
     Raises:
-        UserError: The data cannot be read or divided, more clients are to be drawn than there are, a client
-            with a rank of its own is unknown, a prompt leaves no room for a response, or all examples of a
-            domain contradict their own ground truth.
+        UserError: The data cannot be read or divided, more clients are sampled than exist, a client in
+            lora.client_ranks is unknown, a prompt leaves no room for a response, or all examples of a domain
+            contradict their own ground truth.
     """
     from fedsdr.federation.client_context import data_of
 
@@ -27,9 +27,10 @@ def check_fit(settings: Settings) -> None:
 
 
 def describe_data(settings: Settings) -> dict[str, Any]:
-    """What each client would hold, and what `model.max_length` does to it: the summary of `fedsdr data`.
+    """The data of each client, and the effect of `model.max_length`: the summary of `fedsdr data`.
 
-    Lengths are counted where the tokenizer is to be had without the weights; else a notice says why not.
+    Token lengths are included if the tokenizer is available without the weights; otherwise a notice gives the
+    reason.
     """
     from fedsdr.data.lengths import fit, measure
     from fedsdr.data.partition import partition
@@ -47,7 +48,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
         tokenizer = load_tokenizer(settings.model)
     except UserError as reason:
         summary = summarize(domains, partition(domains, settings))
-        summary["notices"].append(f"token lengths are not known: {reason}")
+        summary["notices"].append(f"token lengths are unknown: {reason}")
         return summary
     lengths = {
         name: [each for part in measure(domain, tokenizer, longest) for each in part]
@@ -58,10 +59,11 @@ def describe_data(settings: Settings) -> dict[str, Any]:
 
 
 def check_deployed(settings: Settings) -> None:
-    """Refuse what no engine of Flower can run, before any client works.
+    """Reject settings that no engine of Flower can run, before any client works.
 
     Raises:
-        UserError: No number of clients to wait for, no name of a run, noise that clients can compute, or more
+        UserError: The number of clients or the name of the run is missing, clients could compute the noise,
+            or the privacy cost exceeds the budget.
             privacy than the budget has.
     """
     if not settings.federation.num_clients:
@@ -78,14 +80,14 @@ def check_deployed(settings: Settings) -> None:
 
 
 def check_budget(settings: Settings, clients: Sequence[str]) -> None:
-    """Refuse a run whose rounds would cost more than `privacy.budget`, before anything is spent.
+    """Reject a run whose rounds would cost more than `privacy.budget`, before anything is spent.
 
     Args:
-        settings: Of the run.
-        clients: All of them; [] where they are not known yet, and then only a run without draws is judged.
+        settings: The run's settings.
+        clients: All clients; [] if unknown, and then only a run without sampling is checked.
 
     Raises:
-        UserError: With the number of rounds that the budget pays for.
+        UserError: States the number of rounds that the budget allows.
     """
     from fedsdr.messages.privacy import affordable, epsilon
     from fedsdr.server.sampling import num_trainings
@@ -112,10 +114,10 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
 
 
 def check_counts(settings: Settings, clients: Sequence[str]) -> None:
-    """Refuse fewer clients than are drawn, or than the aggregation needs, and ranks of unknown ones.
+    """Reject fewer clients than are sampled or than the aggregation requires, and ranks of unknown clients.
 
     Raises:
-        UserError: With what was set and what there is.
+        UserError: States the setting and the actual number.
     """
     server, lora = settings.server, settings.lora
     sampled = server.clients_per_round or len(clients)
@@ -137,6 +139,6 @@ def check_counts(settings: Settings, clients: Sequence[str]) -> None:
         )
     if settings.privacy.secure_aggregation and sampled < LEAST_CLIENTS:
         raise UserError(
-            f"privacy.secure_aggregation = true needs {LEAST_CLIENTS} clients in each round, and {sampled}"
-            " are sampled: of a sum of two, each knows the other's part"
+            f"privacy.secure_aggregation = true needs {LEAST_CLIENTS} clients in each round, but {sampled}"
+            " are sampled: in a sum of two, each could compute the other's part"
         )

@@ -46,22 +46,22 @@ def run(
     Args:
         settings: Settings, the path of a recipe, or values by dotted key, such as {"method": "fedit",
             "server.num_rounds": 1}.
-        data: Client id -> its rows, or a pair of its training and its test rows; saved with the run. Without
-            test rows, `test_share` of them is held out. None: as the settings have it.
-        model: A name, or a pair of a transformers model and its tokenizer, which stay as they are.
-        callbacks: Called while the run goes on, after the loggers of `run.log_to`.
+        data: Client id -> its rows, or a pair of its training and test rows; saved with the run. Without test
+            rows, `test_share` of the rows is held out. None: the data in the settings.
+        model: A name, or a pair of a transformers model and its tokenizer, which stay unchanged.
+        callbacks: Called during the run, after the loggers of `run.log_to`.
 
     Raises:
-        UserError: The folder already holds a run, or settings and data do not fit.
+        UserError: The folder already contains a run, or settings and data do not fit.
     """
     settings = as_settings(settings)
     if not settings.run.dir:
-        raise UserError("run.dir is empty; name a folder, or take settings from load_settings, which does")
+        raise UserError("run.dir is empty; set a folder, or use load_settings, which sets one")
     folder = RunFolder(settings.run.dir)
     with _working_in(folder), _named(model) as name:
         if any(path.exists() for path in (folder.config, folder.server, folder.clients)):
             raise UserError(
-                f"{folder.path} already holds a run; continue it by `fedsdr resume {folder.path}`, or choose"
+                f"{folder.path} already contains a run; continue it by `fedsdr resume {folder.path}`, or set"
                 " another folder by run.dir=..."
             )
         settings = _with_given(settings, data, name)
@@ -78,7 +78,7 @@ def run(
 
 @contextmanager
 def _named(model: str | tuple[Any, Any] | None) -> Iterator[str]:
-    """Name of a given model within the block; "" for none."""
+    """Name of a passed model within the block; "" if there is none."""
     if not isinstance(model, tuple):
         yield model or ""
         return
@@ -89,26 +89,26 @@ def _named(model: str | tuple[Any, Any] | None) -> Iterator[str]:
 
 
 def _with_given(settings: Settings, data: Mapping[str, ClientRows] | None, model: str) -> Settings:
-    """The settings with what a program gave besides them."""
+    """The settings with the passed data and model applied."""
     values: dict[str, Any] = {"model.name": model} if model else {}
     if data is not None:
         if settings.data.root or settings.data.sources:
-            raise UserError("data: given, and data.root or data.sources is set as well; leave out one")
+            raise UserError("data was passed, but data.root or data.sources is set too; leave out one")
         values["data.sources"] = save_rows(data, RunFolder(settings.run.dir).data)
     return with_values(settings, values) if values else settings
 
 
 def run_over(grid: "Grid", settings: Settings) -> Result:
-    """Begin a run on clients of other processes, or continue the one in its folder.
+    """Start a run on clients in other processes, or continue the one in its folder.
 
     Raises:
-        UserError: As `run` and `resume`; `federation` may be set anew.
+        UserError: As `run` and `resume`; `federation` may change.
     """
     from fedsdr.federation.model_cache import model_of
 
     folder = RunFolder(settings.run.dir)
     check_deployed(settings)
-    # When a SuperLink is killed, the program of a run may survive, and continue with the next SuperLink.
+    # When a SuperLink is killed, the process of a run may survive, and continue with the next SuperLink.
     with _working_in(folder, settings.federation.wait):
         settings = resolve(settings)
         watch = Watch(open_loggers(settings))
@@ -140,18 +140,18 @@ def resume(
     model: tuple[Any, Any] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
-    """Continue a run after its last finished round; of a finished run only the report is made again.
+    """Continue a run after its last finished round; for a finished run, only write the report again.
 
     Args:
-        folder: The run's.
-        on_other_machine: Allow another processor and other versions of libraries. The last bits of results
-            are others from here on, which goes on record.
-        model: The same as for `run`, where that was in memory.
+        folder: The run's folder.
+        on_other_machine: Allow another CPU and other library versions. The last bits of results differ from
+            here on, which is recorded.
+        model: The same as for `run`, if that was passed in memory.
         callbacks: As for `run`.
 
     Raises:
-        UserError: No run is there, its settings or data changed, or this machine would compute other
-            bits than the one it began on.
+        UserError: The folder contains no run, its settings or data changed, or this machine would compute
+            other bits than the original one.
     """
     settings = read_settings(Path(folder))
     run = RunFolder(folder)
@@ -159,7 +159,7 @@ def resume(
     with _working_in(run), _named(model) as name:
         if name and name != settings.model.name:
             raise UserError(
-                f"{folder} was begun with another model ({settings.model.name}) than the given one ({name})"
+                f"{folder} was started with the model {settings.model.name}, not with the passed one ({name})"
             )
         environment = require_same(settings, on_other_machine=on_other_machine)
         watch = Watch([*open_loggers(settings), *callbacks])
@@ -171,12 +171,12 @@ def resume(
 
 
 def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
-    """Scores of the base model and of a round, computed where the run has no record of them.
+    """Scores of the base model and of a round; computed if the run has no record of them.
 
-    The personalised model is scored if the clients still hold their private adapters of that round.
+    The personalised model is scored if the clients still have their private adapters of that round.
 
     Raises:
-        UserError: The folder holds no run, or the round is not finished.
+        UserError: The folder contains no run, or the round is not finished.
     """
     settings, run = read_settings(folder), RunFolder(folder)
     number = checked_round(folder, server_round)
@@ -194,17 +194,17 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scor
 
 
 def _require_local(run: RunFolder) -> None:
-    """Raise UserError if the run's data is not on this machine, but at the clients of a deployment."""
+    """Raise UserError if the run's data is at the clients of a deployment instead of this machine."""
     if run.nonce.exists():
         raise UserError(
-            f"{run.path}: this run went over Flower, and its data is at the clients: only rounds that it"
-            " scored itself can be shown (eval.every). Continue it by the command that began it"
+            f"{run.path}: this run used clients on other machines, which have the data: only rounds that it"
+            " scored itself can be shown (eval.every). Continue it by the command that started it"
             " (`fedsdr run RECIPE ... --on SERVER`, or `flwr run`)"
         )
 
 
 def _drive(settings: Settings, grid: "Grid", watch: Watch, has_data: bool = True) -> Result:
-    """Run all rounds that are left."""
+    """Run all remaining rounds."""
     with watching_steps(watch):
         result = _finish(settings, grid, watch, has_data)
         watch.end(result)
@@ -219,15 +219,15 @@ def _finish(settings: Settings, grid: "Grid", watch: Watch, has_data: bool) -> R
     is_whole = not folder.server.exists()
     if is_old := folder.is_finished():
         say(f"{folder.path}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
-    if has_data or not is_old:  # clients elsewhere are not needed for a run that is finished
+    if has_data or not is_old:  # a finished run needs no clients
         serve(grid, settings, watch=watch)
-    if not has_data:  # the clients have reported their numbers by now
+    if not has_data:  # by now the clients have reported their numbers
         described = read_json(folder.environment) | {"data": reported_data(folder)}
         write_json(folder.environment, described)
-    # A kill may have come after the last scores and before the end of the log.
+    # The process may have been killed between the last scores and the end of the log.
     events = read_lines(folder.log)
     if all(event["event"] != "end" for event in events):
-        # This process knows the costs of its own part alone.
+        # This process knows only the costs of its own part.
         costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()} if is_whole else {}
         end = {"event": "end", "round": settings.server.num_rounds, **costs}
         rewrite_lines(folder.log, [*events, end])
@@ -236,13 +236,13 @@ def _finish(settings: Settings, grid: "Grid", watch: Watch, has_data: bool) -> R
 
 
 def _peak_memory() -> int:
-    """Most memory of the host that this process has had, in bytes; a GPU's is not counted."""
+    """Peak host memory of this process, in bytes; GPU memory is not counted."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
-    """Print what will be done, and the training budget."""
+    """Print the plan of the run, and the training budget."""
     from fedsdr.client.update import before_training, count_steps
     from fedsdr.data.summary import program_notices
     from fedsdr.federation.client_context import data_of
@@ -280,14 +280,14 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     )
     for notice in data_notices(data):
         say(f"  {notice}")
-    if settings.eval.run_programs:  # depends on this machine, so the record does not hold it
+    if settings.eval.run_programs:  # depends on this machine, so it is not recorded
         for line in program_notices(data_of(settings)[0], True):
             say(f"  {line}")
 
 
 @contextmanager
 def _simulated(settings: Settings) -> Iterator["Grid"]:
-    """All clients of the run on this machine, or on a cluster, until the end."""
+    """All clients of the run on this machine or a cluster, within the block."""
     from fedsdr.federation.client_app import app
     from fedsdr.federation.client_context import data_of, rewrite_all
     from fedsdr.federation.local_engine import LocalGrid
@@ -300,8 +300,8 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
     if settings.run.engine == "simulation":
         if settings.model.name.startswith(MEMORY):
             raise UserError(
-                "run.engine = 'simulation' has workers in other processes, which do not see a model in"
-                " memory: save it by save_pretrained and name its folder, or take run.engine = 'local'"
+                "run.engine = 'simulation' runs workers in other processes, which cannot access a model in"
+                " memory: save it by save_pretrained and name its folder, or set run.engine = 'local'"
             )
         from fedsdr.federation.simulation_engine import SimulationGrid
 
@@ -319,10 +319,10 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
 
 @contextmanager
 def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
-    """Let one process at a time work in a run's folder; at the end it forgets the data that it read.
+    """Let one process at a time work in a run's folder; afterwards drop the data from memory.
 
     Raises:
-        UserError: Another process works there for `patience` seconds, or the folder is a file.
+        UserError: Another process still works there after `patience` seconds, or the folder is a file.
     """
     from fedsdr.federation.client_context import close_clients
 
@@ -330,9 +330,7 @@ def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
         raise UserError(f"run.dir = {folder.path} is a file; name a folder, or one that does not exist yet")
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path, patience):
-        for left in folder.path.rglob(
-            ".*.aside"
-        ):  # of files that were being written when a process was killed
+        for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
             if left.is_file():
                 left.unlink()
         try:

@@ -1,8 +1,8 @@
-"""The server's side of a run: prepare, then rounds of train, aggregate, checkpoint, evaluate.
+"""The server side of a run: prepare, then rounds of train, aggregate, checkpoint, evaluate.
 
-It does not know the engine. A round is finished when its folder is there. Started again on the same folder, a
-run continues after its last finished round. Clients that are not connected miss rounds, and take part again
-when they are back; the run stops only where fewer than a quorum are connected.
+It does not depend on the engine. A round is finished when its folder exists. Restarted on the same folder, a
+run continues after its last finished round. Disconnected clients miss rounds, and take part again when they
+return; the run stops only if fewer than a quorum are connected.
 """
 
 import time
@@ -39,16 +39,16 @@ from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import Event, append_lines, content_hash, read_json, read_lines, rewrite_lines, write_json
 
 REFRESH = 20
-"""Seconds after which the page of a run that goes on loads itself again."""
+"""Seconds after which the page of a running run reloads itself."""
 
 
 def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: Watch | None = None) -> None:
     """Run or continue a federation.
 
     Args:
-        grid: The way to the clients.
-        settings: Of the run in `run.dir`.
-        only_round: Evaluate that round, if it was not yet, and nothing else.
+        grid: The connection to the clients.
+        settings: Settings of the run in `run.dir`.
+        only_round: Only evaluate this round, if it has not been evaluated yet.
         watch: Calls the callbacks.
 
     Raises:
@@ -65,11 +65,11 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
         begun = 0
     past = _events_until(begun, folder)
     sent = sent_settings(settings)
-    # A node may take part in several runs; one that was begun anew is another.
+    # A node may take part in several runs; a restarted run is a different one.
     nonce = folder.nonce.read_text() if folder.nonce.exists() else ""
     run = f"{folder.path.name[:40]}-{content_hash(sent, nonce)[:8]}"
     config = ConfigRecord({"settings": sent, "version": __version__, "run": run})
-    # A client that only reads its rewritings again took no time for them: the first record stays.
+    # Rereading saved rewritings takes no time, so a client's first record stays.
     prepared = {str(event["client"]): event for event in past if event["event"] == "prepare"}
     total = _total_work(grid, settings, folder, begun, past) if only_round is None else Total({}, {})
     membership = Membership(
@@ -112,7 +112,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
         page.write()
         events = rounds.train(server_round)
-        # After the log: once the folder is there the round counts as finished and is not logged again.
+        # After the log: once the folder exists, the round counts as finished and is not logged again.
         arrays, residual, moments = strategy.arrays, strategy.residual, strategy.moments
         save_round(folder, server_round, arrays, residual, moments, lora, name)
         watch.on_round(round_record(events), events)
@@ -123,7 +123,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
 
 
 def _total_work(grid: Grid, settings: Settings, folder: RunFolder, begun: int, past: list[Event]) -> Total:
-    """How much is to be done in this run, and how long the same took before it was stopped."""
+    """The total work of this run, and the time spent before an interruption."""
     num_clients = settings.federation.num_clients or len(list(grid.get_node_ids()))
     num_rounds = settings.server.num_rounds
     due = [number for number in range(begun, num_rounds + 1) if is_due(settings, number)]
@@ -136,16 +136,16 @@ def _total_work(grid: Grid, settings: Settings, folder: RunFolder, begun: int, p
 
 
 def is_due(settings: Settings, server_round: int) -> bool:
-    """Whether a round is evaluated; 0 stands for the base model."""
-    every, last = settings.eval.every, settings.server.num_rounds
+    """Whether a round is evaluated; round 0 is the base model."""
+    every, last = settings.eval_every, settings.server.num_rounds
     return server_round in (0, last) or (every > 0 and server_round % every == 0)
 
 
 class PageWriter:
-    """Writes the page of a run that goes on, unless that would take more than a twentieth of the time."""
+    """Writes the page of a running run, unless that would take more than a twentieth of the time."""
 
     def __init__(self, settings: Settings) -> None:
-        """Write at once when asked first."""
+        """The first call of `write` writes immediately."""
         self.settings = settings
         self.next = 0.0
 
@@ -158,10 +158,10 @@ class PageWriter:
 
 
 def sent_settings(settings: Settings) -> str:
-    """What clients need of the settings, as JSON: no path of the server, and only what is not a default.
+    """The settings that clients need, as JSON: no paths of the server, and no default values.
 
-    Clients of another version refuse it. Registered clients are those of a deployment, whose nodes decide
-    model and data themselves.
+    Clients of another version reject them. Clients with registered keys belong to a deployment, whose nodes
+    decide model and data themselves.
     """
     apart: Any = {"run": {"dir", "cache", "log_to"}, "federation": True}
     if settings.federation.nodes:
@@ -171,7 +171,7 @@ def sent_settings(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Rounds:
-    """The two halves of a round, and what they need."""
+    """The two halves of a round, with their shared state."""
 
     grid: Grid
     membership: Membership
@@ -183,7 +183,7 @@ class Rounds:
     watch: Watch
 
     def train(self, server_round: int) -> list[Event]:
-        """Let the sampled clients train, aggregate what they send, and log it; return the events."""
+        """Let the sampled clients train, aggregate and log their updates; return the events."""
         strategy = self.strategy
         self._gather(strategy.sampled(server_round), server_round)
         start = time.monotonic()
@@ -193,7 +193,7 @@ class Rounds:
         replies = self._exchange(asked, "train")
         try:
             strategy.aggregate_train(server_round, replies)
-        finally:  # the reasons of dropped replies are logged even if too few are left
+        finally:  # log the reasons for dropped replies even if too few are left
             append_lines(self.folder.log, strategy.events())
         seconds = time.monotonic() - start
         done = {"event": "round", "round": server_round, "seconds": seconds, "num_bytes_down": num_bytes}
@@ -209,11 +209,11 @@ class Rounds:
         return is_due(self.settings, server_round)
 
     def evaluate(self, server_round: int) -> None:
-        """Evaluate a round if that is not done yet; write the pooled numbers."""
+        """Evaluate a round unless that is done already; write the pooled numbers."""
         path, strategy = self.folder.evaluation(server_round), self.strategy
         if path.exists():
             return
-        self._gather(sorted(strategy.prepared), server_round)
+        self._gather(strategy.tested(), server_round)
         record = strategy.record(trains=False)
         asked = strategy.configure_evaluate(server_round, record, self.config, self.grid)
         replies = self._exchange(asked, "evaluate")
@@ -238,7 +238,7 @@ class Rounds:
             yield reply
 
     def _spent(self, server_round: int) -> Event:
-        """Epsilon and delta of the most drawn client after a round; {} without differential privacy."""
+        """Epsilon and delta of the client drawn most often up to a round; {} without differential privacy."""
         privacy, num = self.settings.privacy, self.settings.server.clients_per_round
         if privacy.kind == "none":
             return {}
@@ -247,7 +247,7 @@ class Rounds:
 
 
 def _events_until(begun: int, folder: RunFolder) -> list[Event]:
-    """Events of finished work: those of a round that was cut short will be written anew."""
+    """Events of finished work; those of an interrupted round will be written again."""
     return [
         event
         for event in read_lines(folder.log)

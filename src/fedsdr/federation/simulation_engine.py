@@ -1,8 +1,8 @@
 """The `simulation` engine: Flower's simulation on Ray, several clients at a time, on one machine or many.
 
-Messages, nodes and results are those of the local engine; only where a client's round is computed differs.
-Each worker is a Ray actor of Flower's with its own base model, kept between messages. Replies are handed over
-in the order of the messages, so that sums have equal bytes however many workers there are.
+Messages, nodes and results equal those of the local engine; only the place of computation differs. Each
+worker is one of Flower's Ray actors with its own base model, kept between messages. Replies are returned in
+the order of the messages, so that sums are bit-identical for any number of workers.
 """
 
 from collections import deque
@@ -31,11 +31,11 @@ class SimulationGrid(LocalGrid):
         """Start Ray, or connect to the cluster of `run.ray`, and start the workers.
 
         Args:
-            client_app: As `LocalGrid`.
-            num_clients: As `LocalGrid`.
-            folder: As `LocalGrid`; all workers must see it.
-            resources: Threads and GPUs of each worker, and their number.
-            node: As `LocalGrid`.
+            client_app: As for `LocalGrid`.
+            num_clients: As for `LocalGrid`.
+            folder: As for `LocalGrid`; all workers must have access.
+            resources: Threads and GPUs of each worker, and the number of workers.
+            node: As for `LocalGrid`.
 
         Raises:
             UserError: Ray is not installed, or the machine or cluster has too little for one worker.
@@ -46,7 +46,7 @@ class SimulationGrid(LocalGrid):
         self.running: dict[str, Future[tuple[Message, Context]]] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Give each message to the next free worker."""
+        """Assign each message to the next free worker."""
         ids = []
         for message in messages:
             request, node = self.request(message)
@@ -68,7 +68,7 @@ class SimulationGrid(LocalGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Yield replies in the order of the messages. Few are under way at a time: each holds an adapter."""
+        """Yield replies in the order of the messages. Few are in flight at a time: each holds an adapter."""
         under_way: deque[str] = deque()
         for message in messages:
             under_way.extend(self.push_messages([message]))
@@ -78,7 +78,7 @@ class SimulationGrid(LocalGrid):
             yield from self.pull_messages([under_way.popleft()])
 
     def close(self) -> None:
-        """End the workers when their messages are done: Ray must not go while a thread waits for it."""
+        """Stop the workers after their messages: Ray must not end while a thread waits for it."""
         self.threads.shutdown(wait=True, cancel_futures=True)
         self.backend.terminate()
 

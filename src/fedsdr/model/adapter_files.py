@@ -1,7 +1,7 @@
 """Adapters on disk, in PEFT's format: adapter_model.safetensors and adapter_config.json.
 
-PEFT itself is not needed to write it; that `PeftModel.from_pretrained` loads it with equal logits
-is a test (invariant 9).
+PEFT is not needed to write it; a test (invariant 9) checks that `PeftModel.from_pretrained` loads it with
+equal logits.
 """
 
 import json
@@ -26,12 +26,12 @@ def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, base: str) 
     """Write an adapter into an existing folder.
 
     Args:
-        folder: Where to write.
+        folder: Existing folder to write to.
         state: Tensors by PEFT key: A (rank, d_in) and B (d_out, rank).
         lora: Rank, alpha and dropout.
-        base: Name of the base model, written as it is; PEFT and vLLM load the base by it.
+        base: Name of the base model, written unchanged; PEFT and vLLM load the base by it.
     """
-    # Not by `save_file`, whose files only their owner may read: a server such as vLLM may be another user.
+    # Not `save_file`: only the owner may read its files, and a server such as vLLM may be another user.
     (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
     config = {
         "peft_type": "LORA",
@@ -52,7 +52,7 @@ def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, base: str) 
 
 
 def join(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Two adapters as one whose rank is the sum: B_a A_a + B_b A_b = [B_a B_b] [A_a; A_b]."""
+    """Two adapters as one of the summed rank: B_a A_a + B_b A_b = [B_a B_b] [A_a; A_b]."""
     return {key: torch.cat([a[key], b[key]], dim=0 if ".lora_A." in key else 1) for key in a}
 
 
@@ -60,18 +60,18 @@ def load_adapter(folder: Path) -> dict[str, Tensor]:
     """Read an adapter's tensors by PEFT key.
 
     Raises:
-        UserError: The folder holds no adapter, or a damaged one.
+        UserError: The folder contains no adapter, or a damaged one.
     """
     if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} holds no adapter: {WEIGHTS} is missing")
+        raise UserError(f"{folder} contains no adapter: {WEIGHTS} is missing")
     return read_whole(folder / WEIGHTS, load_file)
 
 
 def read_whole(path: Path, load: Callable[[Path], Content]) -> Content:
-    """Read a file of tensors by `load`, safetensors' `load_file` for torch or for numpy.
+    """Read a file of tensors by `load`: safetensors' `load_file` for torch or for NumPy.
 
     Raises:
-        UserError: It is damaged.
+        UserError: The file is damaged.
     """
     try:
         return load(path)

@@ -1,10 +1,10 @@
 """Two LoRA adapters, `shared` and `private`, on one frozen base model.
 
 Forward (FedSDR, both streams active): h_out = W0 h + (alpha/r) (B_r A_r + B_s A_s) h. The factors
-of the active adapters are concatenated along the rank, so that two adapters cost what one does:
-[B_r B_s] [A_r; A_s] h. Masters are float32 and cast for computing; W0 is never written. What an aggregation
-adds to W0 is a third pair of factors, the residual: it never learns, has a rank of its own, and is in the
-forward pass whenever the shared adapter is, since both are of the global model.
+of the active adapters are concatenated along the rank, so that two adapters cost the same as one: [B_r B_s]
+[A_r; A_s] h. Master weights are float32 and are cast for computing; W0 is never written. The term that an
+aggregation adds to W0 is a third pair of factors, the residual. It is never trained, has its own rank, and is
+in the forward pass whenever the shared adapter is, since both belong to the global model.
 
 The paper's LoRA-R is `shared` and its LoRA-S is `private`.
 
@@ -34,11 +34,11 @@ from fedsdr.seeds import seed_for
 Values = Tensor | NDArray[np.float32]
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 PREFIX = "base_model.model."
-"""What PEFT puts before a layer's path in the keys of an adapter file."""
+"""PEFT's prefix before a layer's path in the keys of an adapter file."""
 
 
 class _LoraProduct(torch.autograd.Function):
-    """W0 h + bias + b a h with W0 frozen: sums go into what is there, and only h and a h are saved."""
+    """W0 h + bias + b a h with W0 frozen: sums are in place, and only h and a h are saved."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class LoraLinear(nn.Module):
             if type(self.base) is nn.Linear:
                 return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b)
             return self.base(h) + F.linear(F.linear(h, a), b)
-        out = self.base(h)  # the residual stands for a change of W0, whose input is not dropped
+        out = self.base(h)  # the residual represents a change of W0, whose input has no dropout
         for x, pairs in ((self.dropout(h), self._adapter_pairs()), (h, self._residual_pairs())):
             if pairs:
                 a, b = self._concatenated(pairs, h.dtype)
@@ -102,14 +102,14 @@ class LoraLinear(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether anything is added to W0 h."""
+        """Whether any adapter or residual is added to W0 h."""
         return bool(self.active) or self.uses_residual
 
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Concatenate what is active along the rank: A (n r + m, d_in) and (alpha/r) B (d_out, n r + m).
+        """Concatenate the active factors along the rank: A (n r + m, d_in) and (alpha/r) B (d_out, n r + m).
 
-        Where an adapter has a weight in `mix`, its B is multiplied by it, so gradients are too.
-        A factor that does not learn has `requires_grad` False, so it has no gradient.
+        If an adapter has a weight in `mix`, its B is scaled by it, and so are its gradients. A factor that is
+        not trained has `requires_grad` False, so it has no gradient.
         """
         return self._concatenated(self._adapter_pairs() + self._residual_pairs(), dtype)
 
@@ -131,13 +131,13 @@ class LoraLinear(nn.Module):
 
 
 class LoraModel:
-    """The frozen base and both adapters: which are active, which learn, and their tensors by PEFT key."""
+    """The frozen base and both adapters: which are active, which are trained, their tensors by PEFT key."""
 
     def __init__(self, base: Base, lora: Lora) -> None:
-        """Put adapters on the linear layers of the base that `lora.targets` names.
+        """Attach adapters to the linear layers of the base that match `lora.targets`.
 
         Raises:
-            UserError: A target names no linear layer of the model.
+            UserError: A target matches no linear layer of the model.
         """
         self.base = base
         self.layers = {
@@ -145,7 +145,7 @@ class LoraModel:
         }
         for path, layer in self.layers.items():
             self._replace(path, layer)
-        # They compute their states again in the backward pass, where that is enabled, if in training mode.
+        # With checkpointing, blocks recompute their states in the backward pass, but only in training mode.
         self.blocks = [
             module for module in base.model.modules() if isinstance(module, GradientCheckpointingLayer)
         ]
@@ -158,12 +158,12 @@ class LoraModel:
         shared_factors: Sequence[Factor] = ("A", "B"),
         mix: Mapping[Adapter, float] | None = None,
     ) -> None:
-        """Choose the adapters in the forward pass and, among them, those that learn.
+        """Choose the adapters in the forward pass and, among them, the trained ones.
 
-        An adapter with B = 0 that does not learn adds exactly nothing and is left out of the
-        products. (Kernels may round differently at another rank, so this also makes fedsdr with a
-        zero private adapter equal fedit to the last bit.) Of the shared adapter only `shared_factors`
-        learn. `mix` holds the weights of adapters in the forward pass; those that it does not name have one.
+        An adapter with B = 0 that is not trained adds exactly nothing and is left out of the products.
+        (Kernels may round differently at another rank, so this also makes fedsdr with a zero private adapter
+        bit-identical to fedit.) Only `shared_factors` of the shared adapter are trained. `mix` holds weights
+        of adapters in the forward pass; the default weight is one.
         """
         used = tuple(name for name in active if name in train or not self.is_zero(name))
         for layer in self.layers.values():
@@ -175,7 +175,7 @@ class LoraModel:
                     tensors[name].requires_grad_(learns)
 
     def describe(self) -> list[str]:
-        """Say which layers have adapters, and which weights have none; a line for each."""
+        """Describe which layers have adapters, and which weights have none, one line each."""
         return describe_adapters(self.base.model, self.layers)
 
     def is_zero(self, name: Adapter) -> bool:
@@ -184,7 +184,7 @@ class LoraModel:
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
-        """Be the base alone for a while; which adapters learn does not change."""
+        """Temporarily deactivate all adapters; which ones are trained does not change."""
         before = [(layer, layer.active, layer.uses_residual) for layer in self.layers.values()]
         for layer in self.layers.values():
             layer.active, layer.uses_residual = (), False
@@ -214,7 +214,7 @@ class LoraModel:
         for layer in self.layers.values():
             layer.train(mode)
         for block in self.blocks:
-            block.training = mode  # of the block alone: a base model's own dropout stays off
+            block.training = mode  # of the block only: a base model's own dropout stays off
 
     def parameters(self, names: Sequence[Adapter]) -> list[nn.Parameter]:
         """Parameters of the named adapters, A before B, in the order of the layers."""
@@ -223,7 +223,7 @@ class LoraModel:
         ]
 
     def initialise(self, name: Adapter, seed: int) -> None:
-        """Draw A by Kaiming's uniform rule with a = sqrt(5) and set B to zero, as PEFT does."""
+        """Draw A by Kaiming's uniform rule with a = sqrt(5) and set B to zero, like PEFT."""
         for path, layer in self.layers.items():
             a = layer.A[name]
             generator = torch.Generator().manual_seed(seed_for(seed, path))
@@ -233,7 +233,7 @@ class LoraModel:
             layer.B[name].data.zero_()
 
     def state(self, name: Adapter) -> dict[str, Tensor]:
-        """Copy the adapter's tensors: float32 on the CPU, keys as in PEFT's adapter files."""
+        """Copy the adapter's tensors: float32 on the CPU, with PEFT's keys."""
         return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self._tensors(name).items()}
 
     def shapes(self, name: Adapter) -> dict[str, tuple[int, ...]]:
@@ -241,7 +241,7 @@ class LoraModel:
         return {key: tuple(tensor.shape) for key, tensor in self._tensors(name).items()}
 
     def load(self, name: Adapter, state: Mapping[str, Values]) -> None:
-        """Overwrite the adapter's values; nothing else changes, `requires_grad` included.
+        """Overwrite the adapter's values; everything else stays unchanged, including `requires_grad`.
 
         Args:
             name: Which adapter.
@@ -256,14 +256,14 @@ class LoraModel:
             tensor.data.copy_(torch.as_tensor(state[key]))
 
     def load_residual(self, state: Mapping[str, Values]) -> None:
-        """Take the factors of what was added to W0, A (m, d_in) and B (d_out, m) by PEFT key; {} for none."""
+        """Set the residual on W0: A (m, d_in) and B (d_out, m) by PEFT key; {} for none."""
         for path, layer in self.layers.items():
             a, b = (torch.as_tensor(state[_key(path, letter)]) if state else None for letter in "AB")
             device = layer.base.weight.device
             layer.residual = None if a is None or b is None else (a.to(device), b.to(device))
 
     def merge(self, name: Adapter) -> None:
-        """Fold an adapter into the base and take the adapters off; for export, at the end of use."""
+        """Merge an adapter into the base and remove all adapters; for export, as the last use."""
         for path, layer in self.layers.items():
             product = layer.B[name] @ layer.A[name] * layer.scale
             weight = layer.base.weight
@@ -283,7 +283,7 @@ class LoraModel:
 
 
 def adapter_shapes(model: nn.Module, lora: Lora) -> dict[str, tuple[int, ...]]:
-    """Shapes of an adapter's tensors by PEFT key, on a model that may have no values (`model.meta`)."""
+    """Shapes of an adapter's tensors by PEFT key, on a model that may have no weights (`model.meta`)."""
     return {
         _key(path, letter): shape
         for path, layer in find_targets(model, lora.targets).items()
@@ -300,7 +300,7 @@ def check_keys(expected: Mapping[str, nn.Parameter], found: Mapping[str, Values]
     """Compare the keys and shapes of an adapter with those of the model.
 
     Raises:
-        UserError: Names the number of differing keys and the first of them.
+        UserError: States the number of differing keys and the first of them.
     """
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]

@@ -1,7 +1,7 @@
-"""Memory of this process: keep freed pages for the next step, and count the peak anew for the next run.
+"""Memory of this process: keep freed pages for the next step, and reset the peak for the next run.
 
-Training frees and takes the same large blocks at every step; mapping and clearing them anew costs
-more than some of the arithmetic (docs/performance.md), and glibc hands them back to the kernel each time.
+Training frees and allocates the same large blocks at every step. Mapping and clearing them again costs more
+than some of the arithmetic (docs/performance.md), and glibc would return them to the kernel each time.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ M_MMAP_MAX = -4
 
 
 def keep_pages() -> bool:
-    """Tell glibc to serve large blocks from its heap and not to trim it; False elsewhere."""
+    """Make glibc serve large blocks from its heap without trimming it; False on other platforms."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

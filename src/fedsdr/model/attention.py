@@ -1,10 +1,10 @@
-"""Attention and RMS norm of the base model, with backward passes that keep less and copy less.
+"""Attention and RMS norm of the base model, with backward passes that save and copy less.
 
-transformers' eager attention keeps the softmax of every layer, twice, for the backward pass, and copies
-keys and values once for each query head that shares them. Here no scores are saved: they are
-computed again, which costs one product of six. Its RMS norm keeps a float32 copy of its input.
+transformers' eager attention keeps the softmax of every layer, twice, for the backward pass, and copies keys
+and values once for each query head that shares them. Here no scores are saved: recomputing them costs one
+product in six. transformers' RMS norm keeps a float32 copy of its input.
 
-The results are those of transformers up to rounding; `tests/model/test_attention.py` holds both together.
+The results equal those of transformers up to rounding; `tests/model/test_attention.py` compares both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ from transformers.masking_utils import eager_mask
 from fedsdr.errors import UnfitAttention, UserError
 
 BLOCK = 128
-"""Query positions whose scores are held at a time; keys after the block are not looked at."""
+"""Query positions whose scores are in memory at a time; keys after the block are skipped."""
 
 
 class _CausalAttention(torch.autograd.Function):
-    """softmax(q k^T) v of several sequences that lie one after the other, each under its causal mask.
+    """softmax(q k^T) v of several concatenated sequences, each under its causal mask.
 
     Shapes: q (groups, heads per group, tokens, d), scaled; k and v (groups, tokens, d), shared by the heads
     of a group.
@@ -58,7 +58,7 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def _blocks(lengths: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Places of queries, at most BLOCK of them, and of all the keys that the last of them looks at."""
+    """Slices of at most BLOCK queries, and of all keys that the last of them attends to."""
     start = 0
     for length in lengths:
         for first in range(start, start + length, BLOCK):
@@ -68,12 +68,12 @@ def _blocks(lengths: Sequence[int]) -> Iterator[tuple[slice, slice]]:
 
 
 def _grouped(x: Tensor, y: Tensor) -> Tensor:
-    """Multiply x (..., groups, heads, m, n) by y (..., groups, n, p), which all heads of a group share."""
+    """Multiply x (..., groups, heads, m, n) by y (..., groups, n, p), shared by all heads of a group."""
     return (x.flatten(-3, -2) @ y).unflatten(-2, x.shape[-3:-1])
 
 
 def _causal_weights(q: Tensor, k: Tensor) -> Tensor:
-    """Softmax of the scores (groups, heads, block, keys), of which the block's own are the last."""
+    """Softmax of the scores (groups, heads, block, keys); the last keys are the block's own."""
     scores = _grouped(q, k.transpose(1, 2))
     num = q.shape[2]
     future = torch.ones(num, num, dtype=torch.bool, device=q.device).triu(1)
@@ -94,31 +94,30 @@ def grouped_attention(
     lengths: Sequence[int] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' models call it.
+    """Attention with the interface that transformers' models call.
 
     Args:
         module: The model's attention layer.
         query: (batch, heads, new tokens, d).
         key: (batch, groups, cached and new tokens, d).
-        value: As key.
+        value: Shape as key.
         attention_mask: Added to the scores (batch, 1, new tokens, cached and new tokens).
         scaling: Factor on the scores; None: 1 / sqrt(d).
-        sliding_window: How far back a token may look, in layers that have such a limit.
-        softcap: Cap on scores, which some models have.
-        s_aux: Attention sinks, which some models have.
-        lengths: Lengths of the sequences that lie one after the other in a batch of one; then the mask
-            is passed over.
+        sliding_window: Attention span, in layers that have a limit.
+        softcap: Cap on scores, used by some models.
+        s_aux: Attention sinks, used by some models.
+        lengths: Lengths of the sequences concatenated in a batch of one; the mask is then ignored.
 
     Returns:
-        (batch, new tokens, heads, d), and no weights.
+        (batch, new tokens, heads, d), and None for the weights.
 
     Raises:
-        UserError: A sequence is longer than the sliding window, or the model has caps or sinks; they are
-            not known here.
+        UserError: A sequence is longer than the sliding window, or the model uses caps or sinks, which are
+            not supported.
     """
     del module
     if softcap is not None or s_aux is not None:
-        raise UnfitAttention("model.attention = 'grouped' knows no caps on scores and no sinks")
+        raise UnfitAttention("model.attention = 'grouped' supports neither caps on scores nor sinks")
     _require_short(max(lengths, default=key.shape[2]), sliding_window)
     q = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     q = q.unflatten(1, (key.shape[1], -1))
@@ -140,9 +139,9 @@ def packed_attention(
     lengths: Sequence[int] = (),
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Compute torch's fused attention, on each of the sequences in one row; else transformers' own "sdpa".
+    """Compute torch's fused attention on each sequence of one row; otherwise transformers' own "sdpa".
 
-    Without a mask the fused kernels skip the future, and nothing grows with the square of the row.
+    Without a mask the fused kernels skip the future, and memory is not quadratic in the length of the row.
 
     Args, returns and raises: as `grouped_attention`.
     """
@@ -160,7 +159,7 @@ def _require_short(longest: int, sliding_window: int | None) -> None:
     if sliding_window is not None and longest > sliding_window:
         raise UserError(
             f"a conversation of {longest} tokens is longer than the model's sliding window of"
-            f" {sliding_window}, which model.attention = 'grouped' and 'packed' do not know; set"
+            f" {sliding_window}, which model.attention = 'grouped' and 'packed' do not support; set"
             " model.attention = 'eager' or 'sdpa'"
         )
 
@@ -172,24 +171,24 @@ AttentionMaskInterface.register("packed", eager_mask)
 
 
 def in_one_row(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """What a decoder needs with the token ids (1, tokens) when sequences share the row."""
+    """Further arguments of a decoder for token ids (1, tokens) when sequences share the row."""
     places = torch.cat([torch.arange(length, device=device) for length in lengths])
-    # transformers takes a mask of four dimensions as it is; else it would make one of (tokens, tokens).
+    # transformers uses a four-dimensional mask unchanged; otherwise it would build one of (tokens, tokens).
     unused = torch.empty(1, 1, 0, 0, device=device)
     return {"position_ids": places[None], "attention_mask": unused, "lengths": tuple(lengths)}
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask to be added to scores: 0 where `visible`, else the least number."""
+    """An additive mask for scores: 0 where `visible`, otherwise the lowest value of the dtype."""
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def keeps_apart(model: PreTrainedModel) -> bool:
-    """Whether two sequences in one row give what transformers' eager attention gives for the second alone.
+    """Whether two sequences in one row give the results of transformers' eager attention on the second alone.
 
-    False for models that mix tokens by other means too (convolutions, state spaces), that add to attention
-    what is not known here (sinks, caps on scores), or whose layers do not call it as others do (Bloom's and
-    StableLM's look into the mask, DeepSeek's values are narrower than its keys).
+    False for models that also mix tokens by other means (convolutions, state spaces), that modify attention
+    in unsupported ways (sinks, caps on scores), or whose layers call it differently (Bloom's and StableLM's
+    read the mask, DeepSeek's values are narrower than its keys).
     """
     own = model.config._attn_implementation
     first, second = torch.arange(3, 12, device=model.device), torch.arange(40, 57, device=model.device)
@@ -209,52 +208,52 @@ def keeps_apart(model: PreTrainedModel) -> bool:
 
 
 def check_window(model: PreTrainedModel, longest: int) -> None:
-    """Refuse what would look further back than layers of the model let it.
+    """Reject lengths that exceed a sliding window of the model.
 
     Raises:
         UnfitAttention: A layer's sliding window is shorter than `longest` tokens.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]  # of all layers, where none says
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]  # if unspecified, of all layers
     if window and "sliding_attention" in kinds and window < Slots.room_for(longest):
         raise UnfitAttention(
             f"the model's sliding window of {window} tokens is shorter than {longest}, the longest that"
-            " model.max_length allows with prompts of rewriting, and model.attention = 'grouped' and"
-            " 'packed' do not know windows ('eager' and 'sdpa' do)"
+            " model.max_length allows with rewriting prompts, and model.attention = 'grouped' and"
+            " 'packed' do not support windows ('eager' and 'sdpa' do)"
         )
 
 
 class Slots:
-    """Which rows a batch of answers has, and how far each is written; the caches of all layers share one."""
+    """The rows of a batch of answers and their lengths; shared by the caches of all layers."""
 
     STEP = 16
 
     def __init__(self, num: int, device: torch.device) -> None:
-        """Make empty rows."""
+        """Create empty rows."""
         self.used = torch.zeros(num, dtype=torch.long, device=device)
-        """Columns of each row that are written (rows,); 0 in a row without a prompt."""
+        """Number of used columns in each row (rows,); 0 in a row without a prompt."""
         self.room = self.STEP
-        """Columns of the keys that are handed out."""
+        """Number of key columns that are returned to attention."""
         self.reading: tuple[list[int], list[int]] | None = None
-        """While prompts are read: their rows, and their lengths."""
+        """During prompt processing: the rows of the prompts, and their lengths."""
 
     @classmethod
     def room_for(cls, used: int) -> int:
-        """Columns of the keys that are handed out when so many are in use."""
+        """Number of key columns that are returned when `used` are in use."""
         return -(-used // cls.STEP) * cls.STEP
 
     def fit(self) -> None:
-        """Hand out as many columns as the next token of the longest row needs."""
+        """Return as many columns as the next token of the longest row needs."""
         self.room = self.room_for(int(self.used.max()) + 1)
 
 
 class RowCache(DynamicLayer):
-    """Keys and values of one layer: prompts come in one row, then one token for each row at a time.
+    """Keys and values of one layer: prompts arrive in one row, then one token per row at a time.
 
-    Rows begin at the first column, whatever their lengths: what a row computes is the same to the last bit
-    beside any others, as far as the products are (`generation.rows_are_independent`). Keys and values are
-    handed out with the empty room, which the mask must hide. (Handed out without it they would not be
+    All rows begin at the first column, whatever their lengths: the result of a row is bit-identical next to
+    any other rows, as far as the matrix products allow (`generation.rows_are_independent`). Keys and values
+    are returned with the unused columns, which the mask must hide. (Without these they would not be
     contiguous, and each product would copy them.)
     """
 
@@ -265,10 +264,11 @@ class RowCache(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Take the prompts' keys and values (1, groups, tokens, d), later new ones (rows, groups, 1, d).
+        """Store keys and values: of prompts (1, groups, tokens, d), later of new tokens (rows, groups, 1, d).
 
         Returns:
-            What the new tokens may look at: the prompts' own, later all (rows, groups, room, d).
+            The keys and values visible to the new tokens: the prompts' own, later all (rows, groups, room,
+            d).
         """
         slots = self.slots
         if not self.is_initialized:
@@ -317,7 +317,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class RmsNorm(nn.Module):
-    """Stands in for a model's own RMS norm; the weight is frozen."""
+    """Replacement for a model's own RMS norm; the weight is frozen."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
@@ -331,9 +331,9 @@ class RmsNorm(nn.Module):
 
 
 def replace_norms(model: PreTrainedModel) -> int:
-    """Put `RmsNorm` where a module computes exactly that; return how many.
+    """Replace modules that compute exactly an RMS norm by `RmsNorm`; return the number of replacements.
 
-    Found by what they compute, not by name: models differ in their norms' small print, such as 1 + w.
+    They are found by their results, not by name: norms of models differ in details, such as 1 + w.
     """
     found = {
         path: RmsNorm(module.weight, module.variance_epsilon)

@@ -37,14 +37,14 @@ BUILT_IN: Mapping[str, dict[str, str]] = {
         "origin": "random weights, 0.1 M parameters",
         "hub": "",
         "licence": "Apache-2.0",
-        "size": "0.5 MB, made on the spot",
+        "size": "0.5 MB, generated locally",
     },
 }
 
 MEMORY = "memory:"
-"""What the name of a model that a program gave in memory begins with; its hash follows."""
+"""Prefix of the name of a model passed in memory; its hash follows."""
 IN_MEMORY: dict[str, Path] = {}
-"""Such models by name, and where each is saved as long as it is lent (`model.memory`)."""
+"""In-memory models by name, and the folder where each is saved while lent (`model.memory`)."""
 
 
 @dataclass(frozen=True)
@@ -53,30 +53,30 @@ class Base:
 
     model: "PreTrainedModel"
     """In eval mode; no parameter requires a gradient. `generation_config` holds token ids only:
-    `eos_token_id` is a list with the end of turn in it."""
+    `eos_token_id` is a list that contains the end of turn."""
     tokenizer: "PreTrainedTokenizerBase"
-    """Has a chat template, with the settings written into it, and a padding token (the end of turn where the
-    model brings none)."""
+    """Has a chat template with the settings written into it, and a padding token (the end of turn if the
+    model has none)."""
     identity: str
-    """SHA-256 over weights, configuration, tokenizer, chat template and what it writes, with the
-    quantization appended where there is one."""
+    """SHA-256 over weights, configuration, tokenizer, chat template and its rendering, followed by the
+    quantization if there is one."""
     origin: str
-    """What the model is, shown with every score."""
+    """Description of the model, shown with every score."""
     dtype: "torch.dtype"
     device: "torch.device"
     keeps_apart: bool
-    """Whether its attention keeps conversations apart that lie one after the other in one row."""
+    """Whether its attention separates conversations that are concatenated in one row."""
 
     @cached_property
     def has_independent_rows(self) -> bool:
-        """Whether an answer does not depend on what else is written with it (`generation`)."""
+        """Whether an answer does not depend on the other answers in its batch (`generation`)."""
         from fedsdr.model.generation import rows_are_independent
 
         return self.keeps_apart and rows_are_independent(self)
 
     @property
     def fingerprint(self) -> list[object]:
-        """All but the input that decides the last bit of what the model computes."""
+        """Everything except the input that determines the model's results to the last bit."""
         import torch
 
         attention = self.model.config._attn_implementation
@@ -87,7 +87,7 @@ class Base:
 def list_models() -> list[dict[str, str | bool]]:
     """Describe the built-in models: name, origin, hub id, licence, size, whether cached, and the folder.
 
-    The folder is one that `from_pretrained` reads, once the model is cached.
+    Once the model is cached, `from_pretrained` can read the folder.
     """
     folders = {name: built_in_folder(name) for name in BUILT_IN}
     return [
@@ -97,16 +97,16 @@ def list_models() -> list[dict[str, str | bool]]:
 
 
 def public_name(name: str) -> str:
-    """Name that other software knows a model by: a built-in one's hub id, where it has one.
+    """Name under which other software knows a model: the hub id of a built-in model, if it has one.
 
-    The hub holds the original weights. Those of a built-in model may have been through a few bits
-    since (`origin`), so its answers with the same adapter differ a little.
+    The hub has the original weights. A built-in model's weights may have been quantised to a few bits since
+    (`origin`), so its answers with the same adapter differ a little.
     """
     return (BUILT_IN[name]["hub"] if name in BUILT_IN else "") or name
 
 
 def built_in_folder(name: str) -> Path:
-    """Where a built-in model is stored once it was fetched or made."""
+    """Folder of a built-in model after it has been fetched or generated."""
     return cache_folder() / FORMAT / "tiny" if name == "tiny" else gguf_folder(SMOLLM2.member_sha256)
 
 
@@ -115,13 +115,12 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
 
     Args:
         spec: The recipe's [model].
-        device: Where to put it; None: the first GPU, else the processor.
+        device: Target device; None: the first GPU, otherwise the CPU.
 
     Raises:
-        UserError: The model is not to be had, weights are missing, a library for its quantization
-            is missing, model.max_length is above what it was built for, its tokenizer has no chat
-            template, its template never ends a turn, or its logits are not its output head applied to
-            its last hidden state.
+        UserError: The model is unavailable, weights are missing, a library for its quantization is missing,
+            model.max_length exceeds the model's limit, its tokenizer has no chat template, its template never
+            ends a turn, or its logits are not its output head applied to its last hidden state.
     """
     import torch
 
@@ -134,12 +133,12 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     folder = folder or find_on_hub(spec)
     is_own = spec.attention in ("grouped", "packed")
     if is_own:
-        from fedsdr.model.attention import keeps_apart, replace_norms  # makes the names known to transformers
+        from fedsdr.model.attention import keeps_apart, replace_norms  # registers the names with transformers
     model, tokenizer = _read(spec, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
     if spec.checkpointing == "on":
         if not model.supports_gradient_checkpointing:
-            raise UserError(f"model.name = {spec.name} cannot do model.checkpointing = 'on': set 'off'")
+            raise UserError(f"model.name = {spec.name} cannot use model.checkpointing = 'on': set 'off'")
         model.gradient_checkpointing_enable({"use_reentrant": False})
     check_length(spec, model.config)
     written = settle_template(spec, tokenizer)
@@ -156,11 +155,11 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
 
 
 def resolve_model(spec: Model, device: "torch.device | str | None" = None) -> Model:
-    """Replace "auto" in dtype, attention and checkpointing by what the device does best; nothing is loaded.
+    """Replace "auto" in dtype, attention and checkpointing by the device's best choice; nothing is loaded.
 
     Args:
         spec: The recipe's [model].
-        device: As for `load_base`.
+        device: As in `load_base`.
     """
     device = _device(device)
     choice: dict[str, str] = {}
@@ -174,9 +173,9 @@ def resolve_model(spec: Model, device: "torch.device | str | None" = None) -> Mo
 
 
 def choose_dtype(device: "torch.device") -> "torch.dtype":
-    """Return bfloat16 where the device computes it fast, else float32.
+    """Return bfloat16 if the device computes it fast, otherwise float32.
 
-    Known of processors are Linux's flags only; elsewhere the answer is float32.
+    CPU support is read from Linux's flags only; on other systems the answer is float32.
     """
     import torch
 
@@ -189,7 +188,7 @@ def choose_dtype(device: "torch.device") -> "torch.dtype":
 
 
 def describe_machine(device: "torch.device") -> dict[str, str]:
-    """What decides the last bits of results, apart from the settings: releases, and the kind of processor."""
+    """What determines the last bits of results, apart from the settings: versions and the kind of CPU."""
     import torch
     import transformers
 
@@ -213,7 +212,7 @@ def find(name: str) -> tuple[Path | None, str]:
     """Return the model's folder, None for a hub id, and its origin.
 
     Raises:
-        UserError: The folder or file holds no model, or the name is nearly that of a built-in model.
+        UserError: The folder or file contains no model, or the name is a likely typo of a built-in model's.
     """
     if name in BUILT_IN:
         folder = built_in_folder(name)
@@ -225,9 +224,9 @@ def find(name: str) -> tuple[Path | None, str]:
     if name.startswith(MEMORY):
         if name not in IN_MEMORY:
             raise UserError(
-                f"model.name = {name}: this model was in the memory of the program that began the run. Resume"
-                " by fedsdr.resume(folder, model=(model, tokenizer)). Other processes and machines need a"
-                " model that is saved: write it by save_pretrained, and name its folder"
+                f"model.name = {name}: the program that started the run passed this model in memory. Resume"
+                " by fedsdr.resume(folder, model=(model, tokenizer)). To use it in another process or on"
+                " another machine, save it by save_pretrained and set model.name to its folder"
             )
         return IN_MEMORY[name], "given in memory"
     path = Path(name).expanduser()
@@ -246,7 +245,7 @@ def find(name: str) -> tuple[Path | None, str]:
     if name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:
         raise UserError(f"model.name = {name}: there is no such folder")
     near = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.8)
-    if near and "/" not in name:  # before the hub is asked, which takes half a minute without a network
+    if near and "/" not in name:  # before the request to the hub, which takes half a minute without a network
         raise UserError(f"model.name = {name}: did you mean the built-in {near[0]}? A hub id is owner/name")
     return None, name
 
@@ -260,9 +259,9 @@ def find_on_hub(spec: Model) -> Path:
     except (OSError, ValueError) as error:
         near = difflib.get_close_matches(spec.name, BUILT_IN, n=1) or BUILT_IN
         raise UserError(
-            f"model.name = {spec.name} is no built-in name and no folder, and cannot be had as a hub id:"
+            f"model.name = {spec.name} is neither built in nor a folder, and cannot be loaded from the hub:"
             f" {first_line(error)}\nCheck the name, the revision, the network and your access"
-            " (`hf auth login`), or give the path of a folder or of a .gguf file, or a built-in name:"
+            " (`hf auth login`), or use the path of a folder or of a .gguf file, or a built-in name:"
             f" {', '.join(near)}"
         ) from None
     return Path(file).parent
@@ -271,7 +270,7 @@ def find_on_hub(spec: Model) -> Path:
 def _read(
     spec: Model, folder: Path, from_hub: bool, dtype: "torch.dtype", device: "torch.device"
 ) -> tuple[Any, Any]:
-    """Read model and tokenizer from the folder, or from the hub at the commit that the folder is named by."""
+    """Read model and tokenizer from the folder, or from the hub at the commit in the folder's name."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -281,7 +280,7 @@ def _read(
         "trust_remote_code": spec.trust_remote_code,
     }
     try:
-        with quiet(keep_bars=from_hub):  # a download shows its progress, a folder has none to show
+        with quiet(keep_bars=from_hub):  # show progress bars for downloads only
             tokenizer = AutoTokenizer.from_pretrained(**source)
             model, report = AutoModelForCausalLM.from_pretrained(
                 **source,
@@ -290,9 +289,9 @@ def _read(
                 device_map={"": device},
                 quantization_config=quantization(spec, dtype),
                 output_loading_info=True,
-                use_safetensors=True,  # a pickle would run code
+                use_safetensors=True,  # a pickle could run code
             )
-    except KeyError as error:  # models with a table of their own for kinds of attention
+    except KeyError as error:  # some models have their own table of attention types
         if error.args == (spec.attention,):
             raise _unfit(spec) from None
         raise
@@ -316,13 +315,13 @@ def _unfit(spec: Model) -> UnfitAttention:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the advice that transformers adds on further lines."""
+    """The first line of an error, without the advice that transformers adds."""
     return str(error).strip().partition("\n")[0]
 
 
 def identity_of(folder: Path, template: list[str]) -> str:
-    """Hash of the weights, the configuration, the tokenizer, and the template with what it writes."""
-    # The release of transformers that wrote the folder is no part of the model.
+    """Hash of the weights, the configuration, the tokenizer, and the template with its rendering."""
+    # The version of transformers that wrote the folder is not part of the model.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("transformers_version", None)
     digest = hashlib.sha256(json.dumps([template, config], sort_keys=True).encode())
@@ -334,7 +333,7 @@ def identity_of(folder: Path, template: list[str]) -> str:
 
 @contextmanager
 def quiet(keep_bars: bool = False) -> Iterator[None]:
-    """Hold back transformers' remarks and progress bars for a while."""
+    """Suppress transformers' log messages and progress bars in the block."""
     from transformers.utils import logging as remarks
 
     level, bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()

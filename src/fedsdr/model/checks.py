@@ -1,4 +1,4 @@
-"""What a language model must satisfy before fedsdr trains it: end of turns, length, output head."""
+"""Requirements on a language model before training: end of turns, length, vocabulary, output head."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from fedsdr.errors import UserError
 
 
 def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
-    """Make sure that turns end in a token that stops generation, and that there is a padding token."""
+    """Ensure that turns end in a token that stops generation, and that there is a padding token."""
     from transformers import GenerationConfig
 
     answer = "fedsdr"
@@ -18,7 +18,7 @@ def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
     ends = [number for number in tokens(tokenizer, tail) if number in special]
     if not ends:
         raise UserError(
-            f"model.name = {name}: the chat template ends an answer with {tail!r}, in which no special token"
+            f"model.name = {name}: the chat template ends an answer with {tail!r}, where no special token"
             " makes the model stop: use an instruct model"
         )
     check_vocabulary(name, model, tokenizer, tokens(tokenizer, render(tokenizer, turns)))
@@ -26,7 +26,7 @@ def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known]
-    # The model's own sampling settings are dropped: how fedsdr samples is said in its settings alone.
+    # Drop the model's own sampling settings: sampling follows fedsdr's settings only.
     model.generation_config = GenerationConfig(
         bos_token_id=model.generation_config.bos_token_id,
         eos_token_id=sorted({*known, ends[0]} - {None}),
@@ -36,15 +36,14 @@ def settle_tokens(name: str, model: Any, tokenizer: Any) -> None:
 
 
 def check_vocabulary(name: str, model: Any, tokenizer: Any, written: list[int]) -> None:
-    """Refuse a tokenizer of another model, whose tokens have no row in the embedding.
+    """Reject the tokenizer of another model, whose tokens have no row in the embedding.
 
-    Special tokens that the chat template does not write may lie outside, as the one for images does in
-    Gemma 3 1B.
+    Special tokens not written by the chat template may be out of range, like the image token of Gemma 3 1B.
 
     Args:
-        name: Of the model, for the error.
-        model: Its embedding counts.
-        tokenizer: Its vocabulary counts.
+        name: Name of the model, for the error.
+        model: Provides the size of the embedding.
+        tokenizer: Provides the vocabulary.
         written: Token ids of a conversation.
     """
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -52,24 +51,24 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any, written: list[int]) 
     num_rows = model.get_input_embeddings().weight.shape[0]
     if largest >= num_rows:
         raise UserError(
-            f"model.name = {name}: the tokenizer has a token of number {largest}, and the embedding has"
-            f" {num_rows} rows: the tokenizer is that of another model, or tokens were added to it and not to"
+            f"model.name = {name}: the tokenizer has a token with id {largest}, but the embedding has"
+            f" {num_rows} rows: the tokenizer belongs to another model, or tokens were added to it but not to"
             " the model (`resize_token_embeddings`)"
         )
 
 
 def check_length(spec: Model, config: Any) -> None:
-    """Refuse conversations that are longer than the model was built for."""
+    """Reject a max_length above the model's limit."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and spec.max_length > longest:
         raise UserError(
-            f"model.max_length = {spec.max_length}: {spec.name} was built for conversations of at"
-            f" most {longest} tokens; set that or less"
+            f"model.max_length = {spec.max_length}: {spec.name} supports conversations of at"
+            f" most {longest} tokens; set this value or less"
         )
 
 
 def check_head(name: str, model: Any) -> None:
-    """Refuse models that cap or scale their logits: the loss applies the head by itself, in chunks."""
+    """Reject models that cap or scale their logits: the loss applies the head itself, in chunks."""
     import torch
 
     tokens = torch.tensor([[0, 1, 2]], device=model.device)
@@ -82,7 +81,7 @@ def check_head(name: str, model: Any) -> None:
         raise
     except Exception as error:  # of any kind: it comes from the model's own code
         raise UserError(
-            f"model.name = {name}: fedsdr cannot work with this model ({model.config.model_type}):"
+            f"model.name = {name}: fedsdr does not support this model ({model.config.model_type}):"
             f" {type(error).__name__}: {error}"
         ) from error
     if not torch.allclose(logits.float(), plain.float(), rtol=1e-4, atol=1e-4):

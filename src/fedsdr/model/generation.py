@@ -1,9 +1,9 @@
-"""Answers of the model to a batch of prompts: greedy or sampled, each prompt with its own seed.
+"""Answers of the model to prompts: greedy or sampled, each prompt with its own seed.
 
-One loop over a key-value cache; the next prompts take the rows of answers that ended. Sampling adds Gumbel
-noise from the prompt's own generator and takes the largest entry, which draws exactly from the softmax
-(Gumbel-max), so a prompt's sample does not depend on which prompts share its batch or on any global random
-state.
+One loop over a key-value cache; new prompts take the rows of finished answers. Sampling adds Gumbel noise
+from the prompt's own generator and takes the largest entry, which samples exactly from the softmax
+(Gumbel-max). A prompt's sample therefore depends neither on the other prompts in its batch nor on any global
+random state.
 """
 
 from collections import deque
@@ -24,26 +24,26 @@ from fedsdr.model.base import Base
 from fedsdr.progress import track
 
 TAIL = 8
-"""Tokens at the end of a prompt in which a tag that opens thinking would be."""
+"""Number of tokens at the end of a prompt that are searched for an opening thinking tag."""
 REFILL_FROM = 0.1
-"""New prompts are read when so large a share of the rows is free."""
+"""New prompts are read when at least this share of the rows is free."""
 COMPACT_BELOW = 0.75
-"""Finished rows are taken out when fewer than this share of the rows is still being written."""
+"""Finished rows are removed when less than this share of the rows is active."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote."""
+    """A generated answer."""
 
     text: str
     finished: bool
-    """Whether the model ended its turn; False: cut off at the length limit."""
+    """Whether the model ended its turn; False: truncated at the length limit."""
     num_tokens: int
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen."""
+    """How to choose the next token."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -58,7 +58,7 @@ def generate(
     seeds: Sequence[int] = (),
     num_rows: int = 0,
 ) -> list[Answer]:
-    """Continue every prompt as `stream` does, 0: all at a time; answers are in the order of the prompts."""
+    """Continue every prompt as `stream` does (`num_rows` 0: all together), in the order of the prompts."""
     written = stream(base, prompts, sampling, seeds, num_rows or len(prompts))
     found = dict(track(written, "answers", [1] * len(prompts)))
     return [found[place] for place in range(len(prompts))]
@@ -73,18 +73,18 @@ def stream(
 ) -> Iterator[tuple[int, Answer]]:
     """Continue every prompt until the model ends its turn or the limit is reached.
 
-    The longest prompts come first. With attention that keeps conversations apart, the next prompts take the
-    rows of those that ended; else there is one batch after the other. Called inside `LoraModel.inference`.
+    The longest prompts come first. With attention that separates packed conversations, new prompts take the
+    rows of finished ones; otherwise batches follow each other. Call it inside `LoraModel.inference`.
 
     Args:
-        base: The model, with adapters set as wanted.
+        base: The model, with the desired adapters active.
         prompts: Token ids.
         sampling: Limit, temperature and nucleus.
-        seeds: One seed for each prompt; needed where the temperature is above 0.
-        num_rows: How many answers are written at a time.
+        seeds: One seed for each prompt; required if the temperature is above 0.
+        num_rows: Number of answers generated together.
 
     Yields:
-        The place of a prompt, and its answer, as they end.
+        The index of a prompt and its answer, in order of completion.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     plan = by_length([len(prompt) for prompt in prompts], num_rows)
@@ -106,7 +106,7 @@ def _write(
     written: dict[int, list[int]] = {place: [] for place in places}
     first, waiting = places[:num_rows], deque(places[num_rows:])
     batch = begin(base, [prompts[place] for place in first])
-    rows: list[int | None] = [*first, *[None] * (len(batch.states) - len(first))]  # None: nothing to write
+    rows: list[int | None] = [*first, *[None] * (len(batch.states) - len(first))]  # None: a free row
     while True:
         of_rows = [unused if row is None else generators[row] for row in rows] if generators else []
         tokens = _choose(head(batch.states).float(), sampling, of_rows)
@@ -136,11 +136,11 @@ def _write(
 
 
 def rows_are_independent(base: Base) -> bool:
-    """Whether an answer is the same to the last bit whatever else is written with it; tried on a few.
+    """Whether an answer is bit-identical whatever the rest of its batch; tried on a few prompts.
 
-    It is where the products of matrices add in the same order for any number of rows, as those in bfloat16 do
-    on processors that have it. Then which prompts share a batch is free: those of several clients may, and a
-    run in which they do equals a deployment, in which they cannot.
+    It holds if matrix products add in the same order for any number of rows, as bfloat16 products do on CPUs
+    that support it. Prompts can then be batched freely, even across clients, and the run equals a deployment,
+    where clients cannot share batches.
     """
     alone = [[*range(3, 12)], [*range(20, 26)]]
     others = [[*range(4, 304)], *([*range(5, 5 + num)] for num in range(4, 14))]
@@ -163,17 +163,17 @@ def begin(base: Base, prompts: Sequence[Sequence[int]]) -> "Rows | Padded":
 
 
 class Rows:
-    """A batch of answers by our attention: no padding is computed, and rows are independent of each other."""
+    """A batch of answers with our attention: no padding is computed, and rows are independent."""
 
     MULTIPLE = 4
-    """The number of rows is a multiple: products of fewer rows are computed by other means."""
+    """The number of rows is a multiple of this: smaller products use other kernels."""
 
     def __init__(self, base: Base, prompts: Sequence[Sequence[int]]) -> None:
         num = self._whole(len(prompts))
         self.base, self.slots = base, Slots(num, base.device)
         self.cache = Cache(layers=[RowCache(self.slots) for _ in range(base.model.config.num_hidden_layers)])
         self.states = torch.zeros(num, base.model.config.hidden_size, dtype=base.dtype, device=base.device)
-        """Of the last token of each row (rows, d)."""
+        """State of the last token of each row (rows, d)."""
         self.read(range(len(prompts)), prompts)
 
     @classmethod
@@ -181,7 +181,7 @@ class Rows:
         return -(-num // cls.MULTIPLE) * cls.MULTIPLE
 
     def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Begin new answers in rows that are free."""
+        """Start new answers in free rows."""
         lengths, device = [len(prompt) for prompt in prompts], self.base.device
         taken = torch.tensor(rows, device=device)
         self.slots.used[taken] = torch.tensor(lengths, device=device)
@@ -195,7 +195,7 @@ class Rows:
         self.states[taken] = states[0, torch.tensor(lengths, device=device).cumsum(0) - 1]
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Drop rows, but for these and as many as make their number whole; return those that are left."""
+        """Keep these rows, padded to a valid number with others; return the remaining rows."""
         others = [row for row in range(len(self.states)) if row not in rows]
         left = [*rows, *others[: self._whole(len(rows)) - len(rows)]]
         kept = torch.tensor(left, device=self.base.device)
@@ -208,7 +208,7 @@ class Rows:
         return left
 
     def step(self, tokens: Tensor, is_open: Tensor) -> None:
-        """Take one more token of each row (rows,); those that are not open stay empty."""
+        """Append one token to each row (rows,); rows that are not open stay empty."""
         slots = self.slots
         slots.used *= is_open
         if int(slots.used.max()) >= slots.room:
@@ -230,7 +230,7 @@ class Rows:
 
 
 class Padded:
-    """A batch of answers by transformers' own means, for attention that knows one sequence a row."""
+    """A batch of answers with transformers' own cache, for attention with one sequence per row."""
 
     def __init__(self, base: Base, prompts: Sequence[Sequence[int]]) -> None:
         self.base, self.length = base, max(map(len, prompts))
@@ -244,11 +244,11 @@ class Padded:
         self.states = self._states(ids.to(base.device), (self.mask.cumsum(dim=1) - 1).clamp(min=0))
 
     def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """No answer begins in a batch that others are in."""
+        """Not supported: no answer can join a running batch."""
         raise NotImplementedError
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Drop other rows; layers that keep a state instead of keys and values have no way to."""
+        """Drop the other rows; impossible for layers with a state instead of keys and values."""
         if not all(hasattr(layer, "batch_select_indices") for layer in self.cache.layers):
             return [*range(len(self.mask))]
         kept = torch.tensor(rows, device=self.base.device)
@@ -257,7 +257,7 @@ class Padded:
         return [*rows]
 
     def step(self, tokens: Tensor, is_open: Tensor) -> None:
-        """Take one more token of each row (rows,)."""
+        """Append one token to each row (rows,)."""
         del is_open
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         self.states = self._states(tokens[:, None], self.mask.sum(dim=1, keepdim=True) - 1)
@@ -274,7 +274,7 @@ class Padded:
 
 
 def _text(tokenizer: Any, prompt: Sequence[int], written: list[int]) -> str:
-    """What the tokens say, without special tokens and without thinking before the answer."""
+    """The text of the tokens, without special tokens and without thinking before the answer."""
     tag = opened(tokenizer.decode(prompt[-TAIL:]))
     whole = tag + tokenizer.decode(written)
     answer = without_thinking(whole)

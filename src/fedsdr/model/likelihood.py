@@ -1,4 +1,4 @@
-"""How likely each of several answers to one prompt is; the prompt is read once for all of them."""
+"""Likelihood of each of several answers to one prompt; the prompt is read once for all of them."""
 
 from collections.abc import Sequence
 from itertools import chain, islice
@@ -17,11 +17,11 @@ Question = tuple[Sequence[int], Sequence[Sequence[int]]]
 """Token ids of a prompt, and of each answer to it."""
 
 NO_LIMIT = 10**9
-"""Longest conversation where nothing may be cut off."""
+"""Length limit where nothing may be truncated."""
 
 
 def likeliest(base: Base, examples: Sequence[Example], batch_size: int) -> list[str]:
-    """Return the choice of each example that is likeliest as the whole answer (`choice_likelihoods`)."""
+    """Return the likeliest choice of each example as the whole answer (`choice_likelihoods`)."""
     return [
         example.choices[values.index(max(values))]
         for example, values in zip(examples, choice_likelihoods(base, examples, batch_size), strict=True)
@@ -31,7 +31,7 @@ def likeliest(base: Base, examples: Sequence[Example], batch_size: int) -> list[
 def choice_likelihoods(base: Base, examples: Sequence[Example], batch_size: int) -> list[list[float]]:
     """Return log p of each choice of each example as the whole answer, end of turn included, in nats.
 
-    They are not divided by lengths: they are those of whole answers.
+    They are not normalised by length: they are likelihoods of whole answers.
     """
     questions: list[Question] = []
     for example in examples:
@@ -44,12 +44,12 @@ def choice_likelihoods(base: Base, examples: Sequence[Example], batch_size: int)
 def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) -> list[list[float]]:
     """Return log p(answer given prompt) of each answer, in nats, summed over its tokens.
 
-    A question is one row, prompt and then all answers; a mask hides the answers from each other, and each
-    begins at the position after the prompt. With attention that was not tried on such rows, each answer
-    has a row of its own. Called inside `LoraModel.inference`.
+    A question is one row: the prompt, then all answers. A mask hides the answers from each other, and each
+    starts at the position after the prompt. With attention that was not tested on such rows, each answer has
+    its own row. Call it inside `LoraModel.inference`.
 
     Args:
-        base: The model, with adapters set as wanted.
+        base: The model, with the desired adapters active.
         questions: Prompts with their answers, each of at least one token.
         batch_size: Questions in one forward pass.
     """
@@ -59,7 +59,7 @@ def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) 
 def scored_answers(
     base: Base, questions: Sequence[Question], batch_size: int
 ) -> list[list[tuple[float, bool]]]:
-    """As `log_likelihoods`, and whether each answer is the greedy one: every token the likeliest."""
+    """As `log_likelihoods`, and whether each answer is greedy: every token is the likeliest."""
     if not base.keeps_apart and any(len(answers) > 1 for _, answers in questions):
         alone = [(prompt, [answer]) for prompt, answers in questions for answer in answers]
         values = chain.from_iterable(scored_answers(base, alone, batch_size))
@@ -76,7 +76,7 @@ def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[lis
     ids = torch.zeros(len(questions), width, dtype=torch.long)
     places = torch.zeros_like(ids)
     part = torch.full_like(ids, -1)  # 0: prompt, k: answer k, -1: padding
-    read_at: list[int] = []  # flattened place of the state that predicts a token, and the token
+    read_at: list[int] = []  # flattened index of the state that predicts a token, and the token
     tokens: list[int] = []
     for row, (prompt, answers) in enumerate(questions):
         ids[row, : len(prompt)] = torch.tensor(prompt)
@@ -100,7 +100,7 @@ def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[lis
 
 
 def _visible(part: Tensor) -> Tensor:
-    """Where tokens look (rows, 1, width, width): at earlier ones of the prompt and of their own part."""
+    """Attention mask (rows, 1, width, width): earlier tokens of the prompt and of the same answer."""
     reader, read = part[:, :, None], part[:, None, :]
     earlier = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool).tril()
     return (((read == 0) | (read == reader)) & earlier)[:, None]
@@ -113,7 +113,7 @@ def _log_p(
     states = base.model.get_decoder()(
         input_ids=ids.to(base.device),
         position_ids=places.to(base.device),
-        # Of one answer and padding on the right transformers' own causal mask is the same.
+        # With one answer and right padding, transformers' own causal mask is equivalent.
         attention_mask=additive(visible.to(base.device), base.dtype) if base.keeps_apart else None,
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)

@@ -1,8 +1,8 @@
-"""Cross entropy of response tokens, without ever holding the logits of a whole batch.
+"""Cross entropy of response tokens, without storing the logits of a whole batch.
 
-The output head is applied at response positions only, in chunks, and each chunk's gradient with
-respect to the hidden states is made on the way forward; the head itself is frozen. A full (batch,
-sequence, vocabulary) float32 tensor would be hundreds of megabytes, held several times.
+The output head is applied at response positions only, in chunks, and the gradient of each chunk with respect
+to the hidden states is computed in the forward pass; the head itself is frozen. A full (batch, sequence,
+vocabulary) float32 tensor would take hundreds of megabytes, several times over.
 """
 
 import math
@@ -20,23 +20,23 @@ from fedsdr.model.attention import in_one_row
 from fedsdr.model.base import Base
 
 CHUNK = 256
-"""Positions whose logits are held at a time."""
+"""Positions whose logits are in memory at a time."""
 FEW = 32
-"""Positions whose logits are held in float32 at a time: as many as the caches of a processor take."""
+"""Positions whose logits are in float32 at a time: as many as fit into CPU caches."""
 
 
 class Pull(NamedTuple):
     """A pull of the predicted distributions towards others, of which only the gradient is computed.
 
-    It is that of weight KL(q || p), summed over the response tokens: p the model's distribution of a token
-    and q the one to hold it to.
+    The gradient is that of weight * KL(q || p), summed over the response tokens: p is the model's
+    distribution of a token, q the target distribution.
     """
 
     states: Tensor
-    """Those that give q (num_response_tokens, d), by the same output head."""
+    """States that give q through the same output head (num_response_tokens, d)."""
     weight: float
     has_label: bool = True
-    """Whether p and q are of all tokens, or of all but the label."""
+    """Whether p and q cover all tokens, or all except the label."""
 
     def gradient(self, logits: Tensor, given: Tensor, targets: Tensor) -> Tensor:
         """Weight (p - q), from the logits of both (n, vocabulary) and the labels (n, 1)."""
@@ -92,7 +92,7 @@ class _HeadLoss(torch.autograd.Function):
 def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     """Overwrite logits (n, vocabulary) by softmax - one-hot, and return their cross entropies (n,).
 
-    Computed in float32. The target's own entry is subtracted from before it is rounded.
+    Computed in float32. One is subtracted from the target's entry before rounding.
     """
     wide = logits.float()
     wide -= wide.amax(dim=1, keepdim=True)
@@ -111,12 +111,12 @@ def response_loss(
     Paper: the inner terms of E[-log p(y given c, x)] (FedSDR, both stages).
 
     Args:
-        base: The model, with adapters set as wanted.
-        conversations: Those of one forward pass.
-        pull: Is in the gradient, and not in the sum.
+        base: The model, with the desired adapters active.
+        conversations: Conversations of one forward pass.
+        pull: Added to the gradient, but not to the sum.
 
     Returns:
-        A float32 scalar with gradient for the adapters that learn, and the number of tokens.
+        A float32 scalar with gradient for the trained adapters, and the number of tokens.
     """
     states, targets = response_states(base, conversations)
     given = [weight for conversation in conversations for weight in conversation.weights]
@@ -136,7 +136,7 @@ def response_states(base: Base, conversations: Sequence[Conversation]) -> tuple[
 def token_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[list[float]]:
     """-log p of each response token of each conversation, in nats.
 
-    Called inside `LoraModel.inference`.
+    Call it inside `LoraModel.inference`.
     """
     head = base.model.get_output_embeddings()
     found: dict[int, list[float]] = {}
@@ -158,7 +158,7 @@ def mean_losses(base: Base, conversations: Sequence[Conversation], batch_size: i
 
 
 def last_states(base: Base, batch: Batch) -> Tensor:
-    """Hidden states (rows, width, d) that the output head is applied to."""
+    """Last hidden states (rows, width, d), the input of the output head."""
     options = in_one_row(batch.lengths, base.device) if batch.lengths else {}
     ids = torch.from_numpy(batch.ids).to(base.device)
     states: Tensor = base.model.get_decoder()(input_ids=ids, use_cache=False, **options).last_hidden_state
@@ -168,7 +168,7 @@ def last_states(base: Base, batch: Batch) -> Tensor:
 def mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> NDArray[np.float32]:
     """Mean over each response's tokens of the states that predict them (num_texts, d).
 
-    Called inside `LoraModel.inference`.
+    Call it inside `LoraModel.inference`.
     """
     found: dict[int, NDArray[np.float32]] = {}
     for rows in by_length([len(text.ids) for text in texts], batch_size):
@@ -181,7 +181,7 @@ def mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> N
 def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size: int) -> tuple[float, int]:
     """Mean cross entropy per response token over all conversations, and the number of tokens.
 
-    Called inside `LoraModel.inference`.
+    Call it inside `LoraModel.inference`.
     """
     total, count = 0.0, 0
     for rows in by_length([len(conversation.ids) for conversation in conversations], batch_size):

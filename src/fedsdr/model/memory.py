@@ -1,4 +1,4 @@
-"""A model that a program has in memory, for a run in the same process."""
+"""A model passed in memory, for a run in the same process."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from fedsdr.model.download import cache_folder
 def lent(model: Any, tokenizer: Any) -> Iterator[str]:
     """Yield a name under which `load_base` finds a model within the block.
 
-    The model is saved in the cache folder for that time, and loaded as any other, so the program's own copy
-    stays as it is.
+    The model is temporarily saved in the cache folder and loaded like any other, so the caller's copy stays
+    unchanged.
 
     Args:
-        model: A causal language model of transformers.
+        model: A causal language model from transformers.
         tokenizer: Its tokenizer.
 
     Yields:
         "memory:" and a hash of weights, configuration, tokenizer and chat template.
 
     Raises:
-        UserError: They are no model and tokenizer of transformers.
+        UserError: They are not a model and tokenizer from transformers.
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 

@@ -1,7 +1,7 @@
 """The base model without its weights: every shape, from the configuration alone.
 
-On torch's meta device a tensor has a shape and no values, so that adapters are put on a model of any size
-in a second, and what they weigh is counted by the code that trains and sends them.
+On torch's meta device a tensor has a shape but no values. Adapters can therefore be attached to a model of
+any size in a second, and their size is counted by the code that trains and sends them.
 """
 
 import os
@@ -26,12 +26,12 @@ def load_skeleton(spec: Model) -> tuple["PreTrainedModel", "PreTrainedTokenizerB
         spec: The recipe's [model].
 
     Returns:
-        The model, and its tokenizer if it can be had.
+        The model, and its tokenizer if available.
 
     Raises:
-        Unreachable: The configuration is on the hub and cannot be had from there.
-        UserError: A folder or file holds no model, model.max_length is above what it was built for, or its
-            chat template is not fit.
+        Unreachable: The configuration is on the hub and cannot be downloaded.
+        UserError: A folder or file contains no model, model.max_length exceeds the model's limit, or its chat
+            template is unusable.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -49,32 +49,32 @@ def load_skeleton(spec: Model) -> tuple["PreTrainedModel", "PreTrainedTokenizerB
 
 
 def hide_torch(spec: Model) -> None:
-    """Let a process that only reads a tokenizer do without torch, if it has not imported it yet.
+    """Avoid importing torch in a process that only reads a tokenizer, if it is not imported yet.
 
-    transformers imports torch wherever it is installed, which takes seconds. The process can load no model
-    afterwards.
+    transformers imports torch if it is installed, which takes seconds. Afterwards the process cannot load a
+    model.
     """
     is_made = spec.name == "tiny" and not built_in_folder("tiny").is_dir()
-    if not is_made and not spec.name.endswith(".gguf"):  # which need torch to be made and read
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing
+    if not is_made and not spec.name.endswith(".gguf"):  # those need torch for generation and reading
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # the warning that torch is missing
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def load_tokenizer(spec: Model) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer alone, its chat template with the settings in it; torch is not needed.
+    """Load the tokenizer alone, with the settings written into its chat template; torch is not needed.
 
     Raises:
-        Unreachable: It is not to be had, or its configuration is on the hub and cannot be had from there.
+        Unreachable: It is unavailable, or its configuration is on the hub and cannot be downloaded.
         UserError: As for `load_skeleton`.
     """
     _, tokenizer = _read(spec)
     if tokenizer is None:
-        raise Unreachable(f"the tokenizer of model.name = {spec.name} cannot be had")
+        raise Unreachable(f"the tokenizer of model.name = {spec.name} is unavailable")
     return tokenizer
 
 
 def _read(spec: Model) -> tuple[Any, Any]:
-    """Configuration and tokenizer, None if it cannot be had; length and template are checked."""
+    """Configuration and tokenizer (None if unavailable); length and template are checked."""
     from transformers import AutoConfig, AutoTokenizer
 
     source, from_hub = _source(spec)
@@ -84,7 +84,7 @@ def _read(spec: Model) -> tuple[Any, Any]:
         except (OSError, ValueError, ImportError) as error:
             kind = Unreachable if from_hub else UserError
             raise kind(
-                f"model.name = {spec.name}: its configuration cannot be had: {first_line(error)}"
+                f"model.name = {spec.name}: its configuration is unavailable: {first_line(error)}"
             ) from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -100,7 +100,7 @@ def _source(spec: Model) -> tuple[dict[str, Any], bool]:
     """Where transformers finds the configuration, and whether that is the hub."""
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     path = Path(spec.name).expanduser()
-    if path.suffix == ".gguf":  # its header is read; it is not converted
+    if path.suffix == ".gguf":  # only its header is read; nothing is converted
         return {**options, "pretrained_model_name_or_path": path.parent, "gguf_file": path.name}, False
     if spec.name in BUILT_IN and BUILT_IN[spec.name]["hub"] and not built_in_folder(spec.name).is_dir():
         return {**options, "pretrained_model_name_or_path": BUILT_IN[spec.name]["hub"]}, True

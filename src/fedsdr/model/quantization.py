@@ -1,4 +1,4 @@
-"""A base model of 4 or 8 bits, by bitsandbytes."""
+"""A base model in 4 or 8 bits, by bitsandbytes."""
 
 import logging
 from importlib.util import find_spec
@@ -17,11 +17,11 @@ def quantization(spec: Model, dtype: "torch.dtype") -> Any:
         return None
     if find_spec("bitsandbytes") is None:
         raise UserError(
-            f"model.quantization = {spec.quantization} needs bitsandbytes: pip install 'fedsdr[quant]'"
+            f"model.quantization = {spec.quantization} requires bitsandbytes: pip install 'fedsdr[quant]'"
         )
     from transformers import BitsAndBytesConfig
 
-    # It remarks on a cast in each layer of each forward pass.
+    # It warns about a cast in each layer of each forward pass.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if spec.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -34,12 +34,12 @@ def quantization(spec: Model, dtype: "torch.dtype") -> Any:
 
 
 def settle_kernels(spec: Model, model: Any) -> None:
-    """Switch off a kernel of 4-bit layers that has no backward pass."""
+    """Disable a kernel of 4-bit layers that has no backward pass."""
     if spec.quantization == "4bit":
         from bitsandbytes.nn import Linear4bit
 
         for layer in model.modules():
             if isinstance(layer, Linear4bit):
-                # On some processors a forward pass without gradients repacks the weights for a kernel
-                # that has no backward pass; later gradients would be wrong without an error.
+                # On some CPUs a forward pass without gradients repacks the weights for a kernel that has no
+                # backward pass; later gradients would be silently wrong.
                 layer.support_avx512bf16_for_cpu = False

@@ -1,4 +1,4 @@
-"""Torch's own random numbers, which dropout draws: seeded on the devices of a run alone, and put back."""
+"""Torch's global generators, used by dropout: seeded on the run's devices only, and restored."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Draw from the seed on the processor and on `device`; afterwards their generators are as before.
+    """Seed the CPU and `device`; afterwards restore their generators.
 
-    `torch.manual_seed` would seed every GPU of the machine, and `fork_rng` save the state of each, with a
-    warning where there are several.
+    `torch.manual_seed` would seed every GPU of the machine, and `fork_rng` would save the state of each, with
+    a warning if there are several.
     """
     is_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if is_gpu else []):

@@ -1,8 +1,8 @@
-"""Answers of an OpenAI-compatible server (vLLM, llama.cpp, ...): of the model that rewrites, or of a judge.
+"""Answers of an OpenAI-compatible server (vLLM, llama.cpp, ...), as the rewriting model or as a judge.
 
-Turns go out, answers come back. The prompts, checks and the cache are those of `distill.rewrite` and of
-`evaluate.judge`. The server applies its own chat template and forms its own batches, so the same request
-may have another answer the second time, greedy or not.
+Conversations go out, answers come back. `distill.rewrite` and `evaluate.judge` provide the prompts, the
+checks and the cache. The server applies its own chat template and batching, so the same request may have
+another answer the next time, even if greedy.
 """
 
 import os
@@ -23,32 +23,32 @@ from fedsdr.errors import UserError
 from fedsdr.model.generation import Answer
 
 WAITS = (1.0, 5.0, 25.0)
-"""Seconds before each further try, where the server is away, busy or broken. Up to half of that is added, so
-that requests which were refused together do not come back together."""
+"""Seconds to wait before each retry when the server is down, busy or broken. Up to half of that is added at
+random, so that requests refused together are not retried together."""
 LONGEST_WAIT = 120.0
-"""Seconds that a busy server may ask for (Retry-After); what is longer is not waited for."""
+"""Longest Retry-After of a busy server that is honoured, in seconds."""
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-"""Seconds. The last of the requests that a server has may wait for all the others."""
+"""Timeout in seconds. The last request in a server's queue may wait for all the others."""
 NUM_SHOWN = 200
-"""Characters of a refusal that an error shows."""
+"""Number of characters of a refusal shown in an error."""
 ADVICE = {
     401: "set the environment variable FEDSDR_API_KEY to the server's key",
     403: "set the environment variable FEDSDR_API_KEY to a key that may use this model",
     404: "check {url}, which usually ends in /v1, and {served_name}: /models under that address lists the"
     " names",
 }
-"""How to fix it, by status."""
+"""How to fix it, by HTTP status."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model behind a server that judges texts of others: greedy answers of one word."""
+    """A model behind a server that judges other models' texts: greedy one-word answers."""
 
     url: str
-    """Base address, such as http://localhost:8000/v1. It sees all texts that it judges."""
+    """Base address, such as http://localhost:8000/v1. It receives all judged texts."""
     served_name: str
     num_requests: int = 16
-    """Requests that the server has at a time."""
+    """Number of concurrent requests."""
     max_new_tokens: int = 16
     temperature: float = 0.0
     top_p: float = 1.0
@@ -65,10 +65,10 @@ _NAMES: dict[type, dict[str, str]] = {
         "url": "--judge",
         "served_name": "--judge-model",
         "num_requests": "Judge.num_requests",
-        "room": "a prompt with both texts that are judged, and an answer of max_new_tokens",
+        "room": "a prompt with both judged texts, and an answer of max_new_tokens",
     },
 }
-"""What errors call the settings, by their kind: as the user set them."""
+"""Names of the settings in errors, by kind, as the user knows them."""
 
 
 class _Message(BaseModel):
@@ -87,7 +87,7 @@ class _Usage(BaseModel):
 
 
 class _Reply(BaseModel):
-    """What is read of a chat completion."""
+    """The used fields of a chat completion."""
 
     choices: Annotated[list[_Choice], Field(min_length=1)]
     usage: _Usage
@@ -96,24 +96,25 @@ class _Reply(BaseModel):
 def ask_server(
     prompts: Sequence[list[Turn]], server: Distill | Judge, seeds: Sequence[int]
 ) -> Iterator[Answer]:
-    """Have the server at `server.url` answer prompts; it has `server.num_requests` of them at a time.
+    """Send prompts to the server at `server.url`, with `server.num_requests` concurrent requests.
 
     Args:
-        prompts: Turns, of which the server writes the next.
+        prompts: Conversations; the server writes the next turn of each.
         server: Address, served name and sampling.
-        seeds: One for each prompt; sent modulo 2**31, which every server takes.
+        seeds: One for each prompt; sent modulo 2**31, which every server accepts.
 
     Yields:
-        One answer for each prompt, in their order. `num_tokens` is the server's count, which may include
-        the end of turn.
+        One answer for each prompt, in order. `num_tokens` is the server's count, which may include the end of
+        turn.
 
     Raises:
-        UserError: The server cannot be reached, refuses, or answers with something else. The message shows
-            the beginning of what came back, without the key; a server may repeat in it what it was sent.
+        UserError: The server is unreachable, refuses, or does not answer with a chat completion. The message
+            shows the beginning of the reply, without the key; the server may repeat parts of the request in
+            it.
     """
     key = os.environ.get("FEDSDR_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UserError("FEDSDR_API_KEY holds characters that no key has; set it to the server's key alone")
+        raise UserError("FEDSDR_API_KEY contains invalid characters; set it to the server's key only")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         client = httpx.Client(
@@ -121,7 +122,7 @@ def ask_server(
             headers=headers,
             timeout=TIMEOUT,
             limits=httpx.Limits(max_connections=None),
-            trust_env=False,  # a proxy of the environment would see the data too
+            trust_env=False,  # a proxy from the environment would see the data too
         )
     except httpx.InvalidURL as error:
         raise UserError(
@@ -161,19 +162,19 @@ def _ask(client: httpx.Client, server: Distill | Judge, turns: list[Turn], seed:
         read = _Reply.model_validate_json(reply.content)
     except ValidationError:
         raise UserError(
-            f"{_name(server, 'url')} = {server.url} answered, but with no chat completion:"
+            f"{_name(server, 'url')} = {server.url} answered, but not with a chat completion:"
             f" {_describe(reply)}\n"
             "How to fix it: the base address of an OpenAI-compatible server, which usually ends in /v1"
         ) from None
     choice = read.choices[0]
     text = trimmed(without_thinking(choice.message.content or ""))
     if thoughts := not text and (choice.message.reasoning_content or choice.message.reasoning):
-        text = f"<think>{thoughts}"  # the server parts thinking from the answer, and the answer never came
+        text = f"<think>{thoughts}"  # the server separated the thinking, and the answer is missing
     return Answer(text, choice.finish_reason == "stop", read.usage.completion_tokens)
 
 
 def _post(client: httpx.Client, server: Distill | Judge, body: dict[str, object]) -> httpx.Response:
-    """Return the first reply that another try would not change."""
+    """Return the first reply that a retry would not change."""
     draw = random.Random(f"{body['seed']} {body['messages']}").random
     wanted = 0.0
     for wait in (0.0, *WAITS):
@@ -191,7 +192,7 @@ def _post(client: httpx.Client, server: Distill | Judge, body: dict[str, object]
         wanted = min(float(seconds), LONGEST_WAIT) if seconds.isdecimal() else 0.0
     raise UserError(
         f"{_name(server, 'url')} = {server.url} gave no answer in {1 + len(WAITS)} tries: {found}\n"
-        "How to fix it: a server that runs at that address; where it is overloaded, a smaller"
+        "How to fix it: start a server at that address; if it is overloaded, set a smaller"
         f" {_name(server, 'num_requests')} than {server.num_requests}"
         + ". Batches answered so far are saved"
         * isinstance(server, Distill)
@@ -203,7 +204,7 @@ def _name(server: Distill | Judge, key: str) -> str:
 
 
 def _describe(reply: httpx.Response) -> str:
-    """Status and beginning of what came back, without the key, which some servers repeat."""
+    """Status and beginning of the reply, without the key, which some servers echo."""
     _, _, key = reply.request.headers.get("Authorization", "").partition(" ")
     body = reply.text.replace(key, "***") if key else reply.text
     return f"{reply.status_code} {reply.reason_phrase}: {body[:NUM_SHOWN]}"

@@ -1,4 +1,4 @@
-"""Which layers of a model get adapters, and which of its weights get none."""
+"""Selects the layers of a model that have adapters, and lists the weights without."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from transformers.pytorch_utils import Conv1D
 from fedsdr.errors import UserError
 
 LINEAR = (nn.Linear, Conv1D)
-"""Kinds of layer that get adapters."""
+"""Layer types that can have adapters."""
 Layer = Any
-"""A layer W0 h + bias. GPT-2's Conv1D is one whose weight is stored the other way round, (d_in, d_out)."""
+"""A layer W0 h + bias. GPT-2's Conv1D is one with a transposed weight, (d_in, d_out)."""
 OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
-"""Names that experts had before transformers fused them, for which PEFT takes these names still: layers that
-bear them (shared experts, the first blocks) would lose their adapters there, with a warning alone."""
+"""Names that experts had before transformers fused them, and that PEFT still interprets that way: layers with
+these names (shared experts, the first blocks) would lose their adapters there, with only a warning."""
 NUM_NAMED = 6
-"""Names of weights without adapters that a line shows."""
+"""Number of names of weights without adapters shown in a line."""
 
 
 def widths(layer: Layer) -> tuple[int, int]:
@@ -25,14 +25,13 @@ def widths(layer: Layer) -> tuple[int, int]:
 
 
 def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, Layer]:
-    """Find the linear layers that get adapters: path -> layer, in the model's order.
+    """Find the linear layers for adapters: path -> layer, in the model's order.
 
-    "all-linear" means all but the output head, as in PEFT, and but those that PEFT would not load: beside
-    fused experts, and the last one of state-space layers, whose kernels use its weight alone.
+    "all-linear" means all except the output head, as in PEFT, and except layers that PEFT would not load:
+    next to fused experts, and the last layer of state-space blocks, whose kernels use its weight directly.
 
     Raises:
-        UserError: The model has no such layer, or a named target matches none; the message lists the names
-            there are.
+        UserError: The model has no such layer, or a target matches none; the message lists the valid names.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     has_experts = any("experts" in path and weight.dim() == 3 for path, weight in model.named_parameters())
@@ -44,30 +43,28 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, 
         if isinstance(layer, LINEAR) and not is_left_out:
             linear[path] = layer
     if not linear:
-        raise UserError(
-            f"the model ({type(model).__name__}) has no linear layer that could get an adapter; use another"
-        )
+        raise UserError(f"the model ({type(model).__name__}) has no linear layer for an adapter; use another")
     if targets == "all-linear":
         return linear
     names = {path.rpartition(".")[2] for path in linear}
     unknown = sorted(set(targets) - names)
     if unknown:
         raise UserError(
-            f"lora.targets: {', '.join(unknown)} is no linear layer of the model that can get an adapter; it"
+            f"lora.targets: {', '.join(unknown)} matches no linear layer that can have an adapter; it"
             f" has: {', '.join(sorted(names))}"
         )
     return {path: layer for path, layer in linear.items() if path.rpartition(".")[2] in targets}
 
 
 def without_adapter(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, int]:
-    """Matrices of the model that get no adapter, by name, with how many numbers they hold.
+    """Matrices of the model without adapters: name -> number of parameters.
 
-    Fused experts, routers and convolutions are such. Embeddings and the output head never get one, and are
-    left out.
+    Examples are fused experts, routers and convolutions. Embeddings and the output head never have one, and
+    are left out.
 
     Args:
         model: The base, with or without its adapters.
-        layers: The layers that have adapters, by path.
+        layers: The layers with adapters, by path.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     found: dict[str, int] = {}
@@ -84,11 +81,11 @@ def without_adapter(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[s
 
 
 def describe_adapters(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
-    """Say which layers have adapters, and which weights have none; a line for each.
+    """Describe which layers have adapters, and which weights have none, one line each.
 
     Args:
         model: The base with its adapters.
-        layers: The layers that have adapters, by path.
+        layers: The layers with adapters, by path.
     """
     names = dict.fromkeys(path.rpartition(".")[2] for path in layers)
     lines = [f"adapters on {len(layers)} layers: {', '.join(names)}"]

@@ -1,8 +1,8 @@
-"""The chat template as a model has it in a run: the settings, and what it lacks, are written into it.
+"""The chat template as the run uses it: with the settings and missing features written into it.
 
-So the merged model that is exported asks as the trained one was asked. Jinja's own means suffice: a variable
-for each argument, a macro instead of the clock, and the text of the system turn at the head of the user's
-where the template has no place for one.
+The exported merged model therefore prompts exactly like the trained one. Plain Jinja is enough: a variable
+for each argument, a macro instead of the clock, and the system text at the head of the user's turn if the
+template has no system role.
 """
 
 import json
@@ -18,7 +18,7 @@ PLAIN = (
     "{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}\n\n### Response:\n"
     "{% else %}{{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
 )
-"""For models without a chat template; a prompt ends in the heading of the response."""
+"""For models without a chat template; a prompt ends with the heading of the response."""
 FOLDED = (
     "{% if messages[0]['role'] == 'system' %}{% set messages = [{'role': 'user', 'content': "
     "messages[0]['content'] + '\n\n' + messages[1]['content']}] + messages[2:] %}{% endif %}"
@@ -39,14 +39,14 @@ def settle_template(spec: Model, tokenizer: Any) -> str:
 
     Args:
         spec: The recipe's [model].
-        tokenizer: Its `chat_template` is replaced where anything changes.
+        tokenizer: Its `chat_template` is replaced if anything changes.
 
     Returns:
-        A fixed conversation as the template writes it; it belongs to the model's identity.
+        A fixed conversation rendered by the template; part of the model's identity.
 
     Raises:
-        UserError: There is no template, it fails, does not end, leaves out what is said, or does not write
-            the same text twice.
+        UserError: There is no template, it fails, does not end, drops text of a turn, or is not
+            deterministic.
     """
     named = f"model.name = {spec.name}"
     if spec.chat_template == "plain":
@@ -83,26 +83,26 @@ def settle_template(spec: Model, tokenizer: Any) -> str:
     for text in (SYSTEM, USER, ANSWER):
         if text not in whole:
             raise UserError(
-                f"{named}: the chat template leaves out what is said: of {text!r} nothing is left in"
-                f" {whole[:200]!r}; use a model whose template takes turns of text"
+                f"{named}: the chat template drops text of a turn: nothing of {text!r} is left in"
+                f" {whole[:200]!r}; use a model whose template accepts text turns"
             )
     if len(texts) > 1:
-        raise UserError(f"{named}: the chat template does not write the same text twice; use another model")
+        raise UserError(f"{named}: the chat template does not render the same text twice; use another model")
     return texts.pop()
 
 
 def describe_template(spec: Model, tokenizer: Any) -> list[str]:
-    """Say what was written into the template by itself, a line for each."""
+    """Describe the automatic changes to the template, one line each."""
     lines = []
     if tokenizer.chat_template.startswith(FOLDED):
-        lines.append("chat template: without a system role; that text goes to the head of the user's turn")
+        lines.append("chat template: no system role; the system text is put at the head of the user's turn")
     if _CLOCK in tokenizer.chat_template:
         lines.append(f"chat template: writes the date, which is always model.date = {spec.date}")
     return lines
 
 
 def as_taken(tokenizer: Any, turns: list[Turn]) -> list[Turn]:
-    """Turns as the template takes them, for a server of the same model: the system's folded if need be."""
+    """Turns as the template accepts them, for a server of the same model: system text folded if needed."""
     if turns[0]["role"] != "system" or not tokenizer.chat_template.startswith(FOLDED):
         return turns
     system, user, *rest = turns
@@ -110,7 +110,7 @@ def as_taken(tokenizer: Any, turns: list[Turn]) -> list[Turn]:
 
 
 def _has_system(tokenizer: Any) -> bool:
-    """Whether the template takes a turn of the system, and writes it."""
+    """Whether the template accepts a system turn, and renders it."""
     try:
         return SYSTEM in render(tokenizer, CONVERSATION)
     except UserError:
@@ -118,7 +118,7 @@ def _has_system(tokenizer: Any) -> bool:
 
 
 def _fixed_clock(day: str) -> str:
-    """A macro that stands for transformers' `strftime_now` and knows one moment, the beginning of a day."""
+    """A macro that replaces transformers' `strftime_now` by a fixed time, the beginning of a day."""
     moment = date.fromisoformat(day)
     filters = "".join(
         f"|replace('%{flag}{letter}', {json.dumps(moment.strftime(f'%{flag}{letter}'))})"

@@ -1,7 +1,7 @@
 """A random model of 0.1 M parameters, for tests and for trying a recipe in seconds.
 
-It is a real Llama with a real chat tokenizer, so every package treats it as any other model. It is
-made on the spot without network. It knows nothing: its scores mean nothing.
+It is a real Llama with a real chat tokenizer, so every package treats it like any other model. It is
+generated locally, without network. It knows nothing: its scores are meaningless.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ def build_tiny(folder: str | Path, seed: int = 0) -> None:
     ChatML turns. The same seed gives the same bytes; torch's random state is left as it was.
 
     Args:
-        folder: Where to write; made where absent.
+        folder: Folder to write to; created if missing.
         seed: Seed of the weights.
     """
     import torch
@@ -81,7 +81,7 @@ def build_tiny(folder: str | Path, seed: int = 0) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        initializer_range=0.1,  # at the usual 0.02 the attention of so small a model is all but uniform
+        initializer_range=0.1,  # at the usual 0.02 the attention of such a small model is almost uniform
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

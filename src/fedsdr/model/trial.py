@@ -1,7 +1,7 @@
-"""A trial of a model that was just loaded: one gradient, and one token with a cache.
+"""A trial of a newly loaded model: one gradient, and one token with a cache.
 
-Architectures are many, and each comes with code of its own. What fails here would fail in the middle of a
-run, and what answers otherwise from a cache would write nonsense.
+There are many architectures, each with its own code. A model that fails here would fail in the middle of a
+run, and one whose cache changes its answers would write nonsense.
 """
 
 import torch
@@ -15,18 +15,18 @@ from fedsdr.model.loss import response_loss
 from fedsdr.model.randomness import seeded
 
 PROMPTS = (tuple(range(3, 12)), tuple(range(20, 26)))
-"""Of two lengths, so that padding counts."""
+"""Two lengths, so that padding matters."""
 
 
 def try_out(name: str, model: LoraModel) -> None:
-    """Refuse a model that cannot be trained, or whose answers depend on the batch that they are written in.
+    """Reject a model that cannot be trained, or whose answers depend on the other prompts in the batch.
 
     Args:
-        name: Of the model, for the error.
-        model: Its adapters are left as they were.
+        name: Name of the model, for the error.
+        model: Its adapters are left unchanged.
 
     Raises:
-        UserError: With what the model's code said, or what differed.
+        UserError: Shows the error of the model's code, or the difference.
     """
     kind = model.base.model.config.model_type
     try:
@@ -36,13 +36,13 @@ def try_out(name: str, model: LoraModel) -> None:
             differs = _cache_differs(model)
     except Exception as error:  # of any kind: it comes from the model's own code
         raise UserError(
-            f"model.name = {name}: fedsdr cannot work with this model ({kind}): {type(error).__name__}:"
+            f"model.name = {name}: fedsdr does not support this model ({kind}): {type(error).__name__}:"
             f" {first_line(error)}"
         ) from error
     if differs:
         raise UserError(
-            f"model.name = {name}: this model ({kind}) answers otherwise when prompts of several lengths"
-            " share a batch, or when it goes on from its cache; use another"
+            f"model.name = {name}: this model ({kind}) gives other answers when prompts of several lengths"
+            " share a batch, or when it continues from its cache; use another"
         )
 
 
@@ -58,7 +58,7 @@ def _one_gradient(model: LoraModel) -> None:
 
 
 def _cache_differs(model: LoraModel) -> bool:
-    """Whether a prompt that is padded goes on from the cache otherwise than it does alone, without one."""
+    """Whether a padded prompt with a cache continues differently than alone without a cache."""
     base, last = model.base, 30
     batch = begin(base, PROMPTS)
     rows = batch.keep([1])

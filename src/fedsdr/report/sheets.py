@@ -19,6 +19,8 @@ Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 MODELS = ("base", "global", "personalised")
 NONE = "-"
+MOST_ROWS = 500
+"""Rows of a table on a page. Some tables have one for each client, and a simulation may have thousands."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,13 @@ class Sheet:
     """How many of the last rows sum up those above them."""
     note: str = ""
     """What a reader must know to read the numbers; shown on the page only."""
+
+    @property
+    def shown(self) -> tuple[tuple[str, ...], ...]:
+        """The rows that a page has room for: all, or the first and those that sum up."""
+        if len(self.rows) <= MOST_ROWS:
+            return self.rows
+        return (*self.rows[:MOST_ROWS], *self.rows[len(self.rows) - self.num_summary :])
 
 
 def score_sheet(base: Scores, final: Scores) -> Sheet:

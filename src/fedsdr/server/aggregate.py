@@ -1,11 +1,11 @@
 """Aggregation: the clients' LoRA factors become one target.
 
-The functions behind `methods.AGGREGATIONS`, those of plugins among them. Updates come in the order of client
-ids, so that the order of arrival changes no byte. Notation: A_k (r_k, d_in) and B_k (d_out, r_k) of client k
+The functions behind `methods.AGGREGATIONS`, including those of plugins. Updates are ordered by client id, so
+that the order of arrival does not change a byte. Notation: A_k (r_k, d_in) and B_k (d_out, r_k) of client k
 after its local update, w_k = n_k / n its weight.
 
-What an aggregation adds to the base is never written into it: it stays a pair of float32 factors, the
-residual, and all of it is sent to the clients.
+The base is never modified. Changes of the base stay a pair of float32 factors, the residual, which is sent to
+the clients in full.
 """
 
 from collections import ChainMap
@@ -27,51 +27,51 @@ Float64 = NDArray[np.float64]
 
 
 class Before(NamedTuple):
-    """What the server holds when the updates come."""
+    """The server's state when the updates arrive."""
 
     shared: Arrays
-    """The part of the shared adapter that travels: A (rank, d_in) and B (d_out, rank) by PEFT key."""
+    """The transmitted part of the shared adapter: A (rank, d_in) and B (d_out, rank) by PEFT key."""
     server_round: int
-    """The round that is being aggregated, from 1 on."""
+    """The round to aggregate, counted from 1."""
 
 
 class Target(NamedTuple):
-    """What an aggregation makes of the updates."""
+    """The result of an aggregation."""
 
     shared: Arrays
-    """The new factors, of the keys and shapes of `Before.shared`, float32."""
+    """The new factors, with the keys and shapes of `Before.shared`, float32."""
     added: Arrays
-    """Factors of what is added to the base, A (m, d_in) and B (d_out, m), float32; {} for nothing."""
+    """Factors added to the base, A (m, d_in) and B (d_out, m), float32; {} for none."""
 
 
 def average(updates: Iterable[Update], server: Server) -> Target:
-    """Aggregate each factor for itself; with the mean R <- sum over k of (n_k / n) R_k.
+    """Aggregate each factor separately; with the mean, R <- sum over k of (n_k / n) R_k.
 
-    Equal to R + sum of (n_k / n) dR_k, as the paper writes it, since the weights sum to one. The
-    mean of A and of B is not the mean of B A; aggregations that mend this are other rows. With "ffa"
-    only B comes here, and the mean of B A is the mean of B times the A that all hold. With "fedsa" only A
-    comes here; no mean of B A is sought.
+    This equals R + sum of (n_k / n) dR_k, the paper's form, since the weights sum to one. The mean of A and
+    of B is not the mean of B A; other aggregations correct this. With "ffa" only B is aggregated, and the
+    mean of B A is the mean of B times the common A. With "fedsa" only A is aggregated; no mean of B A is
+    intended.
 
     Paper: FedSDR, section 4; Zhang et al., FedIT, arXiv 2305.05644; Sun et al., FFA-LoRA, arXiv
     2403.12313; Guo et al., FedSA-LoRA, arXiv 2410.01463.
 
     Args:
         updates: At least one, ordered by client id.
-        server: Says which robust aggregator.
+        server: Names the robust aggregator.
     """
     return Target(ROBUST[server.robust](updates, server.num_byzantine), {})
 
 
 def flexlora(updates: Iterable[Update], shared: Arrays) -> Target:
-    """Cut the mean product to the server's rank r: M = sum of (n_k / n) B_k A_k ~ U_r S_r V_r^T.
+    """Truncate the mean product to the server's rank r: M = sum of (n_k / n) B_k A_k ~ U_r S_r V_r^T.
 
-    New B = U_r sqrt(S_r) and A = sqrt(S_r) V_r^T: the best approximation of M of rank r (Eckart and
-    Young). The first r_k ranks, which a client of smaller rank takes of it, are the best of rank r_k. M
-    (d_out, d_in) is never made: it is the product of two factors of rank sum of r_k, whose QR
-    decompositions leave a small singular value decomposition.
+    New B = U_r sqrt(S_r) and A = sqrt(S_r) V_r^T: the best rank-r approximation of M (Eckart and Young). Its
+    first r_k ranks, used by a client of smaller rank, are the best rank-r_k approximation. M (d_out, d_in) is
+    never formed: it is the product of two factors of rank sum of r_k, whose QR decompositions leave a small
+    singular value decomposition.
 
-    Paper: Bai et al., FlexLoRA, arXiv 2402.11505, section 3. Differs: how the singular values are
-    divided between A and B is open there.
+    Paper: Bai et al., FlexLoRA, arXiv 2402.11505, section 3. Differs: the paper leaves open how the singular
+    values are divided between A and B.
     """
     updates, weights = _weighted(updates)
     target: Arrays = {}
@@ -79,8 +79,8 @@ def flexlora(updates: Iterable[Update], shared: Arrays) -> Target:
         b, a = _stacked(updates, weights, key_a, key_b)
         (q_b, r_b), (q_a, r_a) = np.linalg.qr(b), np.linalg.qr(a.T)
         u, s, vt = np.linalg.svd(r_b @ r_a.T)
-        # Fewer where the layer, or all clients together, are narrower than the rank. Of the others A stays as
-        # it was and B is zero: where both were zero, they would have no gradient and never learn again.
+        # Fewer if the layer, or all clients together, are narrower than the rank. For the other ranks A is
+        # unchanged and B is zero: if both were zero, they would have no gradient and never learn again.
         kept = min(shared[key_a].shape[0], int((s > 1e-12 * s[0]).sum()))
         root = np.sqrt(s[:kept])
         target[key_a] = shared[key_a].copy()
@@ -93,11 +93,11 @@ def flexlora(updates: Iterable[Update], shared: Arrays) -> Target:
 def flora(updates: Iterable[Update], shared: Arrays) -> Target:
     """Add the mean product to the base, as the stack of the clients' factors.
 
-    sum of w_k B_k A_k = [w_1 B_1 ... w_K B_K] [A_1; ...; A_K], whatever the clients' ranks. The server's
-    shared adapter stays as it was first drawn, with B = 0: clients begin each round with newly drawn factors.
+    sum of w_k B_k A_k = [w_1 B_1 ... w_K B_K] [A_1; ...; A_K], for any ranks of the clients. The server's
+    shared adapter keeps its initial values, with B = 0: clients start each round with freshly drawn factors.
 
     Paper: Wang et al., FLoRA, arXiv 2409.05976, section 3. Differs: all clients draw the same A in a round,
-    where the authors' code draws one for each; B and not A carries the weight.
+    while the authors' code draws one for each; B carries the weight, not A.
     """
     updates, weights = _weighted(updates)
     added: Arrays = {}
@@ -108,13 +108,13 @@ def flora(updates: Iterable[Update], shared: Arrays) -> Target:
 
 
 def fedex(updates: Iterable[Update], shared: Arrays) -> Target:
-    """Take the means of A and B, and add to the base what they leave out of the mean product.
+    """Average A and B, and add the error of their product to the base.
 
     sum of w_k B_k A_k - B A, with the means B and A, is sum over k < K of w_k (B_k - B)(A_k - A_K), since the
-    weighted differences from B sum to zero: (K - 1) r ranks, and none of a client alone.
+    weighted differences from B sum to zero: (K - 1) r ranks, and none for a single client.
 
     Paper: Singhal et al., FedEx-LoRA, arXiv 2410.09432. Differs: weights n_k / n, where the paper has 1 / K;
-    its code adds the product to the base weights and does not keep the factors.
+    its code adds the product to the base weights and discards the factors.
     """
     updates, weights = _weighted(updates)
     mean = ROBUST["none"](updates, 0)
@@ -131,12 +131,12 @@ def fedex(updates: Iterable[Update], shared: Arrays) -> Target:
 
 
 def fedrot(updates: Iterable[Update], server: Server, before: Before) -> Target:
-    """Rotate each client's factors towards the broadcast ones, then aggregate each factor for itself.
+    """Rotate each client's factors towards the broadcast ones, then aggregate each factor separately.
 
-    In round 1 nothing is rotated: the broadcast B is still zero.
+    In round 1 nothing is rotated, because the broadcast B is still zero.
 
-    Paper: Zhang et al., FedRot-LoRA, arXiv 2602.23638; the details after its public code, where the clients
-    rotate. The server holds all that they need, and computes the same.
+    Paper: Zhang et al., FedRot-LoRA, arXiv 2602.23638; the details follow its public code, where the clients
+    rotate. The server has all the inputs, and computes the same result.
     """
     if before.server_round > 1:
         factor = server.rotation_reference
@@ -147,11 +147,11 @@ def fedrot(updates: Iterable[Update], server: Server, before: Before) -> Target:
 
 
 def _rotated(update: Update, reference: Arrays, factor: str, strength: float) -> Update:
-    """R^T A and B R for the rotation R that brings one factor nearest to the reference: B A stays.
+    """R^T A and B R for the rotation R that brings one factor closest to the reference; B A is unchanged.
 
-    Orthogonal Procrustes: with A A_ref^T = U S V^T (or B^T B_ref) it is R = U V^T; the last direction is
-    turned round where that would be a reflection. At a strength l below 1 the orthogonal matrix nearest to
-    (1 - l) I + l R takes its place.
+    Orthogonal Procrustes: with A A_ref^T = U S V^T (or B^T B_ref), R = U V^T; the last direction is flipped
+    if that would be a reflection. At a strength l below 1, R is replaced by the orthogonal matrix nearest to
+    (1 - l) I + l R.
     """
     arrays: Arrays = {}
     for key_a, key_b in pairs(reference):
@@ -168,13 +168,13 @@ def _rotated(update: Update, reference: Arrays, factor: str, strength: float) ->
 
 
 def zeropad(updates: Iterable[Update], shared: Arrays) -> Target:
-    """Fill up the factors of clients of smaller rank with zeros, and take the means.
+    """Zero-pad the factors of clients of smaller rank, and average.
 
-    The zeros count: a rank that few clients have shrinks by the weight of those that lack it. A rank that no
-    client of this round has stays as it was.
+    The zeros count: a rank that few clients have shrinks by the weight of the clients without it. A rank that
+    no client of this round has keeps its values.
 
-    Paper: Cho et al., HetLoRA, arXiv 2401.06432. Differs: its padding alone, without the pruning of ranks and
-    the weights by norm.
+    Paper: Cho et al., HetLoRA, arXiv 2401.06432. Differs: only its padding, without rank pruning and
+    norm-based weights.
     """
     shapes = {key: value.shape for key, value in shared.items()}
     ranks: list[int] = []
@@ -192,13 +192,13 @@ def zeropad(updates: Iterable[Update], shared: Arrays) -> Target:
 
 
 def add_residual(residual: Arrays, added: Arrays) -> Arrays:
-    """Stack what is added to the base onto what was added before: [B B'] [A; A'].
+    """Stack new changes of the base onto earlier ones: [B B'] [A; A'].
 
-    Where that would take more ranks than the layer (d_out, d_in) can have, its product and an identity take
-    their place: exact to the rounding of float32, and of min(d_out, d_in) ranks however many rounds follow.
+    If the stack would exceed the full rank of the layer (d_out, d_in), it is replaced by its product and an
+    identity: exact up to float32 rounding, and of rank min(d_out, d_in) for any number of rounds.
 
     Args:
-        residual: Factors by PEFT key; {} for nothing.
+        residual: Factors by PEFT key; {} for none.
         added: The same.
     """
     if not added:
@@ -219,7 +219,7 @@ def add_residual(residual: Arrays, added: Arrays) -> Arrays:
 
 
 def _weighted(updates: Iterable[Update]) -> tuple[Sequence[Update], Sequence[float]]:
-    """All updates, and n_k / n of each."""
+    """All updates, and the weight n_k / n of each."""
     updates = list(updates)
     total = sum(update.num_examples for update in updates)
     return updates, [update.num_examples / total for update in updates]

@@ -1,10 +1,10 @@
-"""A round's folder: the global model's adapter in PEFT's format, written aside and renamed whole.
+"""A round's folder: the global model's adapter in PEFT's format, written atomically.
 
-Its first `lora.rank` ranks are the shared adapter. Where the aggregation changed the base, the residual's
-ranks follow, filled up with zeros in layers that have fewer, so that the file alone is the global model.
+Its first `lora.rank` ranks are the shared adapter. If the aggregation changed the base, the residual's ranks
+follow, zero-padded in layers with fewer ranks, so that the file alone is the global model.
 
-A round is done when `server/round-0003` is there; nothing else decides where a run goes on. Where
-`server.keep_updates` is set, `server/updates/round-0003/<client>.safetensors` holds what each client sent.
+A round is finished when `server/round-0003` exists; a run resumes after the last finished round. With
+`server.keep_updates`, `server/updates/round-0003/<client>.safetensors` holds each client's update.
 """
 
 import shutil
@@ -33,7 +33,7 @@ def save_round(
     lora: Lora,
     base: str,
 ) -> None:
-    """Write a round: the adapter's two files directly in its folder, and the server optimizer's moments."""
+    """Write a round: the adapter's two files, directly in its folder, and the server optimizer's moments."""
     state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
     if residual:
         rank = rank_of(residual)
@@ -44,28 +44,28 @@ def save_round(
     def fill(aside: Path) -> None:
         save_adapter(aside, state, lora, base)
         if moments:
-            # Not by `save_file`, which hides what the system says of a full disk.
+            # Not `save_file`, which hides the system's error when the disk is full.
             (aside / MOMENTS).write_bytes(save(moments))
 
     write_folder(folder.round(server_round), fill)
 
 
 def remove_rounds(folder: RunFolder, server_round: int, server: Server) -> None:
-    """Remove the rounds before that one which `server.keep_rounds` does not keep."""
+    """Delete the earlier rounds that `server.keep_rounds` does not keep."""
     for number in list_rounds(folder.server):
         if number < server_round and not is_kept(number, server):
             shutil.rmtree(folder.round(number))
 
 
 def is_kept(server_round: int, server: Server) -> bool:
-    """Whether a round stays after later ones; the last always does."""
+    """Whether a round is kept after later ones; the last round always is."""
     if server.keep_rounds in ("all", "last"):
         return server.keep_rounds == "all"
     return server_round % int(server.keep_rounds) == 0
 
 
 def load_moments(folder: RunFolder, server_round: int) -> Moments:
-    """Read the server optimizer's moments after a round; none before its first step and for fedavg.
+    """Read the server optimizer's moments after a round; empty before its first step and for fedavg.
 
     Raises:
         UserError: The file is damaged.
@@ -75,7 +75,7 @@ def load_moments(folder: RunFolder, server_round: int) -> Moments:
 
 
 def load_round(folder: RunFolder, server_round: int, rank: int) -> tuple[Arrays, Arrays]:
-    """Read the shared adapter, of that rank, and the residual of a round, {} if there is none."""
+    """Read the shared adapter (of the given rank) and the residual ({} if there is none) of a round."""
     state = load_adapter(folder.round(server_round))
     arrays = {key: tensor.numpy() for key, tensor in state.items()}
     shared = {key: np.ascontiguousarray(value) for key, value in cut(arrays, rank).items()}
@@ -87,17 +87,17 @@ def load_round(folder: RunFolder, server_round: int, rank: int) -> tuple[Arrays,
 
 
 def remove_updates(folder: RunFolder, server_round: int) -> None:
-    """Remove what clients sent in a round that was cut short, before it is made again."""
+    """Delete the saved updates of an interrupted round before it is repeated."""
     shutil.rmtree(folder.updates(server_round), ignore_errors=True)
 
 
 def save_update(folder: RunFolder, server_round: int, client: str, arrays: Arrays) -> None:
-    """Save a client's shared adapter as it came, in the server's folder."""
+    """Save a client's shared adapter unchanged in the server's folder."""
     write_file(folder.updates(server_round) / f"{client}.safetensors", save(arrays))
 
 
 def load_updates(folder: RunFolder, server_round: int) -> dict[str, Arrays]:
-    """Read what the clients of a round sent, by client id; {} if it was not saved.
+    """Read the clients' updates of a round, by client id; {} if they were not saved.
 
     Raises:
         UserError: A file is damaged.

@@ -1,4 +1,4 @@
-"""One exchange with the clients: whom the server asks, which replies it uses, and why not the others."""
+"""One exchange with the clients: the sampled clients, the accepted replies, and why others were dropped."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -26,16 +26,16 @@ class Exchange:
         required: Mapping[str, int],
         timeout: float,
     ) -> None:
-        """Note whom to ask; clients that are not connected are dropped at once.
+        """Record the sampled clients; drop those that are not connected immediately.
 
         Args:
             kind: "train" or "evaluate".
             server_round: The round.
-            clients: Ids of the clients that are sampled.
-            roster: Node id -> client id, of the nodes that have connected.
+            clients: Ids of the sampled clients.
+            roster: Node id -> client id, for nodes that have connected.
             absent: Clients that are not connected now.
-            required: Rule, as an error says it -> how many usable replies it needs.
-            timeout: Seconds that the clients have to answer, for the log.
+            required: Rule, as worded in errors -> number of usable replies that it requires.
+            timeout: Time limit for answers in seconds, for the log.
         """
         self.kind = kind
         self.server_round = server_round
@@ -44,25 +44,25 @@ class Exchange:
         self.timeout = timeout
         nodes = {client: node for node, client in roster.items()}
         self.waiting = {nodes[client]: client for client in clients if client not in absent}
-        """Node id -> client id, of those that have not answered yet."""
+        """Node id -> client id, for nodes that have not answered yet."""
         self.messages: list[Message] = []
         self.events: list[Event] = []
-        """A record for each reply, for the log."""
+        """One record per reply, for the log."""
         self.accepted: set[str] = set()
-        """Clients whose replies are used."""
+        """Clients whose replies were accepted."""
         for client in clients:
             if client in absent:
                 self.drop(client, "it is not connected")
 
     def ask(self, arrays: ArrayRecord, config: ConfigRecord) -> list[Message]:
-        """Messages to the clients that are connected."""
+        """Messages to the connected clients."""
         content = RecordDict(
             {"arrays": arrays, "config": ConfigRecord({**config, "round": self.server_round})}
         )
         return self.send(dict.fromkeys(self.clients, content), self.kind)
 
     def send(self, contents: Mapping[str, RecordDict], kind: str) -> list[Message]:
-        """Messages of a kind to the clients that are connected, each with its own content."""
+        """Messages of one kind to the connected clients, each with its own content."""
         group = str(self.server_round)
         self.messages = [
             Message(contents[client], node, kind, group_id=group) for node, client in self.waiting.items()
@@ -72,17 +72,17 @@ class Exchange:
     def usable(
         self, replies: Iterable[Message], check: Callable[[str, Message], Checked]
     ) -> Iterator[tuple[str, Checked]]:
-        """Yield client id and content of the replies that pass a check, as they come.
+        """Yield client id and content of the replies that pass a check, in order of arrival.
 
         Args:
-            replies: In any order; some may never come.
-            check: Takes client id and reply, and raises Rejected for one that is not to be used.
+            replies: In any order; some may be missing.
+            check: Receives client id and reply, and raises Rejected to drop the reply.
         """
         for reply in replies:
             client = self._sender(reply)
             try:
                 if not client:
-                    raise Rejected("comes from a node that was not asked or has answered")
+                    raise Rejected("it comes from a node that was not asked or already answered")
                 checked = check(client, reply)
             except Rejected as reason:
                 self.drop(client, str(reason))
@@ -94,7 +94,7 @@ class Exchange:
         self.waiting = {}
 
     def drop(self, client: str, reason: str) -> None:
-        """Do not use the reply of a client, for a reason that is logged."""
+        """Drop a client's reply, and log the reason."""
         self.accepted.discard(client)
         say(f"  dropped the reply of {client or 'an unknown node'}: {reason}")
         self.events.append(
@@ -103,7 +103,7 @@ class Exchange:
         )
 
     def require_enough(self) -> None:
-        """Raise UserError if fewer replies are accepted than are required."""
+        """Raise UserError if fewer replies were accepted than required."""
         num = len(self.accepted)
         for rule, needed in self.required.items():
             if num < needed:
@@ -115,9 +115,9 @@ class Exchange:
                 )
 
     def _sender(self, reply: Message) -> str:
-        """Client id of a reply that is awaited, or ""."""
+        """Client id of an expected reply, or ""."""
         node = reply.metadata.src_node_id
-        if reply.has_error():  # Flower itself answers for a node that is gone, and names the message alone
+        if reply.has_error():  # Flower answers for a lost node, and identifies only the message
             nodes = {one.metadata.message_id: one.metadata.dst_node_id for one in self.messages}
             node = nodes.get(reply.metadata.reply_to_message_id, node)
         return self.waiting.pop(node, "")

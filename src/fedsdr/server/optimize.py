@@ -1,8 +1,8 @@
 """Server optimizer: how the server steps from its state towards the aggregated target.
 
-Notation: x the shared adapter before the round, D = target - x the mean change, m and v moments
-stored between rounds (zero and tau^2 at first), eta = server.eta, b1 = server.beta1, b2 =
-server.beta2, tau = server.tau. All steps are elementwise and computed in float64.
+Notation: x the shared adapter before the round, D = target - x the mean change, m and v moments saved between
+rounds (initially zero and tau^2), eta = server.eta, b1 = server.beta1, b2 = server.beta2, tau = server.tau.
+All steps are elementwise, in float64.
 
 The functions behind `methods.OPTIMIZERS`. D is the opposite of a gradient, so steps are added.
 
@@ -26,7 +26,7 @@ from fedsdr.rows import Optimizer
 Float64 = NDArray[np.float64]
 Moments = dict[str, Float64]
 """m and v of each tensor, as "m/<key>" and "v/<key>"; empty before the first step and for fedavg. The
-strategy stores the clients' mean control variates with them, as "control_variates"."""
+strategy also stores the clients' mean control variates here, as "control_variates"."""
 
 
 def _momentum(share: Callable[[Server], float]) -> "Optimize":
@@ -61,7 +61,7 @@ def _adaptive(second: Callable[[Float64, Float64, float], Float64]) -> "Optimize
 
 
 def extrapolation(current: Arrays, target: Arrays, spread: float, tau: float) -> float:
-    """Rate of fedexp, which goes beyond the target where the clients moved apart.
+    """Step size of fedexp, which extrapolates beyond the target if the clients' changes diverge.
 
     max(1, s / (2 (|D|^2 + tau^2))), with s the mean over the clients of |D_k|^2, D_k client k's change.
     """

@@ -1,8 +1,8 @@
-"""Robust aggregators: the same factor of several clients becomes one. They hold all clients at once.
+"""Robust aggregators: combine the same factor of several clients. They hold all clients in memory.
 
 The functions behind `methods.ROBUST_AGGREGATORS`. Notation: n clients, f of them bad
-(`server.num_byzantine`), v_k all factors of client k as one vector (d,). Clients come in the order of their
-ids; ties go to the first. The robust ones take no weights, since a bad client would claim a large one.
+(`server.num_byzantine`), v_k all factors of client k as one vector (d,). Clients are sorted by id; ties go to
+the first. The robust aggregators ignore weights, since a bad client would claim a large one.
 
 Papers: Blanchard et al., NeurIPS 2017, arXiv 1703.02757 (krum, multi-krum); El Mhamdi et al., ICML 2018,
 arXiv 1802.07927 (bulyan); Yin et al., ICML 2018, arXiv 1803.01498 (median, trimmed mean).
@@ -19,13 +19,13 @@ from fedsdr.server.validate import Update
 Vectors = NDArray[np.float64]
 """v_k of every client (n, d)."""
 Vector = NDArray[np.float64]
-"""A number for each of the factors (d,)."""
+"""A value for each element of the factors (d,)."""
 
 
 def mean(updates: Iterable[Update]) -> Arrays:
     """Weighted mean of each factor: (sum over k of n_k v_k) / n, in float64.
 
-    One client's factors come back unchanged. No update is held once it is added.
+    One client's factors are returned unchanged. No update is kept after it is added.
     """
     total = 0
     sums: dict[str, NDArray[np.float64]] = {}
@@ -38,23 +38,23 @@ def mean(updates: Iterable[Update]) -> Arrays:
 
 
 def median(vectors: Vectors) -> Vector:
-    """Median of each number; of an even number of clients the mean of the middle two."""
+    """Elementwise median; for an even number of clients the mean of the two middle values."""
     return np.asarray(np.median(vectors, axis=0))
 
 
 def trimmed_mean(vectors: Vectors, num_byzantine: int) -> Vector:
-    """Mean of each number without its f smallest and f largest values."""
+    """Elementwise mean without the f smallest and f largest values."""
     ordered = np.sort(vectors, axis=0)
     return np.asarray(ordered[num_byzantine : len(vectors) - num_byzantine].mean(axis=0))
 
 
 def krum(vectors: Vectors, num_byzantine: int) -> Vector:
-    """The vector with the least score."""
+    """The vector with the lowest score."""
     return np.asarray(vectors[_scores(vectors, num_byzantine).argmin()])
 
 
 def multi_krum(vectors: Vectors, num_byzantine: int) -> Vector:
-    """Mean of the m = n - f - 2 vectors with the least scores (m as in El Mhamdi et al.)."""
+    """Mean of the m = n - f - 2 vectors with the lowest scores (m as in El Mhamdi et al.)."""
     best = _scores(vectors, num_byzantine).argsort(kind="stable")
     return np.asarray(vectors[best[: len(vectors) - num_byzantine - 2]].mean(axis=0))
 
@@ -62,7 +62,7 @@ def multi_krum(vectors: Vectors, num_byzantine: int) -> Vector:
 def bulyan(vectors: Vectors, num_byzantine: int) -> Vector:
     """Choose theta = n - 2 f vectors by repeated krum, then average around their median.
 
-    Of each number the theta - 2 f chosen values that are nearest to the median are averaged.
+    Elementwise, the theta - 2 f chosen values nearest to the median are averaged.
     """
     left = list(range(len(vectors)))
     chosen: list[int] = []
@@ -78,8 +78,8 @@ def bulyan(vectors: Vectors, num_byzantine: int) -> Vector:
 def _scores(vectors: Vectors, num_byzantine: int) -> Vector:
     """Krum's score of each vector: sum of squared distances to its n - f - 2 nearest others.
 
-    Distances are differences squared and not expanded, which would cancel. At least one neighbour is
-    taken, which matters in the last choices of bulyan alone.
+    Distances are sums of squared differences, not the expanded form, which would cancel. At least one
+    neighbour is used, which matters only in the last choices of bulyan.
     """
     squared = np.array([((vectors - vector) ** 2).sum(axis=1) for vector in vectors])
     num_near = max(1, len(vectors) - num_byzantine - 2)
@@ -88,7 +88,7 @@ def _scores(vectors: Vectors, num_byzantine: int) -> Vector:
 
 
 def _each(updates: Iterable[Update], aggregate: Callable[..., Vector], *options: int) -> Arrays:
-    """Let a function of vectors work on the clients' factors."""
+    """Apply a function of vectors to the clients' factors."""
     updates = list(updates)
     first = updates[0].arrays
     vectors = np.stack(

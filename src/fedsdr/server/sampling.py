@@ -1,4 +1,4 @@
-"""Which clients take part in a round: drawn from the run's seed and the round, whoever is connected."""
+"""Which clients take part in a round: drawn from the run's seed and the round only."""
 
 import random
 from collections import Counter
@@ -12,9 +12,9 @@ def draw_clients(clients: Iterable[str], num: int, run_seed: int, server_round: 
 
     Args:
         clients: Ids of all clients, in any order.
-        num: How many are drawn, without replacement; 0: all.
+        num: Number of clients to draw, without replacement; 0: all.
         run_seed: Seed of the run.
-        server_round: The round, from 1 on.
+        server_round: The round, counted from 1.
     """
     known = sorted(clients)
     if not num:
@@ -24,7 +24,7 @@ def draw_clients(clients: Iterable[str], num: int, run_seed: int, server_round: 
 
 
 def num_trainings(clients: Iterable[str], num: int, run_seed: int, server_round: int) -> int:
-    """In how many rounds up to this one the most drawn client takes part; the draws are public."""
+    """Number of rounds up to this one of the client drawn most often; the draws are public."""
     known = sorted(clients)
     rounds = range(1, server_round + 1)
     drawn = Counter(client for one in rounds for client in draw_clients(known, num, run_seed, one))

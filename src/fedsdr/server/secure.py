@@ -1,8 +1,8 @@
-"""The server's side of a secure sum (`messages.secure_sum`), and of rounds that use one.
+"""The server side of a secure sum (`messages.secure_sum`), and of rounds that use one.
 
-After training four steps follow, each a message to all that answered the last: shares (encrypted for one
-another), masked (vectors, added up as they come), confirm (signatures of who is in the sum), unmask (shares,
-by which the masks that are left are removed). Of n clients, `secure_sum.threshold` must answer to the end.
+Four steps follow training. Each is a message to all clients that answered the previous one: shares (encrypted
+for each other), masked (vectors, summed as they arrive), confirm (signatures of who is in the sum), unmask
+(shares that remove the remaining masks). Of n clients, `secure_sum.threshold` must answer to the end.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ SEALED_BYTES = 2 * SHARE_BYTES + 16
 
 
 class Query(Protocol):
-    """Asks each client its part of a step, and yields what passes a check, by client."""
+    """Sends each client its part of a step, and yields the answers that pass a check, by client."""
 
     def __call__(
         self,
@@ -56,19 +56,19 @@ def secure_total(
     cap: int,
     remember: Callable[[Sequence[str]], None],
 ) -> tuple[Words, list[str]]:
-    """Sum of the clients' encoded vectors (size,), and of which clients it is.
+    """Sum of the clients' encoded vectors (size,), and the names of the clients in it.
 
     Args:
-        query: The way to the clients.
-        cards: What those that have trained publish.
+        query: Sends a step to the clients.
+        cards: Published by the clients that have trained.
         about: `secure_sum.round_digest`.
-        size: Numbers of a vector.
-        cap: Of the weights; 0: none.
-        remember: Gets the names of those in the sum before any client signs them: the round, made again,
-            must have the same.
+        size: Length of a vector.
+        cap: Cap on the weights; 0: none.
+        remember: Called with the names in the sum before any client signs them: if the round is repeated, it
+            must have the same names.
 
     Raises:
-        UserError: Too many clients were lost, or one sent wrong shares.
+        UserError: Too many clients dropped out, or one sent wrong shares.
     """
     names, least = sorted(cards), max(secure_sum.threshold(len(cards)), secure_sum.LEAST_CLIENTS)
     roll = secure_sum.write_roll(cards, cap)
@@ -108,7 +108,7 @@ def secure_total(
 def _restored(name: str, shares: Mapping[int, bytes], least: int) -> bytes:
     if len(shares) < least:
         raise UserError(
-            f"secure aggregation: {len(shares)} clients could decrypt a share of {name}, {least} are needed"
+            f"secure aggregation: {len(shares)} clients could decrypt a share of {name}, {least} are required"
         )
     try:
         return secure_sum.join(dict(sorted(shares.items())[:least]))
@@ -117,44 +117,44 @@ def _restored(name: str, shares: Mapping[int, bytes], least: int) -> bytes:
 
 
 def check_secrets(names: Sequence[str], size: int, least: int, content: RecordDict) -> dict[str, bytes]:
-    """Take shares of so many bytes out of a reply, one for each of at least so many of these clients.
+    """Extract shares of a given size from a reply, one for each of at least `least` of these clients.
 
-    An honest client gives none that another one made up, so that it could not decrypt it.
+    An honest client sends no share that another client made up, since it could not decrypt it.
 
     Raises:
         Rejected: With the reason.
     """
     given: dict[str, Any] = dict(content["given"])
     if not given.keys() <= set(names) or len(given) < least:
-        raise Rejected(f"holds {len(given)} shares, too few or of other clients than the {len(names)}")
+        raise Rejected(f"it contains {len(given)} shares, too few or for other clients than the {len(names)}")
     for value in given.values():
         if not isinstance(value, bytes) or len(value) != size:
-            raise Rejected(f"a share is not of {size} bytes")
+            raise Rejected(f"a share does not have {size} bytes")
     return given
 
 
 def check_words(size: int, content: RecordDict) -> Words:
-    """Take a masked vector out of a reply.
+    """Extract a masked vector from a reply.
 
     Raises:
         Rejected: With the reason.
     """
     arrays: Any = content["given"]
     if set(arrays) != {VALUES}:
-        raise Rejected(f"{len(arrays)} arrays, expected the masked one")
+        raise Rejected(f"it contains {len(arrays)} arrays; expected the masked one")
     return check_array(VALUES, arrays[VALUES], "<u4", (size,))
 
 
 def check_signature(content: RecordDict) -> bytes:
-    """Take a signature out of a reply; other clients verify it."""
+    """Extract a signature from a reply; other clients verify it."""
     match dict(content["given"]):
         case {"signature": bytes(signature), **others} if not others and len(signature) <= 256:
             return signature
-    raise Rejected("holds no signature")
+    raise Rejected("it contains no signature")
 
 
 def check_card(content: RecordDict, num_train: int, server_round: int) -> tuple[Card, dict[str, float]]:
-    """Take a client's keys and its metrics out of a training reply.
+    """Extract a client's keys and its metrics from a training reply.
 
     Raises:
         Rejected: With the reason.
@@ -166,18 +166,18 @@ def check_card(content: RecordDict, num_train: int, server_round: int) -> tuple[
             not others and len(mask) == len(seal) == secure_sum.BYTES and len(signature) <= 256
         ):
             return Card(mask, seal, num_train, signature), numbers
-    raise Rejected("holds no keys of a secure sum")
+    raise Rejected("it contains no keys for a secure sum")
 
 
 class SecureStrategy(FedStrategy):
-    """Rounds whose updates the server sees as a sum alone."""
+    """Rounds in which the server sees only the sum of the updates."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As `FedStrategy`; the later steps go the same way to the same clients.
+        """As `FedStrategy`; the later steps use the same channel to the same clients.
 
-        A round that was cut short after its sum was agreed on asks those in the sum alone.
+        If a round is interrupted after its sum was agreed on, only the clients in that sum are asked again.
         """
         self.grid, self.config = grid, config
         run, settings = str(config["run"]), str(config["settings"])
@@ -195,10 +195,10 @@ class SecureStrategy(FedStrategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord | None]:
-        """Validate the clients' keys, sum what they learnt without seeing it, and step.
+        """Validate the clients' keys, sum their changes without seeing them, and step.
 
         Raises:
-            UserError: Too few clients are left, or the sum is none of updates.
+            UserError: Too few clients are left, or the sum is not a sum of valid updates.
         """
         exchange, sent = self.exchange, self.sent()
         cards: dict[str, Card] = {}
@@ -220,7 +220,7 @@ class SecureStrategy(FedStrategy):
         return self.record(), None
 
     def _mean(self, total: Words, cards: Mapping[str, Card], survivors: Sequence[str], cap: int) -> Arrays:
-        """The new shared adapter, from the sum of what was learnt."""
+        """The new shared adapter, from the sum of the changes."""
         privacy, sent = self.settings.privacy, self.sent()
         is_private = privacy.kind == "central"
         bound = secure_sum.bound_of(privacy.clip if is_private else None, len(cards))
@@ -228,8 +228,8 @@ class SecureStrategy(FedStrategy):
             change: Float64 = secure_sum.decode(total, bound, len(survivors))
         except ValueError:
             raise UserError(
-                f"round {self.exchange.server_round}: the secure sum of {', '.join(survivors)} is none of"
-                " updates: one of them sent something else, or wrong shares; which one cannot be seen"
+                f"round {self.exchange.server_round}: the secure sum of {', '.join(survivors)} is not a sum"
+                " of updates: one client sent an invalid vector or wrong shares; it cannot be identified"
             ) from None
         if is_private:
             seed = noise_seed(privacy, self.settings.run.seed, "server", "round", self.exchange.server_round)

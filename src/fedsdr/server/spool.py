@@ -1,4 +1,4 @@
-"""The updates of a round, on disk until the last has come: the server's memory holds one at a time."""
+"""The updates of a round, on disk until the last one arrives: only one is in memory at a time."""
 
 import os
 from dataclasses import replace
@@ -11,20 +11,20 @@ from fedsdr.server.validate import Update
 
 
 class Spool:
-    """Updates in a file, to be read in any order."""
+    """Updates in a file, readable in any order."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Begin with an empty file.
+        """Start with an empty file.
 
         Args:
-            file: A temporary one without a name, which the system removes with the process, even when that
-                is killed.
+            file: A temporary file without a name, which the system deletes with the process, even if that is
+                killed.
         """
         self._file = file
         self._places: dict[str, tuple[int, Update, tuple[str, ...]]] = {}
 
     def add(self, update: Update) -> None:
-        """Write an update to the end of the file; all but its arrays stays in memory."""
+        """Append an update to the file; everything except its arrays stays in memory."""
         arrays = dict(update.arrays)
         if update.control_variates is not None:
             arrays[CONTROL_VARIATES] = update.control_variates
@@ -34,7 +34,7 @@ class Spool:
             np.save(self._file, array)
 
     def read(self, client: str) -> Update:
-        """Read a client's update; its arrays are those that were added, to the bit."""
+        """Read a client's update; its arrays are bit-identical to the added ones."""
         place, light, keys = self._places[client]
         self._file.seek(place)
         arrays = {key: np.load(self._file) for key in keys}

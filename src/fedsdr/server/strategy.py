@@ -1,7 +1,7 @@
-"""The server's side of a round as a Flower strategy: sample clients, validate replies, aggregate, step.
+"""The server side of a round as a Flower strategy: sample clients, validate replies, aggregate, step.
 
-It keeps no random state and no state between rounds that is not on disk, so a resumed run continues as if
-nothing had happened.
+It keeps no random state, and all state between rounds is on disk, so a resumed run continues as if it had
+never stopped.
 """
 
 import math
@@ -42,7 +42,7 @@ from fedsdr.storage import Event
 
 
 class FedStrategy(Strategy):
-    """Aggregation and server optimizer of `settings`, with validation before them."""
+    """Aggregation and server optimizer of `settings`, preceded by validation."""
 
     def __init__(
         self,
@@ -57,12 +57,12 @@ class FedStrategy(Strategy):
 
         Args:
             settings: The run's settings.
-            roster: Node id -> client id, of the nodes that have connected.
-            prepared: Client id -> what it reported when it prepared, with `num_train` and `num_test`, and
-                `weight` where that is less than num_train; of all clients of the federation.
+            roster: Node id -> client id, for nodes that have connected.
+            prepared: Client id -> its report from `prepare`, with `num_train` and `num_test`, and `weight` if
+                that is less than num_train; for all clients of the federation.
             arrays: Shared adapter by PEFT key.
-            moments: What the server optimizer keeps between rounds, and c; empty at first.
-            residual: What the aggregation added to the base, as factors by PEFT key; {} for nothing.
+            moments: Saved state of the server optimizer, and c; empty at first.
+            residual: The accumulated change of the base, as factors by PEFT key; {} for none.
         """
         self.settings = settings
         self.method = METHODS[settings.method]
@@ -75,9 +75,9 @@ class FedStrategy(Strategy):
         self.moments = moments
         self.residual = residual
         self.absent: set[str] = set()
-        """Clients that are not connected now."""
+        """Clients that are currently not connected."""
         self.exchange: Exchange
-        """The last one."""
+        """The most recent exchange."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -95,27 +95,27 @@ class FedStrategy(Strategy):
     ) -> tuple[ArrayRecord, MetricRecord | None]:
         """Validate the replies, aggregate them in the order of client ids, and step.
 
-        The round's median norm is known when the last reply is there. Until then updates lie on disk.
+        The round's median norm is known only after the last reply. Until then updates are stored on disk.
 
         Raises:
-            UserError: Fewer replies passed than the quorum or the robust aggregator needs.
+            UserError: Fewer replies passed than the quorum or the robust aggregator requires.
         """
         control_variates = self.control_variates()
         changes = np.zeros(0 if control_variates is None else control_variates.size)
-        # In the run's folder, whose disk has room for it: /tmp may be memory.
+        # In the run's folder, whose disk has room for it: /tmp may be in memory.
         with tempfile.TemporaryFile(dir=self.folder.path) as file:
             spool = Spool(file)
             spread = self._collect(replies, spool)
             target = self._aggregate(_adding(self._used(spool), changes), server_round)
         self._step(target, spread)
         if control_variates is not None:
-            # In float32, as the clients keep theirs: alone, a client's stays equal to the server's.
+            # In float32, like the clients': a single client's stays equal to the server's.
             renewed = (control_variates + changes / len(self.prepared)).astype(np.float32)
             self.moments[CONTROL_VARIATES] = renewed.astype(np.float64)
         return self.record(), None
 
     def _step(self, target: Target, spread: float = 0.0) -> None:
-        """Let the server optimizer step towards what was aggregated."""
+        """Let the server optimizer step towards the aggregated target."""
         server = self.settings.server
         sent = self.sent()
         if OPTIMIZERS[server.optimizer].extrapolates:
@@ -128,13 +128,13 @@ class FedStrategy(Strategy):
         self.residual = add_residual(self.residual, target.added)
 
     def _collect(self, replies: Iterable[Message], spool: Spool) -> float:
-        """Put the updates that pass validation on disk, drop those of too large a norm, and log.
+        """Store valid updates on disk, drop those with too large a norm, and log.
 
         Returns:
-            Mean over the clients, weighed by their examples, of the squared norm of their changes.
+            Mean over the clients, weighted by their examples, of the squared norm of their changes.
 
         Raises:
-            UserError: Fewer are left than the quorum or the robust aggregator needs.
+            UserError: Fewer are left than the quorum or the robust aggregator requires.
         """
         server, exchange, sent = self.settings.server, self.exchange, self.sent()
         norms: dict[str, float] = {}
@@ -155,7 +155,7 @@ class FedStrategy(Strategy):
         return sum(weights[client] * norms[client] ** 2 for client in sorted(exchange.accepted)) / total
 
     def _mean_of_rounds(self) -> Arrays:
-        """The mean of the shared adapters of the last `server.mean_of_rounds` rounds, in the last one."""
+        """For the last round: the mean of the shared adapters of the last `server.mean_of_rounds` rounds."""
         server, rank = self.settings.server, self.settings.adapter.rank
         first = max(1, server.num_rounds - server.mean_of_rounds + 1)
         past = [load_round(self.folder, number, rank)[0] for number in range(first, server.num_rounds)]
@@ -164,7 +164,7 @@ class FedStrategy(Strategy):
         return {key: np.asarray(mean, np.float32) for key, mean in means.items()}
 
     def _used(self, spool: Spool) -> Iterator[Update]:
-        """Updates of the replies that are used, in the order of client ids."""
+        """Updates of the accepted replies, in the order of client ids."""
         for client in sorted(self.exchange.accepted):
             update = spool.read(client)
             if self.settings.server.keep_updates:
@@ -172,7 +172,7 @@ class FedStrategy(Strategy):
             yield update
 
     def _aggregate(self, updates: Iterable[Update], server_round: int) -> Target:
-        """The new shared adapter, before the server optimizer, and what is added to the base."""
+        """The new shared adapter, before the server optimizer, and the change of the base."""
         privacy, server, sent = self.settings.privacy, self.settings.server, self.sent()
         if privacy.kind == "central":
             seed = noise_seed(privacy, self.settings.run.seed, "server", "round", server_round)
@@ -183,15 +183,15 @@ class FedStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask all clients to evaluate the shared adapter."""
-        self.exchange = self._exchange("evaluate", server_round, sorted(self.prepared), {})
+        """Ask the clients that have test examples to evaluate the shared adapter."""
+        self.exchange = self._exchange("evaluate", server_round, self.tested(), {})
         return self.exchange.ask(arrays, config)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Validate the scores and log them; the server app pools them.
 
         Raises:
-            UserError: Fewer replies passed than the quorum needs.
+            UserError: Fewer replies passed than the quorum requires.
         """
         for _ in self.exchange.usable(replies, self._check_scores):
             pass
@@ -202,22 +202,27 @@ class FedStrategy(Strategy):
         num, seed = self.settings.server.clients_per_round, self.settings.run.seed
         return draw_clients(self.prepared, num, seed, server_round)
 
+    def tested(self) -> list[str]:
+        """Clients that have test examples; all, if none has."""
+        everyone = sorted(self.prepared)
+        return [client for client in everyone if self.prepared[client]["num_test"]] or everyone
+
     def quorum(self, num_sampled: int) -> int:
-        """How many usable replies of that many sampled clients a round needs."""
+        """Number of usable replies that a round requires from so many sampled clients."""
         return max(1, math.ceil(self.settings.server.quorum * num_sampled))
 
     def sent(self) -> Arrays:
-        """The part of the shared adapter that learns and travels."""
+        """The trained and transmitted part of the shared adapter."""
         return travelling(self.method, self.aggregation, self.arrays)
 
     def record(self, trains: bool = True) -> ArrayRecord:
-        """What goes to the clients, with c where they train."""
+        """The message content for the clients, with c for training."""
         control_variates = self.control_variates() if trains else None
         sent = going_down(self.method, self.aggregation, self.arrays)
         return broadcast(sent, self.residual, control_variates)
 
     def control_variates(self) -> Float32 | None:
-        """The clients' mean control variates c (num_values,), zero at first; None without any."""
+        """The clients' mean control variates c (num_values,), zero at first; None if unused."""
         if not self.correction.has_control_variates:
             return None
         return self.moments.get(CONTROL_VARIATES, np.zeros(pack(self.sent()).size)).astype(np.float32)
@@ -227,7 +232,7 @@ class FedStrategy(Strategy):
         return sorted(self.exchange.events, key=lambda event: (event["event"], event["client"]))
 
     def summary(self) -> None:
-        """Print what this server does."""
+        """Print the server's settings."""
         server = self.settings.server
         say(f"  server: {server.aggregation}, {server.robust}, {server.optimizer}")
 
@@ -267,7 +272,7 @@ class FedStrategy(Strategy):
             Rejected: With the reason.
         """
         server_round, num_test = self.exchange.server_round, int(self.prepared[client]["num_test"])
-        # In round 0 the base model is scored in place of the global one.
+        # In round 0 the base model is scored as the global model.
         is_global = server_round == 0 or has_global(self.method, self.aggregation)
         most = self.settings.server.max_domains
         self._log("evaluate", client, check_scores(reply, num_test, server_round, is_global, most))
@@ -278,10 +283,11 @@ class FedStrategy(Strategy):
 
 
 def _adding(updates: Iterable[Update], changes: Float64) -> Iterator[Update]:
-    """Pass updates on, and add the changes of their control variates up in `changes`.
+    """Pass updates through, and sum the changes of their control variates in `changes`.
 
-    c <- c + (|S| / N) mean over S of dc_k, S the clients whose updates are used and N all clients: so the sum
-    over S, divided by N. Plain means, whatever the clients' numbers of examples.
+    c <- c + (|S| / N) mean over S of dc_k, where S are the clients whose updates are used and N counts all
+    clients: the sum over S divided by N. The means are unweighted, regardless of the clients' numbers of
+    examples.
 
     Paper: Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1.
     """

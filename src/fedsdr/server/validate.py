@@ -1,8 +1,8 @@
-"""Checks every reply before it is aggregated: what does not pass is dropped, with a reason.
+"""Checks every reply before it is aggregated; a reply that fails is dropped, with a reason.
 
-Flower itself averages NaN silently, broadcasts arrays of wrong shape and takes any weight
-(docs/architecture.md), so nothing of a reply is used before it is checked here. Reasons speak of
-keys, shapes and numbers, never of data.
+Flower itself averages NaN silently, broadcasts arrays of wrong shape and accepts any weight
+(docs/architecture.md), so no part of a reply is used before these checks. Reasons mention keys, shapes and
+numbers, never data.
 """
 
 import math
@@ -34,17 +34,17 @@ from fedsdr.rows import MessageDtype, View
 
 MAX_EXAMPLES = 10**9
 OF_STAGE = ("loss", "first_loss", "last_loss", "num_steps", "num_tokens")
-"""What a client reports of each stage, all of it."""
+"""The metrics that a client must report for each stage."""
 LARGEST = 1e12
-"""Largest value of a metric that is no share."""
+"""Largest value of a metric that is not a share."""
 LEAST = -1e-3
-"""Least value of a metric: all are 0 or more, but for a loss of 0 that rounding made negative."""
+"""Least value of a metric: all are at least 0, except for a loss of 0 that rounding made negative."""
 NPY_1_0 = b"\x93NUMPY\x01\x00"
-"""How the files of `numpy.save` begin, in which Flower sends arrays."""
+"""First bytes of files written by `numpy.save`, the format in which Flower sends arrays."""
 SHORT_NAME = r"\w[\w.-]{0,63}"
-"""Names of clients and domains; they become names of folders and parts of keys."""
+"""Names of clients and domains; they are used as folder names and parts of keys."""
 SHARES = (*RATES, "score", "choice_score", "cut_off_rate", "exact_match", "token_f1", "rouge_l")
-"""Metrics that lie from 0 to 1."""
+"""Metrics between 0 and 1."""
 ALLOWED_METRICS = {
     "prepare": re.compile(
         rf"num_(train|test|cut_raw|cut_distilled)|seconds|distill(-test)?/({'|'.join(COUNTS)})@(before|after)"
@@ -61,18 +61,19 @@ ALLOWED_METRICS = {
         rf"|{LABEL_COUNT})@(global|personalised)"
     ),
 }
-"""Keys that a reply to each kind of message may hold; values are numbers from 0 on.
+"""Keys that a reply to each kind of message may contain; values are numbers from 0.
 
-Counts by rewriter (`_counts_rewriter`) are checked when they come: plugins may register rewriters late."""
+Counts by rewriter (`_counts_rewriter`) are checked on arrival, because plugins may register rewriters
+late."""
 
 
 class Rejected(Exception):
-    """A reply that is not used; the text says why."""
+    """A reply is dropped; the text states the reason."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """A reply that passed: what aggregation works on."""
+    """A validated reply, the input of aggregation."""
 
     client: str
     arrays: dict[str, NDArray[np.float32]]
@@ -81,9 +82,9 @@ class Update:
     """n_k, the weight of the client."""
     metrics: dict[str, float]
     num_bytes: int
-    """Of the arrays, as they came."""
+    """Size of the arrays as received."""
     control_variates: wire.Float32 | None = None
-    """Change of the client's control variates (num_values,), where the correction has them."""
+    """Change of the client's control variates (num_values,), if the correction uses them."""
 
 
 def check_reply(
@@ -99,14 +100,14 @@ def check_reply(
     """Check a training reply.
 
     Args:
-        reply: What the client sent.
+        reply: The client's reply.
         client: The client's id.
-        num_train: Its training examples as it reported when it prepared; its weight must still be that.
+        num_train: Its number of training examples reported by `prepare`; its weight must equal it.
         sent: The shared adapter as it was broadcast.
-        dtype: The type that travels; it says which arrays there must be, no more and no fewer.
+        dtype: The message type; it determines exactly which arrays must be present.
         server_round: The round of the exchange.
         max_norm: Largest Euclidean norm of one tensor of the adapter, and of its control variates' change.
-        has_control_variates: Whether a change of control variates must come with it.
+        has_control_variates: Whether a change of control variates must be included.
 
     Raises:
         Rejected: With the reason.
@@ -134,27 +135,27 @@ def check_reply(
 
 
 def check_num_examples(numbers: Mapping[str, float], num_train: int) -> None:
-    """Refuse a weight other than the client's number of training examples.
+    """Reject a weight other than the client's number of training examples.
 
     Raises:
-        Rejected: With both.
+        Rejected: States both numbers.
     """
     num_examples = numbers.get("num_examples")
     if type(num_examples) is not int or num_examples != num_train:
-        raise Rejected(f"weight num_examples = {num_examples!r} is not the {num_train} that it prepared with")
+        raise Rejected(f"weight num_examples = {num_examples!r} is not the {num_train} reported by prepare")
 
 
 def check_scores(
     reply: Message, num_test: int, server_round: int, has_global: bool, max_domains: int
 ) -> dict[str, float]:
-    """Check an evaluation reply and return its metrics: of each model and domain the full set.
+    """Check an evaluation reply and return its metrics: the full set for each model and domain.
 
     Args:
-        reply: What the client sent.
-        num_test: Its test examples as it reported when it prepared; every model was scored on all of them.
+        reply: The client's reply.
+        num_test: Its test examples as reported by `prepare`; every model must be scored on all of them.
         server_round: The round of the exchange.
-        has_global: Whether there is a global model, which must then be scored.
-        max_domains: Most domains that one client may name (`server.max_domains`).
+        has_global: Whether there is a global model; if so, it must be scored.
+        max_domains: Maximum number of domains per client (`server.max_domains`).
 
     Raises:
         Rejected: With the reason.
@@ -168,20 +169,20 @@ def check_scores(
         if model == "global" and not has_global:
             raise Rejected(f"{where}: there is no global model")
         if domain in RESERVED:
-            raise Rejected(f"{where}: no domain is called so")
+            raise Rejected(f"{where}: not a valid domain name")
         lacking = [name for name in ALWAYS_SCORED if name not in found]
         lacking += [name for name, count in METRICS.items() if (name in found) != (found.get(count, 0) > 0)]
         if lacking:
-            raise Rejected(f"{where}: {lacking[0]} and its count do not come together")
+            raise Rejected(f"{where}: {lacking[0]} and its count must come together")
         if not found["num_examples"]:
-            raise Rejected(f"{where}: scored on no example")
+            raise Rejected(f"{where}: scored on no examples")
         if max(found["num_scored"], found.get("num_chosen", 0)) > found["num_examples"]:
             raise Rejected(f"{where}: more answers scored than given")
         _check_labels(found, where)
         scored[model] = scored.get(model, 0) + found["num_examples"]
     for model, num in scored.items():
         if num != num_test:
-            raise Rejected(f"the {model} model was scored on {num} examples; it prepared with {num_test}")
+            raise Rejected(f"the {model} model was scored on {num} examples, but prepare reported {num_test}")
     return numbers
 
 
@@ -191,24 +192,24 @@ def _check_labels(found: Mapping[str, float], where: str) -> None:
     if answers > found["num_scored"] or choices > found.get("num_chosen", 0):
         raise Rejected(f"{where}: more labels than answers")
     if (answers > 0) != ("label_set" in found):
-        raise Rejected(f"{where}: counts of labels and their label_set do not come together")
+        raise Rejected(f"{where}: counts of labels and their label_set must come together")
     if not 0 <= found.get("label_set", 0) < LABEL_SETS:
         raise Rejected(f"{where}: label_set is not from 0 to {LABEL_SETS - 1}")
 
 
 def _check_domains(names: Collection[str], most: int) -> None:
-    """Each domain is a row of the page, whoever invented it."""
+    """Limit the number of domains: each one becomes a row of the page, even if it is made up."""
     if len(names) > most:
-        raise Rejected(f"names {len(names)} domains, above server.max_domains = {most}")
+        raise Rejected(f"it names {len(names)} domains, above server.max_domains = {most}")
 
 
 def check_prepared(reply: Message, identity: str, max_domains: int) -> tuple[str, dict[str, float]]:
     """Check a reply to `prepare` and return the client's id and its metrics.
 
     Args:
-        reply: What the client sent.
-        identity: Of the server's base model; an adapter of another one would be averaged into nonsense.
-        max_domains: As `check_scores` takes it.
+        reply: The client's reply.
+        identity: Identity of the server's base model; an adapter of another model would ruin the mean.
+        max_domains: As in `check_scores`.
 
     Raises:
         Rejected: With the reason.
@@ -216,26 +217,26 @@ def check_prepared(reply: Message, identity: str, max_domains: int) -> tuple[str
     content = content_of(reply, {"client": ConfigRecord, "metrics": MetricRecord})
     client = content["client"].get("id")
     if not isinstance(client, str) or not re.fullmatch(SHORT_NAME, client):
-        raise Rejected(f"client id {str(client)[:80]!r} is no short name")
+        raise Rejected(f"client id {str(client)[:80]!r} is not a valid name")
     if content["client"].get("model") != identity:
         raise Rejected(f"client {client} has another base model than the server")
     numbers = check_metrics(content["metrics"], "prepare")  # type: ignore[arg-type]
     for name, least in (("num_train", 1), ("num_test", 0)):
         num = numbers.get(name)
         if type(num) is not int or not least <= num <= MAX_EXAMPLES:
-            raise Rejected(f"{name} = {num!r} is not from {least} to {MAX_EXAMPLES}")
+            raise Rejected(f"{name} = {num!r} is not between {least} and {MAX_EXAMPLES}")
     _check_domains({key.split("/")[2] for key in numbers if f"/{LABEL_CHANGES}/" in key}, max_domains)
     for part in ("distill", "distill-test"):
         counts = {key for key in numbers if key.startswith(f"{part}/") and "@" in key}
         if counts and counts != {f"{part}/{name}@{when}" for name in COUNTS for when in ("before", "after")}:
-            raise Rejected("its counts of the rewriting are not complete")
+            raise Rejected("its counts of the rewriting are incomplete")
         if counts:
             _check_paradox(numbers, part, numbers["num_train" if part == "distill" else "num_test"])
     return client, numbers
 
 
 def _check_paradox(numbers: Mapping[str, float], part: str, num: float) -> None:
-    """Check the counts that clients are pooled by: all examples are taught, at most so many were shown."""
+    """Check the counts that weight the clients: after fall-back all examples, before it at most as many."""
     after, before = (numbers[f"{part}/num_examples@{when}"] for when in ("after", "before"))
     if after != num or before > num:
         raise Rejected(f"{part}: counts over {before} and {after} examples, but it has {num}")
@@ -245,7 +246,7 @@ def _check_paradox(numbers: Mapping[str, float], part: str, num: float) -> None:
 
 
 def content_of(reply: Message, expected: Mapping[str, type]) -> RecordDict:
-    """Return the records of a reply if they are the expected ones, each of its type."""
+    """Return the records of a reply if they are exactly the expected ones, with their types."""
     if reply.has_error():
         said = "".join(char for char in (reply.error.reason or "")[:120] if char.isprintable())
         what = "was gone" if reply.error.code in AWAY else "failed"
@@ -253,20 +254,20 @@ def content_of(reply: Message, expected: Mapping[str, type]) -> RecordDict:
     found = {name: type(record) for name, record in reply.content.items()}
     if found != expected:
         said = ", ".join(f"{name[:80]} ({kind.__name__})" for name, kind in found.items())
-        raise Rejected(f"holds the records {said or 'none'}; expected {', '.join(expected)}")
+        raise Rejected(f"it contains the records {said or 'none'}; expected {', '.join(expected)}")
     return reply.content
 
 
 def numbers_of(content: RecordDict, kind: str, server_round: int) -> dict[str, float]:
-    """Return the metrics of a reply if they are listed and of that round."""
+    """Return the metrics of a reply if they are allowed and belong to the round."""
     numbers = check_metrics(content["metrics"], kind)  # type: ignore[arg-type]
     if numbers.get("round") != server_round:
-        raise Rejected(f"answers round {numbers.get('round')}, expected {server_round}")
+        raise Rejected(f"it answers round {numbers.get('round')}, expected {server_round}")
     return numbers
 
 
 def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
-    """Return the metrics if all keys are listed for that kind and all values are numbers that can be.
+    """Return the metrics if all keys are allowed for this kind and all values are plausible numbers.
 
     Raises:
         Rejected: With the reason.
@@ -275,14 +276,14 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
         if not (ALLOWED_METRICS[kind].fullmatch(key) or (kind == "prepare" and _counts_rewriter(key))):
             raise Rejected(f"metric {key[:80]!r} is not on the allow-list")
         if not isinstance(value, int | float) or not math.isfinite(value) or value < LEAST:
-            raise Rejected(f"metric {key} is no finite number from 0 on")
+            raise Rejected(f"metric {key} is not a finite number of at least 0")
         name = key.rpartition("/")[2].partition("@")[0]
         if name in SHARES and value > 1:
-            raise Rejected(f"metric {key} = {value} is no share")
+            raise Rejected(f"metric {key} = {value} is not between 0 and 1")
         if value > LARGEST:
             raise Rejected(f"metric {key} = {value} is above {LARGEST:g}")
         if (name.startswith("num_") or name == "label_set") and type(value) is not int:
-            raise Rejected(f"metric {key} = {value} is no whole number")
+            raise Rejected(f"metric {key} = {value} is not a whole number")
     for stage in {key.split("/")[1] for key in metrics if key.startswith("train/")}:
         if missing := [name for name in OF_STAGE if f"train/{stage}/{name}" not in metrics]:
             raise Rejected(f"metric train/{stage}/{missing[0]} is missing")
@@ -292,16 +293,16 @@ def check_metrics(metrics: MetricRecord, kind: str) -> dict[str, float]:
 
 
 def _counts_rewriter(key: str) -> bool:
-    """Whether a metric counts the rewritings of a rewriter: built-in, or registered since."""
+    """Whether a metric counts the rewritings of a built-in or registered rewriter."""
     part, _, name = key.rpartition("/num_prompt/")
     return part in ("distill", "distill-test") and (name == GIVEN or name in PROMPTS)
 
 
 def check_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return the array if its header, as sent, promises what is expected and its bytes keep it.
+    """Return the array if its header and its bytes match the expectation exactly.
 
-    The header is compared, not parsed: NumPy's parser allocates what a header promises, and fails in
-    many ways on one that is no header.
+    The header is compared, not parsed: NumPy's parser allocates whatever a header promises, and fails in many
+    ways on an invalid one.
 
     Raises:
         Rejected: With the reason.
@@ -320,13 +321,13 @@ def check_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> 
 
 
 def check_tensor(key: str, values: NDArray[np.float32], max_norm: float) -> None:
-    """Refuse a tensor that would spoil the mean.
+    """Reject a tensor that would ruin the mean.
 
     Raises:
         Rejected: With the reason.
     """
     if not np.isfinite(values).all():
-        raise Rejected(f"{key} holds values that are not finite")
+        raise Rejected(f"{key} contains values that are not finite")
     norm = float(np.linalg.norm(values.astype(np.float64)))
     if norm > max_norm:
         raise Rejected(f"{key} has norm {norm:.3g}, above server.max_norm = {max_norm:.3g}")
