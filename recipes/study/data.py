@@ -41,12 +41,12 @@ def main(data: Path, out: Path, *domains: str) -> None:
 def drawn(rows: list[Row], domain: str, most: int, settings: Settings) -> list[tuple[Row, Record]]:
     """Draw from the rows that fit, the same whatever the seed of a run."""
     tokenizer = model_of(settings).base.tokenizer
-    pairs = [(row, to_records([row], domain)[0]) for row in rows]
-    fitting = [
-        pair
-        for pair in pairs
-        if len(encode(tokenizer, pair[1].example, pair[1].example.response, 10**9).ids) <= LONGEST
-    ]
+
+    def fits(record: Record) -> bool:
+        texts = [text for text in (record.example.response, record.example.distilled) if text]
+        return all(len(encode(tokenizer, record.example, text, 10**9).ids) <= LONGEST for text in texts)
+
+    fitting = [(row, record) for row in rows if fits(record := to_records([row], domain)[0])]
     random.Random(seed_for(0, "study", domain)).shuffle(fitting)
     return fitting[:most]
 

@@ -35,7 +35,7 @@ def kept(records: Sequence[Event]) -> dict[str, Values]:
     """Arm -> of each question of retention, whether the tuned model is right less whether the base is."""
     found: dict[str, Values] = {}
     for record in records:
-        if answers := [a for a in record.get("retention", ()) if a["metric"] in ("acc", "acc_norm")]:
+        if answers := [a for a in record.get("retention", ()) if a["metric"] != "loss"]:
             values = np.concatenate([np.subtract(a["tuned"], a["base"]) for a in answers])
             tasks = [a["task"] for a in answers for _ in a["base"]]
             found.setdefault(record["arm"], {})[record["seed"]] = values, tasks
@@ -84,24 +84,33 @@ def retention_sheet(records: Sequence[Event]) -> Sheet:
     rows = []
     for arm, values in changes.items():
         own = difference(values)
-        other = difference(values, changes[control]) if arm != control and control in changes else {}
+        others = changes.get(control, {}) if arm != control else {}
+        other = difference(values, others) if values.keys() & others.keys() else {}
         tasks, counts = np.unique(next(iter(values.values()))[1], return_counts=True)
+        losses = [
+            np.average(np.subtract(answer["tuned"], answer["base"]), weights=answer["num_words"])
+            for record in records
+            for answer in record.get("retention", ())
+            if (record["arm"], answer["metric"]) == (arm, "loss")
+        ]
         rows.append({"arm": arm, **own, **{f"{key}_control": value for key, value in other.items()},
-                     "num_tasks": len(tasks), "num_questions": int(counts.sum())})  # fmt: skip
+                     "num_tasks": len(tasks), "num_questions": int(counts.sum()),
+                     "loss": fmean(losses) if losses else None})  # fmt: skip
     return Sheet(
         "The second cost: accuracy on retention tasks at lambda = 1 after the last round",
-        "lrrrrrrr",
-        ("arm", "seeds", "tasks", "questions", "change", "95 %", f"change - {control}'s", "its 95 %"),
+        "lrrrrrrrr",
+        ("arm", "seeds", "tasks", "questions", "change", "95 %", f"change - {control}'s", "its 95 %",
+         "loss of WikiText"),
         tuple(
             (r["arm"], str(r["num_seeds"]), str(r["num_tasks"]), str(r["num_questions"]),
              signed(r["difference"]), signed_interval(r["low"], r["high"]),
              signed(r.get("difference_control")),
-             signed_interval(r.get("low_control"), r.get("high_control")))
+             signed_interval(r.get("low_control"), r.get("high_control")), signed(r["loss"]))
             for r in rows
         ),
         tuple(rows),
         note="Share of right answers, tuned minus base, mean over tasks; intervals by the crossed bootstrap"
-        " of seeds and questions.",
+        " of seeds and questions. Loss: nats a word, tuned minus base.",
     )  # fmt: skip
 
 
@@ -133,8 +142,9 @@ def power_sheet(claims: Sequence[Event]) -> Sheet:
         ),
         tuple(rows),
         note="Of the paired t-test at 5 %, before Holm's correction, if the spread over seeds is that of"
-        " these seeds. It covers the draw of seeds alone: an interval that is wide by its test examples needs"
-        f" more of these, and no more seeds. {NONE}: more than {MOST_SEEDS:,}.",
+        " these seeds, of which two or three tell little. It covers the draw of seeds alone: an interval that"
+        " is wide by its test examples needs more of these, and no more seeds."
+        f" {NONE}: more than {MOST_SEEDS:,}.",
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@
 
 PAIRS has lines with `instruction`, `input`, `output` and `distilled`. OUT/answer gets what `data.py` writes
 for the five domains: a client for each cluster of instructions, with a pool of training rows and fixed test
-rows. Rows longer than LONGEST tokens are left out.
+rows. Rows longer than LONGEST tokens, with either response, are left out.
 """
 
 import json

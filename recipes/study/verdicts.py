@@ -2,14 +2,15 @@
 
     python recipes/study/verdicts.py docs/results/study docs/results/study.md README.md
 
-The folder holds the cells' records, ARM-seed-N.json; it gets frontier.svg. In the document all that follows
-the heading "Verdicts" is written anew, and in README the paragraph that begins with `BEGINNING`.
+The folder holds the cells' records, ARM-seed-N.json, and in its folder teacher those with a strong teacher;
+it gets frontier.svg. In the document all that follows the heading "Verdicts" is written anew, and in README
+the paragraph that begins with `BEGINNING`.
 """
 
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from textwrap import fill
@@ -83,14 +84,14 @@ FAMILIES = (("4a.", "4b."), ("8a.", "8b."))
 
 def main(folder: Path, document: Path, readme: Path) -> None:
     """Read the records and write section, drawing and the paragraph of README."""
-    records = [read_json(path) for path in sorted(folder.glob("*-seed-*.json"))]
-    runs = [ScoredRun(record["arm"], record["seed"], record["models"]) for record in records]
+    records = _read(folder)
+    runs = _runs(records)
     primary = [run for run in runs if run.arm in PRIMARY]
     write_file(folder / "frontier.svg", frontier_svg(mean_points(primary), CONTROLS))
     other = [run for run in runs if run.arm not in PRIMARY or run.arm in CONTROLS.values()]
     compared = frontier(primary, CONTROLS, ONE_WORD)
-    explored = frontier(other, CONTROLS, ONE_WORD) if len(runs) > len(primary) else []
-    explored = [{**r, "p_holm": None, "verdict": NONE} for r in explored if r["arm"] not in PRIMARY]
+    explored = explore(other) if len(runs) > len(primary) else []
+    explored = [r for r in explored if r["arm"] not in PRIMARY]
     claims = decide(runs, records, compared)
     sheets = [
         claim_sheet(claims),
@@ -100,6 +101,9 @@ def main(folder: Path, document: Path, readme: Path) -> None:
         retention_sheet(records),
         arm_sheet(runs, records),
     ]
+    if taught := _runs(_read(folder / "teacher")):
+        both = frontier_sheet(explore(taught)), domain_sheet(by_domain(taught, CONTROLS))
+        sheets += [replace(sheet, caption=f"A strong teacher. {sheet.caption}") for sheet in both]
     before = document.read_text(encoding="utf-8").partition(HEADING)[0]
     made = "Made by `python recipes/study/verdicts.py docs/results/study docs/results/study.md README.md`."
     said = fill(f"{made} {_count(runs)}", WIDTH)
@@ -115,6 +119,19 @@ def main(folder: Path, document: Path, readme: Path) -> None:
     if not num:
         raise SystemExit(f"{readme}: no paragraph begins with {BEGINNING!r}")
     write_file(readme, text)
+
+
+def explore(runs: Sequence[ScoredRun]) -> list[Event]:
+    """Effects and intervals at equal cost, without tests."""
+    return [{**r, "p_holm": None, "verdict": NONE} for r in frontier(runs, CONTROLS, ONE_WORD)]
+
+
+def _read(folder: Path) -> list[Event]:
+    return [read_json(path) for path in sorted(folder.glob("*-seed-*.json"))]
+
+
+def _runs(records: Sequence[Event]) -> list[ScoredRun]:
+    return [ScoredRun(record["arm"], record["seed"], record["models"]) for record in records]
 
 
 def in_short(claims: Sequence[Event]) -> str:

@@ -21,7 +21,6 @@ from fedsdr.analysis.frontier import (
     words,
 )
 from fedsdr.errors import UserError
-from fedsdr.experiments.refutation import seeds_to_decide
 from fedsdr.report.sheets import NONE, Sheet, number, signed, signed_interval
 from fedsdr.stats import seed_interval
 from fedsdr.storage import Event
@@ -221,7 +220,6 @@ def _record(one: Comparison) -> Event:
         "high": one.high,
         "low_seeds": one.test and one.test.low,
         "high_seeds": one.test and one.test.high,
-        "seeds_to_decide": seeds_to_decide(d),
         "by_seed": list(d),
     }
 
