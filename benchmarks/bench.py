@@ -1,4 +1,4 @@
-"""Measure fedsdr beside what people use today, print one table, and keep it with the environment.
+"""Compare fedsdr with what people use today, print one table, and keep it with the environment.
 
     make bench            (or: python benchmarks/bench.py benchmarks/results/NAME)
 
@@ -50,7 +50,7 @@ class Line:
     ratio: str
     goal: str
     met: bool | None
-    """None: no goal, told for information."""
+    """None: no goal, shown for information."""
 
 
 def measure(name: str, **arguments: Any) -> Numbers:
@@ -118,7 +118,7 @@ def _variants(shape: Numbers) -> dict[str, Callable[[], Numbers]]:
 
 
 def _against(what: str, ours: Numbers, name: str, peer: Numbers, goal: float | None) -> list[Line]:
-    """Speed and memory beside a peer; of a tuned one its `train()` alone counts, and there is no goal."""
+    """Speed and memory against a peer; of a tuned one its `train()` alone counts, and there is no goal."""
     key = "tokens_per_second" if goal else "tokens_per_second_of_train_alone"
     speed, memory = ours["tokens_per_second"] / peer[key], ours["peak_gb"] / peer["peak_gb"]
     return [

@@ -7,7 +7,7 @@ network. Models have the shapes of SmolLM2-135M and Qwen2.5-7B and random weight
 fetched. Each row is written to RESULT.json as it ends, a failed one with its error, and a table comes last.
 Rows with TRL or bitsandbytes are left out where these are not installed. Peak memory is PyTorch's count.
 
-It was not run on a GPU yet: none was at hand. `--dry` runs all rows with tiny shapes on a processor.
+It has not been run on a GPU yet. `--dry` runs all rows with tiny shapes on a processor.
 """
 
 import argparse

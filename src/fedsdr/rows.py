@@ -204,7 +204,7 @@ class DriftCorrection(Named):
     """How client drift of the shared adapter is corrected in local steps; see `client.update`."""
 
     has_weight: bool = False
-    """Whether it is a term beside the loss, with the weight `client.mu` (`client.drift.ANCHORS`)."""
+    """Whether it is a term added to the loss, with the weight `client.mu` (`client.drift.ANCHORS`)."""
     has_control_variates: bool = False
     """Whether control variates steer the steps (`client.scaffold`): one more array up and down. The server
     keeps their plain mean."""

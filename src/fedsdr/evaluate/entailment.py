@@ -33,7 +33,7 @@ class Checker(Protocol):
     name: str
 
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Tell of each (premise, hypothesis) whether the premise entails the hypothesis; None: no verdict."""
+        """Decide for each (premise, hypothesis) whether the premise entails it; None: no verdict."""
 
 
 class NliChecker:
@@ -81,7 +81,7 @@ class NliChecker:
         """Premises so far whose end was cut off; what stood there may have supported the hypothesis."""
 
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Tell whether "entailment" is the likeliest class of each (premise, hypothesis).
+        """Decide whether "entailment" is the likeliest class of each (premise, hypothesis).
 
         The premise is cut where both are too long together, the hypothesis never: None where it leaves no
         room for a premise.

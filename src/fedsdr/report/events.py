@@ -17,7 +17,7 @@ ALL = "all clients"
 WORK = ("prepare", "train", "evaluate")
 SENT = ("num_bytes_up", "num_bytes_down")
 Classes = Mapping[str, Sequence[str]]
-"""Domain -> its labels in the order by which counts name them; only where the data are at hand."""
+"""Domain -> its labels in the order by which counts name them; only where the data are available."""
 
 
 def paradox_records(events: Sequence[Event]) -> list[Event]:

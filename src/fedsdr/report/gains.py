@@ -1,7 +1,7 @@
 """Did it help? What a run's models gained over the base: records, a table, and one sentence for the head.
 
-In: pooled scores, and the answers of the models where they are at hand. A sign leads each difference that has
-an interval: ✓ better, ✗ worse, ? undecided; the page and the terminal colour it.
+In: pooled scores, and the answers of the models where they are available. A sign leads each difference that
+has an interval: ✓ better, ✗ worse, ? undecided; the page and the terminal colour it.
 """
 
 from collections import Counter
@@ -89,7 +89,7 @@ def gain_sheet(records: Sequence[Event]) -> Sheet:
         tuple(records),
         num_summary=sum(domain == "mean" for domain in domains),
         note="Right answers: difference of shares, with a 95 % interval over test examples, paired by prompt"
-        f" where the answers are at hand; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
+        f" where the answers are available; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
         " Loss: on true responses, nats per token; lower is better.",
     )
 
@@ -132,7 +132,7 @@ def sample_blocks(answers: Answers) -> list[Block]:
             texts.append(Words("true response", first["output"]))
             examples.append(Example(first["domain"], first["instruction"], first["input"], texts))
     if not examples:
-        return [Text("No answers are at hand: they are at the clients, or nothing was evaluated yet.")]
+        return [Text("No answers are available: they are at the clients, or nothing was evaluated yet.")]
     examples.sort(key=lambda one: one.domain)
     return [Examples(f"The first {MOST_SAMPLES} test prompts of each domain", examples)]
 

@@ -167,7 +167,7 @@ def answer_sheet(base: Scores, final: Scores) -> Sheet:
 
 
 def label_sheet(base: Scores, final: Scores) -> Sheet:
-    """Scores that one label for everything cannot raise, beside the exact score; no rows without classes."""
+    """Scores that one label for everything cannot raise, next to the exact score; no rows without classes."""
     columns = {
         "score": ("score", 2),
         "majority_share": ("majority", 2),
