@@ -20,11 +20,11 @@ WORDS = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", 
     "folder", sorted({path.parent for path in SOURCE.rglob("*.py")}), ids=lambda p: p.name
 )
 def test_old_phrases_are_gone(folder: Path):
-    found = []
-    for path in folder.glob("*.py"):
-        if not str(path.relative_to(SOURCE)).startswith(QUOTES):
-            with tokenize.open(path) as file:
-                for token in tokenize.generate_tokens(file.readline):
-                    if token.type in WORDS and (old := OLD.search(token.string)):
-                        found.append(f"{path.name}:{token.start[0]}: {old[0]}")
+    found = [
+        f"{path.name}:{token.start[0]}: {token.string}"
+        for path in folder.glob("*.py")
+        if not str(path.relative_to(SOURCE)).startswith(QUOTES)
+        for token in tokenize.tokenize(path.open("rb").readline)
+        if token.type in WORDS and OLD.search(token.string)
+    ]
     assert found == []

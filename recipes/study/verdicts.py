@@ -152,7 +152,7 @@ def _said(claim: Event) -> str:
     interval, p = signed_interval(claim["low"], claim["high"]), p_value(claim["p"])
     return (
         f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p"
-        f" {p if p[0] == '<' else f'= {p}'}): that it gains more is **{claim['verdict']}**"
+        f" {'' if p.startswith('<') else '= '}{p}): that it gains more is **{claim['verdict']}**"
     )
 
 
@@ -256,9 +256,11 @@ def _count(runs: Sequence[ScoredRun]) -> str:
         seeds.setdefault(run.arm, []).append(run.seed)
     there = "; ".join(f"{arm}: {', '.join(map(str, some))}" for arm, some in sorted(seeds.items()))
     missing = [arm for arm in PRIMARY if len(seeds.get(arm, [])) < PLANNED]
-    return f"Seeds that are there: {there}." + (
-        f" Fewer than the eight planned: {', '.join(missing)}." if missing else ""
+    interim = (
+        f" Fewer than the eight planned: {', '.join(missing)}. Their verdicts are interim: looking more than"
+        " once is not corrected for."
     )
+    return f"Seeds that are there: {there}." + interim * bool(missing)
 
 
 if __name__ == "__main__":

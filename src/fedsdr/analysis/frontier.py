@@ -28,13 +28,13 @@ arXiv 2109.01903; crossed bootstrap: Owen, "The pigeonhole bootstrap", Annals of
 386-411. The comparison is our own.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fedsdr.seeds import seed_for
 from fedsdr.stats import Difference, holm, paired
@@ -104,43 +104,46 @@ def domain_weights(domains: Sequence[str]) -> Array:
 
 
 def control_gain(
-    costs: Sequence[Array], validation: Sequence[Array], test: Sequence[Array], limit: float
-) -> float:
+    costs: Sequence[Array], validation: Sequence[Array], test: Sequence[Array], limit: ArrayLike
+) -> Array:
     """The control's gain on test examples at a cost of at most `limit`, chosen on validation examples.
 
     Args:
-        costs: C of each curve at ascending scales (scales,), without the base.
+        costs: C of each curve at ascending scales (..., scales), without the base.
         validation: Mean gain on validation examples, likewise.
         test: Mean gain on test examples, likewise.
-        limit: Largest cost.
+        limit: Largest cost (...,).
     """
-    root = math.sqrt(max(limit, 0.0))
-    best = (0.0, 0.0)  # the base
-    for cost, chosen_by, gain in zip(costs, validation, test, strict=True):
-        s, v, g = (
-            np.concatenate([[0.0], values]) for values in (np.sqrt(np.maximum(cost, 0)), chosen_by, gain)
-        )
-        for place in range(1, len(s)):
-            if s[place] <= root:
-                best = max(best, (v[place], g[place]), key=lambda point: point[0])
-            if min(s[place - 1], s[place]) < root < max(s[place - 1], s[place]):
-                share = (root - s[place - 1]) / (s[place] - s[place - 1])
-                at = (
-                    v[place - 1] + share * (v[place] - v[place - 1]),
-                    g[place - 1] + share * (g[place] - g[place - 1]),
-                )
-                best = max(best, at, key=lambda point: point[0])
-    return float(best[1])
+    root = np.sqrt(np.maximum(limit, 0.0))
+    best = np.zeros_like(root), np.zeros_like(root)  # the base, on validation and on test examples
+    for curve in zip(costs, validation, test, strict=True):
+        points = [np.moveaxis(values, -1, 0) for values in curve]
+        s, v, g = (np.concatenate([np.zeros_like(values[:1]), values]) for values in points)
+        s = np.sqrt(np.maximum(s, 0))
+        for a, b in pairwise(range(len(s))):
+            best = _better(best, (v[b], g[b]), s[b] <= root)
+            crosses = (np.minimum(s[a], s[b]) < root) & (root < np.maximum(s[a], s[b]))
+            share = (root - s[a]) / np.where(crosses, s[b] - s[a], 1.0)
+            best = _better(best, (v[a] + share * (v[b] - v[a]), g[a] + share * (g[b] - g[a])), crosses)
+    return best[1]
+
+
+def _better(
+    best: tuple[Array, Array], other: tuple[Array, Array], is_candidate: NDArray[np.bool_]
+) -> tuple[Array, Array]:
+    """The point with the larger gain on validation examples."""
+    taken = is_candidate & (other[0] > best[0])
+    return np.where(taken, other[0], best[0]), np.where(taken, other[1], best[1])
 
 
 def against_control(seeds: Sequence[SeedPair]) -> Comparison:
     """Compare a model with the control at its cost, seed by seed, and over seeds and examples."""
     plain = [_weighed(pair, _equal(pair)) for pair in seeds]
-    beyond = [cost > max(c.max() for c in costs) * ROUNDING for costs, _, _, cost, _ in plain]
+    beyond = [bool(cost > max(c.max() for c in costs) * ROUNDING) for costs, _, _, cost, _ in plain]
     inside = [one for one, is_beyond in zip(plain, beyond, strict=True) if not is_beyond]
     shown = inside or plain
-    controls = [control_gain(costs, by, gains, cost) for costs, by, gains, cost, _ in shown]
-    gains = [gain for *_, gain in shown]
+    controls = [float(control_gain(costs, by, gains, cost)) for costs, by, gains, cost, _ in shown]
+    gains = [float(gain) for *_, gain in shown]
     by_seed = [gain - other for gain, other in zip(gains, controls, strict=True)] if inside else []
     low, high = (None, None) if any(beyond) else _bootstrap(seeds)
     return Comparison(
@@ -165,12 +168,7 @@ def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float
     if len(values) < 2:
         return None
     rng = np.random.default_rng(seed_for(0, "crossed", len(values)))
-    draws = [
-        float(values[rng.integers(len(values), size=len(values))].mean(axis=0) @ _drawn(strata, rng))
-        for _ in range(NUM_DRAWS)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
+    return _ends(_drawn(strata, rng) @ values.T, rng)
 
 
 def words(comparisons: Sequence[Comparison]) -> list[tuple[Word, float | None]]:
@@ -198,7 +196,7 @@ def _word(one: Comparison, p: float | None) -> Word:
 
 
 Weights = tuple[Array, Array, Array]
-"""Weights of prompts, validation examples and test examples; each sums to 1."""
+"""Weights of prompts, validation examples and test examples (..., examples); each sums to 1."""
 
 
 def _equal(pair: SeedPair) -> Weights:
@@ -206,15 +204,15 @@ def _equal(pair: SeedPair) -> Weights:
     return prompts, domain_weights(pair.validation_domains), domain_weights(pair.domains)
 
 
-def _weighed(pair: SeedPair, weights: Weights) -> tuple[list[Array], list[Array], list[Array], float, float]:
-    """Costs and gains of the control's points, and cost and gain of the compared model."""
+def _weighed(pair: SeedPair, weights: Weights) -> tuple[list[Array], list[Array], list[Array], Array, Array]:
+    """Costs and gains of the control's points (..., scales), and cost and gain of the compared model."""
     prompts, validation, test = weights
     return (
-        [curve.cost @ prompts for curve in pair.control],
-        [curve.validation @ validation for curve in pair.control],
-        [curve.test @ test for curve in pair.control],
-        float(pair.cost @ prompts),
-        float(pair.test @ test),
+        [prompts @ curve.cost.T for curve in pair.control],
+        [validation @ curve.validation.T for curve in pair.control],
+        [test @ curve.test.T for curve in pair.control],
+        prompts @ pair.cost,
+        test @ pair.test,
     )
 
 
@@ -223,29 +221,32 @@ def _bootstrap(seeds: Sequence[SeedPair]) -> tuple[float | None, float | None]:
     if len(seeds) < 2:
         return None, None
     rng = np.random.default_rng(seed_for(0, "frontier", len(seeds)))
-    first = seeds[0]
-    means = np.empty(NUM_DRAWS)
-    for draw in range(NUM_DRAWS):
-        prompts = rng.multinomial(len(first.cost), np.full(len(first.cost), 1 / len(first.cost)))
-        test = _drawn(first.domains, rng)
-        found = []
-        for place in rng.integers(len(seeds), size=len(seeds)):
-            pair = seeds[place]
-            validation = _drawn(pair.validation_domains, rng)
-            costs, by, gains, cost, gain = _weighed(pair, (prompts / len(pair.cost), validation, test))
-            found.append(gain - control_gain(costs, by, gains, cost))
-        means[draw] = np.mean(found)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    prompts = _drawn([""] * len(seeds[0].cost), rng)
+    test = _drawn(seeds[0].domains, rng)
+    found = []
+    for pair in seeds:
+        weights = prompts, _drawn(pair.validation_domains, rng), test
+        costs, by, gains, cost, gain = _weighed(pair, weights)
+        found.append(gain - control_gain(costs, by, gains, cost))
+    return _ends(np.stack(found, axis=1), rng)
 
 
 def _drawn(domains: Sequence[str], rng: np.random.Generator) -> Array:
-    """Weights of examples drawn with replacement within each domain."""
+    """Weights (draws, examples) of examples drawn with replacement within each domain."""
     of = np.asarray(domains)
-    weights = np.zeros(len(of))
+    weights = np.zeros((NUM_DRAWS, len(of)))
     names = np.unique(of)
     for name in names:
         (places,) = np.nonzero(of == name)
-        counts = rng.multinomial(len(places), np.full(len(places), 1 / len(places)))
-        weights[places] = counts / (len(places) * len(names))
+        equal = np.full(len(places), 1 / len(places))
+        counts = rng.multinomial(len(places), equal, size=NUM_DRAWS)
+        weights[:, places] = counts / (len(places) * len(names))
     return weights
+
+
+def _ends(values: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """Ends of the 95 % interval of a mean over seeds, which are drawn too, from values (draws, seeds)."""
+    num_draws, num_seeds = values.shape
+    seeds = rng.integers(num_seeds, size=(num_draws, num_seeds))
+    low, high = np.percentile(np.take_along_axis(values, seeds, axis=1).mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
