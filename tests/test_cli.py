@@ -63,6 +63,33 @@ def test_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("server.clients_per_round=9", "there are 5 clients"),
+        ("data.root=nowhere", "is not a folder"),
+        ("run.log_to=[trackio,wandb]", "needs trackio,wandb"),
+        ("partition.num_clients=2", "num_clients"),
+    ],
+)
+def test_a_refused_run_makes_no_folder_and_loads_no_torch(tmp_path: Path, word: str, reason: str):
+    code = (
+        "import importlib.util, sys\nfrom fedsdr.cli import main\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: name not in ('trackio', 'wandb') and find(name, *a) or None\n"
+        "try: main(['run', 'r.toml', sys.argv[1], 'run.dir=runs/deep/x'])\n"
+        "finally: print({'torch', 'transformers'} & {*sys.modules})"
+    )
+    (tmp_path / "r.toml").write_text('model.name = "tiny"\n')
+    done = subprocess.run(
+        [sys.executable, "-c", code, word], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert done.stdout.strip() == "set()"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
     "command",
     ["methods", "models", "data RECIPE", "report RUN", "deploy init NEW --clients a,b", "deploy status NEW"],
 )

@@ -78,6 +78,19 @@ def test_init_writes_a_recipe_that_loads_and_refuses_what_is_not_there(tmp_path:
     assert not recipe.exists()
 
 
+def test_init_without_a_terminal_asks_for_data_and_says_what_it_took(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    recipe = tmp_path / "mine.toml"
+    with pytest.raises(SystemExit):
+        main(["init", str(recipe)])
+    assert "give --data" in capsys.readouterr().err
+    assert not recipe.exists()
+    main_ends(["init", str(recipe), "--data", "built-in", "--model", "tiny"])
+    out = capsys.readouterr().out
+    assert "--method is not given: fedsdr is taken" in out
+    assert "--model is not given" not in out
+
+
 def test_a_shell_completes_keys_and_the_values_of_those_that_have_few():
     assert complete_override("client.drift") == ["client.drift_correction="]
     assert complete_override("client.drift_correction=scaffold") == [

@@ -103,7 +103,7 @@ def test_a_row_of_the_papers_table_runs(name: str, method: str, stand_ins: Path)
     pytest.importorskip("bitsandbytes")
     small = [*TINY, f"method={method}", f"data.root={stand_ins}", "partition.min_examples=1"]
     result = fedsdr.run(fedsdr.load_settings(FOLDER / "paper" / f"{name}.toml", small))
-    assert len(list((result.folder / "clients").glob("*/data.hash"))) == 5
+    assert len(list((result.folder / "clients").glob("*/.data.hash"))) == 5
     before, after = (
         (result.folder / "server" / f"round-000{n}" / "adapter_model.safetensors").read_bytes()
         for n in (0, 1)

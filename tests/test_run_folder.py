@@ -23,3 +23,13 @@ def test_the_evaluations_of_a_run_are_found_by_their_rounds(tmp_path: Path):
         folder.evaluation(number).parent.mkdir(exist_ok=True)
         folder.evaluation(number).write_text('{"global": {}}')
     assert folder.evaluations() == {number: {"global": {}} for number in (0, 3, 10_000)}
+
+
+def test_internal_files_are_hidden_but_those_of_an_older_run_are_found(tmp_path: Path):
+    new, old = RunFolder(tmp_path / "new"), tmp_path / "old"
+    (old / "clients/a").mkdir(parents=True)
+    for name in ("nonce", "clients/a/data.hash"):
+        (old / name).write_text("as it was")
+    assert RunFolder(old).nonce.read_text() == RunFolder(old).client("a").data_hash.read_text() == "as it was"
+    for path in (new.nonce, new.ended, new.client("a").data_hash, new.client("a").noise_key):
+        assert path.name.startswith(".")

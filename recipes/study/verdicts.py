@@ -38,7 +38,7 @@ from fedsdr.experiments.frontier import (
     mean_points,
 )
 from fedsdr.report.frontier import frontier_svg
-from fedsdr.report.sheets import NONE, Sheet, number, render_text, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, number, p_value, render_text, signed, signed_interval
 from fedsdr.stats import holm
 from fedsdr.storage import Event, read_json, write_file
 
@@ -149,16 +149,11 @@ def _said(claim: Event) -> str:
     if claim["verdict"] in ("not run", "not comparable"):
         return f"was {claim['verdict']}"
     word = "more" if claim["difference"] > 0 else "less"
-    interval = signed_interval(claim["low"], claim["high"])
+    interval, p = signed_interval(claim["low"], claim["high"]), p_value(claim["p"])
     return (
         f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p"
-        f" {_p(claim['p'], '= ')}): that it gains more is **{claim['verdict']}**"
+        f" {p if p[0] == '<' else f'= {p}'}): that it gains more is **{claim['verdict']}**"
     )
-
-
-def _p(value: float | None, equals: str = "") -> str:
-    """A p value, as a table shows it."""
-    return "< 0.001" if value is not None and value < 0.0005 else equals + number(value, 3)
 
 
 def decide(runs: Sequence[ScoredRun], records: Sequence[Event], compared: Sequence[Event]) -> list[Event]:
@@ -191,7 +186,7 @@ def claim_sheet(claims: Sequence[Event]) -> Sheet:
         tuple(
             (
                 r["claim"], f"**{r['verdict']}**", signed(r["difference"]),
-                signed_interval(r["low"], r["high"]), _p(r["p"]),
+                signed_interval(r["low"], r["high"]), p_value(r["p"]),
                 " / ".join(number(cost, 3) for cost in r["costs"]), str(r["num_seeds"]),
                 str(r["num_examples"]),
             )

@@ -61,6 +61,8 @@ def init(
 
     if to.exists():
         raise UserError(f"{to} exists already; name a file that does not")
+    if data is None and not sys.stdin.isatty():
+        raise UserError("there is no terminal to ask on: give --data, a folder, files, or built-in")
     data = _ask(data, "--data", "Your data (folder or files)", "built-in")
     model = _ask(model, "--model", "Base model", Model().name)
     method = _ask(method, "--method", "Method", Settings().method)
@@ -79,10 +81,11 @@ def init(
 
 
 def _ask(given: str | None, option: str, question: str, default: str) -> str:
-    """What was given, or what the user answers; the default where no one can be asked."""
+    """What was given, or what the user answers; the default, which is said, where no one can be asked."""
     if given is not None:
         return given
     if not sys.stdin.isatty():
+        print(f"{option} is not given: {default} is taken")
         return default
     return str(typer.prompt(f"{question} ({option})", default=default))
 

@@ -7,6 +7,7 @@ fix it.
 
 import difflib
 import json
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +54,8 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
     Args:
         recipe: A TOML file, or None for the defaults.
         overrides: Values by dotted key, or words such as ``client.learning_rate=1e-4``. The value of a word
-            is read as TOML, and as plain text where it is not TOML or the setting is text.
+            is read as TOML, a list also as bare words such as ``[law,math]``, and as plain text where it
+            is neither or the setting is text.
 
     Raises:
         UserError: The file cannot be read, or a key or value is not allowed.
@@ -191,7 +193,9 @@ def _read_word(word: str) -> tuple[str, Any]:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        # A shell takes the quotes off ["tensorboard"].
+        is_list = re.fullmatch(r"\[[\w./+-]+(, ?[\w./+-]+)*\]", text)
+        value = re.split(", ?", text[1:-1]) if is_list else text
     # 2024 and 1e5 are names of folders too.
     return key, text if _is_text(key) and not isinstance(value, str) else value
 

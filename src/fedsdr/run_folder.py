@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+def internal(path: Path) -> Path:
+    """What is of no use to readers has a hidden name; a folder that was begun before keeps the plain one."""
+    return path if path.exists() else path.with_name(f".{path.name}")
+
+
 @dataclass(frozen=True)
 class ClientFolder:
     """Paths in a client's folder; its state after a round is in `client.state`."""
@@ -30,12 +35,12 @@ class ClientFolder:
     @property
     def data_hash(self) -> Path:
         """Hashes of the data with which the folder was begun."""
-        return self.path / "data.hash"
+        return internal(self.path / "data.hash")
 
     @property
     def noise_key(self) -> Path:
         """The secret that the noise of local privacy is made from."""
-        return self.path / "noise.key"
+        return internal(self.path / "noise.key")
 
     @property
     def secure(self) -> Path:
@@ -80,9 +85,9 @@ class RunFolder:
         self.log = path / "metrics.jsonl"
         """The events, one on each line."""
         self.report = path / "report.html"
-        self.nonce = path / "nonce"
+        self.nonce = internal(path / "nonce")
         """Only of a run over Flower: distinguishes it from others of the same name."""
-        self.ended = path / "ended"
+        self.ended = internal(path / "ended")
         """Token of the last submission by `fedsdr run --on`, and on the next lines why it stopped early."""
         self.benchmark_answers = path / "measurements" / "benchmark-answers.jsonl"
         self.data = path / "data"
@@ -112,7 +117,7 @@ class RunFolder:
 
     def logger_id(self, logger: str) -> Path:
         """The id of the run at a logger (`loggers`)."""
-        return self.path / "loggers" / logger
+        return internal(self.path / "loggers") / logger
 
     def measurement(self, name: str) -> Path:
         """What `fedsdr measure` found."""

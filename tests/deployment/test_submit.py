@@ -43,7 +43,7 @@ def test_a_submission_tells_why_its_run_stopped(
     def flwr(*args: Any, **kwargs: Any) -> None:
         run.mkdir(parents=True)
         (name,) = (path.stem for path in server.glob("submissions/*"))
-        (run / "ended").write_text(left if told and not left.startswith("\n") else f"{name}{left}")
+        (run / ".ended").write_text(left if told and not left.startswith("\n") else f"{name}{left}")
 
     monkeypatch.setattr(module.subprocess, "run", flwr)
     if told is None:

@@ -17,6 +17,7 @@ import pytest
 from fedsdr.cli import report
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.experiments import compare as compare_module
 from fedsdr.experiments import compare as module
 from fedsdr.experiments.compare import compare
 from fedsdr.experiments.grid import read_grid
@@ -225,6 +226,23 @@ def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp
     shutil.rmtree(to / "fedsd/seed-1")
     report(to)
     assert "unfinished: 3 of 4 runs" in (to / "report.html").read_text()
+
+
+def test_the_page_of_a_grid_reloads_itself_until_the_grid_ends(grid, tmp_path: Path, monkeypatch):
+    seen, original = [], compare_module._finish
+
+    def finish(settings: Settings) -> object:
+        page = tmp_path / "grid/report.html"
+        seen.append(page.read_text() if page.exists() else "")
+        return original(settings)
+
+    monkeypatch.setattr(compare_module, "_finish", finish)
+    compare(grid(seeds="[0]"), tmp_path / "grid")
+    before, between = seen
+    assert before == ""
+    assert "1 of 2 runs; this page reloads itself every 20 s" in between
+    assert "setTimeout" in between
+    assert "setTimeout" not in (tmp_path / "grid/report.html").read_text()
 
 
 def test_an_error_in_one_process_is_told_and_what_is_done_is_kept(grid, tmp_path: Path):

@@ -122,6 +122,7 @@ def test_the_folder_of_a_finished_run_holds_all_that_the_report_and_a_reader_nee
     folder = Path(settings.run.dir)
     assert result.folder == folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert not [name for name in found if name.endswith((".lock", ".aside"))]
     assert found >= {
         "config.toml",
         "environment.json",
@@ -133,7 +134,7 @@ def test_the_folder_of_a_finished_run_holds_all_that_the_report_and_a_reader_nee
             f"clients/{client}/{name}"
             for client in ("finance", "math")
             for name in (
-                "data.hash",
+                ".data.hash",
                 "distilled.jsonl",
                 "distilled-test.jsonl",
                 "round-0001/adapter_model.safetensors",
@@ -291,7 +292,7 @@ def test_a_run_that_was_gone_on_with_does_not_give_the_cost_of_its_last_part_as_
 
 def test_a_run_over_flower_is_not_gone_on_with_where_its_data_is_not(quick):
     folder = run(quick()).folder
-    (folder / "nonce").write_text("1")
+    (folder / ".nonce").write_text("1")
     with pytest.raises(UserError, match=r"which have the data.*by the command that started it.*--on SERVER"):
         resume(folder)
 
@@ -473,7 +474,7 @@ def test_below_the_quorum_the_run_stops_with_the_reasons_and_can_be_resumed(
 
 def test_settings_that_do_not_fit_the_model_leave_the_folder_free_for_the_next_attempt(quick):
     settings = quick(**{"lora.targets": ["query"]})
-    with pytest.raises(UserError, match=r"lora.targets: query is no linear layer"):
+    with pytest.raises(UserError, match=r"lora.targets: query matches no linear layer"):
         run(settings)
     assert not (Path(settings.run.dir) / "config.toml").exists()
     run(quick(**{"run.dir": settings.run.dir}))

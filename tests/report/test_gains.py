@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 
 import pytest
 
@@ -69,6 +70,35 @@ def test_answers_to_the_same_prompts_narrow_the_interval():
     paired = gain_records(base, final, {"base": before, "global": after})[0]
     assert alone["low"] < 0 < alone["high"]
     assert 0 < paired["low"] < 0.2 < paired["high"] < alone["high"]
+
+
+def test_losses_of_the_same_examples_give_an_interval_and_others_none():
+    """Each example's loss falls by 0.5 a token, give or take 0.1: far narrower than the examples' spread."""
+    draw = random.Random(1)
+    tokens = [draw.randint(5, 40) for _ in range(60)]
+    old = [number * draw.uniform(1, 4) for number in tokens]
+    new = [nats - number * draw.uniform(0.4, 0.6) for nats, number in zip(old, tokens, strict=True)]
+    before, after = (
+        [
+            answer("chat", f"q{at}", None) | {"nats": nats, "num_tokens": number}
+            for at, (nats, number) in enumerate(zip(side, tokens, strict=True))
+        ]
+        for side in (old, new)
+    )
+    base, final = (
+        {"global": {name: {"num_scored": 0, "loss": sum(side) / sum(tokens)} for name in ("chat", "mean")}}
+        for side in (old, new)
+    )
+    answers = {"base": before, "global": after}
+    of_domain, of_mean = gain_records(base, final, answers)
+    assert -0.56 < of_domain["low"] < of_domain["difference"] < of_domain["high"] < -0.44
+    assert (of_mean["low"], of_mean["high"]) == pytest.approx((of_domain["low"], of_domain["high"]))
+    assert gain_sheet([of_domain]).rows[0][1].startswith("✓ -0.")
+    (sentence,) = did_it_help([of_mean], [])
+    assert re.search(r"loss goes from \d\.\d\d to \d\.\d\d \(by -0\.\d\d \[-0\.\d\d, -0\.\d\d\]\)", sentence)
+    # Some of the clients' answers are elsewhere: those at hand have another mean.
+    few = {model: records[:40] for model, records in answers.items()}
+    assert {record["low"] for record in gain_records(base, final, few)} == {None}
 
 
 def test_phi_is_the_correlation_lessened_for_small_numbers():

@@ -144,3 +144,16 @@ def test_what_answers_say_without_support_stands_beside_the_model_that_says_it(
         ("math", "global", "0.25"),
     ]
     assert {row[1] for row in answer_sheet(base, final).rows} == {"base", "global"}
+
+
+def test_rewritings_that_all_fell_back_have_no_row_but_a_note(made_up: SimpleNamespace) -> None:
+    base, final = (made_up.table(["law", "math"], {"global": progress}) for progress in (0.0, 1.0))
+    for table in (base, final):
+        table["global"]["law"]["loss_distilled"] = table["global"]["law"]["loss"]
+    sheet = loss_sheet(base, final)
+    assert [row[:2] for row in sheet.rows if row[0] != "mean"] == [
+        ("law", "true responses"),
+        ("math", "true responses"),
+        ("math", "rewritings"),
+    ]
+    assert sheet.note.endswith("No row of rewritings, since all fell back: law.")

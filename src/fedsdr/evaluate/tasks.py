@@ -24,7 +24,7 @@ from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, Sampling, stream
 from fedsdr.model.likelihood import likeliest
-from fedsdr.model.loss import held_out_loss
+from fedsdr.model.loss import token_losses
 from fedsdr.progress import track
 from fedsdr.rows import Adapter
 from fedsdr.storage import Event, content_hash, locked, read_json, write_json
@@ -78,7 +78,8 @@ def evaluate(
 
     Returns:
         Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
-        one record for each prompt.
+        one record for each prompt: of `judge`, with "nats", the sum of -log p over the "num_tokens" tokens
+        of its true response.
     """
     base = model.base
     with model.inference(active, mix):
@@ -95,8 +96,12 @@ def evaluate(
             metrics |= count_labels([tests.examples[row] for row in rows], new)
             for name, side in (("loss", tests.raw), ("loss_distilled", tests.distilled)):
                 if side:
-                    loss, num_tokens = held_out_loss(base, [side[row] for row in rows], scoring.batch_size)
-                    metrics |= {name: loss, f"{name}_tokens": num_tokens}
+                    losses = token_losses(base, [side[row] for row in rows], scoring.batch_size)
+                    num_tokens = sum(map(len, losses))
+                    metrics |= {name: sum(map(sum, losses)) / num_tokens, f"{name}_tokens": num_tokens}
+                    if side is tests.raw:
+                        for record, own in zip(new, losses, strict=True):
+                            record |= {"nats": sum(own), "num_tokens": len(own)}
             by_domain[domain] = metrics
             records += new
     return by_domain, records

@@ -31,6 +31,7 @@ from fedsdr.model.allocator import forget_peak
 from fedsdr.plugins import load_plugins
 from fedsdr.progress import duration, say, show
 from fedsdr.recipe import flat
+from fedsdr.report.page import REFRESH
 from fedsdr.report.sheets import Sheet
 from fedsdr.run_folder import Result, RunFolder, read_settings
 from fedsdr.storage import write_file
@@ -67,7 +68,8 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
         (arm, seed): with_rate(settings, rates[plan.rate_of[arm]]) if rates else settings
         for (arm, seed), settings in sorted(plan.runs.items(), key=lambda item: item[0][1])
     }
-    errors = _finish_all(runs, jobs, lambda place: f"{place[0]}, seed {place[1]}")
+    page_of_now = partial(tabulate, folder, REFRESH)
+    errors = _finish_all(runs, jobs, lambda place: f"{place[0]}, seed {place[1]}", page_of_now)
     if len(errors) == len(runs):
         raise _listed(errors, len(runs))
     sheets, page = tabulate(folder)
@@ -98,9 +100,15 @@ def _listed(errors: Mapping[Place, UserError], num: int) -> UserError:
 
 
 def _finish_all(
-    runs: Mapping[Place, Settings], jobs: int, name: Callable[[Place], str]
+    runs: Mapping[Place, Settings],
+    jobs: int,
+    name: Callable[[Place], str],
+    show_page: Callable[[], object] = lambda: None,
 ) -> dict[Place, UserError]:
-    """Finish all runs and return the errors of those that fail, which do not stop the others."""
+    """Finish all runs and return the errors of those that fail, which do not stop the others.
+
+    After each but the last, `show_page` is called.
+    """
     errors: dict[Place, UserError] = {}
     for settings in runs.values():
         _require_same(settings)
@@ -117,6 +125,9 @@ def _finish_all(
         except UserError as error:
             errors[place] = error
             say(f"  {error}")
+        else:
+            if number < len(waiting):
+                show_page()
         if number < len(waiting):
             left = (time.monotonic() - begun) / number * (len(waiting) - number)
             until = (datetime.now() + timedelta(seconds=left)).strftime("%d %B, %H:%M")

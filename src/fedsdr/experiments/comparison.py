@@ -13,7 +13,7 @@ from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, 
 from fedsdr.experiments.refutation import LEVEL, refutation
 from fedsdr.report.events import cost_records, data_size, total_costs
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
-from fedsdr.report.sheets import NONE, Sheet, grouped, number, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, grouped, number, p_value, signed, signed_interval
 from fedsdr.storage import Event
 
 COMPARED = {
@@ -283,9 +283,8 @@ def _signed(record: Event, metric: str, suffix: str, digits: int) -> str:
 
 
 def _test(record: Event, suffix: str, digits: int) -> tuple[str, str]:
-    p = record[f"p_holm{suffix}"]
-    shown = "<0.001" if p is not None and p < 0.001 else number(p, 3)
-    return signed_interval(record[f"low{suffix}"], record[f"high{suffix}"], digits), shown
+    interval = signed_interval(record[f"low{suffix}"], record[f"high{suffix}"], digits)
+    return interval, p_value(record[f"p_holm{suffix}"])
 
 
 def _spread(values: Collection[float]) -> dict[str, float | None]:

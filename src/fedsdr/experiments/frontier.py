@@ -21,7 +21,7 @@ from fedsdr.analysis.frontier import (
     words,
 )
 from fedsdr.errors import UserError
-from fedsdr.report.sheets import NONE, Sheet, number, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, number, p_value, signed, signed_interval
 from fedsdr.stats import seed_interval
 from fedsdr.storage import Event
 
@@ -188,7 +188,7 @@ def frontier_sheet(records: Sequence[Event]) -> Sheet:
             (
                 r["arm"], r["model"], str(r["round"]), f"{r['scale']:g}", r["of"], seeds(r),
                 number(r["cost"], 3), number(r["gain"], 3), number(r["control"], 3), signed(r["difference"]),
-                signed_interval(r["low"], r["high"]), number(r["p_holm"], 3), r["verdict"],
+                signed_interval(r["low"], r["high"]), p_value(r["p_holm"]), r["verdict"],
             )
             for r in records
         ),

@@ -12,7 +12,7 @@ from fedsdr.report.blocks import Block, Drawing, Links, Tab, Table, Titled
 from fedsdr.report.facts import data_fact, model_fact
 from fedsdr.report.figures import comparison_figure, curve_figure, forest_figure
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
-from fedsdr.report.page import render, tested
+from fedsdr.report.page import reload_script, render, tested
 from fedsdr.report.sheets import grouped, signed
 from fedsdr.storage import Event, write_file
 
@@ -40,6 +40,7 @@ def write_grid_report(
     runs: Sequence[GridRun] = (),
     links: Sequence[tuple[str, str]] = (),
     frontier: str = "",
+    refresh: int = 0,
 ) -> Path:
     """Write `report.html` into a grid's folder.
 
@@ -52,6 +53,7 @@ def write_grid_report(
         runs: The finished runs, for the curves over rounds.
         links: Name and relative path of each run's page.
         frontier: Drawing of gain over cost, as SVG; empty where it was not measured.
+        refresh: Seconds after which the page loads itself again, while the grid goes on; 0: never.
     """
     tabs: list[Tab] = []
     first: list[Block] = [Drawing(frontier)] * bool(frontier)
@@ -87,7 +89,7 @@ def write_grid_report(
     page = render(
         "grid.html",
         name=folder.resolve().name,
-        script="",
+        script=reload_script(refresh),
         status=status,
         facts=[
             ("Arms", ", ".join(arms)),

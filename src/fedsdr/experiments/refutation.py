@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsdr.analysis.claims import Word
 from fedsdr.experiments.grid_runs import Gain, GridRun, compare_arms, correct, ends
-from fedsdr.report.sheets import NONE, Sheet, number, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, number, p_value, signed, signed_interval
 from fedsdr.stats import Difference
 from fedsdr.storage import Event
 
@@ -121,7 +121,7 @@ def _sheet(records: Sequence[Event]) -> Sheet:
                 number(r["effect_size"], 1),
                 signed_interval(r["low_seeds"], r["high_seeds"]),
                 signed_interval(r["low"], r["high"]),
-                number(r["p_holm"], 3),
+                p_value(r["p_holm"]),
                 NONE if r["seeds_to_decide"] is None else str(r["seeds_to_decide"]),
                 r["verdict"],
             )

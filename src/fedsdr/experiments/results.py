@@ -3,6 +3,7 @@
 `grid.json` there names the runs; nothing but the folder is needed.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,8 +43,12 @@ def planned_runs(folder: Path) -> list[tuple[str, int, Path]]:
     return [(arm, seed, folder / place) for arm, seed, place in read_json(folder / PLAN)["cells"]]
 
 
-def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
+def tabulate(folder: Path, refresh: int = 0) -> tuple[dict[str, Sheet], Path]:
     """Write the tables and the page of a grid, finished or not.
+
+    Args:
+        folder: The grid's.
+        refresh: Seconds after which the page loads itself again, while the grid goes on; 0: never.
 
     Returns:
         The tables by name, and where the page is.
@@ -66,13 +71,15 @@ def tabulate(folder: Path) -> tuple[dict[str, Sheet], Path]:
         write_file(folder / "frontier.svg", drawing)
     comparison.sheets["arms"] = _arms_sheet({arm: result.folder for arm, _, result in results})
     _write(folder, comparison)
-    status = f"unfinished: {len(runs)} of {len(planned)} runs" if len(runs) < len(planned) else ""
+    now = f"running on {time.strftime('%d %B, %H:%M:%S')}" if refresh else "unfinished"
+    again = f"; this page reloads itself every {refresh} s" if refresh else ""
+    status = f"{now}: {len(runs)} of {len(planned)} runs{again}" if len(runs) < len(planned) else ""
     example = results[0][2].folder
     environment = read_json(RunFolder(example).environment)
     pages = [(f"{arm}, seed {seed}", place / "report.html") for arm, seed, place in planned]
     links = [(name, str(page.relative_to(folder))) for name, page in pages if page.exists()]
     return comparison.sheets, write_grid_report(
-        folder, comparison, status, read_settings(example), environment, runs, links, drawing
+        folder, comparison, status, read_settings(example), environment, runs, links, drawing, refresh
     )
 
 

@@ -49,18 +49,25 @@ class ClientContext:
 _data: dict[str, tuple[dict[str, Domain], list[ClientData]]] = {}
 
 
-def data_of(settings: Settings) -> tuple[dict[str, Domain], list[ClientData]]:
+def data_of(
+    settings: Settings, domains: dict[str, Domain] | None = None
+) -> tuple[dict[str, Domain], list[ClientData]]:
     """All domains of a simulation, and all clients, sorted by id; read once per process.
 
     Examples that cannot be used within `model.max_length` are left out; the domains count them.
+
+    Args:
+        settings: Of the run.
+        domains: What `load_domains` returned, if it was called before.
     """
     key = settings.model_dump_json(
         include={"method": True, "data": True, "partition": True, "eval": {"on"}, "model": True}
     )
     if key not in _data:
         _data.clear()
-        domains = _fit(load_domains(settings.data, settings.partition.id_column), settings)
-        _data[key] = domains, partition(domains, settings)
+        read = domains or load_domains(settings.data, settings.partition.id_column)
+        fitted = _fit(read, settings)
+        _data[key] = fitted, partition(fitted, settings)
     return _data[key]
 
 

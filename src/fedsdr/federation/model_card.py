@@ -54,7 +54,7 @@ def model_card(settings: Settings, server_round: int, client: str, merged: bool,
             *("\n\n".join(tables).split("\n") if scores else ["This round was not evaluated."]),
             "\n## Use",
             _use(merged, rank),
-            "\n## Settings that differ from the defaults",
+            "\n## Settings that differ from the defaults, with what `auto` chose",
             f"```toml\n{tomli_w.dumps(_for_readers(settings))}```\n",
         ]
     )

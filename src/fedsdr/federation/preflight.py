@@ -1,29 +1,74 @@
 """Checks before a run begins: settings that do not fit the data, the clients or the privacy budget."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Settings
-from fedsdr.data.sources import check_name
+from fedsdr.data.sources import Domain, check_name
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.messages.secure_sum import LEAST_CLIENTS
 from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.progress import say
 
 
-def check_fit(settings: Settings) -> None:
-    """Reject what would fail later, before the folder becomes a run and anything is computed.
+def check_engine(settings: Settings) -> None:
+    """Reject an engine that cannot start.
 
     Raises:
-        UserError: The data cannot be read or divided, more clients are sampled than exist, a client in
-            lora.client_ranks is unknown, a prompt leaves no room for a response, or all examples of a domain
-            contradict their own ground truth.
+        UserError: Ray is not installed, or its workers would not see a model in memory.
+    """
+    if settings.run.engine != "simulation":
+        return
+    if find_spec("ray") is None:
+        raise UserError(
+            "run.engine = 'simulation' needs Ray: pip install 'fedsdr[simulation]', or leave run.engine ="
+            " 'local'"
+        )
+    from fedsdr.model.base import MEMORY
+
+    if settings.model.name.startswith(MEMORY):
+        raise UserError(
+            "run.engine = 'simulation' runs workers in other processes, which cannot access a model in"
+            " memory: save it by save_pretrained and name its folder, or set run.engine = 'local'"
+        )
+
+
+def check_data(settings: Settings) -> dict[str, Domain]:
+    """Read the data and check the settings against it, before the model is loaded, which takes seconds.
+
+    Raises:
+        UserError: The data cannot be read or divided, more clients are sampled than exist, or a client in
+            lora.client_ranks is unknown.
+    """
+    from fedsdr.data.partition import partition
+    from fedsdr.data.sources import load_domains
+
+    domains = load_domains(settings.data, settings.partition.id_column)
+    check_counts(settings, [client.id for client in partition(domains, settings)])
+    return domains
+
+
+def check_fit(settings: Settings, domains: dict[str, Domain]) -> None:
+    """Reject what would fail later, before the folder becomes a run and anything is computed.
+
+    Args:
+        settings: Of the run.
+        domains: What `check_data` returned.
+
+    Raises:
+        UserError: A prompt leaves no room for a response, the remaining examples cannot be divided, all
+            examples of a domain contradict their own ground truth, or the disk has no room for the run.
     """
     from fedsdr.federation.client_context import data_of
+    from fedsdr.federation.disk import check_disk, disk
+    from fedsdr.federation.model_cache import model_of
 
-    _, clients = data_of(settings)
+    _, clients = data_of(settings, domains)
     check_counts(settings, [client.id for client in clients])
+    shapes = {key: value.shape for key, value in model_of(settings).state("shared").items()}
+    check_disk(Path(settings.run.dir), disk(settings, shapes, len(clients)), 0)
 
 
 def describe_data(settings: Settings) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 import resource
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ from fedsdr.federation.environment import (
     require_same,
     resolve,
 )
-from fedsdr.federation.preflight import check_budget, check_deployed, check_fit
+from fedsdr.federation.preflight import check_budget, check_data, check_deployed, check_engine, check_fit
 from fedsdr.loggers import open_loggers
 from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
+from fedsdr.plugins import require_functions
 from fedsdr.progress import say
 from fedsdr.recipe import as_settings, dump_settings, with_values
 from fedsdr.rows import Method
@@ -65,10 +67,13 @@ def run(
                 " another folder by run.dir=..."
             )
         settings = _with_given(settings, data, name)
+        require_functions(settings)
         check_budget(settings, [])
-        settings = resolve(settings)
-        check_fit(settings)
+        check_engine(settings)
         watch = Watch([*open_loggers(settings), *callbacks])
+        domains = check_data(settings)
+        settings = resolve(settings)
+        check_fit(settings, domains)
         environment = describe_environment(settings)
         _begin(settings, environment)
         _introduce(settings, environment)
@@ -161,8 +166,8 @@ def resume(
             raise UserError(
                 f"{folder} was started with the model {settings.model.name}, not with the passed one ({name})"
             )
-        environment = require_same(settings, on_other_machine=on_other_machine)
         watch = Watch([*open_loggers(settings), *callbacks])
+        environment = require_same(settings, on_other_machine=on_other_machine)
         if on_other_machine:
             write_json(run.environment, environment)
         _introduce(settings, environment)
@@ -291,18 +296,12 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
     from fedsdr.federation.client_app import app
     from fedsdr.federation.client_context import data_of, rewrite_all
     from fedsdr.federation.local_engine import LocalGrid
-    from fedsdr.model.base import MEMORY
 
     clients = RunFolder(settings.run.dir).clients
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
     num_clients = len(data_of(settings)[1])
     grid: LocalGrid
     if settings.run.engine == "simulation":
-        if settings.model.name.startswith(MEMORY):
-            raise UserError(
-                "run.engine = 'simulation' runs workers in other processes, which cannot access a model in"
-                " memory: save it by save_pretrained and name its folder, or set run.engine = 'local'"
-            )
         from fedsdr.federation.simulation_engine import SimulationGrid
 
         grid = SimulationGrid(app, num_clients, clients, settings.run, **node)
@@ -321,19 +320,26 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
 def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     """Let one process at a time work in a run's folder; afterwards drop the data from memory.
 
+    If the run is rejected before it begins, a folder made here is removed again.
+
     Raises:
         UserError: Another process still works there after `patience` seconds, or the folder is a file.
     """
-    from fedsdr.federation.client_context import close_clients
-
     if folder.path.is_file():
         raise UserError(f"run.dir = {folder.path} is a file; name a folder, or one that does not exist yet")
+    made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     folder.path.mkdir(parents=True, exist_ok=True)
-    with locked(folder.path, patience):
-        for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
-            if left.is_file():
-                left.unlink()
-        try:
+    try:
+        with locked(folder.path, patience):
+            for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
+                if left.is_file():
+                    left.unlink()
             yield
-        finally:
-            close_clients()
+    finally:
+        if heavy := sys.modules.get("fedsdr.federation.client_context"):  # which imports torch
+            heavy.close_clients()
+        if made and not folder.config.exists():
+            shutil.rmtree(folder.path)
+            for path in made[1:]:
+                with suppress(OSError):  # another run uses it by now
+                    path.rmdir()

@@ -28,7 +28,7 @@ from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
 from fedsdr.progress import Total, say
 from fedsdr.report.notices import cut_notices, rewriting_notices, weight_notices
-from fedsdr.report.page import write_report
+from fedsdr.report.page import REFRESH, write_report
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_moments, load_round, remove_rounds, save_round
@@ -37,9 +37,6 @@ from fedsdr.server.sampling import num_trainings
 from fedsdr.server.secure import SecureStrategy
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import Event, append_lines, content_hash, read_json, read_lines, rewrite_lines, write_json
-
-REFRESH = 20
-"""Seconds after which the page of a running run reloads itself."""
 
 
 def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: Watch | None = None) -> None:

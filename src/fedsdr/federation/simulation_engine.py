@@ -38,7 +38,7 @@ class SimulationGrid(LocalGrid):
             node: As for `LocalGrid`.
 
         Raises:
-            UserError: Ray is not installed, or the machine or cluster has too little for one worker.
+            UserError: The machine or cluster has too little for one worker.
         """
         super().__init__(client_app, num_clients, folder, **node)
         self.backend = _start(client_app, resources)
@@ -84,14 +84,9 @@ class SimulationGrid(LocalGrid):
 
 
 def _start(client_app: ClientApp, resources: Run) -> "RayBackend":
-    try:
-        import ray
-        from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
-    except ImportError as error:
-        raise UserError(
-            f"run.engine = 'simulation' needs Ray ({error}): pip install 'fedsdr[simulation]', or leave"
-            " run.engine = 'local'"
-        ) from None
+    import ray
+    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
     each = {"num_cpus": float(resources.threads), "num_gpus": resources.gpus_per_client}
     machine: dict[str, Any] = {"address": resources.ray} if resources.ray else {}
     if resources.workers and not resources.ray:

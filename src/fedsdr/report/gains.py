@@ -4,15 +4,19 @@ In: pooled scores, and the answers of the models where they are at hand. A sign 
 an interval: ✓ better, ✗ worse, ? undecided; the page and the terminal colour it.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedsdr.metrics import Scores
 from fedsdr.report.blocks import Block, Example, Examples, Text, Words
 from fedsdr.report.notices import count_fallbacks
 from fedsdr.report.sheets import MODELS, NONE, Sheet, number, signed, signed_interval
 from fedsdr.run_folder import RunFolder
-from fedsdr.stats import difference_interval, mean_interval, phi
+from fedsdr.stats import difference_interval, half_sample_interval, mean_interval, phi
 from fedsdr.storage import Event, read_lines
 
 BETTER, WORSE, UNDECIDED = "✓", "✗", "?"
@@ -45,28 +49,35 @@ def gain_records(base: Scores, final: Scores, answers: Answers) -> list[Event]:
 
     Returns:
         {"domain", "model", "metric", "base", "value", "difference", "low", "high", "num"} each. The interval
-        of a domain's score is Newcombe's; that of the mean is `mean_interval`. Losses have none.
+        of a domain's score is Newcombe's; that of its loss, where the answers are at hand, is by half samples
+        of the examples; that of a mean is `mean_interval`.
     """
     records: list[Event] = []
     before = base.get("global", {})
     for model in (model for model in MODELS if model in final):
-        ends: list[tuple[float, float]] = []
-        gains: list[float] = []
+        gains: dict[str, list[float]] = {"score": [], "loss": []}
+        ends: dict[str, list[tuple[float, float] | None]] = {"score": [], "loss": []}
         rows = final[model]
         for domain in sorted(before.keys() & rows.keys(), key=lambda name: (name == "mean", name)):
             for metric in ("score", "loss"):
                 if metric not in before[domain] or metric not in rows[domain]:
                     continue
                 old, new = before[domain][metric], rows[domain][metric]
-                low = high = None
-                if metric == "score" and domain == "mean":
-                    low, high = mean_interval(gains, ends)
-                elif metric == "score":
-                    num = rows[domain]["num_scored"]
-                    paired = _correlation(answers, domain, model)
-                    low, high = difference_interval(new, num, old, before[domain]["num_scored"], paired)
-                    gains.append(new - old)
-                    ends.append((low, high))
+                found: tuple[float, float] | None
+                if domain == "mean":
+                    known = [pair for pair in ends[metric] if pair]
+                    is_whole = known and len(known) == len(ends[metric])
+                    found = mean_interval(gains[metric], known) if is_whole else None
+                else:
+                    if metric == "loss":
+                        found = _loss_interval(answers, domain, model, new - old)
+                    else:
+                        num = rows[domain]["num_scored"]
+                        paired = _correlation(answers, domain, model)
+                        found = difference_interval(new, num, old, before[domain]["num_scored"], paired)
+                    gains[metric].append(new - old)
+                    ends[metric].append(found)
+                low, high = found or (None, None)
                 record = {"domain": domain, "model": model, "metric": metric, "base": old, "value": new}
                 record |= {"difference": new - old, "low": low, "high": high}
                 records.append(record | {"num": rows[domain]["num_scored"]})
@@ -90,7 +101,8 @@ def gain_sheet(records: Sequence[Event]) -> Sheet:
         num_summary=sum(domain == "mean" for domain in domains),
         note="Right answers: difference of shares, with a 95 % interval over test examples, paired by prompt"
         f" where the answers are at hand; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
-        " Loss: on true responses, nats per token; lower is better.",
+        " Loss: on true responses, nats per token, with an interval over test examples where their losses are"
+        " at hand; lower is better.",
     )
 
 
@@ -109,7 +121,9 @@ def did_it_help(records: Sequence[Event], events: Sequence[Event]) -> list[str]:
             over = f"{num} answers: {found} over test examples, of one seed"
             parts.append(f"share of right answers is {than} the base's ({over})")
         if loss:
-            parts.append(f"loss goes from {number(loss['base'], 2)} to {number(loss['value'], 2)}")
+            ends = signed_interval(loss["low"], loss["high"], 2)
+            interval = f" (by {signed(loss['difference'], 2)} {ends})" if loss["low"] is not None else ""
+            parts.append(f"loss goes from {number(loss['base'], 2)} to {number(loss['value'], 2)}{interval}")
         if parts:
             sentences.append(f"{whose} {'; '.join(parts)}.")
     reasons, num = count_fallbacks(events)
@@ -151,7 +165,7 @@ def _difference(record: Event | None) -> str:
         return NONE
     digits = 2 if record["metric"] == "score" else 3
     parts = (
-        sign_of(record["low"], record["high"]),
+        sign_of(record["low"], record["high"], record["metric"] == "loss"),
         signed(record["difference"], digits),
         signed_interval(record["low"], record["high"], digits) if record["low"] is not None else "",
     )
@@ -167,3 +181,27 @@ def _correlation(answers: Answers, domain: str, model: str) -> float:
         if a["domain"] == b["domain"] == domain and a["right"] is not None and b["right"] is not None
     ]
     return phi(pairs)
+
+
+def _loss_interval(
+    answers: Answers, domain: str, model: str, difference: float
+) -> tuple[float, float] | None:
+    """Interval of a difference in loss, from the losses of both models on the same test examples.
+
+    None where some examples that count are not at hand.
+    """
+    both = zip(answers.get("base", ()), answers.get(model, ()), strict=False)
+    pairs = [
+        (b["nats"] - a["nats"], a["num_tokens"])
+        for a, b in both
+        if a["domain"] == b["domain"] == domain and "nats" in a and "nats" in b
+    ]
+    if not pairs:
+        return None
+    nats, tokens = np.array(pairs).T
+
+    def per_token(places: NDArray[np.int64]) -> float:
+        return float(nats[places].sum() / tokens[places].sum())
+
+    is_whole = math.isclose(per_token(np.arange(len(pairs))), difference, abs_tol=1e-6)
+    return half_sample_interval(per_token, len(pairs)) if is_whole else None

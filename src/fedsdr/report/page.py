@@ -58,6 +58,8 @@ RELOAD = (
     "setTimeout(() => location.reload(), %d)"
 )
 """Loads the page again after some milliseconds; the chosen tab and theme stay."""
+REFRESH = 20
+"""Seconds after which the page of a run or grid that goes on loads itself again."""
 MEASURE = "`fedsdr measure RUN`, where RUN is this run's folder"
 
 
@@ -104,7 +106,7 @@ def write_report(folder: Path, settings: Settings, refresh: int = 0) -> Path:
     page = render(
         "page.html",
         name=folder.resolve().name,
-        script=RELOAD % (1000 * refresh) if refresh else "",
+        script=reload_script(refresh),
         status=status(settings.server.num_rounds, events, after, refresh),
         facts=[
             *run_facts(settings, environment),
@@ -124,6 +126,11 @@ def write_report(folder: Path, settings: Settings, refresh: int = 0) -> Path:
     )
     write_file(run.report, page)
     return run.report
+
+
+def reload_script(refresh: int) -> str:
+    """What loads the page again after so many seconds; "" for 0."""
+    return RELOAD % (1000 * refresh) if refresh else ""
 
 
 def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> list[Block]:

@@ -103,10 +103,24 @@ def score_records(base: Scores, final: Scores) -> list[Event]:
 
 
 def loss_sheet(base: Scores, final: Scores) -> Sheet:
-    """Held-out loss by domain and mean, on true responses and on rewritings, of the three models."""
+    """Held-out loss by domain and mean, on true responses and on rewritings, of the three models.
+
+    Where all rewritings of a domain's test responses fell back, only the row of true responses is shown.
+    """
     records = loss_records({0: base}, ("base",)) + loss_records({1: final}, MODELS[1:])
     cells = {(record["domain"], record["on"], record["model"]): record["loss"] for record in records}
-    pairs = dict.fromkeys((record["domain"], record["on"]) for record in records)
+
+    def losses(domain: str, on: str) -> list[float | None]:
+        return [cells.get((domain, on, model)) for model in MODELS]
+
+    all_pairs = dict.fromkeys((record["domain"], record["on"]) for record in records)
+    pairs = [
+        (domain, on)
+        for domain, on in all_pairs
+        if on == "true responses" or losses(domain, on) != losses(domain, "true responses")
+    ]
+    without = [domain for domain, on in all_pairs if (domain, on) not in pairs and domain != "mean"]
+    note = f" No row of rewritings, since all fell back: {', '.join(without)}." if without else ""
     rows = [
         (domain, on, *(number(cells.get((domain, on, model)), 3) for model in MODELS)) for domain, on in pairs
     ]
@@ -118,7 +132,8 @@ def loss_sheet(base: Scores, final: Scores) -> Sheet:
         tuple({key: value for key, value in record.items() if key != "round"} for record in records),
         num_summary=len([row for row in rows if row[0] == "mean"]),
         note="On the test examples' true responses, and on the model's own rewritings of them (the true"
-        " response where the rewriting fell back). Lower means that the model finds the text likelier.",
+        " response where the rewriting fell back). Lower means that the model finds the text likelier."
+        + note,
     )
 
 
@@ -243,6 +258,11 @@ def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
 def number(value: float | None, digits: int) -> str:
     """Write a number with that many decimals, or "-" where there is none."""
     return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def p_value(value: float | None) -> str:
+    """Write a p value with three decimals, or "-" where there is none."""
+    return "<0.001" if value is not None and value < 0.001 else number(value, 3)
 
 
 def signed(value: float | None, digits: int = 3) -> str:
