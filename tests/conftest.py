@@ -11,6 +11,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -161,14 +162,25 @@ SERVER = HERE.parent / "benchmarks/llama_server.py"
 
 
 @pytest.fixture
-def llama_cpp() -> Iterator[str]:
+def llama_server() -> Callable[..., AbstractContextManager[str]]:
+    """Return `llama_server(gguf)`: the address of llama.cpp's server, or a skip where there is none."""
+    if not (python := os.environ.get("FEDSDR_SERVER_PYTHON")):
+        pytest.skip("FEDSDR_SERVER_PYTHON is not set; `make test-server` does it")
+
+    @contextmanager
+    def serve(*words: str) -> Iterator[str]:
+        command = [python, str(SERVER), *words]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            yield process.stdout.readline().strip()  # it ends when its input does
+
+    return serve
+
+
+@pytest.fixture
+def llama_cpp(llama_server: Callable[..., AbstractContextManager[str]]) -> Iterator[str]:
     """Base address of llama.cpp's server with SmolLM2, or a skip where there is none."""
-    python, gguf = os.environ.get("FEDSDR_SERVER_PYTHON"), os.environ.get("FEDSDR_SERVER_GGUF")
-    if not (python and gguf):
-        pytest.skip("FEDSDR_SERVER_PYTHON and FEDSDR_SERVER_GGUF are not set; `make test-server` does it")
-    command = [python, str(SERVER), gguf]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield f"{process.stdout.readline().strip()}/v1"  # it ends when its input does
+    with llama_server(os.environ["FEDSDR_SERVER_GGUF"]) as address:
+        yield f"{address}/v1"
 
 
 Rule = Callable[[str], str]

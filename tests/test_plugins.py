@@ -1,4 +1,4 @@
-"""Rows of other packages: an installed plugin in every command, and what is refused."""
+"""Rows of other packages: an installed plugin in every command, and rejected ones."""
 
 import json
 import os

@@ -1,8 +1,8 @@
 """The tables of methods, drift corrections, aggregations, robust aggregators, server optimizers and prompts.
 
-A row is data, of a type in `rows`. The functions behind its name live in its package: `client`, `server` and
-`distill` look them up. What goes with what is in `compatibility`. This file imports nothing heavy, so that
-`fedsdr --help` answers at once. `plugins` adds the rows of other packages.
+A row is data, of a type in `rows`. The functions behind the names are in the packages `client`, `server` and
+`distill`. `compatibility` defines the allowed combinations. This file imports nothing heavy, so that `fedsdr
+--help` is fast. `plugins` adds rows of other packages.
 """
 
 import difflib
@@ -292,7 +292,7 @@ PROMPTS: dict[str, Named] = {  # for the teacher: distill.prompts
     "turn": Named("question, answer, then: say that again in your own words", "ours"),
 }
 GIVEN = "given"
-"""Stands for a prompt where the data bring the rewriting."""
+"""Replaces the prompt's name if the data supply the rewriting."""
 
 
 MEANT: Mapping[str, str] = {
@@ -310,16 +310,16 @@ MEANT: Mapping[str, str] = {
     "local": "method = local-only",
     "centralized": "method = centralised",
 }
-"""What people type in the place of a method, and the setting that is it here."""
+"""Names that users try as a method -> the equivalent setting."""
 
 
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
-    """Return the row of that name.
+    """Return the row with this name.
 
     Args:
         table: One of the tables above.
-        name: The name that the user gave.
-        key: The setting that held it, for the message.
+        name: The name given by the user.
+        key: The setting with this value, for the message.
 
     Raises:
         UserError: The name is unknown; the message lists the known ones, nearest first.

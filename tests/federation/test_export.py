@@ -38,7 +38,10 @@ def test_an_adapter_comes_with_its_tokenizer_and_a_card_that_names_base_data_sco
     card = (tmp_path / "out" / "README.md").read_text()
     loss = finished.final["global"]["mean"]["loss"]
     assert card.startswith("---\nbase_model: ")
+    model = read_settings(finished.folder).model
+    assert "auto" not in (model.attention, model.checkpointing)
     for said in ("library_name: peft", "`fedit`", "built-in: 12 training", f"{loss:.3f}",
+                 f'"model.attention" = "{model.attention}"', f'"model.checkpointing" = "{model.checkpointing}"',
                  '"client.local_steps" = 1', "--max-lora-rank 8"):  # fmt: skip
         assert said in card, said
     assert str(finished.folder.parent) not in card
@@ -99,3 +102,31 @@ def test_clean_keeps_what_resuming_and_exporting_need(finished: Result, tmp_path
     assert all((after[key] == before[key]).all() for key in before)
     assert ends(["clean", finished.folder, "--keep", "none"]) == 2
     assert not list(finished.folder.rglob("*.lock"))
+
+
+CONVERTER = """
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--outfile") + 1])
+base = pathlib.Path(sys.argv[sys.argv.index("--base") + 1])
+assert (pathlib.Path(sys.argv[1]) / "adapter_model.safetensors").exists() and (base / "config.json").exists()
+out.write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+def test_an_adapter_is_converted_by_llama_cpps_converter_where_it_is_at_hand(
+    finished: Result, tmp_path: Path, monkeypatch, capfd
+):
+    """Against a stub of the converter, which checks what it is given; not the real one."""
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    assert ends(["export", finished.folder, tmp_path / "a", "--gguf-lora"]) == 0
+    said = capfd.readouterr().err
+    assert f"convert_lora_to_gguf.py {tmp_path / 'a'} --base " in said
+    assert not (tmp_path / "a/adapter.gguf").exists()
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    assert ends(["export", finished.folder, tmp_path / "b", "--gguf-lora"]) == 2
+    assert "there is no convert_lora_to_gguf.py" in capfd.readouterr().err
+    (tmp_path / "convert_lora_to_gguf.py").write_text(CONVERTER)
+    assert ends(["export", finished.folder, tmp_path / "c", "--gguf-lora"]) == 0
+    assert (tmp_path / "c/adapter.gguf").exists()
+    assert ends(["export", finished.folder, tmp_path / "d", "--gguf-lora", "--merged"]) == 2
+    assert not (tmp_path / "d").exists()

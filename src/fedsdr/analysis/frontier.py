@@ -4,28 +4,28 @@ Gain. With the loss l_i of example i, the mean over its response tokens in nats,
 
     G = 1/D sum over domains d of 1/n_d sum over i in d of (l_i(base) - l_i(model)).
 
-Cost. C of `analysis.cost`. The control is W0 + lambda R, with R what plain federated LoRA added to W0 after
-half of the rounds or all of them; lambda runs over `LAMBDAS`, and lambda = 0 is the base, at C = G = 0. Each
-round gives a curve (C, G) over lambda. KL is quadratic in a small change, so both axes are near to linear
-in s = sqrt(C), and between neighbours in lambda G is interpolated linearly in s.
+Cost. C of `analysis.cost`. The control is W0 + lambda R, with R the change of W0 by plain federated LoRA
+after half of the rounds or all of them; lambda runs over `LAMBDAS`, and lambda = 0 is the base, at C = G = 0.
+Each round gives a curve (C, G) over lambda. KL is quadratic in a small change, so both axes are nearly linear
+in s = sqrt(C); between neighbouring lambdas, G is interpolated linearly in s.
 
 Envelope. Candidates at a cost c are all points with C <= c, and the interpolated point at s = sqrt(c) of each
-piece of a curve that crosses it. Without the latter, sparse points would flatter an arm whose cost lies just
-below one of them. The candidate with the largest gain on validation examples is taken, and its gain is then
-that on test examples: to choose on test examples would flatter the control. For one seed
+segment of a curve that crosses it. Without the interpolation, sparse points would flatter an arm whose cost
+is just below one of them. The candidate with the largest gain on validation examples is selected, and its
+gain on test examples is used: selecting on test examples would flatter the control. For one seed
 
     D = G(arm) - G(control at C <= C(arm)).
 
-An arm that costs more than every point of the control is beyond its range, and not comparable.
+An arm with a higher cost than every point of the control is beyond its range, and not comparable.
 
 Test: Student's t of D over seeds. Interval: percentiles of a crossed bootstrap, which draws seeds, test
 examples within domains, and prompts of the cost, the same for all seeds, and each seed's own validation
-examples; costs, gains and the envelope are computed anew in each draw. There an arm that a draw puts beyond
-the range is compared with the control's best point.
+examples; costs, gains and the envelope are recomputed in each draw. If a draw puts an arm beyond the range,
+it is compared with the control's best point.
 
 Paper: scaling after Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022,
 arXiv 2109.01903; crossed bootstrap: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007),
-386-411. The comparison is ours.
+386-411. The comparison is our own.
 """
 
 from collections.abc import Sequence
@@ -43,11 +43,11 @@ Array = NDArray[np.float64]
 LAMBDAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
 """Scales of the control."""
 ARM_LAMBDAS = (0.5, 1.0)
-"""Scales at which another arm is compared."""
+"""Scales at which the other arms are compared."""
 MARGIN = 0.03
-"""Nats of loss by which an arm that is no worse may fall behind."""
+"""Margin of "no worse", in nats of loss."""
 ROUNDING = 1 + 1e-9
-"""Of sums in another order: the control's own last point is not beyond its range."""
+"""Tolerance for summation order, so that the control's own last point is within its range."""
 NUM_DRAWS = 2000
 LEVEL = 0.05
 Word = Literal["better", "worse", "no worse", "undecided", "not comparable"]
@@ -58,22 +58,22 @@ class Curve:
     """A model at ascending scales, without the base."""
 
     cost: Array
-    """KL by prompt (scales, prompts)."""
+    """KL per prompt (scales, prompts)."""
     validation: Array
-    """Gain by validation example (scales, examples)."""
+    """Gain per validation example (scales, examples)."""
     test: Array
-    """Gain by test example (scales, examples)."""
+    """Gain per test example (scales, examples)."""
 
 
 @dataclass(frozen=True)
 class SeedPair:
-    """One seed: the control's curves, and a model that is compared with them."""
+    """One seed: the control's curves, and the compared model."""
 
     control: Sequence[Curve]
     cost: Array
-    """Of the compared model, by prompt."""
+    """KL of the compared model, per prompt."""
     test: Array
-    """Its gain by test example."""
+    """Its gain per test example."""
     domains: Sequence[str]
     """Domain of each test example, the same examples for all seeds."""
     validation_domains: Sequence[str]
@@ -84,21 +84,21 @@ class Comparison:
     """A model against the control at equal cost."""
 
     by_seed: Sequence[float]
-    """D of each seed that is comparable."""
+    """D of each comparable seed."""
     num_beyond: int
     """Seeds whose cost is beyond the control's range."""
     cost: float
     gain: float
     control: float
-    """Means over the comparable seeds, or over all where none is."""
+    """Means over the comparable seeds, or over all seeds if none is."""
     test: Difference | None
     low: float | None
     high: float | None
-    """Ends of the 95 % interval of the mean of D by the bootstrap; None where a seed is beyond."""
+    """Ends of the 95 % interval of the mean of D by the bootstrap; None if a seed is beyond the range."""
 
 
 def domain_weights(domains: Sequence[str]) -> Array:
-    """Weights (examples,) with which a sum over examples is the mean over domains of their means."""
+    """Weights (examples,) that turn a sum over examples into the mean of domain means."""
     names, place, counts = np.unique(np.asarray(domains), return_inverse=True, return_counts=True)
     return 1.0 / (len(names) * counts[place])
 
@@ -110,8 +110,8 @@ def control_gain(
 
     Args:
         costs: C of each curve at ascending scales (..., scales), without the base.
-        validation: Mean gain on validation examples, alike.
-        test: Mean gain on test examples, alike.
+        validation: Mean gain on validation examples, likewise.
+        test: Mean gain on test examples, likewise.
         limit: Largest cost (...,).
     """
     root = np.sqrt(np.maximum(limit, 0.0))
@@ -162,8 +162,8 @@ def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float
     """Ends of the 95 % interval of a mean by the crossed bootstrap; None for fewer than two seeds.
 
     Args:
-        values: A difference by seed and example (seeds, examples), of the same examples for all seeds.
-        strata: Domain of each example; their means weigh alike.
+        values: Differences by seed and example (seeds, examples), with the same examples for all seeds.
+        strata: Domain of each example; domain means are weighted equally.
     """
     if len(values) < 2:
         return None
@@ -174,8 +174,8 @@ def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float
 def words(comparisons: Sequence[Comparison]) -> list[tuple[Word, float | None]]:
     """Verdict on each of several arms, and its p value by Holm over them.
 
-    better, worse: p < 0.05 and an interval on that side of 0. no worse: both intervals, that of the bootstrap
-    and that of Student's t over seeds, are above -0.03 nats. (Seeds that do not spread have no second one.)
+    better, worse: p < 0.05 and an interval on that side of 0. no worse: both intervals, the bootstrap's and
+    that of Student's t over seeds, are above -0.03 nats. (Seeds without spread have no second one.)
     """
     tested = [place for place, one in enumerate(comparisons) if one.test]
     ps: dict[int, float] = dict(
@@ -196,7 +196,7 @@ def _word(one: Comparison, p: float | None) -> Word:
 
 
 Weights = tuple[Array, Array, Array]
-"""Of prompts, validation examples and test examples (..., examples); each sums to 1."""
+"""Weights of prompts, validation examples and test examples (..., examples); each sums to 1."""
 
 
 def _equal(pair: SeedPair) -> Weights:

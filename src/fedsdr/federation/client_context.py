@@ -145,11 +145,11 @@ def _allowed(settings: Settings, data: ClientData) -> ClientData:
 def rewrite_all(settings: Settings, root: Path) -> None:
     """Rewrite everything that the clients of a simulation will need, in shared batches, and save it.
 
-    If a model's answers depend on the batch, or a server gives them, each client rewrites its own data later.
-    The elapsed seconds are divided among the clients by their numbers of examples.
+    If a server generates the answers, each client rewrites its own data later. The elapsed time is divided
+    among the clients by their numbers of examples.
     """
     model, longest = model_of(settings), settings.model.max_length
-    if settings.distill.url or not model.base.has_independent_rows:
+    if settings.distill.url:
         return
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings

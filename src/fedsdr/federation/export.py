@@ -1,5 +1,8 @@
 """`fedsdr chat` and `fedsdr export`: using the models of a run."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +30,9 @@ from fedsdr.rows import Adapter
 from fedsdr.run_folder import RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import read_json, write_folder
+
+LLAMA_CPP = "LLAMA_CPP"
+"""Environment variable that names the folder of llama.cpp's sources."""
 
 
 def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, str]]:
@@ -87,7 +93,7 @@ def export_round(
     lora = settings.adapter.widened(rank_of(state))
     card = model_card(settings, number, client, merged, lora.rank)
     if merged:
-        _export_merged(settings.model, state, lora, to, card, dtype)
+        export_merged(settings.model, state, lora, to, card, dtype)
         return
 
     def fill(aside: Path) -> None:
@@ -110,10 +116,39 @@ def _tokenizer(spec: Model) -> Any:
     from transformers import AutoTokenizer
 
     with quiet():
-        folder = find(spec.name)[0] or find_on_hub(spec)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(_folder_of(spec), trust_remote_code=spec.trust_remote_code)
     settle_template(spec, tokenizer)
     return tokenizer
+
+
+def _folder_of(spec: Model) -> Path:
+    """Folder of a base model on this machine."""
+    return find(spec.name)[0] or find_on_hub(spec)
+
+
+def convert_lora(run_dir: Path, exported: Path) -> None:
+    """Write adapter.gguf into an exported adapter's folder by llama.cpp's own converter.
+
+    Where `LLAMA_CPP` does not name the folder of llama.cpp's sources, only the command is said.
+
+    Raises:
+        UserError: No converter is in that folder, or it fails.
+    """
+    sources, target = os.environ.get(LLAMA_CPP, ""), exported / "adapter.gguf"
+    script = Path(sources or "<llama.cpp>") / "convert_lora_to_gguf.py"
+    base = _folder_of(read_settings(run_dir).model)
+    words = [str(script), str(exported), "--base", str(base), "--outfile", str(target), "--outtype", "f32"]
+    if not sources:
+        say(f"  {LLAMA_CPP} does not name llama.cpp's sources; convert by: python {' '.join(words)}")
+        return
+    if not script.is_file():
+        raise UserError(
+            f"{LLAMA_CPP} = {sources}: there is no {script.name}; name the folder of llama.cpp's sources"
+        )
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{script} failed: {done.stderr.strip()[-500:]}")
+    say(f"  {target}: llama-server --model BASE.gguf --lora {target}")
 
 
 def require_global(settings: Settings, hint: str) -> None:
@@ -185,9 +220,10 @@ def _personal_of(
     return fuse(shared, own, fusion["shared"], fusion["private"])
 
 
-def _export_merged(
+def export_merged(
     base_model: Model, state: dict[str, Tensor], lora: Lora, to: Path, card: str, dtype: str
 ) -> None:
+    """Write the base with an adapter merged into it, with tokenizer and card."""
     if base_model.quantization != "none":
         say(f"  the {base_model.quantization} base of the run is merged as the unquantised one")
     plain = base_model.model_copy(update={"dtype": "float32", "quantization": "none"})
