@@ -129,7 +129,7 @@ def control_gain(
 
 
 def _better(
-    best: tuple[Array, Array], other: tuple[Array, Array], is_candidate: Array
+    best: tuple[Array, Array], other: tuple[Array, Array], is_candidate: NDArray[np.bool_]
 ) -> tuple[Array, Array]:
     """The point with the larger gain on validation examples."""
     taken = is_candidate & (other[0] > best[0])
