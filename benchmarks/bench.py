@@ -50,7 +50,7 @@ class Line:
     ratio: str
     goal: str
     met: bool | None
-    """None: no goal, told for information."""
+    """None: no goal, shown for information."""
 
 
 def measure(name: str, **arguments: Any) -> Numbers:

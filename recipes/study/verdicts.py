@@ -152,7 +152,7 @@ def _said(claim: Event) -> str:
     interval, p = signed_interval(claim["low"], claim["high"]), p_value(claim["p"])
     return (
         f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p"
-        f" {p if p[0] == '<' else f'= {p}'}): that it gains more is **{claim['verdict']}**"
+        f" {'' if p.startswith('<') else '= '}{p}): that it gains more is **{claim['verdict']}**"
     )
 
 

@@ -26,9 +26,9 @@ Row = TypeVar("Row")
 
 KRUM_PAPER = "Blanchard et al., NeurIPS 2017, arXiv 1703.02757"
 BOTH: tuple[Adapter, ...] = ("shared", "private")
-CONTROL = "control of ours"
-VARIANT = "variant of ours, of Ren et al., FedSDR, ICML 2026"
-ABLATION = "ablation of ours, of Ren et al., FedSDR, ICML 2026"
+CONTROL = "our own control"
+VARIANT = "our variant of Ren et al., FedSDR, ICML 2026"
+ABLATION = "our ablation of Ren et al., FedSDR, ICML 2026"
 FEDSDR_PAPER = "Ren et al., FedSDR, ICML 2026, arXiv 2605.18028"
 REDDI_PAPER = "Reddi et al., Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295"
 ADAPTIVE = ("learning_rate", "beta1", "beta2", "tau")
@@ -288,8 +288,8 @@ OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target:
 
 PROMPTS: dict[str, Named] = {  # for the teacher: distill.prompts
     "reference": Named("instruction and reference answer; write your own response", SDFT_PAPER),
-    "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "ours"),
-    "turn": Named("question, answer, then: say that again in your own words", "ours"),
+    "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "our own"),
+    "turn": Named("question, answer, then: say that again in your own words", "our own"),
 }
 GIVEN = "given"
 """Replaces the prompt's name if the data supply the rewriting."""

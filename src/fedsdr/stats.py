@@ -280,8 +280,8 @@ def paired_share(right: Sequence[float], baseline: Sequence[float]) -> tuple[flo
     """95 % interval of the difference of two models' shares of right answers to the same n questions.
 
     With b questions that only the first answers right, c that only the second does, p = (b + 1) / (n + 2) and
-    q = (c + 1) / (n + 2): p - q -+ z sqrt((p + q - (p - q)^2) / (n + 2)). It is not empty even if no answer
-    differs.
+    q = (c + 1) / (n + 2): p - q -+ z sqrt((p + q - (p - q)^2) / (n + 2)). Its width is positive even if no
+    answer differs.
 
     Paper: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions based
     on paired data", Journal of Educational and Behavioral Statistics 37 (2012), 479-488.

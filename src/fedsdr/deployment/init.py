@@ -20,7 +20,7 @@ OFFSET = 9000
 """Offset from a privileged public port to the internal one."""
 START = """\
 #!/bin/sh
-# Starts the SuperLink for this machine alone. nginx.conf opens to clients what they need, and nothing else.
+# Starts the SuperLink for this machine only. nginx.conf opens to clients only what they need.
 cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
 export NO_PROXY="{here},$NO_PROXY,$no_proxy"   # of calls within this machine
 export no_proxy="$NO_PROXY" && umask 077   # database and log hold the ids of nodes, which are secret
@@ -37,7 +37,7 @@ exec python -P -m fedsdr.deployment.flower_superlink --host 127.0.0.1 --port {po
 """
 
 NGINX = """\
-# TLS for the clients, and nothing of Flower but what a client needs. The SuperLink protects its control and
+# TLS for the clients, and only the parts of Flower that clients need. The SuperLink protects its control and
 # runtime paths by secrets of the server's folder; here they are closed as well.
 # Test it with: nginx -t -p . -c nginx.conf; start it with: nginx -p . -c nginx.conf
 pid nginx.pid;

@@ -82,7 +82,7 @@ TOGETHER = 64
 seconds_ahead: dict[str, float] = {}
 """Seconds of shared work (rewriting, answering) for one client, until its record counts them."""
 _answers: dict[tuple[Path, int], dict[Example, Answer]] = {}
-"""Folder of the clients and round -> what the global model answers to all tests."""
+"""Folder of the clients and round -> the global model's answers to all test examples."""
 _clients: dict[tuple[str, str], ClientContext] = {}
 
 
@@ -173,9 +173,9 @@ def rewrite_all(settings: Settings, root: Path) -> None:
 
 
 def answering_all(settings: Settings, client: ClientContext, server_round: int) -> Answering:
-    """What gives a client of a simulation its answers of the global model: all clients' are written together.
+    """Provides a simulated client with the global model's answers, generated together for all clients.
 
-    Batches are shared where they may be for rewriting, and seconds are counted as there.
+    Batches are shared under the same condition as in rewriting, and seconds are counted likewise.
     """
 
     def answer_all(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:

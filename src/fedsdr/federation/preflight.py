@@ -109,7 +109,6 @@ def check_deployed(settings: Settings) -> None:
     Raises:
         UserError: The number of clients or the name of the run is missing, clients could compute the noise,
             or the privacy cost exceeds the budget.
-            privacy than the budget has.
     """
     if not settings.federation.num_clients:
         raise UserError(

@@ -49,8 +49,8 @@ def gain_records(base: Scores, final: Scores, answers: Answers) -> list[Event]:
 
     Returns:
         {"domain", "model", "metric", "base", "value", "difference", "low", "high", "num"} each. The interval
-        of a domain's score is Newcombe's; that of its loss, where the answers are at hand, is by half samples
-        of the examples; that of a mean is `mean_interval`.
+        of a domain's score is Newcombe's; that of its loss, if the answers are available, is by half samples of
+        the examples; that of a mean is `mean_interval`.
     """
     records: list[Event] = []
     before = base.get("global", {})
@@ -100,9 +100,9 @@ def gain_sheet(records: Sequence[Event]) -> Sheet:
         tuple(records),
         num_summary=sum(domain == "mean" for domain in domains),
         note="Right answers: difference of shares, with a 95 % interval over test examples, paired by prompt"
-        f" where the answers are at hand; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
+        f" where the answers are available; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
         " Loss: on true responses, nats per token, with an interval over test examples where their losses are"
-        " at hand; lower is better.",
+        " available; lower is better.",
     )
 
 

@@ -261,7 +261,7 @@ def number(value: float | None, digits: int) -> str:
 
 def p_value(value: float | None) -> str:
     """Write a p value with three decimals, or "-" where there is none."""
-    return "<0.001" if value is not None and value < 0.001 else number(value, 3)
+    return "< 0.001" if value is not None and value < 0.001 else number(value, 3)
 
 
 def signed(value: float | None, digits: int = 3) -> str:
