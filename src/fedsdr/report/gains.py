@@ -49,7 +49,7 @@ def gain_records(base: Scores, final: Scores, answers: Answers) -> list[Event]:
 
     Returns:
         {"domain", "model", "metric", "base", "value", "difference", "low", "high", "num"} each. The interval
-        of a domain's score is Newcombe's; that of its loss, if the answers are available, uses half samples
+        of a score of a domain is Newcombe's; that of a loss, if the answers are available, is by half samples
         of the examples; that of a mean is `mean_interval`.
     """
     records: list[Event] = []
@@ -188,7 +188,7 @@ def _loss_interval(
 ) -> tuple[float, float] | None:
     """Interval of a difference in loss, from the losses of both models on the same test examples.
 
-    None if some of the counted examples are not available.
+    None if the losses of some counted examples are missing.
     """
     both = zip(answers.get("base", ()), answers.get(model, ()), strict=False)
     pairs = [
