@@ -162,9 +162,7 @@ def test_a_damaged_file_of_a_key_is_named_before_any_key_is_taken_off(
     before = dict(superlink)
     for damaged in ('{"node-id": 7}', '{"node-'):
         (tmp_path / "nodes/bank.json").write_text(damaged)
-        with pytest.raises(
-            UserError, match=r"bank\.json: no node-id and key.* from a backup, or delete"
-        ):
+        with pytest.raises(UserError, match=r"bank\.json: no node-id and key.* from a backup, or delete"):
             register(tmp_path)
     assert superlink == before
 
