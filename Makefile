@@ -82,7 +82,7 @@ docs: $(DEVELOP) ## Build the documentation site into site/
 screenshots: $(DEVELOP) ## Make the pictures of pages in docs/ anew, by chromium (apt-get install chromium)
 	$(BIN)/python -m tools.screenshots
 
-bench: $(DEVELOP) model ## Measure speed and memory beside TRL and transformers (half an hour; nothing else should run)
+bench: $(DEVELOP) model ## Compare speed and memory with TRL and transformers (half an hour; nothing else should run)
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 

@@ -1,9 +1,9 @@
-"""Measure fedsdr beside what people use today, print one table, and keep it with the environment.
+"""Measure fedsdr next to the tools in use today, print one table, and save it with the environment.
 
     make bench            (or: python benchmarks/bench.py benchmarks/results/NAME)
 
-Each measurement is a process of its own (`measures.py`); those that are compared run in turns, and the
-table has their medians. docs/performance.md explains each line.
+Each measurement runs in its own process (`measures.py`); compared ones alternate, and the table has their
+medians. docs/performance.md explains each line.
 """
 
 import argparse
@@ -50,11 +50,11 @@ class Line:
     ratio: str
     goal: str
     met: bool | None
-    """None: no goal, told for information."""
+    """None: no goal, shown for information."""
 
 
 def measure(name: str, **arguments: Any) -> Numbers:
-    """Run one measurement in a process of its own."""
+    """Run one measurement in its own process."""
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, str(MEASURES), name, json.dumps(arguments)], capture_output=True, text=True
@@ -67,7 +67,7 @@ def measure(name: str, **arguments: Any) -> Numbers:
 
 
 def in_turns(variants: dict[str, Callable[[], Numbers]], repeats: int) -> dict[str, Numbers]:
-    """Measure the variants one after the other, several times; the medians of all numbers."""
+    """Measure the variants in alternation, several times; return the medians of all numbers."""
     found: dict[str, list[Numbers]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, once in variants.items():
@@ -118,7 +118,7 @@ def _variants(shape: Numbers) -> dict[str, Callable[[], Numbers]]:
 
 
 def _against(what: str, ours: Numbers, name: str, peer: Numbers, goal: float | None) -> list[Line]:
-    """Speed and memory beside a peer; of a tuned one its `train()` alone counts, and there is no goal."""
+    """Speed and memory next to a peer; for a tuned one only `train()` counts, and there is no goal."""
     key = "tokens_per_second" if goal else "tokens_per_second_of_train_alone"
     speed, memory = ours["tokens_per_second"] / peer[key], ours["peak_gb"] / peer["peak_gb"]
     return [

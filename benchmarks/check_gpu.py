@@ -2,12 +2,12 @@
 
     make check-gpu        (or: PYTHONPATH=src python benchmarks/check_gpu.py RESULT.json)
 
-A bare machine needs PyTorch, transformers, and the folder that `make gpu-packages` fills where there is a
+A bare machine needs PyTorch, transformers, and the folder that `make gpu-packages` fills on a machine with a
 network. Models have the shapes of SmolLM2-135M and Qwen2.5-7B and random weights, made on the GPU; nothing is
-fetched. Each row is written to RESULT.json as it ends, a failed one with its error, and a table comes last.
-Rows with TRL or bitsandbytes are left out where these are not installed. Peak memory is PyTorch's count.
+fetched. Each row is saved to RESULT.json when it ends, a failed one with its error; a table comes last.
+Rows with TRL or bitsandbytes are left out if these are not installed. Peak memory is PyTorch's count.
 
-It was not run on a GPU yet: none was at hand. `--dry` runs all rows with tiny shapes on a processor.
+Not yet run on a GPU. `--dry` runs all rows with tiny shapes on a CPU.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def build(
     rank: int = 8,
     made_on: str = "",
 ) -> LoraModel:
-    """Build a model of random weights, which depend on the device that it is made on, with adapters."""
+    """Build a model with adapters and random weights, which depend on the device."""
     torch.manual_seed(0)
     with torch.device(made_on or device):
         model = _random(shapes, dtype, attention)
@@ -100,7 +100,7 @@ def _random(shapes: Numbers, dtype: str, attention: str) -> Any:
 
 
 def _quantise(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put 4-bit layers, as transformers would load them, in place of all linear ones but the head."""
+    """Replace all linear layers except the head by 4-bit layers, as loaded by transformers."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for path, layer in find_targets(model, "all-linear").items():
@@ -118,23 +118,23 @@ def _quantise(model: nn.Module, dtype: torch.dtype) -> None:
 
 @cache
 def _tokenizer() -> Any:
-    """Any tokenizer: what is trained on are random tokens, and nobody reads the answers."""
+    """Any tokenizer: training uses random tokens, and nobody reads the answers."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         build_tiny(folder)
         return AutoTokenizer.from_pretrained(folder)
 
 
 def device_rate(device: torch.device, dry: bool = False) -> Numbers:
-    """Rate of a large matrix product in bfloat16, against which the steps are held."""
+    """Rate of a large matrix product in bfloat16, as the reference for the steps."""
     return {"product_gflops": product_rate(torch.bfloat16, (64,) * 3 if dry else (8192,) * 3, device)}
 
 
 def loss_against_processor(
     shapes: Numbers, device: torch.device, batch: int = 4, length: int = 64, steps: int = 20
 ) -> Numbers:
-    """Train the same weights on the same data here and on the processor, and compare the last step's loss.
+    """Train the same weights on the same data here and on the CPU, and compare the last step's loss.
 
-    Differences are shares of the decrease on the processor.
+    Differences are relative to the decrease on the CPU.
     """
     data = random_conversations(batch, length, shapes["vocab_size"])
     client = Client(batch_size=batch, local_steps=steps)
@@ -217,7 +217,7 @@ def train_trl(shapes: Numbers, device: torch.device, batch: int, length: int, st
 def write_answers(
     shapes: Numbers, device: torch.device, rows: int, prompt: int, new: int, **options: Any
 ) -> Numbers:
-    """Time greedy answers as rewriting writes them; a short one before it warms up."""
+    """Time greedy answers as in rewriting, after a short warm-up."""
     model = build(shapes, device, **options)
     prompts = [one.ids for one in random_conversations(rows, prompt, shapes["vocab_size"])]
     with model.inference(()):

@@ -1,10 +1,10 @@
-"""Copy the numbers of finished runs into the repository and lay them out as Markdown.
+"""Copy the numbers of finished runs into the repository and format them as Markdown.
 
     python benchmarks/collect.py docs/results/five-domains runs/five-domains/*
     python benchmarks/collect.py docs/results runs/compare-demo
 
-Of a grid its tables are copied, and settings and environment of one of its runs. Of a run, settings,
-environment, events, pooled scores and measurements are copied. All of it is numbers, no text of any data. The
+For a grid, this copies its tables, and settings and environment of one run. For a run, it copies settings,
+environment, events, pooled scores and measurements. These are numbers only, without any text of the data. The
 folder of the data becomes DATA. The tables go to standard output.
 """
 
@@ -54,7 +54,7 @@ def without_texts(measurement: dict) -> dict:
 
 
 def copy_grid(grid: Path, to: Path) -> None:
-    """Copy what a grid shows, with the records of its first cell in a folder `cell`."""
+    """Copy a grid's tables, with the records of its first run in a folder `cell`."""
     shutil.rmtree(to, ignore_errors=True)
     _, _, place = read_json(grid / "grid.json")["cells"][0]
     copy_records(grid / place, to / "cell")

@@ -1,9 +1,9 @@
-"""What a process for each message costs, Flower's own way, against a worker that keeps the model.
+"""Cost of Flower's own process per message, compared with a worker that keeps the model.
 
     python benchmarks/deployment.py benchmarks/results/deployment.json
 
 One client with the default model on this machine, TLS and node authentication, rounds of a few steps; each
-way has a run of its own, in turn, twice. Overhead of a round: its seconds less those of the training.
+way runs twice, in alternation. Overhead of a round: its seconds minus those of training.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python benchmarks/likelihood_gate.py benchmarks/results/likelihood_gate.json
 
-The texts stand without their prompts, as in the tables: the gate sees the answer and the choices alone.
+The texts come without their prompts, as in the tables: the gate sees only the answer and the choices.
 """
 
 import json
@@ -36,7 +36,7 @@ def share(wrong: Iterable[bool]) -> dict:
 
 
 def main(out: Path) -> None:
-    """Score each table's label rows, and write what was found."""
+    """Score each table's label rows, and write the results."""
     model = load_model(Model(), Lora(), 1)
     record = {}
     for name in ("verdicts", "verdicts_blind"):

@@ -1,4 +1,4 @@
-"""Many simulated clients, few of them drawn in each round: what grows with the rounds.
+"""Many simulated clients, few of them sampled in each round: which costs grow with the rounds.
 
     python benchmarks/many_clients.py benchmarks/results/many-clients.json [CLIENTS] [DRAWN] [ROUNDS]
 
@@ -33,7 +33,7 @@ spent: dict[str, float] = defaultdict(float)
 
 
 def count_time(owner: Any, name: str, who: str) -> None:
-    """Count what a method spends."""
+    """Measure the time spent in a method."""
     plain = getattr(owner, name)
 
     def method(*arguments: Any) -> Any:
@@ -47,7 +47,7 @@ def count_time(owner: Any, name: str, who: str) -> None:
 
 
 class Recorder(Callback):
-    """What a run takes, round by round."""
+    """The cost of a run, round by round."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -2,11 +2,11 @@
 
 Usage: measure.py FOLDER [DATA]
 
-FOLDER gets the grids and their pages. DATA is a folder as the benchmarks want it (docs/data.md). The judge of
+The grids and their pages are written to FOLDER. DATA is a folder in the layout of docs/data.md. The judge of
 win rates is llama.cpp's server with the default model (Makefile): small, and shown as what it is by the
-agreement of its two orders. Grids that were begun before are taken up again. What is measured of finished
-runs goes on two at a time, on half of the cores each. A command that fails keeps no other from being run; it
-is named at the end.
+agreement of its two orders. Unfinished grids are resumed. Measurements of finished runs
+run two at a time, on half of the cores each. A failing command does not stop the others; it is listed at
+the end.
 """
 
 import os
@@ -28,7 +28,7 @@ failed: list[str] = []
 
 
 def main() -> None:
-    """Run all commands, and say how long each took."""
+    """Run all commands, and report their durations."""
     folder = Path(sys.argv[1])
     data = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     methods = LARGE_GRID
@@ -47,12 +47,12 @@ def main() -> None:
 
 
 def measure_texts(cell: Path) -> None:
-    """What rewriting does to the clients' texts, and to what is learnt from them."""
+    """Effects of rewriting on the clients' texts, and on training."""
     aside("measure", cell, "--only", "alignment,gradients,transfer,map,paradox")
 
 
 def measure_models(methods: Path, cell: Path, other: Path, data: Path | None) -> None:
-    """What the trained models are worth, and whether the clients' updates agree."""
+    """Quality of the trained models, and agreement of the clients' updates."""
     for method in METHODS:
         aside("measure", methods / method / "seed-0", "--only", "consistency,survival")
     questions = ("--data", data, "--limit", 4) if data else ()
@@ -71,7 +71,7 @@ def fedsdr(*words: object) -> None:
 
 
 def aside(*words: object) -> None:
-    """Run a command on half of the cores; show what it said when it ends."""
+    """Run a command on half of the cores; show its output when it ends."""
     half = str(max(1, (os.cpu_count() or 1) // 2))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     begin("begun:", words, env=os.environ | {"OMP_NUM_THREADS": half}, **pipes)

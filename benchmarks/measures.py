@@ -1,4 +1,4 @@
-"""What `make bench` measures: each function is one measurement in a process of its own, and returns numbers.
+"""The measurements of `make bench`: each function is one measurement in its own process, and returns numbers.
 
     python benchmarks/measures.py train_ours '{"dtype": "bfloat16", "batch": 4, "length": 192, "steps": 6}'
 
@@ -110,7 +110,7 @@ def train_ours(
 def train_trl(
     dtype: str, batch: int, steps: int, length: int = 0, domain: str = "", tuned: bool = False
 ) -> dict[str, float]:
-    """TRL's SFTTrainer, made anew for each client and round as OpenFedLLM does.
+    """TRL's SFTTrainer, recreated for each client and round as in OpenFedLLM.
 
     `tuned`: with eager attention, which is the faster one in bfloat16 here, and our setting of glibc.
     """
@@ -211,7 +211,7 @@ def gradient_and_decrease(dtype: str, attention: str, to: str) -> dict[str, floa
 
 
 def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
-    """Examples of all domains in turn, and what the teacher is asked."""
+    """Examples of all domains in rotation, and the teacher's prompts."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(built_in_folder(MODEL))
@@ -225,7 +225,7 @@ def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
 
 
 def generate_ours(dtype: str, num: int, batch: int) -> dict[str, Any]:
-    """Greedy rewritings by fedsdr, in batches of like length."""
+    """Greedy rewritings by fedsdr, in batches of similar length."""
     model = load(dtype)
     examples, prompts, _ = rewriting_prompts(num)
     found: dict[int, Answer] = {}
@@ -250,7 +250,7 @@ def generate_ours(dtype: str, num: int, batch: int) -> dict[str, Any]:
 def generate_plain(dtype: str, num: int, batch: int, tuned: bool = False) -> dict[str, Any]:
     """The same by transformers' `generate`, one by one or in batches in the order of the data.
 
-    `tuned`: in our batches of like length, and with our setting of glibc.
+    `tuned`: in our batches of similar length, and with our setting of glibc.
     """
     from transformers import AutoModelForCausalLM
 

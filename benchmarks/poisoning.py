@@ -2,10 +2,10 @@
 
     python benchmarks/poisoning.py docs/results/poisoning.json
 
-Built-in data, default model, method fedit (what travels is the same with the others, and nothing is
-rewritten). One of five clients is bad, or three of ten. What the bad clients send:
+Built-in data, default model, method fedit (other methods send the same, and fedit rewrites nothing). One of
+five clients is malicious, or three of ten. The malicious clients send:
 
-- sign-flipped: R - dR, where R was received and R + dR was learnt
+- sign-flipped: R - dR, where R was received and R + dR is the trained adapter
 - scaled: R + 10 dR
 - random: R + a Gaussian change with ten times the norm of dR
 - backdoor: R + (n / m) dR for m bad of n clients, learnt from own prompts that end in a trigger and are
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -> dict[str, Any] | None:
-    """Run once; None where the aggregator needs more clients."""
+    """Run once; None if the aggregator requires more clients."""
     folder = place / f"{num_clients}-{attack}-{robust}"
     bad = [] if robust == "none" else [f"server.num_byzantine={num_bad}"]
     words = [
@@ -127,7 +127,7 @@ def one(place: Path, num_clients: int, num_bad: int, attack: str, robust: str) -
 
 
 class poisoned:
-    """While it is open, the first `num_bad` clients of the alphabet send what the attack says."""
+    """In this block, the alphabetically first `num_bad` clients send the attack's updates."""
 
     def __init__(self, attack: str, num_clients: int, num_bad: int, seed: int) -> None:
         self.attack, self.num_bad, self.scale, self.seed = attack, num_bad, num_clients / num_bad, seed
@@ -159,7 +159,7 @@ class poisoned:
         LocalGrid._answer = self.answer  # type: ignore[method-assign]
 
     def change(self, before: Vector, after: Vector, node: int, message: Message) -> Vector:
-        """What a bad client sends in place of what it learnt."""
+        """The malicious update that replaces the trained one."""
         learnt = after - before
         if self.attack == "random":
             path = ("attack", node, "round", message.metadata.group_id)
@@ -170,7 +170,7 @@ class poisoned:
 
 
 def taught(update: Callable[..., Any]) -> Callable[..., Any]:
-    """Local update on own prompts with the trigger, all answered by the target."""
+    """Local update on the client's own prompts with the trigger, all answered by the target."""
 
     def poisoned_update(model: Any, method: Any, views: Any, *rest: Any, **more: Any) -> Any:
         client = here().rpartition(", ")[2]

@@ -1,4 +1,4 @@
-"""What differential privacy costs on the built-in data: held-out loss against epsilon.
+"""The cost of differential privacy on the built-in data: held-out loss against epsilon.
 
     python benchmarks/privacy.py docs/results/privacy.json
 

@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md from the records that `make test-faults` and `make test-deployment` leave.
+"""The table of docs/reliability.md, from the records of `make test-faults` and `make test-deployment`.
 
     python benchmarks/reliability.py docs/results/reliability runs/faults.jsonl runs/deployment.jsonl
 

@@ -1,4 +1,4 @@
-"""What secure aggregation costs a client and the server: bytes and seconds of each step, without a network.
+"""The cost of secure aggregation for client and server: bytes and seconds of each step, without a network.
 
     python benchmarks/secure_aggregation.py docs/results/secure_aggregation.json
 

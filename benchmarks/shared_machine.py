@@ -1,4 +1,4 @@
-"""Measure products of training and decoding steps, alone and beside busy processes, by how long OpenMP spins.
+"""Measure products of training and decoding steps, alone and next to busy processes, by OpenMP's spin time.
 
     python benchmarks/shared_machine.py benchmarks/results/shared-machine.json
 
@@ -40,7 +40,7 @@ def loop(rows: int) -> None:
 
 
 def measured(rows: int, spin: dict[str, str], num_busy: int) -> float:
-    """Products a second beside that many busy processes."""
+    """Products per second next to this many busy processes."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_busy)]
     plain = {
         key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")

@@ -1,4 +1,4 @@
-"""What both `make bench` and `make check-gpu` train on, and how they count its work."""
+"""The workload of `make bench` and `make check-gpu`, and its operation count."""
 
 import time
 

@@ -20,13 +20,13 @@ HERE = Path(__file__).parent
 def cautious(updates: Iterable[Update], server: Server, before: Before) -> Target:
     """Aggregate the clients' factors.
 
-    Each number of the result depends on the same number of every client alone. So the row is linear, and goes
-    with server optimizers such as fedadam.
+    Each value of the result depends only on the same value of every client. So the row is linear, and can be
+    combined with server optimizers such as fedadam.
 
     Args:
-        updates: Of the clients, in the order of their ids: `arrays` by PEFT key, `num_examples`.
+        updates: The clients' updates, in the order of their ids: `arrays` by PEFT key, `num_examples`.
         server: The settings of [server].
-        before: The factors that were sent, and the round.
+        before: The broadcast factors, and the round.
     """
     received = list(updates)
     weights = np.array([update.num_examples for update in received], float)

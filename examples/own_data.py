@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def rows(shop: str, opens: int) -> list[dict[str, str]]:
-    """Questions to a shop and their answers; any dicts with instruction and output will do."""
+    """Questions to a shop and their answers; any dicts with instruction and output work."""
     days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
     return [
         {"instruction": f"When does the {shop} open on {day}?", "output": f"On {day} at {opens} o'clock."}

@@ -1,4 +1,4 @@
-"""What a run leaves, and how to watch it: python examples/reading_results.py."""
+"""The results of a run, and how to watch it: python examples/reading_results.py."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ FOLDER = Path("runs/reading-results")
 
 
 class Print(fedsdr.Callback):
-    """Prints losses while the run goes on; `run.log_to = ["tensorboard"]` logs them instead."""
+    """Prints losses during the run; `run.log_to = ["tensorboard"]` logs them instead."""
 
     def on_round(self, record: dict) -> None:
         print(f"round {record['round']}: training loss {record['train/shared/loss']:.3f}")

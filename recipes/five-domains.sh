@@ -3,7 +3,7 @@
 #
 #   recipes/five-domains.sh DATA [key=value ...]
 #
-# A finished run is kept, a stopped one goes on with the settings it began with. The tables in docs/results/five-domains.md were made by
+# A finished run is kept, a stopped one resumes with its original settings. The tables in docs/results/five-domains.md were made by
 #   python benchmarks/collect.py docs/results/five-domains runs/five-domains/*
 set -euo pipefail
 data=$1

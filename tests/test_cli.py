@@ -1,4 +1,4 @@
-"""The commands as a user meets them: what is printed where, and how mistakes end."""
+"""The commands from a user's view: output, its destination, and how mistakes end."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def test_commands_that_compute_nothing_do_not_wait_for_torch(
 
 @pytest.mark.parametrize(
     ("command", "says"),
-    [("run", "A TOML recipe"), ("resume", "The folder of a run"), ("export", "A folder that does not exist")],
+    [("run", "A TOML recipe"), ("resume", "The folder of a run"), ("export", "A new folder")],
 )
 def test_the_help_of_a_command_explains_its_arguments(fedsdr: Fedsdr, command: str, says: str):
     """Went wrong once: with another release of click they were listed without a word."""
@@ -213,10 +213,10 @@ def test_the_personalised_model_is_exported_by_its_clients_name(
         (["run", "RECIPE", "run.dir=NEW", "model.max_length=16"], "model.max_length"),
         (["run", "RECIPE", "run.dir=NEW", "lora.targets=['nose']"], "q_proj"),
         (["run", "RECIPE", "run.dir=NEW", "partition.kind=iid"], "num_clients"),
-        (["resume", "NEW"], "holds no run"),
+        (["resume", "NEW"], "contains no run"),
         (["evaluate", "RUN", "--round", "7"], "rounds 0 to 1"),
-        (["report", "NEW"], "holds no run"),
-        (["chat", "NEW"], "holds no run"),
+        (["report", "NEW"], "contains no run"),
+        (["chat", "NEW"], "contains no run"),
         (["chat", "RUN", "--json"], "--question"),
         (["export", "RUN", "RUN"], "already exists"),
         (["export", "RUN", "NEW", "--client", "nobody"], "finance, math"),
@@ -270,11 +270,11 @@ def test_the_help_of_measure_names_every_measurement(fedsdr: Fedsdr):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("measure", "nowhere"), "nowhere holds no run: config.toml is missing"),
+        (("measure", "nowhere"), "nowhere contains no run: config.toml is missing"),
         (("measure", "nowhere", "--scales", "0.5,half"), "'0.5,half': expected numbers, separated by commas"),
         (
             ("measure", "nowhere", "--only", "map", "--rounds", "2"),
-            "--rounds is of frontier, which is not asked for",
+            "--rounds belongs to frontier, which is not requested",
         ),
         (("analyze", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
         (("analyze", "."), "unknown kind of file ''"),
@@ -310,6 +310,6 @@ def test_cases_of_the_probe_are_judged_on_the_command_line(fedsdr: Fedsdr, tmp_p
     rows = [{"domain": f"d{n}", "outcomes": [n % 2 - 0.5], "passed": n / 8} for n in range(8)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, _ = fedsdr("judge-probe", path)
-    assert code == 0 and "passed" in out and "no rule is validated" in out
+    assert code == 0 and "passed" in out and "too few to validate a rule" in out
     code, out, _ = fedsdr("judge-probe", path, "--json")
     assert json.loads(out)["taken"] == "passed"

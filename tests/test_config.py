@@ -1,4 +1,4 @@
-"""Settings: what a user may write, what is refused and how the refusal helps."""
+"""Settings: allowed values, rejected ones, and helpful messages."""
 
 import math
 import tomllib

@@ -1,4 +1,4 @@
-"""The tables: every advertised name is there, leads to a function, and can be told from a misspelt one."""
+"""The tables: every advertised name exists, leads to a function, and is distinct from a misspelt one."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def test_every_name_has_its_function_and_every_function_its_name():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_only_adapters_that_are_active_and_all_but_one_the_shared_one(name: str):
-    """What a server aggregates must be trained, and what is trained must be in the forward pass."""
+    """Whatever a server aggregates must be trained, and whatever is trained must be in the forward pass."""
     stages = METHODS[name].stages
     assert METHODS[name].shares == (name != "local-only")
     assert all(set(stage.train) <= set(stage.active) for stage in stages)
@@ -88,6 +88,6 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_listed_nearest_first(
 
 
 def test_settings_and_tables_are_read_without_torch():
-    """`fedsdr --help` must answer at once."""
+    """`fedsdr --help` must be fast."""
     code = "import sys, fedsdr.config; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

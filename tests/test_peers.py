@@ -85,7 +85,7 @@ def test_the_global_model_is_not_the_base_model(small, aggregation: str):
 
 
 def test_every_metric_is_defined_where_numbers_are_shown():
-    """FedDPA#4: what "P" and "TTP" were means over could not be told from paper, README or code."""
+    """FedDPA#4: paper, README and code did not say over what "P" and "TTP" were means."""
     table = (ROOT / "docs/metrics.md").read_text().partition("## Metrics")[2]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table.partition("\n## ")[0], re.MULTILINE))
     assert set(rows) == set(METRICS)

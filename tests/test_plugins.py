@@ -1,4 +1,4 @@
-"""Rows of other packages: an installed plugin in every command, and what is refused."""
+"""Rows of other packages: an installed plugin in every command, and rejected ones."""
 
 import json
 import os
@@ -298,9 +298,9 @@ def test_a_broken_plugin_stops_only_what_asks_for_its_rows(
     monkeypatch.setattr(plugins, "BROKEN", {})
     assert "  mine " not in compatibility.as_text()
     (warning,) = caplog.records
-    assert f"plugin broken_plugin: broken_plugin {reason}; the plugin is passed over" in warning.getMessage()
+    assert f"plugin broken_plugin: broken_plugin {reason}; the plugin is skipped" in warning.getMessage()
     Settings()
-    with pytest.raises(UserError, match=rf"server\.aggregation = 'mine' cannot be had: .* {reason}"):
+    with pytest.raises(UserError, match=rf"server\.aggregation = 'mine' is unavailable: .* {reason}"):
         Settings.model_validate({"server": {"aggregation": "mine"}})
 
 

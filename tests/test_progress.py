@@ -1,4 +1,4 @@
-"""Progress: silent until a program asks, then messages and bars, each with the name of what is being done."""
+"""Progress: silent until a program enables it, then messages and bars, each with the name of the current work."""
 
 import logging
 import subprocess

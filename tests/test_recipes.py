@@ -29,7 +29,7 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative folders of a recipe, such as its cache, are made here; other recipes are found as beside the code."""
+    """Relative folders of a recipe, such as its cache, are created here; other recipes are found next to the code."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(FOLDER)
 
@@ -72,7 +72,7 @@ def test_every_recipe_takes_a_users_data_and_runs(recipe: Path, stand_ins: Path)
 
 
 def rows_of_the_paper() -> list[tuple[str, str]]:
-    """Each algorithm plain and with FedSD, then FedSDR; GLUE beside them."""
+    """Each algorithm plain and with FedSD, then FedSDR; and GLUE."""
     algorithms = ("fedavg", "fedavgm", "fedprox", "fedyogi", "fedadam", "fedadagrad")
     return [(name, method) for name in algorithms for method in ("fedit", "fedsd")] + [
         ("fedsdr", "fedsdr"),

@@ -158,7 +158,9 @@ def test_difference_of_two_shares_is_newcombes_table() -> None:
 
 @pytest.mark.parametrize("num", [40, 41, 400])
 def test_random_halves_give_the_standard_error_of_a_mean(num: int) -> None:
-    """Which is known: s / sqrt(n). 200 halves tell a standard deviation within 1 / sqrt(400) = 5 %, 1 sigma."""
+    """The standard error is known: s / sqrt(n). 200 halves estimate a standard deviation within 1 / sqrt(400)
+    = 5 %, 1 sigma.
+    """
     values = np.random.default_rng(0).exponential(size=num)
     interval = half_sample_interval(lambda places: float(values[places].mean()), num)
     assert interval is not None

@@ -1,1 +1,1 @@
-"""What made files that the package ships; not part of it."""
+"""Generators of files that the package ships; not part of the package."""

@@ -1,7 +1,7 @@
 """The generated part of each method's page: its round, settings, cost and results.
 
-They follow from the tables and the records. The idea and the equation stand in docs/methods/<name>.md, to
-which `docs_pages` appends this. `python -m tools.docs_methods` writes the table of what goes with what into
+They follow from the tables and the records. `docs_pages` appends them to docs/methods/<name>.md, with the
+idea and the equation. `python -m tools.docs_methods` writes the table of allowed combinations into
 docs/methods.md.
 """
 
@@ -59,9 +59,7 @@ def _round(method: Method) -> Iterator[str]:
     yield _table(("when", "learns", "on", "in the forward pass", "steps, `per_round`"), rows)
     if method.has_personal:
         kept = (
-            "keeps its own adapter"
-            if method.keeps_private
-            else "begins its private adapter anew in each round"
+            "keeps its own adapter" if method.keeps_private else "starts a new private adapter in each round"
         )
         yield f"A client {kept}. Personalised model: {PERSONAL[method.personal]}."
     else:

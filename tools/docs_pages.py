@@ -1,4 +1,4 @@
-"""Pages of the documentation site that are made from what stands elsewhere: nothing is written twice.
+"""Generated pages of the documentation site: nothing is written twice.
 
 mkdocs runs it (mkdocs.yml, gen-files). README.md becomes the first page; CHANGELOG.md, CONTRIBUTING.md and
 SECURITY.md become pages; every setting and every command get theirs from the program itself. Each method's
@@ -48,7 +48,7 @@ API = (
 
 
 def shown(text: str) -> str:
-    """A file's text with links that work on the site; what is not part of it is named without a link."""
+    """A file's text with links that work on the site; anything outside the site is named without a link."""
     moved = {source: page for page, source in PAGES.items()}
 
     def link(found: re.Match[str]) -> str:
@@ -119,7 +119,7 @@ def sample_page() -> str:
 
 
 def pages() -> dict[str, str]:
-    """All pages that are made, by name."""
+    """All generated pages, by name."""
     made = {page: shown((ROOT / source).read_text("utf-8")) for page, source in PAGES.items()}
     made |= {f"methods/{name}.md": method_page(name) for name in METHODS}
     made |= {"settings.md": settings_page(), "commands.md": commands_page(), "api.md": api_page()}

@@ -98,7 +98,7 @@ def _five_domains() -> Iterable[Point]:
 
 
 def figures() -> dict[Path, str]:
-    """Every figure by its file."""
+    """Every figure, by its file."""
     loss = "Held-out loss on true responses, nats per token, mean over domains"
     made = {
         "compare-demo": dots(loss, _compare_demo()),

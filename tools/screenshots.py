@@ -1,4 +1,4 @@
-"""Pictures of pages for the documentation: `make screenshots` makes them anew, by chromium.
+"""Screenshots of pages for the documentation: `make screenshots` recreates them with chromium.
 
 They show the page of a recorded run, in light colours, 1400 pixels wide.
 """

@@ -1,12 +1,12 @@
-"""Cases that judge `fedsdr probe`, from the study's cells: what was foreseen, and what rewriting gained.
+"""Cases to evaluate `fedsdr probe`, from the study's cells: its predictions, and the gains of rewriting.
 
     python recipes/beyond/probe_cases.py CASES STUDY [TEACHER]
 
 STUDY and TEACHER are folders of recipes/study/run.sh, with data and cells. A case is a domain of one set of
 rewritings and three seeds. CASES gets a line for each: the numbers that the probe finds before training, with
 the first seed, and by seed "plain" (the gain of fedsd less that of fedit in that domain) and "equal_cost"
-(the same against fedit scaled to fedsd's cost). Sets whose cells are not all there are named and left out;
-those that CASES has are kept. Then both outcomes are judged: every number, and the rule "rewrite if most
+(the same against fedit scaled to fedsd's cost). Sets with missing cells are listed and left out;
+cases already in CASES are kept. Then both outcomes are judged: every number, and the rule "rewrite if most
 pass", with whole domains left out.
 """
 
@@ -34,7 +34,7 @@ NUM = 16
 
 
 def main(cases: Path, *folders: Path) -> None:
-    """Make what is missing, and judge."""
+    """Create the missing cases, and evaluate."""
     found = read_lines(cases)
     for folder in folders:
         for mode, arm, seeds in SETS:
@@ -78,7 +78,7 @@ def scored(path: Path) -> ScoredRun:
 
 
 def outcomes(runs: Sequence[ScoredRun], arm: str) -> dict[str, Event]:
-    """Domain -> what the arm gained there over fedit, by seed: plainly, and at equal cost."""
+    """Domain -> gain of the arm over fedit there, by seed: plainly, and at equal cost."""
     last: dict[tuple[str, int], Event] = {}
     for run in runs:
         points = run.points("global")

@@ -1,11 +1,11 @@
 """The study's data: a pool of training rows with their rewritings, and fixed test rows, of each domain.
 
-    python recipes/study/data.py DATA OUT [domain ...]
+    python recipes/study/data.py DATA OUT [--even] [domain ...]
 
 DATA holds <domain>/train.jsonl and <domain>/test.jsonl. OUT gets, for each verify mode, a folder that
 `data.root` takes, OUT/<mode>/<domain>/..., whose training rows have a column `distilled`, so that one pool of
 rewritings serves all seeds and methods. Rows longer than LONGEST tokens are left out. Test rows are drawn
-from the odd lines; the even ones are reserved.
+from the odd lines; the even ones, which --even takes, are reserved for a confirmation.
 """
 
 import json
@@ -28,12 +28,14 @@ NUM_POOL, NUM_TEST = 160, 100
 MODES = ("answer", "off")
 
 
-def main(data: Path, out: Path, *domains: str) -> None:
+def main(data: Path, out: Path, *words: str) -> None:
     """Draw, rewrite and write."""
+    first = int("--even" in words)
+    domains = [word for word in words if word != "--even"]
     settings = load_settings(None, {"model.max_length": LONGEST, "run.threads": 1})
     for domain in domains or [path.name for path in sorted(data.iterdir())]:
         train = drawn(file_rows(data / domain / "train.jsonl"), domain, NUM_POOL, settings)
-        test = drawn(file_rows(data / domain / "test.jsonl")[::2], domain, NUM_TEST, settings)
+        test = drawn(file_rows(data / domain / "test.jsonl")[first::2], domain, NUM_TEST, settings)
         for mode in MODES:  # what `answer` asked for first, `off` takes from the cache
             _write(out / mode / domain, settings, mode, train, test)
 

@@ -38,7 +38,7 @@ from fedsdr.experiments.frontier import (
     mean_points,
 )
 from fedsdr.report.frontier import frontier_svg
-from fedsdr.report.sheets import NONE, Sheet, number, render_text, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, number, p_value, render_text, signed, signed_interval
 from fedsdr.stats import holm
 from fedsdr.storage import Event, read_json, write_file
 
@@ -149,10 +149,10 @@ def _said(claim: Event) -> str:
     if claim["verdict"] in ("not run", "not comparable"):
         return f"was {claim['verdict']}"
     word = "more" if claim["difference"] > 0 else "less"
-    interval = signed_interval(claim["low"], claim["high"])
+    interval, p = signed_interval(claim["low"], claim["high"]), p_value(claim["p"])
     return (
-        f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p ="
-        f" {number(claim['p'], 3)}): that it gains more is **{claim['verdict']}**"
+        f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p"
+        f" {'' if p.startswith('<') else '= '}{p}): that it gains more is **{claim['verdict']}**"
     )
 
 
@@ -186,7 +186,7 @@ def claim_sheet(claims: Sequence[Event]) -> Sheet:
         tuple(
             (
                 r["claim"], f"**{r['verdict']}**", signed(r["difference"]),
-                signed_interval(r["low"], r["high"]), number(r["p"], 3),
+                signed_interval(r["low"], r["high"]), p_value(r["p"]),
                 " / ".join(number(cost, 3) for cost in r["costs"]), str(r["num_seeds"]),
                 str(r["num_examples"]),
             )
@@ -256,9 +256,11 @@ def _count(runs: Sequence[ScoredRun]) -> str:
         seeds.setdefault(run.arm, []).append(run.seed)
     there = "; ".join(f"{arm}: {', '.join(map(str, some))}" for arm, some in sorted(seeds.items()))
     missing = [arm for arm in PRIMARY if len(seeds.get(arm, [])) < PLANNED]
-    return f"Seeds that are there: {there}." + (
-        f" Fewer than the eight planned: {', '.join(missing)}." if missing else ""
+    interim = (
+        f" Fewer than the eight planned: {', '.join(missing)}. Their verdicts are interim: looking more than"
+        " once is not corrected for."
     )
+    return f"Seeds that are there: {there}." + interim * bool(missing)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Callbacks: programs that watch a run while it goes on. The loggers are such (`loggers`).
+"""Callbacks: programs that watch a run while it is running. The loggers are callbacks (`loggers`).
 
-A callback cannot change a run: it receives copies, and torch's random state, on the processor and the current
-GPU, is put back after each call.
+A callback cannot change a run: it receives copies, and torch's random state, on the CPU and the current GPU,
+is restored after each call.
 """
 
 import copy
@@ -21,7 +21,7 @@ OnStep = Callable[[str, float, int], None]
 
 
 class Callback:
-    """What a run calls while it goes on; override what you need. An exception stops the run."""
+    """Hooks called during a run; override the ones you need. An exception stops the run."""
 
     def on_start(self, settings: Settings, server_round: int) -> None:
         """Before the rounds; `server_round` is the last finished one, 0 unless the run is resumed."""
@@ -41,46 +41,46 @@ class Callback:
         """After an evaluation, with `history.score_record`; round 0 is the base model."""
 
     def on_end(self, result: Result | None) -> None:
-        """At the end of the run; None where it stopped early."""
+        """At the end of the run; None if it stopped early."""
 
 
 class Watch:
     """Calls the callbacks of a run."""
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
-        """Watch with these, in this order."""
+        """Watch with these callbacks, in this order."""
         self.callbacks = callbacks
         self.finished: Counter[str] = Counter()
-        """Steps of each client in the rounds that are finished."""
+        """Steps of each client in the finished rounds."""
         self.current: Counter[str] = Counter()
         """Steps of each client in this round."""
         self.has_begun = False
 
     def start(self, settings: Settings, server_round: int, past: Iterable[Event]) -> None:
-        """Begin after a round, with the events so far."""
+        """Start after a round, with the events so far."""
         self.has_begun = True
         self._count(past)
         self._call("on_start", settings, server_round)
 
     def on_step(self, client: str, server_round: int, stage: str, loss: float, num_tokens: int) -> None:
-        """Pass a step on."""
+        """Report a step."""
         self.current[client] += 1
         step = {"round": server_round, "client": client, "stage": stage}
         step |= {"step": self.finished[client] + self.current[client], "loss": loss, "num_tokens": num_tokens}
         self._call("on_step", step)
 
     def on_round(self, record: Record, events: Iterable[Event]) -> None:
-        """Pass a round on."""
+        """Report a round."""
         self._count(events)
         self.current.clear()
         self._call("on_round", record)
 
     def on_evaluate(self, record: Record) -> None:
-        """Pass scores on."""
+        """Report scores."""
         self._call("on_evaluate", record)
 
     def end(self, result: Result | None) -> None:
-        """End the callbacks, if they have begun."""
+        """End the callbacks, if they have been started."""
         if self.has_begun:
             self.has_begun = False
             self._call("on_end", result)
@@ -114,12 +114,12 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 @contextmanager
 def watching_steps(watch: Watch) -> Iterator[None]:
-    """Pass on the steps of clients in this process; where the block fails, end the callbacks."""
+    """Report the steps of clients in this process; if the block fails, end the callbacks."""
     token = _watch.set(watch if watch.callbacks else None)
     try:
         yield
     except BaseException:
-        with suppress(UserError):  # the first error is the one to show
+        with suppress(UserError):  # show the first error only
             watch.end(None)
         raise
     finally:
@@ -127,7 +127,7 @@ def watching_steps(watch: Watch) -> Iterator[None]:
 
 
 def step_hook(settings: Settings, client: str, server_round: int) -> OnStep | None:
-    """What to call after each step of a client; None where no one watches."""
+    """The hook to call after each step of a client; None if nobody watches."""
     watch = _watch.get()
     if watch is None or settings.privacy.kind != "none":
         return None

@@ -1,6 +1,6 @@
-"""Every setting in words: key, type, default, what it means, and which choices use it.
+"""Every setting explained: key, type, default, meaning, and which choices use it.
 
-In: the settings' own declarations and docstrings, and the table of who uses what (`compatibility`). For
+Input: the settings' own declarations and docstrings, and the table of who uses what (`compatibility`). For
 `fedsdr settings`, the page's table of settings, and shell completion.
 """
 
@@ -32,13 +32,13 @@ class Row:
 
     key: str
     kind: str
-    """Its type, range or choices in words."""
+    """Its type, range or choices, described."""
     default: str
-    """As TOML has it."""
+    """The default, as TOML."""
     text: str
-    """What it means."""
+    """Its meaning."""
     used: str
-    """Under which choices alone it is read; "": under all."""
+    """The only choices that use it; "": all."""
 
 
 def all_rows() -> list[Row]:
@@ -47,10 +47,10 @@ def all_rows() -> list[Row]:
 
 
 def find_rows(key: str) -> list[Row]:
-    """The setting of that key, the settings of that section, or all those of that last name.
+    """The setting with this key, the settings of this section, or all settings with this last name.
 
     Raises:
-        UserError: There is none; names the nearest.
+        UserError: There is none; lists the nearest ones.
     """
     rows = all_rows()
     found = [row for row in rows if row.key == key or row.key.startswith(f"{key}.")]
@@ -62,7 +62,7 @@ def find_rows(key: str) -> list[Row]:
             lasts[name] for name in difflib.get_close_matches(key, lasts)
         ]
         hint = f"did you mean {' or '.join(near)}?" if near else "`fedsdr settings` lists all"
-        raise UserError(f"no setting is called {key!r}; {hint}")
+        raise UserError(f"unknown setting {key!r}; {hint}")
     return found
 
 
@@ -74,7 +74,7 @@ def changed_values(settings: Settings) -> dict[str, Any]:
 
 
 def choices(key: str) -> list[str]:
-    """Values of a setting that has a few named ones; empty for others."""
+    """Values of a setting with a few named ones; empty for others."""
     if key in TABLES:
         return list(TABLES[key])
     table, _, name = key.rpartition(".")

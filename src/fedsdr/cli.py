@@ -1,6 +1,6 @@
 """The command line: parse, call, print. The work of each command is elsewhere.
 
-Nothing heavy is imported before a command needs it, so that --help answers at once.
+Nothing heavy is imported before a command needs it, so that --help is fast.
 """
 
 import sys
@@ -96,13 +96,15 @@ def run(
         print_result(run_settings(chosen), as_json)
 
 
+OnOtherMachine = Annotated[
+    bool, typer.Option(help="Allow another processor and other versions: the last bits differ from here on.")
+]
+
+
 @app.command()
 def resume(
     run_dir: RunDir,
-    on_other_machine: Annotated[
-        bool,
-        typer.Option(help="Allow another processor and other versions: the last bits differ from here on."),
-    ] = False,
+    on_other_machine: OnOtherMachine = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -145,6 +147,7 @@ def compare(
             help="Parallel runs, each in its own process; 0: all in this process, without memory per run.",
         ),
     ] = 1,
+    on_other_machine: OnOtherMachine = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -153,7 +156,7 @@ def compare(
     from fedsdr.experiments.compare import compare as compare_grid
 
     with resumable("to continue, repeat the command"):
-        sheets = compare_grid(grid, to, jobs)
+        sheets = compare_grid(grid, to, jobs, on_other_machine)
     print_sheets(sheets, as_json)
 
 
@@ -250,7 +253,7 @@ def chat(
     from fedsdr.federation.export import open_chat
 
     if as_json and question is None:
-        raise UserError("chat --json answers one question: give it by --question")
+        raise UserError("chat --json answers one question: set --question")
     ask = open_chat(run_dir, max_new_tokens)
     for text in [question] if question is not None else read_questions():
         answers = ask(text)
@@ -263,16 +266,16 @@ def chat(
 @app.command()
 def export(
     run_dir: RunDir,
-    to: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    to: Annotated[Path, typer.Argument(help="A new folder.")],
     merged: Annotated[
         bool, typer.Option("--merged", help="A whole model with the adapter merged into it.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="Of a merged model: float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="For a merged model: float32, bfloat16, float16.")] = "float32",
     push_to_hub: Annotated[
-        str, typer.Option(help="Upload what was written to this repository of the Hugging Face hub.")
+        str, typer.Option(help="Upload the exported folder to this repository on the Hugging Face hub.")
     ] = "",
     client: Annotated[
-        str, typer.Option(help="The personalised model of this client (simulations only).")
+        str, typer.Option(help="Export the personalised model of this client (simulations only).")
     ] = "",
     gguf_lora: Annotated[
         bool,
@@ -289,7 +292,7 @@ def export(
     from fedsdr.federation.model_card import push
 
     if dtype not in ("float32", "bfloat16", "float16") or (dtype != "float32" and not merged):
-        raise UserError(f"--dtype {dtype}: give float32, bfloat16 or float16, with --merged")
+        raise UserError(f"--dtype {dtype}: set float32, bfloat16 or float16, with --merged")
     if gguf_lora and merged:
         raise UserError("--gguf-lora converts an adapter: leave out --merged")
     export_round(run_dir, to, server_round, client, merged, dtype)  # type: ignore[arg-type]
@@ -306,7 +309,7 @@ def export(
 @app.command()
 def clean(
     run_dir: RunDir,
-    keep: Annotated[str, typer.Option(help="last, or a number: every so many rounds, and the last.")],
+    keep: Annotated[str, typer.Option(help="last, or a number n: every n-th round and the last.")],
     as_json: AsJson = False,
 ) -> None:
     """Remove rounds of a run that are no longer needed; it can still be resumed, evaluated and exported."""
@@ -315,7 +318,7 @@ def clean(
     from fedsdr.storage import locked
 
     if keep != "last" and not (keep.isdecimal() and int(keep)):
-        raise UserError(f"--keep {keep}: give last, or a number of rounds")
+        raise UserError(f"--keep {keep}: set last, or a number of rounds")
     settings, run = read_settings(run_dir), RunFolder(run_dir)
     kept = settings.server.model_copy(update={"keep_rounds": keep})
     with locked(run_dir, 0):
@@ -334,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
         app(argv)
     except UserError as error:
         sys.exit(_fail(str(error)))
-    except OSError as error:  # a full disk, a folder without permission: the system's words say which
+    except OSError as error:  # a full disk, a folder without permission: the system's message says which
         sys.exit(_fail(str(error)))
 
 

@@ -17,7 +17,7 @@ ServerDir = Annotated[
 @deploy.command("init")
 def deploy_init(
     folder: Annotated[
-        Path, typer.Argument(help="A new folder; it gets one folder for the server and one for each client.")
+        Path, typer.Argument(help="A new folder, for the server's folder and one for each client.")
     ],
     clients: Annotated[str, typer.Option(help="Names of the clients, separated by commas.")],
     address: Annotated[
@@ -25,7 +25,7 @@ def deploy_init(
     ] = "localhost:8443",
     model: Annotated[str, typer.Option(help="Base model of the federation.")] = "smollm2-135m-instruct",
 ) -> None:
-    """Write what organisations need to run a federation over Flower: certificates, keys, configurations."""
+    """Set up a federation over Flower between organisations: certificates, keys, configurations."""
     from fedsdr.deployment.init import init, is_local
 
     server, *others = init(folder, split_names(clients), address, model)
@@ -66,7 +66,7 @@ def deploy_renew(
     """Renew the server's certificate for a year. Then restart SuperLink and proxy."""
     from fedsdr.deployment.certificates import renew
 
-    print(f"{server / 'server.crt'}: good until {renew(server):%Y-%m-%d}")
+    print(f"{server / 'server.crt'}: valid until {renew(server):%Y-%m-%d}")
 
 
 @deploy.command("peers")
@@ -74,12 +74,12 @@ def deploy_peers(
     file: Annotated[Path, typer.Argument(help="This client's node.toml.")],
     keys: Annotated[Path, typer.Argument(help="A folder with the clients' public keys, <client>.pub.")],
 ) -> None:
-    """At a client: take the others' public keys, for secure aggregation, and show their fingerprints."""
+    """At a client: import the others' public keys for secure aggregation, and show their fingerprints."""
     from fedsdr.deployment.keys import take_peers
 
     for client, fingerprint in take_peers(file, keys).items():
         print(f"{client}: {fingerprint}")
-    print("ask each client for its own, by `ssh-keygen -lf node.key.pub`: the server could have sent others")
+    print("verify them with each client (`ssh-keygen -lf node.key.pub`): the server could have sent others")
 
 
 def node(

@@ -1,4 +1,4 @@
-"""`fedsdr settings` and `fedsdr init`: finding one's way."""
+"""`fedsdr settings` and `fedsdr init`: guidance for new users."""
 
 import sys
 from pathlib import Path
@@ -81,7 +81,7 @@ def init(
 
 
 def _ask(given: str | None, option: str, question: str, default: str) -> str:
-    """What was given, or what the user answers; the default, which is said, where no one can be asked."""
+    """The given value, or the answer; the default, which is printed, if there is no terminal to ask."""
     if given is not None:
         return given
     if not sys.stdin.isatty():
@@ -91,7 +91,7 @@ def _ask(given: str | None, option: str, question: str, default: str) -> str:
 
 
 def _data(words: str) -> dict[str, Any]:
-    """The section [data] of a folder of domains, or of files.
+    """The section [data] for a folder of domains, or for files.
 
     Raises:
         UserError: A path does not exist.

@@ -1,6 +1,7 @@
-"""`fedsdr measure` and `fedsdr analyze`: what the paper claims, measured on runs or on a file of pairs.
+"""`fedsdr measure` and `fedsdr analyze`: the paper's claims, measured on runs or on a file of pairs.
 
-`fedsdr probe` and `fedsdr judge-probe`: whether rewriting is likely to pay, and how well that is foreseen.
+`fedsdr probe` and `fedsdr judge-probe`: whether rewriting is likely to help, and how well that can be
+predicted.
 """
 
 from pathlib import Path
@@ -28,7 +29,7 @@ Judge = Annotated[
     str, typer.Option(help="Base URL of an OpenAI-compatible server with a judge (winrate, paradox).")
 ]
 RunPrograms = Annotated[
-    bool, typer.Option("--run-programs", help="Run the tests that the data carry; they are programs.")
+    bool, typer.Option("--run-programs", help="Run the tests in the data; they are programs.")
 ]
 JudgeModel = Annotated[str, typer.Option(help="Name of the judge on that server.")]
 
@@ -57,15 +58,15 @@ def measure(
         ),
     ] = "",
     tasks: Annotated[
-        str, typer.Option(help="Names of benchmarks or of retention's tasks, with commas.")
+        str, typer.Option(help="Names of benchmarks or of retention's tasks, separated by commas.")
     ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Questions of each task; 0: all (retention: 500).")] = 0,
     run_programs: RunPrograms = False,
     scales: Annotated[
         str,
         typer.Option(
-            help="Factors lambda of what a run added to the base, separated by commas (frontier). Default:"
-            " 0.125 to 1.5 of fedit and local-only, 0.5 and 1 of other methods."
+            help="Scales lambda of a run's change of the base, separated by commas (frontier). Default:"
+            " 0.125 to 1.5 for fedit and local-only, 0.5 and 1 for other methods."
         ),
     ] = "",
     rounds: Annotated[
@@ -131,7 +132,7 @@ def probe(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say for each client whether rewriting is likely to pay. Takes minutes; trains and writes nothing."""
+    """Predict for each client whether rewriting will help. Takes minutes; trains and writes nothing."""
     progress.show(quiet)
     from fedsdr.experiments.probe import probe as probe_clients
     from fedsdr.experiments.probe import probe_sheet
@@ -143,11 +144,11 @@ def probe(
 def judge_probe(
     cases: Annotated[
         Path,
-        typer.Argument(help="A .jsonl file; docs/probe.md says what a line holds.", metavar="CASES"),
+        typer.Argument(help="A .jsonl file, in the format of docs/probe.md.", metavar="CASES"),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Judge `fedsdr probe` by trainings whose outcome is known."""
+    """Evaluate `fedsdr probe` on trainings with known outcomes."""
     from fedsdr.experiments.probe import cases_sheet, judge_cases
 
     _print_found(judge_cases(cases), cases_sheet, as_json)

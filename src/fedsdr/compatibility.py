@@ -1,6 +1,6 @@
-"""Which settings go together, which do not, and why.
+"""Which settings can be combined, which cannot, and why.
 
-The rules are data (`rules`): `check` refuses settings by them, and `fedsdr methods` and docs list them.
+The rules are data (`rules`): `check` enforces them, and `fedsdr methods` and docs list them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +30,7 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
     "server.optimizer": OPTIMIZERS,
     "distill.prompts": PROMPTS,
 }
-"""Settings that choose a row of a table, and the table."""
+"""Setting that selects a row of a table -> the table."""
 
 CHOICES: Mapping[str, Mapping[str, Any]] = {
     **{key: table for key, table in TABLES.items() if key != "distill.prompts"},
@@ -38,18 +38,18 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
     "communication.dtype": dict.fromkeys(get_args(MessageDtype)),
     "privacy.kind": dict.fromkeys(get_args(PrivacyKind)),
 }
-"""Settings with a few named values that not all go together, and the values."""
+"""Setting with a few named values that cannot all be combined -> the values."""
 
 
 def check(settings: Any) -> None:
-    """Refuse settings that do not go together.
+    """Reject settings that cannot be combined.
 
     Args:
-        settings: `config.Settings`, each section of which is already checked.
+        settings: `config.Settings`, with each section already checked.
 
     Raises:
-        UserError: A name is in no table, or its plugin could not be loaded.
-        ValueError: With one line for each rule that is broken: the settings, why, and how to fix it.
+        UserError: A name is not in its table, or its plugin could not be loaded.
+        ValueError: One line for each violated rule: the settings, the reason, and how to fix it.
     """
     load_plugins()
     unknown = Problems()
@@ -76,7 +76,7 @@ def check(settings: Any) -> None:
 
 
 def allowed_with(key: str, name: str) -> dict[str, list[str]]:
-    """Name what goes with one choice, for each of the other choices."""
+    """For each other setting, the values that can be combined with one choice."""
     return {
         other: [n for n in names if not any(any(_broken(rule, {key: name, other: n})) for rule in RULES)]
         for other, names in CHOICES.items()
@@ -85,7 +85,7 @@ def allowed_with(key: str, name: str) -> dict[str, list[str]]:
 
 
 def as_json() -> dict[str, Any]:
-    """All tables, and the pairs that go together: setting -> name -> other setting -> its names."""
+    """All tables, and the allowed pairs: setting -> name -> other setting -> its names."""
     load_plugins()
     tables = {
         key: {name: {"summary": row.summary, "paper": row.paper} for name, row in table.items()}
@@ -97,7 +97,7 @@ def as_json() -> dict[str, Any]:
 
 
 def as_text() -> str:
-    """All tables, and what goes with what, for the terminal."""
+    """All tables and allowed combinations, for the terminal."""
     load_plugins()
     lines = []
     width = max(len(name) for table in TABLES.values() for name in table) + 2
@@ -115,7 +115,7 @@ def as_text() -> str:
 
 
 def as_markdown() -> str:
-    """What goes with what, as the tables of docs/methods.md."""
+    """The allowed combinations, as the tables of docs/methods.md."""
     lines = ["| with | only | because the former |", "|---|---|---|"]
     lines += [f"| {under} | {needs} | {reason} |" for under, needs, reason in _rows("`", "<br>")]
     lines += ["", "| setting | used with |", "|---|---|"]
@@ -124,13 +124,13 @@ def as_markdown() -> str:
 
 
 def as_used(key: str) -> str:
-    """Under which choices alone a setting is read; "" for one that all read."""
+    """The only choices that use a setting; "" if all do."""
     found = [use for use in USES if use.setting in (key, key.partition(".")[0]) and key != use.key]
     return " ".join(_words(use.key, use.by, "") for use in found)
 
 
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
-    """Conditions, requirements and reason of each rule, in words."""
+    """Conditions, requirements and reason of each rule, as text."""
     for rule in RULES:
         if not all(_names(key, test) for key, test in rule.under.items()):
             continue  # no row of a plugin is there
@@ -139,7 +139,7 @@ def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _used(quote: str) -> Iterator[tuple[str, str]]:
-    """Each setting that only some choices use, and these, in words."""
+    """Each setting that only some choices use, and these choices, as text."""
     for use in USES:
         setting = use.setting if "." in use.setting else f"[{use.setting}]"
         apart = "".join(f" but {quote}{name}{quote}" for name in use.but)
@@ -153,12 +153,12 @@ def _words(key: str, test: Test, quote: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value as a recipe has it, names without quotes."""
+    """A value as in a recipe, with names unquoted."""
     return {"": '""', "()": "[]", "False": "false", "True": "true"}.get(str(value), str(value))
 
 
 def _listed(values: Iterable[Any], every: Iterable[Any], shown: Callable[[Any], str] = repr) -> str:
-    """Values in words: "a, b or c", or "any but d" where that is shorter."""
+    """Values as text: "a, b or c", or "any but d" if that is shorter."""
     chosen = list(values)
     others = [value for value in every if value not in chosen]
     few, last = (others, " and ") if 0 < len(others) < len(chosen) else (chosen, " or ")
@@ -173,7 +173,7 @@ def _names(key: str, test: Test) -> list[Any]:
 
 
 def _broken(rule: Rule, chosen: Mapping[str, Any]) -> Iterator[str]:
-    """A message for each requirement of a rule that is not met; of settings that are chosen alone."""
+    """A message for each violated requirement of a rule, for settings that name a choice."""
     if not all(key in chosen and chosen[key] in _names(key, test) for key, test in rule.under.items()):
         return
     found = " and ".join(f"{key} = {chosen[key]!r}" for key in rule.under)
@@ -196,7 +196,7 @@ def _instead(key: str, test: Test) -> str:
 
 
 def _unused(use: Use, settings: Any) -> Iterator[str]:
-    """A message for each setting that differs from its default and that nothing reads."""
+    """A message for each setting that differs from its default but is not used."""
     chosen = attrgetter(use.key)(settings)
     if chosen in _names(use.key, use.by):
         return

@@ -1,8 +1,7 @@
 """Settings: what determines a run, as one frozen, checked object. `recipe` reads it from a file.
 
-Each key is documented under its default. The sections of training are in `config_training`. Types and ranges
-are checked here, and what goes with what in `compatibility`. An error names the key, the value, and how to
-fix it.
+Each key is documented under its default. The training sections are in `config_training`. Types and ranges are
+checked here, combinations in `compatibility`. An error names the key, the value, and how to fix it.
 """
 
 import re
@@ -32,7 +31,7 @@ from fedsdr.rows import MessageDtype, PrivacyKind
 LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
 LogTo = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Scale = Annotated[float, Field(ge=LEAST_SCALE, le=MOST_SCALE, allow_inf_nan=False)]
-"""Beyond these, noise would be infinite in float32, or epsilon beyond 10^12."""
+"""Outside these limits, noise would be infinite in float32, or epsilon above 10^12."""
 
 
 class Run(Section):
@@ -41,24 +40,25 @@ class Run(Section):
     dir: str = ""
     """The run's folder; empty: runs/<recipe>-<method>-seed<seed>."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of initial adapters, data order and the draw of clients."""
+    """Seed of initial adapters, data order and client sampling."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads for computing; 0: all cores. Fixed at start, since it changes the last bits of results."""
+    """Threads for computing; 0: all cores. Fixed at the start, since it changes the last bits of results."""
     engine: Literal["local", "simulation"] = "local"
-    """local: one client after the other, in this process. simulation: several at a time, by Flower's
-    simulation on Ray (`fedsdr[simulation]`); equal bytes at equal threads."""
+    """local: clients run sequentially in this process. simulation: several clients run in parallel, by
+    Flower's simulation on Ray (`fedsdr[simulation]`); bit-identical results with the same number of
+    threads."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Workers of the simulation engine; 0: as many as threads or GPUs allow."""
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of a worker of the simulation engine; 0.5 puts two workers on one."""
+    """GPUs per worker of the simulation engine; 0.5 puts two workers on one GPU; 0: one, if there is any."""
     ray: str = ""
-    """Address of a running Ray cluster, or "auto"; empty: Ray is started on this machine for the run."""
+    """Address of a running Ray cluster, or "auto"; empty: start Ray on this machine for the run."""
     cache: str = ""
-    """A folder that keeps rewritings and what the base model scored, for other runs to reuse; empty: the
-    clients' own folders."""
+    """Folder that shares rewritings and scores of the base model between runs; empty: the clients' own
+    folders."""
     log_to: tuple[LogTo, ...] = ()
-    """Loggers that receive the numbers of the run, such as ["tensorboard"] (docs/python.md). They change no
-    result; each is an extra of the package."""
+    """Loggers that receive the metrics of the run, such as ["tensorboard"] (docs/python.md). They do not
+    affect results; each is an extra of the package."""
 
 
 class Model(Section):
@@ -69,28 +69,28 @@ class Model(Section):
     revision: str = ""
     """Branch, tag or commit for a hub id; empty: the default branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the base weights and of computing; auto: bfloat16 where the machine is fast in it."""
+    """Type of the base weights and of computation; auto: bfloat16 where it is fast."""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """Load the base through bitsandbytes."""
     attention: Literal["auto", "grouped", "packed", "eager", "sdpa"] = "auto"
-    """auto: grouped on processors, sdpa on GPUs. grouped is ours: examples of a batch lie one after the
-    other without padding, and the backward pass needs less memory. packed lays them out alike, under torch's
-    fused attention; it was not tried on a GPU. eager and sdpa are transformers' own, with padded batches."""
+    """auto: grouped on CPUs, sdpa on GPUs. grouped is our own: examples of a batch are packed into one row
+    without padding, and the backward pass needs less memory. packed uses the same layout with torch's fused
+    attention; it is untested on GPUs. eager and sdpa are transformers' own, with padded batches."""
     checkpointing: Literal["auto", "off", "on"] = "auto"
-    """on: activations are recomputed in the backward pass instead of stored: a third more work,
-    a fraction of the memory. auto: on where an estimate with states kept takes more than half of a GPU's free
-    memory, else off; in a deployment, of the server's."""
+    """on: activations are recomputed in the backward pass instead of stored: a third more work, a fraction of
+    the memory. auto: on if an estimate with stored activations exceeds half of a GPU's free memory, otherwise
+    off; in a deployment, of the server's GPU."""
     max_length: Annotated[int, Field(ge=16)] = 512
-    """Longest conversation in tokens; what is longer loses the end of its response, never the prompt."""
+    """Longest conversation in tokens; longer ones lose the end of their response, never the prompt."""
     chat_template: Literal["own", "plain"] = "own"
-    """own: the one that comes with the tokenizer. plain: instruction and response under headings
+    """own: the tokenizer's template. plain: instruction and response under headings
     (docs/models.md), for base models without a template."""
     template_args: dict[str, bool | int | float | str] = {}
-    """What the chat template is given besides the turns, such as {enable_thinking = false}."""
+    """Extra arguments of the chat template, such as {enable_thinking = false}."""
     date: str = "2026-01-01"
-    """The day that it is for chat templates which write the date, so that a run can be repeated."""
+    """The date used by chat templates that write it, so that a run can be repeated."""
     trust_remote_code: bool = False
-    """Run Python code that comes with a hub model. Off unless you have read it."""
+    """Run Python code from a hub model. Leave it off unless you have read the code."""
 
     @field_validator("template_args")
     @classmethod
@@ -107,26 +107,27 @@ class Model(Section):
         return value
 
     def __hash__(self) -> int:
-        """Hash what may be hashed, so that models can be remembered by it."""
+        """Hash the hashable fields, so that models can be cached."""
         return hash(self.model_dump_json())
 
 
 class Reading(Section):
-    """How rows become examples: keys of [data], for all domains, and of a source, whose own win."""
+    """How rows become examples: keys of [data] for all domains, overridden by those of a source."""
 
     columns: dict[str, str] = {}
-    """Which column feeds which field, such as {response = "answer"}; fields as in `Example`, and client and
-    messages. A text with columns in braces is filled from them: {context = "{title}: {body}"}; points lead
-    into nested objects; "" switches a field off. A column named here feeds no other field by its name."""
+    """Maps fields to columns, such as {response = "answer"}; fields as in `Example`, and client and messages.
+    A text with columns in braces is a template: {context = "{title}: {body}"}; dots lead into nested objects;
+    "" switches a field off. A column listed here feeds no other field by its name."""
     label_names: tuple[str, ...] = ()
-    """Names of numbered labels, that of 0 first; true and false are 1 and 0."""
+    """Names of numbered labels, starting with 0; true and false are 1 and 0."""
     choices_after: str = ""
-    """Text in the prompt after which its lines list the choices, such as "OPTIONS:"; for rows without."""
+    """Marker in the prompt, such as "OPTIONS:", followed by lines with the choices; for rows without
+    choices."""
     where: dict[str, str | tuple[str, ...]] = {}
-    """Only rows whose columns have these values, such as {task = "fix_*"}; a list: any of them."""
+    """Use only rows whose columns have these values, such as {task = "fix_*"}; a list: any of them."""
     train_on: Literal["", "last", "all"] = ""
-    """Which answers of a conversation are trained on, and rewritten: the last, or all, each with the turns
-    before it. "" in a source: as [data] has it; there: the last."""
+    """Which answers of a conversation are trained on and rewritten: the last, or all, each with the earlier
+    turns. "" in a source: as in [data], where it means the last."""
 
 
 class Source(Reading):
@@ -135,7 +136,8 @@ class Source(Reading):
     domain: str
     """Name of the domain."""
     preset: str = ""
-    """One of the paper's sets: fingpt, mathinstruct, codealpaca, alpaca, medalpaca. Sets hub and columns."""
+    """One of the paper's data sets: fingpt, mathinstruct, codealpaca, alpaca, medalpaca. Sets hub and
+    columns."""
     train: str = ""
     """Training examples: a .jsonl, .json, .csv, .tsv or .parquet file, a pattern such as "parts/*.jsonl", or
     a data set folder of Hugging Face `datasets`."""
@@ -148,83 +150,83 @@ class Source(Reading):
     train_split: str = "train"
     """Split with the training examples."""
     test_split: str = ""
-    """Split with the test examples; empty: taken off the training examples as above."""
+    """Split with the test examples; empty: split off the training examples as above."""
     test_share: Share = 0.1
-    """Share of the examples that becomes the test set where none is given."""
+    """Share of the examples that becomes the test set if there is none."""
     stream: Annotated[int, Field(ge=0)] = 0
-    """Rows that are read of each split of a hub set, out of a shuffled stream, so that a large set is not
-    fetched whole; num_train and num_test draw from them. 0: all."""
+    """Rows to read from each split of a hub data set, from a shuffled stream, so that a large set is not
+    downloaded in full; num_train and num_test sample from them. 0: all."""
 
 
 class Data(Reading):
-    """[data]: which examples there are."""
+    """[data]: the examples."""
 
     root: str = ""
-    """A folder with <domain>/train.jsonl and <domain>/test.jsonl, or files of another format that `sources`
-    take; wins over `sources`."""
+    """Folder with <domain>/train.jsonl and <domain>/test.jsonl, or files in another format that `sources`
+    accept; takes precedence over `sources`."""
     sources: tuple[Source, ...] = ()
-    """Domains from elsewhere; with neither `root` nor `sources` the built-in data is used."""
+    """Domains from other places; without `root` and `sources`, the built-in data is used."""
     built_in: Literal["domains", "disputed"] = "domains"
-    """Which built-in data: five domains, or facts that some clients contradict (docs/data.md)."""
+    """Which built-in data: five domains, or facts that some clients dispute (docs/data.md)."""
     domains: tuple[str, ...] = ()
-    """Only these domains, in this order; empty: all, sorted by name."""
+    """Use only these domains, in this order; empty: all, sorted by name."""
     num_train: Annotated[int, Field(ge=0)] = 0
-    """Training examples drawn from each domain; 0: all."""
+    """Training examples sampled from each domain; 0: all."""
     num_test: Annotated[int, Field(ge=0)] = 0
-    """Test examples drawn from each domain; 0: all."""
+    """Test examples sampled from each domain; 0: all."""
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be used, prompts longer than model.max_length among them, and count them by
-    reason; else they are an error."""
+    """Leave out unusable rows, including prompts longer than model.max_length, and count them by reason;
+    otherwise they are an error."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of each domain's training examples that is kept out of training, to choose settings by."""
+    """Share of each domain's training examples held out of training, for choosing settings."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the draw and the partition. Apart from run.seed, so that runs with different seeds see the
-    same examples."""
+    """Seed of sampling and partition. Separate from run.seed, so that runs with different seeds see the same
+    examples."""
 
 
 class Partition(Section):
-    """[partition]: which client holds which examples."""
+    """[partition]: how examples are divided among clients."""
 
     kind: Literal["domain", "iid", "dirichlet", "quantity", "pathological", "natural"] = "domain"
-    """domain: each domain at its own client(s); the others are in docs/data.md."""
+    """domain: each domain has its own client(s); docs/data.md describes the others."""
     num_clients: Annotated[int, Field(ge=0)] = 0
     """Number of clients; 0: one per domain (domain), or one per id (natural). More than domains
     splits each domain evenly."""
     by: Literal["domain", "label"] = "domain"
-    """What dirichlet and pathological make uneven."""
+    """The property that dirichlet and pathological distribute unevenly."""
     alpha: Positive = 0.5
     """Concentration of dirichlet and quantity; smaller is more uneven."""
     classes_per_client: Count = 2
-    """Classes that a client of pathological holds."""
+    """Classes per client (pathological)."""
     id_column: str = "client"
     """Key of the raw record that names its client (natural)."""
     min_examples: Count = 1
-    """Fewest training examples that a client may end up with."""
+    """Minimum number of training examples of a client."""
 
 
 class Federation(Section):
-    """[federation]: waiting for clients on other machines. The local engine needs none of it."""
+    """[federation]: waiting for clients on other machines. The local engine ignores it."""
 
     num_clients: Annotated[int, Field(ge=0)] = 0
-    """Clients that must have connected before the run begins. Flower's engines need it; 0: all there are."""
+    """Clients that must connect before the run begins. Required by Flower's engines; 0: all clients."""
     wait: Positive = 600.0
-    """Seconds to wait for them, and later for a quorum of the sampled clients, before the run stops."""
+    """Seconds to wait for them, and later for a quorum of sampled clients, before the run stops."""
     timeout: Positive = 3600.0
-    """Seconds that a client has to train or to evaluate; later replies are dropped. A client that restarts
-    within a round costs the same time, since its message is lost."""
+    """Time limit in seconds for a client to train or to evaluate; later replies are dropped. A client that
+    restarts within a round costs the same time, since its message is lost."""
     prepare: Positive = 43_200.0
-    """Seconds beyond `wait` for clients to rewrite their responses; Flower keeps messages so long."""
+    """Seconds beyond `wait` for clients to rewrite their responses; Flower keeps messages that long."""
     nodes: str = ""
-    """Folder where `fedsdr deploy register` keeps which key is whose; `fedsdr run --on` sets it. A client
-    with another key is not let in. "": clients are believed who they say they are."""
+    """Folder of the keys registered by `fedsdr deploy register`; set by `fedsdr run --on`. A client with
+    another key is not admitted. "": client names are not verified."""
 
 
 class Communication(Section):
-    """[communication]: what travels from the clients to the server."""
+    """[communication]: messages from the clients to the server."""
 
     dtype: MessageDtype = "float32"
-    """float32: values as they are. float16 and int8: changes, in half and a quarter of the bytes; what is
-    lost in rounding stays at the client and is added to its next change (error feedback)."""
+    """float32: exact values. float16 and int8: changes, in half and a quarter of the bytes; the rounding
+    error stays at the client and is added to its next change (error feedback)."""
 
 
 class Privacy(Section):
@@ -233,43 +235,44 @@ class Privacy(Section):
     kind: PrivacyKind = "none"
     """central: a trusted server clips and adds noise. local: each client does."""
     clip: Scale = 1.0
-    """C: Euclidean norm to which a client's change of the shared adapter in one round is scaled down."""
+    """C: Euclidean norm bound for a client's change of the shared adapter in one round."""
     noise: Scale = 1.0
-    """sigma: standard deviation of the noise over C."""
+    """sigma: standard deviation of the noise, as a multiple of C."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """Probability that epsilon does not hold; well below one over the number of clients."""
+    """Probability that epsilon does not hold; choose it well below one over the number of clients."""
     budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Largest epsilon; a run that would spend more is refused before it trains; 0: any."""
+    """Maximum epsilon; a run that would spend more is rejected before training; 0: no limit."""
     source: Literal["secure", "seeded"] = "secure"
-    """Of the noise: the system's cryptographic source, or run.seed, which repeats it and protects nothing."""
+    """Source of the noise: the system's cryptographic one, or run.seed, which is repeatable but no
+    protection."""
     secure_aggregation: bool = False
-    """The server learns the sum of the clients' changes, and no change of one client. For rounds of three
-    clients or more; no cryptographer has reviewed it."""
+    """The server learns only the sum of the clients' changes. Needs at least three clients per round; no
+    cryptographer has reviewed it."""
 
 
 class Eval(Section):
-    """[eval]: what is measured on the clients' test examples."""
+    """[eval]: measurements on the clients' test examples."""
 
     every: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Evaluate every so many rounds; 0: only the base model and the last round. auto: about ten times in a
-    run of 20 rounds or more, else 0."""
+    """Evaluate every n rounds; 0: only the base model and the last round. auto: about ten times in a run of
+    20 rounds or more, otherwise 0."""
     on: Literal["test", "validation"] = "test"
-    """Which examples models are scored on; validation: those that data.validation keeps out."""
+    """Examples to score models on; validation: those held out by data.validation."""
     rewritings: bool = True
-    """Also rewrite the test responses and give the held-out loss on them."""
+    """Also rewrite the test responses and report the held-out loss on them."""
     max_new_tokens: Count = 160
     """Longest answer."""
     batch_size: Count = 48
-    """Answers written at a time."""
+    """Number of answers generated together."""
     text_scores: Literal["off", "free text", "all"] = "free text"
-    """Whose answers are compared with the true response by exact match, token F1 and ROUGE-L. free text: of
-    examples without label, answer, facts and tests, which have no other score."""
+    """Which answers are compared with the true response by exact match, token F1 and ROUGE-L. free text:
+    answers to examples without label, answer, facts and tests, which have no other score."""
     code_timeout: Positive = 5.0
-    """Seconds that a program written by the model may run."""
+    """Time limit in seconds for a program written by the model."""
     run_programs: bool = False
-    """Run the tests that examples carry, with the programs that the model writes. Both are code: leave it off
-    unless you trust the data (docs/threat_model.md). Off: such examples count as having no tests. The
-    built-in data are trusted, and at a node of a deployment its own run-programs counts."""
+    """Run the tests of examples, with the programs that the model writes. Both are code: leave it off unless
+    you trust the data (docs/threat_model.md). Off: tests are ignored. The built-in data are trusted; a
+    deployed node uses its own run-programs setting."""
 
 
 class Settings(Section):
@@ -296,7 +299,7 @@ class Settings(Section):
 
     @property
     def adapter(self) -> Lora:
-        """Shape of the adapters that the method has."""
+        """Shape of the method's adapters."""
         times = METHODS[self.method].times_rank
         ranks = {client: times * rank for client, rank in self.lora.client_ranks.items()}
         wide = self.lora.widened(times * self.lora.rank)
@@ -304,14 +307,14 @@ class Settings(Section):
 
     @property
     def eval_every(self) -> int:
-        """Evaluate every so many rounds; 0: only the base model and the last round."""
+        """Evaluate every n rounds; 0: only the base model and the last round."""
         if self.eval.every != "auto":
             return self.eval.every
         return self.server.num_rounds // 10 if self.server.num_rounds >= 20 else 0
 
     @property
     def runs_programs(self) -> bool:
-        """Whether examples keep their `tests`: by consent, or since they are the built-in ones."""
+        """Whether examples keep their `tests`: with consent, or for the built-in data."""
         return self.eval.run_programs or not (self.data.root or self.data.sources)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Settings of federated training: adapters, self-distillation, local update, server, single methods."""
+"""Settings of federated training: adapters, self-distillation, local update, server, specific methods."""
 
 from typing import Annotated, Literal, Self
 
@@ -13,7 +13,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A table of the recipe: frozen, unknown keys refused, no silent conversion of types."""
+    """A table of the recipe: frozen, without unknown keys or silent type conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -26,15 +26,15 @@ class Lora(Section):
     alpha: Positive = 16.0
     """Scale is alpha / rank."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
-    """Names of the linear layers that get adapters, such as ["q_proj", "v_proj"]."""
+    """Names of the linear layers with adapters, such as ["q_proj", "v_proj"]."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the input of the adapters in training."""
     client_ranks: dict[str, Count] = {}
-    """Rank of the shared adapter at the clients that have a smaller one, by client id; the server and all
-    others have `rank`. The scale stays alpha / rank, and private adapters keep `rank`."""
+    """Rank of the shared adapter at clients with a smaller one, by client id; the server and all other
+    clients use `rank`. The scale stays alpha / rank, and private adapters keep `rank`."""
 
     def __hash__(self) -> int:
-        """Hash what may be hashed, so that models can be remembered by it."""
+        """Hash the hashable fields, so that models can be cached."""
         return hash((self.rank, self.alpha, self.targets, self.dropout))
 
     def rank_of(self, client: str) -> int:
@@ -50,8 +50,8 @@ class Lora(Section):
         for client, rank in self.client_ranks.items():
             if rank >= self.rank:
                 raise ValueError(
-                    f"client_ranks.{client} = {rank} is not below rank = {self.rank}, which the server and"
-                    " all clients not named have: set less, or leave it out"
+                    f"client_ranks.{client} = {rank} is not below rank = {self.rank}, that of the server and"
+                    " all other clients: set a smaller one, or leave it out"
                 )
         return self
 
@@ -60,40 +60,40 @@ class Distill(Section):
     """[distill]: how the model rewrites the responses before round 1."""
 
     verify: Literal["off", "answer", "answer+likelihood"] = "off"
-    """off: what a rewriting says is not checked (the paper's FedSD); only empty, cut-off, refusing and
-    self-referring ones, and what is too long, fall back to the true response. answer: one that loses
-    the label, final answer, facts or tests falls back too (ours, beyond the paper). answer+likelihood: so
-    does one of a labelled example where the rewriting raises the base model's likelihood of another choice
-    more than that of the label. It errs as the model does: see the shares taught by label."""
+    """off: the content of a rewriting is not checked (the paper's FedSD); only empty, truncated, refusing and
+    self-referring rewritings, and those too long, fall back to the true response. answer: a rewriting that
+    loses the label, final answer, facts or tests falls back too (our addition). answer+likelihood: for
+    labelled examples, also one that raises the base model's likelihood of another choice more than that of
+    the label. It shares the model's errors: see the shares used by label."""
     only: Literal["all", "likelier", "representative"] | tuple[str, ...] = "all"
-    """Which training responses are rewritten; the others are taught as they are. A list: those of these
-    domains. likelier: those whose rewriting passes the checks and is likelier to the base model than the true
-    response, by mean log p of a token. representative: one for each cluster of a client's examples, as FedHDS
-    chooses. Test responses are always rewritten, so that losses on them compare."""
+    """Which training responses are rewritten; the others are used unchanged. A list: those of these domains.
+    likelier: those whose rewriting passes the checks and is likelier under the base model than the true
+    response, by mean log p per token. representative: one for each cluster of a client's examples, selected
+    as in FedHDS. Test responses are always rewritten, so that losses on them are comparable."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("reference", "paraphrase", "turn")
     """Rewriting prompts, tried in order until the checks pass; without checks only the first."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """0: greedy. The paper leaves the sampling open."""
+    """Sampling temperature; 0: greedy. The paper leaves the sampling open."""
     top_p: Share = 1.0
-    """Nucleus of the sampling; 1: the whole vocabulary."""
+    """Nucleus sampling probability; 1: the whole vocabulary."""
     max_new_tokens: Count = 192
-    """Longest rewriting; what is cut off there falls back to the true response."""
+    """Longest rewriting in tokens; truncated rewritings fall back to the true response."""
     batch_size: Count = 48
-    """Responses rewritten at a time; by a server, responses saved at a time."""
+    """Responses rewritten together; with a server, responses saved together."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the sampling. Apart from run.seed, so that runs may share rewritings."""
+    """Seed of the sampling. Separate from run.seed, so that runs can share rewritings."""
     url: str = ""
-    """Base address of an OpenAI-compatible server that rewrites, such as http://localhost:8000/v1; empty:
-    the model of this process. It sees the client's prompts and responses, so it must be the client's own.
-    An API key, if needed, is read from the environment variable FEDSDR_API_KEY."""
+    """Base address of an OpenAI-compatible server that rewrites, such as http://localhost:8000/v1; empty: the
+    model of this process. The server receives the client's prompts and responses, so it must be the client's
+    own. An API key, if needed, is read from the environment variable FEDSDR_API_KEY."""
     num_requests: Count = 48
-    """Requests that the server has at a time."""
+    """Number of concurrent requests to the server."""
     served_name: str = ""
-    """Name of the model there. Self-distillation means the run's own model. With another one as teacher, the
-    run is not the FedSD or FedSDR of the paper."""
+    """Name of the model on that server. Self-distillation means the run's own model. With another model as
+    the teacher, the run is not the FedSD or FedSDR of the paper."""
     template_args: dict[str, bool | int | float | str] = {}
-    """What the server's chat template is given, such as {enable_thinking = false}: sent as
-    chat_template_kwargs, which vLLM, SGLang and llama.cpp take. Empty: not sent."""
+    """Arguments for the server's chat template, such as {enable_thinking = false}: sent as
+    chat_template_kwargs, which vLLM, SGLang and llama.cpp accept. Empty: not sent."""
 
     @model_validator(mode="after")
     def _server_is_named(self) -> Self:
@@ -114,33 +114,34 @@ class Client(Section):
     """[client]: the local update."""
 
     local_steps: Annotated[int, Field(ge=0)] = 8
-    """Optimizer steps of a stage or of a round (`budget`); 0: use local_epochs."""
+    """Optimizer steps per stage or per round (`budget`); 0: use local_epochs."""
     local_epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the client's data in each stage, instead of local_steps."""
     budget: Literal["per_stage", "per_round"] = "per_stage"
-    """per_stage: each stage takes local_steps (times its share, where its row has one). per_round: the stages
-    of a round divide local_steps among them, so that methods with one and two stages take equal steps."""
+    """per_stage: each stage takes local_steps (times its share, if it has one). per_round: the stages of a
+    round divide local_steps among them, so that methods with one and two stages take the same number of
+    steps."""
     batch_size: Count = 4
     """Examples in one forward pass."""
     accumulation: Count = 1
     """Forward passes in one optimizer step."""
     optimizer: LocalOptimizer = "adamw"
-    """adamw, or sgd: plain, without momentum. Sgd needs a larger learning_rate."""
+    """adamw, or sgd: plain, without momentum. sgd needs a larger learning_rate."""
     learning_rate: Positive = 2e-4
-    """The optimizer's rate in round 1."""
+    """Learning rate in round 1."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """How the rate falls over the rounds; within a round it is constant."""
+    """Schedule of the learning rate over rounds; it is constant within a round."""
     final_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Rate of the last round as a share of the first's (cosine and linear)."""
+    """Learning rate of the last round as a share of the first round's (cosine and linear)."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay in both optimizers: each step subtracts rate * weight_decay * w."""
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Gradients are clipped to this global norm; 0: not at all."""
+    """Gradients are clipped to this global norm; 0: no clipping."""
     drift_correction: str = "none"
     """Correction of client drift in stages that train the shared adapter: none, fedprox, l2, kl, not-true,
     scaffold or scaffold-adamw (`fedsdr methods`)."""
     mu: Positive = 0.01
-    """Weight of the term that a correction adds to the loss (fedprox, l2, kl, not-true)."""
+    """Weight of the correction's term in the loss (fedprox, l2, kl, not-true)."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
@@ -158,52 +159,53 @@ class Server(Section):
     num_rounds: Count = 3
     """Rounds of the whole run."""
     aggregation: str = "average"
-    """How the clients' factors become one target (`fedsdr methods`)."""
+    """How the clients' factors are combined into one target (`fedsdr methods`)."""
     robust: str = "none"
     """Robust aggregator (`fedsdr methods`); none: the mean weighted by example counts
     (`max_weight`). The others use no weights and hold the factors of all clients in memory."""
     num_byzantine: Annotated[int, Field(ge=0)] = 0
-    """f: how many bad clients a robust aggregator must withstand in a round."""
+    """f: number of malicious clients that a robust aggregator must tolerate in a round."""
     optimizer: str = "fedavg"
-    """How the server steps towards the target (`fedsdr methods`)."""
+    """Server optimizer: how the server steps towards the target (`fedsdr methods`)."""
     learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """eta of the server optimizer; 0: its own default (1 for momentum, 1e-3 for the adaptive ones, whose
-    steps do not shrink with the clients' changes). fedavg takes the target as it is."""
+    steps do not shrink with the clients' changes). fedavg uses the target unchanged."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment (all but fedavg)."""
+    """Decay of the first moment (all except fedavg)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the second moment (fedadam, fedyogi)."""
     tau: Positive = 1e-3
     """Added to the root of the second moment, whose first value is its square (adaptive ones); its square is
     added to the squared norm of the mean change (fedexp)."""
     mean_of_rounds: Count = 1
-    """The final shared adapter is the mean of those after the last so many rounds; 1: the last one."""
+    """The final shared adapter is the mean over the last n rounds; 1: the last one."""
     clients_per_round: Annotated[int, Field(ge=0)] = 0
-    """Clients drawn for each round; 0: all."""
+    """Clients sampled for each round; 0: all."""
     quorum: Share = 0.5
-    """Share of the sampled clients whose replies must pass validation, or the run stops."""
+    """Share of the sampled clients whose replies must pass validation; otherwise the run stops."""
     rotation: Share = 1.0
-    """lambda of fedrot: 1 rotates the clients' factors fully towards the reference, less only partly."""
+    """lambda of fedrot: 1 rotates the clients' factors fully towards the reference, smaller values only
+    partly."""
     rotation_reference: Literal["alternate", "A", "B"] = "alternate"
     """Which broadcast factor fedrot rotates towards; alternate: A in even rounds, B in odd ones."""
     max_norm: Positive = 1e4
     """A reply with a tensor of larger Euclidean norm is dropped."""
     max_change: Annotated[int, Field(ge=0)] = 10
-    """A reply that changes the shared adapter by more than so many times the round's median Euclidean norm is
-    dropped; 0: none is. Of the mean alone: robust aggregators and privacy.kind = "central" withstand large
-    changes."""
+    """A reply is dropped if its change of the shared adapter exceeds this multiple of the round's median
+    Euclidean norm; 0: no limit. For the mean only: robust aggregators and privacy.kind = "central" tolerate
+    large changes."""
     max_weight: Annotated[int, Field(ge=0)] = 10
-    """A client weighs at most so many times the median of the clients' numbers of training examples; 0: as
-    many as it says that it has."""
+    """Cap on a client's weight, as a multiple of the median of the clients' numbers of training examples; 0:
+    the number that it reports."""
     max_domains: Count = 100
-    """A reply that names more domains is dropped: each is a row of the page."""
+    """A reply with more domains is dropped: each becomes a row of the page."""
     keep_rounds: Literal["all", "last"] | Count = "all"
-    """Which rounds stay on the server's disk: all, the last alone, or each n-th and the last. Only these can
-    be exported, evaluated and measured later; a run that is stopped goes on from the last."""
+    """Which rounds stay on the server's disk: all, only the last, or every n-th and the last. Only these can
+    be exported, evaluated and measured later; a stopped run resumes from the last."""
     keep_updates: bool = False
-    """Save what each client sent in each round, to measure how similar the clients' updates are
-    (`fedsdr measure`): one adapter per client and round stays on the server's disk. A single client's
-    update says more of its data than the mean does: in a deployment each client must consent."""
+    """Save each client's update in each round, to measure how similar the updates are (`fedsdr measure`): one
+    adapter per client and round stays on the server's disk. A single client's update reveals more about its
+    data than the mean does, so in a deployment each client must consent."""
 
     @model_validator(mode="after")
     def _averaged_rounds_are_kept(self) -> Self:
@@ -221,43 +223,43 @@ class Server(Section):
 
 
 class TokenMask(Section):
-    """[token_mask]: which raw tokens are likely to the base (method token-mask)."""
+    """[token_mask]: which raw tokens are likely under the base model (method token-mask)."""
 
     perplexity: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.5
-    """1 / p of a token above which it is masked; the paper's."""
+    """Threshold on 1 / p above which a token is masked; default from the paper."""
     soft: bool = False
-    """Weigh masked tokens down by how unlikely they are, instead of leaving them out: facts are still
-    learnt (ours)."""
+    """Down-weight masked tokens by how unlikely they are instead of excluding them: facts are still learned
+    (our addition)."""
 
 
 class FedDPA(Section):
     """[feddpa]: weights of the shared and the private adapter for each test prompt (method feddpa)."""
 
     num_examples: Count = 5
-    """Training examples to which a prompt is compared."""
+    """Number of training examples to compare a prompt with."""
     weighs: Adapter = "private"
-    """Which adapter has the weight w of a prompt's likeness, the other 1 - w. private: the more alike, the
-    more of the client's own, as the paper says. shared: as its authors' code has it."""
+    """Which adapter has the similarity weight w of a prompt; the other has 1 - w. private: prompts similar to
+    the client's data use more of its own adapter, as in the paper. shared: as in its authors' code."""
     max_weight: Share = 0.5
-    """Weight for a prompt that is as the client's own."""
+    """Weight for a prompt that equals the client's own."""
 
 
 class FDLoRA(Section):
     """[fdlora]: the private adapter before round 1 (fdlora, fedsdr-once), and the fusion of both (fdlora)."""
 
     before_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps of a stage before round 1; 0: as many as client.local_steps or client.local_epochs
-    give a stage."""
+    """Optimizer steps of a stage before round 1; 0: the same as client.local_steps or client.local_epochs
+    give."""
     num_examples: Count = 5
-    """Training examples on which a fusion is tried."""
+    """Number of training examples for evaluating a fusion."""
     num_evaluations: Count = 40
-    """Fusions that are tried; some more, since the search ends with a whole sweep."""
+    """Approximate number of fusions to try; the search ends with a complete sweep."""
 
 
 class FedALA(Section):
     """[fedala]: the local aggregation at the start of a round (method fedala)."""
 
     share: Share = 0.8
-    """Share of the training examples on which its weights are learnt."""
+    """Share of the training examples for training its weights."""
     rate: Positive = 1.0
-    """Step size of those weights. The paper's 1 hardly moves them (docs/methods/fedala.md)."""
+    """Step size of these weights. The paper's value 1 hardly changes them (docs/methods/fedala.md)."""

@@ -29,21 +29,21 @@ class Unreachable(UserError):
 
 
 class Problems(list[UserError]):
-    """Errors that are gathered, so that a user sees all of them at once."""
+    """Collected errors, so that the user sees all of them together."""
 
     @contextmanager
     def gather(self) -> Iterator[None]:
-        """Keep the error of a block."""
+        """Collect the error of a block."""
         try:
             yield
         except UserError as error:
             self.append(error)
 
     def refuse(self) -> None:
-        """Raise one error for all, each text once; nothing where there are none.
+        """Raise one error for all, with each text once; do nothing if there are none.
 
         Raises:
-            UserError: The only one as it is, or a line for each.
+            UserError: The only error unchanged, or one with a line for each.
         """
         if len(self) == 1:
             raise self[0]

@@ -1,4 +1,4 @@
-"""A run as one record of numbers for each round: for loggers, callbacks and data frames."""
+"""A run as one record of metrics per round: for loggers, callbacks and data frames."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ Record = dict[str, Any]
 
 
 def round_record(events: Iterable[Event]) -> Record:
-    """Numbers of one round, from its events of kind "train" and "round".
+    """Metrics of one round, from its events of kind "train" and "round".
 
     Returns:
         "round", "seconds", "num_bytes_down" and so on; "train/<stage>/loss", the mean over clients; and
-        "client/<id>/..." for all that a client reported.
+        "client/<id>/..." for everything that a client reported.
     """
     record: Record = {}
     losses: dict[str, list[float]] = {}
@@ -42,7 +42,7 @@ def score_record(server_round: int, scores: Scores) -> Record:
 
 
 def history(events: Sequence[Event], evaluations: Mapping[int, Scores]) -> list[Record]:
-    """A record for each round that was trained or evaluated, by round; 0 is the base model."""
+    """A record for each trained or evaluated round, by round; 0 is the base model."""
     trained = {event["round"] for event in events if event["event"] == "round"}
     return [
         score_record(number, evaluations.get(number, {}))

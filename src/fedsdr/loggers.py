@@ -26,21 +26,21 @@ Numbers = dict[str, float]
 
 
 class Logger(Callback):
-    """Sends flat numbers with their step: the round, or the client's own step."""
+    """Sends flat metrics with their step: the round, or the client's own step."""
 
     def on_step(self, step: Record) -> None:
         """Log the loss of a step as "step/<client>/<stage>/loss"."""
         self.log({_name(f"step/{step['client']}/{step['stage']}/loss"): step["loss"]}, step["step"], "step")
 
     def on_round(self, record: Record) -> None:
-        """Log all numbers of a round."""
+        """Log all metrics of a round."""
         numbers = {_name(key): float(value) for key, value in record.items() if key != "round"}
         self.log(numbers, record["round"], "round")
 
     on_evaluate = on_round
 
     def log(self, numbers: Numbers, at: int, axis: str) -> None:
-        """Log numbers at a place of an axis, "round" or "step"."""
+        """Log metrics at a position on an axis, "round" or "step"."""
         raise NotImplementedError
 
 
@@ -92,7 +92,7 @@ class Wandb(Logger):
         self.run.log({**numbers, axis: at})
 
     def on_end(self, result: Result | None) -> None:
-        """Finish, as failed where the run stopped early."""
+        """Finish; mark as failed if the run stopped early."""
         self.run.finish(exit_code=0 if result else 1)
 
 
@@ -126,7 +126,7 @@ class MLflow(Logger):
         self.client.log_batch(self.id, [Metric(key, value, now, at) for key, value in numbers.items()])
 
     def on_end(self, result: Result | None) -> None:
-        """End the run, as failed where it stopped early."""
+        """End the run; mark as failed if it stopped early."""
         self.client.set_terminated(self.id, "FINISHED" if result else "FAILED")
 
 
@@ -168,10 +168,10 @@ def open_loggers(settings: Settings) -> list[Logger]:
     """Loggers of `run.log_to`.
 
     Raises:
-        UserError: The library of one is not installed.
+        UserError: The library of a logger is not installed.
     """
     if missing := ",".join(name for name in settings.run.log_to if find_spec(name) is None):
-        raise UserError(f"run.log_to needs {missing}: pip install 'fedsdr[{missing}]'")
+        raise UserError(f"run.log_to requires {missing}: pip install 'fedsdr[{missing}]'")
     return [LOGGERS[name]() for name in settings.run.log_to]
 
 
@@ -180,7 +180,7 @@ def _config(settings: Settings) -> dict[str, Any]:
 
 
 def _identity(settings: Settings, logger: str, create: Callable[[], str] | None = None) -> str:
-    """The run's id at a logger, made once and saved in the run's folder."""
+    """The run's id for a logger, created once and saved in the run's folder."""
     folder = RunFolder(settings.run.dir)
     path = folder.logger_id(logger)
     if not path.exists():
@@ -189,5 +189,5 @@ def _identity(settings: Settings, logger: str, create: Callable[[], str] | None 
 
 
 def _name(key: str) -> str:
-    """A name that all of them take: MLflow allows fewest characters."""
+    """A name that all loggers accept: MLflow allows the fewest characters."""
     return re.sub(r"[^\w./ -]", "_", key)

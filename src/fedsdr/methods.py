@@ -1,8 +1,8 @@
 """The tables of methods, drift corrections, aggregations, robust aggregators, server optimizers and prompts.
 
-A row is data, of a type in `rows`. The functions behind its name live in its package: `client`, `server` and
-`distill` look them up. What goes with what is in `compatibility`. This file imports nothing heavy, so that
-`fedsdr --help` answers at once. `plugins` adds the rows of other packages.
+A row is data, of a type in `rows`. The functions behind the names are in the packages `client`, `server` and
+`distill`. `compatibility` defines the allowed combinations. This file imports nothing heavy, so that `fedsdr
+--help` is fast. `plugins` adds rows of other packages.
 """
 
 import difflib
@@ -26,9 +26,9 @@ Row = TypeVar("Row")
 
 KRUM_PAPER = "Blanchard et al., NeurIPS 2017, arXiv 1703.02757"
 BOTH: tuple[Adapter, ...] = ("shared", "private")
-CONTROL = "control of ours"
-VARIANT = "variant of ours, of Ren et al., FedSDR, ICML 2026"
-ABLATION = "ablation of ours, of Ren et al., FedSDR, ICML 2026"
+CONTROL = "our own control"
+VARIANT = "our variant of Ren et al., FedSDR, ICML 2026"
+ABLATION = "our ablation of Ren et al., FedSDR, ICML 2026"
 FEDSDR_PAPER = "Ren et al., FedSDR, ICML 2026, arXiv 2605.18028"
 REDDI_PAPER = "Reddi et al., Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295"
 ADAPTIVE = ("learning_rate", "beta1", "beta2", "tau")
@@ -288,11 +288,11 @@ OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target:
 
 PROMPTS: dict[str, Named] = {  # for the teacher: distill.prompts
     "reference": Named("instruction and reference answer; write your own response", SDFT_PAPER),
-    "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "ours"),
-    "turn": Named("question, answer, then: say that again in your own words", "ours"),
+    "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "our own"),
+    "turn": Named("question, answer, then: say that again in your own words", "our own"),
 }
 GIVEN = "given"
-"""Stands for a prompt where the data bring the rewriting."""
+"""Replaces the prompt's name if the data supply the rewriting."""
 
 
 MEANT: Mapping[str, str] = {
@@ -310,16 +310,16 @@ MEANT: Mapping[str, str] = {
     "local": "method = local-only",
     "centralized": "method = centralised",
 }
-"""What people type in the place of a method, and the setting that is it here."""
+"""Names that users try as a method -> the equivalent setting."""
 
 
 def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
-    """Return the row of that name.
+    """Return the row with this name.
 
     Args:
         table: One of the tables above.
-        name: The name that the user gave.
-        key: The setting that held it, for the message.
+        name: The name given by the user.
+        key: The setting with this value, for the message.
 
     Raises:
         UserError: The name is unknown; the message lists the known ones, nearest first.

@@ -1,4 +1,4 @@
-"""What is measured of a model on test examples, and the shape of the results."""
+"""Metrics of a model on test examples, and the shape of the results."""
 
 import re
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ METRICS: Mapping[str, str] = {
     "loss": "loss_tokens",
     "loss_distilled": "loss_distilled_tokens",
 }
-"""Metric -> the count that it is a mean over."""
+"""Metric -> the count over which it is a mean."""
 
 LABEL_SCORES = ("majority_share", "balanced_accuracy", "macro_f1", "matthews", "choice_balanced_accuracy")
-"""Computed by the server from counts of labels (`evaluate.confusion`); no means over examples."""
+"""Computed by the server from counts of labels (`evaluate.confusion`); not means over examples."""
 NO_LABEL = "none"
 LABEL_COUNT = rf"num_(answer|choice)-(\d{{1,2}})-(\d{{1,2}}|{NO_LABEL})"
-"""Name of a count: of answers or likeliest choices, place of the true label, place of the given one."""
+"""Name of a count: answers or likeliest choices, index of the true label, index of the given one."""
 LABEL_CHANGES = "by-label"
 """Between distill/ and <domain>/num_examples-<place> or num_kept-<place>: counts of rewritings by label."""
 LABEL_SETS = 2**16
-"""Values of `label_set`, a short hash of the choices that the places belong to."""
+"""Values of `label_set`, a short hash of the choices that the indices refer to."""
 
 ALWAYS_SCORED = ("num_examples", "num_scored", *(name for name in METRICS if METRICS[name] == "num_examples"))
 """Present for every model and domain. Scores need examples with a known answer; losses need tokens."""
@@ -38,7 +38,7 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 
 def group_scores(metrics: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
-    """Sort metrics by the key eval/<domain>/<metric>@<model>: (model, domain) -> metric -> value."""
+    """Group metrics by the key eval/<domain>/<metric>@<model>: (model, domain) -> metric -> value."""
     grouped: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in metrics.items():
         if key.startswith("eval/"):
@@ -49,6 +49,6 @@ def group_scores(metrics: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, 
 
 
 def read_labels(row: Mapping[str, float], kind: str) -> dict[tuple[str, str], int]:
-    """(True, given) -> count, of the `num_<kind>-...` of one domain."""
+    """(True, given) -> count, from the `num_<kind>-...` of one domain."""
     found = {match: num for name, num in row.items() if (match := re.fullmatch(LABEL_COUNT, name))}
     return {(match[2], match[3]): int(num) for match, num in found.items() if match[1] == kind}

@@ -21,18 +21,18 @@ from fedsdr.rows import Aggregation, Method, Named, Optimizer
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 FUNCTIONS: Mapping[type, dict[str, Callable[..., Any]]] = {Aggregation: {}, Optimizer: {}, Named: {}}
-"""The functions behind own rows, by type of row and name."""
+"""The functions behind registered rows, by type of row and name."""
 ORIGINS: dict[tuple[str, str], str] = {}
-"""(Setting, name) of each own row -> the package that it comes from, and its version."""
+"""(Setting, name) of each registered row -> its package and version."""
 BROKEN: dict[tuple[str, str], str] = {}
-"""(Setting, name) of each row that an entry point names and that could not be had -> why."""
+"""(Setting, name) of each row that an entry point names but that could not be loaded -> the reason."""
 PROGRAM = "this program"
-"""Origin of a row that no package brings."""
+"""Origin of a row without a package."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows of a type belong."""
+    """The place of rows of one type."""
 
     group: str
     """Of entry points."""
@@ -100,13 +100,13 @@ def _add(place: Place, name: str, row: Method | Named) -> None:
 
 
 def describe_plugins(settings: Any) -> str:
-    """Own rows that settings choose, and where each comes from; "" for none."""
+    """Registered rows chosen by the settings, with their origins; "" if there are none."""
     own = ((place.setting, name) for _, place, name in _chosen(settings))
     return ", ".join(f"{key} = {name} of {ORIGINS[key, name]}" for key, name in own)
 
 
 def describe_rows(settings: Any) -> dict[str, dict[str, Any]]:
-    """Own rows that settings choose, as JSON: setting -> name -> the row, and where it comes from."""
+    """Registered rows chosen by the settings, as JSON: setting -> name -> the row and its origin."""
     found: dict[str, dict[str, Any]] = {}
     for kind, place, name in _chosen(settings):
         row = TypeAdapter(kind).dump_python(place.table[name], mode="json")
@@ -115,12 +115,12 @@ def describe_rows(settings: Any) -> dict[str, dict[str, Any]]:
 
 
 def restore_rows(saved: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make rows known that a run was made with and nothing registers here, so that its folder can be read.
+    """Restore the rows of a run that are not registered here, so that its folder can be read.
 
     They lack their functions (`require_functions`).
 
     Args:
-        saved: Of `describe_rows`.
+        saved: From `describe_rows`.
     """
     load_plugins()
     for kind, place in PLACES.items():
@@ -131,10 +131,10 @@ def restore_rows(saved: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def require_functions(settings: Any) -> None:
-    """Refuse to compute with a row whose function is not registered here.
+    """Reject computing with a row whose function is not registered here.
 
     Raises:
-        UserError: Names the row, and what to do.
+        UserError: Names the row, and how to fix it.
     """
     for kind, place, name in _chosen(settings):
         if kind is not Method and name not in FUNCTIONS[kind]:
@@ -143,13 +143,13 @@ def require_functions(settings: Any) -> None:
             if origin == PROGRAM:
                 how = "run or resume it in a program that registers it (fedsdr.resume, docs/python.md)"
             raise UserError(
-                f"{place.setting} = {name!r} was registered when the run began, and is not registered here:"
+                f"{place.setting} = {name!r} was registered when the run began, but is not registered here:"
                 f" {BROKEN.get((place.setting, name), how)}; export and report need no registration"
             )
 
 
 def _chosen(settings: Any) -> Iterator[tuple[type, Place, str]]:
-    """Own rows that settings choose."""
+    """Registered rows chosen by the settings."""
     for kind, place in PLACES.items():
         value = attrgetter(place.setting)(settings)
         for name in value if isinstance(value, tuple) else (value,):
@@ -160,7 +160,7 @@ def _chosen(settings: Any) -> Iterator[tuple[type, Place, str]]:
 def load_plugins() -> None:
     """Import the modules that entry points of installed packages name, once per process.
 
-    One that cannot be imported, or does not register the row that its entry point names, is passed over with
+    One that cannot be imported, or does not register the row that its entry point names, is skipped with
     a warning; only settings that choose such a row are refused (`require_whole`).
     """
     if _state.is_loaded:
@@ -183,7 +183,7 @@ def load_plugins() -> None:
                 _state.origin = PROGRAM
             if (place.setting, point.name) not in ORIGINS:
                 if reason not in BROKEN.values():
-                    log.warning("warning: %s; the plugin is passed over: mend or remove it", reason)
+                    log.warning("warning: %s; the plugin is skipped: repair or remove it", reason)
                 BROKEN[place.setting, point.name] = reason
 
 
@@ -194,10 +194,10 @@ def _remove(key: str, name: str) -> None:
 
 
 def require_whole(key: str, name: str) -> None:
-    """Refuse a name whose plugin could not be loaded.
+    """Reject a name whose plugin could not be loaded.
 
     Raises:
         UserError: Names the plugin and its exception.
     """
     if (key, name) in BROKEN and (key, name) not in ORIGINS:
-        raise UserError(f"{key} = {name!r} cannot be had: {BROKEN[key, name]}; mend or remove the plugin")
+        raise UserError(f"{key} = {name!r} is unavailable: {BROKEN[key, name]}; repair or remove the plugin")

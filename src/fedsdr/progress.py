@@ -1,6 +1,6 @@
-"""What happens now: messages of the logger "fedsdr", and bars by tqdm.
+"""Progress: messages of the logger "fedsdr", and bars by tqdm.
 
-A program that uses this package sees nothing until it asks, by logging's own means or by `show`.
+A program that uses this package sees nothing until it enables them, by logging's own means or by `show`.
 """
 
 import io
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 log = logging.getLogger("fedsdr")
 say = log.info
 _bars: list["_Bar"] = []
-"""Bars that are shown, the innermost last."""
+"""Visible bars, the innermost last."""
 _place: ContextVar[str] = ContextVar("place", default="")
 
 
@@ -34,12 +34,12 @@ class _Bar(tqdm):
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.fp is sys.stderr:
             super().display(msg, pos)
-        elif msg is None:  # a log file takes lines
+        elif msg is None:  # a log file gets lines
             say(f"  {self}")
 
 
 def duration(seconds: float) -> str:
-    """Write a time in its two largest units, such as 5 min 39 s."""
+    """Format a duration in its two largest units, such as 5 min 39 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def show(quiet: bool = False) -> None:
-    """Write messages and bars to standard error; `quiet`: warnings only."""
+    """Show messages and bars on standard error; `quiet`: warnings only."""
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     log.handlers = [_Handler()]
     log.propagate = False
@@ -56,7 +56,7 @@ def show(quiet: bool = False) -> None:
 
 @contextmanager
 def within(place: str) -> Iterator[None]:
-    """Name what is being done, such as "round 3, math"; names of inner places follow those of outer ones."""
+    """Name the current work, such as "round 3, math"; inner names follow outer ones."""
     token = _place.set(f"{_place.get()}{place}: ")
     try:
         yield
@@ -65,17 +65,17 @@ def within(place: str) -> Iterator[None]:
 
 
 def here() -> str:
-    """Where the work is, for messages: the names given by `within`."""
+    """The current work, for messages: the names given by `within`."""
     return _place.get().removesuffix(": ")
 
 
 def track(items: Iterable[Item], unit: str, sizes: Sequence[int]) -> Iterator[Item]:
-    """Pass items through and show how far they are, after 3 s: a bar on a terminal, else a line every 20 s.
+    """Pass items through and show progress after 3 s: a bar on a terminal, otherwise a line every 20 s.
 
     Args:
         items: The work.
-        unit: What is counted, such as "examples".
-        sizes: How many units each item is worth.
+        unit: Name of the counted units, such as "examples".
+        sizes: Number of units of each item.
     """
     is_live = sys.stderr.isatty()
     options: dict[str, Any] = {"mininterval": 0.5, "file": sys.stderr}
@@ -99,18 +99,18 @@ def note(text: str) -> None:
 
 
 class Total:
-    """How far a whole run is: one bar on a terminal above those of its parts, and the time that is left.
+    """Progress of a whole run: one bar on a terminal above those of its parts, and the remaining time.
 
-    The time left is the number of pieces of each kind of work times their mean time so far. In a run that was
-    stopped, earlier times count too.
+    The remaining time is the number of pieces of each kind of work times their mean time so far. In a resumed
+    run, earlier times count too.
     """
 
     def __init__(self, left: Mapping[str, int], before: Mapping[str, Sequence[float]]) -> None:
         """Begin.
 
         Args:
-            left: Kind of work -> pieces that are not done.
-            before: Kind of work -> seconds that pieces took before.
+            left: Kind of work -> number of remaining pieces.
+            before: Kind of work -> seconds of earlier pieces.
         """
         self.left = Counter(left)
         self.num = Counter({kind: len(before.get(kind, ())) for kind in left})
@@ -123,7 +123,7 @@ class Total:
         )  # fmt: skip
 
     def begin(self, kind: str) -> None:
-        """Count the time of the first piece of this kind from now."""
+        """Measure the time of the first piece of this kind from now on."""
         self.last = time.monotonic()
         self.bar.set_postfix_str(f"{kind}, {self.text()}" if self.text() else kind)
 
@@ -138,7 +138,7 @@ class Total:
         self.begin(kind)
 
     def text(self) -> str:
-        """Time that is left in words; "" while it is not known, or nothing is left."""
+        """Remaining time as text; "" if it is unknown, or nothing is left."""
         open_kinds = [kind for kind, num in self.left.items() if num]
         known = [kind for kind in open_kinds if self.num[kind]]
         if not known:

@@ -35,27 +35,27 @@ RENAMED = {
     "personal.share": "fedala.share",
     "personal.rate": "fedala.rate",
 }
-"""Settings of earlier versions that have another name now."""
+"""Renamed settings of earlier versions."""
 
 RENAMED_VALUES = {
     ("server.robust", "mean"): "none",
     ("client.drift_correction", "proximal"): "fedprox",
 }
-"""Values of earlier versions that have another name now."""
+"""Renamed values of earlier versions."""
 
 
 def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Settings:
     """Read a recipe and apply overrides.
 
-    Relative paths in the recipe are taken from the working directory, as in the command that its
-    header shows. A recipe with a key `recipe` begins with the settings of that one: its own keys win,
-    and an array, `data.sources` among them, replaces the other's.
+    Paths in the recipe are relative to the working directory, as in the command shown in its header. A recipe
+    with a key `recipe` starts from the settings of that recipe: its own keys take precedence, and an array,
+    such as `data.sources`, replaces the other's.
 
     Args:
         recipe: A TOML file, or None for the defaults.
-        overrides: Values by dotted key, or words such as ``client.learning_rate=1e-4``. The value of a word
-            is read as TOML, a list also as bare words such as ``[law,math]``, and as plain text where it
-            is neither or the setting is text.
+        overrides: Values by dotted key, or strings such as ``client.learning_rate=1e-4``. The value of a
+            string is parsed as TOML, a list also as bare words such as ``[law,math]``, or taken as plain text
+            if it is neither or the setting is text.
 
     Raises:
         UserError: The file cannot be read, or a key or value is not allowed.
@@ -76,7 +76,7 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
 
 
 def as_settings(settings: Settings | str | Path | Mapping[str, Any]) -> Settings:
-    """Settings as they are, from a recipe, or from values by dotted key, `recipe` among them.
+    """Settings, returned unchanged, read from a recipe, or built from values by dotted key with `recipe`.
 
     Raises:
         UserError: As `load_settings`.
@@ -90,7 +90,7 @@ def as_settings(settings: Settings | str | Path | Mapping[str, Any]) -> Settings
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """The same with other values by dotted key, checked.
+    """A checked copy with other values by dotted key.
 
     Raises:
         UserError: As `load_settings`.
@@ -127,7 +127,7 @@ def requested_settings(run_config: Mapping[str, Any]) -> Settings:
 
 
 def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Values of a recipe, and of the one that it begins with; `above` are those that begin with it."""
+    """Values of a recipe and of the one it starts from; `above` are the recipes that start from it."""
     if path in above:
         raise UserError(f"recipe {path} begins with itself; remove its key recipe")
     try:
@@ -147,7 +147,7 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Tables key by key; what `over` has wins."""
+    """Merge tables key by key; values in `over` take precedence."""
     both = {
         key: _merged(under[key], over[key])
         for key in under.keys() & over.keys()
@@ -193,10 +193,10 @@ def _read_word(word: str) -> tuple[str, Any]:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        # A shell takes the quotes off ["tensorboard"].
+        # A shell removes the quotes of ["tensorboard"].
         is_list = re.fullmatch(r"\[[\w./+-]+(, ?[\w./+-]+)*\]", text)
         value = re.split(", ?", text[1:-1]) if is_list else text
-    # 2024 and 1e5 are names of folders too.
+    # 2024 and 1e5 may also be folder names.
     return key, text if _is_text(key) and not isinstance(value, str) else value
 
 
@@ -210,14 +210,14 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _as_tuples(value: Any) -> Any:
-    """TOML's arrays are lists; settings are frozen and hold tuples."""
+    """Convert TOML's lists to tuples, since settings are frozen."""
     if isinstance(value, dict):
         return {key: _as_tuples(item) for key, item in value.items()}
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _key(problem: Any) -> str:
-    """Dotted key of an error; pydantic's names of the alternatives of a type are left out."""
+    """Dotted key of an error; without pydantic's names of type alternatives."""
     return ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
 
 
@@ -238,7 +238,7 @@ def _explain(problem: Any) -> str:
 
 
 def _expected(problem: Any) -> str:
-    """What pydantic expected, in the words of TOML."""
+    """The expectation of pydantic, in terms of TOML."""
     if problem["type"] == "model_type":
         return "should be a table of keys"
     message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
@@ -255,14 +255,14 @@ def _sections() -> dict[str, type[Section]]:
 
 
 def _is_text(key: str) -> bool:
-    """Whether the setting at a dotted key is any text."""
+    """Whether the setting at a dotted key is free text."""
     table, _, name = key.rpartition(".")
     field = _sections().get(table, Settings).model_fields.get(name)
     return field is not None and field.annotation is str
 
 
 def _nearest(key: str) -> str:
-    """Name the known keys that the user may have meant."""
+    """List known keys that the user may have meant."""
     sections = {name: list(section.model_fields) for name, section in _sections().items()}
     table, _, last = key.rpartition(".")
     if table.startswith("data.sources"):

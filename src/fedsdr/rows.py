@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 Adapter = Literal["shared", "private"]
 View = Literal["raw", "distilled", "mixed", "likely"]
-"""mixed: raw and distilled examples together, twice as many. likely: raw ones, whose tokens have weights by
-how likely the base finds them (`distill.token_mask`)."""
+"""mixed: raw and distilled examples together, twice as many. likely: raw examples, with tokens weighted by
+their likelihood under the base (`distill.token_mask`)."""
 MessageDtype = Literal["float32", "float16", "int8"]
 Personal = Literal["sum", "weighed", "fused", "own"]
 """What a client's personalised model is (`PERSONAL`)."""
@@ -21,25 +21,25 @@ class Stage:
     """One part of a local update."""
 
     train: tuple[Adapter, ...]
-    """The adapters that learn."""
+    """The trained adapters."""
     on: View
     """The view of the client's data."""
     active: tuple[Adapter, ...]
     """The adapters in the forward pass."""
     mix: tuple[float, ...] | None = None
-    """Their weights there, in that order; None: all one."""
+    """Their weights in the forward pass, in the same order; None: all one."""
     drop: float = 0.0
-    """Probability that an active adapter which does not learn is left out of a step."""
+    """Probability of leaving an active, untrained adapter out of a step."""
     share: float = 1.0
-    """Its steps as a multiple of client.local_steps or local_epochs; of a budget per round, its weight."""
+    """Its steps as a multiple of client.local_steps or local_epochs; with a budget per round, its weight."""
     rate: float = 1.0
     """Its learning rate as a multiple of the round's."""
     begins_from: Adapter | None = None
-    """The adapter whose values the one that learns takes first; None: it goes on from its own."""
+    """Adapter whose values initialise the trained one; None: it continues from its own."""
 
     @property
     def description(self) -> str:
-        """What learns on what, in words."""
+        """The trained adapter and its data, as text."""
         return f"{'+'.join(self.train)} adapter, on {self.on} data"
 
 
@@ -51,10 +51,10 @@ class Method:
     paper: str
     stages: tuple[Stage, ...]
     keeps_private: bool = True
-    """Whether a client continues with its private adapter in the next round, or starts a new one."""
+    """Whether a client keeps its private adapter for the next round, or starts a new one."""
     cycles: int = 1
-    """How often a round alternates between the stages, each of which then takes its steps in that many parts;
-    0: after every step, so that the adapters learn at once, each on its own view."""
+    """Number of alternations between the stages in a round; each stage then takes its steps in that many
+    parts. 0: alternate after every step, so that the adapters learn simultaneously, each on its own view."""
     is_pooled: bool = False
     """Whether one client holds the data of all."""
     before_rounds: tuple[Stage, ...] = ()
@@ -65,27 +65,27 @@ class Method:
     times_rank: int = 1
     """The rank of its adapters as a multiple of lora.rank, at the same scale."""
     personal: Personal = "sum"
-    """What a client's personalised model is, where it has one (`PERSONAL`)."""
+    """The type of a client's personalised model, if there is one (`PERSONAL`)."""
 
     def __post_init__(self) -> None:
-        """Refuse a row with two stages of the same name in seeds and log."""
+        """Reject a row whose stages have the same name in seeds and log."""
         if len({(stage.train, stage.on) for stage in self.stages}) < len(self.stages):
             raise ValueError("two stages train the same adapters on the same view; make them one")
         if any(stage.train != ("private",) for stage in self.before_rounds):
             raise ValueError("before the rounds there is no shared adapter yet; train the private one")
 
     def sends(self, key: str, aggregation: "Aggregation") -> bool:
-        """Whether the shared adapter's tensor of that PEFT key travels."""
+        """Whether the shared adapter's tensor with this PEFT key is transmitted."""
         return self.shares and aggregation.sends(key)
 
     @property
     def shares(self) -> bool:
-        """Whether the shared adapter learns, and so is sent to the server."""
+        """Whether the shared adapter is trained, and so sent to the server."""
         return any("shared" in stage.train for stage in self.stages)
 
     @property
     def learns_last(self) -> View:
-        """The view that the evaluated model learns last: the shared adapter's, if it learns."""
+        """The view that the evaluated model learns last: the shared adapter's, if that is trained."""
         return [stage.on for stage in self.stages if "shared" in stage.train or not self.shares][-1]
 
     @property
@@ -109,7 +109,7 @@ class Method:
         return {stage.on for stage in (*self.before_rounds, *self.stages)}
 
     def stage_names(self) -> tuple[str, ...]:
-        """Name each stage by its learner; where one learns twice, by learner and view."""
+        """Name each stage by its trained adapters; if they are trained twice, by adapters and view."""
         learners = ["+".join(stage.train) for stage in self.stages]
         return tuple(
             f"{learner}-{stage.on}" if learners.count(learner) > 1 else learner
@@ -117,7 +117,7 @@ class Method:
         )
 
     def logged(self) -> dict[str, str]:
-        """All training that is logged as train/<name>/...: name -> description."""
+        """All training logged as train/<name>/...: name -> description."""
         before = {
             f"before-{name}": f"{stage.description}, before round 1"
             for name, stage in zip(self.before().stage_names(), self.before_rounds, strict=True)
@@ -127,11 +127,11 @@ class Method:
         return before | weights | {name: stage.description for name, stage in stages}
 
     def before(self) -> "Method":
-        """The method whose stages are those before round 1."""
+        """A method with the stages before round 1 as its stages."""
         return replace(self, stages=self.before_rounds, before_rounds=(), cycles=1)
 
     def divide(self, num_steps: int) -> tuple[int, ...]:
-        """Divide the steps of a round over the stages, by their shares; the last ones get what is left."""
+        """Divide the steps of a round over the stages, by their shares; the last ones get the remainder."""
         total = sum(stage.share for stage in self.stages)
         steps = [int(num_steps * stage.share // total) for stage in self.stages]
         first = len(steps) - (num_steps - sum(steps))
@@ -140,7 +140,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Named:
-    """A choice whose function or wording is looked up by its name in its package."""
+    """A choice whose function or wording is found by name in its package."""
 
     summary: str
     paper: str
@@ -151,12 +151,12 @@ class Aggregation(Named):
     """How the clients' LoRA factors become one target; its function is in `server.aggregate`."""
 
     factors: tuple[Factor, ...] = ("A", "B")
-    """The factors of the shared adapter that learn; the others keep their initial values."""
+    """The trained factors of the shared adapter; the others keep their initial values."""
     kept: tuple[Factor, ...] = ()
-    """Those of them that stay at the client, so that there is no global model; the others travel."""
+    """The trained factors that stay at the client, so that there is no global model; the others are sent."""
     is_linear: bool = True
-    """Whether each number of the target depends only on the same number of every client. Server optimizers
-    with moments, robust aggregators and error feedback need this."""
+    """Whether each value of the target depends only on the same value of every client. Server optimizers
+    with moments, robust aggregators and error feedback require this."""
     adds_to_base: bool = False
     """Whether part of the target is added to the base, as a third pair of factors (the residual)."""
     is_fresh: bool = False
@@ -167,26 +167,26 @@ class Aggregation(Named):
     """Whether clients must have the same rank (one), may differ (any) or must differ (several)."""
 
     is_own: bool = False
-    """Whether it is a plugin's (`plugins`), which decides itself how numbers of clients become one."""
+    """Whether it is a plugin's (`plugins`), which itself decides how the clients' values are combined."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether the server takes the plain mean of every number that a client sends."""
+        """Whether the server takes the plain mean of every transmitted value."""
         is_mean = self.is_linear and not self.is_own and not self.is_turned
         return is_mean and not self.kept and self.ranks == "one"
 
     def keeps(self, key: str) -> bool:
-        """Whether the tensor of that PEFT key learns and stays at the client."""
+        """Whether the tensor with this PEFT key is trained and stays at the client."""
         return any(f".lora_{factor}." in key for factor in self.kept)
 
     def sends(self, key: str) -> bool:
-        """Whether the tensor of that PEFT key learns and travels."""
+        """Whether the tensor with this PEFT key is trained and transmitted."""
         return any(f".lora_{factor}." in key for factor in self.factors) and not self.keeps(key)
 
 
 @dataclass(frozen=True)
 class RobustAggregator(Named):
-    """How the same factor of several clients becomes one; its function is in `server.robust`."""
+    """How the same factor of several clients is combined; its function is in `server.robust`."""
 
     least: tuple[int, int] = (0, 1)
     """(a, b): for f bad clients its theory requires a f + b clients."""
@@ -194,7 +194,7 @@ class RobustAggregator(Named):
     """Whether f is part of the computation, so that f = 0 gives no protection."""
 
     def num_needed(self, num_byzantine: int) -> int:
-        """Fewest clients for that many bad ones among them."""
+        """Minimum number of clients for this many malicious ones."""
         factor, more = self.least
         return factor * num_byzantine + more
 
@@ -204,9 +204,9 @@ class DriftCorrection(Named):
     """How client drift of the shared adapter is corrected in local steps; see `client.update`."""
 
     has_weight: bool = False
-    """Whether it is a term beside the loss, with the weight `client.mu` (`client.drift.ANCHORS`)."""
+    """Whether it adds a term to the loss, with weight `client.mu` (`client.drift.ANCHORS`)."""
     has_control_variates: bool = False
-    """Whether control variates steer the steps (`client.scaffold`): one more array up and down. The server
+    """Whether control variates correct the steps (`client.scaffold`): one more array up and down. The server
     keeps their plain mean."""
     optimizer: LocalOptimizer | None = None
     """The only local optimizer that it is defined for; None: any. With sgd, gradients are computed from the
@@ -222,19 +222,19 @@ class Optimizer(Named):
     reads: tuple[str, ...] = ("learning_rate", "beta1")
     """The keys of [server] that its step depends on."""
     extrapolates: bool = False
-    """Whether its step depends on how far apart the clients' changes are."""
+    """Whether its step depends on the spread of the clients' changes."""
     num_moments: int = 0
-    """Numbers in float64 that it keeps between rounds for each of the adapter's; the estimate of disk counts
-    them."""
+    """Number of float64 values saved between rounds for each value of the adapter; used by the disk
+    estimate."""
 
 
 def has_global(method: Method, aggregation: Aggregation) -> bool:
-    """Whether a run has a global model: all factors of the shared adapter that learn are shared."""
+    """Whether a run has a global model: all trained factors of the shared adapter are shared."""
     return method.shares and not aggregation.kept
 
 
 Test = tuple[Any, ...] | Callable[[Any], bool]
-"""What a setting must be: one of these values, or a choice whose row has a property."""
+"""Condition on a setting: one of these values, or a choice whose row has a property."""
 
 
 @dataclass(frozen=True)
@@ -242,19 +242,19 @@ class Rule:
     """Under some settings, others are restricted."""
 
     under: Mapping[str, Test]
-    """Setting -> what it must be for the rule to hold; all of them."""
+    """Setting -> condition for the rule to apply; all must hold."""
     needs: Mapping[str, Test]
-    """Setting -> what it must be then."""
+    """Setting -> requirement if the rule applies."""
     reason: str
     """Continues the sentence "... does not go with these settings, which ..."."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """A setting, or a section, that only some choices read. Under others it must have its default."""
+    """A setting, or a section, used only by some choices. With others it must have its default."""
 
     setting: str
     key: str
     by: Test
     but: tuple[str, ...] = ()
-    """Settings of the section that others read too."""
+    """Settings of the section that other choices use too."""

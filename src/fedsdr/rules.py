@@ -1,4 +1,4 @@
-"""Which settings go together, which do not, and why: the rules, as data (`compatibility`)."""
+"""Which settings can be combined, which cannot, and why: the rules, as data (`compatibility`)."""
 
 from fedsdr.rows import Rule, Use
 

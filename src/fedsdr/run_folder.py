@@ -1,6 +1,6 @@
-"""What lies where in a run's folder, and which of its rounds are finished.
+"""The layout of a run's folder, and which of its rounds are finished.
 
-A round is finished when its folder `server/round-0003` is there; nothing else decides where a run resumes.
+A round is finished when its folder `server/round-0003` exists; a run resumes after the last finished round.
 """
 
 import re
@@ -34,17 +34,17 @@ class ClientFolder:
 
     @property
     def data_hash(self) -> Path:
-        """Hashes of the data with which the folder was begun."""
+        """Hashes of the data for which the folder was created."""
         return internal(self.path / "data.hash")
 
     @property
     def noise_key(self) -> Path:
-        """The secret that the noise of local privacy is made from."""
+        """The secret from which the noise of local privacy is derived."""
         return internal(self.path / "noise.key")
 
     @property
     def secure(self) -> Path:
-        """What the client keeps of a secure sum."""
+        """The client's state of a secure sum."""
         return self.path / "secure"
 
     def steps(self, server_round: int) -> Path:
@@ -68,7 +68,7 @@ class ClientFolder:
         }
 
     def fusion(self, server_round: int) -> Path:
-        """Weights that fuse the client's adapters after a round, once it was evaluated."""
+        """Weights that fuse the client's adapters after a round, once evaluated."""
         return self.path / "evaluation" / f"round-{server_round:04d}-fusion.json"
 
 
@@ -76,7 +76,7 @@ class RunFolder:
     """Paths in a run's folder, which may not exist yet."""
 
     def __init__(self, path: str | Path) -> None:
-        """Name the paths; nothing is read or made."""
+        """Define the paths; nothing is read or created."""
         self.path = path = Path(path)
         self.config = path / "config.toml"
         """The settings. A folder with this file holds a run."""
@@ -86,45 +86,45 @@ class RunFolder:
         """The events, one on each line."""
         self.report = path / "report.html"
         self.nonce = internal(path / "nonce")
-        """Only of a run over Flower: distinguishes it from others of the same name."""
+        """Only for a run over Flower: distinguishes it from others with the same name."""
         self.ended = internal(path / "ended")
-        """Token of the last submission by `fedsdr run --on`, and on the next lines why it stopped early."""
+        """Token of the last submission by `fedsdr run --on`, and on further lines why it stopped early."""
         self.benchmark_answers = path / "measurements" / "benchmark-answers.jsonl"
         self.data = path / "data"
-        """Rows that a program gave (`data.given`)."""
+        """Rows passed by a program (`data.given`)."""
         self.server = path / "server"
         self.survivors = self.server / "survivors.json"
-        """Which clients are in the last secure sum, and of which round it is."""
+        """The clients in the last secure sum, and its round."""
         self.clients = path / "clients"
-        """Only where the clients are on this machine."""
+        """Only if the clients are on this machine."""
 
     def round(self, number: int) -> Path:
         """The global model after a round (`server.checkpoint`)."""
         return round_folder(self.server, number)
 
     def updates(self, number: int) -> Path:
-        """What each client sent in a round, where `server.keep_updates` is set."""
+        """Each client's update in a round, if `server.keep_updates` is set."""
         return round_folder(self.server / "updates", number)
 
     def evaluation(self, number: int) -> Path:
-        """Pooled scores of a round; the file is there once the evaluation is complete."""
+        """Pooled scores of a round; the file exists once the evaluation is complete."""
         return round_folder(self.path / "evaluation", number).with_suffix(".json")
 
     def evaluations(self) -> dict[int, Scores]:
-        """Scores of all rounds that were evaluated, by round; 0 is the base model."""
+        """Scores of all evaluated rounds, by round; 0 is the base model."""
         paths = sorted((self.path / "evaluation").glob("round-*.json"))
         return {int(path.stem.removeprefix("round-")): read_json(path) for path in paths}
 
     def logger_id(self, logger: str) -> Path:
-        """The id of the run at a logger (`loggers`)."""
+        """The run's id for a logger (`loggers`)."""
         return internal(self.path / "loggers") / logger
 
     def measurement(self, name: str) -> Path:
-        """What `fedsdr measure` found."""
+        """A measurement by `fedsdr measure`."""
         return self.path / "measurements" / f"{name}.json"
 
     def measurements(self) -> dict[str, Path]:
-        """All measurements that are there, by name."""
+        """All existing measurements, by name."""
         return {path.stem: path for path in sorted(self.measurement("*").parent.glob("*.json"))}
 
     def client(self, client: str) -> ClientFolder:
@@ -132,7 +132,7 @@ class RunFolder:
         return ClientFolder(self.clients / client)
 
     def client_folders(self) -> list[ClientFolder]:
-        """The folders of all clients, by client id; none where they are on other machines."""
+        """The folders of all clients, by client id; empty if they are on other machines."""
         return [ClientFolder(path) for path in sorted(self.clients.glob("*")) if path.is_dir()]
 
     def last_round(self) -> int:
@@ -170,7 +170,7 @@ class Result:
 
     @property
     def history(self) -> list[Record]:
-        """A record of numbers for each round (`history`); round 0 is the base model."""
+        """A record of metrics for each round (`history`); round 0 is the base model."""
         folder = RunFolder(self.folder)
         return history(read_lines(folder.log), folder.evaluations())
 
@@ -182,14 +182,14 @@ class Result:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Settings of the run in a folder; `run.dir` is the folder, wherever it was moved.
+    """Settings of the run in a folder; `run.dir` is the folder, even after it was moved.
 
     Raises:
-        UserError: The folder holds no run.
+        UserError: The folder contains no run.
     """
     path, environment = RunFolder(folder).config, RunFolder(folder).environment
     if not path.is_file():
-        raise UserError(f"{folder} holds no run: {path.name} is missing")
+        raise UserError(f"{folder} contains no run: {path.name} is missing")
     if environment.exists():
         restore_rows(read_json(environment).get("settings", {}).get("rows", {}))
     settings = load_settings(path)
@@ -212,7 +212,7 @@ def checked_round(folder: Path, server_round: int | None) -> int:
     """Return the round, or the last finished one for None.
 
     Raises:
-        UserError: That round is not finished.
+        UserError: The round is not finished.
     """
     last = RunFolder(folder).last_round()
     if last < 0:
@@ -222,9 +222,7 @@ def checked_round(folder: Path, server_round: int | None) -> int:
         raise UserError(f"{folder} has no round {number}; finished are rounds 0 to {last}")
     if number not in (there := list_rounds(RunFolder(folder).server)):
         kept = ", ".join(map(str, there))
-        raise UserError(
-            f"round {number} of {folder} was not kept (server.keep_rounds); there are rounds {kept}"
-        )
+        raise UserError(f"round {number} of {folder} was not kept (server.keep_rounds); kept rounds: {kept}")
     return number
 
 
@@ -234,6 +232,6 @@ def round_folder(folder: Path, number: int) -> Path:
 
 
 def list_rounds(folder: Path) -> list[int]:
-    """Rounds whose folders are there, ascending; other names, such as "round-0003.bak", are ignored."""
+    """Rounds whose folders exist, ascending; other names, such as "round-0003.bak", are ignored."""
     names = [path.name for path in folder.glob("round-*") if path.is_dir()]
     return sorted(int(name.removeprefix("round-")) for name in names if re.fullmatch(r"round-\d{4,}", name))

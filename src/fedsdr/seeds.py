@@ -1,4 +1,4 @@
-"""Every random choice of a run takes its seed from here; there is no global random state."""
+"""The seeds of every random choice of a run; there is no global random state."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ def seed_for(run_seed: int, *path: str | int) -> int:
     independent seeds; the same path always gives the same one.
 
     Args:
-        run_seed: The seed that the user set.
+        run_seed: The user's seed.
         path: Words and numbers that name the choice.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Intervals and tests: of shares and means over examples, and of paired differences over seeds.
+"""Intervals and tests: for shares and means over examples, and for paired differences over seeds.
 
-An interval over examples covers the draw of the examples, not of other seeds.
+An interval over examples covers the draw of the examples, not other seeds.
 """
 
 import math
@@ -23,8 +23,8 @@ def wilson(share: float, num: float) -> tuple[float, float]:
 
     (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)
 
-    The ends are the shares whose normal test at level 5 % just does not reject p, so the interval
-    stays within [0, 1] and has a width even where p is 0 or 1.
+    The ends are the shares that a normal test at level 5 % just does not reject, so the interval stays within
+    [0, 1] and has positive width even if p is 0 or 1.
 
     Args:
         share: p, in [0, 1].
@@ -36,15 +36,15 @@ def wilson(share: float, num: float) -> tuple[float, float]:
     squeeze = 1 + Z**2 / num
     middle = (share + Z**2 / (2 * num)) / squeeze
     half = Z / squeeze * math.sqrt(share * (1 - share) / num + Z**2 / (4 * num**2))
-    # Rounding must not push an end past the share it stands for, such as below 0.
+    # Rounding must not push an end past its limit, such as below 0.
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def mean_interval(shares: Sequence[float], intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """95 % interval of the plain mean of independent shares, from the interval of each.
+    """95 % interval of the plain mean of independent shares, from their intervals.
 
-    The distances from share to end are added as squares, as variances are: with D shares,
-    low = mean - sqrt(sum (p_d - l_d)^2) / D, and the same above. The domains are taken as fixed.
+    The distances from share to end are added in quadrature, like standard errors: with D shares, low = mean -
+    sqrt(sum (p_d - l_d)^2) / D, and the same above. The domains are taken as fixed.
 
     Paper: Zou and Donner, "Construction of confidence limits about effect measures: a general
     approach", Statistics in Medicine 27 (2008), 1693-1702.
@@ -59,7 +59,7 @@ def mean_interval(shares: Sequence[float], intervals: Sequence[tuple[float, floa
 def difference_interval(
     share: float, num: float, other: float, num_other: float, correlation: float = 0.0
 ) -> tuple[float, float]:
-    """95 % interval of p - q, two shares of independent or of the same examples.
+    """95 % interval of p - q, for two shares of independent or of the same examples.
 
     With the ends (l, u) of `wilson` of each, and the correlation phi:
     low = p - q - sqrt((p - l_p)^2 - 2 phi (p - l_p) (u_q - q) + (u_q - q)^2), and
@@ -67,10 +67,10 @@ def difference_interval(
 
     Args:
         share: p.
-        num: What p was counted over.
+        num: Number of examples of p.
         other: q.
-        num_other: What q was counted over.
-        correlation: phi; 0 for independent examples, else of `phi`.
+        num_other: Number of examples of q.
+        correlation: phi; 0 for independent examples, otherwise from `phi`.
 
     Paper: Newcombe, "Interval estimation for the difference between independent proportions", Statistics
     in Medicine 17 (1998), 873-890, method 10; of the same examples: "Improved confidence intervals for the
@@ -89,11 +89,11 @@ def difference_interval(
 
 
 def phi(pairs: Sequence[tuple[bool, bool]]) -> float:
-    """Correlation of two outcomes on the same examples, as `difference_interval` needs it.
+    """Correlation of two outcomes on the same examples, as required by `difference_interval`.
 
-    With the counts a (both), b (the first alone), c (the second alone) and d (neither) of n,
-    (ad - bc) / sqrt((a + b) (c + d) (a + c) (b + d)), where a positive ad - bc is lessened by n / 2, to 0 at
-    least; 0 where one outcome is always the same.
+    With the counts a (both), b (only the first), c (only the second) and d (neither) of n, (ad - bc) /
+    sqrt((a + b) (c + d) (a + c) (b + d)), where a positive ad - bc is reduced by n / 2, but not below 0; 0 if
+    one outcome is constant.
     """
     a, b, c, d = (pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))
     product = (a + b) * (c + d) * (a + c) * (b + d)
@@ -112,14 +112,14 @@ def half_sample_interval(
 
         v = h / (n - h) * mean over s of (theta_s - theta)^2,
 
-    and the interval is theta -+ 1.96 sqrt(v). Half of the examples spread about the whole as the whole
-    about what it is drawn from, so v needs no other factor where n is even.
+    and the interval is theta -+ 1.96 sqrt(v). Half of the examples vary around the whole as the whole varies
+    around its population, so v needs no other factor if n is even.
 
     Paper: Shao and Wu, "A general theory for jackknife variance estimation", Annals of Statistics 17
     (1989), 1176-1197, the jackknife that deletes d = n - h. Differs: 200 random halves instead of all.
 
     Args:
-        statistic: From the places of examples, 0 to n - 1, to theta.
+        statistic: Maps indices of examples, 0 to n - 1, to theta.
         num: n.
 
     Returns:
@@ -136,15 +136,15 @@ def half_sample_interval(
 
 
 def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[list[NDArray[np.intp]]]:
-    """Draw a half of each group's places, 200 times; of an odd number the smaller half, which errs wide.
+    """Draw half of each group's indices, 200 times; of an odd number the smaller half, to be conservative.
 
-    For statistics of several groups, whose spread over the halves is that of the whole, as in
-    `half_sample_interval`. No example comes twice, as it would in a bootstrap, which makes texts seem more
-    alike than they are.
+    For statistics of several groups, whose spread over the halves equals that of the whole, as in
+    `half_sample_interval`. No example occurs twice, as it would in a bootstrap, which makes texts seem more
+    similar than they are.
 
     Args:
-        sizes: How many examples each group has, at least two.
-        rng: Where the draws come from.
+        sizes: Number of examples of each group, at least two.
+        rng: Source of the draws.
     """
     for _ in range(NUM_HALVES):
         yield [rng.permutation(size)[: size // 2] for size in sizes]
@@ -160,8 +160,8 @@ def with_error(value: float, error: float) -> Event:
 def with_interval(value: float, draws: NDArray[np.float64], freedom: int) -> Event:
     """Value with the ends of its 95 % interval, value -+ t sd of the draws (num_draws,).
 
-    t is Student's, with as many degrees of freedom as the smallest group has units less one. None for a value
-    that is not a number, and for the ends where a draw is none.
+    t is Student's; its degrees of freedom are those of the smallest group: units minus one. None for a value
+    that is not a number, and for the ends if a draw is not a number.
     """
     from scipy import stats
 
@@ -182,21 +182,21 @@ def seed_interval(mean: float, sd: float | None, num: int) -> tuple[float, float
 
 @dataclass(frozen=True)
 class Difference:
-    """One model against another."""
+    """Difference between two models."""
 
     mean: float
     low: float
     high: float
     """Ends of the 95 % interval by Student's t."""
     p: float
-    """Two-sided, before Holm's correction."""
+    """Two-sided p value, before Holm's correction."""
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference | None:
     """Compare values of the same seeds by Student's paired t-test, with n - 1 degrees of freedom.
 
     Returns:
-        None for fewer than two seeds, and where all differences are equal: there is no spread to test by.
+        None for fewer than two seeds, and if all differences are equal: there is no spread to test against.
     """
     differences = np.subtract(values, baseline)
     if len(differences) < 2 or _has_no_spread(differences.mean(), differences.std(ddof=1)):
@@ -222,33 +222,33 @@ def power(effect: float, num: int) -> float:
     from scipy import stats
 
     edge, shift = float(stats.t.ppf(0.975, num - 1)), abs(effect) * math.sqrt(num)
-    # The lower tail is the upper one of -d; as a lower tail it is NaN where it is tiny.
+    # The lower tail is the upper one of -d; as a lower tail it is NaN if tiny.
     return float(stats.nct.sf(edge, num - 1, shift) + stats.nct.sf(edge, num - 1, -shift))
 
 
 def clustered(differences: NDArray[np.float64], strata: Sequence[str]) -> Difference | None:
-    """Compare answers to the same examples under the same seeds: what another draw of both would give.
+    """Compare answers to the same examples with the same seeds, over redraws of both.
 
-    The estimate is theta = mean over strata of the mean of d_si. Answers of one seed go together, and so do
-    answers to one example, so its variance is that of two-way clusters: with e_si = w_i (d_si - mean of its
-    stratum), w_i = 1 / (strata x examples of the stratum),
+    The estimate is theta = mean over strata of the mean of d_si. Answers of one seed are correlated, and so
+    are answers to one example, so its variance is that of two-way clusters: with e_si = w_i (d_si - mean of
+    its stratum), w_i = 1 / (strata x examples of the stratum),
 
         V = S / (S - 1) sum_s (sum_i e_si)^2 / S^2 + sum_i n_i / (n_i - 1) (sum_s e_si)^2 / S^2
             - sum_si e_si^2 / S^2,
 
-    at least the larger of the first two. The first alone is the paired test over seeds, since all seeds
+    at least the larger of the first two. The first term alone is the paired test over seeds, since all seeds
     answer the same examples.
 
     Paper: Cameron, Gelbach, Miller, "Robust inference with multiway clustering", Journal of Business &
-    Economic Statistics 29 (2011), 238-249. As there, Student's t has as many degrees of freedom as the
-    smaller number of clusters less one. Differs: strata (domains) are fixed and weigh alike.
+    Economic Statistics 29 (2011), 238-249. As there, the degrees of freedom of Student's t are the
+    smaller number of clusters minus one. Differs: strata (domains) are fixed and equally weighted.
 
     Args:
-        differences: d_si, one model's answer less the other's (seeds, examples).
+        differences: d_si, one model's answer minus the other's (seeds, examples).
         strata: Domain of each example.
 
     Returns:
-        None for fewer than two seeds, where a stratum has one example, and where nothing differs.
+        None for fewer than two seeds, if a stratum has one example, and if nothing differs.
     """
     num_seeds, _ = differences.shape
     names = sorted(set(strata))
@@ -280,8 +280,8 @@ def paired_share(right: Sequence[float], baseline: Sequence[float]) -> tuple[flo
     """95 % interval of the difference of two models' shares of right answers to the same n questions.
 
     With b questions that only the first answers right, c that only the second does, p = (b + 1) / (n + 2) and
-    q = (c + 1) / (n + 2): p - q -+ z sqrt((p + q - (p - q)^2) / (n + 2)). It has a width where no answer
-    differs.
+    q = (c + 1) / (n + 2): p - q -+ z sqrt((p + q - (p - q)^2) / (n + 2)). Its width is positive even if no
+    answer differs.
 
     Paper: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions based
     on paired data", Journal of Educational and Behavioral Statistics 37 (2012), 479-488.
@@ -293,7 +293,7 @@ def paired_share(right: Sequence[float], baseline: Sequence[float]) -> tuple[flo
 
 
 def _has_no_spread(mean: float, deviation: float) -> bool:
-    """Whether a deviation is nothing but rounding."""
+    """Whether a deviation is only rounding."""
     return deviation <= 1e-12 * abs(mean)
 
 

@@ -1,8 +1,8 @@
 """Files that are never half-written: atomic files and folders, event logs, locks, content hashes.
 
-A run is a folder (docs/architecture.md). Whatever is needed to go on after a kill is written
-aside, flushed and renamed; logs are appended by whole lines and a torn last line is cut when read.
-What is written aside carries the number of the process, so that two of them do not mix theirs.
+A run is a folder (docs/architecture.md). Files needed to resume after a kill are written to a temporary name,
+flushed and renamed; logs are appended in whole lines, and an incomplete last line is dropped when read.
+Temporary names contain the process number, so that two processes do not mix their files.
 """
 
 import glob
@@ -25,18 +25,18 @@ Event = dict[str, Any]
 
 
 SECRET = 0o600
-"""Mode of a file that its owner alone can read."""
+"""Mode of a file that only its owner can read."""
 
 
 def write_file(path: Path, data: bytes | str, mode: int = 0o666) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
-    When it returns, the new content is on disk. `mode` holds from the first instant, less the umask.
+    On return, the new content is on disk. `mode`, minus the umask, applies from the start.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    aside.unlink(missing_ok=True)  # of a killed process of that number
-    # Exclusively: in a folder that others may write to, one might lay a link there.
+    aside.unlink(missing_ok=True)  # left by a killed process with this number
+    # Exclusively: in a folder writable by others, someone might have placed a link there.
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
@@ -44,7 +44,7 @@ def write_file(path: Path, data: bytes | str, mode: int = 0o666) -> None:
     aside.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # so that the new name is kept, too
+        os.fsync(folder)  # so that the new name is persistent too
     finally:
         os.close(folder)
 
@@ -67,12 +67,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder appear whole: `fill` writes into a folder aside, which is then renamed.
+    """Create a folder atomically: `fill` writes into a temporary folder, which is then renamed.
 
     Args:
-        path: The folder; a folder of that name is replaced, and what a kill left aside of it is
-            removed. Unlike a file, one folder is never written by two processes at a time.
-        fill: Writes the content into the folder that it is given.
+        path: The folder; an existing folder of this name is replaced, and temporary remains of a killed
+            process are removed. Unlike a file, a folder is never written by two processes at the same time.
+        fill: Writes the content into the given folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.aside"):
@@ -134,7 +134,7 @@ def append_lines(path: Path, records: Iterable[Event]) -> None:
 
 
 def read_lines(path: Path) -> list[Event]:
-    """Read a JSONL file that this package wrote; a torn last line, left by a kill, is passed over.
+    """Read a JSONL file that this package wrote; an incomplete last line, left by a kill, is skipped.
 
     Raises:
         UserError: A whole line is damaged. The message does not show it: it may be a client's data.
@@ -154,7 +154,7 @@ def read_lines(path: Path) -> list[Event]:
 
 
 def rewrite_lines(path: Path, records: Iterable[Event]) -> None:
-    """Replace a JSONL file as a whole."""
+    """Replace a whole JSONL file."""
     write_file(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 

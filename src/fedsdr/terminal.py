@@ -1,4 +1,4 @@
-"""What the commands share: their common arguments, and how results are printed."""
+"""Shared parts of the commands: common arguments, and printing of results."""
 
 import json
 import os
@@ -17,7 +17,7 @@ Number = TypeVar("Number", int, float)
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """What may follow in KEY=VALUE: keys, and the values of those that have a few."""
+    """Completions of KEY=VALUE: keys, and the values of keys with a few."""
     from fedsdr.catalogue import all_rows, choices
 
     key, is_value, begun = incomplete.partition("=")
@@ -27,7 +27,7 @@ def complete_override(incomplete: str) -> list[str]:
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """Keys and sections that begin so."""
+    """Keys and sections with this prefix."""
     from fedsdr.catalogue import all_rows
 
     keys = [row.key for row in all_rows()]
@@ -56,16 +56,16 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard er
 
 
 COLOURS = {"✓": 32, "✗": 31, "?": 33}
-"""Sign of a difference -> its colour's number: green, red, yellow."""
+"""Sign of a difference -> colour number: green, red, yellow."""
 SIGNED = r"[✓✗?] [+-][\d.]+( \[[^]]*\])?"
 """A sign, a difference, and its interval."""
 NOT_SHOWN = ("domains", "words", "choice_score", "macro_f1", "matthews", "exact_match", "token_f1")
-"""Tables of a grid that are in its files and on its page, and too long for a terminal."""
+"""Tables of a grid that are too long for a terminal; they are in its files and on its page."""
 Round = Annotated[int | None, typer.Option("--round", help="Number of the round; default: the last one.")]
 
 
 def print_result(result: Any, as_json: bool) -> None:
-    """Print a run's scores and where its files are."""
+    """Print a run's scores and the paths of its files."""
     if as_json:
         places = {"folder": result.folder, "adapter": result.adapter, "report": result.report}
         print_json({"base": result.base, "final": result.final, **{k: str(v) for k, v in places.items()}})
@@ -88,7 +88,7 @@ def print_result(result: Any, as_json: bool) -> None:
 
 
 def print_estimate(settings: Any, as_json: bool) -> None:
-    """Print an estimate of what a run takes, and what could not be estimated."""
+    """Print the estimated cost of a run, and what could not be estimated."""
     from dataclasses import asdict
 
     from fedsdr.federation.dry_run import dry_run, sheets
@@ -120,7 +120,7 @@ def resumable(how: str) -> Iterator[None]:
 
 
 def print_scores(base: Any, final: Any) -> None:
-    """Print exact scores, scores of labels and of free text where there are any, and held-out losses."""
+    """Print exact scores, scores of labels and of free text if there are any, and held-out losses."""
     from fedsdr.report.sheets import label_sheet, loss_sheet, score_sheet, text_sheet
 
     for make in (score_sheet, label_sheet, text_sheet, loss_sheet):
@@ -142,7 +142,7 @@ def print_sheets(sheets: Any, as_json: bool) -> None:
 
 
 def print_sheet(sheet: Any) -> None:
-    """Print a table; on a terminal, differences that a sign leads are coloured."""
+    """Print a table; on a terminal, differences preceded by a sign are coloured."""
     from fedsdr.report.sheets import render_text
 
     text = render_text(sheet)
@@ -150,7 +150,7 @@ def print_sheet(sheet: Any) -> None:
 
 
 def coloured(sign: str, text: str) -> str:
-    """Colour of what a sign says, where standard output is a terminal."""
+    """The text in the colour of its sign, if standard output is a terminal."""
     is_shown = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return f"\033[{COLOURS[sign]}m{text}\033[0m" if is_shown else text
 
@@ -177,7 +177,7 @@ def print_json(value: Any) -> None:
 
 
 def read_questions() -> Any:
-    """What the user types, until an empty line or the end of input."""
+    """The user's input, line by line, until an empty line or the end of input."""
     while True:
         try:
             text = input("? ").strip()

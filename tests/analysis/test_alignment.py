@@ -74,9 +74,9 @@ def test_longer_rewritings_do_not_pass_for_nearer_ones():
 
 
 def test_longer_rewritings_whose_words_come_in_clusters_do_not_pass_for_nearer_ones():
-    """Each text repeats a few words of its own, so a longer one has more clusters; the law is one throughout.
-
-    Dealing single words for chance told such texts as nearer, with intervals that excluded no change.
+    """Each text repeats a few words of its own, so a longer one has more clusters, under one distribution.
+    With single words dealt out for the chance level, such texts once seemed closer, with intervals that
+    excluded no change.
     """
 
     def clustered(num: int, seed: int) -> str:
@@ -94,7 +94,7 @@ def test_longer_rewritings_whose_words_come_in_clusters_do_not_pass_for_nearer_o
 
 def test_what_cannot_be_told_apart_from_chance_is_refused():
     one = [(t, t) for t in texts(8, 20, 0)]
-    with pytest.raises(UserError, match="two or more"):
+    with pytest.raises(UserError, match="at least two"):
         text_alignment({"a": one}, 0)
     with pytest.raises(UserError, match="b has 3 responses; 4"):
         text_alignment({"a": one, "b": one[:3]}, 0)

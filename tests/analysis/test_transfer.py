@@ -1,4 +1,4 @@
-"""Loss transfer: ratios and their errors by hand; the diagonal is what training on one's own data does."""
+"""Loss transfer: ratios and their errors computed by hand; the diagonal is the effect of training on own data."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,6 @@
-"""Every architecture runs, resumes, exports, and answers in PEFT as it does here; or it is refused in words.
-
-What happened is a row of docs/models.md. `make test-architectures` tries all of them, and with
-FEDSDR_RECORD writes the table anew.
+"""Every architecture runs, resumes, exports, and gives the same answers in PEFT; or it is rejected with a
+clear error. Each result is a row of docs/models.md. `make test-architectures` tries all of them, and with
+FEDSDR_RECORD rewrites the table.
 """
 
 import os

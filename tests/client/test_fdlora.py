@@ -30,7 +30,7 @@ def test_the_penalty_is_a_twentieth_of_the_mean_absolute_weight():
 
 @pytest.fixture
 def loaded(tiny_settings: Callable[..., Settings]) -> tuple[LoraModel, list[Conversation]]:
-    """The shared adapter learnt the first two conversations, the private one the last two."""
+    """The shared adapter was trained on the first two conversations, the private one on the last two."""
     base = load_base(tiny_settings().model)
     model = LoraModel(base, Lora(rank=2))
     generator = torch.Generator().manual_seed(0)

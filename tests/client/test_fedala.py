@@ -21,7 +21,7 @@ Loaded = tuple[LoraModel, list[Conversation]]
 
 @pytest.fixture
 def loaded(tiny_settings: Callable[..., Settings]) -> Loaded:
-    """The client's own last adapter, in the private one's place, learnt its data; what it is sent is noise."""
+    """The client's own last adapter, in the private one's place, fits its data; the broadcast is noise."""
     base = load_base(tiny_settings().model)
     model = LoraModel(base, tiny_settings().lora)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""A client's round without any engine: what leaves is what was learnt, what stays is enough to do it again."""
+"""A client's round without any engine: the reply is the trained change, and the saved state can repeat it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,7 +57,7 @@ def received(reply: Reply, sent: Broadcast) -> wire.Arrays:
 def test_a_round_is_the_local_update_from_what_was_sent_and_the_clients_own_adapter(
     model: LoraModel, client: Participant, sent: Broadcast
 ):
-    """Two rounds, both from the same broadcast: the second goes on with the private adapter of the first."""
+    """Two rounds from the same broadcast: the second continues with the private adapter of the first."""
     for number in (1, 2):
         own = load_state(client.folder, number, has_adapter=True).adapter
         reply = run_round(model, client, plan(), number, sent)

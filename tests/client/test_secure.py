@@ -51,7 +51,7 @@ class Group:
         return {name: self.begin(name) for name in self.names}
 
     def session(self, name: str) -> Session:
-        """Read from disk anew, as after kill -9."""
+        """Reread from disk, as after kill -9."""
         return Session(self.folder / name / "secure", name, self.peers[name], 1)
 
     def query(

@@ -190,7 +190,7 @@ def test_methods_of_one_and_two_stages_take_equal_steps_per_round_and_not_per_st
 
 
 def test_a_stage_takes_its_share_of_the_steps():
-    """A quarter beside a whole: 1 : 4 of ten steps; of five passes over 8 examples in steps of 4, 1.25 passes."""
+    """A quarter next to a whole: 1 : 4 of ten steps; of five passes over 8 examples in steps of 4, 1.25 passes."""
     method = of_stages(0.25, 1.0)
     per_round = Client(local_steps=10, budget="per_round")
     assert [count_steps(per_round, method, number, 10) for number in (0, 1)] == [2, 8]
@@ -286,7 +286,7 @@ def values(model: LoraModel, name: Adapter = "shared") -> list[torch.Tensor]:
 
 
 def begun(model: LoraModel) -> list[torch.Tensor]:
-    """The shared adapter begun anew, with B away from zero, so that A has a gradient too."""
+    """The shared adapter is reinitialised, with B away from zero, so that A has a gradient too."""
     model.initialise("shared", seed=0)
     for layer in model.layers.values():
         layer.B["shared"].data.fill_(0.01)
@@ -294,7 +294,7 @@ def begun(model: LoraModel) -> list[torch.Tensor]:
 
 
 def test_plain_sgd_goes_against_the_gradient_and_remembers_nothing(model, spy):
-    """Two steps of w <- w - lr g. AdamW, which the spy watches, tells the gradients at the same places."""
+    """Two steps of w <- w - lr g. AdamW, which the spy watches, records the gradients at the same points."""
     start = begun(model)
     update(model)
     first = spy.gradients[0]
@@ -351,7 +351,7 @@ def test_control_variates_are_added_to_each_step(model, optimizer: str):
 
 
 def test_control_variates_are_for_the_shared_adapter_where_it_learns(model):
-    """Not for the private one beside it, not in stages of the private one, not for a factor that stays."""
+    """Not for the private one next to it, not in stages of the private one, not for a factor that stays."""
     shift = shift_of(model)
     private = (Stage(("private",), "raw", BOTH),)
     shared = begun(model)
@@ -477,7 +477,7 @@ def test_which_steps_go_without_an_adapter_follows_from_the_seed(model, monkeypa
 def test_cycles_part_the_steps_of_each_stage_and_lose_none(
     model, monkeypatch: pytest.MonkeyPatch, cycles: int
 ):
-    """Two steps of S and six of R: in two cycles S RRR S RRR; after every step R R S R R S, at once."""
+    """Two steps of S and six of R: in two cycles S RRR S RRR; after every step R R S R R S, simultaneously."""
     learners: list[str] = []
     step = torch.optim.AdamW.step
     first = model.parameters(("private",))[0]
@@ -537,7 +537,7 @@ def test_an_anchor_at_the_base_does_nothing_where_the_model_is_the_base(model, s
 
 
 def test_an_anchor_at_the_base_holds_the_predictions_back(model):
-    """Twenty steps: the heavier the anchor, the less is learnt."""
+    """Twenty steps: the stronger the anchor, the less is learned."""
     losses = []
     for mu in (1e-9, 10.0, 1000.0):
         model.initialise("shared", seed=0)

@@ -1,4 +1,4 @@
-"""An example as a conversation: what is prompt, what is response, what is cut off."""
+"""An example as a conversation: prompt, response, and truncation."""
 
 import copy
 

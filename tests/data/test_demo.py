@@ -104,7 +104,7 @@ def test_every_response_keeps_its_own_ground_truth(domain):
 
 
 def test_every_program_passes_its_tests():
-    """All in one process, each in a namespace of its own, since starting Python takes most of the time."""
+    """All in one process, each in its own namespace, since starting Python takes most of the time."""
     sources = [f"{example.response}\n\n{example.tests}\n" for example in ALL["code"]]
     assert run_python(f"for source in {sources!r}:\n    exec(source, {{}})", timeout=30)
     assert all(2 <= len(example.tests.splitlines()) <= 4 for example in ALL["code"])

@@ -283,7 +283,7 @@ def test_without_datasets_the_command_to_install_it_is_given(monkeypatch):
 
 
 def test_a_missing_number_of_a_table_is_no_answer():
-    """Tables mark what is missing by the number nan."""
+    """Tables mark missing values by NaN."""
     with pytest.raises(UserError, match="a:1: answer: found float nan; expected a finite number"):
         to_records([("a:1", {**GOOD, "answer": float("nan")})], "geo")
 

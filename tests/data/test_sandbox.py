@@ -91,7 +91,7 @@ assert libc.connect(libc.socket(2, 1, 0), address, 16) == 0
 def test_a_hostile_program_reaches_files_and_network_without_bubblewrap_and_neither_with_it(
     tmp_path, with_and_without_bubblewrap
 ):
-    """The second half is what docs/threat_model.md says is left without it."""
+    """The second half checks the statement of docs/threat_model.md on what remains possible without bubblewrap."""
     is_hidden = with_and_without_bubblewrap == "bubblewrap"
     secret, planted = tmp_path / "patients.jsonl", tmp_path / "planted"
     secret.write_text("{}")

@@ -210,7 +210,7 @@ def test_one_set_cannot_be_both_training_and_test(tmp_path):
 
 
 def test_test_responses_that_are_training_responses_are_counted_but_labels_are_not():
-    """Built-in data ask for one function in several ways: what is right there may be learnt by heart."""
+    """The built-in data ask for one function in several ways: correct answers may be memorised."""
     train = [Example("a", "def f(): return 1", "code"), Example("b", "good", "code", label="good")]
     test = [
         Example("c", "def f(): return 1", "code"),

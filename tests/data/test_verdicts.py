@@ -1,9 +1,9 @@
-"""How often the checks err on texts as models write them: a table of right and wrong ones, judged by hand.
-
-A false alarm is a right text judged to lose its ground truth, a miss a wrong one judged to keep it. The texts were
-written in seven parts. The checks were mended on each after they had been scored on it, so the table guards against
-steps back; it does not say how they do on texts that they have not met. The blind table does: someone who had not
-seen the checks wrote it, and it was scored once, after the last change (docs/paper_map.md). Nothing was mended on it.
+"""How often the checks err on texts as models write them: a table of correct and wrong ones, judged by hand.
+A false alarm is a correct text judged to lose its ground truth, a miss a wrong one judged to keep it. The
+texts were written in seven parts. The checks were improved on each part after they had been scored on it, so
+the table guards against regressions; it does not measure them on unseen texts. The blind table does: its
+author had not seen the checks, and it was scored once, after the last change (docs/paper_map.md). Nothing was
+improved on it.
 """
 
 import json

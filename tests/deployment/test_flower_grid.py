@@ -102,7 +102,7 @@ def test_replies_are_handed_over_as_they_come_and_no_one_is_asked_for_again(ask)
 
 @pytest.mark.timeout(60)
 def test_a_reply_that_was_cut_off_is_waited_for_no_longer_than_others_and_costs_no_other(ask):
-    """Flower waits for its rest by a time of its own, and then no one looks whether others have answered."""
+    """Flower waits for the rest by its own timeout, and meanwhile does not check for other replies."""
     begun = time.monotonic()
     grid = ResilientGrid(Inner(n1=0.5, n2="half", n3=0))  # type: ignore[arg-type]
     assert told(ask(grid, timeout=0.8)) == ["error", "1 to 3", "1 to 1"]
@@ -133,16 +133,16 @@ def test_a_reply_that_the_superlink_fails_to_hand_over_is_asked_for_again(
 
 
 def test_a_superlink_that_fails_is_waited_for_a_while_and_then_named(ask, monkeypatch: pytest.MonkeyPatch):
-    """An error for users is what `fedsdr run --on` ends with; a traceback would tell nobody what to do."""
+    """`fedsdr run --on` ends with a user error; a traceback would not help."""
     inner = Inner(n1=0, n2=0, n3=0)
     grid, inner.fails = ResilientGrid(inner), 2  # type: ignore[arg-type]
     assert list(grid.get_node_ids()) == [1, 2, 3]
     inner.fails = 1
-    with pytest.raises(UserError, match="does not accept messages: 500 of it; run again to go on"):
+    with pytest.raises(UserError, match="does not accept messages: 500 of it; run again to resume"):
         ask(grid)
     monkeypatch.setattr(module, "PATIENCE", 0.01)
     inner.fails = 10**9
-    with pytest.raises(UserError, match="does not say which nodes are connected: 500 of it"):
+    with pytest.raises(UserError, match="does not list the connected nodes: 500 of it"):
         grid.get_node_ids()
 
 
@@ -159,7 +159,7 @@ def test_a_message_that_flower_does_not_take_is_left_out(ask):
 
 @pytest.mark.parametrize("jump", [-1e9, 1e9])
 def test_waiting_does_not_heed_a_clock_that_jumps(ask, monkeypatch: pytest.MonkeyPatch, jump: float):
-    """Flower's own waiting ends at once, or never."""
+    """Flower's own waiting ends immediately, or never."""
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + (jump if time.monotonic() - begun > 0.02 else 0))
     begun = time.monotonic()

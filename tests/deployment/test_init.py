@@ -92,9 +92,9 @@ def test_a_renewed_certificate_is_another_that_clients_trust_as_they_did_the_fir
 @pytest.mark.parametrize(
     ("clients", "address", "told"),
     [
-        (["bank", "bank"], "localhost:8443", "each client needs a name of its own"),
-        (["server"], "localhost:8443", "each client needs a name of its own, and not server"),
-        ([], "localhost:8443", "give --clients"),
+        (["bank", "bank"], "localhost:8443", "each client needs a unique name"),
+        (["server"], "localhost:8443", "each client needs a unique name other than server"),
+        ([], "localhost:8443", "set --clients"),
         (["../up"], "localhost:8443", "cannot name a folder"),
         (["mean"], "localhost:8443", "cannot be named 'mean'"),
         (["b\u0430nk"], "localhost:8443", "expected ASCII letters"),  # a Cyrillic letter

@@ -97,7 +97,7 @@ def test_a_client_whose_key_is_removed_is_taken_off(tmp_path: Path, superlink: d
     register(tmp_path)
     assert list(names(tmp_path)) == ["hospital"] and list(superlink.values()) == [public(1)]
     (tmp_path / "keys/hospital.pub").unlink()
-    with pytest.raises(UserError, match="no client may take part: put their keys into"):
+    with pytest.raises(UserError, match="no client is admitted: put their keys into"):
         register(tmp_path)
     assert not superlink
 
@@ -129,7 +129,7 @@ def test_one_key_for_two_clients_is_refused_before_anything_is_done(
 ):
     (tmp_path / "keys/bank.pub").write_text(public(1).strip() + " again")
     (tmp_path / "keys/hospital.pub").write_text(public(1).strip() + " again\n")
-    with pytest.raises(UserError, match=r"bank.pub and .*hospital.pub hold one key"):
+    with pytest.raises(UserError, match=r"bank.pub and .*hospital.pub contain the same key"):
         register(tmp_path)
     assert not superlink and not names(tmp_path)
 
@@ -196,7 +196,7 @@ def test_a_public_key_under_the_name_that_ssh_keygen_gave_it_is_no_clients(
     tmp_path: Path, superlink: dict[int, str]
 ):
     (tmp_path / "keys/node.key.pub").write_text(public(70))
-    with pytest.raises(UserError, match=r"node\.key\.pub: call it <client>\.pub"):
+    with pytest.raises(UserError, match=r"node\.key\.pub: rename it to <client>\.pub"):
         register(tmp_path)
     assert not superlink
 
@@ -216,9 +216,9 @@ def test_keys_are_registered_anew_with_a_superlink_that_has_forgotten_them(
 @pytest.mark.parametrize(
     ("holds", "told"),
     [
-        ("private", "holds a private key.* delete it, its client makes a new one"),
-        ("ed25519", "found no public key; expected what `ssh-keygen -t ecdsa -b 384` writes"),
-        ("words", "found no public key; expected what `ssh-keygen -t ecdsa -b 384` writes"),
+        ("private", "contains a private key.*delete it; the client makes a new one"),
+        ("ed25519", "found no public key; expected the node.key.pub written by `ssh-keygen"),
+        ("words", "found no public key; expected the node.key.pub written by `ssh-keygen"),
     ],
 )
 def test_a_file_that_holds_no_key_of_a_node_is_told_and_what_else_was_changed_holds(
@@ -242,7 +242,7 @@ def test_a_superlink_that_was_never_started_is_told_without_flowers_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "STARTED", 0.0)
-    with pytest.raises(UserError, match=r"^start .*start\.sh first: it never ran$"):
+    with pytest.raises(UserError, match=r"^run .*start\.sh first: it has never been started$"):
         module._known(tmp_path)
 
 
@@ -259,7 +259,7 @@ def test_the_status_names_each_client_with_what_the_superlink_says_of_its_node(
     assert status(tmp_path) == {
         "bank": "offline",
         "hospital": "online",
-        "office": f"may not take part yet; `fedsdr deploy register {tmp_path}`",
+        "office": f"not admitted yet; run `fedsdr deploy register {tmp_path}`",
     }
 
 
@@ -282,7 +282,7 @@ def test_one_key_under_two_names_is_no_second_client(tmp_path: Path):
     server, bank, _ = init(tmp_path / "all", ["bank", "hospital"], "localhost:8443", "any")
     (bank / "data").mkdir()
     (server / "keys/office.pub").write_bytes((server / "keys/hospital.pub").read_bytes())
-    with pytest.raises(UserError, match=r"office\.pub: another client of .* has this key"):
+    with pytest.raises(UserError, match=r"office\.pub: another client in .* has this key"):
         take_peers(bank / "node.toml", server / "keys")
     (bank / "node.toml").write_text((bank / "node.toml").read_text().replace("peers = ", "# peers = "))
     with pytest.raises(UserError, match=r'add peers = "peers" under \[node\]'):

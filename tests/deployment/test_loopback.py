@@ -1,4 +1,4 @@
-"""One SuperLink and three clients as processes of their own, with TLS and node authentication."""
+"""One SuperLink and three clients as separate processes, with TLS and node authentication."""
 
 import os
 import shutil
@@ -136,7 +136,7 @@ def test_a_registered_client_cannot_take_anothers_name(deployment: Deploy, small
 def test_a_killed_server_goes_on_after_the_last_round_with_equal_bytes(
     deployment: Deploy, small: Small, data_root: Path, tmp_path: Path, record: Callable[..., None], what: str
 ):
-    """kill -9 once a round is finished; started again. The node goes on from its own folder."""
+    """kill -9 after a finished round, then a restart. The node resumes from its own folder."""
     more = {"server.num_rounds": 4, "client.local_steps": 16, "server.quorum": 1.0, "federation.wait": 240.0}
     local = fedsdr.run(
         small(**{"data.root": str(data_root), "run.dir": str(tmp_path / "local")}, **more)
@@ -249,7 +249,7 @@ def test_a_run_with_other_settings_in_a_finished_runs_folder_is_not_told_as_done
 def test_a_killed_client_misses_rounds_and_takes_part_again_when_it_is_back(
     deployment: Deploy, small: Small, record: Callable[..., None]
 ):
-    """Its reply does not come in time, so the round goes on above the quorum."""
+    """Its reply is late, so the round continues above the quorum."""
     one = deployment()
     one.start_all()
     settings = small(**{"run.dir": "runs/first", "server.num_rounds": 12, "federation.timeout": 15.0})

@@ -30,7 +30,9 @@ def nginx() -> str:
 
 @long
 def test_control_and_runtime_are_closed_and_fleet_is_passed_on(tmp_path: Path, nginx: str):
-    """The SuperLink itself refuses whoever has no secret of its folder; the network does not even reach it."""
+    """The SuperLink itself refuses anyone without a secret of its folder; from the network it is not even
+    reachable.
+    """
     public = free_port()
     init(tmp_path / "d", ["bank"], f"fl.example.org:{public}", "tiny")
     server = tmp_path / "d" / "server"

@@ -97,7 +97,7 @@ def test_a_client_killed_in_mid_round_costs_its_update_alone_and_no_single_updat
 def test_a_peers_key_that_is_not_the_clients_stops_the_sum_and_each_client_says_why(
     deployment: Callable[..., Deployment], small: Callable[..., Settings], tmp_path: Path
 ):
-    """As where the server's operator had sent keys of their own, or had invented a client."""
+    """As if the server's operator had substituted keys, or invented a client."""
     root = write_data(tmp_path / "four", FOUR)
     one = deployment(data_root=root, clients=FOUR)
     for client in ("finance", "general"):

@@ -1,4 +1,4 @@
-"""What `fedsdr run --on` tells of a run that stopped."""
+"""The report of `fedsdr run --on` about a stopped run."""
 
 import tomllib
 from pathlib import Path

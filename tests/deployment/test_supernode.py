@@ -113,7 +113,7 @@ main()
     ],
 )
 def test_a_supernode_ends_with_its_main_thread(end: str, status: int, told: str):
-    """`fedsdr node` can start it again then. Flower's own goes on, and answers its server never again."""
+    """`fedsdr node` can then restart it. Flower's own continues, and never answers its server again."""
     command = [sys.executable, "-c", PROGRAM.format(end=end)]
     done = subprocess.run(
         command, input='["--isolation", "process"]', capture_output=True, text=True, timeout=60, check=False

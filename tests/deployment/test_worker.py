@@ -1,4 +1,4 @@
-"""The worker beside a SuperNode: what it does when that starts late, or forgets a message."""
+"""The worker of a SuperNode: its behaviour when the SuperNode starts late, or forgets a message."""
 
 import threading
 import time

@@ -128,7 +128,7 @@ def test_with_checks_prompts_are_tried_in_order_and_only_for_those_that_failed(t
 def test_with_the_check_by_likelihood_other_prompts_are_tried_for_labels_that_are_not_the_likeliest(
     teach, monkeypatch: pytest.MonkeyPatch
 ):
-    """Example 0 passes at once, 1 with the second prompt; 2 never does; 3 and 4 lose their label before that."""
+    """Example 0 passes immediately, 1 with the second prompt, 2 never; 3 and 4 lose their label before that."""
 
     def answers(prompt: str, n: int) -> Answer:
         return Answer(f"Try {THREE_PROMPTS.index(prompt)} of {n}: {LABELS[n > 2]}", True, 4)

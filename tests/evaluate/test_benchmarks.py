@@ -1,4 +1,4 @@
-"""Benchmarks: what is asked, in which tokens, and that the harness counts as a hand does."""
+"""Benchmarks: the questions, their tokens, and agreement of the harness with counting by hand."""
 
 import json
 import math
@@ -201,7 +201,7 @@ def test_chance_is_the_mean_of_one_over_the_number_of_choices(model, tmp_path: P
 
 
 def test_bbh_is_asked_in_both_ways_as_a_whole_and_by_subject(model, says, tmp_path: Path):
-    """Options are found in the question; where there are none it is answered in words only."""
+    """Options are found in the question; without options it is answered in free text only."""
     dates = [row(f"Date {n}?\nOptions:\n(A) 1\n(B) 2\n(C) 3", "(B)", task="dates") for n in range(3)]
     dates.append(row("Name?\nOptions:\n(A) x\n(B) y", "no option, upstream", task="dates"))
     write(tmp_path, "eval/bbh/dates.jsonl", dates)
@@ -255,7 +255,7 @@ def test_the_adapters_that_are_active_are_asked(tiny_settings: Callable[..., Set
 
 
 def test_built_in_data_need_neither_files_nor_network(model, no_network, capsys: pytest.CaptureFixture[str]):
-    """Domains without label, final answer or tests are told and left out."""
+    """Domains without label, final answer or tests are reported and left out."""
     examples = [e for _, test in demo_data().values() for e in test[:3]]
     records = run_benchmarks(model, (), data=examples, max_new_tokens=4, code_timeout=1.0, runs_programs=True)
     by_domain: dict[str, set[str]] = {}

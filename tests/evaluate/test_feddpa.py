@@ -37,7 +37,7 @@ def client(tiny_settings: Callable[..., Settings]) -> Client:
 
 
 def test_the_weight_is_the_mean_cosine_of_the_prompts_last_states(client: Client):
-    """Computed anew for each prompt alone; h is the last hidden state with the private adapter alone."""
+    """Recomputed for each prompt alone; h is the last hidden state with the private adapter alone."""
     settings, model, tests = client
     known, asked = tests["finance"].raw[:3], [*tests["finance"].raw[3:5], *tests["math"].raw[:2]]
     found = private_weights(model, known, asked, 0.4, settings.eval.batch_size)

@@ -159,7 +159,7 @@ def test_a_limit_draws_the_same_questions_for_every_model(model: LoraModel, tmp_
 
 
 def test_conversations_are_asked_in_all_their_ways_and_subjects_are_named(model: LoraModel, tmp_path: Path):
-    """BBH: two questions with options by likelihood, all three in words."""
+    """BBH: two questions with options by likelihood, all three in free text."""
     bbh = tmp_path / "eval/bbh"
     bbh.mkdir(parents=True)
     texts = [("dates", f"Day {n}?\nOptions:\n(A) 1\n(B) 2", "(B)") for n in range(2)]
@@ -174,8 +174,14 @@ def test_conversations_are_asked_in_all_their_ways_and_subjects_are_named(model:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": "Why?", "choices": ["a", "b"]}, "no key 'gold', which copa needs; found the keys query"),
-        ({"query": "Why?", "choices": ["a", "b"], "gold": 2}, "gold = 2 is no place in choices, which has 2"),
+        (
+            {"query": "Why?", "choices": ["a", "b"]},
+            "no key 'gold', which copa requires; found the keys query",
+        ),
+        (
+            {"query": "Why?", "choices": ["a", "b"], "gold": 2},
+            "gold = 2 is no index into choices, which has 2",
+        ),
     ],
 )
 def test_a_malformed_row_is_named_with_its_line(model: LoraModel, tmp_path: Path, row, message: str):

@@ -29,7 +29,7 @@ from fedsdr.model.allocator import forget_peak
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import save_round
-from fedsdr.storage import read_json, read_lines
+from fedsdr.storage import read_json, read_lines, write_json
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -198,7 +198,7 @@ def test_the_memory_of_a_run_is_not_that_of_an_earlier_one_in_its_process(grid, 
 
 
 def test_a_grid_takes_up_its_runs_whatever_number_goes_on_at_a_time(grid, tmp_path: Path):
-    """Threads are shared out among the jobs; a run that began with one share goes on with it."""
+    """Threads are divided among the jobs; a run that started with one share continues with it."""
     path = grid(seeds="[0]", vary='{method = ["fedit"]}', set="{run = {threads = 0}}")
     compare(path, tmp_path / "out", jobs=2)
     before = read_settings(tmp_path / "out/fedit/seed-0")
@@ -309,6 +309,21 @@ def test_a_moved_grid_goes_on_and_its_plan_stays_if_another_is_refused(grid, tmp
     assert (tmp_path / "moved/grid.json").read_text() == before
 
 
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_a_grid_goes_on_on_another_machine_when_that_is_allowed(grid, tmp_path: Path, jobs: int):
+    path = grid(seeds="[0]", vary='{method = ["fedit"]}', baseline='"fedit"')
+    compare(path, tmp_path / "out")
+    run = RunFolder(tmp_path / "out/fedit/seed-0")
+    run.evaluation(run.last_round()).unlink()  # stopped before the last scores
+    before = read_json(run.environment)
+    write_json(run.environment, before | {"machine": before["machine"] | {"processor": "another"}})
+    with pytest.raises(UserError, match=r"machine processor was another .* --on-other-machine"):
+        compare(path, tmp_path / "out", jobs)
+    compare(path, tmp_path / "out", jobs, on_other_machine=True)
+    assert run.is_finished()
+    assert "moved to another machine" in run.report.read_text()
+
+
 def test_who_computes_and_how_long_it_waits_may_change_as_when_one_run_is_resumed(grid, tmp_path: Path):
     compare(grid(seeds="[0]"), tmp_path / "out")
     others = "{lora = {rank = 2}, run = {gpus_per_client = 0.5}, federation = {wait = 5}}"
@@ -317,9 +332,7 @@ def test_who_computes_and_how_long_it_waits_may_change_as_when_one_run_is_resume
 
 def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid, tmp_path: Path):
     compare(grid(seeds="[0]"), tmp_path / "out")
-    with pytest.raises(
-        UserError, match=r"was run with other settings \(lora.rank was 2 and is 3\); remove it"
-    ):
+    with pytest.raises(UserError, match=r"was run with other settings \(lora.rank was 2, is 3\); remove it"):
         compare(grid(seeds="[0]", set="{lora = {rank = 3}}"), tmp_path / "out")
 
 
@@ -347,15 +360,15 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid,
         ({"rates": "[0]"}, "client.learning_rate = 0"),
         (
             {"rates": "[1e-3]", "vary": "{client = {learning_rate = [1e-4]}}"},
-            "client.learning_rate and rates are both given",
+            "client.learning_rate and rates are both set",
         ),
         (
             {"rates": "[1e-3]", "set": "{client = {learning_rate = 1e-4}}"},
-            "client.learning_rate and rates are both given",
+            "client.learning_rate and rates are both set",
         ),
         ({"set": "{run = {seed = 3}}"}, "run.seed is set by the grid"),
         ({"vary": ""}, "vary and arms are both missing"),
-        ({"personal_baseline": '"fedala"'}, "personal_baseline = 'fedala' is none of the arms"),
+        ({"personal_baseline": '"fedala"'}, "personal_baseline = 'fedala' is not one of the arms"),
         ({"recipe": "3"}, "recipe = 3; expected the path of a recipe"),
         ({"baseline": '["fedit"]'}, "baseline = .*; expected the name of the arm"),
         (
@@ -370,14 +383,14 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid,
             {"vary": "{client = [{local_steps = 3}]}"},
             "vary.client = .*; expected a table of settings, each with a list",
         ),
-        ({"arms": '{"../out" = {}}'}, "would be a folder's name"),
-        ({"arms": "{cache = {}}"}, "would be a folder's name"),
+        ({"arms": '{"../out" = {}}'}, "must be a valid folder name"),
+        ({"arms": "{cache = {}}"}, "must be a valid folder name"),
         ({"arms": "{slow = {rates = []}}", "rates": "[1e-3]"}, r"arms.slow.rates = \[\]; expected a list"),
         (
             {"arms": '{a = {}, "a-fedit" = {}, "" = {}}', "vary": '{method = ["fedit", "a-fedit"]}'},
-            "two arms are",
+            "two arms have",
         ),
-        ({"arms": "{slow = {rates = [1e-5]}}"}, "replaces rates, which the grid does not give"),
+        ({"arms": "{slow = {rates = [1e-5]}}"}, "replaces rates, which the grid does not have"),
         (
             {
                 "arms": '{fedsdr-per_stage = {method = "fedsdr"}, fedsdr = {method = "fedsdr"}}',
@@ -385,11 +398,11 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid,
                 "budgets": '["per_round", "per_stage"]',
                 "baseline": '"fedsdr"',
             },
-            "fedsdr-per_stage is the name of fedsdr under that budget",
+            "fedsdr-per_stage has the same name as fedsdr under this budget",
         ),
         ({"budgets": '["per_epoch"]'}, "budgets.0 = 'per_epoch'; expected a list of values of client.budget"),
         ({"vary": '["fedit"]'}, r"vary = \['fedit'\]; expected a table"),
-        ({"baseline": '"fedavg"'}, "baseline = 'fedavg' is none of the arms fedit, fedsd"),
+        ({"baseline": '"fedavg"'}, "baseline = 'fedavg' is not one of the arms fedit, fedsd"),
         ({"set": "{lora = {rnk = 2}}"}, "unknown key lora.rnk"),
     ],
     ids=str,
@@ -426,7 +439,7 @@ def test_the_grid_of_the_recipes_is_read(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_runs_of_a_grid_end_with_the_process_that_began_them(grid, tmp_path: Path):
-    """Killed, it cannot tell them; they must not stay behind and take the cores."""
+    """A killed parent cannot stop them; they must not survive and use the cores."""
     command = [
         sys.executable,
         "-m",

@@ -77,7 +77,7 @@ def _with_losses(*losses: list[float]) -> list[GridRun]:
 
 
 def test_a_personalised_model_is_never_compared_with_a_global_one():
-    """Went wrong elsewhere: personalised scores stood beside baselines that aim at one global model."""
+    """Went wrong elsewhere: personalised scores were listed next to baselines that aim at one global model."""
     dual = [
         GridRun(
             "fedsdr",
@@ -111,7 +111,9 @@ def test_domains_show_the_mean_and_the_spread_over_seeds():
 
 
 def test_what_one_label_for_everything_scores_stands_beside_the_score():
-    """Two arms of one score, 0.6, which is the share of the majority: one always says it, one tells them apart."""
+    """Two arms with the same score, 0.6, the share of the majority: one always gives it, one distinguishes
+    the labels.
+    """
     some = [
         GridRun(arm, 0, {}, {"global": {"cola": row, "mean": row}}, [], {})
         for arm, balanced in (("fedit", 0.5), ("fedsd", 0.6))

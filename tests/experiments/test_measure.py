@@ -1,4 +1,4 @@
-"""Measuring a run: each measurement is on disk as it is made, and what cannot be measured says why."""
+"""Measuring a run: each measurement is saved as soon as it is made, and missing ones have a reason."""
 
 import json
 import shutil
@@ -111,7 +111,7 @@ def test_one_measurement_that_cannot_be_made_stops_no_other_and_is_told_at_the_e
     folder = Path(measured[0].run.dir)
     page = (folder / "report.html").stat().st_mtime_ns
     before = (folder / "measurements/consistency.json").stat().st_mtime_ns
-    with pytest.raises(UserError, match="not measured: winrate: win rates need a judge"):
+    with pytest.raises(UserError, match="not measured: winrate: win rates require a judge"):
         measure(folder, ["winrate", "consistency"], Options())
     assert (folder / "measurements/consistency.json").stat().st_mtime_ns > before
     assert (folder / "report.html").stat().st_mtime_ns > page
@@ -128,7 +128,7 @@ def test_a_run_whose_clients_are_elsewhere_is_not_measured_on_other_data(measure
 
 def test_an_option_that_no_measurement_asked_for_uses_is_refused(measured):
     folder = Path(measured[0].run.dir)
-    with pytest.raises(UserError, match="--limit is of benchmarks, which is not asked for"):
+    with pytest.raises(UserError, match="--limit belongs to benchmarks, which is not requested"):
         measure(folder, ["consistency"], Options(limit=3))
     assert Options(limit=3).words("paradox") == []
     assert Options(limit=3).words("benchmarks") == ["--limit", "3"]
@@ -137,8 +137,8 @@ def test_an_option_that_no_measurement_asked_for_uses_is_refused(measured):
 @pytest.mark.parametrize(
     ("place", "content", "name", "told"),
     [
-        ("measurements/consistency.json", "{}", "survival", "is not a measurement as fedsdr wrote it"),
-        ("measurements/consistency.json", "[]", "survival", "is not a measurement as fedsdr wrote it"),
+        ("measurements/consistency.json", "{}", "survival", "is not a valid measurement file"),
+        ("measurements/consistency.json", "[]", "survival", "is not a valid measurement file"),
         ("clients/math/evaluation/round-0000-global.jsonl", "{}\n", "paradox", "expected 4 answers"),
         ("server/updates/round-0001/math.safetensors", "half", "consistency", "expected tensors"),
     ],
@@ -177,7 +177,7 @@ def test_answers_are_judged_against_the_base_and_against_another_run(measured, t
         assert (record["num"], record["wins"], record["losses"], record["rate"]) == (8, 0, 0, 0.5)
     kept = read_json(folder / "measurements" / "winrate.json")
     assert f"--judge {judge.url} --judge-model rule --against {other.run.dir}" in kept["command"]
-    with pytest.raises(UserError, match="give --judge"):
+    with pytest.raises(UserError, match="set --judge"):
         measure(folder, ["winrate"], Options())
 
 

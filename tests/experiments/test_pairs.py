@@ -104,7 +104,7 @@ def test_what_does_not_go_together_is_refused(write):
     path = write(rows(str.upper))
     with pytest.raises(UserError, match="names the domains food, law: leave out --clusters"):
         analyze(path, 3, "", "", "")
-    with pytest.raises(UserError, match="give both, or neither"):
+    with pytest.raises(UserError, match="set both, or neither"):
         analyze(path, 0, "", "http://localhost:1/v1", "")
 
 

@@ -1,4 +1,4 @@
-"""Random bad input to everything that reads: an error that says what is wrong, and never a traceback."""
+"""Random bad input to every reader: a clear error, and never a traceback."""
 
 import io
 import json
@@ -73,9 +73,8 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 def count_refused(
     read: Callable[[Path], Any], path: Path, num: int, rng: random.Random, loaded: Path | None = None
 ) -> int:
-    """How many of so many mutations of a good file are refused by an error for users; any other one fails.
-
-    `loaded` is what is given to the reader, if not the file itself.
+    """Number of mutations of a good file that are rejected with a user error; any other error fails. `loaded`
+    is passed to the reader, if it is not the file itself.
     """
     good, refused = path.read_bytes(), 0
     read(loaded or path)

@@ -29,7 +29,7 @@ RUN = {"method": "fedsdr", "eval.every": 1, "client.local_steps": 4}
 
 
 def forked(settings: Settings) -> int:
-    """Begin the run, or go on with it, in a copy of this process."""
+    """Start or resume the run in a copy of this process."""
     folder = Path(settings.run.dir)
     child = os.fork()
     if child:

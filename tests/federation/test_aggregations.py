@@ -1,4 +1,4 @@
-"""What the aggregations do in a whole run: the global model, what travels, what is kept, what is refused."""
+"""Aggregations in a whole run: the global model, messages, saved state, and rejected settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -287,7 +287,7 @@ def test_a_client_of_smaller_rank_trains_and_sends_its_own_ranks_alone(
 def test_small_messages_of_a_client_of_smaller_rank_are_added_up_as_they_should(
     run_with, updates, dtype: str
 ):
-    """Its change is of its own ranks, and so is what the rounding lost."""
+    """Its change covers its own ranks, and so does the rounding error."""
     folder, _ = run_with("zeropad", **{"lora.client_ranks.math": 1, "communication.dtype": dtype})
     before = wire.cut({key: value.numpy() for key, value in saved(folder, 1).items()}, 1)
     (update,) = [update for update in updates[2] if update.client == "math"]

@@ -35,7 +35,7 @@ def test_rounds_that_are_kept(tiny_settings: Callable[..., Settings], tmp_path: 
     assert read_result(folder.path).adapter == folder.round(5)
     if 3 not in left:
         there = ", ".join(map(str, left))
-        with pytest.raises(UserError, match=rf"round 3 of .* not kept .*there are rounds {there}"):
+        with pytest.raises(UserError, match=rf"round 3 of .* not kept .*kept rounds: {there}"):
             export_round(folder.path, tmp_path / "out", 3, "", merged=False)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import fedsdr
 from fedsdr.compatibility import allowed_with
-from fedsdr.config import Settings
+from fedsdr.config import Model, Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
 from fedsdr.federation.estimate import Client, memory, sizes_of
@@ -17,6 +17,7 @@ from fedsdr.methods import AGGREGATIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.meta import load_skeleton
+from fedsdr.run_folder import read_settings
 from fedsdr.storage import read_lines
 
 MakeSettings = Callable[..., Settings]
@@ -97,7 +98,7 @@ def test_four_bits_checkpointing_and_small_batches_need_less(tiny_settings: Make
     def parts(**chosen: Any) -> dict[str, float]:
         settings = tiny_settings(**{"model.attention": "sdpa", "model.checkpointing": "off", **chosen})
         sizes = sizes_of(load_skeleton(settings.model)[0], settings.lora)
-        return {p.name: p.num_bytes for p in memory(settings, sizes, [Client(texts, texts)], is_gpu=False)}
+        return {p.name: p.num_bytes for p in memory(settings, sizes, [Client(texts, texts)], is_gpu=True)}
 
     plain = parts()
     # The tiny model has 2 layers of 2 (64 64 + 64 32 + 64 * 128) + 64 * 128 weights, in float32 four bytes each.
@@ -110,6 +111,31 @@ def test_four_bits_checkpointing_and_small_batches_need_less(tiny_settings: Make
     assert plain["peak"] == sum(plain.values()) - plain["peak"] - min(
         plain["optimizer"] + plain["states of a step"], plain["generation"]
     )
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+MEASURED = ("demo-2026-11", "demo-again", "compare-demo/cell", "refute-demo/cell", "disputed/cell")
+
+
+@pytest.mark.parametrize("run", MEASURED)
+def test_memory_is_within_a_quarter_of_what_runs_with_smollm2_took(run: str, real_model: Model):
+    (end,) = (event for event in read_lines(RESULTS / run / "metrics.jsonl") if event["event"] == "end")
+    estimate = fedsdr.dry_run(read_settings(RESULTS / run))
+    assert 0.75 < estimate["peak"] / end["peak_memory"] < 1.25
+
+
+def test_no_memory_is_counted_for_rewritings_that_the_data_hold(tmp_path: Path, tiny_folder: Path):
+    def generation(**more: str) -> float:
+        path = tmp_path / "sums.jsonl"
+        rows = [{"instruction": f"{n} and {n}?", "output": f"{2 * n}", **more} for n in range(20)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        values = {
+            "model.name": str(tiny_folder), "data.sources": [{"domain": "sums", "train": str(path)}],
+            "run.threads": 1, "distill.max_new_tokens": 400, "eval.max_new_tokens": 2,
+        }  # fmt: skip
+        return fedsdr.dry_run(fedsdr.load_settings(None, values))["generation"]
+
+    assert generation(distilled="That is a sum.") < generation() / 2
 
 
 def test_what_is_on_the_hub_and_out_of_reach_is_named_and_the_rest_is_checked(

@@ -126,7 +126,7 @@ def test_the_second_of_two_nodes_of_one_name_is_left_out(attend):
 
 
 def test_no_node_can_take_the_name_that_another_key_is_registered_under(attend):
-    """Not while that client is away, and not when it tells the same numbers of examples."""
+    """Not while that client is away, and not if it reports the same numbers of examples."""
     grid = Grid(n1="a", n2="b")
     one = attend(grid, nodes={"a": 1, "b": 2, "c": 3})
     one.wait_for_all()
@@ -144,7 +144,7 @@ def test_no_node_can_take_the_name_that_another_key_is_registered_under(attend):
 
 
 def test_a_node_that_is_not_registered_is_not_even_asked(attend, tmp_path: Path):
-    """It would learn the settings. Who is registered may change while a run goes on."""
+    """It would learn the settings. Registrations may change during a run."""
     grid = Grid(n1="a", n2="b", n3="b")
     one = attend(grid, nodes={"a": 1, "b": 2})
     one.wait_for_all()
@@ -219,7 +219,7 @@ def test_a_stranger_or_a_changed_client_does_not_keep_a_run_from_going_on(attend
 
 
 def test_a_client_that_prepares_slowly_delays_no_round_of_the_others(attend):
-    """Once a round waited for whoever was new, quorum or not."""
+    """A round once waited for every new client, regardless of the quorum."""
     grid = Grid(n1="a", n2="b")
     one = attend(grid)
     one.wait_for_all()
@@ -243,7 +243,7 @@ def test_time_does_not_run_while_a_client_prepares(attend):
 
 
 def test_a_node_that_was_refused_is_asked_again_after_a_while(attend, monkeypatch: pytest.MonkeyPatch):
-    """It keeps its id when it is mended and started again."""
+    """It keeps its id after it is repaired and restarted."""
     monkeypatch.setattr(module, "AGAIN", 0.02)
     grid = Grid(n1="a")
     one = attend(grid, num=1, known={"a": told("a"), "b": told("b")})

@@ -1,4 +1,4 @@
-"""What tells the methods apart in a whole run: what a client keeps, what it sends, and on which data it learns."""
+"""Differences of the methods in a whole run: the client's state, its messages, and its training data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +119,7 @@ def private_of(folder: Path, client: str, number: int) -> bytes:
 def test_the_private_adapter_learns_once_whenever_a_client_is_drawn(
     run_method, capsys, method: str, view: str
 ):
-    """Its steps are beside the budget of a round, told at the start, and in the log of the first round."""
+    """Its steps come on top of the budget of a round, are announced at the start, and logged in the first round."""
     folder, events = run_method(method, **{"fdlora.before_steps": 5, "client.budget": "per_round"})
     for event in events:
         assert event["train/shared/num_steps"] == 2
@@ -151,7 +151,7 @@ def test_feddpa_weighs_each_test_prompt_and_says_how(run_method):
 
 
 def test_fedala_with_weights_that_stay_at_one_is_fedit(run_method):
-    """Its personalised model is what the client sends: its own adapter after the round."""
+    """Its personalised model equals the client's message: its own adapter after the round."""
     still, _ = run_method("fedala", **{"fedala.rate": 1e-30})
     fedit, _ = run_method("fedit")
     moved, events = run_method("fedala", **{"fedala.rate": 1e6})
@@ -169,7 +169,7 @@ def test_fedala_with_weights_that_stay_at_one_is_fedit(run_method):
 
 
 def test_the_personalised_model_of_one_fedala_client_is_the_global_one(run_method):
-    """The average of one client is its own adapter, and what it is sent is what it has: nothing is to be learnt."""
+    """The average over one client is its own adapter, and it receives the same back: nothing is left to learn."""
     folder, _ = run_method("fedala", **{"data.domains": ["math"]})
     scores = read_json(folder / "evaluation/round-0002.json")
     assert scores["personalised"] == scores["global"]

@@ -1,4 +1,4 @@
-"""What a client's own configuration decides stays as it is, whatever the server's settings say."""
+"""A client's own configuration cannot be changed by the server's settings."""
 
 import json
 import os
@@ -226,7 +226,7 @@ def test_a_node_whose_key_is_registered_under_another_name_is_told_before_it_rew
 ):
     node = make_node(tmp_path, tiny_folder)
     assert ask(node, name="home").has_error()
-    assert "the server has its key as that of 'home'" in capsys.readouterr().err
+    assert "the server registered its key as 'home'" in capsys.readouterr().err
     assert not list(tmp_path.glob("state/**/distilled*"))
     assert not ask(node, name="house").has_error()
 
@@ -234,7 +234,7 @@ def test_a_node_whose_key_is_registered_under_another_name_is_told_before_it_rew
 def test_a_client_is_told_how_many_of_its_examples_the_server_draws(
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Few, and an update tells much of each."""
+    """With few clients, an update reveals much about each."""
     assert not ask(make_node(tmp_path, tiny_folder), **{"data.num_train": 3}).has_error()
     assert "; 3 examples of each domain drawn, " in capsys.readouterr().err
 
@@ -263,7 +263,7 @@ def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no
 def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
 ):
-    """The server chooses `server.max_norm`, so refusing what is above would be a look without noise."""
+    """The server chooses `server.max_norm`, so rejecting larger norms would be a noiseless observation."""
     node = make_node(tmp_path, tiny_folder)
     model = model_of(tiny_settings())
     model.initialise("shared", 0)
@@ -299,7 +299,7 @@ def test_a_second_program_of_one_node_is_refused(node_file: Path, monkeypatch: p
     monkeypatch.setattr(node, "FREED", 0.0)
     with (
         socket.create_server(("127.0.0.1", read_node_file(node_file).port)),
-        pytest.raises(UserError, match="another `fedsdr node` of this file has it"),
+        pytest.raises(UserError, match="another `fedsdr node` with this file uses it"),
     ):
         run_node(node_file)
 
@@ -326,7 +326,7 @@ def test_missing_data_are_told_when_a_node_starts(
     with pytest.raises(SystemExit):
         run_node(node_file)
     told = capsys.readouterr().err
-    assert "there is no" in told and "loans/test.jsonl" in told and "loans/train.jsonl" not in told
+    assert "is missing" in told and "loans/test.jsonl" in told and "loans/train.jsonl" not in told
 
 
 @pytest.mark.parametrize("port", [0, 80, 99_999])
@@ -372,7 +372,7 @@ def test_what_no_server_would_let_in_is_told_before_it_is_tried(
 
 
 def test_a_ctrl_c_reaches_the_node_and_not_its_supernode_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A terminal interrupts all of a group at once. Told twice, a SuperNode did not sign off at its server."""
+    """A terminal interrupts the whole process group. A SuperNode interrupted twice did not sign off at its server."""
     told = tmp_path / "group"
     program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpgrp())); time.sleep(60)"
 

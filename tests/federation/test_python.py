@@ -140,7 +140,7 @@ def test_a_run_on_a_model_in_memory_is_resumed_with_the_same_model_alone(small, 
         fedsdr.resume(folder)
     build_tiny(tmp_path / "other", seed=1)
     other = (AutoModelForCausalLM.from_pretrained(tmp_path / "other"), pair[1])
-    with pytest.raises(UserError, match=r"was begun with another model \(memory:\w{16}\) than the given one"):
+    with pytest.raises(UserError, match=r"was started with the model memory:\w{16}, not with the passed one"):
         fedsdr.resume(folder, model=other)
     same = (AutoModelForCausalLM.from_pretrained(tiny_folder), AutoTokenizer.from_pretrained(tiny_folder))
     resumed = fedsdr.resume(folder, model=same)

@@ -87,7 +87,7 @@ def test_the_tests_of_ones_own_data_run_on_consent_alone_and_the_built_in_ones_a
     monkeypatch.setattr(sandbox, "_bubblewrap", tuple)
     assert num_checkable(quick(**own)) == 0
     assert not planted.exists()
-    said = "5 examples have tests, which are programs and do not run: they count as having none"
+    said = "5 examples have tests, which are programs and do not run without consent: they are ignored"
     assert said in capsys.readouterr().err
     client_context.close_clients()
     assert num_checkable(quick(**own, **{"eval.run_programs": True})) == 4
@@ -328,7 +328,7 @@ def test_a_run_wants_a_folder():
 
 
 def test_a_folder_without_run_cannot_be_resumed(tmp_path: Path):
-    with pytest.raises(UserError, match=r"holds no run: config.toml is missing"):
+    with pytest.raises(UserError, match=r"contains no run: config.toml is missing"):
         resume(tmp_path)
 
 
@@ -365,7 +365,7 @@ def test_two_processes_cannot_work_in_one_folder(quick, tmp_path: Path):
 
 
 def test_a_run_is_not_resumed_on_data_that_changed(quick, tmp_path: Path):
-    """In the same process too, such as a notebook: the files are read anew."""
+    """Also within one process, such as a notebook: the files are read again."""
     root = tmp_path / "data"
     write_data(root, {"a": "Yes", "b": "No"})
     settings = quick(**{"data.root": str(root), "data.domains": []})
@@ -474,7 +474,7 @@ def test_below_the_quorum_the_run_stops_with_the_reasons_and_can_be_resumed(
 
 def test_settings_that_do_not_fit_the_model_leave_the_folder_free_for_the_next_attempt(quick):
     settings = quick(**{"lora.targets": ["query"]})
-    with pytest.raises(UserError, match=r"lora.targets: query is no linear layer"):
+    with pytest.raises(UserError, match=r"lora.targets: query matches no linear layer"):
         run(settings)
     assert not (Path(settings.run.dir) / "config.toml").exists()
     run(quick(**{"run.dir": settings.run.dir}))
@@ -594,7 +594,7 @@ def test_fast_and_plain_attention_give_the_same_run(quick):
 
 
 def test_an_update_that_blew_up_in_its_last_step_is_told_as_divergence(tiny_settings):
-    """Its losses were finite; the server would drop it for its norm, and tell of a quorum that was missed."""
+    """Its losses were finite; the server would drop it for its norm, and report a missed quorum."""
     settings = tiny_settings(**{"method": "fedit", "client.local_steps": 1, "client.learning_rate": 1e30})
     with pytest.raises(
         Diverged, match=r"round 1, code: training diverged: .* norm .*; lower client.learning_rate"

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flwr.clientapp import ClientApp
 
-from fedsdr.config import Settings
+from fedsdr.config import Run, Settings
+from fedsdr.errors import UserError
+from fedsdr.federation.environment import num_workers
 from fedsdr.federation.run import run
+from fedsdr.federation.simulation_engine import _start
 from fedsdr.run_folder import RunFolder
 
 pytest.importorskip("ray")
@@ -27,7 +31,7 @@ def left_by(folder: Path) -> dict[str, bytes]:
 
 
 def call(function: str, argument: object) -> subprocess.Popen:
-    """Call a function of `federation.run` in a process of its own, as Ray's driver is meant to be used."""
+    """Call a function of `federation.run` in its own process, as intended for Ray's driver."""
     script = (
         f"from fedsdr.config import Settings; from fedsdr.federation.run import *; {function}({argument})"
     )
@@ -72,6 +76,36 @@ def test_a_run_on_ray_goes_on_after_a_kill_with_equal_bytes(
     said = process.communicate(timeout=500)[1]
     assert process.returncode == 0, said
     assert left_by(folder.path) == left_by(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "chosen", "each", "threads"),
+    [
+        (0, {}, 0.0, 16),
+        (8, {}, 1.0, 2),
+        (2, {"gpus_per_client": 0.5}, 0.5, 4),
+        (8, {"workers": 4, "threads": 3}, 1.0, 3),
+    ],
+)
+def test_workers_share_all_gpus_and_none_is_hidden_from_them(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: int, chosen: dict, each: float, threads: int
+):
+    """A worker that asks Ray for no GPU sees none, and would train on the processor beside an idle one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    asked: list[dict] = []
+
+    def refuse(config: dict) -> None:
+        asked.append(config["client_resources"])
+        raise ValueError("no cluster in this test")
+
+    monkeypatch.setattr("flwr.server.superlink.fleet.vce.backend.raybackend.RayBackend", refuse)
+    chosen_run = Run(engine="simulation", **chosen)
+    resolved = chosen_run.threads or 16 // num_workers(chosen_run)
+    with pytest.raises(UserError, match=f"run.gpus_per_client = {each:g} can be started"):
+        _start(ClientApp(), chosen_run.model_copy(update={"threads": resolved}))
+    assert asked == [{"num_cpus": threads, "num_gpus": each}]
 
 
 def test_a_clients_error_is_raised_as_by_the_local_engine(

@@ -134,9 +134,8 @@ def wire() -> Callable[[Message], bytes]:
 
 @pytest.fixture(scope="session")
 def results() -> Callable[[Path], dict[str, Any]]:
-    """Return what a run leaves: each file's bytes by its path, the log's events without their costs.
-
-    Left out is what tells of the machine and of the folder's own place.
+    """Return a run's results: each file's bytes by its path, and the log's events without their costs.
+    Information about the machine and the location of the folder is left out.
     """
 
     def read(folder: Path) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_no_byte_of_private_tensors_and_texts_is_in_any_message(
 def test_no_byte_of_the_weights_of_the_local_aggregation_is_in_any_message(
     recorded: Recorded, wire: Callable[[Message], bytes]
 ) -> None:
-    """What this client's loss says of the adapter that it was sent. Its own adapter is what it sends."""
+    """The information in this client's loss about the broadcast adapter. Its own adapter is its message."""
     folder, exchanges = recorded(method="fedala", **{"client.learning_rate": 0.03, "fedala.rate": 1e3})
     kept = [load_file(path)["weights"] for path in folder.rglob("kept.safetensors")]
     assert len(kept) == len(CLIENTS)

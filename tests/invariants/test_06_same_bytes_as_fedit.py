@@ -1,4 +1,4 @@
-"""Invariant 6: fedsdr sends as many bytes of arrays as fedit, per client and round; a message has 2 kB beside them."""
+"""Invariant 6: fedsdr sends as many bytes of arrays as fedit, per client and round; a message adds 2 kB."""
 
 import json
 from collections.abc import Callable

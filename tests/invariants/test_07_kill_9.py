@@ -1,4 +1,4 @@
-"""Invariant 7 with real processes: each is killed by signal 9, the next goes on."""
+"""Invariant 7 with real processes: each is killed by signal 9, the next one resumes."""
 
 import signal
 import subprocess

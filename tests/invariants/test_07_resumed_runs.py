@@ -152,7 +152,7 @@ def test_personal_methods_resume_to_the_same_bytes(
     method: str,
     kill: tuple[Any, ...],
 ) -> None:
-    """What a client learnt before round 1 is neither lost nor learnt twice; so are weights that it keeps."""
+    """Training before round 1 is neither lost nor repeated; the same holds for saved weights."""
     chosen = {"method": method, "eval.every": 1, "fedala.rate": 1e3} if method == "fedala" else {
         "method": method, "eval.every": 1}  # fmt: skip
     settings = run_settings(**chosen)

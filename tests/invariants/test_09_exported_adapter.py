@@ -116,7 +116,7 @@ def test_a_fusion_that_was_not_searched_is_not_exported(
 def test_adapter_of_a_aggregation_that_adds_or_keeps_something_is_the_whole_model(
     run_settings: Callable[..., Settings], aggregation: str, client: str, tmp_path: Path
 ) -> None:
-    """What the clients score is what the files give in PEFT, private adapter and all that was added included."""
+    """The clients' scores equal those of the files in PEFT, including private adapter and residual."""
     settings = run_settings(**{"method": "fedsdr", "server.aggregation": aggregation, "lora.alpha": 7.0,
                                "client.learning_rate": 0.03, "client.schedule": "constant"})  # fmt: skip
     scored: dict[tuple[str, tuple[str, ...]], Tensor] = {}

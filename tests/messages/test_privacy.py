@@ -74,13 +74,12 @@ def gaussian_near(wanted: np.ndarray, rng: np.random.Generator, monkeypatch: pyt
 def test_the_low_bits_of_what_leaves_do_not_betray_a_change(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ):
-    """The attack: is a number near zero a multiple of 2^-54?
-
-    The broadcast is zero, as LoRA's B is at first, so float32 has room for the last bits of what is below
-    2^-32. Noise there is half a sum of numbers around 1, whose own bits end at 2^-53. A clipped change of 2^-7
-    has bits to 2^-60, and so has its sum with noise that brings it near zero. Before noise was rounded, 72 in
-    100 such numbers were multiples without a change, and 18 with one. Of 2.4 million numbers one is that near
-    with probability 2.4e6 * 2^-31 * 0.4 = 4e-4, in every release.
+    """The attack: is a number near zero a multiple of 2^-54? The broadcast is zero, like LoRA's initial B, so
+    float32 can represent the last bits of numbers below 2^-32. Noise there is half a sum of numbers around 1,
+    whose own bits end at 2^-53. A clipped change of 2^-7 has bits down to 2^-60, and so does its sum with
+    noise that brings it near zero. Before noise was rounded, 72 in 100 such numbers were multiples without a
+    change, and 18 with one. Of 2.4 million numbers one is that near with probability 2.4e6 * 2^-31 * 0.4 =
+    4e-4, in every release.
     """
     rng, size, privacy = np.random.default_rng(1), 20_000, Privacy(kind=kind)
     zero = {KEYS[0]: np.zeros((1, size), np.float32)}

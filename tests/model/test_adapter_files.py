@@ -1,4 +1,4 @@
-"""Adapters on disk: values and scale survive, and what is no adapter is refused."""
+"""Adapters on disk: values and scale survive, and invalid files are rejected."""
 
 from pathlib import Path
 

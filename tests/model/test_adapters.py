@@ -1,4 +1,4 @@
-"""Two adapters beside a frozen layer: the formula, its gradients, and that one never moves the other."""
+"""Two adapters on a frozen layer: the formula, its gradients, and that one never affects the other."""
 
 import math
 from collections.abc import Callable
@@ -208,7 +208,7 @@ def test_keys_and_shapes_of_an_adapter_are_those_that_peft_writes(base: Base, ti
 
 
 def test_a_target_that_names_no_linear_layer_is_an_error_that_lists_them(base: Base):
-    with pytest.raises(UserError, match=r"qproj is no linear layer.*down_proj.*q_proj"):
+    with pytest.raises(UserError, match=r"qproj matches no linear layer.*down_proj.*q_proj"):
         LoraModel(base, Lora(targets=("v_proj", "qproj")))
     with pytest.raises(UserError, match="lm_head"):  # the head is frozen: the loss applies it by itself
         LoraModel(base, Lora(targets=("lm_head",)))

@@ -170,8 +170,8 @@ def test_a_torn_weight_file_is_a_user_error(copy: Path):
     [
         ("./no-such-model", "no such folder"),
         ("/no/such/model.gguf", "no such file"),
-        ("nobody/nothing", "nobody/nothing is no built-in name.*a folder.*tiny$"),
-        ("my-own-model", "my-own-model is no built-in name.*tiny$"),
+        ("nobody/nothing", "nobody/nothing is neither built in nor a folder.*a folder.*tiny$"),
+        ("my-own-model", "my-own-model is neither built in nor a folder.*tiny$"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_named_with_what_would_do(name: str, message: str):
@@ -200,7 +200,7 @@ def test_a_folder_that_is_no_model_is_named_with_what_it_holds(tmp_path: Path):
 def test_a_hub_model_is_read_from_the_hubs_cache_without_network(
     tiny_base: Base, tiny_folder: Path, tmp_path: Path
 ):
-    """In a process of its own, since the hub library reads its folder's place once."""
+    """In its own process, since the hub library reads the location of its folder only once."""
     commit = "0" * 40
     repository = tmp_path / "hub" / "models--someone--tiny"
     shutil.copytree(tiny_folder, repository / "snapshots" / commit)

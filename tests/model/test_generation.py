@@ -21,7 +21,7 @@ PROMPTS = [
     for length in LENGTHS
 ]
 NUM_NEW = 20
-"""More than the room that a cache takes at once."""
+"""More than a cache allocates in one step."""
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_a_run_on_the_processor_touches_no_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_run_on_one_gpu_touches_that_one_alone(monkeypatch: pytest.MonkeyPatch):
-    """No GPU is at hand: what torch is asked for is looked at."""
+    """Without a GPU, the calls to torch are checked."""
     touched: list[tuple[str, object]] = []
     current = [torch.device("cuda", 0)]
 

@@ -346,7 +346,7 @@ def number_of(body: dict[str, Any]) -> int:
 
 
 def test_a_whole_rewriting_by_a_server(serve, teach):
-    """As by the model of this process: in order, with checks and fall-back, and what is too long unasked."""
+    """Like the model in this process: in order, with checks and fall-back, and without requests for long prompts."""
 
     def answer(body: dict[str, Any]) -> tuple[int, str]:
         number = number_of(body)
@@ -412,7 +412,7 @@ def test_tokens_and_time_are_reported(serve, teach, caplog: pytest.LogCaptureFix
 
 
 def test_a_stopped_rewriting_asks_only_for_the_batches_that_are_missing(serve, teach):
-    """5 examples in batches of 2; the server breaks at the third, and another one is taken to go on."""
+    """5 examples in batches of 2; the server fails at the third, and another one is used to resume."""
     one_by_one = serve(lambda body: completion(f"New {number_of(body)}"))
     whole = teach(one_by_one, seed=1, num_requests=1)
     last = number_of(one_by_one.bodies[-1])

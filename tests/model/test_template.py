@@ -1,4 +1,6 @@
-"""Chat templates as models bring them: each is used rightly, or refused in words when the model is loaded."""
+"""Chat templates of various models: each is used correctly, or rejected with a clear error when the model is
+loaded.
+"""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What is tried when a model is loaded, and what of it is said at start."""
+"""The trial of a loaded model, and its report at the start."""
 
 import json
 import shutil

@@ -180,7 +180,7 @@ def transfer(draw: random.Random, clients: Sequence[str]) -> list[Event]:
 
 
 def points(draw: random.Random, clients: Sequence[str]) -> list[Event]:
-    """Sixty points of each client and view; rewritings lie closer together."""
+    """Sixty points of each client and view; rewritings are closer together."""
     records: list[Event] = []
     for client in clients:
         middle = (draw.uniform(-40, 40), draw.uniform(-40, 40))

@@ -97,7 +97,7 @@ def test_a_domain_whose_answers_are_one_class_is_named(counts: dict[str, int], s
 def test_cut_responses_are_counted_over_clients():
     events = [prepared("a", 8, num_cut_raw=1), prepared("b", 8, num_cut_raw=2)]
     assert [notice.text for notice in cut_notices(events)] == [
-        "3 of 16 training responses are cut at model.max_length, and do not teach where to end"
+        "3 of 16 training responses are cut at model.max_length and do not teach the model where to end"
     ]
 
 

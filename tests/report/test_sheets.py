@@ -137,7 +137,7 @@ def test_csv_gives_back_the_records(made_up: SimpleNamespace) -> None:
 def test_what_answers_say_without_support_stands_beside_the_model_that_says_it(
     made_up: SimpleNamespace,
 ) -> None:
-    """Whether the averaged adapter says more that is unsupported is what would refute the method."""
+    """If the averaged adapter made more unsupported statements, the method would be refuted."""
     base, final = (made_up.table(["math"], {"global": 0.0}), made_up.table(["math"], {"global": 1.0}))
     assert [row[:3] for row in answer_sheet(base, final).rows[:2]] == [
         ("math", "base", "0.75"),

@@ -157,7 +157,7 @@ def of_ranks(*ranks: int) -> list[Update]:
 
 
 def test_flexlora_of_clients_of_several_ranks_is_the_best_of_the_server_s_and_of_each_client_s():
-    """A client takes the first ranks of what is broadcast: they are its own best approximation."""
+    """A client uses the first ranks of the broadcast: they are its own best approximation."""
     updates = of_ranks(3, 1, 2)
     u, s, vt = np.linalg.svd(mean_product(updates))
     target = flexlora(updates)
@@ -310,7 +310,7 @@ def test_zeropad_by_hand():
 
 
 def test_zeropad_leaves_ranks_that_no_client_of_the_round_has_as_they_were():
-    """Server of rank 2, one client of rank 1 answers: the second rank was learnt by others, in other rounds."""
+    """Server of rank 2, one client of rank 1 answers: other clients trained the second rank in other rounds."""
     server = {A: np.array([[1.0], [2.0]], np.float32), B: np.array([[3.0, 4.0]], np.float32)}
     target = aggregate.zeropad([make("b", 3, [[8.0]], [[5.0]])], server).shared
     assert target[A].tolist() == [[8.0], [2.0]]

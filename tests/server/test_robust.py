@@ -96,8 +96,8 @@ def test_distances_do_not_cancel():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_flower_reduces_the_same(seed: int):
-    """Eleven clients, f = 2. Flower's Bulyan takes its n - 2 f from krum at once, and not one by one
-    as the paper has it; so its krum is asked one by one here, and its second half is taken as it is.
+    """Eleven clients, f = 2. Flower's Bulyan takes its n - 2 f clients from a single krum, and not repeatedly
+    as in the paper; so its krum is called repeatedly here, and its second half is used unchanged.
     """
     f = 2
     values = np.random.default_rng(seed).normal(size=(11, 6)).astype(np.float32)

@@ -193,7 +193,7 @@ def test_the_draw_belongs_to_run_seed_and_round_and_touches_no_random_state():
 
 
 def test_a_client_that_is_away_changes_nothing_of_who_is_drawn_and_counts_as_dropped(start):
-    """In a deployment the same run must ask the same clients, whoever is connected."""
+    """In a deployment the same run must sample the same clients, regardless of who is connected."""
     strategy, messages = start("train", clients_per_round=3, quorum=0.5)
     drawn = [strategy.roster[message.metadata.dst_node_id] for message in messages]
     strategy.absent = {drawn[0]}
@@ -303,7 +303,7 @@ def test_too_large_changes_count_against_the_quorum(start):
 
 
 def test_a_robust_aggregator_drops_none_so_no_large_change_can_stop_its_round(start):
-    """krum needs five; four with one that lies is what median and trimmed mean are for."""
+    """krum needs five; median and trimmed mean handle four clients with a malicious one."""
     strategy, messages = start(robust="trimmed-mean", num_byzantine=1, quorum=1.0)
     strategy.aggregate_train(2, [trained(m, v) for m, v in zip(messages, (1, 1, 1, 99), strict=True)])
     assert strategy.arrays[KEY].tolist() == [[1.0, 1.0]]
@@ -329,10 +329,9 @@ def steered(message: Message, value: float, change: float) -> Message:
 
 
 def test_the_servers_control_variate_moves_by_the_plain_sum_of_changes_over_all_clients(start):
-    """c + (|S| / N) mean of dc = 0.5 + (2 / 4) (3 + 1) / 2 = 1.5: c was not asked, d's reply is dropped.
-
-    Examples are 1 and 3: they weigh the adapter, (1 * 2 + 3 * 6) / 4 = 5, and not c. A server optimizer's
-    moments stay beside it.
+    """c + (|S| / N) mean of dc = 0.5 + (2 / 4) (3 + 1) / 2 = 1.5: c was not sampled, d's reply is dropped.
+    Examples are 1 and 3: they weight the adapter, (1 * 2 + 3 * 6) / 4 = 5, but not c. A server optimizer's
+    moments are saved next to it.
     """
     strategy, messages = start(client=SCAFFOLD, optimizer="fedavgm", clients_per_round=0)
     assert strategy.control_variates().tolist() == [0, 0]

@@ -1,1 +1,1 @@
-"""7. The formulas behind each claim, applied to what finished runs left."""
+"""7. The formulas behind each claim, applied to the records of finished runs."""

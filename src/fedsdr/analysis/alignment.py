@@ -1,8 +1,8 @@
-"""How alike the clients' texts are, before and after rewriting.
+"""How similar the clients' texts are, before and after rewriting.
 
-Texts become bags of words. Longer texts look more alike by themselves, so two clients that are compared, and
-both views of them, are cut to the same number of words, drawn at random. What needs the texts of several
-clients works in simulation only: in a deployment no one holds them.
+Texts become bags of words. Longer texts look more similar by themselves, so two compared clients, in both
+views, are cut to the same number of randomly drawn words. Measures that need the texts of several clients
+work in simulation only: in a deployment nobody has them all.
 """
 
 import re
@@ -28,29 +28,29 @@ Pair = tuple[str, str]
 Counts = NDArray[np.int64]
 VIEWS = ("raw", "distilled")
 LEAST = 4
-"""Fewest examples of a client: a half has two then, the fewest whose draws differ."""
+"""Minimum number of examples of a client: half of them is two, the least with different draws."""
 LEAST_WORDS = 20
-"""Fewest words of a half: of fewer nearly all differ by chance."""
+"""Minimum number of words of a half: with fewer, nearly all differences are chance."""
 
 
 def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event]:
-    """Likeness of the clients' responses, pairwise and mean, raw, distilled, and the difference.
+    """Similarity of the clients' responses, pairwise and mean: raw, distilled, and the difference.
 
-    In each of 200 draws a random half of every client's examples is taken, the same for both views. For a
-    pair of clients all texts are cut to as many words as the shortest of their four has. A value is the mean
-    over the draws, its interval t times their spread (`half_samples`), which covers the draw of words too.
+    Each of 200 draws takes a random half of every client's examples, the same for both views. For a pair of
+    clients all texts are cut to the number of words of the shortest of their four. A value is the mean over
+    the draws; its interval is t times their spread (`half_samples`), which also covers the draw of words.
 
     - js_plain: Jensen-Shannon divergence of the word distributions in bits,
-      D = H((P + Q) / 2) - (H(P) + H(Q)) / 2, as the paper may have computed it. Two samples of one
+      D = H((P + Q) / 2) - (H(P) + H(Q)) / 2, possibly the paper's definition. Two samples of one
       distribution are well above 0.
-    - js: the same adjusted for that chance, (D - D0) / (1 - D0). D0 is the divergence after the responses of
-      both are mixed and dealt out again whole, since words come in clusters; a mean over all draws. About 0
-      for texts of one distribution, 1 without a common word. It may fall below 0.
+    - js: the same, adjusted for chance, (D - D0) / (1 - D0). D0 is the divergence after the responses of both
+    are pooled and dealt out again as wholes, since words occur in clusters; a mean over all draws. About 0
+    for texts of one distribution, 1 without a common word. It may be negative.
     - tfidf: cosine of the clients' TF-IDF vectors, each client one document.
 
-    Paper: FedSDR (arXiv 2605.18028) reports both and does not say how they were computed. Lin, "Divergence
-    measures based on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991), 145-151. The
-    adjustment has the form of Vinh, Epps and Bailey, JMLR 11 (2010), 2837-2854.
+    Paper: FedSDR (arXiv 2605.18028) reports both without their definitions. Lin, "Divergence measures based
+    on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991), 145-151. The adjustment has
+    the form of Vinh, Epps and Bailey, JMLR 11 (2010), 2837-2854.
 
     Args:
         pairs: Client -> its responses, each with its rewriting.
@@ -76,14 +76,14 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
         _require_words(names, totals)
         num_words.append([int(min(totals[a], totals[b])) for a, b in places])
         likeness = []
-        paired = int(rng.integers(2**63))  # the same draws in both views: equal texts differ by nothing
+        paired = int(rng.integers(2**63))  # the same draws in both views: equal texts have difference 0
         for view in views:
             own = np.random.default_rng(paired)
             idf = _idf([_draw_words(_bag(m), int(num), own) for m, num in zip(view, totals, strict=True)])
             pairs_of_view = zip(places, num_words[-1], strict=True)
             likeness.append([_likeness(view[a], view[b], num, idf, own) for (a, b), num in pairs_of_view])
         found.append(np.array(likeness).transpose(2, 0, 1))
-    # Each (draws, views, pairs).
+    # All have shape (draws, views, pairs).
     plain, cosine, dealt = np.moveaxis(np.stack(found), 1, 0)
     chance = dealt.mean(axis=0)
     draws = {"js": (plain - chance) / (1 - chance), "js_plain": plain, "tfidf": cosine}
@@ -101,16 +101,16 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
 def pair_records(
     names: Sequence[str], values: NDArray[np.float64], draws: NDArray[np.float64], freedom: int
 ) -> list[Event]:
-    """One record for each view, and for their difference, and pair of clients, and for the mean over pairs.
+    """Records for each view and their difference, by pair of clients and for the mean over pairs.
 
     Args:
         names: The clients.
         values: (views, pairs), pairs in the order of `itertools.combinations`.
         draws: (draws, views, pairs).
-        freedom: Degrees of freedom of Student's t: units of the smallest client less one.
+        freedom: Degrees of freedom of Student's t: units of the smallest client minus one.
     """
     places = [*combinations(names, 2), ("mean", "")]
-    # The difference as a third view, the mean as a last pair: (value and draws, views, pairs).
+    # With the difference as a third view and the mean as a last pair: (value and draws, views, pairs).
     found = np.array([[raw, distilled, distilled - raw] for raw, distilled in (values, *draws)])
     found = np.concatenate([found, found.mean(axis=2, keepdims=True)], axis=2)
     return [
@@ -121,7 +121,7 @@ def pair_records(
 
 
 def cluster(instructions: Sequence[str], num: int, seed: int) -> list[str]:
-    """Group instructions into so many clusters, in place of clients where a file names no domains.
+    """Group instructions into clusters, which replace clients if a file names no domains.
 
     k-means of TF-IDF vectors.
 
@@ -142,22 +142,22 @@ def cluster(instructions: Sequence[str], num: int, seed: int) -> list[str]:
 
 
 def split_words(text: str) -> list[str]:
-    """Words in lower case, without signs between them."""
+    """Words in lower case, without punctuation."""
     return re.findall(r"\w+", text.casefold())
 
 
 def js(p: Counts, q: Counts) -> float:
-    """Jensen-Shannon divergence in bits of two bags of equally many words."""
+    """Jensen-Shannon divergence in bits of two bags with equally many words."""
     return float(jensenshannon(p, q, base=2)) ** 2
 
 
 def tfidf(p: Counts, q: Counts, idf: NDArray[np.float64]) -> float:
-    """Cosine of two bags of words, each count times its word's idf."""
+    """Cosine of two bags of words, with counts weighted by idf."""
     return 1 - float(cosine(p * idf, q * idf))
 
 
 def _idf(bags: Sequence[Counts]) -> NDArray[np.float64]:
-    """Idf = log((1 + n) / (1 + df)) + 1 of each word, df of the n bags having it."""
+    """Idf = log((1 + n) / (1 + df)) + 1 of each word, where df of the n bags contain it."""
     found: NDArray[np.float64] = np.log((1 + len(bags)) / (1 + (np.array(bags) > 0).sum(axis=0))) + 1
     return found
 
@@ -167,10 +167,10 @@ def _likeness(a: Any, b: Any, num: int, idf: NDArray[np.float64], rng: np.random
 
     Args:
         a: Words of one client's responses as sparse counts (examples, vocabulary).
-        b: Those of the other.
-        num: Words.
-        idf: Of each word.
-        rng: Where the draws come from.
+        b: Words of the other client's responses.
+        num: Number of words.
+        idf: Idf of each word.
+        rng: Source of the draws.
     """
     p, q = (_draw_words(_bag(matrix), num, rng) for matrix in (a, b))
     dealt = _deal(a, b, rng)
@@ -179,21 +179,21 @@ def _likeness(a: Any, b: Any, num: int, idf: NDArray[np.float64], rng: np.random
 
 
 def _deal(a: Any, b: Any, rng: np.random.Generator) -> tuple[Counts, Counts]:
-    """Mix the responses of two clients and deal them out again, whole, in turn from long to short.
+    """Pool the responses of two clients and deal them out again as wholes, alternating from long to short.
 
-    So both get about as many words, however unequal the clients' lengths are.
+    Both sides get about the same number of words, however unequal the clients' lengths are.
     """
     both = vstack([a, b]).tocsr()
     order = rng.permutation(both.shape[0])
     lengths = np.asarray(both.sum(axis=1)).ravel()[order]
     order = order[np.argsort(-lengths, kind="stable")]
-    # Of each two neighbours, one goes to either side, at random.
+    # Of each two neighbours, one goes to each side, at random.
     first = np.arange(len(order)) % 2 == np.repeat(rng.integers(0, 2, (len(order) + 1) // 2), 2)[: len(order)]
     return _bag(both[order[first]]), _bag(both[order[~first]])
 
 
 def _bag(matrix: Any) -> Counts:
-    """Counts (vocabulary,) of all examples together."""
+    """Summed counts (vocabulary,) of all examples."""
     return np.asarray(matrix.sum(axis=0)).ravel()
 
 
@@ -214,16 +214,16 @@ def _draw_words(counts: Counts, num: int, rng: np.random.Generator) -> Counts:
 
 def _check(pairs: Mapping[str, Sequence[Pair]]) -> None:
     if len(pairs) < 2:
-        raise UserError(f"likeness is between clients: there is {len(pairs)}, and two or more are needed")
+        raise UserError(f"similarity is between clients: found {len(pairs)}, at least two are required")
     for name, some in pairs.items():
         if len(some) < LEAST:
-            raise UserError(f"{name} has {len(some)} responses; {LEAST} are needed for an interval")
+            raise UserError(f"{name} has {len(some)} responses; {LEAST} are required for an interval")
 
 
 def _require_words(names: Sequence[str], totals: Counts) -> None:
-    """Refuse a client with too few words in a half, in either view."""
+    """Reject a client with too few words in a half, in either view."""
     for name, total in zip(names, totals.tolist(), strict=True):
         if total < LEAST_WORDS:
             raise UserError(
-                f"half of {name}'s responses have {total} words; {LEAST_WORDS} are needed to compare"
+                f"half of {name}'s responses have {total} words; {LEAST_WORDS} are required for a comparison"
             )

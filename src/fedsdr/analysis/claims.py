@@ -1,4 +1,4 @@
-"""From records to the one that a claim is about, and to the verdict on the claim."""
+"""From records to the one behind a claim, and to the verdict on the claim."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,19 +9,19 @@ Word = Literal["supported", "refuted", "undecided"]
 
 
 def verdict_of(low: float | None, high: float | None, better: int) -> Word:
-    """What the 95 % interval of a difference says of the claim that it has the sign `better`."""
+    """Verdict of a difference's 95 % interval on the claim that its sign is `better`."""
     if low is None or high is None or low <= 0 <= high:
         return "undecided"
     return "supported" if low * better > 0 else "refuted"
 
 
 def only(records: Sequence[Event], wanted: Event) -> Event:
-    """The record that has these values."""
+    """The record with these values."""
     return next(record for record in records if record.items() >= wanted.items())
 
 
 def over_all_domains(records: Sequence[Event]) -> list[Event]:
-    """Records over all domains: "all", or the one domain of texts that have no other."""
+    """Records over all domains: "all", or the only domain."""
     several = {record["of"] for record in records if record["domain"] == "all"}
     return [r for r in records if r["domain"] == "all" or r["of"] not in several]
 
@@ -31,9 +31,9 @@ def claim(text: str, record: Event, better: int, what: str) -> Event:
 
     Args:
         text: The claim.
-        record: With value, low and high of the difference.
+        record: Has value, low and high of the difference.
         better: Sign of a difference that supports the claim.
-        what: What the difference is of.
+        what: Name of the difference.
     """
     low, high = record["low"], record["high"]
     value = "unknown" if record["value"] is None else f"{record['value']:+.3f}"

@@ -1,7 +1,7 @@
-"""Whether what clients change in the shared adapter agrees, and how much of a gain aggregation keeps.
+"""Whether the clients' changes of the shared adapter agree, and how much of a gain survives aggregation.
 
 A referee of FedSDR asked: do the clients' corrections contradict each other, so that averaging dilutes them?
-What clients sent must have been saved (`server.keep_updates`).
+The clients' updates must have been saved (`server.keep_updates`).
 """
 
 import math
@@ -24,19 +24,19 @@ def update_consistency(before: Arrays, updates: Mapping[str, Arrays]) -> list[Ev
     """Cosine and sign agreement of the clients' changes of one round, for each layer and over all.
 
     The change of client k in a layer is that of the product, D_k = B_k A_k - B A (d_out, d_in), since equal
-    products may have unequal factors.
+    products can have different factors.
 
     - cosine: <D_a, D_b> / (|D_a| |D_b|).
-      Noise of the batches makes it smaller; it is not corrected for that.
-    - sign_agreement: share of the entries with the same sign, of those that both changed; 0.5 is chance.
+      Batch noise reduces it; there is no correction for that.
+    - sign_agreement: share of entries with the same sign, among those that both changed; 0.5 is chance.
 
     Args:
-        before: The shared adapter as it was sent to the clients, by PEFT key.
+        before: The shared adapter as broadcast, by PEFT key.
         updates: Client -> its adapter after training.
 
     Returns:
         Records with layer ("all" over all layers), a, b ("mean" and "" for the mean over pairs), cosine and
-        sign_agreement; none for fewer than two clients. A number is None where a client changed nothing, and
+        sign_agreement; none for fewer than two clients. A value is None if a client changed nothing, and
         is left out of the mean.
     """
     names = list(updates)
@@ -51,7 +51,7 @@ def _likeness(changes: torch.Tensor) -> tuple[np.ndarray, ...]:
     """Inner products of the changes, and for each pair the entries with equal sign and those both changed."""
     flat = changes.flatten(1)
     signs = torch.sign(flat)
-    # +1 where the signs are equal, -1 where they are opposite, 0 where a client changed nothing.
+    # +1 where the signs are equal, -1 where they are opposite, 0 if a client changed nothing.
     likeness = [a * b for a, b in combinations(signs, 2)]
     same = np.array([int((one > 0).sum()) for one in likeness], float)
     size = np.array([int((one != 0).sum()) for one in likeness], float)
@@ -60,7 +60,7 @@ def _likeness(changes: torch.Tensor) -> tuple[np.ndarray, ...]:
 
 def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, torch.Tensor]]:
     """Path of each layer, and the changes of all clients in it (clients, d_out, d_in)."""
-    whole = [before | new for new in updates]  # some aggregations send one factor alone
+    whole = [before | new for new in updates]  # some aggregations send only one factor
     for key_a, key_b in pairs(before):
         start = torch.from_numpy(before[key_b]) @ torch.from_numpy(before[key_a])
         changes = [torch.from_numpy(new[key_b]) @ torch.from_numpy(new[key_a]) - start for new in whole]
@@ -70,9 +70,9 @@ def _changes(before: Arrays, updates: Sequence[Arrays]) -> Iterator[tuple[str, t
 def _pair_records(
     layer: str, names: Sequence[str], gram: np.ndarray, same: np.ndarray, size: np.ndarray
 ) -> list[Event]:
-    """Records of one layer: of each pair, and the mean over pairs."""
+    """Records of one layer: for each pair, and the mean over pairs."""
     norms, (a, b) = np.sqrt(np.diag(gram)), np.triu_indices(len(names), 1)
-    with np.errstate(invalid="ignore"):  # NaN where a client changed nothing
+    with np.errstate(invalid="ignore"):  # NaN if a client changed nothing
         found = {"cosine": gram[a, b] / (norms[a] * norms[b]), "sign_agreement": same / size}
     records: list[Event] = [
         {"layer": layer, "a": a, "b": b} for a, b in [*combinations(names, 2), ("mean", "")]
@@ -90,11 +90,11 @@ class Round(NamedTuple):
 
     number: int
     before: Arrays
-    """As it was sent to the clients."""
+    """As broadcast to the clients."""
     updates: Mapping[str, Arrays]
     """Client -> its adapter after training."""
     aggregated: Arrays
-    """After the round."""
+    """The shared adapter after the round."""
 
 
 def gain_survival(
@@ -103,7 +103,7 @@ def gain_survival(
     tests: Mapping[str, Sequence[Conversation]],
     batch_size: int,
 ) -> list[Event]:
-    """How much of what a client gained in one round on its own test examples is left after aggregation.
+    """How much of a client's gain in one round, on its own test examples, survives aggregation.
 
     Losses, in nats per response token, of base + shared adapter on the client's own held-out true responses:
     before the round, with the client's own update, and with the aggregated one.
@@ -111,18 +111,18 @@ def gain_survival(
         kept = (before - aggregated) / (before - own)
 
     1: all of the gain; 0: none; below 0: the client is worse off than before the round; above 1: the others
-    helped it further. It says nothing where the client gained nothing itself: None unless the interval of
-    its own gain is above 0. Intervals are those of `ratio`, over test examples.
+    helped it further. It is undefined if the client gained nothing itself: None unless the interval of its
+    own gain is above 0. Intervals are those of `ratio`, over test examples.
 
     Args:
-        model: Whose shared adapter is overwritten.
-        rounds: In order; where one follows the other, its `before` is the other's `aggregated`.
+        model: Its shared adapter is overwritten.
+        rounds: In order; for consecutive rounds, `before` equals the previous `aggregated`.
         tests: Client -> its test conversations; clients without any are left out.
         batch_size: Conversations in one forward pass.
 
     Returns:
         Records with round, client, before, own, aggregated, own_low and own_high (ends of the 95 % interval
-        of the own gain), and kept with low and high, the ends of its own.
+        of the own gain), and kept with low and high, the ends of its interval.
     """
     num_tokens = {
         name: np.array([text.num_response_tokens for text in texts], float) for name, texts in tests.items()

@@ -1,4 +1,4 @@
-"""What a model costs: its distance from the base on prompts that no client has.
+"""The cost of a model: its distance from the base on prompts that no client has.
 
 With 200 fixed prompts p of our own (`data/drift_prompts.txt`) and the base's greedy answer a to each, of at
 most 64 tokens a_1 ... a_T, end of turn included,
@@ -7,9 +7,8 @@ most 64 tokens a_1 ... a_T, end of turn included,
 
 with softmaxes at temperature 1 in float32, in nats per token. C is 0 for the base itself.
 
-The answers are the base's own, so C favours models that were trained on the base's own words
-(self-distillation). The gain (`analysis.frontier`) is in losses of true responses, which punishes them.
-Neither is fair alone.
+The answers are the base's own, so C favours models trained on the base's own words (self-distillation). The
+gain (`analysis.frontier`) uses losses of true responses, which penalises them. Neither is fair alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,18 +33,18 @@ from fedsdr.progress import track
 from fedsdr.rows import Adapter
 
 LONGEST_ANSWER = 64
-"""Tokens of a base's answer on which the cost is measured."""
+"""Maximum number of tokens of a base's answer for the cost."""
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """The model W0 + lambda (what is added to W0): of the adapters, and of the residual."""
+    """The model W0 + lambda dW, with dW the change of W0 by the adapters and the residual."""
 
     adapters: Mapping[Adapter, Mapping[str, Values]]
-    """By PEFT key."""
+    """Tensors by PEFT key."""
     residual: Arrays = field(default_factory=dict)
     scale: float = 1.0
-    """lambda. 0 is the base; 1 is the model itself, to the last bit."""
+    """lambda. 0 is the base; 1 is exactly the model itself."""
 
     @contextmanager
     def inference(self, model: LoraModel) -> Iterator[None]:
@@ -68,7 +67,7 @@ def drift_prompts() -> list[str]:
 
 
 def base_answers(model: LoraModel, prompts: Sequence[str], batch_size: int) -> list[Conversation]:
-    """The prompts with the base's greedy answers, in their order; one that is cut off has no end of turn."""
+    """The prompts with the base's greedy answers, in order; a truncated answer has no end of turn."""
     tokenizer = model.base.tokenizer
     examples = [Example(prompt, "", "drift") for prompt in prompts]
     ids = [encode_prompt(tokenizer, prompt_turns(example)) for example in examples]
@@ -80,14 +79,14 @@ def base_answers(model: LoraModel, prompts: Sequence[str], batch_size: int) -> l
             for row, answer in zip(rows, answers, strict=True):
                 whole = encode(tokenizer, examples[row], answer.text, NO_LIMIT)
                 end = whole.prompt_length + LONGEST_ANSWER if not answer.finished else len(whole.ids)
-                # The text read again may have other tokens than were written; at least one is scored.
+                # Retokenised text may differ from the generated tokens; at least one token is scored.
                 cut = whole.ids[:end] if answer.finished else _without_end(tokenizer, whole, end)
                 found[row] = Conversation(cut, whole.prompt_length)
     return [found[row] for row in range(len(prompts))]
 
 
 def _without_end(tokenizer: object, whole: Conversation, end: int) -> tuple[int, ...]:
-    """Cut a conversation that did not end before its end of turn, which the template adds."""
+    """Remove the end of turn, which the template adds, from a truncated answer."""
     empty = encode(tokenizer, Example("a", "", "drift"), "", NO_LIMIT).num_response_tokens
     return whole.ids[: max(whole.prompt_length + 1, min(end, len(whole.ids) - empty))]
 
@@ -98,8 +97,8 @@ def divergences(
     """Mean KL(base || model) per token of each answer, in nats; C is the mean of a model's row.
 
     Args:
-        model: Base and adapters, whose values are overwritten.
-        answers: Prompts with the base's answers, as from `base_answers`.
+        model: Base and adapters; the adapters' values are overwritten.
+        answers: Prompts with the base's answers, from `base_answers`.
         models: The models.
         batch_size: Answers in one forward pass.
 
@@ -141,6 +140,6 @@ def _divergences(
 
 
 def _means(values: Sequence[float], lengths: Sequence[int]) -> list[float]:
-    """Means of consecutive parts of these lengths."""
+    """Means of consecutive segments with these lengths."""
     parts = iter(values)
     return [sum(islice(parts, length)) / length for length in lengths]

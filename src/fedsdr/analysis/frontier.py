@@ -4,37 +4,37 @@ Gain. With the loss l_i of example i, the mean over its response tokens in nats,
 
     G = 1/D sum over domains d of 1/n_d sum over i in d of (l_i(base) - l_i(model)).
 
-Cost. C of `analysis.cost`. The control is W0 + lambda R, with R what plain federated LoRA added to W0 after
-half of the rounds or all of them; lambda runs over `LAMBDAS`, and lambda = 0 is the base, at C = G = 0. Each
-round gives a curve (C, G) over lambda. KL is quadratic in a small change, so both axes are near to linear
-in s = sqrt(C), and between neighbours in lambda G is interpolated linearly in s.
+Cost. C of `analysis.cost`. The control is W0 + lambda R, with R the change of W0 by plain federated LoRA
+after half of the rounds or all of them; lambda runs over `LAMBDAS`, and lambda = 0 is the base, at C = G = 0.
+Each round gives a curve (C, G) over lambda. KL is quadratic in a small change, so both axes are nearly linear
+in s = sqrt(C); between neighbouring lambdas, G is interpolated linearly in s.
 
 Envelope. Candidates at a cost c are all points with C <= c, and the interpolated point at s = sqrt(c) of each
-piece of a curve that crosses it. Without the latter, sparse points would flatter an arm whose cost lies just
-below one of them. The candidate with the largest gain on validation examples is taken, and its gain is then
-that on test examples: to choose on test examples would flatter the control. For one seed
+segment of a curve that crosses it. Without the interpolation, sparse points would flatter an arm whose cost
+is just below one of them. The candidate with the largest gain on validation examples is selected, and its
+gain on test examples is used: selecting on test examples would flatter the control. For one seed
 
     D = G(arm) - G(control at C <= C(arm)).
 
-An arm that costs more than every point of the control is beyond its range, and not comparable.
+An arm with a higher cost than every point of the control is beyond its range, and not comparable.
 
 Test: Student's t of D over seeds. Interval: percentiles of a crossed bootstrap, which draws seeds, test
 examples within domains, and prompts of the cost, the same for all seeds, and each seed's own validation
-examples; costs, gains and the envelope are computed anew in each draw. There an arm that a draw puts beyond
-the range is compared with the control's best point.
+examples; costs, gains and the envelope are recomputed in each draw. If a draw puts an arm beyond the range,
+it is compared with the control's best point.
 
 Paper: scaling after Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022,
 arXiv 2109.01903; crossed bootstrap: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007),
-386-411. The comparison is ours.
+386-411. The comparison is our own.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fedsdr.seeds import seed_for
 from fedsdr.stats import Difference, holm, paired
@@ -43,11 +43,11 @@ Array = NDArray[np.float64]
 LAMBDAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
 """Scales of the control."""
 ARM_LAMBDAS = (0.5, 1.0)
-"""Scales at which another arm is compared."""
+"""Scales at which the other arms are compared."""
 MARGIN = 0.03
-"""Nats of loss by which an arm that is no worse may fall behind."""
+"""Margin of "no worse", in nats of loss."""
 ROUNDING = 1 + 1e-9
-"""Of sums in another order: the control's own last point is not beyond its range."""
+"""Tolerance for summation order, so that the control's own last point is within its range."""
 NUM_DRAWS = 2000
 LEVEL = 0.05
 Word = Literal["better", "worse", "no worse", "undecided", "not comparable"]
@@ -58,22 +58,22 @@ class Curve:
     """A model at ascending scales, without the base."""
 
     cost: Array
-    """KL by prompt (scales, prompts)."""
+    """KL per prompt (scales, prompts)."""
     validation: Array
-    """Gain by validation example (scales, examples)."""
+    """Gain per validation example (scales, examples)."""
     test: Array
-    """Gain by test example (scales, examples)."""
+    """Gain per test example (scales, examples)."""
 
 
 @dataclass(frozen=True)
 class SeedPair:
-    """One seed: the control's curves, and a model that is compared with them."""
+    """One seed: the control's curves, and the compared model."""
 
     control: Sequence[Curve]
     cost: Array
-    """Of the compared model, by prompt."""
+    """KL of the compared model, per prompt."""
     test: Array
-    """Its gain by test example."""
+    """Its gain per test example."""
     domains: Sequence[str]
     """Domain of each test example, the same examples for all seeds."""
     validation_domains: Sequence[str]
@@ -84,63 +84,66 @@ class Comparison:
     """A model against the control at equal cost."""
 
     by_seed: Sequence[float]
-    """D of each seed that is comparable."""
+    """D of each comparable seed."""
     num_beyond: int
     """Seeds whose cost is beyond the control's range."""
     cost: float
     gain: float
     control: float
-    """Means over the comparable seeds, or over all where none is."""
+    """Means over the comparable seeds, or over all seeds if none is."""
     test: Difference | None
     low: float | None
     high: float | None
-    """Ends of the 95 % interval of the mean of D by the bootstrap; None where a seed is beyond."""
+    """Ends of the 95 % interval of the mean of D by the bootstrap; None if a seed is beyond the range."""
 
 
 def domain_weights(domains: Sequence[str]) -> Array:
-    """Weights (examples,) with which a sum over examples is the mean over domains of their means."""
+    """Weights (examples,) that turn a sum over examples into the mean of domain means."""
     names, place, counts = np.unique(np.asarray(domains), return_inverse=True, return_counts=True)
     return 1.0 / (len(names) * counts[place])
 
 
 def control_gain(
-    costs: Sequence[Array], validation: Sequence[Array], test: Sequence[Array], limit: float
-) -> float:
+    costs: Sequence[Array], validation: Sequence[Array], test: Sequence[Array], limit: ArrayLike
+) -> Array:
     """The control's gain on test examples at a cost of at most `limit`, chosen on validation examples.
 
     Args:
-        costs: C of each curve at ascending scales (scales,), without the base.
-        validation: Mean gain on validation examples, alike.
-        test: Mean gain on test examples, alike.
-        limit: Largest cost.
+        costs: C of each curve at ascending scales (..., scales), without the base.
+        validation: Mean gain on validation examples, likewise.
+        test: Mean gain on test examples, likewise.
+        limit: Largest cost (...,).
     """
-    root = math.sqrt(max(limit, 0.0))
-    best = (0.0, 0.0)  # the base
-    for cost, chosen_by, gain in zip(costs, validation, test, strict=True):
-        s, v, g = (
-            np.concatenate([[0.0], values]) for values in (np.sqrt(np.maximum(cost, 0)), chosen_by, gain)
-        )
-        for place in range(1, len(s)):
-            if s[place] <= root:
-                best = max(best, (v[place], g[place]), key=lambda point: point[0])
-            if min(s[place - 1], s[place]) < root < max(s[place - 1], s[place]):
-                share = (root - s[place - 1]) / (s[place] - s[place - 1])
-                at = (
-                    v[place - 1] + share * (v[place] - v[place - 1]),
-                    g[place - 1] + share * (g[place] - g[place - 1]),
-                )
-                best = max(best, at, key=lambda point: point[0])
-    return float(best[1])
+    root = np.sqrt(np.maximum(limit, 0.0))
+    best = np.zeros_like(root), np.zeros_like(root)  # the base, on validation and on test examples
+    for curve in zip(costs, validation, test, strict=True):
+        points = [np.moveaxis(values, -1, 0) for values in curve]
+        s, v, g = (np.concatenate([np.zeros_like(values[:1]), values]) for values in points)
+        s = np.sqrt(np.maximum(s, 0))
+        for a, b in pairwise(range(len(s))):
+            best = _better(best, (v[b], g[b]), s[b] <= root)
+            crosses = (np.minimum(s[a], s[b]) < root) & (root < np.maximum(s[a], s[b]))
+            share = (root - s[a]) / np.where(crosses, s[b] - s[a], 1.0)
+            best = _better(best, (v[a] + share * (v[b] - v[a]), g[a] + share * (g[b] - g[a])), crosses)
+    return best[1]
+
+
+def _better(
+    best: tuple[Array, Array], other: tuple[Array, Array], is_candidate: NDArray[np.bool_]
+) -> tuple[Array, Array]:
+    """The point with the larger gain on validation examples."""
+    taken = is_candidate & (other[0] > best[0])
+    return np.where(taken, other[0], best[0]), np.where(taken, other[1], best[1])
 
 
 def against_control(seeds: Sequence[SeedPair]) -> Comparison:
     """Compare a model with the control at its cost, seed by seed, and over seeds and examples."""
     plain = [_weighed(pair, _equal(pair)) for pair in seeds]
-    beyond = [cost > max(c.max() for c in costs) * ROUNDING for costs, _, _, cost, _ in plain]
+    beyond = [bool(cost > max(c.max() for c in costs) * ROUNDING) for costs, _, _, cost, _ in plain]
     inside = [one for one, is_beyond in zip(plain, beyond, strict=True) if not is_beyond]
     shown = inside or plain
-    controls = [control_gain(costs, by, gains, cost) for costs, by, gains, cost, _ in shown]
-    gains = [gain for *_, gain in shown]
+    controls = [float(control_gain(costs, by, gains, cost)) for costs, by, gains, cost, _ in shown]
+    gains = [float(gain) for *_, gain in shown]
     by_seed = [gain - other for gain, other in zip(gains, controls, strict=True)] if inside else []
     low, high = (None, None) if any(beyond) else _bootstrap(seeds)
     return Comparison(
@@ -159,25 +162,20 @@ def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float
     """Ends of the 95 % interval of a mean by the crossed bootstrap; None for fewer than two seeds.
 
     Args:
-        values: A difference by seed and example (seeds, examples), of the same examples for all seeds.
-        strata: Domain of each example; their means weigh alike.
+        values: Differences by seed and example (seeds, examples), with the same examples for all seeds.
+        strata: Domain of each example; domain means are weighted equally.
     """
     if len(values) < 2:
         return None
     rng = np.random.default_rng(seed_for(0, "crossed", len(values)))
-    draws = [
-        float(values[rng.integers(len(values), size=len(values))].mean(axis=0) @ _drawn(strata, rng))
-        for _ in range(NUM_DRAWS)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
+    return _ends(_drawn(strata, rng) @ values.T, rng)
 
 
 def words(comparisons: Sequence[Comparison]) -> list[tuple[Word, float | None]]:
     """Verdict on each of several arms, and its p value by Holm over them.
 
-    better, worse: p < 0.05 and an interval on that side of 0. no worse: both intervals, that of the bootstrap
-    and that of Student's t over seeds, are above -0.03 nats. (Seeds that do not spread have no second one.)
+    better, worse: p < 0.05 and an interval on that side of 0. no worse: both intervals, the bootstrap's and
+    that of Student's t over seeds, are above -0.03 nats. (Seeds without spread have no second one.)
     """
     tested = [place for place, one in enumerate(comparisons) if one.test]
     ps: dict[int, float] = dict(
@@ -198,7 +196,7 @@ def _word(one: Comparison, p: float | None) -> Word:
 
 
 Weights = tuple[Array, Array, Array]
-"""Of prompts, validation examples and test examples; each sums to 1."""
+"""Weights of prompts, validation examples and test examples (..., examples); each sums to 1."""
 
 
 def _equal(pair: SeedPair) -> Weights:
@@ -206,15 +204,15 @@ def _equal(pair: SeedPair) -> Weights:
     return prompts, domain_weights(pair.validation_domains), domain_weights(pair.domains)
 
 
-def _weighed(pair: SeedPair, weights: Weights) -> tuple[list[Array], list[Array], list[Array], float, float]:
-    """Costs and gains of the control's points, and cost and gain of the compared model."""
+def _weighed(pair: SeedPair, weights: Weights) -> tuple[list[Array], list[Array], list[Array], Array, Array]:
+    """Costs and gains of the control's points (..., scales), and cost and gain of the compared model."""
     prompts, validation, test = weights
     return (
-        [curve.cost @ prompts for curve in pair.control],
-        [curve.validation @ validation for curve in pair.control],
-        [curve.test @ test for curve in pair.control],
-        float(pair.cost @ prompts),
-        float(pair.test @ test),
+        [prompts @ curve.cost.T for curve in pair.control],
+        [validation @ curve.validation.T for curve in pair.control],
+        [test @ curve.test.T for curve in pair.control],
+        prompts @ pair.cost,
+        test @ pair.test,
     )
 
 
@@ -223,29 +221,32 @@ def _bootstrap(seeds: Sequence[SeedPair]) -> tuple[float | None, float | None]:
     if len(seeds) < 2:
         return None, None
     rng = np.random.default_rng(seed_for(0, "frontier", len(seeds)))
-    first = seeds[0]
-    means = np.empty(NUM_DRAWS)
-    for draw in range(NUM_DRAWS):
-        prompts = rng.multinomial(len(first.cost), np.full(len(first.cost), 1 / len(first.cost)))
-        test = _drawn(first.domains, rng)
-        found = []
-        for place in rng.integers(len(seeds), size=len(seeds)):
-            pair = seeds[place]
-            validation = _drawn(pair.validation_domains, rng)
-            costs, by, gains, cost, gain = _weighed(pair, (prompts / len(pair.cost), validation, test))
-            found.append(gain - control_gain(costs, by, gains, cost))
-        means[draw] = np.mean(found)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    prompts = _drawn([""] * len(seeds[0].cost), rng)
+    test = _drawn(seeds[0].domains, rng)
+    found = []
+    for pair in seeds:
+        weights = prompts, _drawn(pair.validation_domains, rng), test
+        costs, by, gains, cost, gain = _weighed(pair, weights)
+        found.append(gain - control_gain(costs, by, gains, cost))
+    return _ends(np.stack(found, axis=1), rng)
 
 
 def _drawn(domains: Sequence[str], rng: np.random.Generator) -> Array:
-    """Weights of examples drawn with replacement within each domain."""
+    """Weights (draws, examples) of examples drawn with replacement within each domain."""
     of = np.asarray(domains)
-    weights = np.zeros(len(of))
+    weights = np.zeros((NUM_DRAWS, len(of)))
     names = np.unique(of)
     for name in names:
         (places,) = np.nonzero(of == name)
-        counts = rng.multinomial(len(places), np.full(len(places), 1 / len(places)))
-        weights[places] = counts / (len(places) * len(names))
+        equal = np.full(len(places), 1 / len(places))
+        counts = rng.multinomial(len(places), equal, size=NUM_DRAWS)
+        weights[:, places] = counts / (len(places) * len(names))
     return weights
+
+
+def _ends(values: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """Ends of the 95 % interval of a mean over seeds, which are drawn too, from values (draws, seeds)."""
+    num_draws, num_seeds = values.shape
+    seeds = rng.integers(num_seeds, size=(num_draws, num_seeds))
+    low, high = np.percentile(np.take_along_axis(values, seeds, axis=1).mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)

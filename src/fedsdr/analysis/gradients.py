@@ -19,7 +19,7 @@ from fedsdr.stats import half_samples
 from fedsdr.storage import Event
 
 NUM_GROUPS = 8
-"""Groups of a client's examples, whose gradients are kept apart for the interval of a cosine."""
+"""Groups of a client's examples, whose gradients are kept separate for the interval of a cosine."""
 MEASURES = ("gradient", "gradient_corrected")
 
 
@@ -29,27 +29,27 @@ def gradient_alignment(
     batch_size: int,
     seed: int,
 ) -> list[Event]:
-    """Cosine of the clients' gradients with respect to the shared adapter, at the values that it has.
+    """Cosine of the clients' gradients with respect to the shared adapter, at its current values.
 
-    g_k is the gradient of the sum of -log p over the response tokens of client k, of both factors of all
-    layers, with the shared adapter alone in the forward pass.
+    g_k is the gradient of the sum of -log p over the response tokens of client k, for both factors of all
+    layers, with only the shared adapter in the forward pass.
 
     - gradient: <g_a, g_b> / (|g_a| |g_b|).
-    - gradient_corrected: noise of the examples makes norms larger and so cosines smaller. Here the squared
-      norm is that of the expected gradient, from products of different groups of examples:
-      n / (n - 1) sum over i != j of <g_i, g_j>, of n groups.
+    - gradient_corrected: noise of the examples increases norms and so decreases cosines. Here the squared
+    norm is that of the expected gradient, from products of different groups of examples: n / (n - 1) sum over
+    i != j of <g_i, g_j>, for n groups.
 
-    Examples are put into 8 groups at random, the same in both views. Intervals are from random halves of the
-    groups (`half_samples`).
+    Examples are divided into 8 groups at random, the same in both views. Intervals come from random halves
+    of the groups (`half_samples`).
 
     Args:
-        model: Holding the shared adapter's values.
+        model: Holds the shared adapter's values.
         views: "raw" and "distilled" -> client -> its conversations, the same examples in the same order.
         batch_size: Conversations in one forward pass.
         seed: Seed of the groups.
 
     Returns:
-        Records as `alignment.text_alignment`.
+        Records as in `alignment.text_alignment`.
 
     Raises:
         UserError: Fewer than two clients, or one has fewer examples than groups.
@@ -59,7 +59,7 @@ def gradient_alignment(
         name: _groups(len(views["raw"][name]), seed_for(seed, "gradients", name), name) for name in names
     }
     if len(names) < 2:
-        raise UserError("gradients are compared between clients: there is one, and two or more are needed")
+        raise UserError("gradients are compared between clients: there is one, but at least two are required")
     grams = np.stack(
         [_gram(model, views[view], groups, batch_size, view) for view in VIEWS]
     )  # (views, clients * groups, clients * groups)
@@ -76,7 +76,7 @@ def gradient_alignment(
 
 def _groups(num_examples: int, seed: int, name: str) -> list[list[int]]:
     if num_examples < NUM_GROUPS:
-        raise UserError(f"{name} has {num_examples} examples; {NUM_GROUPS} are needed to compare gradients")
+        raise UserError(f"{name} has {num_examples} examples; {NUM_GROUPS} are required to compare gradients")
     order = list(range(num_examples))
     random.Random(seed).shuffle(order)
     return [order[start::NUM_GROUPS] for start in range(NUM_GROUPS)]
@@ -123,6 +123,6 @@ def _cosines(grams: NDArray[np.float64], chosen: Sequence[NDArray[np.intp]]) -> 
     own = np.array([grams[:, place, place].sum(axis=1) for place in places])
     squares, size = np.einsum("aav->av", products), len(chosen[0])
     a, b = np.triu_indices(len(places), 1)
-    with np.errstate(invalid="ignore"):  # NaN where noise leaves nothing of the norm
+    with np.errstate(invalid="ignore"):  # NaN if noise exceeds the norm
         norms = [np.sqrt(squares), np.sqrt(size / (size - 1) * (squares - own))]
     return np.array([(products[a, b] / (norm[a] * norm[b])).T for norm in norms])

@@ -1,17 +1,17 @@
-"""The rewrite paradox, measured: rewritings omit, add what has no support, grow and pad.
+"""The rewrite paradox, measured: rewritings omit facts, add unsupported claims, grow and pad.
 
-In: pairs of an example (c, x, y) and another text y~ for its response. Out: one record for each kind, domain
-and checker, with a 95 % interval that covers the draw of the examples.
+Input: pairs of an example (c, x, y) and another text y~ for its response. Output: one record for each kind,
+domain and checker, with a 95 % interval that covers the draw of the examples.
 
-- omission: y~ does not entail y; of the exact checker, y~ loses label, final answer, a fact or a test.
-- unsupported: (c, x, y) does not entail y~; of the exact checker, see `data.checks.unsupported`.
+- omission: y~ does not entail y; exact checker: y~ loses the label, final answer, a fact or a test.
+- unsupported: (c, x, y) does not entail y~; exact checker: see `data.checks.unsupported`.
 - length_ratio: mean words of y~ over mean words of y. words: mean words of y~. filler_rate: fillers per 100
   words. redundancy: share of repeated 3-grams. The last two are means over texts.
 
-Checkers err. The same records of true responses, (y, y), and of true paraphrases are their false positives.
+Checkers make errors. The same records for true responses, (y, y), and true paraphrases are false positives.
 
 Paper: FedSDR, section 3 (about 47 % of rewritings do not entail the true response); the definitions are
-ours (docs/paper_map.md).
+our own (docs/paper_map.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,35 +32,35 @@ Pair = tuple[Example, str]
 Statistic = Callable[[NDArray[np.int64]], float]
 EXACT = "exact"
 REWRITING, TRUE, PARAPHRASE = "rewriting", "true response", "true paraphrase"
-"""What the text of a pair is; callers use other words for models' answers."""
+"""Label for the text of a pair; callers use other labels for models' answers."""
 MINUS = f" minus {TRUE}"
 STYLE = ("length_ratio", "filler_rate", "redundancy")
-"""What grows if texts are padded."""
+"""Measures that increase if texts are padded."""
 LONG = 2.0
 """Length ratio from which a text is reported as too long."""
 NUM_SHOWN = 600
-"""Characters of a text that is shown."""
+"""Maximum number of characters of a shown text."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What one checker says of pairs."""
+    """One checker's verdicts on pairs."""
 
     checker: str
     omits: Sequence[bool | None]
-    """None: no verdict, or, of the exact checker, no ground truth to lose."""
+    """None: no verdict, or, for the exact checker, no ground truth to lose."""
     unsupported: Sequence[bool | None]
     lost: Sequence[tuple[str, ...]]
-    """Kinds of ground truth that are lost; of the exact checker alone, else empty."""
+    """Lost kinds of ground truth; only from the exact checker, otherwise empty."""
 
 
 def check(pairs: Sequence[Pair], checker: Checker | None = None, code_timeout: float = 5.0) -> Verdicts:
-    """Check every pair, exactly or by a checker of entailment.
+    """Check every pair, exactly or by an entailment checker.
 
     Args:
         pairs: Examples and the texts to check.
         checker: None: the exact checks of `data.checks`.
-        code_timeout: Seconds that the code in a text may run.
+        code_timeout: Time limit in seconds for the code in a text.
     """
     if checker is None:
         missing = [lost(example, text, code_timeout) for example, text in pairs]
@@ -80,17 +80,16 @@ def check(pairs: Sequence[Pair], checker: Checker | None = None, code_timeout: f
 
 
 def paradox_records(pairs: Sequence[Pair], of: str, verdicts: Verdicts) -> list[Event]:
-    """Shares of omissions and unsupported texts, by Wilson's intervals; of the exact checker style too.
+    """Shares of omissions and unsupported texts, with Wilson's intervals; for the exact checker also style.
 
     Args:
         pairs: Examples and texts.
-        of: What the texts are, such as "rewriting", "true response" or "global answer".
-        verdicts: What `check` says of the pairs.
+        of: Label for the texts, such as "rewriting", "true response" or "global answer".
+        verdicts: From `check`.
 
     Returns:
         Records {"checker", "of", "domain", "kind", "value", "low", "high", "num", "num_unreadable"}, by
-        domain and, where there are several, for "all", pooled over examples. A share that nothing was
-        counted over has no record.
+        domain and, if there are several, for "all", pooled over examples. A share over nothing has no record.
     """
     records: list[Event] = []
     for domain, rows in _groups(pairs).items():
@@ -113,10 +112,10 @@ def paradox_records(pairs: Sequence[Pair], of: str, verdicts: Verdicts) -> list[
 
 
 def style_differences(pairs: Sequence[Pair], of: str) -> list[Event]:
-    """Length ratio, fillers and redundancy of the texts less those of their true responses, paired.
+    """Length ratio, fillers and redundancy of the texts minus those of their true responses, paired.
 
     Returns:
-        Records as of `paradox_records`, `of` being "<of> minus true response".
+        Records as in `paradox_records`, with `of` = "<of> minus true response".
     """
     records: list[Event] = []
     for domain, rows in _groups(pairs).items():
@@ -130,20 +129,20 @@ def style_differences(pairs: Sequence[Pair], of: str) -> list[Event]:
 def holds(records: Sequence[Event], of: str = REWRITING) -> list[Event]:
     """Decide which conditions of the paradox these texts meet, over all domains.
 
-    Of each checker: the texts are unsupported more often than the checker errs, on true paraphrases and on
-    the true responses themselves; the interval of each difference (Newcombe) excludes 0. The paraphrases
-    are of other examples, so the first is a rough comparison. And length ratio, fillers and redundancy are
-    above those of the true responses; the interval of the paired difference excludes 0.
+    For each checker: the rate of unsupported texts exceeds the checker's false-positive rate, on true
+    paraphrases and on the true responses themselves; the interval of each difference (Newcombe) excludes 0.
+    The paraphrases belong to other examples, so the first comparison is rough. And length ratio, fillers and
+    redundancy exceed those of the true responses; the interval of the paired difference excludes 0.
 
     Args:
         records: `paradox_records` of the texts, of true responses and of true paraphrases, and
             `style_differences` of the texts.
-        of: What the texts are called there.
+        of: Label of the texts there.
 
     Returns:
         Records {"kind", "checker", "against", "value", "other", "difference", "low", "high", "num",
-        "num_other", "holds"}: the texts' value, and that of what they are compared with. A checker without
-        verdicts on either has none.
+        "num_other", "holds"}: the texts' value, and the value compared with. A checker without verdicts on
+        either side has no record.
     """
     found = {(r["checker"], r["of"], r["kind"]): r for r in over_all_domains(records)}
     conditions: list[Event] = []
@@ -162,17 +161,17 @@ def holds(records: Sequence[Event], of: str = REWRITING) -> list[Event]:
 
 
 def worst(pairs: Sequence[Pair], of: str, verdicts: Verdicts, num: int) -> list[Event]:
-    """Pick the pairs with the most faults, every domain in turn.
+    """Select the pairs with the most faults, taking domains in rotation.
 
     Args:
         pairs: Examples and texts.
-        of: What the texts are.
-        verdicts: What `check` says of the pairs.
-        num: How many at most. Pairs without faults are left out.
+        of: Label for the texts.
+        verdicts: From `check`.
+        num: Maximum number. Pairs without faults are left out.
 
     Returns:
         Records {"checker", "of", "domain", "why", "instruction", "input", "response", "text"}, where `why`
-        lists the faults, and texts are cut at 600 characters.
+        lists the faults, and texts are truncated to 600 characters.
     """
     reasons = [_reasons(pair, verdicts, row) for row, pair in enumerate(pairs)]
     ranked: list[tuple[int, str, int]] = []
@@ -196,7 +195,7 @@ def worst(pairs: Sequence[Pair], of: str, verdicts: Verdicts, num: int) -> list[
 
 
 def _given(example: Example) -> str:
-    """Premise of what has support: (c, x, y), y first, since what is too long is cut at its end."""
+    """Premise for supported claims: (c, x, y), with y first, since long premises are cut at the end."""
     parts = (example.response, example.instruction, example.context, example.system)
     return "\n".join(part for part in parts if part)
 
@@ -206,7 +205,7 @@ def _negated(verdicts: Sequence[bool | None]) -> list[bool | None]:
 
 
 def _groups(pairs: Sequence[Pair]) -> dict[str, list[int]]:
-    """Domain -> places of its pairs; where there are several, all of them under "all" at the end."""
+    """Domain -> indices of its pairs; if there are several, all pairs under "all" at the end."""
     groups: dict[str, list[int]] = {}
     for row, (example, _) in sorted(enumerate(pairs), key=lambda item: item[1][0].domain):
         groups.setdefault(example.domain, []).append(row)
@@ -214,7 +213,7 @@ def _groups(pairs: Sequence[Pair]) -> dict[str, list[int]]:
 
 
 def _style(pairs: Sequence[Pair]) -> dict[str, Statistic]:
-    """Kind -> its value over some of the pairs, given by their places."""
+    """Kind -> its value over some of the pairs, given by their indices."""
     words = np.array([num_words(text) for _, text in pairs])
     true_words = np.array([num_words(example.response) for example, _ in pairs])
     fillers = np.array([filler_rate(text) for _, text in pairs])

@@ -1,13 +1,13 @@
-"""Whether rewriting is likely to pay, by a rule on what is known before training; and how right the rule is.
+"""Whether rewriting is likely to help, by a rule on quantities known before training; the rule's accuracy.
 
-In: what `experiments.probe` found at each client, and for judging the outcomes of trainings. Out: an advice
-for each client, or how well each number foresees the outcomes.
+Input: the findings of `experiments.probe` at each client, and to judge the rule, the outcomes of trainings.
+Output: advice for each client, or how well each quantity predicts the outcomes.
 
-The rule: a rewriting suits its example if it passes the checks and keeps the ground truth, is likelier to the
-base model than the true response (log p by token), and has at most twice as many words. Where the 95 %
-interval (Wilson) of the share of suited examples lies above one half, rewrite; below, train on the true
-responses; else it is undecided. The rule is ours, after one finding: one-word labels that became sentences
-cost more than all else. It has not been validated.
+The rule: a rewriting suits its example if it passes the checks and keeps the ground truth, is likelier under
+the base model than the true response (log p per token), and has at most twice as many words. If the 95 %
+interval (Wilson) of the share of suited examples is above one half, rewrite; if below, train on the true
+responses; otherwise undecided. The rule is our own, after one finding: one-word labels that became sentences
+cost more than anything else. It has not been validated.
 """
 
 import math
@@ -23,7 +23,7 @@ from fedsdr.stats import wilson
 from fedsdr.storage import Event
 
 PLAIN = "passed"
-"""The plain rule: rewrite if most pass."""
+"""The plain rule: rewrite if most rewritings pass."""
 FEATURES = {
     PLAIN: 1,
     "suited": 1,
@@ -32,9 +32,9 @@ FEATURES = {
     "js_change": -1,
     "gradient_change": 1,
 }
-"""What is known beforehand -> 1 where more of it should favour rewriting, -1 where less should."""
+"""Quantity known before training -> 1 if more of it should favour rewriting, -1 if less should."""
 MOST_WORDS = 2.0
-"""Words of a rewriting over words of its true response, from which on it does not suit."""
+"""Length ratio from which a rewriting does not suit its example."""
 LEAST_CASES = 30
 
 Case = Event
@@ -42,16 +42,16 @@ Case = Event
 
 
 def advice(num_suited: int, num: int) -> str:
-    """Advise "rewrite", "raw" or "undecided" for a client, by how many of its examples rewriting suits."""
+    """Advice for a client, "rewrite", "raw" or "undecided", by its number of suited examples."""
     low, high = wilson(num_suited / num, num)
     return "rewrite" if low > 0.5 else "raw" if high < 0.5 else "undecided"
 
 
 def read_cases(rows: Sequence[Row]) -> list[Case]:
-    """Check the cases of a file.
+    """Validate the cases of a file.
 
     Raises:
-        UserError: With file and line: a case lacks its domain or outcomes, or a value is no number.
+        UserError: States file and line: a case lacks its domain or outcomes, or a value is not a number.
     """
     for place, row in rows:
         if not isinstance(row.get("domain"), str):
@@ -61,8 +61,8 @@ def read_cases(rows: Sequence[Row]) -> list[Case]:
         outcomes = row.get("outcomes")
         if not isinstance(outcomes, list) or not outcomes or not all(map(_is_number, outcomes)):
             raise UserError(
-                f"{place}: outcomes = {outcomes!r}; expected a list of numbers: of each seed, what rewriting"
-                " gained over true responses"
+                f"{place}: outcomes = {outcomes!r}; expected a list of numbers: for each seed, the gain of"
+                " rewriting over true responses"
             )
         for name in FEATURES:
             if row.get(name) is not None and not _is_number(row[name]):
@@ -71,38 +71,39 @@ def read_cases(rows: Sequence[Row]) -> list[Case]:
 
 
 def judge(cases: Sequence[Case]) -> Event:
-    """How well each feature foresees which cases rewriting pays in: those with a mean outcome above 0.
+    """How well each feature predicts the cases in which rewriting helps, those with a mean outcome above 0.
 
-    - auc: the share of pairs of a case that paid and one that did not which the feature has in the right
-      order, ties counted half; of a feature whose sign in `FEATURES` is -1, of its negative.
-    - low, high: 95 % interval by the jackknife over whole domains, since cases of one domain are alike:
-      auc -+ t sqrt((G - 1) / G sum_g (auc_g - mean)^2), auc_g without domain g of G, t with G - 1 degrees of
-      freedom (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11). None where a domain
-      less leaves no such pair.
-    - difference: auc less that of `PLAIN` on the same cases, with its interval likewise.
-    - held_out: share of cases judged rightly by the threshold that is best on all other domains.
+    - auc: share of pairs of a case that gained and one that did not that the feature ranks correctly, with
+    ties counted half; if the feature's sign in `FEATURES` is -1, its negative is used.
+    - low, high: 95 % interval by the jackknife over whole domains, since cases of one domain are similar: auc
+    -+ t sqrt((G - 1) / G sum_g (auc_g - mean)^2), auc_g without domain g of G, t with G - 1 degrees of
+    freedom (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11). None if no such pair
+    is left without some domain.
+    - difference: auc minus that of `PLAIN` on the same cases, with its interval likewise.
+    - held_out: share of cases judged correctly by the threshold that is best on all other domains.
 
     Returns:
-        "records", one for each feature that at least one case of either kind has; "taken": the plain rule,
-        or, by `LEAST_CASES` at least, the best feature that is better for certain (difference's interval
-        above 0); "advised": how many cases were given an advice, and for what share it was right; "notes".
+        "records", one for each feature with at least one case of either kind; "taken": the plain rule or,
+        with at least `LEAST_CASES` cases, the best feature that is significantly better (difference's
+        interval above 0); "advised": the number of cases with advice, and the share for which it was right;
+        "notes".
 
     Raises:
-        UserError: Rewriting paid in all cases, or in none.
+        UserError: Rewriting helped in all cases, or in none.
     """
     paid = [_paid(case) for case in cases]
     if len(set(paid)) < 2:
         kind = "all" if paid and paid[0] else "none"
-        raise UserError(f"rewriting paid in {kind} of the {len(cases)} cases; both kinds are needed to judge")
+        raise UserError(f"rewriting helped in {kind} of the {len(cases)} cases; judging requires both kinds")
     records = [_judged(name, cases) for name in FEATURES]
     records = [record for record in records if record["auc"] is not None]
     is_enough = len(cases) >= LEAST_CASES
     better = [record for record in records if is_enough and (record["difference_low"] or 0) > 0]
     decided = [case for case in cases if case.get("advice") in ("rewrite", "raw")]
     right = [(case["advice"] == "rewrite") == _paid(case) for case in decided]
-    notes = [f"Rewriting paid in {sum(paid)} of {len(cases)} cases of {len(_domains(cases))} domains."]
+    notes = [f"Rewriting helped in {sum(paid)} of {len(cases)} cases of {len(_domains(cases))} domains."]
     if not is_enough:
-        notes.append(f"Fewer than {LEAST_CASES} cases: no rule is validated by them.")
+        notes.append(f"Fewer than {LEAST_CASES} cases: too few to validate a rule.")
     return {
         "records": records,
         "taken": max(better, key=lambda record: record["auc"])["feature"] if better else PLAIN,
@@ -153,7 +154,7 @@ def _jackknife(
 
 
 def _held_out(name: str, cases: Sequence[Case]) -> float | None:
-    """Share judged rightly, each domain by the threshold of the others; None for a single domain."""
+    """Share judged correctly, each domain by the threshold of the others; None for a single domain."""
     right = []
     for domain in _domains(cases):
         others = [case for case in cases if case["domain"] != domain]
@@ -166,7 +167,7 @@ def _held_out(name: str, cases: Sequence[Case]) -> float | None:
 
 
 def _threshold(name: str, cases: Sequence[Case]) -> float:
-    """The threshold that judges most cases rightly: below all values, or midway between two neighbours."""
+    """The threshold that judges most cases correctly: below all values, or midway between two neighbours."""
     pairs = sorted((FEATURES[name] * case[name], _paid(case)) for case in cases)
     values = sorted({value for value, _ in pairs})
     middles = [(a + b) / 2 for a, b in pairwise(values)]

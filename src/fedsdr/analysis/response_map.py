@@ -1,4 +1,4 @@
-"""A map of responses: which lie close together in the model's states. A picture, not evidence."""
+"""A map of responses: which are close in the model's hidden states. An illustration, not evidence."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,14 +20,14 @@ def response_map(
 ) -> list[Event]:
     """Place each response on a plane by t-SNE of its mean hidden state in the base model.
 
-    The state of a response is the mean of the last layer's states over the places that predict its tokens.
-    Raw and rewritten responses are laid out together. Distances between far groups mean nothing, and other
-    seeds give other pictures.
+    The state of a response is the mean of the last layer's states over the positions that predict its tokens.
+    Raw and rewritten responses are embedded together. Distances between distant groups mean nothing, and
+    other seeds give other pictures.
 
     Paper: van der Maaten and Hinton, "Visualizing data using t-SNE", JMLR 9 (2008), 2579-2605.
 
     Args:
-        model: Of which no adapter is active.
+        model: No adapter is active.
         views: "raw" and "distilled" -> client -> conversations.
         batch_size: Conversations in one forward pass.
         seed: Seed of the layout.

@@ -1,4 +1,4 @@
-"""Whether what helps one client helps the others: train on one, take the loss on all."""
+"""Whether training that helps one client helps the others: train on one, measure the loss on all."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ from fedsdr.storage import Event
 
 Floats = NDArray[np.float64]
 Changes = dict[tuple[str, str, str], Floats]
-"""(on what, trained on, tested on) -> change of each test example's summed loss."""
+"""(view of the tests, trained on, tested on) -> change of each test example's summed loss."""
 TEXTS = {"true responses": "raw", "rewritings": "distilled"}
 METHOD = {"raw": "fedit", "distilled": "fedsd"}
-"""The method whose one stage trains the shared adapter on that view."""
+"""The method whose only stage trains the shared adapter on the view."""
 
 
 def loss_transfer(
@@ -37,39 +37,39 @@ def loss_transfer(
     batch_size: int,
     seed: int,
 ) -> list[Event]:
-    """Change of the held-out loss on each client's test examples by training on one client's data alone.
+    """Change of the held-out loss on each client's test examples by training on one client's data only.
 
     Training: a fresh shared adapter, `steps.local_steps` steps, on raw or on rewritten responses. Negative
     is better. The interval covers the draw of test examples, not of training: with d_i the change of example
     i's summed -log p and n_i its response tokens, the change is r = sum d_i / sum n_i, its standard error
     sqrt(n / (n - 1) sum (d_i - r n_i)^2) / sum n_i.
 
-    Paper: FedSDR (arXiv 2605.18028) shows such a matrix and does not say how it was trained.
+    Paper: FedSDR (arXiv 2605.18028) shows such a matrix without its training procedure.
 
     Args:
-        model: Whose shared adapter is overwritten.
+        model: Its shared adapter is overwritten.
         training: "raw" and "distilled" -> client -> conversations.
-        tests: "raw" and "distilled" (empty where they were not rewritten) -> client -> test conversations.
+        tests: "raw" and "distilled" (empty if they were not rewritten) -> client -> test conversations.
         steps: Steps, batches and learning rate.
         batch_size: Conversations in one forward pass without gradient.
         seed: Seed of the adapter and the data order.
 
     Returns:
         Records with view ("raw", "distilled", and "difference", distilled minus raw, example by example),
-        trained_on, tested_on, on, value in nats per response token, low and high. Where trained_on is
-        "others", it is the mean over all other clients, and where tested_on is "mean", over all clients.
+        trained_on, tested_on, on, value in nats per response token, low and high. trained_on = "others" is
+        the mean over all other clients, tested_on = "mean" the mean over all clients.
 
     Raises:
         UserError: There is one client, or none has test examples.
     """
     names = list(training["raw"])
     if len(names) < 2:
-        raise UserError("transfer is from client to client: there is one, and two or more are needed")
+        raise UserError("transfer is from client to client: there is one, but at least two are required")
     if not any(tests["raw"].values()):
         raise UserError("transfer is measured on test examples, and no client has any")
     tested = {view: {name: texts for name, texts in some.items() if texts} for view, some in tests.items()}
     sides = {on: tested[view] for on, view in TEXTS.items() if tested[view]}
-    model.initialise("shared", seed_for(seed, "transfer"))  # B is zero: the base
+    model.initialise("shared", seed_for(seed, "transfer"))  # B is zero, which is the base
     before = {on: _losses(model, side, batch_size) for on, side in sides.items()}
     changes: dict[str, Changes] = {view: {} for view in VIEWS}
     for view in VIEWS:
@@ -142,7 +142,7 @@ def ratio(sums: Floats, sizes: Floats) -> tuple[float, float]:
 def example_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> Floats:
     """Summed -log p of the response tokens of each conversation (num_conversations,).
 
-    Called inside `LoraModel.inference`.
+    Call it inside `LoraModel.inference`.
     """
     questions = [(text.ids[: text.prompt_length], [text.ids[text.prompt_length :]]) for text in conversations]
     return -np.array([value for (value,) in log_likelihoods(base, questions, batch_size)])

@@ -17,7 +17,6 @@ def classes_of(examples: Iterable[Example]) -> tuple[str, ...]:
 
     () if no example has a label and choices, if the choices differ between examples (such as names in a
     text), or if there are more than `MOST_CLASSES`, when counts by label would be meaningless.
-    do, and where there are more than `MOST_CLASSES`: then counts by label would say nothing.
     """
     found = {
         tuple(sorted({fold_label(choice) for choice in example.choices}))

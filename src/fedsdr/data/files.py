@@ -102,9 +102,9 @@ def hub_rows(name: str, split: str, config: str = "", num: int = 0, seed: int = 
         name: A hub id, a folder written by `save_to_disk`, or a folder of data files.
         split: Name of the split.
         config: Configuration name of a hub data set; empty: its default.
-        num: Take only so many rows of a shuffle, and fetch no more than it needs (the order of the files, and
-            1,000 rows at a time, are shuffled); 0: all, in their order.
-        seed: Of the shuffle.
+        num: Use only this many rows of a shuffled stream, and fetch no more than needed (files, and rows in
+            blocks of 1,000, are shuffled); 0: all, in order.
+        seed: Seed of the shuffle.
 
     Raises:
         Unreachable: The package `datasets` is missing, or the data set cannot be downloaded.

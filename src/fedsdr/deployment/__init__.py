@@ -1,1 +1,1 @@
-"""11. A run between organisations, over Flower. Flower's private parts are touched here alone."""
+"""11. A run between organisations, over Flower. Only this package uses Flower's private APIs."""

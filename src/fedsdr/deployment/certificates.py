@@ -1,4 +1,4 @@
-"""Certificates and keys of a deployment: an authority of its own, the server's certificate, keys of nodes."""
+"""Certificates and keys of a deployment: its own authority, the server's certificate, node keys."""
 
 import ipaddress
 from datetime import UTC, datetime, timedelta
@@ -18,11 +18,11 @@ from fedsdr.storage import SECRET, write_file
 YEAR = timedelta(days=365)
 AUTHORITY = "fedsdr authority of this deployment"
 UNREADABLE = (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm, x509.InvalidVersion)
-"""What `cryptography` raises of a file without a readable key or certificate, or with a password."""
+"""Exceptions of `cryptography` for a file without a readable key or certificate, or with a password."""
 
 
 def make_authority(server: Path) -> None:
-    """Write a certificate authority, for ten years: `ca.crt`, which clients trust, and `ca.key`."""
+    """Write a certificate authority, valid for ten years: `ca.crt`, which clients trust, and `ca.key`."""
     key = _key()
     root = (
         _certificate(_name(AUTHORITY), key, 10 * YEAR)
@@ -39,7 +39,7 @@ def certify(server: Path, host: str) -> None:
     """Write the server's certificate for a year, signed by its authority: `server.crt`, `server.key`.
 
     Raises:
-        UserError: The authority's key is not there.
+        UserError: The authority's key is missing.
     """
     if not (server / "ca.key").exists():
         raise UserError(f"{server / 'ca.key'} is missing: put the authority's key back to sign a certificate")
@@ -61,10 +61,10 @@ def certify(server: Path, host: str) -> None:
 
 
 def renew(server: Path) -> datetime:
-    """Write the server's certificate anew, for the same name; return until when it is valid.
+    """Renew the server's certificate for the same name; return its expiry date.
 
     Raises:
-        UserError: The folder is not a server's, its certificate is missing or damaged, or as `certify`.
+        UserError: The folder is not a server's, its certificate is missing or damaged, or as for `certify`.
     """
     require_server(server)
     path = server / "server.crt"
@@ -88,7 +88,7 @@ def node_key() -> tuple[bytes, bytes]:
 
 
 def check_authority(path: Path, what: str) -> None:
-    """Raise UserError where a file holds no certificate; `what` names it."""
+    """Raise UserError if a file contains no certificate; `what` names it."""
     try:
         x509.load_pem_x509_certificates(path.read_bytes())
     except UNREADABLE:
@@ -96,7 +96,7 @@ def check_authority(path: Path, what: str) -> None:
 
 
 def check_private(path: Path, what: str) -> None:
-    """Raise UserError where a file holds no private key of a node that Flower accepts; `what` names it."""
+    """Raise UserError if a file contains no node key that Flower accepts; `what` names it."""
     try:
         private = serialization.load_ssh_private_key(path.read_bytes(), None)
         if isinstance(private, ec.EllipticCurvePrivateKey) and uses_nist_ec_curve(private.public_key()):
@@ -112,7 +112,7 @@ def read_public(path: Path) -> str:
     """Read a node's public key.
 
     Raises:
-        UserError: The file holds none that Flower accepts.
+        UserError: The file contains none that Flower accepts.
     """
     text = path.read_bytes()
     try:
@@ -122,9 +122,9 @@ def read_public(path: Path) -> str:
     except UNREADABLE:
         pass
     hint = (
-        "it holds a private key, which no one but its client may have: delete it, its client makes a new one"
+        "it contains a private key, which only its client may have: delete it; the client makes a new one"
         if b"PRIVATE KEY" in text
-        else "expected what `ssh-keygen -t ecdsa -b 384` writes into node.key.pub"
+        else "expected the node.key.pub written by `ssh-keygen -t ecdsa -b 384`"
     )
     raise UserError(f"{path}: found no public key; {hint}")
 

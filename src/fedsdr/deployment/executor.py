@@ -1,8 +1,8 @@
-"""The executor of a SuperLink: starts a process for each run, which runs the installed server app alone.
+"""The executor of a SuperLink: starts a process for each run, which runs only the installed server app.
 
-Flower's own gives each run's token to its program as an argument, which every user of the machine can read,
-and lets the program run whatever code came with the run. Here tokens and secrets go through pipes, and
-`server_worker` never unpacks what came with a run.
+Flower's own executor passes each run's token as a command-line argument, which every user of the machine can
+read, and runs any code that came with the run. Here tokens and secrets go through pipes, and `server_worker`
+never unpacks code that came with a run.
 """
 
 import json
@@ -21,17 +21,17 @@ def start_executor(address: str, authority: Path, secret: bytes) -> subprocess.P
     """Start the executor of a SuperLink; it ends with this process.
 
     Args:
-        address: Of the SuperLink, host:port on this machine.
+        address: Address of the SuperLink, host:port on this machine.
         authority: Certificate of the authority that signed the SuperLink's.
-        secret: By which the SuperLink authenticates its executor.
+        secret: Secret by which the SuperLink authenticates its executor.
     """
     return _start("executor", address=address, authority=str(authority), secret=secret.hex())
 
 
 def _start(module: str, **words: str) -> subprocess.Popen[bytes]:
-    # -P: nothing is imported from the folder that it is started in.
+    # -P: import nothing from the working directory.
     command = [sys.executable, "-P", "-m", f"fedsdr.deployment.{module}"]
-    # In a session of its own: Ctrl-C ends the SuperLink, which ends it.
+    # In its own session: Ctrl-C stops the SuperLink, which stops it.
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, preexec_fn=end_with_parent, start_new_session=True
     )
@@ -48,7 +48,7 @@ def main() -> None:
     running: list[subprocess.Popen[bytes]] = []
 
     def do(token: str) -> None:
-        running[:] = [process for process in running if process.poll() is None]  # those that ended are reaped
+        running[:] = [process for process in running if process.poll() is None]  # reap finished processes
         running.append(_start("server_worker", address=address, authority=authority, token=token))
 
     secret, certificates = bytes.fromhex(given["secret"]), Path(authority).read_bytes()

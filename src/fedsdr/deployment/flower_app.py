@@ -1,6 +1,6 @@
-"""The ServerApp that Flower's own engines call, in simulation and in deployment (pyproject.toml names it).
+"""The ServerApp called by Flower's own engines, in simulation and in deployment (named in pyproject.toml).
 
-The local engine calls `server_app.serve` directly. What a run's folder needs before and after is in `run`.
+The local engine calls `server_app.serve` directly. The run's folder is prepared and completed in `run`.
 """
 
 import os
@@ -23,10 +23,10 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Begin the run of the run configuration, or go on with it.
+    """Start or resume the run given by the run configuration.
 
     Raises:
-        UserError: As `take_submission`, `requested_settings` and `run_over`.
+        UserError: As for `take_submission`, `requested_settings` and `run_over`.
     """
     show()
     if name := context.run_config.get("submission"):
@@ -36,10 +36,10 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve_submission(grid: Grid, name: str) -> None:
-    """Begin the run of a submission, or go on with it; write into its folder why it ended.
+    """Start or resume the run of a submission; write into its folder why it ended.
 
     Raises:
-        UserError: As `take_submission` and `run_over`.
+        UserError: As for `take_submission` and `run_over`.
     """
     server = Path(os.environ["FLWR_HOME"]).parent
     settings = take_submission(server, name)

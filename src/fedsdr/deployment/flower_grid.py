@@ -1,11 +1,11 @@
-"""Flower's grid to other machines, made resilient: no bad reply and no jump of the clock stops a round.
+"""Flower's grid to other machines, made resilient: neither a bad reply nor a clock jump stops a round.
 
-Flower's own `send_and_receive` waits by the wall clock, returns all replies when the last has come, and
-raises if one of them cannot be read (as of 1.41). Here replies are yielded as they come, one at a time, so
-that the aggregation holds few in memory. One that cannot be read counts as an error of its sender. One that
-the SuperLink fails to deliver is requested again, which helps if delivery had not begun: otherwise Flower
-forgets the reply. Flower also waits minutes to hours for the rest of a reply that is on its way or was cut
-off, whatever the timeout; here the wait ends at the timeout, with a last look at the other replies.
+Flower's own `send_and_receive` waits by the wall clock, returns all replies when the last has arrived, and
+raises if one of them cannot be read (as of 1.41). Here replies are yielded on arrival, one at a time, so that
+the aggregation holds few in memory. An unreadable reply counts as an error of its sender. A reply that the
+SuperLink fails to deliver is requested again, which helps if delivery had not begun: otherwise Flower forgets
+the reply. Flower also waits minutes to hours for the rest of an incomplete reply, whatever the timeout; here
+the wait ends at the timeout, with a last check for other replies.
 """
 
 import math
@@ -25,9 +25,9 @@ from fedsdr.messages.flower import CLIENT_FAILED, Run
 from fedsdr.progress import say
 
 POLL = 1.0
-"""Seconds between two looks for replies."""
+"""Seconds between two checks for replies."""
 PATIENCE = 60.0
-"""Seconds in which a SuperLink that answers by errors must recover, and a client's first reply must arrive
+"""Time limit in seconds for a failing SuperLink to recover, and for a client's first reply to arrive
 completely."""
 
 
@@ -37,9 +37,9 @@ class ResilientGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.questions: dict[str, Message] = {}
-        """Messages that wait for their reply, by id."""
+        """Messages without a reply so far, by id."""
         self.failed: set[str] = set()
-        """Those of them whose reply the SuperLink failed to deliver."""
+        """Those whose reply the SuperLink failed to deliver."""
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -51,14 +51,14 @@ class ResilientGrid(Grid):
         return self.grid.run
 
     def create_message(self, *values: Any, **options: Any) -> Message:
-        """Make a message (Flower's older way)."""
+        """Create a message (Flower's older API)."""
         return self.grid.create_message(*values, **options)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Nodes that are connected.
+        """Connected nodes.
 
         Raises:
-            UserError: The SuperLink answers by errors for a minute.
+            UserError: The SuperLink answers with errors for a minute.
         """
         until = time.monotonic() + PATIENCE
         while True:
@@ -66,33 +66,31 @@ class ResilientGrid(Grid):
                 return self.grid.get_node_ids()
             except httpx.HTTPError as error:
                 if time.monotonic() > until:
-                    raise UserError(
-                        f"the SuperLink does not say which nodes are connected: {error}"
-                    ) from None
+                    raise UserError(f"the SuperLink does not list the connected nodes: {error}") from None
             time.sleep(POLL)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; those that Flower refuses, for a node that is gone, are left out.
+        """Send messages; skip those that Flower refuses because their node is gone.
 
         Raises:
-            UserError: The SuperLink accepts none.
+            UserError: The SuperLink accepts none of them.
         """
         sent = list(messages)
         try:
             ids = list(self.grid.push_messages(sent))
         except httpx.HTTPError as error:
-            raise UserError(f"the SuperLink does not accept messages: {error}; run again to go on") from None
+            raise UserError(f"the SuperLink does not accept messages: {error}; run again to resume") from None
         self.questions |= {one: message for one, message in zip(ids, sent, strict=False) if one}
         return [one for one in ids if one]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that have come, each read by itself."""
+        """Replies that have arrived, each read separately."""
         return list(self._pull(message_ids, time.monotonic() + PATIENCE))
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send, and yield replies as they come, until all are there or the time is over."""
+        """Send messages and yield replies on arrival, until all have arrived or the time is over."""
         waiting = set(self.push_messages(messages))
         until = math.inf if timeout is None else time.monotonic() + timeout
         is_over = False
@@ -104,7 +102,7 @@ class ResilientGrid(Grid):
                     yield reply
                 if waiting and not is_over:
                     time.sleep(POLL)
-        finally:  # each holds the adapter that was sent
+        finally:  # each message holds the broadcast adapter
             for one in waiting:
                 self._forget(one)
 
@@ -114,10 +112,10 @@ class ResilientGrid(Grid):
             http_grid.pull_objects = partial(pull_objects, max_time=left)
             try:
                 replies = list(self.grid.pull_messages([one]))
-            except httpx.HTTPError as error:  # its database may be busy, or its disk full for a moment
+            except httpx.HTTPError as error:  # its database may be busy, or its disk temporarily full
                 if one not in self.failed:
                     self.failed.add(one)
-                    say(f"  the SuperLink failed to deliver a reply: {error}; it is requested again")
+                    say(f"  the SuperLink failed to deliver a reply: {error}; requesting it again")
                 continue
             except Exception as error:
                 if one not in self.questions:

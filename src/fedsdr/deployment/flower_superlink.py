@@ -1,9 +1,9 @@
-"""Flower's SuperLink, closed to everyone but its operator (as of 1.41).
+"""Flower's SuperLink, closed to everyone except its operator (as of 1.41).
 
-Flower's own answers on its control and runtime paths to anyone who holds the certificate of its authority, as
-every client does: they may list and remove nodes, and submit code that runs as the SuperLink's account. Here
-the control paths require a token, which lies in the server's folder where the operator's account alone can
-read it and `flwr` looks for it, and the runtime paths a secret that only our executor has.
+Flower's own answers control and runtime requests from anyone who holds the certificate of its authority, as
+every client does: they could list and remove nodes, and submit code that runs under the SuperLink's account.
+Here the control paths require a token, stored in the server's folder where only the operator's account can
+read it and `flwr` looks for it. The runtime paths require a secret that only our executor has.
 """
 
 import hmac
@@ -27,11 +27,11 @@ from fedsdr.deployment.executor import start_executor
 from fedsdr.errors import UserError
 
 GRACE = 5
-"""Seconds for which connections stay open when the SuperLink is stopped."""
+"""Seconds for which connections stay open after the SuperLink is stopped."""
 
 
 class OperatorOnly(ControlAuthnPlugin):
-    """Accepts the operator's token, in the way in which `flwr` sends a token of an account."""
+    """Accepts the operator's token, which `flwr` sends like an account token."""
 
     def __init__(self, token: str) -> None:
         self.token = token
@@ -39,7 +39,7 @@ class OperatorOnly(ControlAuthnPlugin):
     def validate_tokens_in_metadata(
         self, metadata: Sequence[tuple[str, str | bytes]]
     ) -> tuple[bool, AccountInfo | None]:
-        """Whether the token is the operator's, and the one account that there is."""
+        """Whether the token is the operator's, and the only account."""
         given = dict(metadata).get(ACCESS_TOKEN_KEY, "")
         given = given.encode() if isinstance(given, str) else given
         if not hmac.compare_digest(given, self.token.encode()):
@@ -47,11 +47,11 @@ class OperatorOnly(ControlAuthnPlugin):
         return True, AccountInfo(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME)
 
     def get_login_details(self) -> AccountAuthLoginDetails | None:
-        """No one logs in: the token is in a file."""
+        """There is no login: the token is in a file."""
         return None
 
     def get_auth_tokens(self, device_code: str) -> AccountAuthCredentials | None:
-        """No one logs in: the token is in a file."""
+        """There is no login: the token is in a file."""
         return None
 
     def refresh_tokens(
@@ -62,7 +62,7 @@ class OperatorOnly(ControlAuthnPlugin):
 
 
 class Lifespan(SuperLinkLifespan):
-    """What starts and ends with the SuperLink: our executor instead of Flower's."""
+    """Processes that start and stop with the SuperLink: our executor instead of Flower's."""
 
     def _start_superexec_if_needed(self) -> None:
         address, secret = f"{self.config.host}:{self.config.port}", self.config.superexec_auth_secret
@@ -75,19 +75,19 @@ def close(config: SuperLinkLifespanConfig, store: CredentialStore) -> None:
     """Require the operator's token for control, and a new secret for taking tasks.
 
     Args:
-        config: Of the SuperLink; it is changed.
-        store: Where `flwr` looks for tokens, readable by the operator's account alone. A token that is there
+        config: Configuration of the SuperLink; it is modified.
+        store: Place where `flwr` looks for tokens, readable only by the operator's account. An existing token
             stays valid.
 
     Raises:
-        UserError: The SuperLink would answer without TLS, or start programs itself.
+        UserError: The SuperLink would run without TLS, or start programs itself.
     """
     if config.certificates is None or config.isolation != "process":
         raise UserError("the SuperLink needs TLS and --isolation process: start it by the server's start.sh")
     host = f"{config.host}:{config.port}"
     token = (store.get(ACCESS_TOKEN_STORE_KEY % host) or secrets.token_urlsafe(32).encode()).decode()
     for key, value in (
-        (AUTHN_TYPE_STORE_KEY, AuthnType.OIDC),  # the way in which `flwr` sends a token
+        (AUTHN_TYPE_STORE_KEY, AuthnType.OIDC),  # how `flwr` sends a token
         (ACCESS_TOKEN_STORE_KEY, token),
         (REFRESH_TOKEN_STORE_KEY, "none"),
     ):
@@ -107,7 +107,7 @@ def main() -> None:
         log_config=get_uvicorn_log_config(console_handler.level),
         ssl_keyfile=config.ssl_keyfile,
         ssl_certfile=config.ssl_certfile,
-        # The program of a run and its display hold connections open, and cannot end once the port is closed.
+        # A run's process and its display keep connections open, and cannot end once the port is closed.
         timeout_graceful_shutdown=GRACE,
     )
 

@@ -1,7 +1,7 @@
-"""What organisations need to run a federation over Flower: certificates, keys, configurations, start scripts.
+"""What organisations need for a federation over Flower: certificates, keys, configurations, start scripts.
 
 `init` writes a folder for the server and one for each client. Keys made here are for trials: between
-organisations each makes its own and sends its public half (docs/deployment.md).
+organisations, each client makes its own key and sends the public half (docs/deployment.md).
 """
 
 import json
@@ -17,10 +17,10 @@ from fedsdr.errors import UserError
 from fedsdr.storage import SECRET, write_file
 
 OFFSET = 9000
-"""What is added to a privileged public port to make an inner one."""
+"""Offset from a privileged public port to the internal one."""
 START = """\
 #!/bin/sh
-# Starts the SuperLink for this machine alone. nginx.conf opens to clients what they need, and nothing else.
+# Starts the SuperLink for this machine only. nginx.conf opens to clients only what they need.
 cd "$(dirname "$0")" && export FLWR_HOME="$PWD/flower" PATH={bin}:"$PATH" {environment}
 export NO_PROXY="{here},$NO_PROXY,$no_proxy"   # of calls within this machine
 export no_proxy="$NO_PROXY" && umask 077   # database and log hold the ids of nodes, which are secret
@@ -37,7 +37,7 @@ exec python -P -m fedsdr.deployment.flower_superlink --host 127.0.0.1 --port {po
 """
 
 NGINX = """\
-# TLS for the clients, and nothing of Flower but what a client needs. The SuperLink protects its control and
+# TLS for the clients, and only the parts of Flower that clients need. The SuperLink protects its control and
 # runtime paths by secrets of the server's folder; here they are closed as well.
 # Test it with: nginx -t -p . -c nginx.conf; start it with: nginx -p . -c nginx.conf
 pid nginx.pid;
@@ -101,15 +101,15 @@ peers = "peers"   # public keys of the other clients, for secure aggregation (`f
 
 
 def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list[Path]:
-    """Write what a server and its clients need.
+    """Write the folders of a server and its clients.
 
     Keys of clients are written for a trial on this machine only: otherwise each client makes its own.
 
     Args:
-        folder: Becomes `server/` and one folder for each client.
+        folder: New parent of `server/` and of one folder for each client.
         clients: Their ids.
-        address: Where clients reach the server, host:port.
-        model: Base model of all.
+        address: Address of the server for clients, host:port.
+        model: Base model of all clients.
 
     Returns:
         The folders: the server's, then the clients'.
@@ -118,20 +118,20 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
         UserError: The folder is not empty, or a name or the address is not allowed.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a folder that does not exist yet")
+        raise UserError(f"{folder} is not empty; choose a new folder")
     for number, client in enumerate(clients):
         if client == "server" or client in clients[:number]:
-            raise UserError(f"client {client!r}: each client needs a name of its own, and not server")
+            raise UserError(f"client {client!r}: each client needs a unique name other than server")
         check_client(client, clients[:number])
     if not clients:
-        raise UserError("no client is named: give --clients bank,hospital")
+        raise UserError("no clients are named: set --clients bank,hospital")
     host, public = split_address(address, "--address")
-    # On this machine alone there is no proxy, and clients connect to the SuperLink itself.
+    # On a single machine there is no proxy, and clients connect to the SuperLink directly.
     is_trial = is_local(address)
     if is_trial and public < 1024:
-        raise UserError(f"--address = {address!r}: on this machine alone the port must be 1024 or more")
+        raise UserError(f"--address = {address!r}: on a single machine the port must be 1024 or more")
     if public + 101 + len(clients) > 2**16:
-        raise UserError(f"--address = {address!r}: the port is too high: some above it are used as well")
+        raise UserError(f"--address = {address!r}: the port is too high: some ports above it are also used")
     inner = public if public >= 1024 else public + OFFSET
     port = inner if is_trial else inner + 1
     server = folder / "server"
@@ -151,7 +151,9 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
             write_file(place / "node.key", private, SECRET)
             write_file(server / "keys" / f"{client}.pub", opened)
         values = {"address": address, "client": client, "data": "data", "model": model}
-        shown = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}  # TOML's, too
+        shown = {
+            key: json.dumps(value, ensure_ascii=False) for key, value in values.items()
+        }  # valid TOML too
         write_file(place / "node.toml", NODE.format(port=inner + 100 + number, **shown))
     for public_key in server.glob("keys/*.pub"):
         for client in set(clients) - {public_key.stem}:
@@ -160,5 +162,5 @@ def init(folder: Path, clients: Sequence[str], address: str, model: str) -> list
 
 
 def is_local(address: str) -> bool:
-    """Whether clients reach a server on this machine alone."""
+    """Whether only clients on this machine reach the server."""
     return split_address(address, "--address")[0] in ("localhost", "127.0.0.1")

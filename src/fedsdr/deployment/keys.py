@@ -17,18 +17,18 @@ from fedsdr.progress import say
 from fedsdr.storage import SECRET, write_file
 
 STARTED = 30.0
-"""Seconds in which the SuperLink must have started."""
+"""Time limit in seconds for the SuperLink to start."""
 
 
 def register(server: Path) -> None:
-    """Register the nodes whose public keys lie in the server's `keys/`, and only these.
+    """Register the nodes with public keys in the server's `keys/`, and no others.
 
-    `keys/bank.pub` is the key of client bank, and no other key can take that name. A key that it replaces,
-    and those of names that are gone, are removed.
+    `keys/bank.pub` is the key of client bank, and no other key can use that name. Replaced keys, and keys of
+    deleted files, are removed.
 
     Raises:
-        UserError: Two files hold one key; the SuperLink does not answer; or a file holds no key, or one
-            that it refuses: the others are registered then.
+        UserError: Two files contain the same key; the SuperLink does not answer; or a file contains no key,
+            or a rejected one: the others are then registered.
     """
     require_server(server)
     folder, paths, refused = server / "nodes", sorted(server.glob("keys/*.pub")), list[str]()
@@ -36,15 +36,15 @@ def register(server: Path) -> None:
     for path in paths:
         check_client(path.stem, (other.stem for other in paths))
         if path.stem.endswith(".key"):
-            raise UserError(f"{path}: call it <client>.pub: the file's name becomes the client's")
+            raise UserError(f"{path}: rename it to <client>.pub: the file's name becomes the client's")
         try:
             keys[path] = read_public(path)
-        except UserError as reason:  # its client keeps the key that it had
+        except UserError as reason:  # its client keeps its previous key
             refused.append(str(reason))
     first: dict[str, Path] = {}
     for path, key in keys.items():
         if (same := first.setdefault(_body(key), path)) != path:
-            raise UserError(f"{same} and {path} hold one key: each client needs its own")
+            raise UserError(f"{same} and {path} contain the same key: each client needs its own")
     folder.mkdir(mode=0o700, exist_ok=True)
     node_of = {_body(key): node for node, key in registered(str(folder)).values()}
     known = _known(server)
@@ -56,7 +56,7 @@ def register(server: Path) -> None:
                 node_of[_body(key)] = int(call_flower(server, "register", *words)["node-id"])
             except UserError as reason:
                 again = (
-                    "; it was registered before: its client makes a new key"
+                    "; it was registered before: its client must create a new key"
                     if "in use" in str(reason)
                     else ""
                 )
@@ -69,16 +69,16 @@ def register(server: Path) -> None:
         if old.stem not in {path.stem for path in paths}:
             old.unlink()
             say(f"{old.stem}: is removed")
-    # Last, so that whatever was registered before, and is in no file, is removed too.
+    # Last, so that anything registered before without a file is removed too.
     for node in sorted(_known(server) - {node for node, _ in registered(str(folder)).values()}):
         try:
             call_flower(server, "unregister", str(node), CONNECTION)
         except UserError as reason:
-            refused.append(f"a key that is no client's: {reason}")
+            refused.append(f"a key of no client: {reason}")
     if refused:
         raise UserError("\n".join(refused))
     if not paths:
-        raise UserError(f"no client may take part: put their keys into {server / 'keys'}, as <client>.pub")
+        raise UserError(f"no client is admitted: put their keys into {server / 'keys'}, as <client>.pub")
 
 
 def take_peers(file: Path, keys: Path) -> dict[str, str]:
@@ -86,14 +86,14 @@ def take_peers(file: Path, keys: Path) -> dict[str, str]:
 
     Args:
         file: The client's node.toml.
-        keys: Folder with <client>.pub of each client, as the server's operator has them.
+        keys: Folder with <client>.pub of each client, from the server's operator.
 
     Returns:
-        Client -> fingerprint as `ssh-keygen -l` prints it. Clients compare them with each other, since the
-        server could have made keys of its own.
+        Client -> fingerprint as `ssh-keygen -l` prints it. Clients compare them with each other, because the
+        server could have substituted its own keys.
 
     Raises:
-        UserError: The file names no folder, a file holds no key, or two hold one.
+        UserError: The file sets no folder, a file contains no key, or two contain the same one.
     """
     node = read_node_file(file).node
     if not node.peers:
@@ -105,7 +105,7 @@ def take_peers(file: Path, keys: Path) -> dict[str, str]:
         digest = hashlib.sha256(base64.b64decode(_body(key))).digest()
         fingerprint = f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
         if fingerprint in fingerprints.values():
-            raise UserError(f"{path}: another client of {keys} has this key: each needs its own")
+            raise UserError(f"{path}: another client in {keys} has this key: each client needs its own")
         fingerprints[path.stem] = fingerprint
         if path.stem != node.client:
             write_file(Path(node.peers) / path.name, key)
@@ -123,17 +123,17 @@ def status(server: Path) -> dict[str, str]:
     names = registered(str(server / "nodes"))
     for client in sorted(names.keys() | {path.stem for path in server.glob("keys/*.pub")}):
         node, _ = names.get(client, (-1, ""))
-        statuses[client] = nodes.get(node, f"may not take part yet; `fedsdr deploy register {server}`")
+        statuses[client] = nodes.get(node, f"not admitted yet; run `fedsdr deploy register {server}`")
     return statuses
 
 
 def _body(key: str) -> str:
-    """What makes a public key: its longest word. A comment or other line ends make no other key."""
+    """The essential part of a public key: its longest word; comments and line ends do not matter."""
     return max(key.split(), key=len, default="")
 
 
 def _known(server: Path) -> set[int]:
-    """Ids of the nodes that the SuperLink knows; it may be starting."""
+    """Ids of the nodes known to the SuperLink, which may still be starting."""
     until = time.monotonic() + STARTED
     while True:
         try:
@@ -144,14 +144,14 @@ def _known(server: Path) -> set[int]:
 
 
 def _nodes(server: Path) -> dict[int, str]:
-    """Node id -> status, of the nodes that the SuperLink knows.
+    """Node id -> status, for the nodes known to the SuperLink.
 
     Raises:
-        UserError: It does not answer.
+        UserError: The SuperLink does not answer.
     """
     start = server / "start.sh"
     if not (server / "state.db").exists():
-        raise UserError(f"start {start} first: it never ran")
+        raise UserError(f"run {start} first: it has never been started")
     try:
         nodes = call_flower(server, "list", CONNECTION)["nodes"]
     except UserError as reason:
@@ -160,15 +160,15 @@ def _nodes(server: Path) -> dict[int, str]:
 
 
 def registry(server: Path, settings: Settings) -> str:
-    """Folder of the ids of registered nodes, "" where there are no keys.
+    """Folder with the ids of registered nodes, "" if there are no keys.
 
     Raises:
-        UserError: They are fewer than the run will wait for.
+        UserError: Fewer keys are registered than clients that the run waits for.
     """
     folder = (server / "nodes").resolve()
     names = registered(str(folder))
     if not names and not list(server.glob("keys/*.pub")):  # Flower without keys
-        say("  no key is registered: the names of clients are not verified")
+        say("  no keys are registered: client names are not verified")
         return ""
     if len(names) < settings.federation.num_clients:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`fedsdr node`: a client's SuperNode and the worker that answers its messages, as one program."""
+"""`fedsdr node`: a client's SuperNode and the worker that answers its messages, in one program."""
 
 import errno
 import json
@@ -26,11 +26,11 @@ from fedsdr.federation.node_config import Keys, NodeConfig, check_keys
 from fedsdr.progress import say
 
 PATIENCE = 120.0
-"""Seconds in which a SuperNode that ends at once is started again. For a minute after a node was killed its
-server takes it for connected, and refuses it."""
+"""Seconds during which a SuperNode that ends immediately is restarted. For a minute after a node was killed,
+its server considers it connected, and rejects it."""
 PAUSE = 10.0
 FREED = 20.0
-"""Seconds in which the SuperNode of a node that was killed must have released its port."""
+"""Time limit in seconds for the SuperNode of a killed node to release its port."""
 
 
 class NodeFile(Keys):
@@ -41,9 +41,9 @@ class NodeFile(Keys):
     root_certificates: Annotated[str, Field(examples=["ca.crt"])]
     """Certificate of the authority that signed the server's."""
     private_key: Annotated[str, Field(examples=["node.key"])]
-    """This node's key, whose public half the server registered."""
+    """This node's private key; the server registered its public half."""
     port: Annotated[int, Field(ge=1024, le=65535)]
-    """Of the SuperNode's Runtime API, on this machine alone."""
+    """Port of the SuperNode's Runtime API, on this machine only."""
     node: NodeConfig
 
 
@@ -51,19 +51,19 @@ def run_node(path: Path) -> None:
     """Connect a client to its server, and answer messages until the process is stopped.
 
     Raises:
-        UserError: The file is malformed, something that it names is missing, or the SuperNode ended.
+        UserError: The file is malformed, a file that it names is missing, or the SuperNode ended.
     """
     file = read_node_file(path)
     _await_port(path, file.port)
     _report_missing_data(file.node)
-    os.umask(0o077)  # its folder holds the client's texts
-    os.environ |= environment()  # of this process too: the worker talks to the SuperNode
+    os.umask(0o077)  # its folder contains the client's texts
+    os.environ |= environment()  # for this process too: the worker connects to the SuperNode
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
             signal.signal(number, _stop)
     own = file.node.model_copy(update={"private_key": file.private_key})
     words = own.model_dump(by_alias=True, exclude_defaults=True)
-    # JSON's strings, numbers and booleans are TOML's, which Flower reads.
+    # JSON strings, numbers and booleans are valid TOML, which Flower reads.
     config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in words.items())
     with tempfile.TemporaryDirectory() as place:
         secret, path_of_secret = secrets.token_bytes(32), Path(place) / "secret"
@@ -75,7 +75,7 @@ def run_node(path: Path) -> None:
             *("--isolation", "process", "--superexec-auth-secret-file", str(path_of_secret)),
             *("--node-config", config),
         ]
-        # -P: nothing is imported from the folder that it is started in.
+        # -P: import nothing from the working directory.
         command = [sys.executable, "-P", "-m", "fedsdr.deployment.supernode"]
         say(f"client {file.node.client}: connecting to {file.superlink}")
         until = time.monotonic() + PATIENCE
@@ -87,12 +87,12 @@ def run_node(path: Path) -> None:
                 until = now + PATIENCE
             if now > until:
                 raise UserError(
-                    f"the SuperNode ended with status {status}; its messages are above. A server that is"
-                    " reached and refuses the node does not know its key: it must be registered there"
+                    f"the SuperNode ended with status {status}; its messages are above. If the server is"
+                    " reached but rejects the node, the node's key is not registered there"
                 )
             say(
-                "the SuperNode ended, for the reason above, and is started again. If it was not activated,"
-                " the server may take it for connected for another minute, or not know its key yet"
+                "the SuperNode ended for the reason above, and is being restarted. If it was not activated,"
+                " the server may consider it connected for another minute, or not know its key yet"
             )
             time.sleep(PAUSE)
 
@@ -101,7 +101,7 @@ def _await_port(path: Path, port: int) -> None:
     """Wait until the port of the node's file is free.
 
     Raises:
-        UserError: It stays in use: another node of this file is running.
+        UserError: The port stays in use: another node with this file is running.
     """
     until = time.monotonic() + FREED
     while True:
@@ -111,30 +111,30 @@ def _await_port(path: Path, port: int) -> None:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > until:
                 raise UserError(
-                    f"{path}: port = {port} is not available ({error.strerror}): another `fedsdr node` of"
-                    " this file has it, or some other program"
+                    f"{path}: port = {port} is not available ({error.strerror}): another `fedsdr node` with"
+                    " this file uses it, or some other program"
                 ) from None
         time.sleep(0.5)
 
 
 def _report_missing_data(node: NodeConfig) -> None:
-    """Say what the data folder lacks: the data may come before a run begins."""
+    """Report files missing from the data folder: they may be added before a run begins."""
     domains, lacking = domain_files(Path(node.data))
     if not domains or lacking:
         missing = ", ".join(map(str, lacking)) or f"<domain>/train.jsonl in {node.data}"
-        say(f"client {node.client}: there is no {missing}: put the data there before a run begins")
+        say(f"client {node.client}: {missing} is missing: add the data before a run begins")
 
 
 def _serve(command: list[str], arguments: Sequence[str], address: str, secret: bytes) -> int:
     """Run a SuperNode and answer its messages until it ends; return its status.
 
-    Its arguments, which name the client's files, go through a pipe: every user of the machine can read a
-    command line.
+    Its arguments, which name the client's files, go through a pipe, because every user of the machine can
+    read a command line.
     """
     from fedsdr.deployment.worker import work
     from fedsdr.federation.client_app import app
 
-    # In a session of its own: Ctrl-C would reach it too, and a second signal keeps it from signing off.
+    # In its own session: Ctrl-C would reach it too, and a second signal prevents it from signing off.
     supernode = subprocess.Popen(
         command, stdin=subprocess.PIPE, preexec_fn=end_with_parent, start_new_session=True
     )
@@ -150,7 +150,7 @@ def _serve(command: list[str], arguments: Sequence[str], address: str, secret: b
 
 
 def read_node_file(path: Path) -> NodeFile:
-    """Read a node's file; paths in it become absolute.
+    """Read a node's file, with paths made absolute.
 
     Raises:
         UserError: Names the key, the value and how to fix it.
@@ -166,7 +166,7 @@ def read_node_file(path: Path) -> NodeFile:
     for what, place in (("root-certificates", authority), ("private-key", key), ("node.data", node.data)):
         if not Path(place).exists():
             raise UserError(f"{path}: {what} = {place} does not exist")
-    # Flower's own messages for these say little, and the SuperNode would be started again and again.
+    # Flower's own messages for these are unclear, and the SuperNode would be restarted repeatedly.
     split_address(file.superlink, f"{path}: superlink")
     check_authority(authority, f"{path}: root-certificates")
     check_private(key, f"{path}: private-key")

@@ -1,8 +1,8 @@
-"""Calls of Flower's Runtime API, by which a SuperNode or SuperLink gives its tasks to another process.
+"""Calls of Flower's Runtime API, through which a SuperNode or SuperLink hands its tasks to another process.
 
-They are those of Flower's own programs, of its private parts (as of 1.41). The retries differ: Flower's end
-the process by a signal if the other side no longer knows a task's token, as after this machine slept for a
-minute.
+They are the calls of Flower's own programs, from its private APIs (as of 1.41). The retries differ: Flower's
+end the process by a signal if the other side no longer knows a task's token, for example after this machine
+slept for a minute.
 """
 
 import time
@@ -16,13 +16,13 @@ from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 
 POLL = 0.5
-"""Seconds between two looks for a task."""
+"""Seconds between two checks for a task."""
 PATIENCE = 30.0
-"""Seconds for which a call that is not answered is tried again."""
+"""Seconds for which an unanswered call is retried."""
 BETWEEN = 4
-"""Most seconds between two tries."""
+"""Maximum seconds between two attempts."""
 BUSY = (502, 503, 504)
-"""HTTP status codes after which a call is tried again."""
+"""HTTP status codes after which a call is retried."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -34,15 +34,15 @@ def take_tasks(
     is_alive: Callable[[], bool],
     certificates: bytes | None = None,
 ) -> None:
-    """Take tasks, one after the other, as long as the other side is alive.
+    """Process tasks sequentially, as long as the other side is alive.
 
     Args:
-        address: Of the Runtime API, host:port on this machine.
-        secret: By which the other side authenticates who takes its tasks.
+        address: Address of the Runtime API, host:port on this machine.
+        secret: Secret by which the other side authenticates the process.
         kind: Flower's TaskType.
-        do: Does a task, given its token.
+        do: Processes a task, given its token.
         is_alive: Whether the other side still runs.
-        certificates: Of its authority; None: it answers without TLS.
+        certificates: Certificates of its authority; None: no TLS.
     """
     authentication = SuperExecAuthHttpInterceptor(
         master_secret=secret, protected_methods=frozenset({ACQUIRE})
@@ -52,7 +52,7 @@ def take_tasks(
     while is_alive():
         try:
             found = client.AcquireTask(request)
-        except httpx.HTTPError:  # it starts, or ends, or the clock jumped
+        except httpx.HTTPError:  # it is starting or ending, or the clock jumped
             time.sleep(POLL)
             continue
         if found.HasField("task") and found.token:
@@ -67,7 +67,7 @@ def connect(
     certificates: bytes | None = None,
     patience: float = PATIENCE,
 ) -> RuntimeHttpClient:
-    """A client of the Runtime API that tries a call again for so many seconds."""
+    """A client of the Runtime API that retries a call for the given number of seconds."""
     retry = RetryInvoker(
         lambda: exponential(max_delay=BETWEEN),
         httpx.HTTPError,
@@ -85,7 +85,7 @@ def connect(
 
 
 def beat(client: RuntimeHttpClient) -> bool | None:
-    """Report that a task is being worked on; False: its run was stopped, None: the call failed."""
+    """Send a task's heartbeat; False: its run was stopped, None: the call failed."""
     try:
         return bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
     except httpx.HTTPError:
@@ -93,5 +93,5 @@ def beat(client: RuntimeHttpClient) -> bool | None:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether another try cannot succeed."""
+    """Whether a retry cannot succeed."""
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in BUSY

@@ -1,8 +1,7 @@
 """The process of one run at the server: the counterpart of `worker`, with the installed server app.
 
-It does what Flower's `run_serverapp` does (as of 1.41, of its private parts), but neither unpacks the code
-that came with the run nor takes settings from it: a run names a submission, whose settings lie in the
-server's folder.
+It replaces Flower's `run_serverapp` (as of 1.41, a private API), but neither unpacks code that came with the
+run nor takes settings from it: a run names a submission, whose settings are in the server's folder.
 """
 
 import json
@@ -32,9 +31,9 @@ def work(address: str, certificates: bytes, token: str) -> None:
     """Take a run from the SuperLink and serve it to its end.
 
     Args:
-        address: Of the SuperLink, host:port on this machine.
-        certificates: Of the authority that signed its own.
-        token: Of the run's task.
+        address: Address of the SuperLink, host:port on this machine.
+        certificates: Certificates of the authority that signed its own.
+        token: Token of the run's task.
     """
     logs: Queue[str | None] = Queue()
     mirror_output_to_queue(logs)
@@ -54,7 +53,7 @@ def work(address: str, certificates: bytes, token: str) -> None:
     become_server(run, task.context.node_id, task.task_id)
     grid.set_run(run)
     uploader = start_log_uploader(logs, node_id=0, run_id=run.run_id, client=client)
-    status, details = SubStatus.FAILED, "the server app failed; its log has the reason"
+    status, details = SubStatus.FAILED, "the server app failed; see its log"
     try:
         serve_submission(grid, str(run.override_config.get("submission", "")))
         status, details = SubStatus.COMPLETED, ""
@@ -70,8 +69,8 @@ def work(address: str, certificates: bytes, token: str) -> None:
 
 
 def main() -> None:
-    """Serve the run that standard input names."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have had ignored
+    """Serve the run given on standard input."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have disabled it
     show()
     given = json.load(sys.stdin)
     work(given["address"], Path(given["authority"]).read_bytes(), given["token"])

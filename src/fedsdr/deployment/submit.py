@@ -40,16 +40,16 @@ submission = ""
 
 
 def submit(server: Path, settings: Settings) -> Path:
-    """Start a run on the deployment whose server folder this is, and show its log until it ends.
+    """Start a run on the deployment of this server folder, and show its log until it ends.
 
-    Flower gives a run's configuration to every client, so it only names a submission: a file of the
-    server's folder that this account alone can read.
+    Flower sends a run's configuration to every client, so it only names a submission: a file in the server's
+    folder that only this account can read.
 
     Returns:
         The run's folder.
 
     Raises:
-        UserError: `init` did not write the folder, as `check_deployed`, or the run did not finish.
+        UserError: `init` did not write the folder, as for `check_deployed`, or the run did not finish.
     """
     require_server(server)
     check_deployed(settings)
@@ -76,7 +76,7 @@ def submit(server: Path, settings: Settings) -> Path:
             # Standard output is for results, not for the log.
             subprocess.run(command, cwd=server, env=own, stdout=sys.stderr, check=False)
     except KeyboardInterrupt:
-        say(f"  the run goes on at the server; to see or stop it: FLWR_HOME={home} flwr list, log or stop")
+        say(f"  the run continues at the server; to view or stop it: FLWR_HOME={home} flwr list, log or stop")
         raise
     submission.unlink(missing_ok=True)  # if no run took it
     ended = RunFolder(place).ended
@@ -84,7 +84,7 @@ def submit(server: Path, settings: Settings) -> Path:
     if whose != name:
         raise UserError(
             "the run did not finish: it was stopped, or failed for the reason above. If the SuperLink was not"
-            f" reached, start {server / 'start.sh'}; if nothing is wrong, go on by the same command"
+            f" reached, start {server / 'start.sh'}; otherwise repeat the command to continue"
         )
     if reason:
         raise UserError(f"the run did not finish: {reason}")
@@ -92,15 +92,15 @@ def submit(server: Path, settings: Settings) -> Path:
 
 
 def take_submission(server: Path, name: str) -> Settings:
-    """Settings of a submission, which can be taken once.
+    """Settings of a submission, which can be used once.
 
     Raises:
-        UserError: There is none of that name, or others can write or read it.
+        UserError: It does not exist, or others can write or read it.
     """
     path = _submission(server, name)
     if not re.fullmatch("[0-9a-f]{32}", name) or not path.is_file():
         raise UserError(
-            f"no submission {name!r} in {path.parent}: begin a run by `fedsdr run RECIPE --on {server}`"
+            f"no submission {name!r} in {path.parent}: start a run by `fedsdr run RECIPE --on {server}`"
         )
     if path.stat().st_mode & 0o077:
         raise UserError(f"{path}: others can read it; remove it, and submit again")

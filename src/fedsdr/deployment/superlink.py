@@ -19,10 +19,10 @@ QUIET: Mapping[str, str] = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-"""No telemetry is sent to Flower's makers, and nothing is installed because an app names it."""
+"""Send no telemetry to Flower, and install nothing that an app asks for."""
 PR_SET_PDEATHSIG = 1
 HERE = "localhost,127.0.0.1"
-"""Hosts reached without the proxy that a site may have: SuperLink and workers run on one machine."""
+"""Hosts reached without a site's proxy: SuperLink and workers run on one machine."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -32,10 +32,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def call_flower(server: Path, *words: str) -> dict[str, Any]:
-    """Call `flwr supernode` for the SuperLink of that folder; return its answer.
+    """Call `flwr supernode` for the SuperLink of this folder; return its answer.
 
     Raises:
-        UserError: It failed.
+        UserError: The call failed.
     """
     command = [str(Path(sys.executable).with_name("flwr")), "supernode", *words, "--format", "json"]
     own = environment(FLWR_HOME=flower_home(server))
@@ -58,7 +58,7 @@ def split_address(address: str, what: str) -> tuple[str, int]:
 
 
 def flower_home(server: Path) -> str:
-    """FLWR_HOME of the SuperLink of that folder, as start.sh sets it."""
+    """FLWR_HOME of the SuperLink of this folder, as set by start.sh."""
     return str((server / "flower").resolve())
 
 
@@ -73,6 +73,6 @@ def require_server(server: Path) -> None:
 
 
 def end_with_parent() -> None:
-    """Let the system end this process with the one that began it, also after kill -9 (Linux)."""
+    """Let the system end this process with its parent, even after kill -9 (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,12 +1,12 @@
-"""Flower's SuperNode with three faults fixed that would leave a client waiting for ever (as of 1.41).
+"""Flower's SuperNode with fixes for three faults that would leave a client waiting forever (as of 1.41).
 
-Flower abandons a message whose run is stopped while it is received, but keeps its task, and the worker
-waits for parts that never come. The thread for workers keeps the process alive after an error has ended the
-main one, such as a TLS handshake that the server breaks off as it restarts. And a heartbeat that is
-answered by an error, as by a server whose disk is full, is the last: the server takes the node for gone and
-sends it no more messages.
+If a run is stopped while its message is being received, Flower abandons the message but keeps its task, and
+the worker waits for parts that never arrive. If an error ends the main thread, such as a TLS handshake broken
+off by a restarting server, the thread for workers keeps the process alive. And if a heartbeat is answered
+with an error, for example by a server whose disk is full, it is the last one: the server considers the node
+gone and sends it no more messages.
 
-Its arguments come as JSON on standard input: every user of the machine can read a command line.
+Arguments come as JSON on standard input, because every user of the machine can read a command line.
 """
 
 import json
@@ -30,10 +30,10 @@ pull_and_store = flower._pull_and_store_message
 
 
 def receive_whole(*, state: NodeState, object_store: ObjectStore, **how: Any) -> int | None:
-    """Receive a message as Flower does; where Flower abandons it, end its task and drop its parts.
+    """Receive a message like Flower; if Flower abandons it, end its task and drop its parts.
 
     Returns:
-        Its run; None if no message came, or not all of it.
+        Its run; None if no complete message arrived.
     """
     before = {task.task_id for task in state.get_tasks(statuses=UNFINISHED)}
     run = pull_and_store(state=state, object_store=object_store, **how)
@@ -46,14 +46,14 @@ def receive_whole(*, state: NodeState, object_store: ObjectStore, **how: Any) ->
 
 
 class Heartbeats(HeartbeatSender):
-    """Heartbeats that go on after an error, and end the process if the server no longer knows its node."""
+    """Heartbeats that continue after an error, and end the process if the server no longer knows its node."""
 
     def __init__(self, beat: Callable[[], bool]) -> None:
         def heard() -> bool:
             try:
                 return beat()
             except httpx.HTTPError:
-                return False  # it is tried again
+                return False  # it is retried
             except RuntimeError:
                 traceback.print_exc()
                 _end(1)
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _end(status: int) -> NoReturn:
-    """End the process whatever its other threads do."""
+    """End the process regardless of its other threads."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,9 +1,9 @@
 """The long-lived client process that answers a SuperNode's messages and keeps the model loaded between them.
 
-Flower itself starts a new process for each message, which loads the model each time and runs whatever code
-the server sends with the run. A worker takes the messages from the SuperNode's Runtime API instead
-(`--isolation process`) and answers them with the installed client app, and nothing else: code that comes
-with a run is never unpacked.
+Flower itself starts a new process for each message, which loads the model each time and runs any code that
+the server sends with the run. A worker instead takes the messages from the SuperNode's Runtime API
+(`--isolation process`) and answers them only with the installed client app: code that comes with a run is
+never unpacked.
 """
 
 from collections.abc import Callable
@@ -23,19 +23,19 @@ from fedsdr.progress import say
 
 
 def work(app: ClientApp, address: str, secret: bytes, is_alive: Callable[[], bool]) -> None:
-    """Answer the messages of a SuperNode, one after the other, as long as it is alive.
+    """Answer the messages of a SuperNode sequentially, as long as it is alive.
 
     Args:
         app: The installed client app.
-        address: Of the SuperNode's Runtime API, host:port on this machine.
-        secret: By which the SuperNode authenticates its worker.
+        address: Address of the SuperNode's Runtime API, host:port on this machine.
+        secret: Secret by which the SuperNode authenticates its worker.
         is_alive: Whether the SuperNode still runs.
     """
     take_tasks(address, secret, TaskType.CLIENT_APP, lambda token: _answer(app, address, token), is_alive)
 
 
 def _answer(app: ClientApp, address: str, token: str) -> None:
-    """Take a message, answer it, deliver the reply."""
+    """Receive a message, answer it, deliver the reply."""
     client = connect(address, RuntimeTokenHttpInterceptor(token))
     heartbeat = HeartbeatSender(lambda: bool(beat(client)))
     heartbeat.start()
@@ -45,7 +45,7 @@ def _answer(app: ClientApp, address: str, token: str) -> None:
         reply = app(message=message, context=context)
         push_message(client, reply, context)
         push_task_output(client, context, SubStatus.COMPLETED, "")
-    except Exception as error:  # the run or the SuperNode ended, or the message is not of this app
+    except Exception as error:  # the run or the SuperNode ended, or the message is for another app
         say(f"a message is not answered: {type(error).__name__}; the client's work is saved in its folder")
         if message and context:
             with suppress(Exception):

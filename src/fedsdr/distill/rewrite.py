@@ -199,7 +199,6 @@ def _ask(
 ) -> list[list[Answer | None]]:
     """Answers to one rewriting prompt for each client, taken from its cache where available."""
     saved = [_Saved(model.base, examples, prompt, distill, longest, folder) for examples, folder in parts]
-    is_shared = len(saved) > 1 and not distill.url and model.base.has_independent_rows
     with ExitStack() as stack:
         for path in sorted({one.path for one in saved}):  # another run may be writing the same file
             stack.enter_context(locked(path))
@@ -207,6 +206,7 @@ def _ask(
         missing = [
             (one, batch) for one in {one.path: one for one in saved}.values() for batch in one.missing()
         ]
+        is_shared = missing and len(saved) > 1 and not distill.url and model.base.has_independent_rows
         # The server receives the next batch while it still generates the last answers of the current one.
         size = max(1, len(missing)) if distill.url else TOGETHER if is_shared else 1
         groups = [missing[start : start + size] for start in range(0, len(missing), size)]

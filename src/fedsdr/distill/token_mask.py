@@ -7,7 +7,7 @@ effect, without generating anything. For a token of probability p under the base
     soft   weight 1 / (1 + max(0, -log p - log perplexity)): never 0, so that facts are still learned
 
 Paper: Wu et al., "Mitigating Forgetting in LLM Fine-Tuning via Low-Perplexity Token Learning" (Selective
-Token Masking), NeurIPS 2025, arXiv 2501.14315 (hard, threshold 2.5). The soft form is ours; the one in
+Token Masking), NeurIPS 2025, arXiv 2501.14315 (hard, threshold 2.5). The soft form is our own; the one in
 the authors' code goes to 0: exp(-((1 / p - 1) / 0.75)^2).
 """
 

@@ -1,11 +1,12 @@
 """Standard benchmarks as questions: from files, from lm-eval's data sets on the hub, or from examples.
 
-In: the name of a task and where its data lie. Out: `Question`s, whose prompts have the form of training
-(`data.conversation`), without examples of other questions. How a question is judged follows from what it
-carries: choices, accepted answers, tests.
+Input: the name of a task and the source of its data. Output: `Question`s, prompted as in training
+(`data.conversation`), zero-shot. How a question is judged follows from its fields: choices, accepted answers,
+tests.
 
-The layout of a folder (one JSON object a line, keys instruction, input, output, and label, choices, answer,
-answers, test or entry_point as the task has them) is in `FILES`; rows of the hub are turned into such rows.
+`FILES` gives the layout of a folder (one JSON object per line with keys instruction, input, output, and
+label, choices, answer, answers, test or entry_point depending on the task); rows from the hub are converted
+to it.
 """
 
 import json
@@ -20,7 +21,7 @@ from fedsdr.data.files import Row, file_rows, hub_rows
 from fedsdr.errors import UserError
 
 Reader = Callable[[dict[str, Any]], dict[str, Any]]
-"""From a row of the hub to a row in the form of the files."""
+"""Converts a row from the hub to the format of the files."""
 
 LETTERS = "ABCDEFGH"
 FILES: Mapping[str, str] = {
@@ -37,7 +38,7 @@ FILES: Mapping[str, str] = {
     "rte": "eval/glue/rte_dev.jsonl",
     "mrpc": "eval/glue/mrpc_dev.jsonl",
 }
-"""Task -> its files in a folder of data."""
+"""Task -> its files in a data folder."""
 
 HUB: Mapping[str, tuple[str, str, str]] = {
     "mmlu": ("cais/mmlu", "all", "test"),
@@ -53,10 +54,10 @@ HUB: Mapping[str, tuple[str, str, str]] = {
     "rte": ("nyu-mll/glue", "rte", "validation"),
     "mrpc": ("nyu-mll/glue", "mrpc", "validation"),
 }
-"""Task -> data set, configuration ("*": one for each subject) and split, those of lm-eval's own tasks.
+"""Task -> data set, configuration ("*": one for each subject) and split, as in lm-eval's own tasks.
 
-Differs: MMLU's subjects are read from the configuration that holds them all; lm-eval has no task on the
-Financial PhraseBank, so that is FinBen's rendering of it, whose terms must be accepted on the hub.
+Differs: MMLU's subjects are read from the configuration that contains them all; lm-eval has no task on the
+Financial PhraseBank, so this uses FinBen's version, whose terms must be accepted on the hub.
 """
 
 LABELS: Mapping[str, tuple[str, ...]] = {
@@ -69,7 +70,7 @@ LABELS: Mapping[str, tuple[str, ...]] = {
 LETTERED = ("mmlu", "crass", "medmcqa")
 """Tasks whose answer is the letter of an option."""
 
-# Tasks of BBH that have a few answers without listing them.
+# BBH tasks with a fixed set of answers that the prompt does not list.
 BBH_LABELS = {
     "boolean_expressions": ("True", "False"),
     "sports_understanding": ("yes", "no"),
@@ -88,28 +89,28 @@ INSTRUCTIONS = {
     "rte": "Does the first sentence entail the second? Answer entailment or not_entailment.",
     "mrpc": "Do the two sentences mean the same? Answer equivalent or not_equivalent.",
 }
-"""Instructions for rows of the hub, in the words of the files."""
+"""Instructions for rows of the hub, in the wording of the files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question and what a right answer to it is."""
+    """One question and its correct answers."""
 
     example: Example
-    """Prompt, true response; label and choices of a question with choices."""
+    """Prompt, true response; label and choices for multiple choice."""
     answers: tuple[str, ...] = ()
-    """Every accepted answer, of a question that is answered in free words."""
+    """All accepted answers, for a question with a free-form answer."""
     tests: str = ""
-    """Assertions on the program that the question demands."""
+    """Assertions on the requested program."""
     entry_point: str = ""
-    """Name of the function that the prompt begins; "" where the answer is the whole program."""
+    """Name of the function that the prompt begins; "" if the answer is the whole program."""
     subject: str = ""
-    """Part of the task that the question belongs to, where the task has parts."""
+    """Subject of the question, if the task has subjects."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The questions of a task and where they come from."""
+    """The questions of a task and their source."""
 
     questions: Sequence[Question]
     origin: str
@@ -119,14 +120,14 @@ class Source:
 
 
 def from_folder(task: str, folder: Path) -> Source | None:
-    """Read a task from a folder laid out as `FILES` says; None where its files are missing.
+    """Read a task from a folder laid out as `FILES` says; None if its files are missing.
 
     Raises:
         UserError: A file is malformed, or a row lacks a key.
     """
     paths = sorted(folder.glob(FILES[task]))
     rows = [row for path in paths for row in file_rows(path)]
-    if task == "fpb":  # not other sources of its domain
+    if task == "fpb":  # exclude other sources of its domain
         rows = [(place, row) for place, row in rows if row.get("source") == "fpb"]
     return Source(_questions(task, rows), "local", FILES[task]) if rows else None
 
@@ -135,7 +136,7 @@ def from_hub(task: str) -> Source:
     """Read a task from the hub.
 
     Raises:
-        Unreachable: The data set cannot be had.
+        Unreachable: The data set is unavailable.
         UserError: A row lacks a key.
     """
     name, config, split = HUB[task]
@@ -149,7 +150,7 @@ def from_hub(task: str) -> Source:
 
 
 def from_examples(domain: str, examples: Sequence[Example]) -> Source | None:
-    """Make a task of a domain's examples; None where none has a label, a final answer or tests."""
+    """Convert a domain's examples to a task; None if none has a label, a final answer or tests."""
     questions = [
         Question(example, (example.answer,) if example.answer else (), example.tests)
         for example in examples
@@ -165,29 +166,29 @@ def _questions(task: str, rows: Sequence[Row], read: Reader = dict) -> list[Ques
             question = _question(task, read(row))
         except KeyError as missing:
             raise UserError(
-                f"{place}: no key {missing}, which {task} needs; found the keys {', '.join(row)}"
+                f"{place}: no key {missing}, which {task} requires; found the keys {', '.join(row)}"
             ) from None
         label, choices = question.example.label, question.example.choices
         if choices and label not in choices:
-            raise UserError(f"{place}: label {label!r} is none of {task}'s choices {', '.join(choices)}")
+            raise UserError(f"{place}: label {label!r} is not one of {task}'s choices {', '.join(choices)}")
         questions.append(question)
     return questions
 
 
 def _question(task: str, row: Mapping[str, Any]) -> Question:
-    """A question of a row in the form of the files."""
+    """Convert a row in the format of the files to a question."""
     subject = {"mmlu": "subject", "bbh": "task"}.get(task)
     choices: Sequence[str] = ()
     answers: Sequence[str] = ()
     if task in LETTERED:
-        # BIG-bench's rendering of CRASS has no letters.
+        # BIG-bench's version of CRASS has no letters.
         choices = row.get("labels") or LETTERS[: len(row["choices"])]
     elif task in LABELS:
         choices = LABELS[task]
     elif task == "bbh":
         found = ["".join(option) for option in _BBH_OPTION.findall(row["input"].partition("Options:")[2])]
         choices = BBH_LABELS.get(row["task"], found)
-        # Three targets are no option (an error of the benchmark): likelihood cannot judge them.
+        # Three targets are not options (an error in the benchmark): likelihood cannot judge them.
         choices = choices if row["label"] in choices else ()
         answers = (row["label"],)
     elif task == "gsm8k":
@@ -208,13 +209,13 @@ def _question(task: str, row: Mapping[str, Any]) -> Question:
 
 
 def _bbh_instructions() -> dict[str, str]:
-    """Configurations of BBH and the task line of each, as lm-eval has them."""
+    """Configurations of BBH, each with its task line in lm-eval."""
     from importlib.resources import files
 
     found = {}
     for file in files("lm_eval").joinpath("tasks/bbh/zeroshot").iterdir():
         text = file.read_text() if file.name.endswith(".yaml") and not file.name.startswith("_") else ""
-        # Read by line: the files hold tags that only lm-eval's own loader knows.
+        # Read line by line: the files contain tags that only lm-eval's own loader understands.
         keys = dict(re.findall(r'^"(dataset_name|description)": (".*")$', text, re.MULTILINE))
         if keys:
             found[json.loads(keys["dataset_name"])] = json.loads(keys["description"]).strip()
@@ -232,7 +233,7 @@ def _lettered(question: str, options: Sequence[str], label: str, subject: str) -
 
 
 def _pair(task: str) -> Reader:
-    """Reader of a GLUE task on two sentences; `hub_rows` writes "_" in the names of classes as a space."""
+    """Reader for a GLUE task on two sentences; `hub_rows` replaces "_" in class names by a space."""
     return lambda row: _row(
         INSTRUCTIONS[task],
         f"Sentence 1: {row['sentence1']}\nSentence 2: {row['sentence2']}",
@@ -243,7 +244,7 @@ def _pair(task: str) -> Reader:
 def _read_drop(row: dict[str, Any]) -> dict[str, Any]:
     from lm_eval.tasks.drop.utils import get_answers
 
-    # Several spans make one answer, as in the files.
+    # Several spans form one answer, as in the files.
     answers = [" and ".join(answer) for answer in get_answers(row) if any(answer)]
     context = f"Passage: {row['passage']}\nQuestion: {row['question']}"
     return _row(INSTRUCTIONS["drop"], context, answers[0], answers=answers)
@@ -283,4 +284,4 @@ _READERS: Mapping[str, Reader] = {
     "rte": _pair("rte"),
     "mrpc": _pair("mrpc"),
 }
-"""Task -> a row of the hub in the form of the files."""
+"""Task -> converter from a row of the hub to the format of the files."""

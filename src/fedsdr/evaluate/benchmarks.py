@@ -1,14 +1,14 @@
 """Standard benchmarks of one model, through lm-evaluation-harness.
 
-Goes in: a model and where the questions are. Comes out: one record for each task and metric.
+Input: a model and the source of the questions. Output: one record for each task and metric.
 
-- likelihood: share of questions whose label is the likeliest of the choices as the whole answer;
+- likelihood: share of questions whose label is the likeliest choice as the whole answer;
 - strict, flexible: share of greedy answers whose result is accepted (`evaluate.extraction`);
 - pass@1: share of greedy answers that are programs that pass their tests in `data.sandbox`.
 
-A question of BBH with choices is posed in both ways. A value is the mean over questions, as lm-eval's
-groups weigh it, so MMLU and BBH are no means over subjects; its standard error is s / sqrt(n) with
-s^2 = sum (x - mean)^2 / (n - 1), which covers the draw of questions alone.
+A question of BBH with choices is asked in both ways. A value is the mean over questions, the weighting of
+lm-eval's groups, so MMLU and BBH are not means over subjects. Its standard error is s / sqrt(n) with s^2 =
+sum (x - mean)^2 / (n - 1), and covers only the draw of questions.
 """
 
 import logging
@@ -29,7 +29,7 @@ from fedsdr.storage import Event
 
 Item = TypeVar("Item")
 MAX_NEW_TOKENS: Mapping[str, int] = {"drop": 48, "bbh": 48, "humaneval": 384}
-"""Longest answer of a task whose answers are shorter or longer than others'."""
+"""Length limits of answers for tasks that differ from the default."""
 
 
 def run_benchmarks(
@@ -51,27 +51,27 @@ def run_benchmarks(
 
     Args:
         model: Base and adapters.
-        active: Which adapters make up the model.
-        tasks: Names in `benchmark_tasks.FILES`, or domains of `data`; empty: all that are there.
-        data: A folder laid out as `FILES` says, examples that make one task for each domain, or None:
-            lm-eval's data sets on the hub.
-        limit: Most questions of a task, a sample drawn by `seed`; 0: all.
-        seed: Of that sample.
-        batch_size: Questions in one forward pass, and answers written at a time.
-        max_new_tokens: Longest answer, where `MAX_NEW_TOKENS` names none.
-        code_timeout: Seconds that a program written by the model may run.
-        runs_programs: Whether tests may run; else questions that have them are not asked for a program.
-        mix: Weights of the adapters, where not one.
-        answers: Gets one record for each question and metric, with what the model answered.
+        active: Adapters that make up the model.
+        tasks: Names in `benchmark_tasks.FILES`, or domains of `data`; empty: all available ones.
+        data: A folder in the layout of `FILES`, examples that form one task per domain, or None: lm-eval's
+            data sets on the hub.
+        limit: Maximum number of questions of a task, sampled by `seed`; 0: all.
+        seed: Seed of that sample.
+        batch_size: Questions in one forward pass, and answers generated together.
+        max_new_tokens: Longest answer, unless `MAX_NEW_TOKENS` sets another limit.
+        code_timeout: Time limit in seconds for a program written by the model.
+        runs_programs: Whether tests may run; otherwise questions with tests are not asked for a program.
+        mix: Weights of the adapters; default: one.
+        answers: Receives one record for each question and metric, with the model's answer.
 
     Returns:
-        Records {"task", "num", "metric", "value", "stderr" (None for one question), "chance" (of "likelihood"
-        the mean of 1 / number of choices, else None), "origin", "dataset"}; after those of MMLU and BBH the
-        same for each subject, with "subject".
+        Records {"task", "num", "metric", "value", "stderr" (None for one question), "chance" (for
+        "likelihood" the mean of 1 / number of choices, otherwise None), "origin", "dataset"}; MMLU and BBH
+        are followed by the same records for each subject, with "subject".
 
     Raises:
-        Unreachable: lm-eval is missing, or a data set of the hub cannot be had.
-        UserError: A task is unknown, or was named and has no questions; data are malformed.
+        Unreachable: lm-eval is missing, or a data set on the hub is unavailable.
+        UserError: A task is unknown, or was requested and has no questions; data are malformed.
     """
     require_harness()
     records: list[Event] = []
@@ -96,7 +96,7 @@ def run_benchmarks(
 
 
 def require_harness() -> None:
-    """Import lm-eval, and hold back its warnings of settings that are as they should be.
+    """Import lm-eval, and suppress its warnings about intended settings.
 
     Raises:
         Unreachable: It is missing.
@@ -104,19 +104,19 @@ def require_harness() -> None:
     try:
         import lm_eval.evaluator  # noqa: F401
     except ImportError as error:
-        raise Unreachable(f"benchmarks need lm-eval ({error}): pip install 'fedsdr[lm-eval]'") from None
+        raise Unreachable(f"benchmarks require lm-eval ({error}): pip install 'fedsdr[lm-eval]'") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 def ways_to_ask(
     questions: Sequence[Question], max_new_tokens: int, code_timeout: float = 0
 ) -> list[tuple[list[Question], Event]]:
-    """Sort questions by how they can be asked, each with the harness's config of the task.
+    """Group questions by the ways to ask them, each with the harness's config of the task.
 
     Args:
-        questions: A question with choices and accepted answers is in two lists.
+        questions: A question with choices and accepted answers is in both groups.
         max_new_tokens: Longest answer.
-        code_timeout: Seconds that a program may run; 0: questions for a program are left out.
+        code_timeout: Time limit in seconds for a program; 0: questions for a program are left out.
     """
     from fedsdr.evaluate import harness
 
@@ -154,7 +154,7 @@ def ask(
 
 
 def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, Source]]:
-    """Questions of every task that was chosen, by name."""
+    """Questions of every selected task, by name."""
     if data is None or isinstance(data, Path):
         known = list(FILES)
     else:
@@ -181,14 +181,14 @@ def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Ite
 
 
 def sample(questions: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """Draw at most that many items, in their order; 0: all."""
+    """Sample at most `limit` items, keeping their order; 0: all."""
     if not limit or limit >= len(questions):
         return list(questions)
     rows = random.Random(seed).sample(range(len(questions)), limit)
     return [questions[row] for row in sorted(rows)]
 
 
-# Metric and filter of the harness -> our name of the metric.
+# Metric and filter of the harness -> our name for the metric.
 _METRICS = {
     ("acc", "none"): "likelihood",
     ("right", "strict"): "strict",
@@ -198,7 +198,7 @@ _METRICS = {
 
 
 def _answered(name: str, questions: Sequence[Question], sample: Event) -> Event:
-    """What the model answered to one question, and how one metric reads and judges it."""
+    """The model's answer to one question, and how one metric reads and judges it."""
     (key,) = sample["metrics"]
     question = questions[sample["doc"]["number"]]
     metric = _METRICS[key, sample["filter"]]
@@ -254,6 +254,6 @@ def _records(
 
 
 def _chance(rows: Sequence[Event]) -> float | None:
-    """What guessing would get: the mean of 1 / number of choices."""
+    """Expected score of guessing: the mean of 1 / number of choices."""
     shares = [record["chance"] for record in rows if record["chance"] is not None]
     return sum(shares) / len(shares) if shares else None

@@ -1,7 +1,7 @@
-"""Checkers of entailment: does one text support all that another says?
+"""Checkers of entailment: does one text support all claims of another?
 
-Goes in: pairs of premise and hypothesis. Comes out: yes, no, or None where there is no verdict. A checker
-errs; `measure.paradox` measures its false alarms on true responses and true paraphrases.
+Input: pairs of premise and hypothesis. Output: True, False, or None without a verdict. Checkers make errors;
+`measure.paradox` measures their false positives on true responses and true paraphrases.
 """
 
 from collections.abc import Sequence
@@ -28,26 +28,26 @@ Reply with one word and nothing else: yes or no."""
 
 
 class Checker(Protocol):
-    """What gives verdicts."""
+    """A source of verdicts."""
 
     name: str
 
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Tell of each (premise, hypothesis) whether the premise entails the hypothesis; None: no verdict."""
+        """Decide for each (premise, hypothesis) whether the first entails the second; None: no verdict."""
 
 
 class NliChecker:
     """A cross-encoder for natural language inference: a sequence classifier with a class "entailment"."""
 
     def __init__(self, source: str, batch_size: int = 16) -> None:
-        """Load model and tokenizer, in float32, on a GPU where there is one.
+        """Load model and tokenizer, in float32, on a GPU if available.
 
         Args:
             source: Id on the Hugging Face hub, or a local folder.
             batch_size: Pairs in one forward pass.
 
         Raises:
-            UserError: It cannot be read, or no class, or several, are called entailment.
+            UserError: The model cannot be read, or not exactly one class is called entailment.
         """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -74,21 +74,21 @@ class NliChecker:
         self.name = Path(source).name if Path(source).is_dir() else source
         self.batch_size = batch_size
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        # Positions of RoBERTa begin after that of padding, so two of them are never used.
+        # RoBERTa's positions begin after the padding index, so two of them are never used.
         positions = getattr(model.config, "max_position_embeddings", 514) - 2
         self.max_length = min(self.tokenizer.model_max_length, positions)
         self.num_truncated = 0
-        """Premises so far whose end was cut off; what stood there may have supported the hypothesis."""
+        """Number of truncated premises so far; the missing part may have supported the hypothesis."""
 
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Tell whether "entailment" is the likeliest class of each (premise, hypothesis).
+        """Decide whether "entailment" is the likeliest class of each (premise, hypothesis).
 
-        The premise is cut where both are too long together, the hypothesis never: None where it leaves no
-        room for a premise.
+        If both together are too long, the premise is truncated, never the hypothesis; None if no room is left
+        for a premise.
         """
         import torch
 
-        with quiet():  # it remarks on lengths that are cut below
+        with quiet():  # it warns about lengths that are truncated below
             lengths = [len(self.tokenizer(*pair)["input_ids"]) for pair in pairs]
             least = [len(self.tokenizer("", hypothesis)["input_ids"]) for _, hypothesis in pairs]
         rows = [row for row in range(len(pairs)) if least[row] < self.max_length]
@@ -118,15 +118,15 @@ class JudgeChecker:
     """A language model behind a server that judges whether one text supports another."""
 
     def __init__(self, judge: Judge) -> None:
-        """Ask this judge."""
+        """Use this judge."""
         self.judge = judge
         self.name = f"judge {judge.served_name}"
 
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Ask of each (premise, hypothesis); None where the judge says neither "yes" nor "no" alone.
+        """Ask the judge about each (premise, hypothesis); None unless it answers exactly "yes" or "no".
 
         Raises:
-            UserError: As `ask_server`.
+            UserError: As for `ask_server`.
         """
         prompts = [QUESTION.format(premise=premise, hypothesis=hypothesis) for premise, hypothesis in pairs]
         return [VERDICTS.get(text) for text in ask_judge(prompts, self.judge)]

@@ -1,13 +1,13 @@
-"""A personalised model whose private adapter has a weight of its own for each prompt.
+"""A personalised model with a separate weight of the private adapter for each prompt.
 
-The weight of a prompt x is max_weight times the mean cosine similarity of h(x) to h(x_1) ... h(x_S), with
-S training prompts of the client, and 0 where that is negative; the shared adapter has one minus it. h is the
-last hidden state of the prompt's last token, with the private adapter alone in the forward pass.
+The weight for a prompt x is max_weight times the mean cosine similarity of h(x) to h(x_1) ... h(x_S), for S
+training prompts of the client, and 0 if that is negative; the shared adapter has one minus it. h is the last
+hidden state of the prompt's last token, with only the private adapter in the forward pass.
 
-Paper: Yang et al., FedDPA, NeurIPS 2024, arXiv 2403.19211, instance-wise dynamic weighting; which state h is,
-max_weight = 0.5 and S = 5 as in the public code. Differs: the S prompts are drawn once for a client, there
-anew for each prompt; a negative weight, which the code allows, is 0; the code gives the weight to the shared
-adapter, which `feddpa.weighs = "shared"` does.
+Paper: Yang et al., FedDPA, NeurIPS 2024, arXiv 2403.19211, instance-wise dynamic weighting; the choice of h,
+max_weight = 0.5 and S = 5 follow the public code. Differs: the S prompts are drawn once for a client, there
+for each prompt; a negative weight, which the code allows, is 0; the code gives the weight to the shared
+adapter, which corresponds to `feddpa.weighs = "shared"`.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ def private_weights(
     """Weight of the private adapter for each test prompt, from 0 to `max_weight`.
 
     Args:
-        model: Holding the client's private adapter.
-        known: Training examples of the client, of which the prompts alone are read.
-        tests: Test examples, of which the prompts alone are read.
+        model: Holds the client's private adapter.
+        known: Training examples of the client, of which only the prompts are used.
+        tests: Test examples, of which only the prompts are used.
         max_weight: Weight of a prompt whose state equals those of all known prompts.
         batch_size: Prompts in one forward pass.
     """
@@ -51,9 +51,9 @@ def private_weights(
 
 
 def evaluate_weighed(model: LoraModel, tests: TestSet, weights: Sequence[float], scoring: Eval) -> Evaluation:
-    """Score shared and private adapter together, as `tasks.evaluate` does, one test example at a time.
+    """Score shared and private adapter together, like `tasks.evaluate`, one test example at a time.
 
-    Slow: no two prompts share a batch. The record of a prompt holds the weight of its private adapter.
+    Slow: no two prompts share a batch. The record of a prompt contains the weight of its private adapter.
     """
     parts: dict[str, list[dict[str, float]]] = {}
     records: list[Event] = []
@@ -65,14 +65,14 @@ def evaluate_weighed(model: LoraModel, tests: TestSet, weights: Sequence[float],
         for domain, metrics in by_domain.items():
             parts.setdefault(domain, []).append(metrics)
         records.append(record | {"private_weight": weight})
-    # As `evaluate` has them: sorted by domain.
+    # Sorted by domain, as in `evaluate`.
     records.sort(key=lambda record: record["domain"])
     return {domain: pool(parts[domain]) for domain in sorted(parts)}, records
 
 
 def _prompt_states(base: Base, conversations: Sequence[Conversation], batch_size: int) -> Tensor:
     """Last hidden state of the last token of each prompt (conversations, d), float32, on the CPU."""
-    # One token of the response stays: where it is predicted is the last token of the prompt.
+    # Keep one response token: it is predicted at the last token of the prompt.
     prompts = [Conversation(c.ids[: c.prompt_length + 1], c.prompt_length) for c in conversations]
     found: dict[int, Tensor] = {}
     for rows in by_length([len(prompt.ids) for prompt in prompts], batch_size):

@@ -1,8 +1,8 @@
-"""lm-evaluation-harness around our models: a model that it can ask, and tasks made of our questions.
+"""Adapters to lm-evaluation-harness: a model that it can query, and tasks made of our questions.
 
-This file imports lm-eval (`pip install 'fedsdr[lm-eval]'`) and is imported where benchmarks are run, nowhere
-else. The harness's `evaluate` asks, filters, averages and gives standard errors; its `simple_evaluate` does
-the same but sets global seeds.
+This file imports lm-eval (`pip install 'fedsdr[lm-eval]'`) and is imported only to run benchmarks. The
+harness's `evaluate` queries, filters, averages and gives standard errors; its `simple_evaluate` does the same
+but sets global seeds.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ Doc = dict[str, Any]
 
 
 class HarnessModel(LM):
-    """A base model with the adapters that are set, for `evaluate(..., apply_chat_template=True)`.
+    """A base model with its active adapters, for `evaluate(..., apply_chat_template=True)`.
 
     Prompts are read, and whole answers are scored, in the tokens of training (`data.conversation.encode`):
     the templated conversation, end of turn included. Used inside `LoraModel.inference`.
 
     Args:
-        base: The model, with adapters set as wanted.
-        batch_size: Questions in one forward pass, and answers written at a time.
+        base: The model, with the desired adapters active.
+        batch_size: Questions in one forward pass, and answers generated together.
     """
 
     def __init__(self, base: Base, batch_size: int) -> None:
@@ -53,11 +53,11 @@ class HarnessModel(LM):
         before = self.apply_chat_template(turns)
         whole = answered(base.tokenizer, turns, before, "fedsdr")
         self.start, _, self.end = whole.removeprefix(before).partition("fedsdr")
-        """What the template writes before an answer, such as the end of thinking, and after it."""
+        """Text of the template before an answer, such as the end of thinking, and after it."""
 
     @property
     def tokenizer_name(self) -> str:
-        """Name under which the harness would keep requests, which we do not let it."""
+        """Cache key of the harness for requests; we do not use its cache."""
         return str(self.base.tokenizer.name_or_path)
 
     def apply_chat_template(
@@ -78,7 +78,7 @@ class HarnessModel(LM):
         return [value for values in found for value in values]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Greedy answers, to the end of the turn or `max_gen_toks` of the first request, cut at `until`."""
+        """Greedy answers, up to the end of turn, `until`, or `max_gen_toks` of the first request."""
         prompts = [self._encode(request.args[0]) for request in requests]
         limits = requests[0].args[1]
         written = stream(self.base, prompts, Sampling(limits["max_gen_toks"]), (), self.batch_size)
@@ -88,7 +88,7 @@ class HarnessModel(LM):
         return [found[row] for row in range(len(prompts))]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """A conversation has no text without a prompt; `TextModel` has."""
+        """Not available: a conversation always has a prompt; see `TextModel`."""
         raise NotImplementedError
 
     def _question(self, prompt: str, answers: Sequence[str]) -> Tokens:
@@ -109,10 +109,10 @@ class HarnessModel(LM):
 
 
 class TextModel(HarnessModel):
-    """The same model on plain text, without a chat template: in the tokens that lm-eval's own models use.
+    """The same model on plain text, without a chat template: tokenised as by lm-eval's own models.
 
-    A text begins with the tokenizer's own first token, where it writes one; an empty prompt is that token,
-    or else the end of text. Texts are read in windows of at most WINDOW tokens.
+    A text begins with the tokenizer's first special token, if it writes one. An empty prompt is that token,
+    or otherwise the end of text. Texts are read in windows of at most WINDOW tokens.
     """
 
     WINDOW = 1024
@@ -139,7 +139,7 @@ class TextModel(HarnessModel):
         if not prompt:
             return [self._first], [self._encode(answer) for answer in answers]
         read, stem = self.base.tokenizer, prompt.rstrip()
-        ids = read(stem)["input_ids"]  # as lm-eval does: white space at the end is read with the answer
+        ids = read(stem)["input_ids"]  # as in lm-eval: trailing white space is read with the answer
         return ids, [read(prompt + answer)["input_ids"][len(ids) :] for answer in answers]
 
     def _encode(self, text: str) -> list[int]:
@@ -151,8 +151,8 @@ class RowTask(ConfigurableTask):
 
     Args:
         name: Name of the task.
-        rows: At least one, all of the same keys.
-        config: What to do with them.
+        rows: At least one, all with the same keys.
+        config: How to use them.
     """
 
     def __init__(self, name: str, rows: Sequence[Doc], config: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ class RowTask(ConfigurableTask):
         super().__init__(config={**of_rows, **config})
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests without the harness's bar of progress."""
+        """Build the requests without the harness's progress bar."""
         with contextlib.redirect_stderr(io.StringIO()):
             super().build_all_requests(**kwargs)
 
@@ -174,7 +174,7 @@ class QuestionTask(RowTask):
     Args:
         name: Name of the task.
         questions: At least one.
-        config: What to do with them, by `of_choices`, `of_answers` or `of_programs`.
+        config: How to use them, from `of_choices`, `of_answers` or `of_programs`.
     """
 
     def __init__(self, name: str, questions: Sequence[Question], config: dict[str, Any]) -> None:
@@ -187,10 +187,10 @@ class QuestionTask(RowTask):
 
 
 def hub_tasks(name: str) -> dict[str, ConfigurableTask]:
-    """lm-eval's own tasks of that name, with their data from the hub; several where it is a group.
+    """lm-eval's own tasks of this name, with their data from the hub; several if it is a group.
 
     Raises:
-        Unreachable: A data set cannot be had.
+        Unreachable: A data set is unavailable.
     """
     try:
         return dict(TaskManager().load([name])["tasks"])
@@ -199,7 +199,7 @@ def hub_tasks(name: str) -> dict[str, ConfigurableTask]:
 
 
 def of_choices(questions: Sequence[Question]) -> dict[str, Any]:
-    """Config: the likeliest of the choices is the answer; "acc,none" is the share of right ones."""
+    """Config: the likeliest of the choices is the answer; "acc,none" is the share of correct ones."""
     return {
         "output_type": "multiple_choice",
         "doc_to_choice": lambda doc: list(questions[doc["number"]].example.choices),
@@ -209,7 +209,7 @@ def of_choices(questions: Sequence[Question]) -> dict[str, Any]:
 
 
 def of_answers(questions: Sequence[Question], max_new_tokens: int) -> dict[str, Any]:
-    """Config: answers in free words, read strictly and flexibly: "right,strict" and "right,flexible"."""
+    """Config: free-form answers, read strictly and flexibly: "right,strict" and "right,flexible"."""
 
     def reads(how: Callable[[Question, str], str]) -> list[dict[str, Any]]:
         def read(answers: Sequence[Sequence[str]], docs: Sequence[Doc]) -> list[str]:
@@ -238,7 +238,7 @@ def of_answers(questions: Sequence[Question], max_new_tokens: int) -> dict[str, 
 
 
 def of_programs(questions: Sequence[Question], max_new_tokens: int, timeout: float) -> dict[str, Any]:
-    """Config: programs that run in `data.sandbox`; "pass@1,none" is the share that pass their tests."""
+    """Config: programs that run in `data.sandbox`; "pass@1,none" is the share that passes its tests."""
 
     def passes(doc: Doc, answers: Sequence[str]) -> dict[str, float]:
         question = questions[doc["number"]]
@@ -254,7 +254,7 @@ def of_programs(questions: Sequence[Question], max_new_tokens: int, timeout: flo
 
 
 def _written(max_new_tokens: int) -> dict[str, Any]:
-    # The end of the turn ends an answer: there are no further questions that the model would go on with.
+    # Only the end of the turn ends an answer: zero-shot, the model does not continue with more questions.
     limits = {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens}
     return {"output_type": "generate_until", "generation_kwargs": limits}
 

@@ -1,8 +1,7 @@
 """Win rates: a judge model compares the answers of two models to open prompts.
 
-Goes in: prompts, two answers to each, a `Judge`. Comes out: records of wins, ties and losses by domain, and
-of how far the judge can be trusted: whether it says the same when the answers change places, and how often
-it names the first.
+Input: prompts, two answers to each, a `Judge`. Output: records of wins, ties and losses by domain, and of the
+judge's reliability: how often its verdict survives swapping the answers, and how often it prefers the first.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from fedsdr.stats import wilson
 from fedsdr.storage import Event
 
 WORDS = {"a": "first", "b": "second", "tie": "tie"}
-"""A readable verdict, in lower case -> what it says."""
+"""Readable verdict, in lower case -> its meaning."""
 QUESTION = """Two answers to one request follow. Which one is better: more correct, helpful and to the point?
 
 Request:
@@ -38,13 +37,13 @@ def ask_judge(prompts: Sequence[str], judge: Judge) -> list[str]:
 
     Args:
         prompts: One user turn each.
-        judge: Whom to ask.
+        judge: The judge.
 
     Returns:
-        Its answers in lower case, without white space around them and a full stop at their end.
+        Its answers in lower case, without surrounding white space and a final full stop.
 
     Raises:
-        UserError: As `ask_server`.
+        UserError: As for `ask_server`.
     """
     turns: list[list[Turn]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
     plan = by_length([len(prompt) for prompt in prompts], judge.num_requests)
@@ -61,11 +60,11 @@ def ask_judge(prompts: Sequence[str], judge: Judge) -> list[str]:
 
 @dataclass(frozen=True)
 class _Pair:
-    """What the judge says of one prompt, when a's answer comes first and when b's does."""
+    """The judge's verdicts on one prompt, with a's answer first and with b's answer first."""
 
     domain: str
     first: str | None
-    """"first", "second" or "tie" by place; None: unreadable."""
+    """"first", "second" or "tie", by position; None: unreadable."""
     second: str | None
     is_judged: bool = True
 
@@ -75,7 +74,7 @@ class _Pair:
 
     @property
     def agrees(self) -> bool:
-        """Whether both orders name the same answer, or both a tie."""
+        """Whether both orders prefer the same answer, or both are ties."""
         return (self.first, self.second) in (("first", "second"), ("second", "first"), ("tie", "tie"))
 
 
@@ -87,33 +86,33 @@ def win_rate(
     a: str = "a",
     b: str = "b",
 ) -> list[Event]:
-    """Compare two models' answers, each pair in both orders, since judges favour a place.
+    """Compare two models' answers, each pair in both orders, since judges favour a position.
 
-    A prompt is a win of a if both orders prefer its answer, a loss if both prefer b's, else a tie. Equal
-    answers are a tie without asking. A prompt with a verdict other than "A", "B" or "tie" is unreadable and
-    counts as none of them.
+    A prompt is a win for a if both orders prefer its answer, a loss if both prefer b's, otherwise a tie.
+    Equal answers are a tie without asking. A prompt with a verdict other than "A", "B" or "tie" is unreadable
+    and excluded from these counts.
 
     After: Zheng et al., "Judging LLM-as-a-judge with MT-bench and Chatbot Arena", NeurIPS 2023, section
-    3.4: both orders, and a win only where they agree.
+    3.4: both orders, and a win only if they agree.
 
     Args:
         prompts: The examples; their true responses are not shown.
         answers_a: One answer for each prompt.
         answers_b: The other model's.
-        judge: Whom to ask.
+        judge: The judge.
         a: Name of the first model.
         b: Name of the second.
 
     Returns:
-        A record for each domain, and where there are several for "all", pooled over prompts: `num`
-        readable prompts, `wins`, `ties` and `losses` of a among them, `num_unreadable` others;
-        `rate` = (wins + ties / 2) / num; `agreement`, share of prompts whose two orders gave one verdict,
-        and `first_rate`, share of first places in verdicts that name an answer, both over prompts that
-        were judged and are readable. `low` and `high` are Wilson's 95 % interval of the rate, which is wide
-        rather than narrow: ties spread less than wins and losses. None where nothing was counted.
+        A record for each domain, and if there are several for "all", pooled over prompts: `num` readable
+        prompts; their `wins`, `ties` and `losses` for a; `num_unreadable` others; `rate` = (wins + ties / 2)
+        / num; `agreement`, the share of prompts whose two orders gave one verdict, and `first_rate`, the
+        share of first positions in verdicts that prefer an answer, both over judged, readable prompts. `low`
+        and `high` are Wilson's 95 % interval of the rate, which is conservative: ties vary less than wins and
+        losses. None if nothing was counted.
 
     Raises:
-        UserError: As `ask_server`.
+        UserError: As for `ask_server`.
     """
     rows = [row for row in range(len(prompts)) if answers_a[row].strip() != answers_b[row].strip()]
     orders = (answers_a, answers_b), (answers_b, answers_a)

@@ -1,4 +1,4 @@
-"""Scores of a client's personalised model, which each method makes in its own way (`methods.PERSONAL`)."""
+"""Scores of a client's personalised model, which each method defines (`methods.PERSONAL`)."""
 
 import random
 from collections.abc import Sequence
@@ -25,18 +25,18 @@ def evaluate_personal(
     """Score the client's personalised model.
 
     Args:
-        model: Holding the shared adapter and the client's own. The fusion of both takes the place of the
-            latter, where the method has one.
-        method: Which model is the personalised one.
+        model: Holds the shared adapter and the client's own. If the method fuses them, the fusion replaces
+            the latter.
+        method: Determines the personalised model.
         tests: The client's test examples.
         scoring: Lengths and batches.
-        training: The client's raw training examples; some find the weights of both adapters.
-        seed: Of the draw of those examples.
-        feddpa: How many, the largest weight, and which adapter has it.
-        fdlora: How many, and how many fusions are tried.
+        training: The client's raw training examples; a sample determines the weights of the adapters.
+        seed: Seed of that sample.
+        feddpa: Size of the sample, the largest weight, and which adapter has it.
+        fdlora: Size of the sample, and the number of fusions to try.
 
     Returns:
-        The scores, and the fusion, where the method has one.
+        The scores, and the fusion, if the method has one.
     """
     if method.personal in ("sum", "own"):
         both: tuple[Adapter, ...] = ("shared", "private") if method.has_private else ("shared",)

@@ -1,15 +1,16 @@
-"""What tuning costs: tasks that the base model is good at, asked of both models, question by question.
+"""The cost of tuning: tasks that the base model is good at, asked of both models, question by question.
 
-In: a model, and where the questions are. Out: for each task the value of the base and of the tuned model, and
-the mean of their differences over the questions, with its 95 % interval.
+Input: a model, and the source of the questions. Output: for each task the values of the base and of the tuned
+model, and the mean of their differences over the questions, with its 95 % interval.
 
-- Plain text, as lm-eval's own tasks pose it, without examples and without a chat template: which ending of
-  several is likeliest (`acc`; `acc_norm`: log p by character), whether the last word is the greedy one
-  (LAMBADA), and the loss of whole articles (WikiText, nats a word: sum of -log p over sum of words, which is
-  the log of lm-eval's word perplexity).
+- Plain text, as in lm-eval's own tasks, zero-shot and without a chat template: the likeliest of several
+endings
+  (`acc`; `acc_norm`: log p per character), whether the last word is the greedy one (LAMBADA), and the loss of
+  whole articles (WikiText, nats per word: sum of -log p over sum of words, the log of lm-eval's word
+  perplexity).
 - MMLU, BBH, CRASS and DROP as conversations, by `evaluate.benchmarks`.
 
-What the base model answers is kept in the cache, by model, task and questions.
+The base model's answers are cached by model, task and questions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +35,12 @@ from fedsdr.stats import mean_interval, paired, paired_share
 from fedsdr.storage import Event, content_hash, read_json, write_json
 
 Values = dict[str, list[float]]
-"""Metric -> value of each question; with "loss" there is "num_words", by which its mean is weighed."""
+"""Metric -> value of each question; "loss" comes with "num_words", the weights of its mean."""
 
 MOST = 500
-"""Questions of a task, where no limit is given."""
+"""Default limit on the questions of a task."""
 FOLDER = "eval/retention"
-"""Where the files of `TEXTS` lie in a folder of data."""
+"""Place of the files of `TEXTS` in a data folder."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class TextTask:
     """A task on plain text."""
 
     of_hub: str
-    """lm-eval's name of it."""
+    """Its name in lm-eval."""
     keys: tuple[str, ...]
-    """What a row of its file needs; `gold` is a place in the list under the second key."""
+    """Required keys of a row; `gold` is an index into the list under the second key."""
     config: Mapping[str, Any]
-    """How lm-eval poses a row of the file."""
+    """lm-eval's config for a row of the file."""
     metric: str = "acc"
 
 
@@ -77,18 +78,18 @@ TEXTS: Mapping[str, TextTask] = {
     "lambada": TextTask("lambada_openai", ("context", "continuation"), _LAST_WORD),
     "wikitext": TextTask("wikitext", ("text",), _ARTICLE, "word_perplexity"),
 }
-"""Task -> how it is posed; its file is named after it."""
+"""Task -> its definition; its file is named after it."""
 CONVERSATIONS = ("mmlu", "bbh", "crass", "drop")
 TASKS = (*TEXTS, *CONVERSATIONS)
 
 
 @dataclass(frozen=True)
 class Posed:
-    """A task that is ready to be asked of the model that is active."""
+    """A task ready to be asked of the active model."""
 
     name: str
     content: Any
-    """What decides the answers, but for the model."""
+    """Everything that determines the answers, except the model."""
     where: Event
     """Origin, data set, and the subjects of its questions."""
     ask: Callable[[], Values]
@@ -109,23 +110,23 @@ def retention(
 
     Args:
         model: Base and adapters.
-        active: Which adapters make up the tuned model.
-        tasks: Of `TASKS`; empty: all that are there.
-        data: A folder with files as docs/data.md lists them; None: lm-eval's data sets on the hub.
-        limit: Most questions of a task, the same sample for every model; 0: all.
+        active: Adapters that make up the tuned model.
+        tasks: Names in `TASKS`; empty: all available ones.
+        data: A folder with the files listed in docs/data.md; None: lm-eval's data sets on the hub.
+        limit: Maximum number of questions of a task, the same sample for every model; 0: all.
         batch_size: Questions in one forward pass.
-        mix: Weights of the adapters, where not one.
-        answers: Gets one record for each task and metric, {"task", "metric", "base", "tuned"}, with the value
-            of each question, in the same order for every model, and of losses "num_words".
+        mix: Weights of the adapters; default: one.
+        answers: Receives one record for each task and metric, {"task", "metric", "base", "tuned"}, with the
+            value of each question, in the same order for every model, and for losses "num_words".
 
     Returns:
         Records {"task", "metric", "num", "base", "tuned", "value" (mean of tuned - base), "low", "high",
-        "origin", "dataset", "subjects"}. Of several tasks of `TEXTS` but WikiText, a last record "mean" has
-        the plain mean over tasks: the accuracy that was gained, or lost.
+        "origin", "dataset", "subjects"}. For several tasks of `TEXTS` except WikiText, a last record "mean"
+        has the plain mean over tasks: the accuracy gained or lost.
 
     Raises:
-        Unreachable: lm-eval or a data set cannot be had.
-        UserError: A task is unknown, or was named and has no questions; data are malformed.
+        Unreachable: lm-eval or a data set is unavailable.
+        UserError: A task is unknown, or was requested and has no questions; data are malformed.
     """
     require_harness()
     if unknown := [name for name in tasks if name not in TASKS]:
@@ -156,7 +157,7 @@ def retention(
 
 
 def _of_base(model: LoraModel, task: Posed) -> Values:
-    """What the base answers, from the cache where it was asked before."""
+    """The base's answers, from the cache if available."""
     key = content_hash(__version__, version("lm_eval"), model.base.fingerprint, task.name, task.content)
     path = cache_folder() / "retention" / f"{task.name}-{key}.json"
     if not path.exists():
@@ -180,7 +181,7 @@ def _pose_text(model: LoraModel, name: str, data: Path | None, limit: int, batch
         where = {"origin": "local", "dataset": f"{FOLDER}/{name}.jsonl"}
     else:
         return None
-    docs = {part: task.eval_docs for part, task in tasks.items()}  # read anew at each access
+    docs = {part: task.eval_docs for part, task in tasks.items()}  # read again at each access
     places = [(part, number) for part, some in docs.items() for number in range(len(some))]
     places = sample(places, limit, seed_for(0, "retention", name))
     chosen = {part: [number for of, number in places if of == part] for part in dict(places)}
@@ -194,7 +195,7 @@ def _pose_text(model: LoraModel, name: str, data: Path | None, limit: int, batch
                 bootstrap_iters=0,
             )
         found = [answer[metric] for part in chosen for answer in result["samples"][part]]
-        # Of an article the harness has log p and the number of words.
+        # For an article the harness has log p and the number of words.
         if name == "wikitext":
             return {"loss": [-log_p / num for log_p, num in found], "num_words": [num for _, num in found]}
         return {metric: found}
@@ -203,20 +204,20 @@ def _pose_text(model: LoraModel, name: str, data: Path | None, limit: int, batch
 
 
 def _checked(task: str, rows: Sequence[Row]) -> list[Event]:
-    """Rows of a file.
+    """Validate the rows of a file.
 
     Raises:
-        UserError: One lacks a key, or its `gold` is no place in its list.
+        UserError: A row lacks a key, or its `gold` is not an index into its list.
     """
     keys = TEXTS[task].keys
     for place, row in rows:
         if lacking := [key for key in keys if key not in row]:
             raise UserError(
-                f"{place}: no key {lacking[0]!r}, which {task} needs; found the keys {', '.join(row)}"
+                f"{place}: no key {lacking[0]!r}, which {task} requires; found the keys {', '.join(row)}"
             )
         if "gold" in keys and row["gold"] not in range(len(row[keys[1]])):
             raise UserError(
-                f"{place}: gold = {row['gold']!r} is no place in {keys[1]}, which has {len(row[keys[1]])}"
+                f"{place}: gold = {row['gold']!r} is no index into {keys[1]}, which has {len(row[keys[1]])}"
             )
     return [{key: row[key] for key in keys} for _, row in rows]
 
@@ -244,10 +245,10 @@ def _pose_conversations(
 def _compared(
     metric: str, tuned: Sequence[float], base: Sequence[float], num_words: Sequence[float] | None
 ) -> Event:
-    """A task's record: means over questions, of losses over words.
+    """A task's record: means over questions, for losses over words.
 
-    With d_i the difference of article i, w_i its words and R = sum w_i d_i / sum w_i, the interval is that of
-    Student's t of R + w_i / mean(w) (d_i - R): the delta method for a ratio of means.
+    With d_i the difference of article i, w_i its words and R = sum w_i d_i / sum w_i, the interval is
+    Student's t interval of R + w_i / mean(w) (d_i - R): the delta method for a ratio of means.
     """
     means = {
         key: float(np.average(some, weights=num_words)) for key, some in (("base", base), ("tuned", tuned))

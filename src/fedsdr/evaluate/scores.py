@@ -1,8 +1,8 @@
 """From the clients' evaluation replies to one table: per domain and mean, for each model.
 
-Each number is pooled over the clients that hold test examples of the domain, weighted by what it
-counted over; scores by label come from summed counts (`confusion`). "mean" is the plain mean over
-domains, so that a large domain does not hide a small one.
+Each number is pooled over the clients with test examples of the domain, weighted by its own count; scores by
+label come from summed counts (`confusion`). "mean" is the plain mean over domains, so that a large domain
+does not hide a small one.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from fedsdr.storage import Event
 def table_of_round(events: Sequence[Event], num_test: int) -> Scores:
     """Pool the `evaluate` events of one round.
 
-    A model has a mean only if it was scored on all test examples: replies may be dropped, and clients
-    that were never drawn have no personalised model. A mean over fewer would compare unlike with like.
+    A model has a mean only if it was scored on all test examples: replies may be dropped, and clients that
+    were never sampled have no personalised model. A mean over fewer would not be comparable.
 
     Args:
         events: One for each client that answered.
@@ -50,7 +50,7 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def pool(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Pool the metrics of several clients on one domain, each weighted by what it was counted over.
+    """Pool the metrics of several clients on one domain, each weighted by its own count.
 
     Counts of labels are summed.
     """

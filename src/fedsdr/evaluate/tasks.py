@@ -1,10 +1,10 @@
 """Scores of a model on test examples: greedy answers judged exactly, and held-out loss.
 
-An answer is right if it keeps whatever ground truth the example carries: label, final answer,
-facts, and tests that its code passes. Domains whose examples carry none have no score, only
-losses, and scores of their words (`text_scores`). Where an example has choices, the likeliest of
-them is given too, which needs no words to be found in an answer. The loss is given on the true response y and
-on the rewriting y~ side by side, since loss on y alone punishes FedSD by construction.
+An answer is correct if it keeps all the ground truth of the example: label, final answer, facts, and tests
+that its code passes. Domains without ground truth have no score, only losses and scores of their words
+(`text_scores`). If an example has choices, the likeliest one is reported too, which needs no reading of
+answers. The loss is given on both the true response y and the rewriting y~, since loss on y alone penalises
+FedSD by construction.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,17 +39,17 @@ Answering = Callable[[Base, Sequence[Example], Eval], list[Answer]]
 class TestSet:
     """A client's test examples and their conversations."""
 
-    __test__ = False  # not a test for pytest
+    __test__ = False  # not a pytest test class
 
     examples: Sequence[Example]
     raw: Sequence[Conversation]
-    """With the true responses."""
+    """Conversations with the true responses."""
     distilled: Sequence[Conversation]
-    """With the rewritings; empty where none were made."""
+    """Conversations with the rewritings; empty if there are none."""
 
 
 def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
-    """Greedy answers to the examples' prompts, in their order; equal prompts are answered once."""
+    """Greedy answers to the examples' prompts, in order; equal prompts are answered once."""
     prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
     different = [*dict.fromkeys(prompts)]
     sampling = Sampling(scoring.max_new_tokens)
@@ -70,11 +70,11 @@ def evaluate(
 
     Args:
         model: Base and adapters.
-        active: Which adapters are in the forward pass.
+        active: Adapters in the forward pass.
         tests: The client's test examples.
         scoring: Lengths and batches.
-        mix: Weights of the adapters, where not one.
-        answering: Answers the examples, where they are not answered alone.
+        mix: Weights of the adapters; default: one.
+        answering: Answers the examples; by default alone, possibly together with other clients' examples.
 
     Returns:
         Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
@@ -110,10 +110,10 @@ def evaluate(
 def evaluate_base(
     model: LoraModel, tests: TestSet, scoring: Eval, folder: Path, answering: Answering = answer
 ) -> Evaluation:
-    """Score the base model, as `evaluate` does, or take its scores from the cache in `folder`.
+    """Score the base model like `evaluate`, or load its scores from the cache in `folder`.
 
-    All runs on the same tests begin with the same base; the name of the file is a hash of all that
-    determines the scores.
+    All runs on the same tests start from the same base; the file name is a hash of everything that determines
+    the scores.
     """
     distilled = [conversation.ids for conversation in tests.distilled]
     key = content_hash(
@@ -129,7 +129,7 @@ def evaluate_base(
 
 
 def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str | None]:
-    """Return the likeliest choice of each example; None where it has no label or no choices."""
+    """Return the likeliest choice of each example; None if it has no label or no choices."""
     rows = [row for row, example in enumerate(examples) if example.label and example.choices]
     found = dict(zip(rows, likeliest(base, [examples[row] for row in rows], batch_size), strict=True))
     return [found.get(row) for row in range(len(examples))]
@@ -138,9 +138,9 @@ def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str
 def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
     """Judge one answer: the record of its prompt.
 
-    `right` is None where the example carries no ground truth, `chosen` and `given` where it has no label or
-    no choices; `given` is the label that the answer gives, "" for none. Thinking that never ends is no
-    answer, and counts as cut off.
+    `right` is None if the example has no ground truth, `chosen` and `given` if it has no label or no choices;
+    `given` is the label that the answer gives, "" for none. Thinking that never ends is not an answer, and
+    counts as truncated.
     """
     has_answer = not is_unclosed(given.text)
     text = given.text if has_answer else ""
@@ -162,11 +162,11 @@ def judge(example: Example, given: Answer, code_timeout: float, chosen: str | No
 
 
 def summarise(records: Sequence[Event], text_scores: str = "free text") -> dict[str, float]:
-    """Means over the records of one domain; scores only where something could be judged.
+    """Means over the records of one domain; scores only if something could be judged.
 
     Args:
-        records: As from `judge`.
-        text_scores: Whose answers are compared with the true response word by word (`eval.text_scores`).
+        records: From `judge`.
+        text_scores: Selects the answers to compare word by word with the true response (`eval.text_scores`).
     """
     num = len(records)
     texts = [record["answer"] for record in records]

@@ -1,7 +1,7 @@
 """Scores of free text against the true response: exact match, token F1 and ROUGE-L.
 
-They compare words, not meaning: a good answer in other words scores low, and a false one in the same words
-high. Tokens are words without case or punctuation; in scripts without blanks each character is one.
+They compare words, not meaning: a good answer in other words scores low, a false one in the same words scores
+high. Tokens are words without case or punctuation; in scripts without blanks each character is a token.
 """
 
 import re
@@ -15,12 +15,12 @@ _TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 def tokens(text: str) -> list[str]:
-    """Words of a text, in their order."""
+    """The words of a text, in order."""
     return _TOKEN.findall(plain(text).casefold())
 
 
 def exact_match(text: str, truth: str) -> float:
-    """1 where both texts are equal, white space and Unicode form aside; case and punctuation count."""
+    """1 if both texts are equal, ignoring white space and Unicode form; case and punctuation count."""
     one, other = (" ".join(unicodedata.normalize("NFC", side).split()) for side in (text, truth))
     return float(one == other)
 

@@ -1,8 +1,8 @@
-"""`fedsdr compare`: every arm of a grid with every seed, each a run folder, and the tables that compare them.
+"""`fedsdr compare`: every arm of a grid with every seed, a run folder each, and tables that compare them.
 
-Where the grid lists learning rates, each arm first chooses one on validation examples. Finished runs are
-kept, so a stopped grid can be resumed. Rewritings and scores of the base model are shared through one cache:
-they depend on model, data and `distill.seed`, and not on the seed of a run.
+If the grid lists learning rates, each arm first selects one on validation examples. Finished runs are kept,
+so a stopped grid can be resumed. Rewritings and scores of the base model are shared through one cache: they
+depend on model, data and `distill.seed`, but not on the seed of a run.
 """
 
 import os
@@ -39,37 +39,42 @@ from fedsdr.storage import write_file
 Place = TypeVar("Place")
 
 
-def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> dict[str, Sheet]:
-    """Make all runs that are not finished, and write comparison.json, .md, CSV files and report.html.
+def compare(
+    grid: str | Path, to: str | Path | None = None, jobs: int = 0, on_other_machine: bool = False
+) -> dict[str, Sheet]:
+    """Finish all runs, and write comparison.json, .md, CSV files and report.html.
 
     Args:
         grid: A TOML file, see docs/compare.md.
         to: The grid's folder; None: runs/<name of the file>.
-        jobs: How many runs run at a time, in as many processes, each with its share of the cores. 0: one
-            after the other in this process.
+        jobs: Number of concurrent runs, each in its own process with its share of the cores. 0: sequentially
+            in this process.
+        on_other_machine: Also resume runs that were started on another machine, as `resume` does.
 
     Returns:
-        The tables by name: for each budget of steps exact score, losses and counts against the baseline, and
-        costs; all metrics by domain; the choice of learning rates.
+        The tables by name: for each step budget, exact score, losses and counts against the baseline, and
+        costs; all metrics by domain; the selected learning rates.
 
     Raises:
-        UserError: The grid is not valid, or a run was made with other settings: all are checked before the
-            first run. Or some runs failed: the others are finished and in the tables by then.
+        UserError: The grid is invalid, or a run was made with other settings; both are checked before the
+            first run. Or some runs failed; the others are then finished and included in the tables.
     """
     folder = Path(to) if to else Path("runs") / Path(grid).stem
     plan = read_grid(Path(grid), folder, jobs)
     for settings in (*plan.trials.values(), *plan.runs.values()):
         _require_same(settings, any_rate=bool(plan.trials))
     write_plan(folder, plan)
-    _make_trials(plan, jobs)
+    _make_trials(plan, jobs, on_other_machine)
     rates = chosen_rates(read_trials(folder))
-    # Seed by seed: a grid that is stopped has the same seeds of all arms.
+    # Seed by seed: a stopped grid then has the same seeds for all arms.
     runs = {
         (arm, seed): with_rate(settings, rates[plan.rate_of[arm]]) if rates else settings
         for (arm, seed), settings in sorted(plan.runs.items(), key=lambda item: item[0][1])
     }
     page_of_now = partial(tabulate, folder, REFRESH)
-    errors = _finish_all(runs, jobs, lambda place: f"{place[0]}, seed {place[1]}", page_of_now)
+    errors = _finish_all(
+        runs, jobs, on_other_machine, lambda place: f"{place[0]}, seed {place[1]}", page_of_now
+    )
     if len(errors) == len(runs):
         raise _listed(errors, len(runs))
     sheets, page = tabulate(folder)
@@ -79,14 +84,16 @@ def compare(grid: str | Path, to: str | Path | None = None, jobs: int = 0) -> di
     return sheets
 
 
-def _make_trials(plan: Plan, jobs: int) -> None:
-    """Run the trials that are not done; one that diverges is done too."""
+def _make_trials(plan: Plan, jobs: int, on_other_machine: bool) -> None:
+    """Run the unfinished trials; a diverged trial counts as finished."""
     waiting = {
         trial: settings
         for trial, settings in plan.trials.items()
         if not (Path(settings.run.dir) / DIVERGED).exists()
     }
-    errors = _finish_all(waiting, jobs, lambda trial: f"{trial[0]}, learning rate {trial[1]:g}")
+    errors = _finish_all(
+        waiting, jobs, on_other_machine, lambda trial: f"{trial[0]}, learning rate {trial[1]:g}"
+    )
     for trial in [trial for trial, error in errors.items() if isinstance(error, Diverged)]:
         write_file(Path(plan.trials[trial].run.dir) / DIVERGED, f"{errors.pop(trial)}\n")
     if errors:
@@ -94,7 +101,7 @@ def _make_trials(plan: Plan, jobs: int) -> None:
 
 
 def _listed(errors: Mapping[Place, UserError], num: int) -> UserError:
-    """All errors as one, each reason once."""
+    """Combine all errors into one, with each reason once."""
     reasons = "\n".join(dict.fromkeys(map(str, errors.values())))
     return UserError(f"{len(errors)} of {num} runs could not be finished:\n{reasons}")
 
@@ -102,12 +109,13 @@ def _listed(errors: Mapping[Place, UserError], num: int) -> UserError:
 def _finish_all(
     runs: Mapping[Place, Settings],
     jobs: int,
+    on_other_machine: bool,
     name: Callable[[Place], str],
     show_page: Callable[[], object] = lambda: None,
 ) -> dict[Place, UserError]:
-    """Finish all runs and return the errors of those that fail, which do not stop the others.
+    """Finish all runs and return the errors of the failed ones; a failure does not stop the others.
 
-    After each but the last, `show_page` is called.
+    `show_page` is called after each run but the last.
     """
     errors: dict[Place, UserError] = {}
     for settings in runs.values():
@@ -115,9 +123,9 @@ def _finish_all(
     waiting = {place: settings for place, settings in runs.items() if not finished(Path(settings.run.dir))}
     numbers, begun = count(1), time.monotonic()
 
-    def finish_and_say(place: Place, finish: Callable[[Settings], Result]) -> Result:
+    def finish_and_say(place: Place, finish: Callable[[Settings, bool], Result]) -> Result:
         say(f"run {next(numbers)} of {len(waiting)} begins: {name(place)}")
-        return finish(waiting[place])
+        return finish(waiting[place], on_other_machine)
 
     for number, (place, ended) in enumerate(_each(waiting, jobs, finish_and_say), start=1):
         try:
@@ -136,13 +144,15 @@ def _finish_all(
 
 
 def _each(
-    runs: Mapping[Place, Settings], jobs: int, finish: Callable[[Place, Callable[[Settings], Result]], Result]
+    runs: Mapping[Place, Settings],
+    jobs: int,
+    finish: Callable[[Place, Callable[[Settings, bool], Result]], Result],
 ) -> Iterator[tuple[Place, Callable[[], Result]]]:
-    """Each run, and what finishes it or raises its error; of several jobs as they end."""
+    """Each run with a function that finishes it or raises its error; parallel jobs as they complete."""
     if not jobs:
         yield from ((place, partial(finish, place, _finish)) for place in runs)
         return
-    if jobs > 1:  # idle threads that spin would take the cores from the other runs
+    if jobs > 1:  # idle threads that spin would take cores from the other runs
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     threads, idle = ThreadPoolExecutor(jobs), SimpleQueue[ProcessPoolExecutor]()
     for _ in range(jobs):
@@ -157,11 +167,13 @@ def _each(
             idle.get().shutdown(wait=False)
 
 
-def _finish_aside(idle: SimpleQueue[ProcessPoolExecutor], settings: Settings) -> Result:
-    """Finish a run in a process that is idle. Its end, should it be killed, concerns no other run."""
+def _finish_aside(
+    idle: SimpleQueue[ProcessPoolExecutor], settings: Settings, on_other_machine: bool
+) -> Result:
+    """Finish a run in an idle process. If that process is killed, other runs are not affected."""
     process = idle.get()
     try:
-        return process.submit(_finish_logged, settings).result()
+        return process.submit(_finish_logged, settings, on_other_machine).result()
     except BrokenProcessPool:
         process = worker()
         raise UserError(
@@ -173,9 +185,9 @@ def _finish_aside(idle: SimpleQueue[ProcessPoolExecutor], settings: Settings) ->
 
 
 def worker() -> ProcessPoolExecutor:
-    """A process for runs one after the other, which keeps the model that it loaded for the next.
+    """A process for consecutive runs, which keeps its loaded model for the next one.
 
-    Where the peak of memory cannot be counted anew for each run, each has a process of its own.
+    If peak memory cannot be reset for each run, each run has its own process.
     """
     return ProcessPoolExecutor(
         1,
@@ -186,28 +198,28 @@ def worker() -> ProcessPoolExecutor:
 
 
 def workers() -> BaseContext:
-    """Processes that begin with all that a run imports, which takes several seconds, paid once.
+    """Processes that start with all imports of a run, so that these several seconds are spent only once.
 
-    They are forked from a server that has imported it and computed nothing: torch's threads, which would not
-    survive that, begin with the first product.
+    They are forked from a server that has imported it but computed nothing: torch's threads, which would not
+    survive a fork, start with the first product.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["fedsdr.federation.server_app", "fedsdr.federation.client_app"])
     return context
 
 
-def _finish_logged(settings: Settings) -> Result:
+def _finish_logged(settings: Settings, on_other_machine: bool) -> Result:
     """Finish a run with its messages in log.txt in its folder."""
     folder = Path(settings.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
         show()
         load_plugins()  # the settings were checked in another process
-        return _finish(settings)
+        return _finish(settings, on_other_machine)
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone: a killed parent cannot end it. Nothing is lost."""
+    """End this process when its parent is gone, since a killed parent cannot do so. Nothing is lost."""
     parent = parent_process()
     assert parent is not None
 
@@ -218,21 +230,22 @@ def _end_with_parent() -> None:
     Thread(target=wait_and_end, daemon=True).start()
 
 
-def _finish(settings: Settings) -> Result:
-    """Make a run, or resume it; the peak of memory is its own where the system can count it anew."""
+def _finish(settings: Settings, on_other_machine: bool) -> Result:
+    """Run or resume; peak memory is counted for this run only, if the system can reset it."""
     forget_peak()
-    folder = Path(settings.run.dir)
-    return resume(folder) if RunFolder(folder).config.exists() else run(settings)
+    if RunFolder(settings.run.dir).config.exists():
+        return resume(Path(settings.run.dir), on_other_machine=on_other_machine)
+    return run(settings)
 
 
 def _require_same(settings: Settings, any_rate: bool = False) -> None:
-    """Refuse a run that was begun with other settings.
+    """Reject a run that was started with other settings.
 
-    What the machine chose when the run began stays, whatever the number of jobs now and wherever the grid was
-    moved; so do the settings that a resumed run may change (`environment.APART`).
+    Values that the machine resolved at the start are kept, whatever the number of jobs now and wherever the
+    grid was moved; so are settings that a resumed run may change (`environment.APART`).
 
     Raises:
-        UserError: Names the settings that differ.
+        UserError: Lists the differing settings.
     """
     folder = Path(settings.run.dir)
     if not RunFolder(folder).config.exists():
@@ -254,7 +267,7 @@ def _require_same(settings: Settings, any_rate: bool = False) -> None:
     if before != now:
         old, new = (dict(flat(some.model_dump(mode="json"))) for some in (before, now))
         changed = [key for key in old | new if old.get(key) != new.get(key)]
-        listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed)
+        listed = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
         raise UserError(
-            f"{folder} was run with other settings ({listed}); remove it, or name another folder by --to"
+            f"{folder} was run with other settings ({listed}); remove it, or set another folder by --to"
         )

@@ -1,8 +1,8 @@
 """Tables that compare the arms of a grid: means over seeds, paired differences to a baseline, costs.
 
-In: the results of all finished runs. An arm is one choice of settings; a run is one arm with one seed. Tests
-over seeds cover what seeds draw (order of the data, initial adapters, draw of clients). Tests over seeds and
-examples also cover the draw of the test examples.
+Input: the results of all finished runs. An arm is one choice of settings; a run is one arm with one seed.
+Tests over seeds cover what seeds determine (order of the data, initial adapters, sampling of clients). Tests
+over seeds and examples also cover the draw of the test examples.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, 
 from fedsdr.experiments.refutation import LEVEL, refutation
 from fedsdr.report.events import cost_records, data_size, total_costs
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
-from fedsdr.report.sheets import NONE, Sheet, grouped, number, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, grouped, number, p_value, signed, signed_interval
 from fedsdr.storage import Event
 
 COMPARED = {
@@ -30,9 +30,9 @@ COMPARED = {
     "words": ("words", 1),
     "choice_score": ("choice by likelihood", 3),
 }
-"""Metric -> its name, and decimals."""
+"""Metric -> its label, and decimals."""
 BY_DOMAIN = {**COMPARED, "majority_share": ("majority label", 3)}
-"""The share of the most frequent label is of the data, and no arm can change it."""
+"""The majority share is a property of the data; no arm can change it."""
 COSTS = {
     "num_steps": "steps",
     "num_tokens": "response tokens",
@@ -50,14 +50,14 @@ BYTES = ("num_bytes_up", "num_bytes_down", "peak_memory")
 
 @dataclass(frozen=True)
 class Group:
-    """Arms that are compared with each other."""
+    """Arms compared with each other."""
 
     arms: list[str]
     baseline: str
     personal_baseline: str
 
     def baseline_of(self, model: str) -> str:
-        """The arm that an arm's global or personalised model is compared with."""
+        """The baseline arm for global or personalised models."""
         return self.personal_baseline if model == "personalised" else self.baseline
 
 
@@ -68,28 +68,28 @@ class Trial:
     arm: str
     rate: float
     loss: float | None
-    """None where training diverged."""
+    """None if training diverged."""
     is_chosen: bool
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All tables of a grid, and the records that are drawn."""
+    """All tables of a grid, and the plotted records."""
 
     sheets: dict[str, Sheet]
     drawn: dict[str, Sequence[Event]]
-    """What is equal between the arms -> records of score and losses."""
+    """What is held equal between the arms -> records of score and losses."""
     verdicts: Sequence[Event] = ()
-    """Claims about the method and what the runs say of them: {"claim", "verdict", "text"} each."""
+    """Claims about the method with their verdicts: {"claim", "verdict", "text"} each."""
 
 
 def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: Sequence[Trial]) -> Comparison:
-    """Make all tables.
+    """Create all tables.
 
     Args:
         runs: All finished runs.
-        groups: What is equal, in words ("" where nothing is said) -> the arms compared on it.
-        trials: How learning rates were chosen; empty where they were not.
+        groups: Description of what is held equal ("" for none) -> the arms compared on it.
+        trials: Results of choosing learning rates; empty if they were not chosen.
     """
     sheets: dict[str, Sheet] = {}
     drawn: dict[str, Sequence[Event]] = {}
@@ -110,8 +110,8 @@ def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: S
 def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score", equal: str = "") -> Sheet:
     """Mean over domains of one metric: mean and spread over seeds, and differences to base and baseline.
 
-    Global models are compared with the baseline's global model, personalised ones with its personalised one.
-    Where the metric is a mean of verdicts on answers, a second test covers the draw of examples too.
+    Global models are compared with the baseline's global model, personalised models with its personalised
+    one. If the metric is a mean of verdicts on answers, a second test also covers the draw of examples.
     """
     name, digits = COMPARED[metric]
     suffixes = ("", "_examples") if metric in VERDICTS else ("",)
@@ -168,7 +168,7 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
 
 
 def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
-    """All metrics that any arm has, by domain: mean over seeds, with the standard deviation of several."""
+    """All metrics of all arms by domain: mean over seeds, with the standard deviation of several seeds."""
     records: list[Event] = []
     for arm in means(runs, "words"):
         tables = [run.scores(arm) for run in runs]
@@ -201,7 +201,7 @@ def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
 
 
 def cost_comparison(runs: Sequence[GridRun], equal: str = "") -> Sheet:
-    """What a run of each arm costs, all clients together, as a mean over seeds."""
+    """Cost of a run of each arm, summed over clients, mean over seeds."""
     totals = grouped((run.arm, _costs(run)) for run in runs)
     records: list[Event] = []
     for arm, found in totals.items():
@@ -214,9 +214,9 @@ def cost_comparison(runs: Sequence[GridRun], equal: str = "") -> Sheet:
         tuple((r["arm"], *(_cost(name, r[name]) for name in COSTS)) for r in records),
         tuple(records),
         note="Runs share rewritings, which do not depend on the seed. The first run that needs them pays, and"
-        " those running at the same time wait for it. All s: seconds of the process that ended the run. Peak:"
-        " its memory on the host. The budget of steps does not include steps before round 1 and passes that"
-        " learn weights of aggregation.",
+        " concurrent runs wait for it. All s: seconds of the process that finished the run. Peak: its"
+        " memory on the host. The step budget does not include steps before round 1 and passes that"
+        " train aggregation weights.",
     )
 
 
@@ -240,8 +240,8 @@ def rate_choice(trials: Sequence[Trial]) -> Sheet:
             for arm in dict.fromkeys(trial.arm for trial in trials)
         ),
         tuple(vars(trial) for trial in trials),
-        note="With the first seed. Arms that learn true responses and arms that learn rewritings have losses"
-        " of different texts. Where the choice is at the end of the list, a rate beyond it might be better.",
+        note="With the first seed. Losses of arms that learn true responses and of arms that learn"
+        " rewritings are on different texts. A choice at the end of the list may not be the best rate.",
     )
 
 
@@ -258,12 +258,12 @@ def _given(equal: str) -> str:
 
 
 def sign(record: Event, metric: str, suffix: str = "") -> str:
-    """Whether a difference is better, worse or undecided, after Holm's correction; "" where it is untested.
+    """Whether a difference is better, worse or undecided, after Holm's correction; "" if untested.
 
     Args:
-        record: Of `score_comparison`.
-        metric: Decides which sign is better; words are neither.
-        suffix: Of the test: "_base" to the base model, else to the baseline.
+        record: From `score_comparison`.
+        metric: Determines which sign is better; for word counts neither is.
+        suffix: Suffix of the test's keys: "_base" for the base model, otherwise the baseline.
     """
     p, difference = (
         record.get(f"p_holm{suffix}"),
@@ -277,19 +277,18 @@ def sign(record: Event, metric: str, suffix: str = "") -> str:
 
 
 def _signed(record: Event, metric: str, suffix: str, digits: int) -> str:
-    """A difference that its sign leads."""
+    """A difference, preceded by its sign."""
     value = record["difference_base" if suffix == "_base" else "difference"]
     return f"{sign(record, metric, suffix)} {signed(value, digits)}".strip()
 
 
 def _test(record: Event, suffix: str, digits: int) -> tuple[str, str]:
-    p = record[f"p_holm{suffix}"]
-    shown = "<0.001" if p is not None and p < 0.001 else number(p, 3)
-    return signed_interval(record[f"low{suffix}"], record[f"high{suffix}"], digits), shown
+    interval = signed_interval(record[f"low{suffix}"], record[f"high{suffix}"], digits)
+    return interval, p_value(record[f"p_holm{suffix}"])
 
 
 def _spread(values: Collection[float]) -> dict[str, float | None]:
-    """Mean and standard deviation; None where there are too few values for them."""
+    """Mean and standard deviation; None with too few values."""
     return {"mean": fmean(values) if values else None, "sd": stdev(values) if len(values) > 1 else None}
 
 

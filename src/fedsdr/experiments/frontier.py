@@ -1,7 +1,7 @@
-"""Arms of a grid against the control at equal cost (`analysis.frontier`), from what their runs scored.
+"""Arms of a grid against the control at equal cost (`analysis.frontier`), from the scores of their runs.
 
-In: the records of `frontier_scores` of each run, by example. The control of global models is plain federated
-LoRA, that of personalised models local training.
+Input: the records of `frontier_scores` of each run, by example. The control for global models is plain
+federated LoRA, for personalised models local training.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,12 +21,12 @@ from fedsdr.analysis.frontier import (
     words,
 )
 from fedsdr.errors import UserError
-from fedsdr.report.sheets import NONE, Sheet, number, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, number, p_value, signed, signed_interval
 from fedsdr.stats import seed_interval
 from fedsdr.storage import Event
 
 CONTROLS = {"global": "fedit", "personalised": "local-only"}
-"""Model -> method of the control."""
+"""Model -> method of its control."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ScoredRun:
 
 @dataclass(frozen=True)
 class Point:
-    """A model's cost by prompt, and its gain by example with each example's domain."""
+    """A model's cost per prompt, and its gain per example with each example's domain."""
 
     cost: Array
     test: Array
@@ -75,14 +75,14 @@ def frontier(
     """Compare every arm, round and scale with the control at its cost.
 
     Args:
-        runs: Of all arms and seeds.
-        controls: Model ("global", "personalised") -> arm that is its control.
-        one_word: Domains whose responses are one word. Where there are others too, gains are also given of
-            these and of those apart.
+        runs: Runs of all arms and seeds.
+        controls: Model ("global", "personalised") -> its control arm.
+        one_word: Domains with one-word responses. If there are other domains too, gains are also given
+            separately for these and for the others.
 
     Returns:
-        A record for each arm, model, round, scale and choice of domains (`of`); Holm's correction is over
-        the arms of one model, round, scale and choice.
+        A record for each arm, model, round, scale and selection of domains (`of`); Holm's correction is over
+        the arms with the same model, round, scale and selection.
     """
     domains = list(runs[0].models[0]["test"]) if runs else []
     choices = {"all": domains}
@@ -116,7 +116,7 @@ def frontier(
 def by_domain(runs: Sequence[ScoredRun], controls: Mapping[str, str]) -> list[Event]:
     """Compare every arm with the control at its cost in each domain, at lambda = 1 after the last round.
 
-    The control is one model for all domains, chosen over all of them.
+    The control is one model for all domains, selected over all of them.
 
     Returns:
         A record for each arm, model and domain.
@@ -136,7 +136,7 @@ def by_domain(runs: Sequence[ScoredRun], controls: Mapping[str, str]) -> list[Ev
 
 
 def domain_sheet(records: Sequence[Event]) -> Sheet:
-    """The table of `by_domain`: a row for each arm and model, with the domain where it fares worst."""
+    """The table of `by_domain`: a row for each arm and model, with its worst domain."""
     domains = list(dict.fromkeys(r["domain"] for r in records))
     arms = list(dict.fromkeys((r["arm"], r["model"]) for r in records))
     rows = []
@@ -154,13 +154,13 @@ def domain_sheet(records: Sequence[Event]) -> Sheet:
         ("arm", "model", "seeds", *domains, "worst client", "its 95 %"),
         tuple(rows),
         tuple({key: value for key, value in r.items() if key != "by_seed"} for r in records),
-        note="The control is one model for all domains: its lambda and round are chosen over all of them. The"
+        note="The control is one model for all domains: lambda and round are selected over all of them. The"
         " intervals are not corrected for the choice of the worst client.",
     )
 
 
 def mean_points(runs: Sequence[ScoredRun]) -> list[Event]:
-    """Cost and gain of each arm's models as means over seeds, with the gain's 95 % interval over seeds."""
+    """Mean cost and gain of each arm's models over seeds, with the gain's 95 % interval over seeds."""
     by_place: dict[tuple[str, str, int, float], list[Event]] = {}
     for run in runs:
         for r in cost_and_gain(run.models):
@@ -188,7 +188,7 @@ def frontier_sheet(records: Sequence[Event]) -> Sheet:
             (
                 r["arm"], r["model"], str(r["round"]), f"{r['scale']:g}", r["of"], seeds(r),
                 number(r["cost"], 3), number(r["gain"], 3), number(r["control"], 3), signed(r["difference"]),
-                signed_interval(r["low"], r["high"]), number(r["p_holm"], 3), r["verdict"],
+                signed_interval(r["low"], r["high"]), p_value(r["p_holm"]), r["verdict"],
             )
             for r in records
         ),
@@ -203,7 +203,7 @@ def frontier_sheet(records: Sequence[Event]) -> Sheet:
 
 
 def seeds(record: Event) -> str:
-    """Seeds that are comparable, and how many are beyond the control's range."""
+    """Numbers of comparable seeds, and of seeds beyond the control's range."""
     return f"{record['num_seeds']}" + (f", {n} beyond" if (n := record["num_beyond"]) else "")
 
 
@@ -232,7 +232,7 @@ def _pair(
     domains: Collection[str],
     by: Collection[str],
 ) -> SeedPair:
-    """Gains in these domains; the control's points are chosen by those in other ones. Empty: all."""
+    """Gains in these domains; the control's points are selected by gains in `chosen`. Empty: all."""
     curves: dict[int, list[Point]] = {}
     for (number_, _), record in control.points(model).items():
         curves.setdefault(number_, []).append(point_of(control, record, domains, by))
@@ -240,8 +240,8 @@ def _pair(
     first = next(iter(curves.values()))[0] if curves else None
     if first is None or (first.domains, len(first.cost)) != (point.domains, len(point.cost)):
         raise UserError(
-            f"{run.arm}, seed {run.seed}: the {model} model was scored on other examples than that of"
-            f" {control.arm}; score both alike"
+            f"{run.arm}, seed {run.seed}: the {model} model was scored on other examples than"
+            f" {control.arm}'s; score both on the same examples"
         )
     stacked = [
         Curve(*(np.stack([getattr(one, part) for one in curve]) for part in ("cost", "validation", "test")))
@@ -257,9 +257,9 @@ def point_of(
 
     Args:
         run: The run.
-        record: Of one of its models.
-        domains: Those of the test examples; empty: all.
-        validation: Those of the validation examples, which a control alone has; empty: all.
+        record: Record of one of its models.
+        domains: Domains of the test examples; empty: all.
+        validation: Domains of the validation examples, which only a control has; empty: all.
     """
     base = next(one for one in run.models if one["model"] == "base")
     parts: dict[str, tuple[Array, list[str]]] = {}

@@ -1,8 +1,8 @@
-"""Costs and losses of a run's models at several scales and rounds, by example and without texts.
+"""Costs and losses of a run's models at several scales and rounds, per example and without texts.
 
-The global model at a scale lambda is W0 + lambda times what the run added to W0. A client's personalised
-model is scaled alike. It is scored on the client's own examples and, for K clients, on every K-th prompt of
-the cost.
+The global model at scale lambda is W0 + lambda dW, with dW the run's change of W0. A client's personalised
+model is scaled in the same way. It is scored on the client's own examples and, with K clients, on every K-th
+prompt of the cost.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,10 +29,10 @@ from fedsdr.storage import Event
 Texts = dict[str, dict[str, list[Conversation]]]
 """Part, "test" or "validation" -> domain -> conversations."""
 ByClient = dict[str, dict[str, list[tuple[int, Conversation]]]]
-"""Client -> domain -> conversations, each with its place in the domain."""
+"""Client -> domain -> conversations, each with its index in the domain."""
 T = TypeVar("T")
 DIGITS = 6
-"""Decimals of a number by example, in nats."""
+"""Decimals of a value per example, in nats."""
 
 
 def frontier_scores(
@@ -43,22 +43,22 @@ def frontier_scores(
 ) -> list[Event]:
     """Score the base model, and the run's models at the scales of each round.
 
-    Clients save their own adapters of the last round alone, so personalised models are of that round. A
-    control is also scored on validation examples, on which its points are chosen.
+    Clients save only their last adapters, so personalised models exist for the last round only. A control is
+    also scored on validation examples, on which its points are selected.
 
     Args:
         run: The run.
-        scales: Round -> lambda of its models.
+        scales: Round -> scales lambda of its models.
         tests: Client -> test examples; None: the run's own.
-        answers: Prompts of the cost with the base's answers; None: the base answers `drift_prompts`.
+        answers: Prompts of the cost with the base's answers; None: answers to `drift_prompts`.
 
     Returns:
-        Records with model ("base", "global" or "personalised"), round, scale, "test" (of a control
-        "validation" too): domain -> mean loss per response token of each example, in the order of the domain,
+        Records with model ("base", "global" or "personalised"), round, scale, "test" (for a control
+        also "validation"): domain -> mean loss per response token of each example, in the domain's order,
         and "kl": mean KL(base || model) per token of each answer.
 
     Raises:
-        UserError: A control keeps no validation examples, or the run has no model that can be scaled.
+        UserError: A control has no validation examples, or the run has no scalable model.
     """
     settings, model, method = run.settings, run.model, METHODS[run.settings.method]
     has_global = method.shares and not AGGREGATIONS[settings.server.aggregation].kept
@@ -66,7 +66,7 @@ def frontier_scores(
     if not has_global and not has_personal:
         raise UserError(
             f"method = {settings.method}, server.aggregation = {settings.server.aggregation}: no model is the"
-            " base and a sum of adapters, which alone can be scaled"
+            " base plus a sum of adapters, the only kind that can be scaled"
         )
     is_control = settings.method in CONTROLS.values()
     if is_control and not settings.data.validation:
@@ -120,7 +120,7 @@ def _personalised(
             state = load_state(RunFolder(run.folder).client(client).path, last + 1, True)
             own, kept = state.adapter, {key: value for key, value in state.arrays.items() if keeps(key)}
             if own is None:
-                raise UserError(f"client {client} was never drawn, so it has no model of its own")
+                raise UserError(f"client {client} was never sampled, so it has no model of its own")
             adapters: dict[Adapter, Mapping[str, Values]] = {"private": own}
             one = Scaled(adapters | ({"shared": shared | kept} if shared else {}), residual, scale)
             texts = {part: _texts(by_client[client]) for part, by_client in parts.items()}
@@ -135,13 +135,13 @@ def _personalised(
 
 
 def _held(settings: Settings, part: Literal["test", "validation"]) -> dict[str, Sequence[Example]]:
-    """Client -> its examples of that part."""
+    """Client -> its examples of this part."""
     scoring = settings.eval.model_copy(update={"on": part})
     return {client.id: client.test for client in data_of(settings.model_copy(update={"eval": scoring}))[1]}
 
 
 def _order(settings: Settings) -> dict[Example, int]:
-    """Places of all examples, whatever the partition."""
+    """Indices of all examples, independent of the partition."""
     records = [r for domain in data_of(settings)[0].values() for r in (*domain.train, *domain.test)]
     return {record.example: place for place, record in enumerate(records)}
 
@@ -152,7 +152,7 @@ def _placed(
     examples: Mapping[str, Sequence[Example]],
     order: Mapping[Example, int],
 ) -> ByClient:
-    """The examples with their true responses; without an order, in that of the client."""
+    """The examples with their true responses, in the given order or that of the client."""
     found: ByClient = {client: {} for client in examples}
     for client, some in examples.items():
         for number, example in enumerate(some):
@@ -167,7 +167,7 @@ def _texts(by_domain: Mapping[str, Sequence[tuple[int, Conversation]]]) -> dict[
 
 
 def _pooled(by_client: ByClient) -> dict[str, list[Conversation]]:
-    """Examples of all clients by domain, in its order."""
+    """Examples of all clients by domain, in the domain's order."""
     return _joined(by_client, [_texts(by_domain) for by_domain in by_client.values()])
 
 
@@ -181,7 +181,7 @@ def _losses(model: LoraModel, one: Scaled, texts: Texts, batch_size: int) -> Eve
 
 
 def _joined(by_client: ByClient, values: Sequence[Mapping[str, Sequence[T]]]) -> dict[str, list[T]]:
-    """Values of all clients' examples by domain, in its order."""
+    """Values of all clients' examples by domain, in the domain's order."""
     found: dict[str, list[tuple[int, T]]] = {}
     for texts, own in zip(by_client.values(), values, strict=True):
         for domain, some in own.items():

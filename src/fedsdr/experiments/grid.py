@@ -1,4 +1,4 @@
-"""A grid as a file: which arms and seeds there are, and the settings of every run."""
+"""The file of a grid: its arms, its seeds, and the settings of every run."""
 
 import os
 import re
@@ -17,15 +17,15 @@ from fedsdr.methods import METHODS
 from fedsdr.recipe import flat, load_settings
 
 OWNED = {"client.learning_rate": "rates", "client.budget": "budgets"}
-"""Settings that a key of the grid gives, where it is there."""
+"""Settings that are given by a key of the grid, if present."""
 VALIDATION = 0.1
-"""Share of the training examples that is kept out where learning rates are chosen."""
+"""Share of the training examples held out to choose learning rates."""
 STEP_BUDGETS = {
     "": "",
     "per_round": "equal steps per round, over all stages",
     "per_stage": "equal steps of each stage",
 }
-"""Value of client.budget -> what is equal between arms, in words."""
+"""Value of client.budget -> description of what is equal between arms."""
 
 
 def _differ(values: Any, key: str = "values") -> Any:
@@ -44,25 +44,25 @@ Own = Annotated[dict[str, Any], Flat]
 class Grid(Section):
     """The keys of a grid's file."""
 
-    recipe: str = Field(description="the path of a recipe that all runs begin with")
-    baseline: str = Field(description="the name of the arm that the others are compared with")
+    recipe: str = Field(description="the path of the recipe that all runs start from")
+    baseline: str = Field(description="the name of the arm to compare the others with")
     personal_baseline: str = Field(
         "",
-        description="the name of the arm that personalised models are compared with; else the baseline",
+        description="the name of the arm to compare personalised models with; default: the baseline",
     )
     seeds: Different = Field(description="a list of different values of run.seed, such as [0, 1, 2]")
     vary: Annotated[dict[str, Different], Flat] = Field(
         {},
-        description="a table of settings, each with a list of different values; an arm is one choice of each",
+        description="a table of settings, each with a list of different values; every combination is an arm",
     )
     arms: dict[str, Own] = Field(
-        {}, description="a table of arms by name, each a table of settings; with vary, each in every choice"
+        {}, description="a table of arms by name, each a table of settings; with vary, in every combination"
     )
-    common: Own = Field({}, alias="set", description="a table of settings that hold for all runs")
+    common: Own = Field({}, alias="set", description="a table of settings for all runs")
     rates: Different | None = Field(
         None,
         description="a list of different values of client.learning_rate, such as [0.0002, 0.0005]; each arm"
-        " takes the best of them on validation examples",
+        " uses the best of them on validation examples",
     )
     budgets: Annotated[list[Literal["", "per_round", "per_stage"]], AfterValidator(_differ)] | None = Field(
         None, description='a list of values of client.budget, such as ["per_round", "per_stage"]'
@@ -74,49 +74,49 @@ class Grid(Section):
             raise ValueError("vary and arms are both missing; expected one of them, or both")
         for name, own in self.arms.items():
             if (name and not re.fullmatch(r"\w[\w.+-]*", name)) or name == "cache":
-                raise ValueError(f"arm {name!r} would be a folder's name; expected letters, digits, . + -")
+                raise ValueError(f"arm {name!r} must be a valid folder name; expected letters, digits, . + -")
             if self.rates is None and "rates" in own:
-                raise ValueError(f"arms.{name}.rates replaces rates, which the grid does not give")
+                raise ValueError(f"arms.{name}.rates replaces rates, which the grid does not have")
             _differ(own.get("rates", [0]), f"arms.{name}.rates")
         for key in (key for table in (self.vary, self.common, *self.arms.values()) for key in table):
             if OWNED.get(key) in self.model_fields_set:
-                raise ValueError(f"{key} and {OWNED[key]} are both given; leave out one of them")
+                raise ValueError(f"{key} and {OWNED[key]} are both set; leave out one of them")
             if key in ("run.seed", "run.dir"):
-                raise ValueError(f"{key} is set by the grid; leave it out, and give seeds")
+                raise ValueError(f"{key} is set by the grid; leave it out, and use seeds")
         return self
 
     def settings_of_arms(self) -> dict[str, Own]:
-        """Settings of each arm by its name: its own, a choice of what is varied, and what is common to all.
+        """Settings of each arm by name: its own, its combination of varied values, and the common ones.
 
         Raises:
-            ValueError: Two arms have one name, or a baseline is none of them.
+            ValueError: Two arms have the same name, or a baseline is not an arm.
         """
         arms: dict[str, Own] = {}
         for (name, own), choice in product((self.arms or {"": {}}).items(), product(*self.vary.values())):
             words = [name] * bool(name) + [re.sub(r"[^\w.+-]+", "_", str(value)) for value in choice]
             arm = "-".join(words)
             if arm in arms:
-                raise ValueError(f"two arms are called {arm}; give a value once")
+                raise ValueError(f"two arms have the name {arm}; list each value once")
             arms[arm] = self.common | own | dict(zip(self.vary, choice, strict=True))
         for key in ("baseline", "personal_baseline"):
             if (found := getattr(self, key) or self.baseline) not in arms:
-                raise ValueError(f"{key} = {found!r} is none of the arms {', '.join(arms)}")
+                raise ValueError(f"{key} = {found!r} is not one of the arms {', '.join(arms)}")
         return arms
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a grid, and what they are compared with."""
+    """The runs of a grid, and their baselines."""
 
     runs: dict[tuple[str, int], Settings]
-    """(arm, seed) -> settings, in the order in which they are run; learning rates are still the recipe's
-    where `trials` choose them."""
+    """(arm, seed) -> settings, in the order of execution; with `trials`, learning rates are still the
+    recipe's."""
     trials: dict[tuple[str, float], Settings]
-    """(arm, learning rate) -> settings of a run with the first seed that is scored on validation examples."""
+    """(arm, learning rate) -> settings of a run with the first seed, scored on validation examples."""
     rate_of: dict[str, str]
-    """Arm -> the arm whose choice of a learning rate it takes: itself, or itself under the first budget."""
+    """Arm -> the arm whose learning rate it uses: itself, or itself under the first budget."""
     groups: dict[str, Group]
-    """What is equal, in words -> what is compared on it."""
+    """Description of what is equal -> the group of arms compared on it."""
 
 
 def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
@@ -124,11 +124,11 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
 
     Args:
         path: A TOML file, see docs/compare.md.
-        folder: Where the runs will be.
-        jobs: How many will run at a time; each takes its share of the cores where `run.threads` is 0.
+        folder: Parent folder of the runs.
+        jobs: Number of concurrent runs; each uses its share of the cores if `run.threads` is 0.
 
     Raises:
-        UserError: With what was found and what was expected.
+        UserError: States what was found and what was expected.
     """
     try:
         grid = Grid.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -138,7 +138,7 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
 
 
 def with_rate(settings: Settings, rate: float) -> Settings:
-    """The same with another learning rate."""
+    """The same settings with another learning rate."""
     return _update(settings, "client", learning_rate=rate)
 
 
@@ -158,16 +158,16 @@ def _plan(grid: Grid, folder: Path, jobs: int) -> Plan:
 
     for budget in budgets:
         here: dict[str, str] = {}
-        """Name in the grid -> the arm that it is under this budget."""
+        """Name in the grid -> name of the arm under this budget."""
         for name, settings in arms.items():
             own = settings | ({"client.budget": budget} if budget else {})
             rates = own.pop("rates", grid.rates or [])
             method = METHODS[load(own, name, "", grid.seeds[0]).method]
-            # One stage takes the same steps under either budget.
+            # With one stage, both budgets give the same steps.
             is_same = budget == budgets[0] or len(method.stages) == 1
             arm = here[name] = name if is_same else f"{name}-{budget}"
             if arm != name and arm in arms:
-                raise ValueError(f"arm {arm} is the name of {name} under that budget")
+                raise ValueError(f"arm {arm} has the same name as {name} under this budget")
             if arm in plan.rate_of:
                 continue
             plan.rate_of[arm] = name
@@ -181,7 +181,7 @@ def _plan(grid: Grid, folder: Path, jobs: int) -> Plan:
 
 
 def _as_trial(settings: Settings) -> Settings:
-    """Score on validation examples, by losses alone: one token is the shortest answer there is."""
+    """Score on validation examples by losses only: one token is the shortest possible answer."""
     rewritings = METHODS[settings.method].needs_rewritings
     changes = {"on": "validation", "every": 0, "max_new_tokens": 1, "rewritings": rewritings}
     return _update(settings, "eval", **changes)
@@ -193,7 +193,7 @@ def _update(settings: Settings, section: str, **changes: Any) -> Settings:
 
 
 def _explain(error: Exception) -> str:
-    """What was found in the file and what was expected."""
+    """Describe what was found in the file and what was expected."""
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors()[0]

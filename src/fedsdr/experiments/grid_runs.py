@@ -1,4 +1,4 @@
-"""What a finished run of a grid shows, and how two arms differ over seeds and over test examples."""
+"""Results of a finished run of a grid, and differences of two arms over seeds and test examples."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from fedsdr.stats import Difference, clustered, holm, paired
 from fedsdr.storage import Event
 
 VERDICTS = {"score": "right", "unsupported_rate": "unsupported"}
-"""Metrics that are means of verdicts on single answers, and the key of the verdict."""
+"""Metrics that are means of verdicts on single answers -> key of the verdict."""
 BASE = ("base", NONE)
 Arm = tuple[str, str]
-"""Name of an arm, and which of its models; the base model is an arm of its own."""
+"""Name of an arm and of its model; the base model is a separate arm."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class GridRun:
     rest: str = ""
     """Hash of all settings except method, learning rate and [run]."""
     rounds: Mapping[int, Scores] = field(default_factory=dict)
-    """Scores of every round that was evaluated; 0 is the base model."""
+    """Scores of every evaluated round; 0 is the base model."""
 
     def scores(self, arm: Arm) -> Mapping[str, dict[str, float]]:
-        """Scores of a model by domain; {} where the run is of another arm or has no such model."""
+        """Scores of a model by domain; {} if the run belongs to another arm or has no such model."""
         if arm == BASE:
             return self.base.get("global", {})
         return self.final.get(arm[1], {}) if self.arm == arm[0] else {}
@@ -44,12 +44,12 @@ class GridRun:
 
 @dataclass(frozen=True)
 class Gain:
-    """An arm's model against the baseline's, on the seeds that both have."""
+    """An arm's model against the baseline's, on their common seeds."""
 
     by_seed: Sequence[float]
     over_seeds: Difference | None
     over_examples: Difference | None
-    """Test over seeds and examples, of a metric in `VERDICTS`."""
+    """Test over seeds and examples, for a metric in `VERDICTS`."""
 
 
 def means(runs: Sequence[GridRun], metric: str) -> dict[Arm, dict[int, float]]:
@@ -67,9 +67,9 @@ def compare_arms(runs: Sequence[GridRun], arm: Arm, baseline: Arm, metric: str) 
     """Compare an arm with another, or with the base model, on the same seeds and prompts.
 
     Returns:
-        None without a common seed.
+        None if they have no common seed.
     """
-    runs = [run for run in runs if run.arm in (arm[0], baseline[0])]  # each has a base model, too
+    runs = [run for run in runs if run.arm in (arm[0], baseline[0])]  # each also has a base model
     by_arm = means(runs, metric)
     mine, others = by_arm.get(arm, {}), by_arm.get(baseline, {})
     seeds = sorted(mine.keys() & others.keys())
@@ -101,14 +101,14 @@ def ends(test: Difference | None, suffix: str = "") -> Event:
 
 
 def correct(records: Sequence[Event], key: str = "p_holm") -> None:
-    """Replace the p values under a key by those that Holm's method corrects for their number."""
+    """Correct the p values under a key by Holm's method for their number."""
     tested = [record for record in records if record[key] is not None]
     for record, p in zip(tested, holm([record[key] for record in tested]), strict=True):
         record[key] = p
 
 
 def _verdicts(runs: Sequence[GridRun], arm: Arm, verdict: str) -> dict[int, dict[tuple[str, str, int], bool]]:
-    """Seed -> prompt -> verdict. A prompt is its domain, its texts, and which of equal ones it is."""
+    """Seed -> prompt -> verdict. A prompt is its domain, its texts, and its number among equal prompts."""
     found: dict[int, dict[tuple[str, str, int], bool]] = {}
     for run in runs:
         seen: Counter[tuple[str, str]] = Counter()

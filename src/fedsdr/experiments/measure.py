@@ -1,7 +1,7 @@
-"""`fedsdr measure`: what the paper claims, measured on a run and written into its folder.
+"""`fedsdr measure`: the paper's claims, measured on a run and written into its folder.
 
-Each measurement is a file of its own, `measurements/<name>.json`, written as soon as it is made. All need the
-data of all clients in one place, so they are for simulations.
+Each measurement has its own file, `measurements/<name>.json`, written as soon as it is complete. All
+measurements need the data of all clients in one place, so they work for simulations only.
 """
 
 import os
@@ -24,12 +24,12 @@ from fedsdr.storage import Event, write_json
 
 
 def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[str, Sheet]:
-    """Measure every finished run of a grid, except those that have the measurement, and tabulate it again.
+    """Make the missing measurements of every finished run of a grid, and write its tables again.
 
-    What a run lacks the data for, such as rewritings of fedit, is reported and skipped.
+    Measurements without the necessary data, such as rewritings with fedit, are reported and skipped.
 
     Raises:
-        UserError: A name or option is wrong, or no run has a measurement that was asked for by name.
+        UserError: A name or option is wrong, or a requested measurement cannot be made in any run.
     """
     _check(names, options)
     missing: dict[str, str] = {}
@@ -57,15 +57,15 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
 
     Args:
         folder: A run's folder, with at least one finished round.
-        names: Of `MEASUREMENTS`; none: all that the run has the data for.
-        options: What the run's folder does not contain.
+        names: Names in `MEASUREMENTS`; empty: all that the run has the data for.
+        options: Inputs that the run's folder does not contain.
 
     Returns:
         Name -> measurement, as written.
 
     Raises:
-        UserError: A name or option is wrong, a measurement that was asked for by name cannot be made (the
-            others are), or none can.
+        UserError: A name or option is wrong, a requested measurement cannot be made (the others are made), or
+            none can be made.
     """
     _check(names, options)
     made, missing = _measure(folder, names or list(MEASUREMENTS), options)
@@ -77,10 +77,10 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
 
 
 def _check(names: Sequence[str], options: Options) -> None:
-    """Refuse unknown names, and options that no measurement asked for uses.
+    """Reject unknown names, and options that no requested measurement uses.
 
     Raises:
-        UserError: Says how to fix it.
+        UserError: States how to fix it.
     """
     if unknown := [name for name in names if name not in MEASUREMENTS]:
         listed = ", ".join(map(repr, unknown))
@@ -88,11 +88,13 @@ def _check(names: Sequence[str], options: Options) -> None:
     used = {word for name in names or MEASUREMENTS for word in options.words(name)}
     for name in MEASUREMENTS:
         if idle := [word for word in options.words(name)[::2] if word not in used]:
-            raise UserError(f"{idle[0]} is of {name}, which is not asked for: leave it out, or add {name}")
+            raise UserError(
+                f"{idle[0]} belongs to {name}, which is not requested: leave it out, or add {name}"
+            )
 
 
 def _measure(folder: Path, names: Sequence[str], options: Options) -> tuple[dict[str, Event], dict[str, str]]:
-    """Make what can be made, and say why the rest cannot; write the page if anything was made."""
+    """Make all possible measurements, and report why others are not; write the page if any was made."""
     settings = read_settings(folder)
     done = checked_round(folder, None)
     # All cores, or OMP_NUM_THREADS, though a run of a grid that had several at a time took its share of them.

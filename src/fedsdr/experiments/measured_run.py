@@ -1,4 +1,4 @@
-"""A run that is measured: its clients, its model and its shared adapters, as measurements need them."""
+"""A run to measure: its clients, its model and its shared adapters."""
 
 import random
 from dataclasses import dataclass
@@ -23,31 +23,31 @@ Views = dict[str, dict[str, list[Conversation]]]
 
 @dataclass(frozen=True)
 class Options:
-    """What a run's folder does not contain."""
+    """Inputs that a run's folder does not contain."""
 
     nli: str = ""
     """Name or folder of an NLI cross-encoder."""
     judge: str = ""
     """Base address of an OpenAI-compatible server that judges."""
     judge_model: str = ""
-    """Name of the model there."""
+    """Name of the model on that server."""
     against: Path | None = None
-    """A run whose global model is judged against this one's; None: the base model alone."""
+    """A run to judge this run's global model against; None: only the base model."""
     data: str = ""
-    """Folder with local questions, or "hub"; empty: benchmarks take the run's own test examples."""
+    """Folder with local questions, or "hub"; empty: benchmarks use the run's own test examples."""
     tasks: tuple[str, ...] = ()
-    """Names of benchmarks, or of tasks of retention; empty: all that are there."""
+    """Names of benchmarks, or of tasks of retention; empty: all available ones."""
     limit: int = 0
-    """Questions of each task; 0: all, of retention `evaluate.retention.MOST`."""
+    """Questions of each task; 0: all, for retention `evaluate.retention.MOST`."""
     run_programs: bool = False
     """Whether tests of `data` may run."""
     scales: tuple[float, ...] = ()
-    """Of the frontier's models; empty: all of a control, 0.5 and 1 of others."""
+    """Scales of the frontier's models; empty: all for a control, 0.5 and 1 for others."""
     rounds: tuple[int, ...] = ()
-    """After which the frontier's models are scored; empty: half of the rounds and all."""
+    """Rounds after which the frontier's models are scored; empty: half of the rounds, and all."""
 
     def words(self, name: str) -> list[str]:
-        """The options that a measurement uses, as words of the command line."""
+        """The options that a measurement uses, as command-line arguments."""
         judge = {"--judge": self.judge, "--judge-model": self.judge_model}
         questions = {
             "--data": self.data,
@@ -70,7 +70,7 @@ class Options:
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A run that is measured, with its clients and its model."""
+    """A run to measure, with its clients and its model."""
 
     folder: Path
     settings: Settings
@@ -78,7 +78,7 @@ class MeasuredRun:
 
     @property
     def model(self) -> LoraModel:
-        """The base and its adapters, without the residual that another measurement added to the base."""
+        """The base and its adapters, without any residual loaded by another measurement."""
         model = model_of(self.settings)
         check_identity(self.folder, model.base.identity)
         model.load_residual({})
@@ -89,12 +89,12 @@ class MeasuredRun:
         """All clients.
 
         Raises:
-            UserError: They are on other machines.
+            UserError: The clients are on other machines.
         """
         clients = RunFolder(self.folder).clients
         if not clients.is_dir():
             raise UserError(
-                f"{self.folder} has no folder clients: they are on other machines, and this measurement needs"
+                f"{self.folder} has no folder clients: they are on other machines, but this measurement needs"
                 " the data of all in one place. Each client can `fedsdr analyze` its own distilled.jsonl"
             )
         num = len(data_of(self.settings)[1])
@@ -104,11 +104,11 @@ class MeasuredRun:
         """All clients, with rewritings of their training responses.
 
         Raises:
-            UserError: The method rewrites nothing.
+            UserError: The method does not rewrite.
         """
         if not all("train" in client.rewritings for client in self.clients):
             raise UserError(
-                f"method = {self.settings.method} rewrites no training response; measure a run of fedsd or"
+                f"method = {self.settings.method} rewrites no training responses; measure a run of fedsd or"
                 " fedsdr"
             )
         return self.clients
@@ -117,7 +117,7 @@ class MeasuredRun:
         """Training conversations of all clients in both views.
 
         Args:
-            most: Of a client with more examples, this many are drawn, the same in both views; 0: all.
+            most: Maximum number of examples per client, sampled identically in both views; 0: all.
         """
         found: Views = {"raw": {}, "distilled": {}}
         for client in self.rewritten():

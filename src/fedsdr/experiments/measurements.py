@@ -1,4 +1,4 @@
-"""Each measurement of a run: from the run to its records and, where it tests a claim, its verdict."""
+"""Each measurement of a run: from the run to its records and, if it tests a claim, its verdict."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,7 +30,7 @@ from fedsdr.server.checkpoint import load_round, load_updates
 from fedsdr.storage import Event, read_lines, rewrite_lines
 
 MOST_GRADIENTS, MOST_MAPPED = 32, 60
-"""Training examples of a client, drawn by seed, of which gradients are taken, and which are mapped."""
+"""Maximum numbers of a client's training examples, sampled by seed, for gradients and for the map."""
 
 
 def _alignment(run: MeasuredRun) -> Event:
@@ -41,7 +41,7 @@ def _alignment(run: MeasuredRun) -> Event:
         ]
         for client in run.rewritten()
     }
-    note = "Training responses and what is taught after fall-back."
+    note = "Training responses, and training targets after fall-back."
     return alignment(texts, run.settings.run.seed) | {"notes": [note]}
 
 
@@ -53,10 +53,10 @@ def _gradients(run: MeasuredRun) -> Event:
     records = gradient_alignment(model, views, settings.client.batch_size, settings.run.seed)
     note = f"At the shared adapter of round 0; at most {MOST_GRADIENTS} training examples of each client."
     verdict = claim(
-        "Rewriting makes the clients pull the shared adapter one way",
+        "Rewriting aligns the clients' gradients of the shared adapter",
         mean_difference(records, "gradient_corrected"),
         1,
-        "Cosine of gradients, freed from noise, distilled minus raw:",
+        "Cosine of gradients, corrected for noise, distilled minus raw:",
     )
     return {"records": records, "notes": [note], "verdicts": [verdict]}
 
@@ -85,7 +85,7 @@ def _transfer(run: MeasuredRun) -> Event:
 def _map(run: MeasuredRun) -> Event:
     settings = run.settings
     records = response_map(run.model, run.training(MOST_MAPPED), settings.eval.batch_size, settings.run.seed)
-    return {"records": records, "notes": ["A picture, not evidence: other seeds give other pictures."]}
+    return {"records": records, "notes": ["An illustration, not evidence: other seeds give other pictures."]}
 
 
 def _consistency(run: MeasuredRun) -> Event:
@@ -110,11 +110,11 @@ def _survival(run: MeasuredRun) -> Event:
 
 
 def _global_model(run: MeasuredRun, name: str) -> LoraModel:
-    """The model with the shared adapter of the last round, for questions at --data."""
-    require_global(run.settings, f"{name} is of the base and the global model")
+    """The model with the shared adapter of the last round, for questions from --data."""
+    require_global(run.settings, f"{name} compares the base and the global model")
     data = run.options.data
     if data not in ("", "hub") and not Path(data).is_dir():
-        raise UserError(f"--data = {data} is not a folder; give one laid out as in docs/data.md, or hub")
+        raise UserError(f"--data = {data} is not a folder; set one in the layout of docs/data.md, or hub")
     last = checked_round(run.folder, None)
     shared, residual = load_round(RunFolder(run.folder), last, run.settings.adapter.rank)
     model = run.model
@@ -167,7 +167,7 @@ def _benchmarks(run: MeasuredRun) -> Event:
             batch_size=settings.eval.batch_size,
             code_timeout=settings.eval.code_timeout,
             runs_programs=options.run_programs
-            or not options.data,  # the run's own have no tests without consent
+            or not options.data,  # the run's own examples have no tests without consent
             answers=said,
         )
         records += [{"model": name, **record} for record in found]
@@ -196,10 +196,10 @@ def _frontier(run: MeasuredRun) -> Event:
 
 
 def _updates(run: MeasuredRun) -> list[tuple[int, dict[str, Arrays]]]:
-    """What the clients sent in each round.
+    """The clients' updates of each round.
 
     Raises:
-        UserError: It was not saved, or the clients do not begin from what the server has.
+        UserError: They were not saved, or clients do not start from the server's state.
     """
     folder, settings = RunFolder(run.folder), run.settings
     aggregation = AGGREGATIONS[settings.server.aggregation]
@@ -212,16 +212,16 @@ def _updates(run: MeasuredRun) -> list[tuple[int, dict[str, Arrays]]]:
     if settings.lora.client_ranks:
         raise UserError("lora.client_ranks: changes of clients of different rank are not comparable")
     if len(data_of(settings)[1]) < 2:
-        raise UserError("there is only one client; changes of several are compared")
+        raise UserError("there is only one client; comparing changes requires several")
     saved = ((number, load_updates(folder, number)) for number in list_rounds(folder.server) if number)
     found = [(number, updates) for number, updates in saved if len(updates) > 1]
     if not found:
-        raise UserError("what the clients sent was not saved; run with server.keep_updates=true")
+        raise UserError("the clients' updates were not saved; run with server.keep_updates=true")
     return found
 
 
 def _paradox(run: MeasuredRun) -> Event:
-    """Of what the teacher wrote, before fall-back, and of what the models answer."""
+    """The paradox in the teacher's rewritings, before fall-back, and in the models' answers."""
     options, texts, likeness = run.options, dict[str, list[Pair]](), None
     if all("train" in client.rewritings for client in run.clients):
         written = {
@@ -233,7 +233,7 @@ def _paradox(run: MeasuredRun) -> Event:
             for client in run.clients
         }
         texts[REWRITING] = [pair for pairs in written.values() for pair in pairs]
-        with suppress(UserError):  # one client, or too few words: the verdict reports that it is missing
+        with suppress(UserError):  # one client, or too few words: the verdict reports the missing value
             pairs = {name: [(e.response, new) for e, new in some] for name, some in written.items()}
             likeness = alignment(pairs, run.settings.run.seed)["records"]
     for model, answers in _answers(run).items():
@@ -246,10 +246,10 @@ def _paradox(run: MeasuredRun) -> Event:
 
 
 def _answers(run: MeasuredRun) -> dict[str, dict[tuple[str, int], Pair]]:
-    """Model -> client and place -> test example and what the model answered, as evaluations recorded it."""
+    """Model -> client and index -> test example and the model's recorded answer."""
     found: dict[str, dict[tuple[str, int], Pair]] = {}
     for client in run.clients:
-        # Records stand by domain, in the order of the examples.
+        # Records are sorted by domain, in the order of the examples.
         examples = sorted(client.tests.examples, key=lambda example: example.domain)
         for model, path in ClientFolder(client.folder).final_answers(run.settings.server.num_rounds).items():
             if not (records := read_lines(path)):
@@ -265,13 +265,13 @@ def _answers(run: MeasuredRun) -> dict[str, dict[tuple[str, int], Pair]]:
 
 
 def _win_rate(run: MeasuredRun) -> Event:
-    """The global model against the base, and against another run's global model, where one is given.
+    """The global model against the base, and against another run's global model, if given.
 
-    Models are called by their methods; of two runs of one method, by their folders.
+    Models are named after their methods; if two runs have the same method, after their folders.
     """
     options = run.options
     if not options.judge:
-        raise UserError("win rates need a judge: give --judge ADDRESS and --judge-model NAME")
+        raise UserError("win rates require a judge: set --judge ADDRESS and --judge-model NAME")
     judge = judge_at(options.judge, options.judge_model)
     answers = _answers(run)
     if "global" not in answers:

@@ -1,4 +1,4 @@
-"""The page of a grid: what the arms gained, side by side, with the spread over seeds, and every table."""
+"""The page of a grid: the arms' gains side by side, with their spread over seeds, and every table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +23,9 @@ COMMON = {
     "domains": "By domain",
     "rates": "Learning rates",
 }
-"""Tables of all step budgets, and their titles."""
+"""Tables for each step budget, and their titles."""
 HEAD = ("frontier",)
-"""Tables of all step budgets that head the page."""
+"""Tables for each step budget at the head of the page."""
 SIGNS = {BETTER: "better", WORSE: "worse", UNDECIDED: "undecided", "": "undecided"}
 JUDGED = ("score", "loss")
 """Metrics of the sentences, the forest plot and the curves."""
@@ -48,12 +48,12 @@ def write_grid_report(
         folder: The grid's folder.
         comparison: Its tables.
         status: What is missing; empty for a finished grid.
-        settings: Of one of its runs; what the page shows of them is common to all.
-        environment: What that run's environment.json holds.
+        settings: Settings of one of its runs; the page shows only those common to all.
+        environment: Contents of that run's environment.json.
         runs: The finished runs, for the curves over rounds.
         links: Name and relative path of each run's page.
-        frontier: Drawing of gain over cost, as SVG; empty where it was not measured.
-        refresh: Seconds after which the page loads itself again, while the grid goes on; 0: never.
+        frontier: SVG drawing of gain over cost; empty if it was not measured.
+        refresh: Seconds after which the page reloads itself, while the grid is running; 0: never.
     """
     tabs: list[Tab] = []
     first: list[Block] = [Drawing(frontier)] * bool(frontier)
@@ -110,7 +110,7 @@ def write_grid_report(
 
 
 def did_they_help(comparison: Comparison) -> list[str]:
-    """Say by metric and kind of model which arms are better, worse or undecided against their baseline."""
+    """Summarise by metric and model which arms are better, worse or undecided against their baseline."""
     sentences = []
     for equal, records in comparison.drawn.items():
         found = (record for record in _differences(records) if record["against"] != "base")
@@ -127,7 +127,7 @@ def did_they_help(comparison: Comparison) -> list[str]:
 
 
 def _differences(records: Sequence[Event]) -> Iterator[Event]:
-    """Each difference to the base model and to the baseline, with its interval and what it says."""
+    """Each difference to the base model and to the baseline, with its interval and its sign."""
     for record in (record for record in records if record["metric"] in JUDGED):
         metric = record["metric"]
         for suffix, against in (("_base", "base"), ("_examples" * (metric in VERDICTS), record["against"])):
@@ -145,7 +145,7 @@ def _differences(records: Sequence[Event]) -> Iterator[Event]:
 
 
 def _curves(runs: Sequence[GridRun]) -> Iterator[Event]:
-    """Mean over seeds of each metric, by kind of model, arm and round; all models begin at the base model."""
+    """Mean over seeds of each metric, by kind of model, arm and round; all models start at the base model."""
     found = grouped(
         ((f"{COMPARED[metric][0]}, {model} models", run.arm, number), scores["mean"][metric])
         for run in runs

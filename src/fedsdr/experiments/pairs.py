@@ -1,4 +1,4 @@
-"""`fedsdr analyze`: rewritings in a plain file of pairs, without any run. `measure` shares the parts."""
+"""`fedsdr analyze`: measure rewritings in a plain file of pairs, without a run. Shared with `measure`."""
 
 import shlex
 import time
@@ -32,14 +32,15 @@ from fedsdr.stats import Z
 from fedsdr.storage import Event
 
 SEED = 0
-"""Of the draws: the same file gives the same numbers."""
+"""Seed of the draws: the same file gives the same numbers."""
 ALL, UNNAMED = "all", "unnamed"
-"""Domain of rows that name none: where none does, and where others do."""
+"""Domain of rows without one: if no row has one, and if other rows do."""
 PARAPHRASES = BUILT_IN / "paraphrases.jsonl"
-"""True paraphrases, written by hand, 8 for each built-in domain. Each says what its response says, no less
-and no more, so what a check finds there is a false positive. A changed check is no reason to change them."""
+"""True paraphrases, written by hand, 8 for each built-in domain. Each states exactly what its response
+states, so anything that a check finds there is a false positive. Do not change them to suit a changed
+check."""
 NUM_WORST = 12
-"""Examples shown on the page."""
+"""Number of examples shown on the page."""
 
 
 def analyze(
@@ -48,15 +49,15 @@ def analyze(
     """Measure the rewritings in a file.
 
     Args:
-        path: As `read_pairs`.
-        clusters: Where the file names no domains: clusters of instructions in place of clients; 0: none.
+        path: As for `read_pairs`.
+        clusters: If the file names no domains: number of instruction clusters that replace clients; 0: none.
         nli: Name or folder of an NLI cross-encoder; empty: none.
         judge_url: Base address of a judge; empty: none.
-        judge_model: Name of the model there.
-        runs_programs: Whether tests in the file may run; else rows count as having none.
+        judge_model: Name of the model on that server.
+        runs_programs: Whether tests in the file may run; otherwise they are ignored.
 
     Returns:
-        "alignment", where there are several domains or clusters, and "paradox".
+        "alignment", if there are several domains or clusters, and "paradox".
 
     Raises:
         UserError: The file is malformed, or too short to compare.
@@ -65,15 +66,15 @@ def analyze(
     pairs = read_pairs(path)
     if (num := sum(bool(example.tests) for example, _ in pairs)) and not runs_programs:
         say(
-            f"{num} rows have tests, which are programs and do not run: they count as having none; add"
+            f"{num} rows have tests, which are programs and do not run: they are ignored; add"
             " --run-programs if you trust the data"
         )
         pairs = [(replace(example, tests=""), text) for example, text in pairs]
     domains = sorted({example.domain for example, _ in pairs})
     if clusters and len(domains) > 1:
-        raise UserError(f"{path} names the domains {', '.join(domains)}: leave out --clusters")
+        raise UserError(f"{path} contains the domains {', '.join(domains)}: leave out --clusters")
     if clusters == 1 or clusters > len(pairs):
-        raise UserError(f"--clusters = {clusters} of {len(pairs)} rows: give 2 or more, and fewer than rows")
+        raise UserError(f"--clusters = {clusters} of {len(pairs)} rows: set 2 or more, but fewer than rows")
     names = [example.domain for example, _ in pairs]
     if clusters:
         names = cluster([example.instruction for example, _ in pairs], clusters, SEED)
@@ -100,51 +101,51 @@ def read_pairs(path: Path) -> list[Pair]:
     """Read examples with their rewritings.
 
     Args:
-        path: A file of examples, as `data.readers.read_file` takes it, whose rows have `distilled` too and,
-            if there are domains, `domain`. Where a row has `first`, as a client's own distilled.jsonl has,
-            that is its rewriting: what the teacher wrote, before fall-back.
+        path: A file of examples, as for `data.readers.read_file`, whose rows also have `distilled` and, if
+            there are domains, `domain`. If a row has `first`, as in a client's own distilled.jsonl, that is
+            its rewriting: the teacher's text before fall-back.
 
     Raises:
-        UserError: With file and line, what was found there and what was expected.
+        UserError: States file and line, what was found and what was expected.
     """
     rows = file_rows(path)
     missing = UNNAMED if any(row.get("domain") for _, row in rows) else ALL
     domains = [str(row.get("domain") or missing) for _, row in rows]
     for name in RESERVED:
         if any(row.get("domain") == name for _, row in rows):
-            raise UserError(f"{path}: a domain cannot be called {name!r}: a row of tables is called so")
+            raise UserError(f"{path}: a domain cannot be named {name!r}: tables use this name for a row")
     examples = [to_records([row], domain)[0].example for row, domain in zip(rows, domains, strict=True)]
     return list(zip(examples, map(_rewriting, rows), strict=True))
 
 
 def checkers(nli: str, judge_url: str, judge_model: str) -> list[Checker | None]:
-    """The exact checks (None), and the checkers that the options name.
+    """The exact checks (None), and the checkers selected by the options.
 
     Raises:
-        UserError: The NLI model cannot be read, or as `judge_at`.
+        UserError: The NLI model cannot be read, or as for `judge_at`.
     """
     judges = [JudgeChecker(judge_at(judge_url, judge_model))] if judge_url or judge_model else []
     return [None, *([NliChecker(nli)] if nli else []), *judges]
 
 
 def judge_at(url: str, model: str) -> Judge:
-    """The judge that the command line names.
+    """The judge selected on the command line.
 
     Raises:
-        UserError: One of both is missing, or the address is none.
+        UserError: One of the two is missing, or the address is invalid.
     """
     if not (url and model):
-        raise UserError(f"--judge = {url!r} and --judge-model = {model!r}: give both, or neither")
+        raise UserError(f"--judge = {url!r} and --judge-model = {model!r}: set both, or neither")
     if not url.startswith(("http://", "https://")):
         raise UserError(
-            f"--judge = {url} does not begin with http:// or https://; give an address such as"
+            f"--judge = {url} does not begin with http:// or https://; set an address such as"
             " http://localhost:8000/v1"
         )
     return Judge(url, model)
 
 
 def alignment(texts: Mapping[str, Sequence[tuple[str, str]]], seed: int) -> Event:
-    """Likeness of the words of clients or domains, with its claim."""
+    """Similarity of the words of clients or domains, with its claim."""
     records = text_alignment(texts, seed)
     verdict = claim(
         "Rewriting makes the clients' words more alike",
@@ -165,12 +166,12 @@ def paradox(
     with_checkers: Sequence[Checker | None],
     likeness: Sequence[Event] | None,
 ) -> Event:
-    """The rewrite paradox by every checker, the checker's false positives, and the worst examples.
+    """The rewrite paradox by every checker, the checkers' false positives, and the worst examples.
 
     Args:
-        texts: What texts are ("rewriting", "global answer", ...) -> examples with them.
-        with_checkers: As `checkers` gives them.
-        likeness: Records of `alignment`, where there are any: in the paradox, texts become more alike.
+        texts: Label of the texts ("rewriting", "global answer", ...) -> examples with them.
+        with_checkers: From `checkers`.
+        likeness: Records of `alignment`, if available: in the paradox, texts become more similar.
     """
     first = next(iter(texts.values()))
     known = {
@@ -199,7 +200,7 @@ def paradox(
 
 
 def _paradox_verdicts(conditions: Sequence[Event], likeness: Sequence[Event] | None) -> list[Event]:
-    """Of each checker, whether all three conditions of the paradox hold."""
+    """Whether all three conditions of the paradox hold, for each checker."""
     aligned: Word = "undecided"
     parts = ["alignment was not measured"]
     if likeness is not None:
@@ -228,7 +229,7 @@ def _paradox_verdicts(conditions: Sequence[Event], likeness: Sequence[Event] | N
 
 
 def _corrected(condition: Event, num: int) -> Word:
-    """Verdict of one of several differences, by Bonferroni's correction of its 95 % interval."""
+    """Verdict on one of several differences, with Bonferroni's correction of its 95 % interval."""
     widened = NormalDist().inv_cdf(1 - 0.025 / num) / Z
     middle = (condition["low"] + condition["high"]) / 2
     half = widened * (condition["high"] - condition["low"]) / 2

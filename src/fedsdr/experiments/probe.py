@@ -1,7 +1,7 @@
-"""`fedsdr probe`: at each client, whether rewriting is likely to pay. Minutes; nothing is trained or written.
+"""`fedsdr probe`: predict at each client whether rewriting helps, in minutes; nothing is trained or written.
 
-A sample of each client's training examples is rewritten as the recipe says. Test examples are not looked at.
-The rule, and how it is judged by trainings that were made, are in `analysis.probe`.
+A sample of each client's training examples is rewritten according to the recipe. Test examples are not used.
+The rule, and its evaluation on completed trainings, are in `analysis.probe`.
 """
 
 import random
@@ -34,8 +34,8 @@ from fedsdr.stats import paired, wilson
 from fedsdr.storage import Event
 
 NOT_VALIDATED = (
-    "The advice follows a plain rule (docs/probe.md) that no set of trainings has validated yet: take"
-    " it as a hint, and compare on validation examples where it matters."
+    "The advice follows a plain rule (docs/probe.md) that no set of trainings has validated yet: treat"
+    " it as a hint, and compare on validation examples if it matters."
 )
 
 
@@ -43,18 +43,18 @@ def probe(settings: Settings, num: int) -> Event:
     """Probe every client of a recipe.
 
     Args:
-        settings: Of the run that is planned; its method does not matter.
-        num: Training examples of a client, drawn by `run.seed`; all of a client that has fewer.
+        settings: Settings of the planned run; its method does not matter.
+        num: Training examples per client, sampled by `run.seed`; a client with fewer uses all.
 
     Returns:
         "records", one for each client: client, domain, num; passed, suited (shares of the sample); low, high
-        of suited; loss_change (nats by token, rewriting minus true response, over the rewritings that pass)
+        of suited; loss_change (nats per token, rewriting minus true response, over the rewritings that pass)
         with its interval; length_ratio of words; js, js_change, gradient, gradient_change (mean over pairs
-        with the other clients; changes are rewritten minus raw, None where they cannot be had); advice. And
+        with the other clients; changes are rewritten minus raw, None if unavailable); advice. And
         "notes".
     """
     # Pooled methods would put all clients into one.
-    # All of a sample is rewritten: what `distill.only` would leave out would count as failed.
+    # The whole sample is rewritten: examples excluded by `distill.only` would count as failed.
     distill = settings.distill.model_copy(update={"only": "all"})
     settings = settings.model_copy(update={"method": "fedsd", "distill": distill})
     model, clients = model_of(settings), data_of(settings)[1]
@@ -141,13 +141,13 @@ def _likeness(
     settings: Settings,
     notes: list[str],
 ) -> dict[str, Event]:
-    """Likeness of each client to the others, in words and in gradients of the fresh shared adapter."""
+    """Similarity of each client to the others, in words and in gradients of the fresh shared adapter."""
     seed = settings.run.seed
     pairs = {
         name: [(e.response, new.distilled) for e, new in zip(some, rewritings[name], strict=True)]
         for name, some in samples.items()
     }
-    # Labels have too few words to compare, and would leave the others without a number.
+    # Labels have too few words to compare, and would leave the others without a value.
     wordy = {
         name: some
         for name, some in pairs.items()
@@ -203,21 +203,21 @@ def probe_sheet(found: Event) -> Sheet:
 
 
 def judge_cases(path: Path) -> Event:
-    """Judge the rule, and each number, by cases in a file of `analysis.probe.Case`.
+    """Judge the rule, and each quantity, on the cases of a file (`analysis.probe.Case`).
 
     Raises:
-        UserError: A case is malformed, or all outcomes are of one kind.
+        UserError: A case is malformed, or all outcomes have the same sign.
     """
     return judge(read_cases(file_rows(path)))
 
 
 def cases_sheet(found: Event) -> Sheet:
-    """A row for each number."""
+    """A row for each quantity."""
     records = found["records"]
     return Sheet(
-        "How well numbers known beforehand foresee where rewriting pays, with 95 % intervals over domains",
+        "How well quantities known before training predict where rewriting pays, with 95 % intervals",
         "lrrrr",
-        ("number", "cases", "AUC", "AUC less the plain rule's", "right in domains left out"),
+        ("quantity", "cases", "AUC", "AUC minus the plain rule's", "right in held-out domains"),
         tuple(
             (
                 r["feature"],

@@ -1,8 +1,8 @@
 """The test that can refute the method.
 
-If the averaged adapter of fedsdr makes more unsupported statements, or gives fewer right answers, than that
-of fedsd or of dual-raw, rectification does not help. The arms that are compared have equal settings except
-method and learning rate.
+If the averaged adapter of fedsdr makes more unsupported statements, or gives fewer correct answers, than that
+of fedsd or of dual-raw, rectification does not help. The compared arms have equal settings except method and
+learning rate.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsdr.analysis.claims import Word
 from fedsdr.experiments.grid_runs import Gain, GridRun, compare_arms, correct, ends
-from fedsdr.report.sheets import NONE, Sheet, number, signed, signed_interval
+from fedsdr.report.sheets import NONE, Sheet, number, p_value, signed, signed_interval
 from fedsdr.stats import Difference
 from fedsdr.storage import Event
 
@@ -28,8 +28,8 @@ def refutation(runs: Sequence[GridRun]) -> tuple[Sheet, list[Event]]:
     """Compare global models of fedsdr with those of fedsd and dual-raw on the same seeds and prompts.
 
     Returns:
-        A sheet, without rows where the grid has no such arms, and a verdict for each pair of arms:
-        {"claim", "verdict", "text"}.
+        A sheet, without rows if the grid has no such arms, and a verdict for each pair of arms: {"claim",
+        "verdict", "text"}.
     """
     kinds = {run.arm: (run.method, run.rest) for run in runs}
     pairs = [
@@ -52,11 +52,11 @@ def refutation(runs: Sequence[GridRun]) -> tuple[Sheet, list[Event]]:
 
 
 def verdict_of_metric(metric: str, difference: Difference | None, p: float | None) -> Word:
-    """What a difference says of the claim that fedsdr is better in a metric.
+    """Verdict of a difference on the claim that fedsdr is better in a metric.
 
     Args:
-        metric: One of `BETTER`.
-        difference: fedsdr's less the other's; None where it could not be tested.
+        metric: A key of `BETTER`.
+        difference: fedsdr's minus the other's; None if it could not be tested.
         p: Its p value, corrected for the number of tests.
     """
     if difference is None or p is None or p >= LEVEL:
@@ -65,14 +65,14 @@ def verdict_of_metric(metric: str, difference: Difference | None, p: float | Non
 
 
 def overall(by_metric: Sequence[Word]) -> Word:
-    """Of several metrics: refuted if one is, supported if one is and none is refuted, else undecided."""
+    """Over several metrics: refuted if any is, supported if any is and none is refuted, else undecided."""
     if "refuted" in by_metric:
         return "refuted"
     return "supported" if "supported" in by_metric else "undecided"
 
 
 def effect_size(differences: Sequence[float]) -> float | None:
-    """Cohen's d_z, mean over standard deviation of the seeds' differences; None where they do not spread.
+    """Cohen's d_z, mean over standard deviation of the seeds' differences; None without spread.
 
     Source: Cohen, Statistical Power Analysis for the Behavioral Sciences, second edition (1988), 2.3.5.
     """
@@ -81,10 +81,10 @@ def effect_size(differences: Sequence[float]) -> float | None:
 
 
 def seeds_to_decide(differences: Sequence[float]) -> int | None:
-    """The fewest seeds whose 95 % interval would exclude 0, if mean and spread of the differences stay.
+    """The fewest seeds whose 95 % interval would exclude 0, for unchanged mean and spread of the differences.
 
-    The least n with t(0.975, n - 1) / sqrt(n) < |d_z|. It covers the draw of seeds alone: where there are few
-    test examples, more seeds do not help. None where n is above 1,000, and where nothing spreads.
+    The least n with t(0.975, n - 1) / sqrt(n) < |d_z|. It covers the draw of seeds only: with few test
+    examples, more seeds do not help. None if n is above 1,000, or without spread.
     """
     from scipy import stats
 
@@ -121,7 +121,7 @@ def _sheet(records: Sequence[Event]) -> Sheet:
                 number(r["effect_size"], 1),
                 signed_interval(r["low_seeds"], r["high_seeds"]),
                 signed_interval(r["low"], r["high"]),
-                number(r["p_holm"], 3),
+                p_value(r["p_holm"]),
                 NONE if r["seeds_to_decide"] is None else str(r["seeds_to_decide"]),
                 r["verdict"],
             )
@@ -132,7 +132,7 @@ def _sheet(records: Sequence[Event]) -> Sheet:
         " number of rows. Below 0.05 the sign decides between supported and refuted. d_z is the mean of the"
         " seeds' differences over their standard deviation. Seeds to decide: the fewest whose uncorrected"
         " interval over seeds would exclude 0 if mean and spread stayed as they are; half of all repetitions"
-        " would need more. Where that interval excludes 0 and the other does not, more test examples are"
+        " would need more. If that interval excludes 0 but the other does not, more test examples are"
         " needed, not more seeds.",
     )  # fmt: skip
 
@@ -152,14 +152,14 @@ def _verdict(records: Sequence[Event], arm: str, other: str) -> Event:
 
 
 def _missing(record: Event) -> str:
-    """What an undecided row lacks."""
+    """What is missing to decide an undecided row."""
     if record["verdict"] != "undecided":
         return ""
     needed = record["seeds_to_decide"]
     if record["effect_size"] is None:
         return ", not testable with one seed or equal differences"
     if needed is None:
-        return ", more than 1,000 seeds are needed"
+        return ", more than 1,000 seeds would be needed"
     if needed > record["num_seeds"]:
         return f", {needed - record['num_seeds']} more seeds would decide it over seeds, with even odds"
     if record["low"] is None or record["low"] <= 0 <= record["high"]:

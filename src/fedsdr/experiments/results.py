@@ -1,6 +1,6 @@
-"""What a grid's folder shows: its finished runs, their tables and its page.
+"""The results in a grid's folder: its finished runs, their tables and its page.
 
-`grid.json` there names the runs; nothing but the folder is needed.
+`grid.json` lists the runs; nothing outside the folder is needed.
 """
 
 import time
@@ -25,11 +25,11 @@ from fedsdr.storage import Event, content_hash, read_json, read_lines, write_fil
 
 PLAN = "grid.json"
 DIVERGED = "diverged.txt"
-"""In the folder of a trial whose learning rate was too high."""
+"""File in the folder of a trial whose learning rate was too high."""
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Keep what the tables need to know of a grid."""
+    """Save the information about a grid that its tables need."""
 
     def listed(runs: Mapping[Any, Any]) -> list[list[Any]]:
         return [[*place, str(Path(some.run.dir).relative_to(folder))] for place, some in runs.items()]
@@ -51,7 +51,7 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[dict[str, Sheet], Path]:
         refresh: Seconds after which the page loads itself again, while the grid goes on; 0: never.
 
     Returns:
-        The tables by name, and where the page is.
+        The tables by name, and the path of the page.
 
     Raises:
         UserError: No run is finished yet.
@@ -89,11 +89,11 @@ def as_json(sheets: dict[str, Sheet]) -> list[dict[str, Any]]:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """Validation loss of every arm with every rate that was tried; the least is chosen.
+    """Validation loss of every arm with every tried rate; the lowest is chosen.
 
-    It is the loss on what the arm's model learns last, true responses or rewritings: on true responses, any
-    rate above zero would hurt an arm that learns rewritings. Mixed: the mean of both. The model is the global
-    one, or the personalised one where that is what the method is for.
+    The loss is on the texts that the arm's model learns last, true responses or rewritings: on true
+    responses, any rate above zero would hurt an arm that learns rewritings. Mixed: the mean of both. The
+    model is the global one, or the personalised one for methods that aim at personalised models.
     """
     losses: dict[str, dict[float, float | None]] = {}
     for arm, rate, place in read_json(folder / PLAN)["trials"]:
@@ -136,7 +136,7 @@ def _validation_loss(result: Result) -> float:
     if mean is None:
         raise UserError(
             f"{result.folder}: the {model} model was not scored on all validation examples (replies were"
-            " dropped, or a client was never drawn), so its learning rate cannot be judged; leave rates out"
+            " dropped, or a client was never sampled), so its learning rate cannot be judged; leave rates out"
         )
     learnt = names[method.learns_last]
     return sum(mean[name] for name in learnt) / len(learnt)
@@ -148,7 +148,7 @@ def finished(folder: Path) -> Result | None:
 
 
 def _read_run(arm: str, seed: int, result: Result) -> GridRun:
-    """Read a finished run with every answer: in a simulation the server's machine holds the tests."""
+    """Read a finished run with every answer: in a simulation the server's machine has the test examples."""
     settings, run = read_settings(result.folder), RunFolder(result.folder)
     answers: dict[str, list[Event]] = {}
     for client in run.client_folders():
@@ -167,7 +167,7 @@ def _read_run(arm: str, seed: int, result: Result) -> GridRun:
 def _agreement(
     results: Sequence[tuple[str, int, Result]],
 ) -> list[tuple[str, Sequence[Event], Sequence[Event]]]:
-    """Arm and records of consistency and survival of the runs that were measured."""
+    """Arm, and records of consistency and survival, of the measured runs."""
     found = []
     for arm, _, result in results:
         paths = [RunFolder(result.folder).measurement(name) for name in ("consistency", "survival")]
@@ -180,7 +180,7 @@ def _agreement(
 def _frontier(
     results: Sequence[tuple[str, int, Result]], groups: Mapping[str, Group]
 ) -> tuple[Sheet, str] | None:
-    """Table and drawing of the runs that were measured at equal cost; None where no control is among them."""
+    """Table and drawing of the runs measured at equal cost; None without a control among them."""
     methods: dict[str, str] = {}
     scored: list[ScoredRun] = []
     labels: list[str] = []
@@ -201,7 +201,7 @@ def _frontier(
 
 
 def _arms_sheet(folders: Mapping[str, Path]) -> Sheet:
-    """What the arms are: the settings in which they differ."""
+    """The settings in which the arms differ."""
     found = {arm: dict(flat(read_settings(place).model_dump(mode="json"))) for arm, place in folders.items()}
     keys = dict.fromkeys(key for own in found.values() for key in own if not key.startswith("run."))
     varied = [key for key in keys if len({str(own.get(key)) for own in found.values()}) > 1]

@@ -11,8 +11,7 @@ from fedsdr.model.base import resolve_model
 from fedsdr.model.meta import load_skeleton
 
 ROOM = 0.5
-"""Share of the free memory that an estimate may use: on a CPU, runs took twice the estimate
-(docs/paper_scale.md)."""
+"""Share of the free memory that an estimate may take: it was never compared with what a GPU took."""
 
 
 def resolve_for(settings: Settings) -> Model:

@@ -58,7 +58,7 @@ def data_of(
 
     Args:
         settings: Of the run.
-        domains: As `load_domains` reads them, where that was done before.
+        domains: What `load_domains` returned, if it was called before.
     """
     key = settings.model_dump_json(
         include={"method": True, "data": True, "partition": True, "eval": {"on"}, "model": True}
@@ -82,7 +82,7 @@ TOGETHER = 64
 seconds_ahead: dict[str, float] = {}
 """Seconds of shared work (rewriting, answering) for one client, until its record counts them."""
 _answers: dict[tuple[Path, int], dict[Example, Answer]] = {}
-"""Folder of the clients and round -> what the global model answers to all tests."""
+"""Folder of the clients and round -> the global model's answers to all test examples."""
 _clients: dict[tuple[str, str], ClientContext] = {}
 
 
@@ -145,11 +145,11 @@ def _allowed(settings: Settings, data: ClientData) -> ClientData:
 def rewrite_all(settings: Settings, root: Path) -> None:
     """Rewrite everything that the clients of a simulation will need, in shared batches, and save it.
 
-    If a model's answers depend on the batch, or a server gives them, each client rewrites its own data later.
-    The elapsed seconds are divided among the clients by their numbers of examples.
+    If a server generates the answers, each client rewrites its own data later. The elapsed time is divided
+    among the clients by their numbers of examples.
     """
     model, longest = model_of(settings), settings.model.max_length
-    if settings.distill.url or not model.base.has_independent_rows:
+    if settings.distill.url:
         return
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings
@@ -173,9 +173,9 @@ def rewrite_all(settings: Settings, root: Path) -> None:
 
 
 def answering_all(settings: Settings, client: ClientContext, server_round: int) -> Answering:
-    """What gives a client of a simulation its answers of the global model: all clients' are written together.
+    """Provides a simulated client with the global model's answers, generated together for all clients.
 
-    Batches are shared where they may be for rewriting, and seconds are counted as there.
+    Batches are shared under the same condition as in rewriting, and seconds are counted likewise.
     """
 
     def answer_all(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:

@@ -65,8 +65,8 @@ def dry_run(settings: Settings) -> Estimate:
         sizes = sizes_of(skeleton, settings.adapter)
         clients = _in_tokens(settings, data, tokenizer, unknown)
         if clients:
-            known += _to_rewrite(settings, data, clients)
-            parts = memory(settings, sizes, clients, is_gpu=torch.cuda.is_available())
+            known += (left := _to_rewrite(settings, data, clients))
+            parts = memory(settings, sizes, clients, torch.cuda.is_available(), rewrites=bool(left))
             parts += messages(settings, sizes, len(clients))
             parts += disk(settings, sizes.shared, len(clients))
     return Estimate(tuple(known), tuple(unknown), tuple(parts))

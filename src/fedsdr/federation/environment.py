@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Model, Settings
+from fedsdr.config import Model, Run, Settings
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.plugins import describe_plugins, describe_rows, require_functions
 from fedsdr.progress import say
@@ -28,7 +28,7 @@ def resolve(settings: Settings) -> Settings:
     from fedsdr.federation.model_cache import model_of
     from fedsdr.model.attention import check_window
 
-    threads = settings.run.threads or max(1, (os.cpu_count() or 1) // (settings.run.workers or 1))
+    threads = settings.run.threads or max(1, (os.cpu_count() or 1) // num_workers(settings.run))
     run = settings.run.model_copy(update={"threads": threads})
     model = resolve_for(settings)
     if model.attention in ("grouped", "packed"):
@@ -41,6 +41,22 @@ def resolve(settings: Settings) -> Settings:
             model = model.model_copy(update={"attention": "eager"})
             say(f"{reason}; using model.attention = 'eager'")
     return settings.model_copy(update={"run": run, "model": model})
+
+
+def num_workers(run: Run) -> int:
+    """How many workers divide the cores of this machine: as many as its GPUs take, in a simulation."""
+    import torch
+
+    share = gpus_of_worker(run)
+    fitting = int(torch.cuda.device_count() / share) if run.engine == "simulation" and share else 1
+    return run.workers or max(1, fitting)
+
+
+def gpus_of_worker(run: Run) -> float:
+    """GPUs of a worker of the simulation engine."""
+    import torch
+
+    return run.gpus_per_client or float(torch.cuda.is_available())
 
 
 def longest_asked(settings: Settings) -> int:

@@ -1,7 +1,7 @@
 """The cost of a run: memory and bytes of messages, from the model's shapes and the data's lengths.
 
-Bytes of messages are exact, since the code that sends them counts them. Memory is approximate: only parts
-that grow with the model are counted, and docs/paper_scale.md reports the error.
+Bytes of messages are exact, since the code that sends them counts them. Memory is approximate:
+docs/paper_scale.md reports the error.
 """
 
 import math
@@ -27,8 +27,12 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 """Bytes per weight in bitsandbytes' linear layers. 4bit: half a byte, one byte for the scale of each 64
 weights, and four for each 256 of these scales."""
-LIBRARIES = 0.46e9
-"""Bytes of a process with an almost empty model (docs/performance.md)."""
+LIBRARIES = 0.54e9
+"""Bytes of a process that has loaded SmolLM2, less those of its weights and adapters."""
+HEAP = 1.6
+"""Memory that training and generation take of a process, over the bytes of their numbers: glibc keeps freed
+pages, and blocks that are in use leave gaps, so what one has freed serves the other only in part. Fitted to
+the runs in docs/paper_scale.md."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,14 @@ class Sizes:
         """Parameters of one adapter."""
         return sum(map(math.prod, self.shared.values()))
 
-    @property
-    def num_state(self) -> int:
-        """Values kept for the backward pass, per token and layer: docs/performance.md."""
-        return 12 * self.width + 3 * self.inner
+    def num_state(self, attention: str) -> int:
+        """Numbers kept for the backward pass, for each token and layer.
+
+        Inputs and outputs of two norms, q, and the output of attention; keys and values; gate, its
+        activation, up, and their product. Norms that are not ours keep states in float32 besides.
+        """
+        norms = 0 if attention == "grouped" else 6 * self.width
+        return 6 * self.width + norms + self.cached + 4 * self.inner
 
 
 def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
@@ -111,8 +119,18 @@ def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
     )
 
 
-def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: bool) -> list[Part]:
-    """Memory of the training machine, in bytes: fixed parts, and the larger of training and generation."""
+def memory(
+    settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: bool, rewrites: bool = True
+) -> list[Part]:
+    """Memory of the machine that trains, in bytes.
+
+    Args:
+        settings: With dtype, attention and checkpointing resolved.
+        sizes: Of model and adapters.
+        clients: What they hold.
+        is_gpu: Whether a GPU trains, of which training and generation take memory in turn.
+        rewrites: Whether responses are left to rewrite.
+    """
     model, distill, scoring = settings.model, settings.distill, settings.eval
     each = BYTES[model.dtype]
     of_linear = QUANTISED.get(model.quantization, each)
@@ -128,9 +146,10 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
     is_flat = model.attention in ("grouped", "packed")
     longest = [sorted(client.train, key=_length)[-settings.client.batch_size :] for client in clients]
     num_tokens = max(collate(batch, is_flat).ids.size for batch in longest)
-    num_states = sizes.num_layers * sizes.num_state
+    num_state = sizes.num_state(model.attention)
+    num_states = sizes.num_layers * num_state
     if model.checkpointing == "on":
-        num_states = sizes.num_layers * sizes.width + sizes.num_state
+        num_states = sizes.num_layers * sizes.width + num_state
     if model.attention == "eager":  # keeps the softmax twice
         num_states += 2 * sizes.num_heads * max(_length(batch[-1]) for batch in longest) * sizes.num_layers
     states = each * (num_tokens * num_states + CHUNK * sizes.num_head // sizes.width)
@@ -139,13 +158,11 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
 
     longest_text = max(_length(text) for client in clients for text in (*client.train, *client.test))
     rows = {"eval": (scoring.batch_size, longest_text + scoring.max_new_tokens)}
-    if not distill.url and (
-        method.needs_rewritings or scoring.rewritings
-    ):  # the model in this process rewrites
+    if rewrites and not distill.url and (method.needs_rewritings or scoring.rewritings):
         rows["distill"] = distill.batch_size, longest_text + distill.max_new_tokens
     num_rows, length = max(rows.values(), key=math.prod)
     cache = each * num_rows * length * sizes.cached * sizes.num_layers
-    reading = each * num_rows * longest_text * sizes.num_state + 8 * num_rows * sizes.num_head // sizes.width
+    reading = each * num_rows * longest_text * num_state + 8 * num_rows * sizes.num_head // sizes.width
 
     kind = f"{model.quantization} linear layers, the rest " if model.quantization != "none" else ""
     checkpoints = "the layers' inputs and one layer inside" if model.checkpointing == "on" else "all layers"
@@ -168,11 +185,15 @@ def memory(settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: 
             f"{num_rows} rows of {length} tokens: keys and values, one layer inside, logits",
         ),
     ]  # fmt: skip
-    if not is_gpu:
-        parts.append(Part("memory", "libraries", LIBRARIES, "measured with an almost empty model"))
     amount = {part.name: part.num_bytes for part in parts}
-    peak = sum(amount.values()) - min(amount["optimizer"] + amount["states of a step"], amount["generation"])
-    return [*parts, Part("memory", "peak", peak, "the sum, but training and generation alternate")]
+    training, generation = amount["optimizer"] + amount["states of a step"], amount["generation"]
+    if is_gpu:
+        peak = amount["base"] + amount["adapters"] + max(training, generation)
+        return [*parts, Part("memory", "peak", peak, "the sum, but training and generation alternate")]
+    gaps = (HEAP - 1) * (training + generation)
+    parts.append(Part("memory", "gaps", gaps, "of the heap, measured on processors"))
+    parts.append(Part("memory", "libraries", LIBRARIES, "measured"))
+    return [*parts, Part("memory", "peak", sum(part.num_bytes for part in parts), "all of it")]
 
 
 def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:

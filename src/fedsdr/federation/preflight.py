@@ -36,7 +36,7 @@ def check_engine(settings: Settings) -> None:
 
 
 def check_data(settings: Settings) -> dict[str, Domain]:
-    """Read the data, and reject what does not fit them, before the model is loaded, which takes seconds.
+    """Read the data and check the settings against it, before the model is loaded, which takes seconds.
 
     Raises:
         UserError: The data cannot be read or divided, more clients are sampled than exist, or a client in
@@ -55,11 +55,11 @@ def check_fit(settings: Settings, domains: dict[str, Domain]) -> None:
 
     Args:
         settings: Of the run.
-        domains: Of `check_data`.
+        domains: What `check_data` returned.
 
     Raises:
-        UserError: A prompt leaves no room for a response, what is left cannot be divided, all examples of a
-            domain contradict their own ground truth, or the disk has no room for the run.
+        UserError: A prompt leaves no room for a response, the remaining examples cannot be divided, all
+            examples of a domain contradict their own ground truth, or the disk has no room for the run.
     """
     from fedsdr.federation.client_context import data_of
     from fedsdr.federation.disk import check_disk, disk
@@ -109,7 +109,6 @@ def check_deployed(settings: Settings) -> None:
     Raises:
         UserError: The number of clients or the name of the run is missing, clients could compute the noise,
             or the privacy cost exceeds the budget.
-            privacy than the budget has.
     """
     if not settings.federation.num_clients:
         raise UserError(

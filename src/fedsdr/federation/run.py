@@ -320,7 +320,7 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
 def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     """Let one process at a time work in a run's folder; afterwards drop the data from memory.
 
-    Of a run that is refused before it begins, the folder goes again if it was made here.
+    If the run is rejected before it begins, a folder made here is removed again.
 
     Raises:
         UserError: Another process still works there after `patience` seconds, or the folder is a file.
@@ -331,8 +331,7 @@ def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder.path, patience):
-            # Left from files whose writer was killed.
-            for left in folder.path.rglob(".*.aside"):
+            for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
                 if left.is_file():
                     left.unlink()
             yield
@@ -342,5 +341,5 @@ def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
         if made and not folder.config.exists():
             shutil.rmtree(folder.path)
             for path in made[1:]:
-                with suppress(OSError):  # another run is there by now
+                with suppress(OSError):  # another run uses it by now
                     path.rmdir()

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedsdr.config import Run
 from fedsdr.errors import UserError
+from fedsdr.federation.environment import gpus_of_worker
 from fedsdr.federation.local_engine import LocalGrid
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def _start(client_app: ClientApp, resources: Run) -> "RayBackend":
     import ray
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
-    each = {"num_cpus": float(resources.threads), "num_gpus": resources.gpus_per_client}
+    # Ray hides all GPUs from a worker that requests none.
+    each = {"num_cpus": float(resources.threads), "num_gpus": gpus_of_worker(resources)}
     machine: dict[str, Any] = {"address": resources.ray} if resources.ray else {}
     if resources.workers and not resources.ray:
         machine["num_cpus"] = resources.workers * resources.threads
@@ -99,6 +101,6 @@ def _start(client_app: ClientApp, resources: Run) -> "RayBackend":
         ray.shutdown()
         raise UserError(
             f"no worker of run.threads = {resources.threads} and run.gpus_per_client ="
-            f" {resources.gpus_per_client:g} can be started: {error}"
+            f" {each['num_gpus']:g} can be started: {error}"
         ) from None
     return backend

@@ -1,20 +1,21 @@
-"""Secure aggregation: the server learns the sum of the clients' vectors, and no vector of one client.
+"""Secure aggregation: the server learns the sum of the clients' vectors, but no individual vector.
 
-Client k holds x_k in the ring of integers modulo 2^32, a secret seed b_k, and shares a secret s_kj with each
+Client k holds x_k in the ring of integers modulo 2^32, a secret seed b_k, and a secret s_kj shared with each
 other client j. It sends
 
     y_k = x_k + PRG(b_k) + sum over j > k of PRG(s_kj) - sum over j < k of PRG(s_kj)
 
-In the sum over all clients the pairwise masks cancel. The rest is removed by Shamir shares: each client has
-shared b_k and the private key behind its s_kj among all, so that t of them can restore one of the two: b_k of
-a client whose y_k is in the sum, the key of one that was lost. Never both, or the server would know x_k.
-What asks and what answers is in `server.secure` and `client.secure`; here are the functions, without state.
+In the sum over all clients the pairwise masks cancel. The rest is removed through Shamir shares. Each client
+has shared b_k and the private key behind its s_kj among all clients, so that any t of them can reconstruct
+one of the two: b_k for a client whose y_k is in the sum, the key for one that dropped out. Never both, or the
+server would learn x_k. The protocol runs in `server.secure` and `client.secure`; this file has the stateless
+functions.
 
-X25519, HKDF-SHA256, ChaCha20 and ChaCha20-Poly1305 are those of `cryptography`.
+X25519, HKDF-SHA256, ChaCha20 and ChaCha20-Poly1305 come from `cryptography`.
 
-Papers: Bonawitz et al., CCS 2017 (the protocol, against a server that deviates: t > 2 n / 3, and a round in
-which clients sign who is in the sum); Shamir 1979. Differs: training comes before the exchange of keys, so
-that a client can be lost for seconds only, and what clients sign holds the round and the broadcast.
+Papers: Bonawitz et al., CCS 2017 (the protocol, against a malicious server: t > 2 n / 3, and a round in which
+clients sign who is in the sum); Shamir 1979. Differs: training precedes the key exchange, so that a dropout
+can only happen within seconds, and the signature also covers the round and the broadcast.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
-"""Numbers of the ring; sums wrap."""
+"""Ring elements; sums wrap around."""
 Float64 = NDArray[np.float64]
 
 BYTES = 32
@@ -43,21 +44,21 @@ PRIME = 2**521 - 1
 """Order of the field of Shamir's shares, above any secret."""
 SHARE_BYTES = 66
 RANGE = 2**30
-"""Largest absolute value of a sum of encoded vectors, but for their rounding; half of what the ring holds."""
+"""Largest absolute value of a sum of encoded vectors, before rounding; half the range of the ring."""
 LARGEST = 8.0
-"""Largest change of a number of the adapter in a round that can be encoded in a weighted mean."""
+"""Largest change of a parameter in a round that can be encoded in a weighted mean."""
 LEAST_CLIENTS = 3
-"""Of a sum of two each would know the other's part."""
+"""In a sum of two, each client could compute the other's vector."""
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """What a client draws anew for each round."""
+    """The secrets that a client draws for each round."""
 
     mask: bytes
     """X25519 private key of its pairwise masks."""
     seal: bytes
-    """X25519 private key by which shares that are meant for it are encrypted."""
+    """X25519 private key used to encrypt the shares sent to it."""
     seed: bytes
     """b_k."""
 
@@ -73,12 +74,12 @@ def public(private: bytes) -> bytes:
 
 
 def threshold(num: int) -> int:
-    """t: how many of so many clients restore a secret. Two sets of so many share more than a third of all."""
+    """t: number of clients that reconstruct a secret. Two such sets share more than a third of all."""
     return 2 * num // 3 + 1
 
 
 def split(secret: bytes, num: int, least: int) -> list[bytes]:
-    """Shares 1 to `num` of a secret, any `least` of which restore it, and fewer say nothing of it."""
+    """Shares 1 to `num` of a secret; any `least` of them reconstruct it, fewer reveal nothing."""
     coefficients = [int.from_bytes(secret), *(secrets.randbelow(PRIME) for _ in range(least - 1))]
 
     def at(x: int) -> int:
@@ -91,10 +92,10 @@ def split(secret: bytes, num: int, least: int) -> list[bytes]:
 
 
 def join(shares: Mapping[int, bytes]) -> bytes:
-    """The secret of these shares, by their numbers; garbage of wrong ones.
+    """The secret reconstructed from these shares, by their numbers; garbage if shares are wrong.
 
     Raises:
-        ValueError: They belong to no secret of 32 bytes.
+        ValueError: They do not encode a secret of 32 bytes.
     """
     total = 0
     for x, share in shares.items():
@@ -109,21 +110,21 @@ def join(shares: Mapping[int, bytes]) -> bytes:
 
 
 def seal(private: bytes, peer: bytes, about: bytes, text: bytes) -> bytes:
-    """Encrypt a text for the client with public key `peer`. A key, pair and direction seal one text only."""
+    """Encrypt a text for the client with public key `peer`. A key, pair and direction are used once only."""
     return ChaCha20Poly1305(_agree(private, peer, b"seal" + about)).encrypt(bytes(12), text, None)
 
 
 def unseal(private: bytes, peer: bytes, about: bytes, sealed: bytes) -> bytes:
-    """Undo `seal` by the client with public key `peer`.
+    """Decrypt a text from `seal` by the client with public key `peer`.
 
     Raises:
-        cryptography.exceptions.InvalidTag: Another key, direction or round, or a changed text.
+        cryptography.exceptions.InvalidTag: Wrong key, direction or round, or a modified text.
     """
     return ChaCha20Poly1305(_agree(private, peer, b"seal" + about)).decrypt(bytes(12), sealed, None)
 
 
 def expand(key: bytes, size: int) -> Words:
-    """PRG(key): so many uniform numbers of the ring (size,)."""
+    """PRG(key): uniform ring elements (size,)."""
     stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
     return np.frombuffer(stream.update(bytes(4 * size)), "<u4")
 
@@ -132,11 +133,11 @@ def add_pairwise(total: Words, name: str, private: bytes, peers: Mapping[str, by
     """Add to `total` (size,) the masks that client `name` shares with others.
 
     Args:
-        total: Changed in place.
-        name: Of the client.
-        private: Its key of masks.
-        peers: Public keys of masks of the others, by name.
-        about: What the round is about; another one gives other masks.
+        total: Modified in place.
+        name: Name of the client.
+        private: Its private mask key.
+        peers: Public mask keys of the other clients, by name.
+        about: Identifies the round; another value gives other masks.
     """
     for peer, key in peers.items():
         mask = expand(_agree(private, key, b"mask" + about), total.size)
@@ -147,22 +148,22 @@ def add_pairwise(total: Words, name: str, private: bytes, peers: Mapping[str, by
 
 
 def masked(values: Words, name: str, own: Secrets, peers: Mapping[str, bytes], about: bytes) -> Words:
-    """y_k (size,), of x_k and the public keys of the other clients; see the module."""
+    """y_k (size,), from x_k and the public keys of the other clients; see the module docstring."""
     total = values + expand(own.seed, values.size)
     add_pairwise(total, name, own.mask, peers, about)
     return total
 
 
 def encode(change: Float64, weight: float, bound: float) -> Words:
-    """Round a vector (size,), times its weight, to steps of bound / 2^30, as numbers of the ring."""
+    """Round a vector (size,) times its weight to multiples of bound / 2^30, as ring elements."""
     return np.rint(change * (weight * RANGE / bound)).astype(np.int64).astype(np.uint32)
 
 
 def decode(total: Words, bound: float, num: int) -> Float64:
-    """The sum of so many encoded vectors (size,).
+    """The sum of `num` encoded vectors (size,).
 
     Raises:
-        ValueError: It is beyond what they can add up to, as where one was no change, or a share was wrong.
+        ValueError: It exceeds the possible range, because a vector was invalid or a share was wrong.
     """
     steps = total.astype(np.int32).astype(np.float64)
     if np.abs(steps).max(initial=0) > RANGE + num:

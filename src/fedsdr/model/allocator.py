@@ -22,7 +22,7 @@ def keep_pages() -> bool:
 
 
 def forget_peak() -> bool:
-    """Hand unused pages back and count the peak of memory (`ru_maxrss`) from now on; False where none can."""
+    """Return unused pages and reset the peak memory (`ru_maxrss`); False if the system cannot."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

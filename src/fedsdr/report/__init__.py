@@ -1,1 +1,1 @@
-"""8. Tables and one self-contained page, made from the records in a run's folder and nothing else."""
+"""8. Tables and one self-contained page, made only from the records in a run's folder."""

@@ -1,4 +1,4 @@
-"""How alike the clients' data are: figures and sheets of likeness, of loss transfer, and of maps."""
+"""How similar the clients' data are: figures and sheets of similarity, loss transfer, and maps."""
 
 from collections.abc import Sequence
 
@@ -34,15 +34,15 @@ LIKENESS = {
         "As above, with norms of expected gradients; may leave -1 to 1. Higher is more alike.",
     ),
 }
-"""Measure -> what it is, and how to read it."""
+"""Measure -> its title, and how to read it."""
 
 
 def likeness_blocks(name: str, record: Event) -> list[Block]:
     """Means of each measure with intervals, then each measure's pairs of clients as heat maps.
 
     Args:
-        name: Of the measurement; names the CSV file.
-        record: With records of measure, view, a, b, value, low and high.
+        name: Name of the measurement and of the CSV file.
+        record: Has records with measure, view, a, b, value, low and high.
     """
     by_measure = grouped((one["measure"], one) for one in record["records"])
     figures = [likeness_figure(measure, found) for measure, found in by_measure.items()]
@@ -131,7 +131,7 @@ def transfer_figure(on: str, records: Sequence[Event]) -> Figure:
 
 
 def transfer_sheet(records: Sequence[Event]) -> Sheet:
-    """What learning the other clients' data does to the loss of each client, mean over the others."""
+    """Effect of training on the other clients' data on the loss of each client, mean over the others."""
     others = [record for record in records if record["trained_on"] == "others"]
     found = {(r["tested_on"], r["on"], r["view"]): r for r in others}
     places = dict.fromkeys((record["tested_on"], record["on"]) for record in others)
@@ -171,7 +171,7 @@ def map_blocks(name: str, record: Event) -> list[Block]:
 
 
 def symmetric(records: Sequence[Event], value: str, **where: object) -> Matrix:
-    """Matrix of pairs (a, b), the same both ways, of the records that have the given values."""
+    """Symmetric matrix of pairs (a, b), from the records with the given values."""
     found = [r for r in records if all(r[key] == wanted for key, wanted in where.items())]
     return {
         place: record[value]
@@ -181,5 +181,5 @@ def symmetric(records: Sequence[Event], value: str, **where: object) -> Matrix:
 
 
 def without_numbers(num: int) -> str:
-    """Note of a figure whose matrices, of so many clients, have no room for numbers or for all."""
+    """Note for a figure whose matrices have too many clients for numbers, or for all rows."""
     return limited(num) or " The CSV file has the numbers." * (num > MOST_NUMBERS)

@@ -1,4 +1,4 @@
-"""What models say: figures and sheets of the rewrite paradox as checked, of benchmarks, and of win rates."""
+"""Model outputs: figures and sheets of the rewrite paradox as checked, benchmarks, and win rates."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ OF = {
         "personalised answer": Series("personalised model's answer", "s-personalised"),
     },
 }
-"""Figure -> the texts that it compares, as `of` names them."""
+"""Figure -> the texts that it compares, by their label `of`."""
 KINDS = {
     "omission": ("omission, share", 2),
     "unsupported": ("unsupported, share", 2),
@@ -31,13 +31,13 @@ KINDS = {
     "redundancy": ("repeated 3-grams, share", 2),
     "words": ("words", 1),
 }
-"""Kind -> its name, and decimals."""
+"""Kind -> its label, and decimals."""
 MODELS = {model: Series(model, f"s-{model}") for model in ("base", "global", "personalised")}
 PAIRS = ("s-global", "s-personalised", "s-new", "s-taught")
 
 
 def paradox_blocks(name: str, record: Event) -> list[Block]:
-    """Omission, unsupported statements and padding as checkers count them, and texts to read."""
+    """Omission, unsupported statements and padding as counted by checkers, and texts to read."""
     records = record["records"]
     figures = [checks_figure(f"{name}-{number}", title, series, records)
                for number, (title, series) in enumerate(OF.items(), start=1)]  # fmt: skip
@@ -56,7 +56,7 @@ def paradox_blocks(name: str, record: Event) -> list[Block]:
 def checks_figure(
     key: str, title: str, series: Mapping[str, Series], records: Sequence[Event]
 ) -> Figure | None:
-    """Bars by domain of every kind, for each checker; None where none of these texts was checked."""
+    """Bars by domain of every kind, for each checker; None if none of these texts was checked."""
     texts = [record for record in records if record["of"] in series and record["kind"] in KINDS]
     found = [record for record in texts if record["value"] is not None]
     panels = []
@@ -113,7 +113,7 @@ def benchmark_blocks(name: str, record: Event) -> list[Block]:
 
 
 def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
-    """Bars of every task, a panel for each metric; subjects of a task are in the sheet's records alone."""
+    """Bars of every task, a panel for each metric; subjects of a task are only in the sheet's records."""
     whole = [record for record in records if not record.get("subject")]
     chance = {r["task"]: ("chance", r["chance"]) for r in whole if r["chance"] is not None}
     panels = []
@@ -136,7 +136,7 @@ def benchmark_figure(name: str, records: Sequence[Event]) -> Figure:
 
 
 def benchmark_sheet(records: Sequence[Event]) -> Sheet:
-    """Task and metric by model; subjects are in the records alone."""
+    """Task and metric by model; subjects are only in the records."""
     models = list(dict.fromkeys(record["model"] for record in records))
     whole = [record for record in records if not record.get("subject")]
     cells = {(r["task"], r["metric"], r["model"]): r for r in whole}
@@ -161,7 +161,7 @@ def benchmark_sheet(records: Sequence[Event]) -> Sheet:
 
 
 def retention_blocks(name: str, record: Event) -> list[Block]:
-    """Tasks of the base, and by how much the global model differs."""
+    """Retention by task: the base's values, and the global model's differences."""
     records = record["records"]
     rows = tuple(
         (
@@ -207,7 +207,7 @@ def win_rate_blocks(name: str, record: Event) -> list[Block]:
 
 
 def win_rate_sheet(records: Sequence[Event]) -> Sheet:
-    """Wins, ties and losses, and how far the judge can be trusted."""
+    """Wins, ties and losses, and the judge's reliability."""
     counts = ("num", "wins", "ties", "losses", "num_unreadable")
     return Sheet(
         "Win rates by a judge, with 95 % interval",
@@ -242,7 +242,7 @@ def _bar(record: Event, key: str) -> Value | None:
 def _with_error(record: Event | None) -> str:
     if record is None or record["stderr"] is None:
         return number(record["value"] if record else None, 2)
-    if not record["stderr"]:  # all or none are right, which does not make the share exact
+    if not record["stderr"]:  # if all or none are right, the share is still uncertain
         low, high = wilson(record["value"], record["num"])
         return f"{record['value']:.2f} [{low:.2f}, {high:.2f}]"
     return f"{record['value']:.2f} ± {record['stderr']:.2f}"

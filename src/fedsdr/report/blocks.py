@@ -1,4 +1,4 @@
-"""What the tabs of a page hold. `blocks.html` shows them in the given order."""
+"""The contents of a page's tabs. `blocks.html` renders them in the given order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Folded:
-    """A long table that is shown when asked for."""
+    """A long table, folded by default."""
 
     key: str
     title: str
@@ -42,7 +42,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class Words:
-    """A text, and whether it is right; None where that is not judged."""
+    """A text, and whether it is right; None if that is not judged."""
 
     of: str
     text: str
@@ -58,7 +58,7 @@ class Example:
     input: str
     texts: Sequence[Words]
     why: str = ""
-    """What is to be seen in it."""
+    """Remark on the example."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Tab:
     key: str
     """Names its ids."""
     name: str
-    """What the tab is called."""
+    """Title of the tab."""
     title: str
     """Its heading."""
     blocks: Sequence[Block]

@@ -1,4 +1,4 @@
-"""Whether the clients' updates agree, and what aggregation leaves of their gains: figures and sheets."""
+"""Whether the clients' updates agree, and how much of their gains survives aggregation, as figures."""
 
 import math
 import re
@@ -97,7 +97,7 @@ def pair_figure(name: str, pairs: Sequence[Event], server_round: int) -> Figure:
 
 
 def survival_blocks(name: str, record: Event) -> list[Block]:
-    """The share of each client's own gain that is left: a matrix and losses over rounds, the last round."""
+    """The surviving share of each client's own gain: a matrix, losses over rounds, and the last round."""
     records = record["records"]
     return [
         kept_figure(name, records),
@@ -107,7 +107,7 @@ def survival_blocks(name: str, record: Event) -> list[Block]:
 
 
 def kept_figure(name: str, records: Sequence[Event]) -> Figure:
-    """Share of the own gain that is left after aggregation, clients over rounds."""
+    """Share of the own gain that survives aggregation, clients by rounds."""
     clients = list(dict.fromkeys(record["client"] for record in records))
     rounds = _columns(records)
     matrix = {(record["client"], str(record["round"])): record["kept"] for record in records}
@@ -156,14 +156,14 @@ def survival_sheet(records: Sequence[Event]) -> Sheet:
 
 
 def _columns(records: Sequence[Event]) -> list[str]:
-    """The rounds; of more than can be drawn, evenly many with the last."""
+    """The rounds; if there are too many to draw, evenly spaced ones including the last."""
     rounds = sorted({record["round"] for record in records})
     every = math.ceil(len(rounds) / MOST_ROWS)
     return [str(number) for number in rounds[::-1][::every][::-1]]
 
 
 def _label(layer: str, is_grouped: bool) -> str:
-    """Block and projection of a layer, or its block alone; its path where that has no number of a block."""
+    """Block and projection of a layer, or only its block; its path if that has no block number."""
     found = re.search(r"\.(\d+)\.(?:.*\.)?(\w+)$", layer)
     if not found:
         return layer
@@ -171,14 +171,14 @@ def _label(layer: str, is_grouped: bool) -> str:
 
 
 def arms_sheet(runs: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) -> Sheet:
-    """How far the clients' updates agree, and what aggregation leaves of their gains, by arm of a grid.
+    """Agreement of the clients' updates, and survival of their gains in aggregation, by arm of a grid.
 
     Args:
         runs: Arm, and records of `consistency` and of `survival`, of each run that has them.
 
     Returns:
         Means over runs. Gains are in nats per response token of the clients' own test examples, means over
-        rounds and clients; kept is the share of the summed own gains that is left, where that sum is above 0.
+        rounds and clients; kept is the surviving share of the summed own gains, if that sum is above 0.
     """
     by_arm = grouped((arm, _summary(updates, survival)) for arm, updates, survival in runs)
     records: list[Event] = [

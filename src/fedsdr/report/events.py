@@ -1,6 +1,6 @@
-"""Tables of what happened in a run: rewriting, training, costs, dropped replies.
+"""Tables of a run's events: rewriting, training, costs, dropped replies.
 
-In: the events of metrics.jsonl. Out: records and `Sheet`s, as in `sheets`.
+Input: the events of metrics.jsonl. Output: records and `Sheet`s, as in `sheets`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,22 +10,21 @@ from fedsdr.report.sheets import NONE, Sheet, grouped, number
 from fedsdr.storage import Event
 
 TEXTS = ("true response", "rewriting", "as taught")
-"""The rewriting is what the first prompt gave; what is taught is that, or what it fell back to."""
+"""The rewriting is the answer to the first prompt; the text as taught is the result after fall-back."""
 TRUE = ("omission_rate", "words", "filler_rate", "redundancy")
-"""What is counted of the true response too."""
+"""Counts that also exist for the true response."""
 ALL = "all clients"
 WORK = ("prepare", "train", "evaluate")
 SENT = ("num_bytes_up", "num_bytes_down")
 Classes = Mapping[str, Sequence[str]]
-"""Domain -> its labels in the order by which counts name them; only where the data are at hand."""
+"""Domain -> its labels, indexed as in the counts; only where the data are available."""
 
 
 def paradox_records(events: Sequence[Event]) -> list[Event]:
     """Counts of the rewrite paradox: one record for each client and text, then for all clients.
 
-    The omission rate of the true responses is the check's false-positive rate. It is None where no example
-    is checkable; nothing in a true response is unsupported by definition. All clients: pooled over
-    examples.
+    The omission rate of the true responses is the check's false-positive rate. It is None if no example is
+    checkable; by definition a true response contains nothing unsupported. All clients: pooled over examples.
     """
     records = []
     for event in _rewritten(events):
@@ -41,7 +40,7 @@ def paradox_records(events: Sequence[Event]) -> list[Event]:
             if not values["num_checkable"]:
                 values["omission_rate"] = None
             values = {name: value for name, value in values.items() if not name.endswith("_true")}
-            if not values["num_examples"]:  # none was short enough to be shown
+            if not values["num_examples"]:  # no example was short enough for the teacher
                 values = {name: value if name.startswith("num_") else None for name, value in values.items()}
             records.append({"client": event["client"], "text": text, **values})
     if len(records) > len(TEXTS):
@@ -55,7 +54,7 @@ def paradox_records(events: Sequence[Event]) -> list[Event]:
 
 
 def paradox_sheet(events: Sequence[Event]) -> Sheet:
-    """What rewriting changes, by client: omissions, unsupported statements, length, padding."""
+    """Effects of rewriting, by client: omissions, unsupported statements, length, padding."""
     records = paradox_records(events)
     names = ("omission_rate", "unsupported_rate", "words", "length_ratio", "filler_rate", "redundancy")
     digits = (2, 2, 1, 2, 2, 2)
@@ -83,7 +82,7 @@ def paradox_sheet(events: Sequence[Event]) -> Sheet:
 
 
 def fallback_sheet(events: Sequence[Event]) -> Sheet:
-    """How many rewritings fell back to the true response, why, and which prompts were used, by client."""
+    """Numbers of rewritings that fell back to the true response, reasons, and used prompts, by client."""
     records = []
     for event in _rewritten(events):
         counts: dict[str, dict[str, int]] = {"fallback": {}, "prompt": {}}
@@ -122,7 +121,7 @@ def train_records(events: Sequence[Event]) -> list[Event]:
 
 
 def cost_records(events: Sequence[Event]) -> list[Event]:
-    """One record for each client, round and piece of work: seconds, array bytes, steps, tokens."""
+    """One record for each client, round and kind of work: seconds, array bytes, steps, tokens."""
     down = {event["round"]: event["num_bytes_down"] for event in events if event["event"] == "round"}
     records: list[Event] = []
     for event in (event for event in events if event["event"] in WORK):
@@ -133,13 +132,13 @@ def cost_records(events: Sequence[Event]) -> list[Event]:
             records[-1] |= {f"num_steps_{name}": values["num_steps"] for name, values in stages.items()}
             records[-1]["num_tokens"] = sum(values["num_tokens"] for values in stages.values())
             records[-1]["num_bytes_up"] = event["num_bytes_up"]
-            # The log has it once the round is complete.
+            # Logged only when the round is complete.
             records[-1]["num_bytes_down"] = down.get(event["round"], 0)
     return records
 
 
 def kept_sheet(events: Sequence[Event], classes: Classes) -> Sheet:
-    """Of how many examples of each label the rewriting is taught, by client; no rows without classes."""
+    """Examples of each label whose rewriting is used, by client; no rows without classes."""
     records: list[Event] = [
         {"client": event["client"], "domain": domain, "label": class_name(classes, domain, label)}
         | {"num_examples": num, "num_taught": kept}
@@ -162,7 +161,7 @@ def kept_sheet(events: Sequence[Event], classes: Classes) -> Sheet:
 
 
 def kept_by_label(event: Event) -> dict[str, dict[str, tuple[int, int]]]:
-    """Of a `prepare` event: domain -> place of the label -> examples, and those whose rewriting is taught."""
+    """From a `prepare` event: domain -> index of the label -> examples, and those with a used rewriting."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for key, num in event.items():
         if key.startswith(f"distill/{LABEL_CHANGES}/") and "/num_examples-" in key:
@@ -173,7 +172,7 @@ def kept_by_label(event: Event) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def class_name(classes: Classes, domain: str, label: str) -> str:
-    """The label at a place among the domain's sorted choices; its number where they are not known here."""
+    """The label at an index of the domain's sorted choices; its number if they are unknown here."""
     return repr(classes[domain][int(label)]) if domain in classes else f"label {int(label) + 1}"
 
 
@@ -229,7 +228,7 @@ def cost_sheet(events: Sequence[Event]) -> Sheet:
 
 
 def dropped_sheet(events: Sequence[Event]) -> Sheet:
-    """Replies that validation refused, and why."""
+    """Replies that validation rejected, with reasons."""
     names = ("round", "client", "reason")
     records = [{name: event[name] for name in names} for event in events if event["event"] == "dropped"]
     rows = tuple(tuple(map(str, record.values())) for record in records)
@@ -237,7 +236,7 @@ def dropped_sheet(events: Sequence[Event]) -> Sheet:
 
 
 def privacy_sheet(events: Sequence[Event]) -> Sheet:
-    """Epsilon after each round, of the client that was sampled most often."""
+    """Epsilon after each round, for the client sampled most often."""
     names = ("round", "epsilon", "delta")
     records = [{name: event[name] for name in names} for event in events if "epsilon" in event]
     rows = tuple((str(r["round"]), f"{r['epsilon']:.3g}", f"{r['delta']:g}") for r in records)
@@ -245,7 +244,7 @@ def privacy_sheet(events: Sequence[Event]) -> Sheet:
 
 
 def data_size(num_bytes: float) -> str:
-    """Write a number of bytes with a decimal unit, such as 65.5 kB."""
+    """Format a number of bytes with a decimal unit, such as 65.5 kB."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while num_bytes >= 1000:
         num_bytes /= 1000
@@ -259,7 +258,7 @@ def _rewritten(events: Sequence[Event]) -> list[Event]:
 
 
 def _stages(event: Event) -> dict[str, dict[str, float]]:
-    """The numbers of each stage of a local update, by the adapter that learnt."""
+    """The numbers of each stage of a local update, by the trained adapter."""
     stages: dict[str, dict[str, float]] = {}
     for key in (key for key in event if key.startswith("train/")):
         _, adapter, name = key.split("/")
@@ -268,7 +267,7 @@ def _stages(event: Event) -> dict[str, dict[str, float]]:
 
 
 def _pool(records: Sequence[Event]) -> Event:
-    """Pool the counts of several clients, each weighted by what it was counted over."""
+    """Pool the counts of several clients, each weighted by its own count."""
     pooled: Event = {name: sum(r[name] for r in records) for name in ("num_examples", "num_checkable")}
     for name in ("omission_rate", "unsupported_rate", "words", "filler_rate", "redundancy"):
         weight = "num_checkable" if name == "omission_rate" else "num_examples"

@@ -1,4 +1,4 @@
-"""What a page says of a run before its numbers: what was run, on what, at which cost, and how far it is."""
+"""Facts about a run at the top of its page: method, model, data, cost, and progress."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from fedsdr.storage import Event
 
 
 def model_fact(model: Model, environment: Mapping[str, Any]) -> tuple[str, str]:
-    """Which base model was used."""
+    """The base model."""
     quantised = f", loaded in {model.quantization}" if model.quantization != "none" else ""
     return "Model", f"{model.name}, computed in {model.dtype}{quantised}; {environment['model']['origin']}"
 
 
 def data_fact(environment: Mapping[str, Any], more: str = "") -> tuple[str, str]:
-    """Which data were used, and how many examples."""
+    """The data, and the number of examples."""
     data = environment["data"]
     num_train, num_test = (sum(data[key].values()) for key in ("num_train", "num_test"))
     return "Data", f"{data['origin']}; {num_train:,} training and {num_test:,} test examples{more}"
 
 
 def status(num_rounds: int, events: Sequence[Event], after: int, refresh: int) -> str:
-    """Empty for a finished run."""
+    """Progress of an unfinished run; empty for a finished one."""
     if after == num_rounds:
         return ""
     done = max((event["round"] for event in events if event["event"] == "round"), default=0)
@@ -37,7 +37,7 @@ def status(num_rounds: int, events: Sequence[Event], after: int, refresh: int) -
 
 
 def run_facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was run, as terms and descriptions."""
+    """The setup of the run, as terms and descriptions."""
     method, client, server = METHODS[settings.method], settings.client, settings.server
     clients = list(environment["data"]["num_train"])
     sampled = f"; {server.clients_per_round} sampled each round" if server.clients_per_round else ""
@@ -61,7 +61,7 @@ def run_facts(settings: Settings, environment: Mapping[str, Any]) -> list[tuple[
 
 
 def privacy_facts(privacy: Privacy, events: Sequence[Event]) -> list[tuple[str, str]]:
-    """How updates were hidden, and the privacy spent; nothing where neither was."""
+    """Protection of the updates, and the spent privacy budget; empty without either."""
     summed = [
         ("Secure aggregation", "the server saw the sum of a round's changes, and no change of one client")
     ]
@@ -84,7 +84,7 @@ def privacy_facts(privacy: Privacy, events: Sequence[Event]) -> list[tuple[str, 
 
 
 def cost_facts(events: Sequence[Event]) -> list[tuple[str, str]]:
-    """What the run took so far, as far as it is known."""
+    """The cost of the run so far, as far as it is known."""
     total = total_costs(cost_records(events))
     seconds = sum(total[work] for work in WORK)
     if not seconds:

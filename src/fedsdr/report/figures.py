@@ -1,6 +1,6 @@
-"""Which plots the page has: the figures, each made from records of `sheets` and `events`.
+"""The figures of the page, each made from records of `sheets` and `events`.
 
-`plots` lays them out, `plots.html` draws them.
+`plots` computes their layout, `plots.html` draws them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class Figure:
     """Panels of one kind under one caption."""
 
     key: str
-    """Names the figure's ids and its CSV file."""
+    """Used for the figure's ids and its CSV file."""
     caption: str
     note: str
     legend: tuple[Series, ...]
@@ -43,12 +43,12 @@ class Figure:
 
     @property
     def kind(self) -> str:
-        """How its panels are drawn: lines, bars, heat or scatter."""
+        """Type of its panels: lines, bars, heat or scatter."""
         return self.panels[0].kind
 
 
 def score_figure(records: Sequence[Event]) -> Figure | None:
-    """Scores as bars with intervals; None where nothing was scored."""
+    """Scores as bars with intervals; None if nothing was scored."""
     found = {(r["domain"], r["model"]): r for r in records if r["score"] is not None}
     if not found:
         return None
@@ -69,11 +69,11 @@ def score_figure(records: Sequence[Event]) -> Figure | None:
 
 
 def training_figure(records: Sequence[Event], adapters: Mapping[str, str]) -> Figure | None:
-    """Training loss over rounds: the mean of the clients, then each client.
+    """Training loss over rounds: the mean over clients, then each client.
 
     Args:
-        records: As `events.train_records`.
-        adapters: What was trained, by the name in the log -> its description.
+        records: From `events.train_records`.
+        adapters: Trained adapters, by the name in the log -> description.
     """
     if not records:
         return None
@@ -125,7 +125,7 @@ def held_out_figure(tables: Mapping[int, Scores]) -> Figure | None:
 
 
 def paradox_figure(records: Sequence[Event]) -> Figure | None:
-    """Bars of what rewriting changes, by client."""
+    """Bars of the effects of rewriting, by client."""
     if not records:
         return None
     series = {
@@ -139,7 +139,7 @@ def paradox_figure(records: Sequence[Event]) -> Figure | None:
         ("fillers per 100 words", "filler_rate", None),
         ("repeats: share of 3-grams", "redundancy", None),
     ):
-        # A rate is of two texts, the others are of three.
+        # Rates exist for two texts, the others for three.
         found = [r for r in records if not (weight and r["text"] == TEXTS[0])]
         groups = bar_groups((r["client"], series[r["text"]], _value(r, name, weight)) for r in found)
         panels.append(bar_panel(title, groups, high=1.0 if weight else None))
@@ -155,7 +155,7 @@ def paradox_figure(records: Sequence[Event]) -> Figure | None:
 
 
 def comparison_figure(records: Sequence[Event], key: str) -> Figure:
-    """Bars of scores and losses of the arms of a grid, with the uncertainty of the seeds."""
+    """Bars of scores and losses of the arms of a grid, with their uncertainty over seeds."""
     models = dict.fromkeys(record["model"] for record in records)
     series = {model: Series(model if model in MODELS else "base", _style(model)) for model in models}
     titles = {
@@ -184,7 +184,7 @@ def forest_figure(records: Sequence[Event], key: str) -> Figure:
 
     Args:
         records: With arm, model, title, difference, low, high and sign ("better", "worse" or "undecided").
-        key: Of the figure.
+        key: Key of the figure.
     """
     series = {sign: Series(sign, f"s-{sign}") for sign in ("better", "worse", "undecided")}
     bars = grouped(
@@ -221,17 +221,17 @@ def _with_ends(record: Event) -> Value:
 
 
 def line_panels(panels: Lines) -> tuple[LinePanel, ...]:
-    """One panel for each title; of many, the first."""
+    """One panel per title; if there are too many, only the first."""
     return tuple(line_panel(title, lines) for title, lines in list(panels.items())[:MOST_PANELS])
 
 
 def limited(num: int) -> str:
-    """Note of a figure that does not draw all its panels."""
+    """Note for a figure that does not draw all its panels."""
     return f" The page draws {MOST_PANELS} of {num}; the CSV file has all." if num > MOST_PANELS else ""
 
 
 def _value(record: Event, name: str, weight: str | None) -> Value | None:
-    """A number, with Wilson's interval where it is a share of a count."""
+    """A number, with Wilson's interval if it is a share of a count."""
     if (value := record[name]) is None:
         return None
     return value, wilson(value, record[weight]) if weight else None

@@ -40,7 +40,7 @@ def frontier_blocks(name: str, record: Event) -> list[Block]:
 
 
 def at_which_cost(measurements: Mapping[str, Event], server_round: int) -> list[str]:
-    """Say at which cost each model gained, after a round; nothing where that was not measured."""
+    """State each model's gain and cost after a round; nothing if they were not measured."""
     return [
         f"At lambda = 1 the {r['model']} model gains {number(r['gain'], 3)} nats of loss at a"
         f" distance of {number(r['cost'], 4)} nats per token from the base."
@@ -54,7 +54,7 @@ def frontier_svg(points: Sequence[Event], controls: Mapping[str, str]) -> str:
 
     Args:
         points: Means over seeds, with arm, model, round, scale, cost, gain, low and high.
-        controls: Model -> arm that is its control; a panel for each that has points.
+        controls: Model -> its control arm; there is a panel for each model with points.
     """
     arms = dict.fromkeys([*controls.values(), *(p["arm"] for p in points)])
     colours = {arm: COLOURS[place % len(COLOURS)] for place, arm in enumerate(arms)}

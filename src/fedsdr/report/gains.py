@@ -1,7 +1,7 @@
-"""Did it help? What a run's models gained over the base: records, a table, and one sentence for the head.
+"""Did it help? Gains of a run's models over the base: records, a table, and a sentence for the page's head.
 
-In: pooled scores, and the answers of the models where they are at hand. A sign leads each difference that has
-an interval: ✓ better, ✗ worse, ? undecided; the page and the terminal colour it.
+Input: pooled scores, and the answers of the models where available. A sign precedes each difference with an
+interval: ✓ better, ✗ worse, ? undecided; the page and the terminal colour it.
 """
 
 import math
@@ -21,14 +21,14 @@ from fedsdr.storage import Event, read_lines
 
 BETTER, WORSE, UNDECIDED = "✓", "✗", "?"
 MOST_SAMPLES = 2
-"""Prompts of each domain that the page shows."""
+"""Number of prompts of each domain shown on the page."""
 WHOSE = {"global": "The global model's", "personalised": "The personalised models'"}
 Answers = Mapping[str, Sequence[Event]]
 """Model -> one record for each test prompt, in one order for all models."""
 
 
 def read_answers(run: RunFolder, server_round: int) -> Answers:
-    """Answers after a round, of the clients on this machine that have those of every model: they pair."""
+    """Answers after a round, of the clients on this machine with answers of every model: they pair."""
     found: dict[str, list[Event]] = {}
     folders = [client.final_answers(server_round) for client in run.client_folders()]
     models = [model for model in MODELS if any(paths[model].exists() for paths in folders)]
@@ -43,13 +43,13 @@ def gain_records(base: Scores, final: Scores, answers: Answers) -> list[Event]:
     """Difference of each model to the base by domain and mean, in the share of right answers and in loss.
 
     Args:
-        base: Numbers of the base model.
-        final: Numbers after the round that is shown.
-        answers: Pair the answers, which narrows the intervals; {} where they are at the clients.
+        base: Scores of the base model.
+        final: Scores after the shown round.
+        answers: Pairs the answers, which narrows the intervals; {} if they are at the clients.
 
     Returns:
         {"domain", "model", "metric", "base", "value", "difference", "low", "high", "num"} each. The interval
-        of a domain's score is Newcombe's; that of its loss, where the answers are at hand, is by half samples
+        of a score of a domain is Newcombe's; that of a loss, if the answers are available, is by half samples
         of the examples; that of a mean is `mean_interval`.
     """
     records: list[Event] = []
@@ -100,14 +100,14 @@ def gain_sheet(records: Sequence[Event]) -> Sheet:
         tuple(records),
         num_summary=sum(domain == "mean" for domain in domains),
         note="Right answers: difference of shares, with a 95 % interval over test examples, paired by prompt"
-        f" where the answers are at hand; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
+        f" where the answers are available; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
         " Loss: on true responses, nats per token, with an interval over test examples where their losses are"
-        " at hand; lower is better.",
+        " available; lower is better.",
     )
 
 
 def did_it_help(records: Sequence[Event], events: Sequence[Event]) -> list[str]:
-    """Say in one sentence for each model what the run gained; nothing where nothing was compared."""
+    """Summarise the run's gain in one sentence per model; empty if nothing was compared."""
     means = {(r["model"], r["metric"]): r for r in records if r["domain"] == "mean"}
     sentences = []
     for model, whose in WHOSE.items():
@@ -146,13 +146,13 @@ def sample_blocks(answers: Answers) -> list[Block]:
             texts.append(Words("true response", first["output"]))
             examples.append(Example(first["domain"], first["instruction"], first["input"], texts))
     if not examples:
-        return [Text("No answers are at hand: they are at the clients, or nothing was evaluated yet.")]
+        return [Text("No answers available: they are at the clients, or nothing was evaluated yet.")]
     examples.sort(key=lambda one: one.domain)
     return [Examples(f"The first {MOST_SAMPLES} test prompts of each domain", examples)]
 
 
 def sign_of(low: float | None, high: float | None, is_lower_better: bool = False) -> str:
-    """✓, ✗ or ? of a difference by its interval; "" where there is none."""
+    """✓, ✗ or ? for a difference, by its interval; "" without one."""
     if low is None or high is None:
         return ""
     if low <= 0 <= high:
@@ -173,7 +173,7 @@ def _difference(record: Event | None) -> str:
 
 
 def _correlation(answers: Answers, domain: str, model: str) -> float:
-    """Correlation of being right on the same prompts between the base and a model; 0 without answers."""
+    """Correlation of correctness on the same prompts between the base and a model; 0 without answers."""
     both = zip(answers.get("base", ()), answers.get(model, ()), strict=False)
     pairs = [
         (a["right"], b["right"])
@@ -188,7 +188,7 @@ def _loss_interval(
 ) -> tuple[float, float] | None:
     """Interval of a difference in loss, from the losses of both models on the same test examples.
 
-    None where some examples that count are not at hand.
+    None if the losses of some counted examples are missing.
     """
     both = zip(answers.get("base", ()), answers.get(model, ()), strict=False)
     pairs = [

@@ -1,7 +1,7 @@
-"""Geometry of the plots over two names or two places: heat maps of matrices, and scatter plots.
+"""Layout of two-dimensional plots: heat maps of matrices, and scatter plots.
 
-`plots.html` draws them. Colours are steps of a ramp, which page.css mixes so that numbers stay readable on
-them in both themes and on paper.
+`plots.html` draws them. Colours are steps of a ramp, which page.css mixes so that numbers on them stay
+readable in both themes and on paper.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from fedsdr.report.plots import WIDTH, Panel, Scale, Series, Tick, shortened
 STEPS = 10
 """Steps of a ramp from no colour to full colour."""
 MOST_NUMBERS = 10
-"""Matrices with more rows or columns have no numbers in their cells."""
+"""Matrices with more rows or columns than this have no numbers in their cells."""
 MOST_ROWS = 40
-"""More rows or columns are not drawn; the CSV file has all."""
+"""Maximum number of rows or columns drawn; the CSV file has all."""
 MOST_HINTS = 400
-"""Cells of larger matrices have no text for a pointer, to keep the page small."""
-LETTER = 6.5  # width of a letter of a label
-DIGIT, SMALL_DIGIT = 6.3, 5.4  # and of a number's
+"""Cells of larger matrices have no tooltip, to keep the page small."""
+LETTER = 6.5  # width of a letter in a label
+DIGIT, SMALL_DIGIT = 6.3, 5.4  # and in a number
 Matrix = Mapping[tuple[str, str], float | None]
-"""(row, column) -> value; None or no entry where there is none."""
+"""(row, column) -> value; None or no entry if missing."""
 
 MARKS = {
     "●": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
@@ -34,21 +34,21 @@ MARKS = {
     "▼": "m0 3.6l3.4-6h-6.8z",
     "✚": "m-1.2-3.6h2.4v2.4h2.4v2.4h-2.4v2.4h-2.4v-2.4h-2.4v-2.4h2.4z",
 }
-"""Sign of a series in the legend -> the same as a path from its middle: the colour is not needed."""
+"""Mark of a series in the legend -> the same mark as a path, so that colour is not needed."""
 NUM_COLOURS = 10
 SCATTER_HEIGHT = 300
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """Colours of values from `low` to `high`, or of two sides about 0 where `low` is negative."""
+    """Colours of values from `low` to `high`, or two-sided around 0 if `low` is negative."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, values: Iterable[float | None], is_change: bool = False) -> Ramp:
-        """Ramp that holds all values: two-sided for changes and where one is negative."""
+        """Ramp covering all values: two-sided for changes, and if any is negative."""
         found = [value for value in values if value is not None] or [0.0]
         low, high = min(found), max(found)
         if low < 0 or is_change:
@@ -57,7 +57,7 @@ class Ramp:
         return cls(low, high)
 
     def style(self, value: float) -> str:
-        """CSS class: c10 to c1 below 0, h0 to h10 above; h5 where all values are one."""
+        """CSS class: c10 to c1 below 0, h0 to h10 above; h5 if all values are equal."""
         step = round(STEPS * (value - max(self.low, 0.0)) / self.span) if self.span else STEPS // 2
         return f"c{-step}" if step < 0 else f"h{step}"
 
@@ -68,7 +68,7 @@ class Ramp:
 
     @property
     def digits(self) -> int:
-        """Decimals that show a tenth of the ramp: 2 to 4."""
+        """Decimals that resolve a tenth of the ramp: 2 to 4."""
         return min(4, max(2, 1 - math.floor(math.log10(self.span)))) if self.span else 2
 
     @property
@@ -86,9 +86,9 @@ class HeatCell:
     y: float
     style: str
     shown: str
-    """Its number, where there is room."""
+    """Its number, if there is room."""
     hint: str
-    """Its place and number for a pointer, where there is no room."""
+    """Tooltip with its place and number, if there is no room."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,19 @@ class HeatPanel(Panel):
     cell: tuple[float, float]
     """Width and height of a cell."""
     rows: tuple[tuple[float, str, str], ...]
-    """Middle, label as it fits, whole label."""
+    """Middle, shortened label, full label."""
     columns: tuple[tuple[float, str, str], ...]
     is_turned: bool
-    """The columns' labels stand upright."""
+    """Whether the columns' labels are vertical."""
     is_small: bool
-    """Numbers in small type."""
+    """Whether numbers are in small type."""
     left: float
     top: float
     bottom: float
     swatches: tuple[Tick, ...]
-    """Place and class of the ramp's colours."""
+    """Position and class of the ramp's colours."""
     ends: tuple[Tick, ...]
-    """Place and label of the ramp's ends, and of its middle where it has two sides."""
+    """Position and label of the ramp's ends, and of its middle if two-sided."""
 
 
 def heat_panel(
@@ -121,11 +121,11 @@ def heat_panel(
     """Lay out a matrix.
 
     Args:
-        title: What the matrix is of.
+        title: Title of the panel.
         matrix: Its values.
-        rows: Names from top to bottom; of more than 40, the first are drawn.
+        rows: Names from top to bottom; beyond 40, only the first are drawn.
         columns: Names from left to right, likewise.
-        ramp: Colours, the same for panels that are to be compared.
+        ramp: Colours, the same for panels to be compared.
     """
     rows, columns = rows[:MOST_ROWS], columns[:MOST_ROWS]
     found = {
@@ -184,7 +184,7 @@ def heat_panel(
 
 @dataclass(frozen=True)
 class ScatterPanel(Panel):
-    """Points by series, without axes: only the places relative to each other have a meaning."""
+    """Points by series, without axes: only relative positions have a meaning."""
 
     kind: ClassVar[str] = "scatter"
     points: tuple[tuple[Series, str], ...]
@@ -199,9 +199,9 @@ def scatter_panel(
     """Lay out points.
 
     Args:
-        title: What the points are.
-        points: For each series (x, y); the series have marks.
-        bounds: Least and greatest x, least and greatest y: the same for panels that are to be compared.
+        title: Title of the panel.
+        points: (x, y) for each series; the series have marks.
+        bounds: Least and greatest x, least and greatest y: the same for panels to be compared.
     """
     left, right, low, high = bounds
     x, y = Scale(left, right, 12, WIDTH - 12), Scale(low, high, SCATTER_HEIGHT - 12, 12)

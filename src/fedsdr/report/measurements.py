@@ -1,4 +1,4 @@
-"""The measurements of a run on its page: which are there, and what each shows in which tab.
+"""The measurements of a run on its page: which exist, and what each shows in which tab.
 
 A measurement is a file `measurements/<name>.json` in the run's folder with measure, command, seconds, notes
 and records, and for some measurements examples and verdicts.
@@ -30,11 +30,11 @@ SHOWN: dict[str, tuple[str, str, Callable[[str, Event], list[Block]]]] = {
     "frontier": ("benchmarks", "Cost and gain", frontier_blocks),
     "winrate": ("benchmarks", "Win rates", win_rate_blocks),
 }
-"""Name of a measurement -> tab, heading, and what makes its blocks."""
+"""Name of a measurement -> tab, heading, and function that makes its blocks."""
 
 
 def read_measurements(folder: Path) -> dict[str, Event]:
-    """Measurements of a run by name, in the order of `SHOWN`; those that are not shown come last.
+    """Measurements of a run by name, in the order of `SHOWN`; others come last.
 
     Raises:
         UserError: A file is damaged.
@@ -44,14 +44,12 @@ def read_measurements(folder: Path) -> dict[str, Event]:
     found = {name: read_json(paths[name]) for name in names}
     for name, record in found.items():
         if not isinstance(record, dict) or {"records", "notes", "command", "seconds"} - record.keys():
-            raise UserError(
-                f"{paths[name]} is not a measurement as fedsdr wrote it: remove it, or measure again"
-            )
+            raise UserError(f"{paths[name]} is not a valid measurement file: remove it, or measure again")
     return found
 
 
 def measurement_tabs(measurements: Mapping[str, Event]) -> dict[str, list[Block]]:
-    """Tab -> what a run's measurements show there; no entry for a tab without any."""
+    """Tab -> blocks of a run's measurements; no entry for a tab without any."""
     tabs: dict[str, list[Block]] = {}
     for name in (name for name in measurements if name in SHOWN):
         record, (tab, heading, blocks) = measurements[name], SHOWN[name]
@@ -79,7 +77,7 @@ def verdicts(measurements: Mapping[str, Event]) -> list[Event]:
 
 
 def seconds_blocks(measurements: Mapping[str, Event]) -> list[Block]:
-    """How long each measurement took; nothing where there are none."""
+    """Duration of each measurement; empty if there are none."""
     keys = ("measure", "seconds", "command")
     records = [{key: record[key] for key in keys} for record in measurements.values()]
     rows = tuple((r["measure"], f"{r['seconds']:,.1f}", r["command"]) for r in records)

@@ -1,7 +1,7 @@
-"""What a reader must know before the numbers of a run: one list, for the terminal and the head of the page.
+"""Notices that a reader needs before the numbers of a run: one list, for the terminal and the page.
 
-Goes in: a run's records (environment.json, the events of metrics.jsonl, pooled scores). Comes out: sentences,
-warnings first. A warning says that the run, or a number of it, is not what its name promises.
+Input: a run's records (environment.json, the events of metrics.jsonl, pooled scores). Output: sentences,
+warnings first. A warning means that the run, or one of its numbers, is not what its name promises.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ class Notice:
     is_warning: bool = False
 
     def __str__(self) -> str:
-        """The sentence as a line of a terminal."""
+        """The sentence as a line for the terminal."""
         return f"warning: {self.text}" if self.is_warning else self.text
 
 
@@ -33,8 +33,8 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
 
     Args:
         folder: The run's folder, with at least environment.json.
-        base: Scores of the base model; {} where there are none yet.
-        final: Scores of the round that is shown; {} where there are none yet.
+        base: Scores of the base model; {} if there are none yet.
+        final: Scores of the shown round; {} if there are none yet.
     """
     run = RunFolder(folder)
     environment = read_json(run.environment)
@@ -58,7 +58,7 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
 
 
 def data_notices(data: Mapping[str, Any]) -> list[Notice]:
-    """What the data hold that makes scores mean something else; of environment.json's "data"."""
+    """Properties of the data that change the meaning of scores; from environment.json's "data"."""
     counted = {
         "num_duplicates": "test prompts are training prompts too (see `fedsdr data`)",
         "num_known_responses": "test responses are training responses too, to other prompts",
@@ -71,14 +71,14 @@ def data_notices(data: Mapping[str, Any]) -> list[Notice]:
 
 
 def rewriting_notices(events: Iterable[Event], classes: Classes) -> list[Notice]:
-    """How many rewritings fell back and why; a warning where more than half did, or all of one label."""
+    """How many rewritings fell back and why; a warning if more than half did, or all of one label."""
     prepared = [event for event in events if "distill/num_examples@after" in event]
     total = _fallback("", prepared)
     if not total:
         return []
     of_clients = [_fallback(f"{event['client']}: ", [event]) for event in prepared]
     warned = [notice for notice in of_clients if notice and notice.is_warning]
-    found = [total, *(warned if len(warned) < len(prepared) else ())]  # of all, one line says it
+    found = [total, *(warned if len(warned) < len(prepared) else ())]  # if all: one line for all
     for event in prepared:
         for domain, counts in kept_by_label(event).items():
             lost = [label for label, (num, kept) in counts.items() if num and not kept]
@@ -89,20 +89,20 @@ def rewriting_notices(events: Iterable[Event], classes: Classes) -> list[Notice]
 
 
 def cut_notices(events: Iterable[Event]) -> list[Notice]:
-    """How many responses lose their end at model.max_length; a warning where more than half do."""
+    """How many responses are truncated at model.max_length; a warning if more than half are."""
     prepared = [event for event in events if event["event"] == "prepare"]
     found = []
     for view, what in (("raw", "training responses"), ("distilled", "responses that are taught rewritten")):
         num = sum(int(event.get(f"num_cut_{view}", 0)) for event in prepared)
         of = sum(int(event.get("num_train", 0)) for event in prepared)
         if num:
-            text = f"{num} of {of} {what} are cut at model.max_length, and do not teach where to end"
+            text = f"{num} of {of} {what} are cut at model.max_length and do not teach the model where to end"
             found.append(Notice(text, 2 * num > of))
     return found
 
 
 def weight_notices(events: Iterable[Event]) -> list[Notice]:
-    """Name each client that counts for fewer examples than it reported."""
+    """List each client that counts for fewer examples than it reported."""
     return [
         Notice(
             f"{event['client']}: counts for {event['weight']:,} of the {event['num_train']:,} training"
@@ -115,7 +115,7 @@ def weight_notices(events: Iterable[Event]) -> list[Notice]:
 
 
 def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]:
-    """Name each domain whose answers, or likeliest choices, are one label although the true labels differ."""
+    """List each domain with only one answered or likeliest label although the true labels differ."""
     models = {"base": base.get("global", {}), **final}
     found: dict[str, list[str]] = {}
     for model, by_domain in models.items():
@@ -135,7 +135,7 @@ def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]
 def count_fallbacks(events: Iterable[Event]) -> tuple[Counter[str], int]:
     """How often rewritings fell back, by reason, and their number.
 
-    Examples that `distill.only` leaves out are of neither: of them no rewriting was made.
+    Examples excluded by `distill.only` are not counted, since they have no rewriting.
     """
     prefix = "distill/num_fallback/"
     reasons: Counter[str] = Counter()
@@ -148,7 +148,7 @@ def count_fallbacks(events: Iterable[Event]) -> tuple[Counter[str], int]:
 
 
 def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:
-    """How many rewritings of some clients fell back; None where none did."""
+    """How many rewritings of some clients fell back; None if none did."""
     reasons, of = count_fallbacks(prepared)
     num = reasons.total()
     if not num:

@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file that needs no network, made from its folder, without scripts at the end.
+"""The report of a run: one self-contained HTML file, made from its folder; without scripts once finished.
 
-`page.html` is its layout. Text from data is escaped by the template engine. A run that has not finished
-is shown with the rounds that it has.
+`page.html` is its layout. The template engine escapes text from data. An unfinished run is shown with its
+rounds so far.
 """
 
 import base64
@@ -57,19 +57,19 @@ RELOAD = (
     " if (id) document.getElementById(id).checked = true;"
     "setTimeout(() => location.reload(), %d)"
 )
-"""Loads the page again after some milliseconds; the chosen tab and theme stay."""
+"""Reloads the page after some milliseconds; the selected tab and theme are kept."""
 REFRESH = 20
-"""Seconds after which the page of a run or grid that goes on loads itself again."""
+"""Seconds after which the page of an unfinished run or grid reloads itself."""
 MEASURE = "`fedsdr measure RUN`, where RUN is this run's folder"
 
 
 def write_report(folder: Path, settings: Settings, refresh: int = 0) -> Path:
-    """Write `report.html` into a run's folder from the records that are there.
+    """Write `report.html` into a run's folder from its existing records.
 
     Args:
         folder: A run's folder, with at least environment.json.
         settings: The run's settings.
-        refresh: Seconds after which the page loads itself again, while the run goes on; 0: never.
+        refresh: Seconds after which the page reloads itself while the run continues; 0: never.
 
     Returns:
         Path of the page.
@@ -150,14 +150,14 @@ def score_blocks(base: Scores, final: Scores, tables: Mapping[int, Scores]) -> l
 
 
 def training_blocks(events: Sequence[Event], adapters: Mapping[str, str]) -> list[Block]:
-    """Losses over rounds, as `training_figure`, replies that were dropped, and the privacy spent."""
+    """Losses over rounds, as in `training_figure`, dropped replies, and the privacy spent."""
     losses = training_figure(train_records(events), adapters) or Text("No round was trained yet.")
     tables = {"dropped": dropped_sheet(events), "privacy": privacy_sheet(events)}
     return [losses, *(Table(key, sheet) for key, sheet in tables.items() if sheet.rows)]
 
 
 def rewriting_blocks(events: Sequence[Event], classes: Classes) -> list[Block]:
-    """What the exact checks counted when responses were rewritten."""
+    """Counts by the exact checks when responses were rewritten."""
     figure = paradox_figure(paradox_records(events))
     if not figure:
         return [Text("No training response was rewritten in this run.")]
@@ -219,18 +219,18 @@ def setting_blocks(settings: Settings, environment: Mapping[str, Any]) -> list[B
 def _text_sheet(
     caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str = ""
 ) -> Sheet:
-    """A sheet of texts, which are its records too."""
+    """A sheet of texts, which are also its records."""
     records = tuple(dict(zip(heads, row, strict=True)) for row in rows)
     return Sheet(caption, "l" * len(heads), heads, tuple(rows), records, note=note)
 
 
 def _or_missing(measured: Mapping[str, list[Block]], tab: str) -> list[Block]:
-    """What was measured, or how to measure it."""
+    """The measured blocks, or how to measure them."""
     return measured.get(tab, [Text(f"Not measured yet. To measure it, run {MEASURE}.")])
 
 
 def tested(verdicts: Sequence[Event]) -> list[Event]:
-    """Verdicts on claims that were tested: the others do not head a page."""
+    """Verdicts on tested claims, which appear at the head of a page."""
     return [verdict for verdict in verdicts if verdict["verdict"] != "not measured"]
 
 
@@ -260,12 +260,12 @@ def _as_text(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _code(text: str) -> Markup:
-    """Show text between two ` as code."""
+    """Render text between two ` as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _digest(script: str) -> str:
-    """Name a script in a content security policy, so that no other one runs."""
+    """Name a script in a content security policy, so that no other script runs."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

@@ -1,7 +1,7 @@
-"""Geometry of the plots: where lines, bars and ticks lie, in units of the SVG's viewBox.
+"""Layout of the plots: positions of lines, bars and ticks, in units of the SVG's viewBox.
 
-`plots.html` draws what is worked out here. Every panel is as wide as a phone, so that its text
-keeps its size; a page lays several side by side.
+`plots.html` draws the result. Every panel is as wide as a phone, so that its text keeps its size; a page puts
+several side by side.
 """
 
 import math
@@ -13,26 +13,26 @@ from typing import ClassVar
 WIDTH = 340
 HEIGHT = 190
 MOST_PANELS = 24
-"""Of more clients than this, only so many are drawn; the CSV files have all."""
+"""Maximum number of panels drawn; the CSV files have all."""
 MOST_LETTERS = 14
 BAR, GAP = 9, 9  # height of a bar, and the space between two groups of bars
 
 
 @dataclass(frozen=True)
 class Series:
-    """One kind of line or bar, the same in all panels of a figure."""
+    """One type of line or bar, the same in all panels of a figure."""
 
     name: str
     style: str
-    """CSS class that gives the colour."""
+    """CSS class of the colour."""
     dashed: bool = False
     mark: str = ""
-    """Sign of its points in a scatter plot (`maps.MARKS`)."""
+    """Mark of its points in a scatter plot (`maps.MARKS`)."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values from `low` to `high` onto places from `start` to `end`."""
+    """Maps values from `low` to `high` onto positions from `start` to `end`."""
 
     low: float
     high: float
@@ -40,7 +40,7 @@ class Scale:
     end: float
 
     def at(self, value: float) -> float:
-        """Place of a value, rounded to what a screen shows."""
+        """Position of a value, rounded to screen resolution."""
         share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
@@ -51,7 +51,7 @@ Value = tuple[float, tuple[float, float] | None]
 Lines = dict[str, dict[Series, dict[int, float]]]
 """Title of a panel -> series -> round -> value."""
 Bars = dict[str, dict[Series, Value | None]]
-"""Label -> series -> value; None where there is none."""
+"""Label -> series -> value; None if missing."""
 
 
 def line_groups(points: Iterable[tuple[str, Series, int, float]]) -> Lines:
@@ -63,7 +63,7 @@ def line_groups(points: Iterable[tuple[str, Series, int, float]]) -> Lines:
 
 
 def bar_groups(bars: Iterable[tuple[str, Series, Value | None]]) -> Bars:
-    """Sort bars by label; of many labels, the last are kept, which hold those for all clients or domains."""
+    """Sort bars by label; beyond the limit the last labels are kept, which include the totals."""
     groups: Bars = {}
     for label, series, value in bars:
         groups.setdefault(label, {})[series] = value
@@ -76,7 +76,7 @@ class Panel:
 
     title: str
     summary: str
-    """The plot in words, for readers who cannot see it."""
+    """Text description of the plot, for accessibility."""
     height: float
 
 
@@ -86,7 +86,7 @@ class Line:
 
     series: Series
     points: tuple[tuple[float, float, str], ...]
-    """x, y and the text shown to a pointer resting there."""
+    """x, y and tooltip."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class LinePanel(Panel):
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar from zero, with an interval where there is one."""
+    """One bar from zero, with an optional interval."""
 
     series: Series
     y: float
@@ -113,27 +113,27 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarPanel(Panel):
-    """Groups of bars, one group above the other."""
+    """Groups of bars, stacked vertically."""
 
     kind: ClassVar[str] = "bars"
     groups: tuple[tuple[str, str, float, tuple[Bar, ...]], ...]
-    """Label as it fits, whole label, height of its middle, bars."""
+    """Shortened label, full label, height of its middle, bars."""
     marks: tuple[tuple[float, float, float, str], ...]
-    """x, top and bottom of a group's reference, and the text shown to a pointer."""
+    """x, top and bottom of a group's reference, and its tooltip."""
     ticks: tuple[Tick, ...]
     left: float
     zero: float
-    """Place of 0, where bars begin."""
+    """Position of 0, where bars begin."""
     is_forest: bool
-    """Draw points with their intervals about a line at 0, instead of bars."""
+    """Draw points with intervals around a line at 0, instead of bars."""
 
 
 def line_panel(title: str, lines: Mapping[Series, Mapping[int, float]]) -> LinePanel:
     """Lay out lines over rounds; the vertical axis spans the values, not zero.
 
     Args:
-        title: What the panel is about, such as a client.
-        lines: Series -> round -> value, of at least one round.
+        title: Subject of the panel, such as a client.
+        lines: Series -> round -> value, for at least one round.
     """
     points = {series: sorted(by_round.items()) for series, by_round in lines.items()}
     rounds, values = zip(*(point for some in points.values() for point in some), strict=True)
@@ -141,7 +141,7 @@ def line_panel(title: str, lines: Mapping[Series, Mapping[int, float]]) -> LineP
     labels = tick_labels(y_ticks)
     left = 10 + 6.5 * max(map(len, ["round", *labels]))
     first, last = min(rounds), max(rounds)
-    # One round alone stands in the middle.
+    # A single round is centred.
     x = Scale(first, last, left + 8, WIDTH - 12) if last > first else Scale(first - 1, last + 1, left, WIDTH)
     y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - 26, 12)
     every = math.ceil((last - first + 1) / 8)
@@ -176,12 +176,12 @@ def bar_panel(
     """Lay out groups of horizontal bars from zero, or the points of a forest plot.
 
     Args:
-        title: What the bars measure, with its unit.
-        groups: As `bar_groups`; a label is a client, a domain or an arm.
-        high: Right end of the axis; None: what the values need.
-        digits: Decimals in words.
+        title: The measure, with its unit.
+        groups: From `bar_groups`; a label is a client, a domain or an arm.
+        high: Right end of the axis; None: as required by the values.
+        digits: Decimals in text descriptions.
         marks: Label -> name and value of a reference for its bars, such as chance.
-        is_forest: Of differences: points with intervals, which may be negative.
+        is_forest: Whether to draw differences as points with intervals, which may be negative.
     """
     found = [value for bars in groups.values() for value in bars.values() if value]
     ends = [end for value, whisker in found for end in (value, *(whisker or ()))]
@@ -222,7 +222,7 @@ def bar_panel(
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers, at most `most` steps apart, of which the first and last enclose low and high."""
+    """Round numbers in at most `most` steps; the first and last enclose low and high."""
     if high <= low:
         high = low + (abs(low) or 1.0) / 10
     raw = (high - low) / (most - 1)
@@ -233,13 +233,13 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Write ticks with as many decimals as it takes to make them differ."""
+    """Format ticks with as many decimals as needed to distinguish them."""
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return [f"{tick:,.{digits}f}" for tick in ticks]
 
 
 def shortened(label: str) -> str:
-    """Cut a label to what fits next to bars; the text for a pointer has the whole label."""
+    """Shorten a label to fit next to bars; the tooltip has the full label."""
     return label if len(label) <= MOST_LETTERS else label[: MOST_LETTERS - 1] + "…"
 
 

@@ -1,8 +1,7 @@
 """Tables of a run: scores and held-out losses here, shown as text, Markdown or, by `page`, HTML.
 
-In: the pooled numbers of evaluations (`metrics.Scores`). Out: a `Sheet`, which
-holds the cells as they are shown, and the same numbers as records for a CSV file. The tables of
-distillation, training and costs are in `events`.
+Input: the pooled numbers of evaluations (`metrics.Scores`). Output: a `Sheet` with the displayed cells, and
+the same numbers as records for a CSV file. The tables of distillation, training and costs are in `events`.
 """
 
 import csv
@@ -20,12 +19,12 @@ Item = TypeVar("Item")
 MODELS = ("base", "global", "personalised")
 NONE = "-"
 MOST_ROWS = 500
-"""Rows of a table on a page. Some tables have one for each client, and a simulation may have thousands."""
+"""Maximum rows of a table on a page. Some tables have one per client, and a simulation may have thousands."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table ready to be shown."""
+    """A table ready for display."""
 
     caption: str
     align: str
@@ -35,13 +34,13 @@ class Sheet:
     records: tuple[Event, ...]
     """The numbers behind the cells, unrounded."""
     num_summary: int = 0
-    """How many of the last rows sum up those above them."""
+    """Number of summary rows at the end."""
     note: str = ""
-    """What a reader must know to read the numbers; shown on the page only."""
+    """How to read the numbers; shown on the page only."""
 
     @property
     def shown(self) -> tuple[tuple[str, ...], ...]:
-        """The rows that a page has room for: all, or the first and those that sum up."""
+        """The rows that fit on a page: all, or the first ones and the summary rows."""
         if len(self.rows) <= MOST_ROWS:
             return self.rows
         return (*self.rows[:MOST_ROWS], *self.rows[len(self.rows) - self.num_summary :])
@@ -52,10 +51,10 @@ def score_sheet(base: Scores, final: Scores) -> Sheet:
 
     Args:
         base: Numbers of the base model.
-        final: Numbers after the last round; {} where there are none yet.
+        final: Numbers after the last round; {} if there are none yet.
 
     Returns:
-        A sheet with "-" where a domain carries no ground truth or a model does not exist.
+        A sheet with "-" if a domain has no ground truth or a model does not exist.
     """
     records = score_records(base, final)
     cells = {(record["domain"], record["model"]): record for record in records}
@@ -82,7 +81,7 @@ def score_sheet(base: Scores, final: Scores) -> Sheet:
 def score_records(base: Scores, final: Scores) -> list[Event]:
     """One record for each domain and model: score, ends of its interval, number of scored answers.
 
-    The mean is the plain mean over the domains that have a score; its interval is `mean_interval`.
+    The mean is the plain mean over the domains with a score; its interval is `mean_interval`.
     """
     records: list[Event] = []
     for model, by_domain in _by_model(base, final).items():
@@ -138,11 +137,11 @@ def loss_sheet(base: Scores, final: Scores) -> Sheet:
 
 
 def loss_records(tables: Mapping[int, Scores], models: Sequence[str]) -> list[Event]:
-    """Held-out losses over the rounds that were evaluated.
+    """Held-out losses over the evaluated rounds.
 
     Args:
         tables: Round -> numbers.
-        models: Which models; "base" reads the numbers of the global model, which it is in round 0.
+        models: Names of models; "base" reads the global model's numbers, which in round 0 are the base's.
     """
     return [
         {"round": server_round, "domain": domain, "on": on, "model": model, "loss": metrics[name]}
@@ -155,10 +154,10 @@ def loss_records(tables: Mapping[int, Scores], models: Sequence[str]) -> list[Ev
 
 
 def answer_sheet(base: Scores, final: Scores) -> Sheet:
-    """How the models' answers are worded, by domain and mean: statements without support, length, padding.
+    """Wording of the models' answers, by domain and mean: unsupported statements, length, padding.
 
-    If the averaged adapter said more that is unsupported than plain FedSD's, rectification would not
-    help (docs/paper_map.md); this is where it shows.
+    If the averaged adapter made more unsupported statements than plain FedSD's, rectification would not help
+    (docs/paper_map.md); this table would show it.
     """
     columns = {
         "unsupported_rate": ("unsupported", 2),
@@ -182,7 +181,7 @@ def answer_sheet(base: Scores, final: Scores) -> Sheet:
 
 
 def label_sheet(base: Scores, final: Scores) -> Sheet:
-    """Scores that one label for everything cannot raise, beside the exact score; no rows without classes."""
+    """Scores that a constant label cannot raise, next to the exact score; no rows without classes."""
     columns = {
         "score": ("score", 2),
         "majority_share": ("majority", 2),
@@ -193,7 +192,7 @@ def label_sheet(base: Scores, final: Scores) -> Sheet:
         "choice_balanced_accuracy": ("likeliest, balanced", 2),
     }
     return _by_domain_and_model(
-        _without_mean(base),  # its score is over other domains, too
+        _without_mean(base),  # its score also covers other domains
         _without_mean(final),
         columns,
         "Labels: scores that one label for everything does not raise",
@@ -206,7 +205,7 @@ def label_sheet(base: Scores, final: Scores) -> Sheet:
 
 
 def text_sheet(base: Scores, final: Scores) -> Sheet:
-    """Answers compared with true responses word by word; no rows where none were."""
+    """Answers compared with true responses word by word; no rows if none were."""
     columns = {"exact_match": ("exact match", 2), "token_f1": ("token F1", 2), "rouge_l": ("ROUGE-L", 2)}
     return _by_domain_and_model(
         base,
@@ -244,34 +243,39 @@ def render_text(sheet: Sheet, markdown: bool = False) -> str:
 
 
 def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Write records as CSV with a line of names; columns in the order of their first appearance."""
+    """Format records as CSV with a header line; columns in order of first appearance."""
     names = dict.fromkeys(name for record in records for name in record)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(names), lineterminator="\n")
     writer.writeheader()
     for record in records:
-        # Seven digits are what float32 holds; the log has the rest.
+        # Seven digits are the precision of float32; the log has the rest.
         writer.writerow({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in record.items()})
     return text.getvalue()
 
 
 def number(value: float | None, digits: int) -> str:
-    """Write a number with that many decimals, or "-" where there is none."""
+    """Format a number with the given decimals, or "-" if it is missing."""
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
+def p_value(value: float | None) -> str:
+    """Write a p value with three decimals, or "-" where there is none."""
+    return "< 0.001" if value is not None and value < 0.001 else number(value, 3)
+
+
 def signed(value: float | None, digits: int = 3) -> str:
-    """Write a difference with its sign, or "-" where there is none."""
+    """Format a difference with its sign, or "-" if it is missing."""
     return NONE if value is None else f"{value:+.{digits}f}"
 
 
 def signed_interval(low: float | None, high: float | None, digits: int = 3) -> str:
-    """Write the interval of a difference, or "-" where there is none."""
+    """Format the interval of a difference, or "-" if it is missing."""
     return NONE if low is None else f"[{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def with_interval(record: Event | None, digits: int, key: str = "value") -> str:
-    """Write a record's value and the ends of its interval, low and high; "-" where there is no value."""
+    """Format a record's value and the ends of its interval, low and high; "-" if the value is missing."""
     if record is None or record[key] is None:
         return NONE
     if record["low"] is None:
@@ -280,7 +284,7 @@ def with_interval(record: Event | None, digits: int, key: str = "value") -> str:
 
 
 def grouped(items: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
-    """Sort items by their keys, in the order of first appearance."""
+    """Group items by their keys, in order of first appearance."""
     groups: dict[Key, list[Item]] = {}
     for key, item in items:
         groups.setdefault(key, []).append(item)
@@ -301,8 +305,8 @@ def _by_domain_and_model(
         base: Numbers of the base model.
         final: Numbers after the last round.
         columns: Metric -> its head, and decimals.
-        caption: Of the sheet.
-        note: Of the sheet.
+        caption: Caption of the sheet.
+        note: Note of the sheet.
         needed: Rows without this metric are left out.
     """
     by_model = {model: _mean_last(found) for model, found in _by_model(base, final).items()}
