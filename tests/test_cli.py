@@ -67,7 +67,7 @@ def test_help_loads_nothing_heavy():
     [
         ("server.clients_per_round=9", "there are 5 clients"),
         ("data.root=nowhere", "is not a folder"),
-        ("run.log_to=[trackio,wandb]", "needs trackio,wandb"),
+        ("run.log_to=[trackio,wandb]", "requires trackio,wandb"),
         ("partition.num_clients=2", "num_clients"),
     ],
 )
