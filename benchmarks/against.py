@@ -6,7 +6,7 @@
 
 Parts, in their order, with minutes on two idle cores; nothing else should run:
 
-- shared (2): products of a decoding and a training step, alone and beside as many busy processes as cores;
+- shared (2): products of a decoding and a training step, alone and next to as many busy processes as cores;
 - start (3): a second run to its first training step;
 - cell (8): a run of `CELL` from its start to its page, with its rewriting and its evaluation;
 - grid (4, one turn): four such runs by `--jobs 2`;
@@ -66,7 +66,7 @@ Measured = dict[str, float]
 
 @dataclass
 class Record:
-    """The rows that are known, and where they are written."""
+    """The known rows, and the file they are written to."""
 
     to: Path
     rows: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Bench:
-    """Two trees, and what is measured of both."""
+    """Two trees, and the measurements of both."""
 
     trees: Mapping[str, Path]
     more: Mapping[str, str]
@@ -109,7 +109,7 @@ class Bench:
     record: Record
 
     def python(self, tree: str, *words: str) -> tuple[Measured, str]:
-        """Run this Python on a tree; its seconds and peak of memory, and what it printed."""
+        """Run this Python on a tree; return its seconds, peak memory and output."""
         path = self.trees[tree]
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
         env = clean | {"PYTHONPATH": str(path / "src"), "FLWR_TELEMETRY_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
@@ -149,7 +149,7 @@ class Bench:
 
 
 def shared(bench: Bench) -> None:
-    """Products alone and beside busy processes."""
+    """Products alone and next to busy processes."""
 
     def loop(tree: str) -> Measured:
         found: Measured = {}

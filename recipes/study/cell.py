@@ -2,8 +2,8 @@
 
     python recipes/study/cell.py DATA OUT ARM SEED [key=value ...]
 
-DATA is what `data.py` made. OUT/ARM/seed-SEED/ gets the run's folder, with the adapters of all rounds in
-run/server and the clients' own in run/clients, and record.json. A stopped cell goes on where it was.
+DATA is the output of `data.py`. OUT/ARM/seed-SEED/ receives the run's folder, with the adapters of all rounds
+in run/server and the clients' own in run/clients, and record.json. A stopped cell resumes where it stopped.
 """
 
 import sys

@@ -3,7 +3,7 @@
     python recipes/study/verdicts.py docs/results/study docs/results/study.md README.md
 
 The folder holds the cells' records, ARM-seed-N.json, and in its folder teacher those with a strong teacher;
-it gets frontier.svg. In the document all that follows the heading "Verdicts" is written anew, and in README
+it gets frontier.svg. In the document everything after the heading "Verdicts" is rewritten, and in README
 the paragraph that begins with `BEGINNING`.
 """
 

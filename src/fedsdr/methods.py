@@ -74,7 +74,7 @@ METHODS: dict[str, Method] = {
         (Stage(("private",), "distilled", BOTH), Stage(("shared",), "raw", BOTH, drop=0.5)),
     ),
     "fedsdr-once": Method(
-        "as fedsdr, with the private adapter learnt once, before round 1, on the base alone",
+        "as fedsdr, with the private adapter trained once, before round 1, on the base alone",
         VARIANT,
         (Stage(("shared",), "raw", BOTH),),
         before_rounds=(Stage(("private",), "distilled", ("private",)),),

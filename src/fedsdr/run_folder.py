@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def internal(path: Path) -> Path:
-    """What is of no use to readers has a hidden name; a folder that was begun before keeps the plain one."""
+    """Hidden name of a file that readers do not need; a folder of an earlier version keeps its plain name."""
     return path if path.exists() else path.with_name(f".{path.name}")
 
 

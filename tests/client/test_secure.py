@@ -338,7 +338,7 @@ def test_too_few_shares_of_a_client_that_others_can_decrypt_stop_the_sum_and_nam
 ):
     one = group()
     one.spoilt = {"c", "d"}
-    with pytest.raises(UserError, match="2 clients could decrypt a share of a, 3 are needed"):
+    with pytest.raises(UserError, match="2 clients could decrypt a share of a, 3 are required"):
         one.total(one.cards())
 
 

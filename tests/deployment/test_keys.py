@@ -33,7 +33,7 @@ def test_a_run_that_would_wait_for_clients_whose_keys_are_not_registered_is_refu
     write_json(tmp_path / "nodes/hospital.json", {"key": "b", "node-id": 7})
     assert registered(registry(tmp_path, settings)) == {"bank": (2**64 - 1, "a"), "hospital": (7, "b")}
     write_json(tmp_path / "nodes/hospital.json", ["b", 7])
-    with pytest.raises(UserError, match=r"hospital\.json: found no node-id"):
+    with pytest.raises(UserError, match=r"hospital\.json: no node-id"):
         registry(tmp_path, settings)
 
 
@@ -163,7 +163,7 @@ def test_a_damaged_file_of_a_key_is_named_before_any_key_is_taken_off(
     for damaged in ('{"node-id": 7}', '{"node-'):
         (tmp_path / "nodes/bank.json").write_text(damaged)
         with pytest.raises(
-            UserError, match=r"bank\.json: found no node-id and key.* from a backup, or delete"
+            UserError, match=r"bank\.json: no node-id and key.* from a backup, or delete"
         ):
             register(tmp_path)
     assert superlink == before
@@ -175,7 +175,7 @@ def test_a_key_whose_file_is_lost_is_told_to_be_in_use_and_what_would_do(
     register(tmp_path)
     (tmp_path / "nodes/bank.json").unlink()
     with pytest.raises(
-        UserError, match=r"bank\.pub: Public key already in use\.; .* its client makes a new key"
+        UserError, match=r"bank\.pub: Public key already in use\.; .* its client must create a new key"
     ):
         register(tmp_path)
 

@@ -133,7 +133,7 @@ def cluster(instructions: Sequence[str], num: int, seed: int) -> list[str]:
     """
     if len(instructions) < num or not any(map(split_words, instructions)):
         raise UserError(
-            f"--clusters {num}: found {len(instructions)} instructions; expected at least {num}, in words"
+            f"--clusters {num}: found {len(instructions)} instructions; expected at least {num}, with words"
         )
     vectors = TfidfVectorizer(analyzer=split_words).fit_transform(instructions)
     labels = KMeans(num, n_init=10, random_state=seed_for(seed, "cluster") % 2**32).fit_predict(vectors)

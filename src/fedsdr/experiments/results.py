@@ -48,7 +48,7 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[dict[str, Sheet], Path]:
 
     Args:
         folder: The grid's.
-        refresh: Seconds after which the page loads itself again, while the grid goes on; 0: never.
+        refresh: Seconds after which the page reloads itself, while the grid is running; 0: never.
 
     Returns:
         The tables by name, and the path of the page.

@@ -28,11 +28,11 @@ QUANTISED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 """Bytes per weight in bitsandbytes' linear layers. 4bit: half a byte, one byte for the scale of each 64
 weights, and four for each 256 of these scales."""
 LIBRARIES = 0.54e9
-"""Bytes of a process that has loaded SmolLM2, less those of its weights and adapters."""
+"""Bytes of a process that has loaded SmolLM2, minus those of its weights and adapters."""
 HEAP = 1.6
-"""Memory that training and generation take of a process, over the bytes of their numbers: glibc keeps freed
-pages, and blocks that are in use leave gaps, so what one has freed serves the other only in part. Fitted to
-the runs in docs/paper_scale.md."""
+"""Process memory of training and generation over the bytes of their values: glibc keeps freed pages, and used
+blocks leave gaps, so memory freed by one is only partly reused by the other. Fitted to the runs in
+docs/paper_scale.md."""
 
 
 @dataclass(frozen=True)

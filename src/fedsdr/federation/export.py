@@ -129,10 +129,10 @@ def _folder_of(spec: Model) -> Path:
 def convert_lora(run_dir: Path, exported: Path) -> None:
     """Write adapter.gguf into an exported adapter's folder by llama.cpp's own converter.
 
-    Where `LLAMA_CPP` does not name the folder of llama.cpp's sources, only the command is said.
+    If `LLAMA_CPP` does not name the folder of llama.cpp's sources, only print the command.
 
     Raises:
-        UserError: No converter is in that folder, or it fails.
+        UserError: The folder contains no converter, or it fails.
     """
     sources, target = os.environ.get(LLAMA_CPP, ""), exported / "adapter.gguf"
     script = Path(sources or "<llama.cpp>") / "convert_lora_to_gguf.py"

@@ -100,8 +100,8 @@ def gain_sheet(records: Sequence[Event]) -> Sheet:
         tuple(records),
         num_summary=sum(domain == "mean" for domain in domains),
         note="Right answers: difference of shares, with a 95 % interval over test examples, paired by prompt"
-        f" where the answers are available; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval holds 0."
-        " Loss: on true responses, nats per token, with an interval over test examples where their losses are"
+        f" if the answers are available; {BETTER} better, {WORSE} worse, {UNDECIDED} the interval contains 0."
+        " Loss: on true responses, nats per token, with an interval over test examples if their losses are"
         " available; lower is better.",
     )
 

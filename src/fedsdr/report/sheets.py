@@ -260,7 +260,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """Write a p value with three decimals, or "-" where there is none."""
+    """Format a p value with three decimals, or "-" if it is missing."""
     return "< 0.001" if value is not None and value < 0.001 else number(value, 3)
 
 
