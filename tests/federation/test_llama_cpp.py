@@ -28,10 +28,8 @@ def test_llama_cpp_finds_the_same_next_token_likeliest_on_the_merged_weights(
     spec, lora = real_model.model_copy(update={"dtype": "float32"}), Lora(rank=8)
     model = LoraModel(load_base(spec), lora)
     random = torch.Generator().manual_seed(1)
-    state = {
-        key: torch.randn(value.shape, generator=random) * 0.02 if ".lora_B." in key else value
-        for key, value in model.state("shared").items()
-    }
+    shapes = {key: value.shape for key, value in model.state("shared").items()}
+    state = {key: 0.05 * torch.randn(shape, generator=random) for key, shape in shapes.items()}
     model.load("shared", state)
     export_merged(spec, state, lora, tmp_path / "merged", "", "float32")
     converter = [sys.executable, str(Path(folder) / "convert_hf_to_gguf.py"), str(tmp_path / "merged")]

@@ -81,6 +81,8 @@ TOGETHER = 64
 """Number of clients' data parts that are rewritten together: each locks its file."""
 seconds_ahead: dict[str, float] = {}
 """Seconds of shared work (rewriting, answering) for one client, until its record counts them."""
+_rewritten: dict[tuple[Path, str], list[Rewriting]] = {}
+"""Folder of a client and part of its data -> what `rewrite_all` rewrote, until the client is opened."""
 _answers: dict[tuple[Path, int], dict[Example, Answer]] = {}
 """Folder of the clients and round -> the global model's answers to all test examples."""
 _clients: dict[tuple[str, str], ClientContext] = {}
@@ -156,20 +158,23 @@ def rewrite_all(settings: Settings, root: Path) -> None:
     # Test responses are selected differently from training ones, and then have separate batches.
     groups = [parts] if settings.distill.only == "all" else [[part] for part in parts]
     for group in groups:
-        wanted: list[tuple[str, Sequence[Example], Path]] = []
+        wanted: list[tuple[Path, str, Sequence[Example]]] = []
         for client in data_of(settings)[1]:
             data, folder = _allowed(settings, client), root / client.id
             for part in group:
                 examples = data.train if part == "train" else data.test
                 if examples and not ClientFolder(folder).rewritings(part).exists():
-                    wanted.append((client.id, examples, cache_of(settings.run, folder) / "rewritings"))
+                    wanted.append((folder, part, examples))
         for start in range(0, len(wanted), TOGETHER):
             some, begun = wanted[start : start + TOGETHER], time.monotonic()
-            pairs = [(examples, folder) for _, examples, folder in some]
-            rewrite_together(model, pairs, _distill_of(settings, group[0]), 2 * longest)
+            pairs = [
+                (examples, cache_of(settings.run, folder) / "rewritings") for folder, _, examples in some
+            ]
+            found = rewrite_together(model, pairs, _distill_of(settings, group[0]), 2 * longest)
             each = (time.monotonic() - begun) / sum(len(examples) for examples, _ in pairs)
-            for name, rewritten, _ in some:
-                seconds_ahead[name] = seconds_ahead.get(name, 0.0) + each * len(rewritten)
+            for (folder, part_of, _), new in zip(some, found, strict=True):
+                _rewritten[folder, part_of] = new
+                seconds_ahead[folder.name] = seconds_ahead.get(folder.name, 0.0) + each * len(new)
 
 
 def answering_all(settings: Settings, client: ClientContext, server_round: int) -> Answering:
@@ -205,6 +210,7 @@ def close_clients() -> None:
     """Drop all clients from memory at the end of a run: their files may change before the next one."""
     _clients.clear()
     _data.clear()
+    _rewritten.clear()
     _answers.clear()
     seconds_ahead.clear()
 
@@ -223,7 +229,9 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
     def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
         def rewrite_all() -> list[Rewriting]:
             # Fits every untruncated training example with the text of the rewriting prompts around it.
-            new = rewrite(model, examples, _distill_of(settings, part), 2 * longest, cache)
+            new = _rewritten.pop((folder, part), None)
+            if new is None:
+                new = rewrite(model, examples, _distill_of(settings, part), 2 * longest, cache)
             return fall_back_where_cut(model.base.tokenizer, examples, new, longest)
 
         return _distil(ClientFolder(folder).rewritings(part), rewrite_all, examples)
