@@ -5,7 +5,6 @@ import re
 import runpy
 import subprocess
 import sys
-import tokenize
 from pathlib import Path
 
 import pytest
@@ -29,19 +28,6 @@ OLD = re.compile(r"\b(tells?|told|beside|at hand|gone on with|what would do|spea
 def test_old_phrases_are_gone(path: Path):
     if path.name not in PROTOCOLS:
         assert [found[0] for found in OLD.finditer(path.read_text("utf-8"))] == []
-
-
-def test_old_phrases_are_gone_from_what_the_program_says_and_its_docstrings():
-    files = [
-        path for path in ROOT.glob("src/fedsdr/**/*.py") if path.parent.name != "truth"
-    ]  # lists of words
-    found = [
-        f"{path.relative_to(ROOT)}:{token.start[0]}: {token.string}"
-        for path in sorted(files)
-        for token in tokenize.generate_tokens(path.open(encoding="utf-8").readline)
-        if token.type != tokenize.NAME and OLD.search(token.string)
-    ]
-    assert found == []
 
 
 @pytest.mark.parametrize("path", DOCS + FRONT, ids=lambda path: str(path.relative_to(ROOT)))

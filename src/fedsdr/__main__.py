@@ -1,0 +1,5 @@
+"""`python -m fedsdr`: the command line."""
+
+from fedsdr.cli import main
+
+main()
