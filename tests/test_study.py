@@ -94,7 +94,9 @@ def test_verdicts_and_effects_are_those_that_were_put_into_the_records(verdicts,
     assert missing in " ".join(text.split())
     said = " ".join(readme.read_text().split())
     assert said.startswith("# It A method that changes") and said.endswith("More.") and "Two" not in said
-    assert re.search(r"4 seeds of 8 planned: FedSD gains 0\.\d+ nats a token more .* \*\*supported", said)
+    assert re.search(
+        r"FedSD gains 0\.\d+ nats a token more \(.*, 4 of 8 seeds, interim\): .* \*\*supported", said
+    )
     assert "<svg" in (records / "frontier.svg").read_text()
 
 

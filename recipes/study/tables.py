@@ -167,6 +167,8 @@ def difference(values: Values, others: Values | None = None) -> Event:
     """
     seeds = sorted(values.keys() & others.keys() if others else values)
     strata = values[seeds[0]][1]
+    if any(some[seed][1] != strata for some in (values, others or values) for seed in seeds):
+        raise SystemExit("two records to compare were scored on other examples")
     a = np.stack([values[seed][0] for seed in seeds])
     b = np.stack([others[seed][0] for seed in seeds]) if others else np.zeros_like(a)
     weights = domain_weights(strata)

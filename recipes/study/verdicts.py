@@ -139,7 +139,7 @@ def in_short(claims: Sequence[Event]) -> str:
     first, second = claims[:2]
     return (
         f"{BEGINNING} So each is compared with `fedit` scaled down to the same distance from the base"
-        f" ([how](docs/frontier.md)). On five real domains, {first['num_seeds']} seeds of {PLANNED} planned:"
+        " ([how](docs/frontier.md)). On five real domains:"
         f" FedSD {_said(first)}. FedSDR's global model {_said(second)}. [Design, limits and all"
         " verdicts](docs/results/study.md)."
     )
@@ -150,9 +150,12 @@ def _said(claim: Event) -> str:
         return f"was {claim['verdict']}"
     word = "more" if claim["difference"] > 0 else "less"
     interval, p = signed_interval(claim["low"], claim["high"]), p_value(claim["p"])
+    seeds = f"{claim['num_seeds']} of {PLANNED} seeds, interim"
     return (
         f"gains {abs(claim['difference']):.3f} nats a token {word} (difference {interval}, p"
-        f" {'' if p.startswith('<') else '= '}{p}): that it gains more is **{claim['verdict']}**"
+        f" {'' if p.startswith('<') else '= '}{p},"
+        f" {seeds if claim['num_seeds'] < PLANNED else f'{PLANNED} seeds'}): that it gains more is"
+        f" **{claim['verdict']}**"
     )
 
 
@@ -169,12 +172,17 @@ def decide(runs: Sequence[ScoredRun], records: Sequence[Event], compared: Sequen
             record["p"] = p
     for claim, record in zip(CLAIMS, found, strict=True):
         record["verdict"] = record.get("verdict") or _verdict(claim, record)
-        models = (claim.model, claim.against) if claim.against else (claim.model,)
-        record["costs"] = [
-            fmean(p.cost.mean() for p in points.values()) if (points := last_points(model, runs)) else None
-            for model in models
-        ]
+        record.setdefault("costs", _costs(claim, runs))
     return found
+
+
+def _costs(claim: Claim, runs: Sequence[ScoredRun]) -> list[float | None]:
+    """Mean cost of the model, and of the one that it is compared with, over the seeds of both."""
+    models = (claim.model, claim.against) if claim.against else (claim.model,)
+    points = [last_points(model, runs) for model in models]
+    seeds = set.intersection(*map(set, points)) or set().union(*points)
+    means = [[p.cost.mean() for seed, p in some.items() if seed in seeds] for some in points]
+    return [fmean(costs) if costs else None for costs in means]
 
 
 def claim_sheet(claims: Sequence[Event]) -> Sheet:
@@ -210,7 +218,7 @@ def _at_equal_cost(claim: Claim, compared: Sequence[Event]) -> Event:
     keys = ("difference", "low", "high", "num_seeds", "num_examples", "by_seed")
     record = {"claim": claim.name, **{key: found[key] for key in keys}, "p": found["p_holm"]}
     words = {"better": "supported", "worse": "refuted", "no worse": "undecided (no worse)"}
-    return record | {"verdict": words.get(found["verdict"], found["verdict"])}
+    return record | {"costs": [found["cost"]], "verdict": words.get(found["verdict"], found["verdict"])}
 
 
 def _between(claim: Claim, runs: Sequence[ScoredRun], changes: Mapping[str, Values]) -> Event:

@@ -112,7 +112,8 @@ def half_sample_interval(
 
         v = h / (n - h) * mean over s of (theta_s - theta)^2,
 
-    and the interval is theta -+ 1.96 sqrt(v). Half of the examples vary around the whole as the whole varies
+    and the interval is theta -+ t sqrt(v), t the 97.5 % point of Student's t with n - 1 degrees of freedom,
+    since few examples estimate v badly. Half of the examples vary around the whole as the whole varies
     around its population, so v needs no other factor if n is even.
 
     Paper: Shao and Wu, "A general theory for jackknife variance estimation", Annals of Statistics 17
@@ -132,7 +133,10 @@ def half_sample_interval(
     whole = statistic(np.arange(num))
     spread = [statistic(places) - whole for (places,) in half_samples([num], rng)]
     error = math.sqrt(half / (num - half) * float(np.mean(np.square(spread))))
-    return whole - Z * error, whole + Z * error
+    from scipy.special import stdtrit
+
+    t = float(stdtrit(num - 1, 0.975))
+    return whole - t * error, whole + t * error
 
 
 def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[list[NDArray[np.intp]]]:

@@ -44,8 +44,8 @@ def text_alignment(pairs: Mapping[str, Sequence[Pair]], seed: int) -> list[Event
       D = H((P + Q) / 2) - (H(P) + H(Q)) / 2, possibly the paper's definition. Two samples of one
       distribution are well above 0.
     - js: the same, adjusted for chance, (D - D0) / (1 - D0). D0 is the divergence after the responses of both
-    are pooled and dealt out again as wholes, since words occur in clusters; a mean over all draws. About 0
-    for texts of one distribution, 1 without a common word. It may be negative.
+      are pooled and dealt out again as wholes, since words occur in clusters; a mean over all draws. About 0
+      for texts of one distribution, 1 without a common word. It may be negative.
     - tfidf: cosine of the clients' TF-IDF vectors, each client one document.
 
     Paper: FedSDR (arXiv 2605.18028) reports both without their definitions. Lin, "Divergence measures based

@@ -1,7 +1,7 @@
 """Token masking: raw responses without the tokens that the base finds unlikely, an alternative to rewriting.
 
-A rewriting keeps what the base itself would say. Excluding the other tokens from the loss has the same
-effect, without generating anything. For a token of probability p under the base:
+A rewriting keeps what the base itself would say. Excluding the other tokens from the loss keeps
+such tokens alone, without generating anything. For a token of probability p under the base:
 
     hard   weight 1 where 1 / p <= perplexity, else 0
     soft   weight 1 / (1 + max(0, -log p - log perplexity)): never 0, so that facts are still learned

@@ -157,7 +157,7 @@ def _placed(
     for client, some in examples.items():
         for number, example in enumerate(some):
             text = encode(model.base.tokenizer, example, example.response, settings.model.max_length)
-            place = order.get(example, number)
+            place = order[example] if order else number
             found[client].setdefault(example.domain, []).append((place, text))
     return found
 
