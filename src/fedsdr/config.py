@@ -246,8 +246,8 @@ class Privacy(Section):
     """Source of the noise: the system's cryptographic one, or run.seed, which is repeatable but no
     protection."""
     secure_aggregation: bool = False
-    """The server learns the sum of the clients' changes, and no change of one client. Needs at least three clients
-    per round; no cryptographer has reviewed it."""
+    """The server learns the sum of the clients' changes, and no change of one client. Needs at least three
+    clients per round; no cryptographer has reviewed it."""
 
 
 class Eval(Section):

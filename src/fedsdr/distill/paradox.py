@@ -40,7 +40,8 @@ def paradox_counts(examples: Sequence[Example], texts: Sequence[str]) -> dict[st
         Rates in [0, 1] over all pairs, except `omission_rate`, which covers the checkable ones; words per
         text, fillers per 100 words, and shares of repeated 3-grams, for the true responses (`..._true`) and
         for the rewritings. A rate over nothing is 0. `omission_rate_true` is the false-positive rate of the
-        check: true responses that do not keep their own ground truth. (`unsupported` has no such rate: a response always supports itself.)
+        check: true responses that do not keep their own ground truth. (`unsupported` has no such rate: a
+        response always supports itself.)
     """
     num = max(1, len(examples))
     checkable = [(e, t) for e, t in zip(examples, texts, strict=True) if is_checkable(e)]
