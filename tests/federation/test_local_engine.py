@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.federation import client_context
 from fedsdr.federation.client_app import errors_stay_here
+from fedsdr.federation.client_context import answering_all
 from fedsdr.federation.local_engine import LocalGrid
 
 SECRET = "patient 4711 has a fever"
@@ -111,3 +115,15 @@ def test_a_client_answers_when_its_reply_is_taken(tmp_path: Path):
     for node in (1, 2, 3):
         next(replies)
         assert asked == list(range(1, node + 1))
+
+
+def test_a_federation_without_any_test_example_is_evaluated_without_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one = SimpleNamespace(id="a", folder=tmp_path / "a", test=[])
+    monkeypatch.setattr(client_context, "data_of", lambda settings: ({}, [one]))
+    monkeypatch.setattr(client_context, "_allowed", lambda settings, client: client)
+    settings = Settings(method="fedit")
+    assert (
+        answering_all(settings, one, 1)(SimpleNamespace(has_independent_rows=True), [], settings.eval) == []
+    )
