@@ -15,6 +15,8 @@ from fedsdr.federation import client_context
 from fedsdr.federation.client_app import errors_stay_here
 from fedsdr.federation.client_context import answering_all
 from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.federation.node_config import read_node
+from fedsdr.federation.simulation_engine import SimulationGrid
 
 SECRET = "patient 4711 has a fever"
 
@@ -127,3 +129,11 @@ def test_a_federation_without_any_test_example_is_evaluated_without_answers(
     assert (
         answering_all(settings, one, 1)(SimpleNamespace(has_independent_rows=True), [], settings.eval) == []
     )
+
+
+def test_only_nodes_of_this_engine_answer_the_prompts_of_all(tmp_path: Path):
+    """An actor of Flower's simulation, whatever its engine, serves some clients and would repeat the work."""
+    here = grid_of(name_yourself, tmp_path).contexts[1].node_config
+    assert read_node(here, tmp_path, "run").serves_all
+    assert not read_node({"partition-id": 0, "num-partitions": 3}, tmp_path, "run").serves_all
+    assert not SimulationGrid.serves_all
