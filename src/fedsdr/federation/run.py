@@ -327,19 +327,24 @@ def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     """
     if folder.path.is_file():
         raise UserError(f"run.dir = {folder.path} is a file; name a folder, or one that does not exist yet")
-    made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
-    folder.path.mkdir(parents=True, exist_ok=True)
+    new_parents = [path for path in folder.path.parents if not path.exists()]
+    folder.path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = True
     try:
-        with locked(folder.path, patience):
-            for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
-                if left.is_file():
-                    left.unlink()
+        folder.path.mkdir()
+    except FileExistsError:
+        is_new = False
+    with locked(folder.path, patience):
+        for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
+            if left.is_file():
+                left.unlink()
+        try:
             yield
-    finally:
-        if heavy := sys.modules.get("fedsdr.federation.client_context"):  # which imports torch
-            heavy.close_clients()
-        if made and not folder.config.exists():
-            shutil.rmtree(folder.path)
-            for path in made[1:]:
+        finally:
+            if heavy := sys.modules.get("fedsdr.federation.client_context"):  # which imports torch
+                heavy.close_clients()
+            if is_new and not folder.config.exists():
                 with suppress(OSError):  # another run uses it by now
-                    path.rmdir()
+                    shutil.rmtree(folder.path)
+                    for path in new_parents:
+                        path.rmdir()
