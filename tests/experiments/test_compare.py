@@ -182,7 +182,7 @@ def test_a_process_loads_the_model_once_for_its_runs(grid, tmp_path: Path):
         if process._max_tasks_per_child:
             pytest.skip("this system does not count the peak of memory anew")
         for settings in plan.runs.values():
-            process.submit(module._finish_logged, settings).result()
+            process.submit(module._finish_logged, settings, False).result()
         assert process.submit(eval, misses).result() == 1
 
 
@@ -231,10 +231,10 @@ def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp
 def test_the_page_of_a_grid_reloads_itself_until_the_grid_ends(grid, tmp_path: Path, monkeypatch):
     seen, original = [], compare_module._finish
 
-    def finish(settings: Settings) -> object:
+    def finish(settings: Settings, on_other_machine: bool) -> object:
         page = tmp_path / "grid/report.html"
         seen.append(page.read_text() if page.exists() else "")
-        return original(settings)
+        return original(settings, on_other_machine)
 
     monkeypatch.setattr(compare_module, "_finish", finish)
     compare(grid(seeds="[0]"), tmp_path / "grid")

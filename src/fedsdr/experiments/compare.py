@@ -31,7 +31,7 @@ from fedsdr.model.allocator import forget_peak
 from fedsdr.plugins import load_plugins
 from fedsdr.progress import duration, say, show
 from fedsdr.recipe import flat
-from fedsdr.report.page import REFRESH
+from fedsdr.report.page import REFRESH, PageWriter
 from fedsdr.report.sheets import Sheet
 from fedsdr.run_folder import Result, RunFolder, read_settings
 from fedsdr.storage import write_file
@@ -71,9 +71,9 @@ def compare(
         (arm, seed): with_rate(settings, rates[plan.rate_of[arm]]) if rates else settings
         for (arm, seed), settings in sorted(plan.runs.items(), key=lambda item: item[0][1])
     }
-    page_of_now = partial(tabulate, folder, REFRESH)
+    page_of_now = PageWriter(partial(tabulate, folder, REFRESH))
     errors = _finish_all(
-        runs, jobs, on_other_machine, lambda place: f"{place[0]}, seed {place[1]}", page_of_now
+        runs, jobs, on_other_machine, lambda place: f"{place[0]}, seed {place[1]}", page_of_now.write
     )
     if len(errors) == len(runs):
         raise _listed(errors, len(runs))
