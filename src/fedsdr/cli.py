@@ -144,7 +144,7 @@ def compare(
         int,
         typer.Option(
             min=0,
-            help="Parallel runs, each in its own process; 0: all in this process, without memory per run.",
+            help="Parallel runs, each in its own process; 0: all in this process.",
         ),
     ] = 1,
     on_other_machine: OnOtherMachine = False,

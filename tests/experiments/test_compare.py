@@ -25,7 +25,7 @@ from fedsdr.experiments.measure import measure_grid
 from fedsdr.experiments.measured_run import Options
 from fedsdr.federation import server_app
 from fedsdr.federation.run import run
-from fedsdr.model.allocator import forget_peak
+from fedsdr.model.allocator import can_forget_peak
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import save_round
@@ -186,7 +186,7 @@ def test_a_process_loads_the_model_once_for_its_runs(grid, tmp_path: Path):
         assert process.submit(eval, misses).result() == 1
 
 
-@pytest.mark.skipif(not forget_peak(), reason="this system does not count the peak of memory anew")
+@pytest.mark.skipif(not can_forget_peak(), reason="this system does not count the peak of memory anew")
 def test_the_memory_of_a_run_is_not_that_of_an_earlier_one_in_its_process(grid, tmp_path: Path):
     np.ones(10**8)  # 800 MB
     compare(grid(seeds="[0]", vary='{method = ["fedit"]}'), tmp_path / "out")

@@ -27,7 +27,7 @@ from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.environment import APART
 from fedsdr.federation.run import resume, run
-from fedsdr.model.allocator import forget_peak
+from fedsdr.model.allocator import can_forget_peak, forget_peak
 from fedsdr.plugins import load_plugins
 from fedsdr.progress import duration, say, show
 from fedsdr.recipe import flat
@@ -193,7 +193,7 @@ def worker() -> ProcessPoolExecutor:
         1,
         mp_context=workers(),
         initializer=_end_with_parent,
-        max_tasks_per_child=None if forget_peak() else 1,
+        max_tasks_per_child=None if can_forget_peak() else 1,
     )
 
 
@@ -231,7 +231,7 @@ def _end_with_parent() -> None:
 
 
 def _finish(settings: Settings, on_other_machine: bool) -> Result:
-    """Run or resume; peak memory is counted for this run only, if the system can reset it."""
+    """Run or resume; peak memory is counted for this run only, and left out where that is impossible."""
     forget_peak()
     if RunFolder(settings.run.dir).config.exists():
         return resume(Path(settings.run.dir), on_other_machine=on_other_machine)
