@@ -144,7 +144,7 @@ def compare(
         int,
         typer.Option(
             min=0,
-            help="Parallel runs, each in its own process; 0: all in this process, without memory per run.",
+            help="Parallel runs, each in its own process; 0: all in this process.",
         ),
     ] = 1,
     on_other_machine: OnOtherMachine = False,
@@ -288,16 +288,17 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the trained adapter for PEFT and vLLM, or the whole model."""
-    from fedsdr.federation.export import convert_lora, export_round
+    from fedsdr.federation.export import convert_lora, export_round, lora_converter
     from fedsdr.federation.model_card import push
 
     if dtype not in ("float32", "bfloat16", "float16") or (dtype != "float32" and not merged):
         raise UserError(f"--dtype {dtype}: set float32, bfloat16 or float16, with --merged")
     if gguf_lora and merged:
         raise UserError("--gguf-lora converts an adapter: leave out --merged")
+    converter = lora_converter() if gguf_lora else None
     export_round(run_dir, to, server_round, client, merged, dtype)  # type: ignore[arg-type]
     if gguf_lora:
-        convert_lora(run_dir, to)
+        convert_lora(run_dir, to, converter)
     if push_to_hub:
         push(to, push_to_hub)
     if as_json:

@@ -131,6 +131,19 @@ def test_data_set_folder_with_splits(tmp_path):
     assert (len(domain.train), len(domain.test)) == (6, 3)
 
 
+def test_a_streamed_data_set_may_have_a_file_as_its_test_set(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows(6))}).save_to_disk(tmp_path / "saved")
+    file = write(tmp_path / "test.jsonl", rows(3, start=6))
+    source = Source(domain="math", train=str(tmp_path / "saved"), test=file, stream=2)
+    domain = load_domains(Data(sources=(source,)))["math"]
+    assert (len(domain.train), len(domain.test)) == (2, 3)
+    with pytest.raises(
+        UserError, match=r"stream = 2 is for hub ids and folders, and .*test\.jsonl is a file"
+    ):
+        load_domains(Data(sources=(Source(domain="math", train=file, stream=2),)))
+
+
 def test_labels_without_choices_get_the_labels_of_the_domain(tmp_path):
     tones = ["up", "down", "flat"]
     train = [{"instruction": f"tone {n}", "output": tones[n % 2], "label": tones[n % 2]} for n in range(10)]

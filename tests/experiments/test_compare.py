@@ -25,7 +25,7 @@ from fedsdr.experiments.measure import measure_grid
 from fedsdr.experiments.measured_run import Options
 from fedsdr.federation import server_app
 from fedsdr.federation.run import run
-from fedsdr.model.allocator import forget_peak
+from fedsdr.model.allocator import can_forget_peak
 from fedsdr.recipe import dump_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import save_round
@@ -182,11 +182,11 @@ def test_a_process_loads_the_model_once_for_its_runs(grid, tmp_path: Path):
         if process._max_tasks_per_child:
             pytest.skip("this system does not count the peak of memory anew")
         for settings in plan.runs.values():
-            process.submit(module._finish_logged, settings).result()
+            process.submit(module._finish_logged, settings, False).result()
         assert process.submit(eval, misses).result() == 1
 
 
-@pytest.mark.skipif(not forget_peak(), reason="this system does not count the peak of memory anew")
+@pytest.mark.skipif(not can_forget_peak(), reason="this system does not count the peak of memory anew")
 def test_the_memory_of_a_run_is_not_that_of_an_earlier_one_in_its_process(grid, tmp_path: Path):
     np.ones(10**8)  # 800 MB
     compare(grid(seeds="[0]", vary='{method = ["fedit"]}'), tmp_path / "out")
@@ -231,10 +231,10 @@ def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp
 def test_the_page_of_a_grid_reloads_itself_until_the_grid_ends(grid, tmp_path: Path, monkeypatch):
     seen, original = [], compare_module._finish
 
-    def finish(settings: Settings) -> object:
+    def finish(settings: Settings, on_other_machine: bool) -> object:
         page = tmp_path / "grid/report.html"
         seen.append(page.read_text() if page.exists() else "")
-        return original(settings)
+        return original(settings, on_other_machine)
 
     monkeypatch.setattr(compare_module, "_finish", finish)
     compare(grid(seeds="[0]"), tmp_path / "grid")

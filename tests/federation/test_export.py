@@ -126,7 +126,7 @@ def test_an_adapter_is_converted_by_llama_cpps_converter_where_it_is_at_hand(
     assert ends(["export", finished.folder, tmp_path / "b", "--gguf-lora"]) == 2
     assert "there is no convert_lora_to_gguf.py" in capfd.readouterr().err
     (tmp_path / "convert_lora_to_gguf.py").write_text(CONVERTER)
-    assert ends(["export", finished.folder, tmp_path / "c", "--gguf-lora"]) == 0
-    assert (tmp_path / "c/adapter.gguf").exists()
+    assert ends(["export", finished.folder, tmp_path / "b", "--gguf-lora"]) == 0
+    assert (tmp_path / "b/adapter.gguf").exists()
     assert ends(["export", finished.folder, tmp_path / "d", "--gguf-lora", "--merged"]) == 2
     assert not (tmp_path / "d").exists()

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.federation import client_context
 from fedsdr.federation.client_app import errors_stay_here
+from fedsdr.federation.client_context import answering_all
 from fedsdr.federation.local_engine import LocalGrid
+from fedsdr.federation.node_config import read_node
+from fedsdr.federation.simulation_engine import SimulationGrid
 
 SECRET = "patient 4711 has a fever"
 
@@ -111,3 +117,23 @@ def test_a_client_answers_when_its_reply_is_taken(tmp_path: Path):
     for node in (1, 2, 3):
         next(replies)
         assert asked == list(range(1, node + 1))
+
+
+def test_a_federation_without_any_test_example_is_evaluated_without_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one = SimpleNamespace(id="a", folder=tmp_path / "a", test=[])
+    monkeypatch.setattr(client_context, "data_of", lambda settings: ({}, [one]))
+    monkeypatch.setattr(client_context, "_allowed", lambda settings, client: client)
+    settings = Settings(method="fedit")
+    assert (
+        answering_all(settings, one, 1)(SimpleNamespace(has_independent_rows=True), [], settings.eval) == []
+    )
+
+
+def test_only_nodes_of_this_engine_answer_the_prompts_of_all(tmp_path: Path):
+    """An actor of Flower's simulation, whatever its engine, serves some clients and would repeat the work."""
+    here = grid_of(name_yourself, tmp_path).contexts[1].node_config
+    assert read_node(here, tmp_path, "run").serves_all
+    assert not read_node({"partition-id": 0, "num-partitions": 3}, tmp_path, "run").serves_all
+    assert not SimulationGrid.serves_all

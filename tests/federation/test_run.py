@@ -20,6 +20,7 @@ from fedsdr.data.lengths import ANSWER_CUT, TOO_LONG
 from fedsdr.errors import Diverged, UserError
 from fedsdr.evaluate import tasks
 from fedsdr.federation import client_context
+from fedsdr.federation import run as run_module
 from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.federation.model_cache import load_model
@@ -362,6 +363,19 @@ def test_two_processes_cannot_work_in_one_folder(quick, tmp_path: Path):
         other.kill()
     run(settings)  # the lock went with its process
     assert not (tmp_path / ".lock").exists()
+
+
+def test_who_made_the_folder_and_lost_its_lock_leaves_it_to_the_winner(
+    quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def lost(path: Path, patience: float):
+        (path / "data.jsonl").touch()  # by the winner, which has not written config.toml yet
+        raise UserError("another process")
+
+    monkeypatch.setattr(run_module, "locked", lost)
+    with pytest.raises(UserError, match="another process"):
+        run(quick(**{"run.dir": str(tmp_path / "new/run")}))
+    assert (tmp_path / "new/run/data.jsonl").exists()
 
 
 def test_a_run_is_not_resumed_on_data_that_changed(quick, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 
 from fedsdr.config import Settings
 from fedsdr.report.events import train_records
-from fedsdr.report.page import write_report
+from fedsdr.report.page import PageWriter, write_report
 from fedsdr.report.sheets import to_csv
 from fedsdr.storage import read_lines
 
@@ -147,3 +147,20 @@ def test_settings_that_differ_come_with_their_defaults(make_run: MakeRun) -> Non
 def test_the_report_imports_no_torch() -> None:
     code = "import sys, fedsdr.report.page; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_page_of_now_that_cannot_be_written_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch):
+    written: list[str] = []
+    said: list[str] = []
+    monkeypatch.setattr("fedsdr.report.page.say", said.append)
+
+    def write() -> None:
+        written.append("page")
+        raise OSError("no space left")
+
+    writer = PageWriter(write)
+    writer.write()
+    assert said == ["  the page is not up to date: no space left"]
+    writer.next += 60  # it took 3 seconds
+    writer.write()
+    assert len(written) == 1

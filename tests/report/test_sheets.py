@@ -7,6 +7,7 @@ import pytest
 from fedsdr.evaluate.scores import table_of_round
 from fedsdr.report.events import cost_sheet, dropped_sheet, fallback_sheet, paradox_records, train_records
 from fedsdr.report.sheets import (
+    Sheet,
     answer_sheet,
     label_sheet,
     loss_sheet,
@@ -47,6 +48,8 @@ def test_a_page_has_room_for_the_first_of_thousands_of_clients_and_for_the_sum()
     assert sheet.shown[-1][2] == "6,000"
     few = cost_sheet([{"event": "prepare", "round": 0, "client": name, "seconds": 2.0} for name in names[:9]])
     assert few.shown == few.rows
+    rows = tuple((str(number),) for number in range(501))
+    assert Sheet("498 clients and 3 sums", "r", ("n",), rows, (), num_summary=3).shown == rows
 
 
 def test_an_unfinished_run_shows_the_base_model_alone(made_up: SimpleNamespace) -> None:

@@ -169,6 +169,15 @@ def test_an_evaluation_below_the_quorum_stops_the_run(start):
         )
 
 
+@pytest.mark.parametrize(("method", "tested"), [("fedsdr", ["a"]), ("fdlora", ["a", "b"])])
+def test_clients_without_test_examples_are_evaluated_only_to_fuse_their_adapters(
+    method: str, tested: list[str]
+):
+    prepared = {name: {"num_train": 2, "num_test": num} for name, num in {"a": 1, "b": 0}.items()}
+    settings = check_settings({"method": method}, "test")
+    assert FedStrategy(settings, ROSTER, prepared, {}, {}, {}).tested() == tested
+
+
 def test_all_clients_are_evaluated_even_where_few_are_drawn_to_train(start):
     assert len(start("train", clients_per_round=2)[1]) == 2
     assert len(start("evaluate", clients_per_round=2)[1]) == 4

@@ -252,6 +252,11 @@ def _from_source(source: Source, columns: Mapping[str, str], data: Data) -> Doma
             " test, or another test_split of a data set folder or hub id, or leave out both to hold out"
             " test_share of it"
         )
+    if source.stream and not any(_has_splits(one, source) for one in (place, tests)):
+        raise UserError(
+            f"source of domain {source.domain!r}: stream = {source.stream} is for hub ids and folders, and"
+            f" {place} is a file: leave stream out"
+        )
     bad: list[BadRow] = []
     parts = [_read(place, source.train_split, source, reading, bad, data)]
     if has_test:
@@ -277,11 +282,6 @@ def _read(
     if _has_splits(place, source):
         seed = seed_for(data.seed, "stream", source.domain, split)
         rows = hub_rows(place, split, source.config, source.stream, seed)
-    elif source.stream:
-        raise UserError(
-            f"source of domain {source.domain!r}: stream = {source.stream} is for hub ids and folders, and"
-            f" {place} is a file: leave stream out"
-        )
     else:
         paths = [place] if Path(place).exists() else sorted(glob(place, recursive=True)) or [place]
         rows = [row for path in paths for row in file_rows(path, bad)]

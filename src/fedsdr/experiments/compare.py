@@ -27,11 +27,11 @@ from fedsdr.experiments.grid import Plan, read_grid, with_rate
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.environment import APART
 from fedsdr.federation.run import resume, run
-from fedsdr.model.allocator import forget_peak
+from fedsdr.model.allocator import can_forget_peak, forget_peak
 from fedsdr.plugins import load_plugins
 from fedsdr.progress import duration, say, show
 from fedsdr.recipe import flat
-from fedsdr.report.page import REFRESH
+from fedsdr.report.page import REFRESH, PageWriter
 from fedsdr.report.sheets import Sheet
 from fedsdr.run_folder import Result, RunFolder, read_settings
 from fedsdr.storage import write_file
@@ -71,9 +71,9 @@ def compare(
         (arm, seed): with_rate(settings, rates[plan.rate_of[arm]]) if rates else settings
         for (arm, seed), settings in sorted(plan.runs.items(), key=lambda item: item[0][1])
     }
-    page_of_now = partial(tabulate, folder, REFRESH)
+    page_of_now = PageWriter(partial(tabulate, folder, REFRESH))
     errors = _finish_all(
-        runs, jobs, on_other_machine, lambda place: f"{place[0]}, seed {place[1]}", page_of_now
+        runs, jobs, on_other_machine, lambda place: f"{place[0]}, seed {place[1]}", page_of_now.write
     )
     if len(errors) == len(runs):
         raise _listed(errors, len(runs))
@@ -193,7 +193,7 @@ def worker() -> ProcessPoolExecutor:
         1,
         mp_context=workers(),
         initializer=_end_with_parent,
-        max_tasks_per_child=None if forget_peak() else 1,
+        max_tasks_per_child=None if can_forget_peak() else 1,
     )
 
 
@@ -231,7 +231,7 @@ def _end_with_parent() -> None:
 
 
 def _finish(settings: Settings, on_other_machine: bool) -> Result:
-    """Run or resume; peak memory is counted for this run only, if the system can reset it."""
+    """Run or resume; peak memory is counted for this run only, and left out where that is impossible."""
     forget_peak()
     if RunFolder(settings.run.dir).config.exists():
         return resume(Path(settings.run.dir), on_other_machine=on_other_machine)

@@ -198,8 +198,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
     names = ["global"] if has_global(plan.method, plan.aggregation) or not server_round else []
     names += ["personalised"] if has_own_model(state, plan.aggregation) else []
     metrics: dict[str, float] = {"round": server_round}
-    has_all = node.own is None and settings.run.engine == "local"
-    answering = answering_all(settings, client, server_round) if has_all else answer
+    answering = answering_all(settings, client, server_round) if node.serves_all else answer
     for name in names:
         with within(f"{client.id}, {name if server_round else 'base'} model"):
             by_domain, records = _evaluate(settings, client, model, name, server_round, answering)

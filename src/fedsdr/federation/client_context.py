@@ -184,6 +184,8 @@ def answering_all(settings: Settings, client: ClientContext, server_round: int) 
     """
 
     def answer_all(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
+        if not examples:
+            return []
         if not base.has_independent_rows:
             return answer(base, examples, scoring)
         key = client.folder.parent, server_round

@@ -33,6 +33,7 @@ from fedsdr.storage import read_json, write_folder
 
 LLAMA_CPP = "LLAMA_CPP"
 """Environment variable that names the folder of llama.cpp's sources."""
+CONVERTER = "convert_lora_to_gguf.py"
 
 
 def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, str]]:
@@ -126,26 +127,38 @@ def _folder_of(spec: Model) -> Path:
     return find(spec.name)[0] or find_on_hub(spec)
 
 
-def convert_lora(run_dir: Path, exported: Path) -> None:
-    """Write adapter.gguf into an exported adapter's folder by llama.cpp's own converter.
-
-    If `LLAMA_CPP` does not name the folder of llama.cpp's sources, only print the command.
+def lora_converter() -> Path | None:
+    """llama.cpp's converter of adapters; None if `LLAMA_CPP` does not name the folder of its sources.
 
     Raises:
-        UserError: The folder contains no converter, or it fails.
+        UserError: The folder contains no converter.
     """
-    sources, target = os.environ.get(LLAMA_CPP, ""), exported / "adapter.gguf"
-    script = Path(sources or "<llama.cpp>") / "convert_lora_to_gguf.py"
-    base = _folder_of(read_settings(run_dir).model)
-    words = [str(script), str(exported), "--base", str(base), "--outfile", str(target), "--outtype", "f32"]
-    if not sources:
-        say(f"  {LLAMA_CPP} does not name llama.cpp's sources; convert by: python {' '.join(words)}")
-        return
+    if not (sources := os.environ.get(LLAMA_CPP, "")):
+        return None
+    script = Path(sources) / CONVERTER
     if not script.is_file():
         raise UserError(
             f"{LLAMA_CPP} = {sources}: there is no {script.name}; name the folder of llama.cpp's sources"
         )
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    return script
+
+
+def convert_lora(run_dir: Path, exported: Path, script: Path | None) -> None:
+    """Write adapter.gguf into an exported adapter's folder by llama.cpp's own converter.
+
+    Without a converter, only print the command.
+
+    Raises:
+        UserError: The converter fails.
+    """
+    target = exported / "adapter.gguf"
+    base = _folder_of(read_settings(run_dir).model)
+    words = [str(exported), "--base", str(base), "--outfile", str(target), "--outtype", "f32"]
+    if script is None:
+        command = " ".join(["python", f"<llama.cpp>/{CONVERTER}", *words])
+        say(f"  {LLAMA_CPP} does not name llama.cpp's sources; convert by: {command}")
+        return
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{script} failed: {done.stderr.strip()[-500:]}")
     say(f"  {target}: llama-server --model BASE.gguf --lora {target}")

@@ -20,6 +20,9 @@ from fedsdr.messages.flower import Run, become_server, set_message_id
 class LocalGrid(Grid):
     """Nodes 1 to `num_clients`, served in the order of the messages."""
 
+    serves_all = True
+    """Whether one process serves all nodes."""
+
     def __init__(self, client_app: ClientApp, num_clients: int, folder: Path, **node: str) -> None:
         """Create a grid of simulated clients.
 
@@ -39,6 +42,7 @@ class LocalGrid(Grid):
                     "partition-id": node_id - 1,
                     "num-partitions": num_clients,
                     "folder": str(folder),
+                    "serves-all": self.serves_all,
                 },
                 state=RecordDict(),
                 run_config={},

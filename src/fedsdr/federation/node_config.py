@@ -45,6 +45,8 @@ class SimulatedNode(Keys):
     folder: str = ""
     cache: str = ""
     distill_url: str = ""
+    serves_all: bool = False
+    """Whether its process serves all clients, one after the other."""
 
 
 class NodeConfig(Keys):
@@ -119,6 +121,8 @@ class Node:
     """The node's configuration; None in a simulation."""
     cache: str = ""
     distill_url: str = ""
+    serves_all: bool = False
+    """Whether its process serves all clients of a simulation, one after the other."""
 
     @property
     def ledger(self) -> Ledger | None:
@@ -208,9 +212,8 @@ def read_node(config: Mapping[str, Any], folder: Path, run: str) -> Node:
     """
     if "client" not in config and "partition-id" in config:
         own = check_keys(SimulatedNode, config, "node configuration")
-        return Node(
-            own.partition_id, Path(own.folder) if own.folder else folder, None, own.cache, own.distill_url
-        )
+        place = Path(own.folder) if own.folder else folder
+        return Node(own.partition_id, place, None, own.cache, own.distill_url, own.serves_all)
     node = check_keys(NodeConfig, config, "node configuration")
     return Node(node.client, Path(node.folder) / check_name(run, "run"), node, node.cache, node.distill_url)
 

@@ -1,6 +1,5 @@
 """`fedsdr run` and `fedsdr resume`: one run folder, from settings to scores, local or on Ray."""
 
-import resource
 import secrets
 import shutil
 import sys
@@ -25,6 +24,7 @@ from fedsdr.federation.preflight import check_budget, check_data, check_deployed
 from fedsdr.loggers import open_loggers
 from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
+from fedsdr.model.allocator import peak_memory
 from fedsdr.plugins import require_functions
 from fedsdr.progress import say
 from fedsdr.recipe import as_settings, dump_settings, with_values
@@ -233,17 +233,12 @@ def _finish(settings: Settings, grid: "Grid", watch: Watch, has_data: bool) -> R
     events = read_lines(folder.log)
     if all(event["event"] != "end" for event in events):
         # This process knows only the costs of its own part.
-        costs = {"seconds": time.monotonic() - begun, "peak_memory": _peak_memory()} if is_whole else {}
+        costs = {"seconds": time.monotonic() - begun, "peak_memory": peak_memory()} if is_whole else {}
+        costs = {name: value for name, value in costs.items() if value is not None}
         end = {"event": "end", "round": settings.server.num_rounds, **costs}
         rewrite_lines(folder.log, [*events, end])
     write_report(folder.path, settings)
     return read_result(folder.path)
-
-
-def _peak_memory() -> int:
-    """Peak host memory of this process, in bytes; GPU memory is not counted."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
@@ -327,19 +322,24 @@ def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
     """
     if folder.path.is_file():
         raise UserError(f"run.dir = {folder.path} is a file; name a folder, or one that does not exist yet")
-    made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
-    folder.path.mkdir(parents=True, exist_ok=True)
+    new_parents = [path for path in folder.path.parents if not path.exists()]
+    folder.path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = True
     try:
-        with locked(folder.path, patience):
-            for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
-                if left.is_file():
-                    left.unlink()
+        folder.path.mkdir()
+    except FileExistsError:
+        is_new = False
+    with locked(folder.path, patience):
+        for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
+            if left.is_file():
+                left.unlink()
+        try:
             yield
-    finally:
-        if heavy := sys.modules.get("fedsdr.federation.client_context"):  # which imports torch
-            heavy.close_clients()
-        if made and not folder.config.exists():
-            shutil.rmtree(folder.path)
-            for path in made[1:]:
+        finally:
+            if heavy := sys.modules.get("fedsdr.federation.client_context"):  # which imports torch
+                heavy.close_clients()
+            if is_new and not folder.config.exists():
                 with suppress(OSError):  # another run uses it by now
-                    path.rmdir()
+                    shutil.rmtree(folder.path)
+                    for path in new_parents:
+                        path.rmdir()

@@ -8,7 +8,7 @@ return; the run stops only if fewer than a quorum are connected.
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from flwr.app import ConfigRecord, Message
@@ -28,7 +28,7 @@ from fedsdr.messages.privacy import epsilon
 from fedsdr.model.base import public_name
 from fedsdr.progress import Total, say
 from fedsdr.report.notices import cut_notices, rewriting_notices, weight_notices
-from fedsdr.report.page import REFRESH, write_report
+from fedsdr.report.page import REFRESH, PageWriter, write_report
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_moments, load_round, remove_rounds, save_round
@@ -105,7 +105,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
     watch.start(settings, begun, past)
     if rounds.is_due(begun):
         rounds.evaluate(begun)
-    page = PageWriter(settings)
+    page = PageWriter(partial(write_report, folder.path, settings, REFRESH))
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
         page.write()
         events = rounds.train(server_round)
@@ -136,22 +136,6 @@ def is_due(settings: Settings, server_round: int) -> bool:
     """Whether a round is evaluated; round 0 is the base model."""
     every, last = settings.eval_every, settings.server.num_rounds
     return server_round in (0, last) or (every > 0 and server_round % every == 0)
-
-
-class PageWriter:
-    """Writes the page of a running run, unless that would take more than a twentieth of the time."""
-
-    def __init__(self, settings: Settings) -> None:
-        """The first call of `write` writes immediately."""
-        self.settings = settings
-        self.next = 0.0
-
-    def write(self) -> None:
-        """Write the page if it is time."""
-        begun = time.monotonic()
-        if begun >= self.next:
-            write_report(Path(self.settings.run.dir), self.settings, refresh=REFRESH)
-            self.next = time.monotonic() + 20 * (time.monotonic() - begun)
 
 
 def sent_settings(settings: Settings) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class SimulationGrid(LocalGrid):
     """Nodes 1 to `num_clients`, served by several workers."""
 
+    serves_all = False
+
     def __init__(
         self, client_app: ClientApp, num_clients: int, folder: Path, resources: Run, **node: str
     ) -> None:

@@ -6,11 +6,18 @@ than some of the arithmetic (docs/performance.md), and glibc would return them t
 
 import ctypes
 import gc
+import os
 import platform
+import resource
+import sys
 from pathlib import Path
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
+CLEAR_REFS = Path("/proc/self/clear_refs")
+"""Linux resets the peak memory when "5" is written here."""
+_earlier = 0
+"""Peak memory that could not be reset, in bytes."""
 
 
 def keep_pages() -> bool:
@@ -21,13 +28,32 @@ def keep_pages() -> bool:
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def forget_peak() -> bool:
-    """Return unused pages and reset the peak memory (`ru_maxrss`); False if the system cannot."""
+def can_forget_peak() -> bool:
+    """Whether the system can reset the peak memory of a process (Linux)."""
+    return os.access(CLEAR_REFS, os.W_OK)
+
+
+def forget_peak() -> None:
+    """Return unused pages, and begin to count the peak memory anew."""
+    global _earlier
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        CLEAR_REFS.write_text("5", encoding="ascii")
     except OSError:
-        return False
-    return True
+        _earlier = _peak()
+
+
+def peak_memory() -> int | None:
+    """Peak host memory of this process since `forget_peak`, in bytes; GPU memory is not counted.
+
+    None if the system cannot reset it and the earlier peak was as high.
+    """
+    peak = _peak()
+    return peak if peak > _earlier else None
+
+
+def _peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

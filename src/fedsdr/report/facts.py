@@ -92,6 +92,7 @@ def cost_facts(events: Sequence[Event]) -> list[tuple[str, str]]:
     parts = [f"{duration(seconds)} of work at the clients"]
     end = next((event for event in events if event["event"] == "end" and "seconds" in event), None)
     if end:
-        parts = [f"{duration(end['seconds'])}, {data_size(end['peak_memory'])} of memory"]
+        memory = f", {data_size(end['peak_memory'])} of memory" if "peak_memory" in end else ""
+        parts = [duration(end["seconds"]) + memory]
     parts.append(f"{data_size(total['num_bytes_up'])} up, {data_size(total['num_bytes_down'])} down")
     return [("Cost", "; ".join(parts))]

@@ -8,7 +8,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from markupsafe import Markup, escape
 
 from fedsdr.catalogue import all_rows
 from fedsdr.config import Settings
+from fedsdr.errors import UserError
 from fedsdr.methods import AGGREGATIONS, METHODS, PERSONAL
 from fedsdr.metrics import Scores
+from fedsdr.progress import say
 from fedsdr.recipe import flat
 from fedsdr.report.blocks import Block, Drawing, Examples, Folded, Links, Tab, Table, Text, Titled
 from fedsdr.report.events import (
@@ -61,6 +64,26 @@ RELOAD = (
 REFRESH = 20
 """Seconds after which the page of an unfinished run or grid reloads itself."""
 MEASURE = "`fedsdr measure RUN`, where RUN is this run's folder"
+
+
+class PageWriter:
+    """Writes the page of a running run or grid, unless that takes more than a twentieth of the time."""
+
+    def __init__(self, write_page: Callable[[], object]) -> None:
+        """The first call of `write` writes immediately."""
+        self.write_page = write_page
+        self.next = 0.0
+
+    def write(self) -> None:
+        """Write the page if it is time. An error is shown only, since it must not end the work."""
+        begun = time.monotonic()
+        if begun < self.next:
+            return
+        try:
+            self.write_page()
+        except (UserError, OSError) as error:
+            say(f"  the page is not up to date: {error}")
+        self.next = time.monotonic() + 20 * (time.monotonic() - begun)
 
 
 def write_report(folder: Path, settings: Settings, refresh: int = 0) -> Path:

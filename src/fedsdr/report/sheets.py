@@ -41,9 +41,8 @@ class Sheet:
     @property
     def shown(self) -> tuple[tuple[str, ...], ...]:
         """The rows that fit on a page: all, or the first ones and the summary rows."""
-        if len(self.rows) <= MOST_ROWS:
-            return self.rows
-        return (*self.rows[:MOST_ROWS], *self.rows[len(self.rows) - self.num_summary :])
+        num_plain = len(self.rows) - self.num_summary
+        return (*self.rows[: min(MOST_ROWS, num_plain)], *self.rows[num_plain:])
 
 
 def score_sheet(base: Scores, final: Scores) -> Sheet:

@@ -183,7 +183,7 @@ class FedStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask the clients that have test examples to evaluate the shared adapter."""
+        """Ask the `tested` clients to evaluate the shared adapter."""
         self.exchange = self._exchange("evaluate", server_round, self.tested(), {})
         return self.exchange.ask(arrays, config)
 
@@ -203,8 +203,10 @@ class FedStrategy(Strategy):
         return draw_clients(self.prepared, num, seed, server_round)
 
     def tested(self) -> list[str]:
-        """Clients that have test examples; all, if none has."""
+        """Clients that have test examples; all, if none has or if each fuses its adapters when evaluated."""
         everyone = sorted(self.prepared)
+        if self.method.personal == "fused":
+            return everyone
         return [client for client in everyone if self.prepared[client]["num_test"]] or everyone
 
     def quorum(self, num_sampled: int) -> int:
