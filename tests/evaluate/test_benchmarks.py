@@ -284,7 +284,7 @@ def test_missing_files_are_told_unless_the_task_was_asked_for(model, no_network,
     ("wrong", "message"),
     [
         ({"instruction": "?", "input": "fine", "output": "positive"}, "no key 'label', which sst2 needs"),
-        (row("fine", "great"), "label 'great' is none of sst2's choices negative, positive"),
+        (row("fine", "great"), "label 'great' is not one of sst2's choices negative, positive"),
     ],
 )
 def test_a_malformed_row_is_told_with_its_line(model, tmp_path: Path, wrong, message):

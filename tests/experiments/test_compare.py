@@ -369,7 +369,7 @@ def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(grid,
         ({"set": "{run = {seed = 3}}"}, "run.seed is set by the grid"),
         ({"vary": ""}, "vary and arms are both missing"),
         ({"personal_baseline": '"fedala"'}, "personal_baseline = 'fedala' is not one of the arms"),
-        ({"recipe": "3"}, "recipe = 3; expected the path of a recipe"),
+        ({"recipe": "3"}, "recipe = 3; expected the path of the recipe"),
         ({"baseline": '["fedit"]'}, "baseline = .*; expected the name of the arm"),
         (
             {"budgets": '[["per_round"]]'},
@@ -489,7 +489,9 @@ def test_runs_that_lack_what_a_measurement_needs_are_passed_over(grid, tmp_path:
     measure_grid(to, ["map"], Options())
     assert (to / "fedsd/seed-0/measurements/map.json").exists()
     assert not (to / "fedit/seed-0/measurements/map.json").exists()
-    with pytest.raises(UserError, match="survival could not be measured in any run: what the clients sent"):
+    with pytest.raises(
+        UserError, match="survival could not be measured in any run: the clients' updates were not saved"
+    ):
         measure_grid(to, ["map", "survival"], Options())
 
 

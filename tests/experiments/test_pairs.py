@@ -102,7 +102,7 @@ def test_a_bad_row_is_told_with_file_and_line(write, spoil: Row, told: str):
 
 def test_what_does_not_go_together_is_refused(write):
     path = write(rows(str.upper))
-    with pytest.raises(UserError, match="names the domains food, law: leave out --clusters"):
+    with pytest.raises(UserError, match="contains the domains food, law: leave out --clusters"):
         analyze(path, 3, "", "", "")
     with pytest.raises(UserError, match="set both, or neither"):
         analyze(path, 0, "", "http://localhost:1/v1", "")

@@ -119,7 +119,7 @@ def test_what_two_clients_have_in_common_is_measured_where_it_can_be(
     client_context.close_clients()
     alone = probe(tiny_settings(**{"data.root": tmp_path, "data.domains": ["a"]}), 8)
     assert alone["records"][0]["js"] is None and alone["records"][0]["gradient_change"] is None
-    assert any("js was not measured: likeness is between clients" in note for note in alone["notes"])
+    assert any("js was not measured: similarity is between clients" in note for note in alone["notes"])
 
 
 def test_what_probe_found_becomes_a_case_when_the_outcome_is_known(

@@ -308,8 +308,8 @@ def test_a_client_of_smaller_rank_that_sends_more_is_dropped(run_with, monkeypat
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"server.aggregation": "fedex", "server.optimizer": "fedavgm"}, "'fedex', which aggregates whole products"),
-        ({"server.aggregation": "flora", "communication.dtype": "int8"}, "'flora', which aggregates whole products"),
+        ({"server.aggregation": "fedex", "server.optimizer": "fedavgm"}, "'fedex', which does not aggregate each number"),
+        ({"server.aggregation": "flora", "communication.dtype": "int8"}, "'flora', which does not aggregate each number"),
         ({"server.aggregation": "fedrot", "communication.dtype": "float16"}, "rotates what a client sends, but not what"),
         ({"server.aggregation": "fedsa", "client.drift_correction": "fedprox"}, "which no broadcast anchors"),
         ({"server.aggregation": "average", "lora.client_ranks.math": 2}, "takes factors of one rank: .*'zeropad'"),

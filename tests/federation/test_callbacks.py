@@ -196,7 +196,7 @@ def test_an_unknown_logger_and_one_that_is_not_installed_are_refused_before_anyt
         quick(**{"run.log_to": ["tensorbord"]})
     monkeypatch.setattr("fedsdr.loggers.find_spec", lambda name: None)
     settings = quick(**{"run.log_to": ["mlflow"]})
-    with pytest.raises(UserError, match=r"needs mlflow: pip install 'fedsdr\[mlflow\]'"):
+    with pytest.raises(UserError, match=r"requires mlflow: pip install 'fedsdr\[mlflow\]'"):
         run(settings)
     assert not RunFolder(settings.run.dir).config.exists()
 

@@ -197,8 +197,8 @@ def test_ffa_never_sends_a_and_leaves_it_as_it_was_drawn(run_method, method: str
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"server.aggregation": "flexlora", "server.optimizer": "fedadam"}, "number by number"),
-        ({"server.aggregation": "flexlora", "server.robust": "median"}, "number by number"),
+        ({"server.aggregation": "flexlora", "server.optimizer": "fedadam"}, "each number for itself"),
+        ({"server.aggregation": "flexlora", "server.robust": "median"}, "each number for itself"),
         ({"server.robust": "trimmed-mean"}, "leaves a robust aggregator no client to withstand"),
         ({"client.mu": 0.5}, "does nothing under client.drift_correction = 'none'"),
         (

@@ -93,7 +93,10 @@ def test_the_tests_of_ones_own_data_run_on_consent_alone_and_the_built_in_ones_a
     client_context.close_clients()
     assert num_checkable(quick(**own, **{"eval.run_programs": True})) == 4
     assert planted.exists()
-    assert "tests of 5 examples and the model's programs run with the rights" in capsys.readouterr().err
+    assert (
+        "tests of 5 examples and the model's programs run with this account's rights"
+        in capsys.readouterr().err
+    )
     client_context.close_clients()
     assert num_checkable(quick(**{"data.domains": ["code"], "data.num_train": 2, "method": "fedsdr"})) == 2
 
@@ -596,9 +599,10 @@ def test_fast_and_plain_attention_give_the_same_run(quick):
         results[attention] = run(quick(**chosen, **{"model.attention": attention}))
     fast, plain = results["grouped"], results["eager"]
     for name in ("distilled.jsonl", "evaluation/round-0002-global.jsonl"):
-        assert (fast.folder / "clients/math" / name).read_text() == (
-            plain.folder / "clients/math" / name
-        ).read_text()
+        lines, others = (list(read_lines(one.folder / "clients/math" / name)) for one in (fast, plain))
+        for line, other in zip(lines, others, strict=True):
+            assert line.pop("nats", None) == pytest.approx(other.pop("nats", None), rel=1e-5)
+        assert lines == others
     for model, by_domain in plain.final.items():
         for domain, metrics in by_domain.items():
             assert fast.final[model][domain] == pytest.approx(metrics, rel=1e-4)

@@ -122,9 +122,9 @@ def test_adapter_of_a_aggregation_that_adds_or_keeps_something_is_the_whole_mode
     scored: dict[tuple[str, tuple[str, ...]], Tensor] = {}
     evaluate = client_app.evaluate
 
-    def spy(model: LoraModel, active: Sequence[Adapter], *rest: Any) -> Any:
+    def spy(model: LoraModel, active: Sequence[Adapter], *rest: Any, **more: Any) -> Any:
         scored[here(), tuple(active)] = logits_of(model, active)
-        return evaluate(model, active, *rest)
+        return evaluate(model, active, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client_app, "evaluate", spy)

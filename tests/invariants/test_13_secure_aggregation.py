@@ -266,7 +266,9 @@ def test_a_sum_that_is_none_of_updates_stops_the_run_with_the_reason(
         return words + secure_sum.expand(bytes(32), words.size) if session.client == "math" else words
 
     monkeypatch.setattr(secure.Session, "masked", lying)
-    with pytest.raises(fedsdr.UserError, match="secure sum of finance, general, math is none of updates"):
+    with pytest.raises(
+        fedsdr.UserError, match="secure sum of finance, general, math is not a sum of updates"
+    ):
         fedsdr.run(run_settings(**SECURE))
 
 
