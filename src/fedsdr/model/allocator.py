@@ -34,7 +34,7 @@ def can_forget_peak() -> bool:
 
 
 def forget_peak() -> None:
-    """Return unused pages, and begin to count the peak memory anew."""
+    """Return unused pages and reset the peak memory; if the system cannot, remember the peak so far."""
     global _earlier
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
