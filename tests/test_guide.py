@@ -78,6 +78,23 @@ def test_init_writes_a_recipe_that_loads_and_refuses_what_is_not_there(tmp_path:
     assert not recipe.exists()
 
 
+def test_init_takes_columns_and_the_one_that_names_the_client(tmp_path: Path, capsys):
+    data = tmp_path / "rows.csv"
+    rows = [
+        f"What is {number} + 1?,It is {number + 1}.,{'east' if number % 2 else 'west'}"
+        for number in range(40)
+    ]
+    data.write_text("\n".join(["question,reply,site", *rows]) + "\n")
+    recipe = tmp_path / "mine.toml"
+    words = ["init", str(recipe), "--model", "tiny", "--method", "fedit", "--data", str(data)]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "fedsdr init takes --columns instruction=" in capsys.readouterr().err
+    main_ends([*words, "--columns", "instruction=question,response=reply", "--client-column", "site"])
+    assert "mine.toml: 2 clients" in capsys.readouterr().out
+    assert load_settings(recipe).data.columns == {"instruction": "question", "response": "reply"}
+
+
 def test_init_without_a_terminal_asks_for_data_and_says_what_it_took(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False)
     recipe = tmp_path / "mine.toml"

@@ -50,6 +50,13 @@ def init(
         str | None, typer.Option(help="A built-in name, a folder, a .gguf file or a hub id. Default: ask.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="See `fedsdr methods`. Default: ask.")] = None,
+    columns: Annotated[
+        str,
+        typer.Option(help="Columns of your files: instruction=question,response=reply; also label, answer."),
+    ] = "",
+    client_column: Annotated[
+        str, typer.Option(help="The column that says which client holds a row. Default: one client per file.")
+    ] = "",
 ) -> None:
     """Write a recipe for your data and model, and check that both can be read."""
     import tomli_w
@@ -69,14 +76,24 @@ def init(
     values: dict[str, Any] = {"method": method, "model": {"name": model}}
     if data != "built-in":
         values["data"] = _data(data)
+    if columns:
+        pairs = [pair.partition("=") for pair in columns.split(",")]
+        values.setdefault("data", {})["columns"] = {name.strip(): column.strip() for name, _, column in pairs}
+    if client_column:
+        values["partition"] = {"kind": "natural", "id_column": client_column}
     check_settings(values, source="init")
     head = (
         f"# fedsdr run {to}\n#\n# `fedsdr settings` explains every key; what is not here has its default.\n\n"
     )
     text = head + tomli_w.dumps(values)
-    summary = describe_data(load_settings(None, values | {"run.dir": "runs/unused"}))
+    try:
+        summary = describe_data(load_settings(None, values | {"run.dir": "runs/unused"}))
+    except UserError as error:
+        hint = "" if columns else "\nfedsdr init takes --columns instruction=...,response=..."
+        raise UserError(f"{error}{hint}") from None
     write_file(to, text)
-    print(f"{to}: {len(summary['clients'])} clients\nnext:\n  fedsdr data {to}\n  fedsdr run {to} --dry-run")
+    num = len(summary["clients"])
+    print(f"{to}: {num} client{'s' * (num != 1)}\nnext:\n  fedsdr data {to}\n  fedsdr run {to} --dry-run")
     print(f"  fedsdr run {to}")
 
 

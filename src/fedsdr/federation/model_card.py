@@ -65,7 +65,10 @@ def _use(merged: bool, rank: int) -> str:
         return "```\nvllm serve FOLDER\npython convert_hf_to_gguf.py FOLDER    # of llama.cpp\n```"
     ranks = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
     return (
-        "```\n"
+        "```python\n"
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "FOLDER")\n'
+        "```\n\n```\n"
         f"vllm serve BASE --enable-lora --max-lora-rank {ranks} --lora-modules mine=FOLDER\n"
         "python convert_lora_to_gguf.py FOLDER --base BASE_FOLDER --outfile mine.gguf    # of llama.cpp\n"
         "llama-server --model BASE.gguf --lora mine.gguf\n"
