@@ -283,7 +283,7 @@ def test_missing_files_are_told_unless_the_task_was_asked_for(model, no_network,
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"instruction": "?", "input": "fine", "output": "positive"}, "no key 'label', which sst2 needs"),
+        ({"instruction": "?", "input": "fine", "output": "positive"}, "no key 'label', which sst2 requires"),
         (row("fine", "great"), "label 'great' is not one of sst2's choices negative, positive"),
     ],
 )
