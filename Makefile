@@ -77,7 +77,7 @@ measure: $(DEVELOP) model $(SERVING) ## Measure what the paper claims, on the bu
 
 docs: $(DEVELOP) ## Build the documentation site into site/
 	$(PIP) --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m mkdocs build --strict
 
 screenshots: $(DEVELOP) ## Make the pictures of pages in docs/ anew, by chromium (apt-get install chromium)
 	$(BIN)/python -m tools.screenshots
