@@ -336,9 +336,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line. An error that the user can fix is one message, with exit code 2."""
     try:
         app(argv)
-    except UserError as error:
-        sys.exit(_fail(str(error)))
-    except OSError as error:  # a full disk, a folder without permission: the system's message says which
+    except (UserError, OSError) as error:  # OSError: the system's message names the full disk, or the folder
         sys.exit(_fail(str(error)))
 
 
