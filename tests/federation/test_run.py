@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -487,6 +488,17 @@ def test_below_the_quorum_the_run_stops_with_the_reasons_and_can_be_resumed(
     undisturbed = run(quick(**{"server.quorum": 1.0}))
     result = resume(Path(settings.run.dir))
     assert (result.base, result.final) == (undisturbed.base, undisturbed.final)
+
+
+@pytest.mark.parametrize("go_on", [resume, partial(evaluate_round, server_round=None)])
+def test_a_run_on_ray_says_what_to_install_where_it_is_continued_without(quick, monkeypatch, go_on):
+    folder = run(quick()).folder
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace('engine = "local"', 'engine = "simulation"'))
+    (folder / "evaluation/round-0000.json").unlink()
+    monkeypatch.setattr("fedsdr.federation.preflight.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs Ray: pip install 'fedsdr\[simulation\]'"):
+        go_on(folder)
 
 
 def test_settings_that_do_not_fit_the_model_leave_the_folder_free_for_the_next_attempt(quick):

@@ -161,6 +161,7 @@ def resume(
     settings = read_settings(Path(folder))
     run = RunFolder(folder)
     _require_local(run)
+    check_engine(settings)
     with _working_in(run), _named(model) as name:
         if name and name != settings.model.name:
             raise UserError(
@@ -188,6 +189,7 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scor
     missing = [one for one in sorted({0, number}) if not run.evaluation(one).exists()]
     if missing:
         _require_local(run)
+        check_engine(settings)
         with _working_in(run):
             require_same(settings)
             from fedsdr.federation.server_app import serve
