@@ -72,7 +72,7 @@ def frontier_scores(
     if is_control and not settings.data.validation:
         raise UserError("the control's scale is chosen on validation examples: run with data.validation=0.1")
     size = settings.eval.batch_size
-    order = _order(settings)
+    order = _order(settings) if is_control or not tests else {}
     parts = {"test": _placed(model, settings, tests or _held(settings, "test"), {} if tests else order)}
     if is_control:
         parts["validation"] = _placed(model, settings, _held(settings, "validation"), order)
