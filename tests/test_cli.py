@@ -122,8 +122,10 @@ def test_the_help_of_a_command_explains_its_arguments(fedsdr: Fedsdr, command: s
 def test_a_run_ends_with_its_table_and_the_place_of_its_report(fedsdr: Fedsdr, recipe: Path, tmp_path: Path):
     code, out, err = fedsdr("run", recipe, f"run.dir={tmp_path / 'run'}", "method=fedit")
     assert code == 0
+    assert out.startswith("Method: fedit: ")
     assert (
-        out.index("The global model's share")
+        out.index("warning: the model has random weights")
+        < out.index("The global model's share")
         < out.index("Differences to the base")
         < out.index("Exact score")
     )
@@ -183,6 +185,17 @@ def test_methods_prints_every_name_and_what_does_not_go_together(fedsdr: Fedsdr)
         "client.drift_correction = scaffold: client.optimizer = sgd, client.max_grad_norm = 0\n" in exceptions
     )
     assert "[feddpa]: method = feddpa\n" in exceptions
+
+
+def test_one_method_or_one_table_is_explained_alone(fedsdr: Fedsdr):
+    _, alone, _ = fedsdr("methods", "scaffold")
+    assert "fedprox" not in alone.partition("\n  not with")[0]
+    assert "not with client.optimizer = adamw" in alone
+    _, table, _ = fedsdr("methods", "server.optimizer")
+    assert table.count(" =\n") == 1
+    code, _, error = fedsdr("methods", "fedsdrr")
+    assert code == 2
+    assert "nearest: fedsdr" in error
 
 
 def test_quiet_says_nothing_on_standard_error(fedsdr: Fedsdr, finished: Path):

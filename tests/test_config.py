@@ -145,7 +145,7 @@ def test_an_override_is_toml_where_it_can_be_and_text_where_not(word: str, key: 
 
 
 def test_a_list_needs_no_quotes_in_an_override():
-    words = ["run.log_to=[tensorboard]", "data.domains=[finance, math-2]"]
+    words = ["run.log_to=tensorboard", "data.domains=[finance, math-2]"]
     settings = load_settings(None, words)
     assert settings.run.log_to == ("tensorboard",)
     assert settings.data.domains == ("finance", "math-2")

@@ -68,7 +68,13 @@ def test_init_writes_a_recipe_that_loads_and_refuses_what_is_not_there(tmp_path:
     assert (settings.method, settings.model.name) == ("fedit", "tiny")
     assert [(one.domain, one.train) for one in settings.data.sources] == [("numbers", str(data))]
     assert f"fedsdr run {recipe} --dry-run" in capsys.readouterr().out
-    for more, said in (([str(data)], "exists already"), ([str(tmp_path / "no")], "does not exist")):
+    bad = {
+        "exists already": [str(data)],
+        "does not exist": [str(tmp_path / "no")],
+        "there is no such folder": [str(data), "--model", str(tmp_path / "no")],
+        "did you mean the built-in smollm2-135m-instruct": [str(data), "--model", "smollm2-135m"],
+    }
+    for said, more in bad.items():
         if said == "does not exist":
             recipe.unlink()
         with pytest.raises(SystemExit) as end:

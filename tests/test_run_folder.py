@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from fedsdr.run_folder import RunFolder, list_rounds, round_folder
+import pytest
+
+from fedsdr.errors import UserError
+from fedsdr.run_folder import RunFolder, list_rounds, read_settings, round_folder
 
 
 def test_rounds_are_numbered_folders_and_nothing_that_looks_like_them(tmp_path: Path):
@@ -23,6 +26,15 @@ def test_the_evaluations_of_a_run_are_found_by_their_rounds(tmp_path: Path):
         folder.evaluation(number).parent.mkdir(exist_ok=True)
         folder.evaluation(number).write_text('{"global": {}}')
     assert folder.evaluations() == {number: {"global": {}} for number in (0, 3, 10_000)}
+
+
+def test_a_folder_of_runs_is_no_run_and_its_runs_are_named(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.toml").touch()
+    with pytest.raises(
+        UserError, match=f"contains no run: config.toml is missing; runs in it: {tmp_path}/a$"
+    ):
+        read_settings(tmp_path)
 
 
 def test_internal_files_are_hidden_but_those_of_an_older_run_are_found(tmp_path: Path):

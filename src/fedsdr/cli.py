@@ -202,14 +202,24 @@ def data(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
 
 
 @app.command()
-def methods(as_json: AsJson = False) -> None:
+def methods(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="One table, such as server.aggregation, or one name, such as fedsdr. Default: all."
+        ),
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """List methods, aggregations, optimizers and so on, and which of them go together."""
     from fedsdr import compatibility
 
+    if as_json and name:
+        raise UserError("methods --json prints all tables: leave the name out")
     if as_json:
         print_json(compatibility.as_json())
     else:
-        print(compatibility.as_text())
+        print(compatibility.explain(name) if name else compatibility.as_text())
 
 
 @app.command()

@@ -93,6 +93,8 @@ def init(
         raise UserError(f"{error}{hint}") from None
     write_file(to, text)
     num = len(summary["clients"])
+    for notice in summary["notices"]:
+        print(notice)
     print(f"{to}: {num} client{'s' * (num != 1)}\nnext:\n  fedsdr data {to}\n  fedsdr run {to} --dry-run")
     print(f"  fedsdr run {to}")
 

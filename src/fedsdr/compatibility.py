@@ -3,12 +3,13 @@
 The rules are data (`rules`): `check` enforces them, and `fedsdr methods` and docs list them.
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from operator import attrgetter
 from typing import Any, get_args
 
-from fedsdr.errors import Problems
+from fedsdr.errors import Problems, UserError
 from fedsdr.methods import (
     AGGREGATIONS,
     DRIFT_CORRECTIONS,
@@ -99,19 +100,46 @@ def as_json() -> dict[str, Any]:
 def as_text() -> str:
     """All tables and allowed combinations, for the terminal."""
     load_plugins()
-    lines = []
-    width = max(len(name) for table in TABLES.values() for name in table) + 2
-    for key, table in TABLES.items():
-        lines.append(f"{key} =")
-        for name, row in table.items():
-            source = f"{row.paper} ({ORIGINS[key, name]})" if (key, name) in ORIGINS else row.paper
-            lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{source}"]
+    lines = [line for key, table in TABLES.items() for line in _row_lines(key, table)]
     lines.append("All choices go together, except:")
     for under, needs, reason in _rows("", ", "):
         lines += [f"  {under}: {needs}", f"    {reason}"]
     lines.append("Settings that only some choices use:")
     lines += [f"  {setting}: {used}" for setting, used in _used("")]
     return "\n".join(lines)
+
+
+def explain(name: str) -> str:
+    """The rows of one table, or of one name in any table with what it cannot be combined with.
+
+    Raises:
+        UserError: There is no such table or name.
+    """
+    load_plugins()
+    if name in TABLES:
+        return "\n".join(_row_lines(name, TABLES[name]))
+    keys = [key for key, table in TABLES.items() if name in table]
+    if not keys:
+        known = [*TABLES, *(row for table in TABLES.values() for row in table)]
+        near = difflib.get_close_matches(name, known) or TABLES
+        raise UserError(f"{name!r} names no table and no row; nearest: {', '.join(near)}")
+    lines = []
+    for key in keys:
+        lines += _row_lines(key, {name: TABLES[key][name]})
+        for other, allowed in allowed_with(key, name).items():
+            if barred := [one for one in CHOICES[other] if one not in allowed]:
+                lines.append(f"  not with {other} = {', '.join(barred)}")
+    return "\n".join(lines)
+
+
+def _row_lines(key: str, rows: Mapping[str, Any]) -> list[str]:
+    """Setting, and summary and source of each of its rows."""
+    width = max(len(name) for table in TABLES.values() for name in table) + 2
+    lines = [f"{key} ="]
+    for name, row in rows.items():
+        source = f"{row.paper} ({ORIGINS[key, name]})" if (key, name) in ORIGINS else row.paper
+        lines += [f"  {name:<{width}}{row.summary}", f"  {'':{width}}{source}"]
+    return lines
 
 
 def as_markdown() -> str:

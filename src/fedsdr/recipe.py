@@ -12,7 +12,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import tomli_w
 from pydantic import ValidationError
@@ -54,8 +54,8 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
     Args:
         recipe: A TOML file, or None for the defaults.
         overrides: Values by dotted key, or strings such as ``client.learning_rate=1e-4``. The value of a
-            string is parsed as TOML, a list also as bare words such as ``[law,math]``, or taken as plain text
-            if it is neither or the setting is text.
+            string is parsed as TOML, a list also as bare words (``[law,math]``, ``law,math``), or taken as plain
+            text if it is neither or the setting is text.
 
     Raises:
         UserError: The file cannot be read, or a key or value is not allowed.
@@ -193,9 +193,10 @@ def _read_word(word: str) -> tuple[str, Any]:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        # A shell removes the quotes of ["tensorboard"].
-        is_list = re.fullmatch(r"\[[\w./+-]+(, ?[\w./+-]+)*\]", text)
-        value = re.split(", ?", text[1:-1]) if is_list else text
+        # A shell removes the quotes of ["tensorboard"]; one word stands for a list of one.
+        bare = r"[\w./+-]+(, ?[\w./+-]+)*"
+        is_list = re.fullmatch(rf"\[{bare}\]", text) or (_is_list(key) and re.fullmatch(bare, text))
+        value = re.split(", ?", text.strip("[]")) if is_list else text
     # 2024 and 1e5 may also be folder names.
     return key, text if _is_text(key) and not isinstance(value, str) else value
 
@@ -256,9 +257,20 @@ def _sections() -> dict[str, type[Section]]:
 
 def _is_text(key: str) -> bool:
     """Whether the setting at a dotted key is free text."""
+    return _type(key) is str
+
+
+def _is_list(key: str) -> bool:
+    """Whether the setting at a dotted key is a list of words."""
+    kind = _type(key)
+    return get_origin(kind) is tuple and get_args(kind)[0] is not Source
+
+
+def _type(key: str) -> Any:
+    """Type of the setting at a dotted key; None if there is no such setting."""
     table, _, name = key.rpartition(".")
     field = _sections().get(table, Settings).model_fields.get(name)
-    return field is not None and field.annotation is str
+    return field.annotation if field else None
 
 
 def _nearest(key: str) -> str:

@@ -189,7 +189,9 @@ def read_settings(folder: Path) -> Settings:
     """
     path, environment = RunFolder(folder).config, RunFolder(folder).environment
     if not path.is_file():
-        raise UserError(f"{folder} contains no run: {path.name} is missing")
+        inner = sorted(str(run.parent) for run in folder.glob(f"*/{path.name}"))
+        hint = f"; runs in it: {', '.join(inner)}" if inner else ""
+        raise UserError(f"{folder} contains no run: {path.name} is missing{hint}")
     if environment.exists():
         restore_rows(read_json(environment).get("settings", {}).get("rows", {}))
     settings = load_settings(path)

@@ -70,15 +70,19 @@ def print_result(result: Any, as_json: bool) -> None:
         places = {"folder": result.folder, "adapter": result.adapter, "report": result.report}
         print_json({"base": result.base, "final": result.final, **{k: str(v) for k, v in places.items()}})
         return
+    from fedsdr.report.facts import run_facts
     from fedsdr.report.gains import did_it_help, gain_records, gain_sheet, read_answers
     from fedsdr.report.notices import run_notices
     from fedsdr.run_folder import RunFolder, read_settings
-    from fedsdr.storage import read_lines
+    from fedsdr.storage import read_json, read_lines
 
     run = RunFolder(result.folder)
+    settings = read_settings(result.folder)
+    for what, text in run_facts(settings, read_json(run.environment)):
+        print(f"{what}: {text}")
     for notice in run_notices(result.folder, result.base, result.final):
         print(coloured("✗", str(notice)) if notice.is_warning else notice)
-    answers = read_answers(run, read_settings(result.folder).server.num_rounds)
+    answers = read_answers(run, settings.server.num_rounds)
     gains = gain_records(result.base, result.final, answers)
     print("\n" + "\n".join(did_it_help(gains, read_lines(run.log))) + "\n")
     print_sheet(gain_sheet(gains))

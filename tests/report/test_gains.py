@@ -37,9 +37,9 @@ def test_the_sentence_names_the_gain_whether_it_is_significant_the_losses_and_th
                "distill/num_fallback/not_chosen": 10}]  # fmt: skip
     assert did_it_help(gain_records(base, final, {}), events) == [
         "The global model's share of right answers is equal to the base's (80 answers: not significant"
-        " over test examples, of one seed); loss goes from 2.21 to 0.69.",
+        " over test examples, of one seed); loss goes from 2.210 to 0.690.",
         "The personalised models' share of right answers is 0.75 higher than the base's (80 answers:"
-        " significant over test examples, of one seed); loss goes from 2.21 to 0.50.",
+        " significant over test examples, of one seed); loss goes from 2.210 to 0.500.",
         "5 of 48 rewritings fell back.",
     ]
 
@@ -59,7 +59,7 @@ def test_a_domain_without_ground_truth_has_a_loss_and_no_share():
     records = gain_records(base, final, {})
     assert {record["metric"] for record in records} == {"loss"}
     assert gain_sheet(records).rows == (("chat", "-0.500"), ("mean", "-0.500"))
-    assert did_it_help(records, []) == ["The global model's loss goes from 2.00 to 1.50."]
+    assert did_it_help(records, []) == ["The global model's loss goes from 2.000 to 1.500."]
 
 
 def test_answers_to_the_same_prompts_narrow_the_interval():
@@ -95,7 +95,9 @@ def test_losses_of_the_same_examples_give_an_interval_and_others_none():
     assert (of_mean["low"], of_mean["high"]) == pytest.approx((of_domain["low"], of_domain["high"]))
     assert gain_sheet([of_domain]).rows[0][1].startswith("✓ -0.")
     (sentence,) = did_it_help([of_mean], [])
-    assert re.search(r"loss goes from \d\.\d\d to \d\.\d\d \(by -0\.\d\d \[-0\.\d\d, -0\.\d\d\]\)", sentence)
+    assert re.search(
+        r"loss goes from \d\.\d{3} to \d\.\d{3} \(by -0\.\d{3} \[-0\.\d{3}, -0\.\d{3}\]\)", sentence
+    )
     # Some of the clients' answers are elsewhere: those at hand have another mean.
     few = {model: records[:40] for model, records in answers.items()}
     assert {record["low"] for record in gain_records(base, final, few)} == {None}

@@ -36,12 +36,14 @@ def test_one_line_says_how_many_rewritings_fell_back_and_why():
 def test_more_than_half_is_a_warning_of_the_run_and_of_the_client_that_has_it():
     events = [prepared("a", 8, **fallbacks(cut_off=8)), prepared("b", 4)]
     assert [str(notice) for notice in rewriting_notices(events, {})] == [
-        "warning: 8 of 12 rewritings fell back to the true response: 8 cut off",
-        "warning: a: 8 of 8 rewritings fell back to the true response: 8 cut off",
+        "warning: 8 of 12 rewritings fell back to the true response: 8 cut off; raise distill.max_new_tokens",
+        "warning: a: 8 of 8 rewritings fell back to the true response, so no rewritten text is taught:"
+        " 8 cut off; raise distill.max_new_tokens",
     ]
     everywhere = [prepared("a", 8, **fallbacks(cut_off=8)), prepared("b", 4, **fallbacks(cut_off=4))]
     assert [str(notice) for notice in rewriting_notices(everywhere, {})] == [
-        "warning: 12 of 12 rewritings fell back to the true response: 12 cut off"
+        "warning: 12 of 12 rewritings fell back to the true response, so no rewritten text is taught:"
+        " 12 cut off; raise distill.max_new_tokens"
     ]
     chosen = [prepared("a", 8, **fallbacks(cut_off=1, not_chosen=6)), prepared("b", 4)]
     assert [str(notice) for notice in rewriting_notices(chosen, {})] == [
@@ -105,7 +107,7 @@ def test_warnings_stand_at_the_head_of_the_page_before_the_scores(make_run):
     folder, settings = make_run()
     append_lines(folder / "metrics.jsonl", [prepared("z", 8, **fallbacks(cut_off=8))])
     page = write_report(folder, settings).read_text()
-    at = page.index("z: 8 of 8 rewritings fell back to the true response: 8 cut off")
+    at = page.index("z: 8 of 8 rewritings fell back to the true response, so no rewritten text is taught")
     assert at < page.index('id="first-head"')
     assert '<li class="warning">' in page[:at][-60:]
     assert Path(folder, "report.html").is_file()

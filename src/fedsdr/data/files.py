@@ -46,8 +46,12 @@ class BadRow(UserError):
         self.place, self.kind, self.reason = place, kind, reason
 
 
-def refuse_bad(bad: Sequence[BadRow]) -> None:
+def refuse_bad(bad: Sequence[BadRow], leaves_some: bool = True) -> None:
     """Raise one error for all bad rows, if there are any; it lists the first ten.
+
+    Args:
+        bad: Rows that cannot be used.
+        leaves_some: Whether there are examples without them.
 
     Raises:
         UserError: Lists the place of each row; identical reasons are given once.
@@ -60,11 +64,14 @@ def refuse_bad(bad: Sequence[BadRow]) -> None:
             reasons.setdefault(row.reason, []).append(row.place)
         more = f"; the first {MOST_NAMED}" if len(bad) > MOST_NAMED else ""
         lines = [f"{', '.join(places)}: {reason}" for reason, places in reasons.items()]
-        raise UserError(
-            f"{len(bad)} rows cannot be used{more}:\n  "
-            + "\n  ".join(lines)
-            + "\nCorrect them, or leave them out: data.skip_bad_rows = true"
-        )
+        lines = [f"{len(bad)} rows cannot be used{more}:", *(f"  {line}" for line in lines)]
+        if leaves_some:
+            lines.append("Correct them, or leave them out: data.skip_bad_rows = true")
+        else:
+            lines.append(
+                "No usable row remains: check the file, and which columns feed the fields (data.columns)"
+            )
+        raise UserError("\n".join(lines))
 
 
 def file_rows(path: str | Path, bad: list[BadRow] | None = None) -> list[Row]:

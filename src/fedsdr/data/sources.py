@@ -234,7 +234,7 @@ def _from_folder(folder: Path, name: str, reading: Reading, data: Data) -> Domai
 def _leave_out(bad: list[BadRow], skips: bool, parts: Iterable[list[Record]]) -> dict[str, int]:
     """Count bad rows by reason; raise an error if they may not be skipped or nothing is left."""
     if not skips or not all(parts):
-        refuse_bad(bad)
+        refuse_bad(bad, leaves_some=all(parts))
     return dict(sorted(Counter(row.kind for row in bad).items()))
 
 

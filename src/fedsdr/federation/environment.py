@@ -6,11 +6,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Model, Run, Settings
+from fedsdr.config import Model, Run, Settings, Source
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.plugins import describe_plugins, describe_rows, require_functions
 from fedsdr.progress import say
@@ -129,7 +130,7 @@ def _describe_data(settings: Settings) -> dict[str, Any]:
     domains, clients = data_of(settings)
     classes = {name: classes_of(r.example for r in (*d.train, *d.test)) for name, d in domains.items()}
     return {
-        "origin": settings.data.root or ("sources" if settings.data.sources else "built-in"),
+        "origin": settings.data.root or _named(settings.data.sources) or "built-in",
         "hash": content_hash({client.id: data_hash(client) for client in clients}),
         "num_duplicates": {name: len(find_duplicates(domain)) for name, domain in domains.items()},
         "num_known_responses": {name: count_known_responses(d) for name, d in domains.items()},
@@ -141,6 +142,11 @@ def _describe_data(settings: Settings) -> dict[str, Any]:
         "num_train": {client.id: len(client.train) for client in clients},
         "num_test": {client.id: len(client.test) for client in clients},
     }
+
+
+def _named(sources: Sequence[Source]) -> str:
+    """Presets and hub ids of the sources; files by these words only, since a model card shows them."""
+    return ", ".join(dict.fromkeys(source.preset or source.hub or "own files" for source in sources))
 
 
 def reported_data(folder: RunFolder) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def model_card(settings: Settings, server_round: int, client: str, merged: bool,
     path = run.evaluation(server_round)
     scores = read_json(path) if path.exists() else {}
     before = read_json(run.evaluation(0)) if run.evaluation(0).exists() else {}
-    tables = [render_text(make(before, scores), markdown=True) for make in (score_sheet, loss_sheet)]
+    sheets = [make(before, scores) for make in (score_sheet, loss_sheet)]
+    tables = [render_text(sheet, markdown=True) for sheet in sheets if sheet.rows]
     num_train = sum(data["num_train"].values())
     return "\n".join(
         [
@@ -72,7 +73,8 @@ def _use(merged: bool, rank: int) -> str:
         f"vllm serve BASE --enable-lora --max-lora-rank {ranks} --lora-modules mine=FOLDER\n"
         "python convert_lora_to_gguf.py FOLDER --base BASE_FOLDER --outfile mine.gguf    # of llama.cpp\n"
         "llama-server --model BASE.gguf --lora mine.gguf\n"
-        "```\nBASE is the base model above."
+        "```\nBASE is the base model above. vLLM allows certain ranks only:"
+        f" {ranks} is the smallest that holds this adapter's {rank}."
     )
 
 

@@ -76,6 +76,9 @@ def describe_data(settings: Settings) -> dict[str, Any]:
 
     Token lengths are included if the tokenizer is available without the weights; otherwise a notice gives the
     reason.
+
+    Raises:
+        UserError: As for `check_data`, or the named model cannot be one.
     """
     from fedsdr.data.lengths import fit, measure
     from fedsdr.data.partition import partition
@@ -91,7 +94,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
         if any(model["name"] == name and not model["cached"] and name != "tiny" for model in list_models()):
             raise Unreachable(f"model.name = {name} is not fetched yet: fedsdr fetch {name}")
         tokenizer = load_tokenizer(settings.model)
-    except UserError as reason:
+    except Unreachable as reason:
         summary = summarize(domains, partition(domains, settings))
         summary["notices"].append(f"token lengths are unknown: {reason}")
         return summary

@@ -121,9 +121,9 @@ def did_it_help(records: Sequence[Event], events: Sequence[Event]) -> list[str]:
             over = f"{num} answers: {found} over test examples, of one seed"
             parts.append(f"share of right answers is {than} the base's ({over})")
         if loss:
-            ends = signed_interval(loss["low"], loss["high"], 2)
-            interval = f" (by {signed(loss['difference'], 2)} {ends})" if loss["low"] is not None else ""
-            parts.append(f"loss goes from {number(loss['base'], 2)} to {number(loss['value'], 2)}{interval}")
+            ends = signed_interval(loss["low"], loss["high"], 3)
+            interval = f" (by {signed(loss['difference'], 3)} {ends})" if loss["low"] is not None else ""
+            parts.append(f"loss goes from {number(loss['base'], 3)} to {number(loss['value'], 3)}{interval}")
         if parts:
             sentences.append(f"{whose} {'; '.join(parts)}.")
     reasons, num = count_fallbacks(events)

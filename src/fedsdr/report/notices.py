@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.metrics import NO_LABEL, Scores, read_labels
+from fedsdr.model.base import BUILT_IN
 from fedsdr.report.events import Classes, class_name, kept_by_label
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines
@@ -40,7 +41,9 @@ def run_notices(folder: Path, base: Scores, final: Scores) -> list[Notice]:
     environment = read_json(run.environment)
     data = environment.get("data", {})
     classes, events = data.get("classes", {}), read_lines(run.log)
+    is_random = environment.get("model", {}).get("origin") == BUILT_IN["tiny"]["origin"]
     found = [
+        *([Notice("the model has random weights: its scores say nothing about a method", True)] * is_random),
         *rewriting_notices(events, classes),
         *label_notices(base, final, classes),
         *cut_notices(events),
@@ -154,4 +157,7 @@ def _fallback(who: str, prepared: Sequence[Event]) -> Notice | None:
     if not num:
         return None
     why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.most_common())
-    return Notice(f"{who}{num} of {of} rewritings fell back to the true response: {why}", 2 * num > of)
+    effect = ", so no rewritten text is taught" if num == of else ""
+    hint = "; raise distill.max_new_tokens" if 2 * reasons["cut_off"] > of else ""
+    text = f"{who}{num} of {of} rewritings fell back to the true response{effect}: {why}{hint}"
+    return Notice(text, 2 * num > of)

@@ -53,9 +53,12 @@ def score_sheet(base: Scores, final: Scores) -> Sheet:
         final: Numbers after the last round; {} if there are none yet.
 
     Returns:
-        A sheet with "-" if a domain has no ground truth or a model does not exist.
+        A sheet with "-" if a domain has no ground truth or a model does not exist; without rows if no domain
+        has ground truth.
     """
     records = score_records(base, final)
+    if all(record["score"] is None for record in records):
+        records = []
     cells = {(record["domain"], record["model"]): record for record in records}
     rows = []
     for domain in dict.fromkeys(record["domain"] for record in records):
@@ -103,7 +106,8 @@ def score_records(base: Scores, final: Scores) -> list[Event]:
 def loss_sheet(base: Scores, final: Scores) -> Sheet:
     """Held-out loss by domain and mean, on true responses and on rewritings, of the three models.
 
-    Where all rewritings of a domain's test responses fell back, only the row of true responses is shown.
+    Where all rewritings of a domain's test responses fell back, only the row of true responses is shown. The
+    mean on rewritings would include that domain's true responses, so it is not shown either.
     """
     records = loss_records({0: base}, ("base",)) + loss_records({1: final}, MODELS[1:])
     cells = {(record["domain"], record["on"], record["model"]): record["loss"] for record in records}
@@ -118,7 +122,11 @@ def loss_sheet(base: Scores, final: Scores) -> Sheet:
         if on == "true responses" or losses(domain, on) != losses(domain, "true responses")
     ]
     without = [domain for domain, on in all_pairs if (domain, on) not in pairs and domain != "mean"]
-    note = f" No row of rewritings, since all fell back: {', '.join(without)}." if without else ""
+    pairs = [pair for pair in pairs if not without or pair != ("mean", "rewritings")]
+    fell_back = (
+        f" No row of rewritings, since all fell back: {', '.join(without)}; so no mean of them either."
+    )
+    note = fell_back if without else ""
     rows = [
         (domain, on, *(number(cells.get((domain, on, model)), 3) for model in MODELS)) for domain, on in pairs
     ]
