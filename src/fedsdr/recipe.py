@@ -54,8 +54,8 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
     Args:
         recipe: A TOML file, or None for the defaults.
         overrides: Values by dotted key, or strings such as ``client.learning_rate=1e-4``. The value of a
-            string is parsed as TOML, a list also as bare words (``[law,math]``, ``law,math``), or taken as plain
-            text if it is neither or the setting is text.
+            string is parsed as TOML, a list also as bare words (``[law,math]``, ``law,math``), or taken as
+            plain text if it is neither or the setting is text.
 
     Raises:
         UserError: The file cannot be read, or a key or value is not allowed.
