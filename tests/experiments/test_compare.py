@@ -218,6 +218,8 @@ def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp
         "equal steps per round",
         "<svg",
         "2 for each arm",
+        "so no rewritten text is taught",
+        "(fedsd: 2 of 4 runs)",
     ):
         assert word in whole
     report(to)

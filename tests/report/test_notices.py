@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from fedsdr.model.base import BUILT_IN
 from fedsdr.report.events import kept_by_label, kept_sheet
-from fedsdr.report.notices import Notice, cut_notices, label_notices, rewriting_notices
+from fedsdr.report.notices import Notice, cut_notices, label_notices, rewriting_notices, run_notices
 from fedsdr.report.page import write_report
-from fedsdr.storage import append_lines
+from fedsdr.storage import append_lines, read_json, write_json
 
 CLASSES = {"finance": ["negative", "neutral", "positive"]}
 
@@ -111,3 +112,14 @@ def test_warnings_stand_at_the_head_of_the_page_before_the_scores(make_run):
     assert at < page.index('id="first-head"')
     assert '<li class="warning">' in page[:at][-60:]
     assert Path(folder, "report.html").is_file()
+
+
+def test_a_model_with_random_weights_is_a_warning(make_run):
+    folder, _ = make_run()
+    environment = read_json(folder / "environment.json")
+    before = run_notices(folder, {}, {})
+    environment["model"]["origin"] = BUILT_IN["tiny"]["origin"]
+    write_json(folder / "environment.json", environment)
+    first, *others = run_notices(folder, {}, {})
+    assert "random weights" in first.text and first.is_warning
+    assert others == before

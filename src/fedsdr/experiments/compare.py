@@ -24,6 +24,7 @@ from typing import TypeVar
 from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
 from fedsdr.experiments.grid import Plan, read_grid, with_rate
+from fedsdr.experiments.page import did_they_help
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.environment import APART
 from fedsdr.federation.run import resume, run
@@ -77,11 +78,13 @@ def compare(
     )
     if len(errors) == len(runs):
         raise _listed(errors, len(runs))
-    sheets, page = tabulate(folder)
+    comparison, page = tabulate(folder)
+    for line in (*comparison.notices, *did_they_help(comparison)):
+        say(str(line))
     say(f"tables: {folder}/comparison.md, comparison.json and comparison-*.csv; page: {page}")
     if errors:
         raise _listed(errors, len(runs))
-    return sheets
+    return comparison.sheets
 
 
 def _make_trials(plan: Plan, jobs: int, on_other_machine: bool) -> None:

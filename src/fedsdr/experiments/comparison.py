@@ -13,6 +13,7 @@ from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, 
 from fedsdr.experiments.refutation import LEVEL, refutation
 from fedsdr.report.events import cost_records, data_size, total_costs
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
+from fedsdr.report.notices import Notice
 from fedsdr.report.sheets import NONE, Sheet, grouped, number, p_value, signed, signed_interval
 from fedsdr.storage import Event
 
@@ -81,6 +82,8 @@ class Comparison:
     """What is held equal between the arms -> records of score and losses."""
     verdicts: Sequence[Event] = ()
     """Claims about the method with their verdicts: {"claim", "verdict", "text"} each."""
+    notices: Sequence[Notice] = ()
+    """Warnings of its runs."""
 
 
 def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: Sequence[Trial]) -> Comparison:

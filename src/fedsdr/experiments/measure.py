@@ -48,8 +48,8 @@ def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[s
         if name not in had:
             reason = missing.get(name, "no run is finished")
             raise UserError(f"{folder}: {name} could not be measured in any run: {reason}")
-    sheets, _ = tabulate(folder)
-    return sheets
+    comparison, _ = tabulate(folder)
+    return comparison.sheets
 
 
 def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, Event]:

@@ -98,7 +98,7 @@ def write_grid_report(
             ("Rounds", f"{settings.server.num_rounds}, {len(clients)} clients"),
             data_fact(environment, ", the same for every seed"),
         ],
-        notices=[],
+        notices=comparison.notices,
         sentences=did_they_help(comparison),
         verdicts=tested(comparison.verdicts),
         first=first,

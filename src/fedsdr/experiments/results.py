@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from fedsdr.methods import METHODS
 from fedsdr.recipe import flat
 from fedsdr.report.consistency import arms_sheet
 from fedsdr.report.frontier import frontier_svg
-from fedsdr.report.sheets import Sheet, render_text, to_csv
+from fedsdr.report.notices import Notice, run_notices
+from fedsdr.report.sheets import Sheet, grouped, render_text, to_csv
 from fedsdr.run_folder import Result, RunFolder, read_result, read_settings
 from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
 
 PLAN = "grid.json"
 DIVERGED = "diverged.txt"
 """File in the folder of a trial whose learning rate was too high."""
+MOST_NOTICES = 10
+"""Maximum warnings at the head of a grid's page."""
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -43,7 +46,7 @@ def planned_runs(folder: Path) -> list[tuple[str, int, Path]]:
     return [(arm, seed, folder / place) for arm, seed, place in read_json(folder / PLAN)["cells"]]
 
 
-def tabulate(folder: Path, refresh: int = 0) -> tuple[dict[str, Sheet], Path]:
+def tabulate(folder: Path, refresh: int = 0) -> tuple[Comparison, Path]:
     """Write the tables and the page of a grid, finished or not.
 
     Args:
@@ -51,7 +54,7 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[dict[str, Sheet], Path]:
         refresh: Seconds after which the page reloads itself, while the grid is running; 0: never.
 
     Returns:
-        The tables by name, and the path of the page.
+        The tables with the runs' warnings, and the path of the page.
 
     Raises:
         UserError: No run is finished yet.
@@ -62,7 +65,7 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[dict[str, Sheet], Path]:
         raise UserError(f"no run of the grid in {folder} is finished yet")
     groups = {equal: Group(**group) for equal, group in read_json(folder / PLAN)["groups"].items()}
     runs = [_read_run(*one) for one in results]
-    comparison = compare_runs(runs, groups, read_trials(folder))
+    comparison = replace(compare_runs(runs, groups, read_trials(folder)), notices=grid_notices(results))
     if agreement := _agreement(results):
         comparison.sheets["consistency"] = arms_sheet(agreement)
     drawing = ""
@@ -78,9 +81,27 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[dict[str, Sheet], Path]:
     environment = read_json(RunFolder(example).environment)
     pages = [(f"{arm}, seed {seed}", place / "report.html") for arm, seed, place in planned]
     links = [(name, str(page.relative_to(folder))) for name, page in pages if page.exists()]
-    return comparison.sheets, write_grid_report(
+    return comparison, write_grid_report(
         folder, comparison, status, read_settings(example), environment, runs, links, drawing, refresh
     )
+
+
+def grid_notices(results: Sequence[tuple[str, int, Result]]) -> list[Notice]:
+    """The warnings of the runs (arm, seed, result), each text once with the arms and the number of runs."""
+    found = grouped(
+        (notice.text, arm)
+        for arm, _, result in results
+        for notice in run_notices(result.folder, result.base, result.final)
+        if notice.is_warning
+    )
+    notices = []
+    for text, arms in found.items():
+        where = f"{', '.join(dict.fromkeys(arms))}: {len(arms)} of {len(results)} runs"
+        notices.append(Notice(text if len(arms) == len(results) else f"{text} ({where})", is_warning=True))
+    if len(notices) > MOST_NOTICES:
+        more = f"{len(notices) - MOST_NOTICES} more warnings are on the pages of the runs"
+        notices[MOST_NOTICES:] = [Notice(more, is_warning=True)]
+    return notices
 
 
 def as_json(sheets: dict[str, Sheet]) -> list[dict[str, Any]]:
