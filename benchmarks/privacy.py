@@ -3,7 +3,7 @@
     python benchmarks/privacy.py docs/results/privacy.json
 
 Default model, five clients, fedit, two rounds, the settings of benchmarks/poisoning.py. The noise is
-seeded, so that the table can be repeated. The second adapter has a hundredth of the numbers that get noise.
+seeded, so that the table can be repeated. The second adapter has a fortieth of the numbers that get noise.
 """
 
 import sys
