@@ -4,7 +4,7 @@
 
 The loop is one of products (48 x 576) x (576 x 1536), as a decoding step makes, and (1024 x 576) x (576 x
 1536), as a training step does, in the dtype of the machine, on all cores. Each figure is the median of
-several turns; the kinds take turns. docs/performance.md shows the table.
+several turns; the kinds take turns.
 """
 
 import json
