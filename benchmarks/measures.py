@@ -23,6 +23,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "FLWR_T
 import numpy as np
 import torch
 
+from check_gpu import build
+from fedsdr.callbacks import Callback
 from fedsdr.client.update import local_update
 from fedsdr.config import Client
 from fedsdr.data.batching import by_length
@@ -34,6 +36,7 @@ from fedsdr.evaluate.tasks import NO_LIMIT
 from fedsdr.federation.client_context import data_of
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.run import run
+from fedsdr.messages import wire
 from fedsdr.methods import METHODS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.allocator import keep_pages
@@ -55,11 +58,16 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def load(dtype: str, **settings: Any) -> LoraModel:
-    """SmolLM2, as the demo sets it, with both adapters drawn."""
+def load(dtype: str, shapes: dict[str, Any] | None = None, **settings: Any) -> LoraModel:
+    """SmolLM2, as the demo sets it, or random weights of these shapes; with both adapters drawn."""
     chosen = {"model.dtype": dtype, **settings}
     loaded = load_settings(DEMO, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
-    model = model_of(loaded)
+    if shapes is None:
+        model = model_of(loaded)
+    else:
+        torch.set_num_threads(loaded.run.threads or os.cpu_count() or 1)
+        keep_pages()
+        model = build(shapes, torch.device("cpu"), dtype, "grouped")
     for number, name in enumerate(ADAPTERS):
         model.initialise(name, number)
     return model
@@ -72,10 +80,17 @@ def demo_conversations(tokenizer: Any, domain: str, part: str = "train") -> list
 
 
 def train_ours(
-    dtype: str, batch: int, steps: int, length: int = 0, domain: str = "", compiled: bool = False
+    dtype: str,
+    batch: int,
+    steps: int,
+    length: int = 0,
+    domain: str = "",
+    compiled: bool = False,
+    updates: int = 2,
+    **settings: Any,
 ) -> dict[str, float]:
-    """Local updates of fedit as a client makes them: the second and third of three are timed."""
-    model = load(dtype)
+    """Local updates of fedit as a client makes them: one that warms up, then `updates` that are timed."""
+    model = load(dtype, **settings)
     if compiled:
         for layer in model.base.model.model.layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
@@ -93,13 +108,16 @@ def train_ours(
         return time.perf_counter() - start
 
     first = update(0)
-    seconds = statistics.mean(update(number) for number in (1, 2))
+    seconds = statistics.mean(update(number) for number in range(1, updates + 1))
+    adapter = wire.broadcast({key: value.numpy() for key, value in model.state("shared").items()})
     tokens = steps * batch * statistics.mean(len(one.ids) for one in data)
     rate = product_rate(model.base.dtype)
     return {
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds / steps,
         "first_update_seconds": first,
+        "update_seconds": seconds,
+        "message_bytes": sum(len(array.data) for array in adapter.values()),
         "peak_gb": peak(),
         "product_gflops": rate,
         "step_gflop": flops,
@@ -224,9 +242,9 @@ def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
     )
 
 
-def generate_ours(dtype: str, num: int, batch: int) -> dict[str, Any]:
+def generate_ours(dtype: str, num: int, batch: int, **settings: Any) -> dict[str, Any]:
     """Greedy rewritings by fedsdr, in batches of similar length."""
-    model = load(dtype)
+    model = load(dtype, **settings)
     examples, prompts, _ = rewriting_prompts(num)
     found: dict[int, Answer] = {}
     with model.inference(()):
@@ -300,8 +318,22 @@ def choices(dtype: str, num: int) -> dict[str, float]:
     return {"shared_seconds": seconds[2], "apart_seconds": seconds[3], "ratio": seconds[3] / seconds[2]}
 
 
+class Clock(Callback):
+    """When the rounds of a run ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_round(self, record: dict[str, Any]) -> None:  # noqa: D102
+        self.ends.append(time.perf_counter())
+
+    def mean(self) -> float:
+        """Mean seconds from one end to the next, pages and files included; 0 for a single round."""
+        return (self.ends[-1] - self.ends[0]) / max(1, len(self.ends) - 1)
+
+
 def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float]:
-    """One run of the given settings: seconds of rounds, of training in them, bytes of messages, memory.
+    """One run of the given settings: seconds of rounds, of training in them, bytes, memory.
 
     `per_client` above 0: with so many made-up examples for each client instead of the built-in data.
     """
@@ -313,6 +345,7 @@ def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float
 
     training: list[float] = []
     sizes: list[int] = []
+    clock = Clock()
 
     def timed(*args: Any, **kwargs: Any) -> dict[str, float]:
         start = time.perf_counter()
@@ -336,12 +369,15 @@ def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float
             _write_examples(Path(folder), per_client * settings["partition.num_clients"])
             chosen |= {"data.root": f"{folder}/data", "partition.kind": "iid"}
         loaded = load_settings(None, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
-        result = run(loaded)
+        result = run(loaded, callbacks=[clock])
         events = read_lines(result.folder / "metrics.jsonl")
+        num_bytes = sum(path.stat().st_size for path in result.folder.rglob("*") if path.is_file())
     rounds = [event["seconds"] for event in events if event["event"] == "round"]
     clients = [event for event in events if event["event"] == "train"]
     return {
         "round_seconds": statistics.median(rounds),
+        "seconds_between_rounds": clock.mean(),
+        "folder_bytes": num_bytes,
         "client_seconds": sum(rounds) / len(clients),
         "outside_training": 1 - sum(training) / sum(rounds),
         "array_bytes": clients[0]["num_bytes_up"],
