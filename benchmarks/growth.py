@@ -1,6 +1,6 @@
 """Measure how cost grows with examples, clients, rounds, LoRA rank and model size, and draw it.
 
-    python benchmarks/growth.py docs/results/growth                  (under 10 minutes on two idle cores)
+    make bench-growth    (or: python benchmarks/growth.py docs/results/growth; 10 minutes on two idle cores)
     python benchmarks/growth.py docs/results/growth --axes rank,model --threads 1
 
 Each point is a process of its own (`measures.py`), measured once. After each, NAME.json, NAME.svg and NAME.md

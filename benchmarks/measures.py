@@ -44,8 +44,10 @@ from fedsdr.model.base import built_in_folder
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import log_likelihoods
 from fedsdr.model.loss import held_out_loss, response_loss
+from fedsdr.model.remote import Judge, ask_server
 from fedsdr.recipe import load_settings
 from fedsdr.storage import read_lines
+from measure import serving
 from workload import product_rate, random_conversations, step_flops
 
 MODEL = "smollm2-135m-instruct"
@@ -302,6 +304,44 @@ def generate_plain(dtype: str, num: int, batch: int, tuned: bool = False) -> dic
     }
 
 
+def generate_ctranslate2(folder: str, num: int, threads: int, batch: int) -> dict[str, Any]:
+    """The same by CTranslate2 in int8, from the converted model in a folder, in batches of similar length."""
+    import ctranslate2
+
+    _, prompts, tokenizer = rewriting_prompts(num)
+    words = [tokenizer.convert_ids_to_tokens(prompt) for prompt in prompts]
+    generator = ctranslate2.Generator(folder, compute_type="int8", intra_threads=threads)
+    chosen = {"max_batch_size": batch, "end_token": "<|im_end|>", "include_prompt_in_result": False}
+    generator.generate_batch(words[:2], max_length=4, **chosen)
+    start = time.perf_counter()
+    found = generator.generate_batch(words, max_length=NEW_TOKENS, **chosen)
+    seconds = time.perf_counter() - start
+    ids = [answer.sequences_ids[0] for answer in found]
+    return {
+        "responses_per_second": num / seconds,
+        "tokens_per_second": sum(map(len, ids)) / seconds,
+        "peak_gb": peak(),
+        "texts": [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)],
+    }
+
+
+def generate_llama_cpp(num: int, threads: int, requests: int) -> dict[str, Any]:
+    """The same by llama.cpp's server with the quantised weights, `requests` at a time."""
+    examples, _, _ = rewriting_prompts(num)
+    prompts = [rewriting_turns("reference", example) for example in examples]
+    with serving("--slots", requests, "--threads", threads) as url:
+        list(ask_server(prompts[:1], Judge(url, "smollm2", max_new_tokens=4), [0]))
+        start = time.perf_counter()
+        server = Judge(url, "smollm2", requests, NEW_TOKENS)
+        answers = list(ask_server(prompts, server, [0] * num))
+        seconds = time.perf_counter() - start
+    return {
+        "responses_per_second": num / seconds,
+        "tokens_per_second": sum(answer.num_tokens for answer in answers) / seconds,
+        "texts": [answer.text for answer in answers],
+    }
+
+
 def choices(dtype: str, num: int) -> dict[str, float]:
     """Likelihoods of three labels for each of `num` prompts of 80 tokens: prompts read once, and thrice."""
     model = load(dtype)
@@ -429,6 +469,8 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
         gradient_and_decrease,
         generate_ours,
         generate_plain,
+        generate_ctranslate2,
+        generate_llama_cpp,
         choices,
         federation,
         first_step,
