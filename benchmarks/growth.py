@@ -1,13 +1,14 @@
 """Measure how cost grows with examples, clients, rounds, LoRA rank and model size, and draw it.
 
     make bench-growth    (or: python benchmarks/growth.py docs/results/growth; 10 minutes on two idle cores)
-    python benchmarks/growth.py docs/results/growth --axes rank,model --threads 1
+    python benchmarks/growth.py docs/results/growth --axes rank model --threads 1
+    python benchmarks/growth.py docs/results/growth --axes      (measures nothing, prints the table)
 
-Each point is a process of its own (`measures.py`), measured once. After each, NAME.json, NAME.svg and NAME.md
-are written anew; an axis that is not measured keeps its points. A slope is that of the logarithms: 1 where
-the cost is proportional to the size, 0 where it is the same at all sizes. Steps from one size to the next are
-listed if their slope departs from the expected one by more than `TOLERANCE`. docs/performance.md shows the
-result.
+Each point is a process of its own (`measures.py`), measured once. After each, NAME.json and NAME.svg are
+written anew; an axis that is not measured keeps its points. A slope is that of the logarithms: 1 where the
+cost is proportional to the size, 0 where it is the same at all sizes. Steps from one size to the next are
+listed if their slope departs from the expected one by more than `TOLERANCE`. The table, which is printed at
+the end, stands in docs/performance.md.
 """
 
 import argparse
@@ -219,27 +220,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("to", type=Path, help="where to write NAME.json, NAME.svg and NAME.md")
-    parser.add_argument("--axes", default=",".join(AXES))
+    parser.add_argument("to", type=Path, help="where to write NAME.json and NAME.svg")
+    parser.add_argument("--axes", nargs="*", choices=AXES, default=AXES)
     parser.add_argument("--first", type=int, help="measure only so many of the smallest sizes of each axis")
     cores = int(os.environ.get("OMP_NUM_THREADS", 0))
-    parser.add_argument("--threads", type=int, default=cores, help="0: all cores; else OMP_NUM_THREADS")
+    parser.add_argument(
+        "--threads", type=int, default=cores, help="0: all cores; default: OMP_NUM_THREADS, else 0"
+    )
     options = parser.parse_args()
     begun, known, machine = time.monotonic(), options.to.with_suffix(".json"), environment()
     axes: dict[str, Numbers] = json.loads(known.read_text())["axes"] if known.exists() else {}
     options.to.parent.mkdir(parents=True, exist_ok=True)
-    for name in options.axes.split(","):
+    for name in options.axes:
         axes[name] = {}
         for size in AXES[name].sizes[: options.first]:
-            axes[name][str(size)] = AXES[name].measured(size, options.threads)
-            slopes = read(axes)
-            record = {"environment": machine, "threads": options.threads, "tolerance": TOLERANCE,
-                      "slopes": slopes, "axes": axes}  # fmt: skip
+            found = AXES[name].measured(size, options.threads)
+            axes[name][str(size)] = found | {"threads": options.threads}
+            record = {"environment": machine, "tolerance": TOLERANCE, "slopes": read(axes), "axes": axes}
             known.write_text(json.dumps(record, indent=1) + "\n")
             options.to.with_suffix(".svg").write_text(drawing(axes))
-            options.to.with_suffix(".md").write_text(as_markdown(slopes))
     print(as_markdown(read(axes)))
-    print(f"{(time.monotonic() - begun) / 60:.1f} minutes; written to {options.to}.json, .svg and .md")
+    print(f"{(time.monotonic() - begun) / 60:.1f} minutes; written to {options.to}.json and .svg")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@
     .venv/bin/python benchmarks/teachers.py benchmarks/results/teachers.json
 
 Under 8 minutes on two idle cores; nothing else should run. Prompts are those of reference rewriting of the
-built-in data, greedy answers have at most 96 tokens. fedsdr in bfloat16 and CTranslate2 in int8 get 48 prompts
-in one batch. llama.cpp's server has the Q4_1 weights from which the others' were dequantised. It gets 1, 4 and
-16 requests at a time, and the first 8, 16 and 32 of the prompts (`PROMPTS`), since it is slow. Each measurement
-is a process of its own; they take turns, and medians count. A peer that is not installed is left out. The
-record is written after each number of threads.
+built-in data, greedy answers have at most 96 tokens. fedsdr in bfloat16 and CTranslate2 in int8 get 48
+prompts in one batch. llama.cpp's server has the Q4_1 weights from which the others' were dequantised. It gets
+1, 4 and 16 requests at a time, and the first 8, 16 and 32 of the prompts (`PROMPTS`), since it is slow. Each
+measurement is a process of its own; they take turns, and medians count. A peer that is not installed is left
+out. The record is written after each number of threads.
 """
 
 import argparse
