@@ -32,7 +32,6 @@ from fedsdr.data.checks import unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt
 from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import rewriting_turns
-from fedsdr.evaluate.tasks import NO_LIMIT
 from fedsdr.federation.client_context import data_of
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.run import run
@@ -42,7 +41,7 @@ from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import built_in_folder
 from fedsdr.model.generation import Answer, Sampling, generate
-from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.model.likelihood import NO_LIMIT, log_likelihoods
 from fedsdr.model.loss import held_out_loss, response_loss
 from fedsdr.model.remote import Judge, ask_server
 from fedsdr.recipe import load_settings
