@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 MEASURES = Path(__file__).with_name("measures.py")
-PACKAGES = ("torch", "transformers", "peft", "trl", "flwr", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "trl", "flwr", "numpy", "ctranslate2")
 SHAPES = ((4, 192, 6, 3), (8, 256, 3, 2))
 """Batch, tokens of each example, steps of one client and round, repeats."""
 TINY = {

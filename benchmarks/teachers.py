@@ -43,6 +43,13 @@ def convert(to: str) -> None:
     subprocess.run([*converter, "--model", folder, "--output_dir", to], check=True, stdout=sys.stderr)
 
 
+def server_version() -> str:
+    """Version of the package with llama.cpp."""
+    code = "from importlib.metadata import version; print(version('xllamacpp'))"
+    command = [os.environ["FEDSDR_SERVER_PYTHON"], "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def variants(threads: int, converted: str, num: int) -> dict[str, Callable[[], Numbers]]:
     """What is measured on so many threads; ours is first."""
     found: dict[str, Callable[[], Numbers]] = {
@@ -83,7 +90,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=NUM, help="at most so many, for a quick try")
     options = parser.parse_args()
-    begun, lines, measured = time.monotonic(), [], {}
+    begun, lines, measured, machine = time.monotonic(), [], {}, environment()
+    if "FEDSDR_SERVER_PYTHON" in os.environ:
+        machine["versions"]["xllamacpp"] = server_version()
     options.to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         if find_spec("ctranslate2"):
@@ -92,7 +101,7 @@ def main() -> None:
             found = in_turns(variants(threads, f"{folder}/int8", options.prompts), options.turns)
             measured[threads] = found
             lines += as_lines(threads, found)
-            record = {"environment": environment(), "turns": options.turns, "prompts": options.prompts,
+            record = {"environment": machine, "turns": options.turns, "prompts": options.prompts,
                       "threads": measured, "lines": [asdict(line) for line in lines]}  # fmt: skip
             options.to.write_text(json.dumps(record, indent=1) + "\n")
     print(as_markdown(lines))
