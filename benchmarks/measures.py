@@ -31,8 +31,9 @@ from fedsdr.data.batching import by_length
 from fedsdr.data.checks import unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt
 from fedsdr.data.examples import Example
+from fedsdr.data.partition import ClientData, partition
+from fedsdr.data.sources import load_domains
 from fedsdr.distill.prompts import rewriting_turns
-from fedsdr.federation.client_context import data_of
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.run import run
 from fedsdr.messages import wire
@@ -74,9 +75,15 @@ def load(dtype: str, shapes: dict[str, Any] | None = None, **settings: Any) -> L
     return model
 
 
+def demo_clients() -> list[ClientData]:
+    """The demo's clients; read without the model, whose number of threads stays as it is."""
+    settings = load_settings(DEMO)
+    return partition(load_domains(settings.data, settings.partition.id_column), settings)
+
+
 def demo_conversations(tokenizer: Any, domain: str, part: str = "train") -> list[Conversation]:
     """The demo's examples of a domain, with their true responses."""
-    client = next(client for client in data_of(load_settings(DEMO))[1] if client.id == domain)
+    client = next(client for client in demo_clients() if client.id == domain)
     return [encode(tokenizer, example, example.response, NO_LIMIT) for example in getattr(client, part)]
 
 
@@ -234,7 +241,7 @@ def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(built_in_folder(MODEL))
-    parts = [client.train for client in data_of(load_settings(DEMO))[1]]
+    parts = [client.train for client in demo_clients()]
     examples = [example for row in zip(*parts, strict=True) for example in row][:num]
     return (
         examples,
