@@ -17,7 +17,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo docs screenshots audit test test-architectures test-deployment test-faults test-server measure bench gpu-packages check-gpu lint check format clean
+.PHONY: help install model demo docs screenshots audit test test-architectures test-deployment test-faults test-server measure bench bench-growth gpu-packages check-gpu lint check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ screenshots: $(DEVELOP) ## Make the pictures of pages in docs/ anew, by chromium
 bench: $(DEVELOP) model ## Compare speed and memory with TRL and transformers (half an hour; nothing else should run)
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-growth: $(DEVELOP) model ## Measure how cost grows, into docs/results (10 minutes; nothing else should run)
+	$(BIN)/python benchmarks/growth.py docs/results/growth
 
 audit: ## Look up known vulnerabilities of the tested versions; without a connection it only says so
 	@if $(PYTHON) -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null; then \

@@ -171,7 +171,9 @@ def shared(bench: Bench) -> None:
                          now <= 1.05 * before)  # fmt: skip
         before, now = (found[tree][f"{kind} beside"] for tree in ("before", "now"))
         slower = now / found["now"][f"{kind} alone"]
-        name = f"product of a {kind} step next to {CORES} busy processes ({slower:.1f} times as long as alone)"
+        name = (
+            f"product of a {kind} step next to {CORES} busy processes ({slower:.1f} times as long as alone)"
+        )
         bench.record.rows = {
             key: row
             for key, row in bench.record.rows.items()

@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 MEASURES = Path(__file__).with_name("measures.py")
-PACKAGES = ("torch", "transformers", "peft", "trl", "flwr", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "trl", "flwr", "numpy", "ctranslate2")
 SHAPES = ((4, 192, 6, 3), (8, 256, 3, 2))
 """Batch, tokens of each example, steps of one client and round, repeats."""
 TINY = {
@@ -336,7 +337,7 @@ def environment() -> Numbers:
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
         "git_commit": commit.stdout.strip() or None,
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -38,6 +38,7 @@ from fedsdr.client.update import local_update
 from fedsdr.config import Client, Lora
 from fedsdr.methods import METHODS
 from fedsdr.model.adapters import LoraModel
+from fedsdr.model.attention import replace_norms
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.model.targets import find_targets
@@ -86,7 +87,10 @@ def build(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if four_bits:
         _quantise(model, getattr(torch, dtype))
-    base = Base(model, _tokenizer(), "random", "random", getattr(torch, dtype), device, attention == "packed")
+    if attention == "grouped":
+        replace_norms(model)
+    is_own = attention in ("grouped", "packed")
+    base = Base(model, _tokenizer(), "random", "random", getattr(torch, dtype), device, is_own)
     loaded = LoraModel(base, Lora(rank=rank, alpha=2 * rank))
     loaded.initialise("shared", 1)
     return loaded

@@ -57,7 +57,7 @@ def measure_models(methods: Path, cell: Path, other: Path, data: Path | None) ->
         aside("measure", methods / method / "seed-0", "--only", "consistency,survival")
     questions = ("--data", data, "--limit", 4) if data else ()
     aside("measure", cell, "--only", "benchmarks", *questions)
-    with judge() as url:
+    with serving() as url:
         only = ("measure", cell, "--only", "winrate", "--judge", url, "--judge-model", "smollm2")
         aside(*only, "--against", other)
     pairs = data / "domains" / "general" / "alpaca_distilled_train.jsonl" if data else Path()
@@ -90,9 +90,10 @@ def begin(mark: str, words: Sequence[object], **how: Any) -> None:
 
 
 @contextmanager
-def judge() -> Iterator[str]:
-    """Base address of llama.cpp's server with the default model."""
+def serving(*options: object) -> Iterator[str]:
+    """Base address of llama.cpp's server with the default model; for its options see llama_server.py."""
     command = [os.environ["FEDSDR_SERVER_PYTHON"], str(SERVER), os.environ["FEDSDR_SERVER_GGUF"]]
+    command += map(str, options)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdout is not None

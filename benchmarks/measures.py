@@ -23,26 +23,31 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "FLWR_T
 import numpy as np
 import torch
 
+from check_gpu import build
+from fedsdr.callbacks import Callback
 from fedsdr.client.update import local_update
 from fedsdr.config import Client
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import unsupported
 from fedsdr.data.conversation import Conversation, encode, encode_prompt
 from fedsdr.data.examples import Example
+from fedsdr.data.partition import ClientData, partition
+from fedsdr.data.sources import load_domains
 from fedsdr.distill.prompts import rewriting_turns
-from fedsdr.evaluate.tasks import NO_LIMIT
-from fedsdr.federation.client_context import data_of
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.run import run
+from fedsdr.messages import wire
 from fedsdr.methods import METHODS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import built_in_folder
 from fedsdr.model.generation import Answer, Sampling, generate
-from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.model.likelihood import NO_LIMIT, log_likelihoods
 from fedsdr.model.loss import held_out_loss, response_loss
+from fedsdr.model.remote import Judge, ask_server
 from fedsdr.recipe import load_settings
 from fedsdr.storage import read_lines
+from measure import serving
 from workload import product_rate, random_conversations, step_flops
 
 MODEL = "smollm2-135m-instruct"
@@ -55,27 +60,45 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def load(dtype: str, **settings: Any) -> LoraModel:
-    """SmolLM2, as the demo sets it, with both adapters drawn."""
+def load(dtype: str, shapes: dict[str, Any] | None = None, **settings: Any) -> LoraModel:
+    """SmolLM2, as the demo sets it, or random weights of these shapes; with both adapters drawn."""
     chosen = {"model.dtype": dtype, **settings}
     loaded = load_settings(DEMO, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
-    model = model_of(loaded)
+    if shapes is None:
+        model = model_of(loaded)
+    else:
+        torch.set_num_threads(loaded.run.threads or os.cpu_count() or 1)
+        keep_pages()
+        model = build(shapes, torch.device("cpu"), dtype, "grouped")
     for number, name in enumerate(ADAPTERS):
         model.initialise(name, number)
     return model
 
 
+def demo_clients() -> list[ClientData]:
+    """The demo's clients; read without the model, whose number of threads stays as it is."""
+    settings = load_settings(DEMO)
+    return partition(load_domains(settings.data, settings.partition.id_column), settings)
+
+
 def demo_conversations(tokenizer: Any, domain: str, part: str = "train") -> list[Conversation]:
     """The demo's examples of a domain, with their true responses."""
-    client = next(client for client in data_of(load_settings(DEMO))[1] if client.id == domain)
+    client = next(client for client in demo_clients() if client.id == domain)
     return [encode(tokenizer, example, example.response, NO_LIMIT) for example in getattr(client, part)]
 
 
 def train_ours(
-    dtype: str, batch: int, steps: int, length: int = 0, domain: str = "", compiled: bool = False
+    dtype: str,
+    batch: int,
+    steps: int,
+    length: int = 0,
+    domain: str = "",
+    compiled: bool = False,
+    updates: int = 2,
+    **settings: Any,
 ) -> dict[str, float]:
-    """Local updates of fedit as a client makes them: the second and third of three are timed."""
-    model = load(dtype)
+    """Local updates of fedit as a client makes them: one that warms up, then `updates` that are timed."""
+    model = load(dtype, **settings)
     if compiled:
         for layer in model.base.model.model.layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
@@ -93,13 +116,16 @@ def train_ours(
         return time.perf_counter() - start
 
     first = update(0)
-    seconds = statistics.mean(update(number) for number in (1, 2))
+    seconds = statistics.mean(update(number) for number in range(1, updates + 1))
+    adapter = wire.broadcast({key: value.numpy() for key, value in model.state("shared").items()})
     tokens = steps * batch * statistics.mean(len(one.ids) for one in data)
     rate = product_rate(model.base.dtype)
     return {
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds / steps,
         "first_update_seconds": first,
+        "update_seconds": seconds,
+        "message_bytes": sum(len(array.data) for array in adapter.values()),
         "peak_gb": peak(),
         "product_gflops": rate,
         "step_gflop": flops,
@@ -215,7 +241,7 @@ def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(built_in_folder(MODEL))
-    parts = [client.train for client in data_of(load_settings(DEMO))[1]]
+    parts = [client.train for client in demo_clients()]
     examples = [example for row in zip(*parts, strict=True) for example in row][:num]
     return (
         examples,
@@ -224,9 +250,9 @@ def rewriting_prompts(num: int) -> tuple[list[Example], list[list[int]], Any]:
     )
 
 
-def generate_ours(dtype: str, num: int, batch: int) -> dict[str, Any]:
+def generate_ours(dtype: str, num: int, batch: int, **settings: Any) -> dict[str, Any]:
     """Greedy rewritings by fedsdr, in batches of similar length."""
-    model = load(dtype)
+    model = load(dtype, **settings)
     examples, prompts, _ = rewriting_prompts(num)
     found: dict[int, Answer] = {}
     with model.inference(()):
@@ -284,6 +310,44 @@ def generate_plain(dtype: str, num: int, batch: int, tuned: bool = False) -> dic
     }
 
 
+def generate_ctranslate2(folder: str, num: int, threads: int, batch: int) -> dict[str, Any]:
+    """The same by CTranslate2 in int8, from the converted model in a folder, in batches of similar length."""
+    import ctranslate2
+
+    _, prompts, tokenizer = rewriting_prompts(num)
+    words = [tokenizer.convert_ids_to_tokens(prompt) for prompt in prompts]
+    generator = ctranslate2.Generator(folder, compute_type="int8", intra_threads=threads)
+    chosen = {"max_batch_size": batch, "end_token": "<|im_end|>", "include_prompt_in_result": False}
+    generator.generate_batch(words[:2], max_length=4, **chosen)
+    start = time.perf_counter()
+    found = generator.generate_batch(words, max_length=NEW_TOKENS, **chosen)
+    seconds = time.perf_counter() - start
+    ids = [answer.sequences_ids[0] for answer in found]
+    return {
+        "responses_per_second": num / seconds,
+        "tokens_per_second": sum(map(len, ids)) / seconds,
+        "peak_gb": peak(),
+        "texts": [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)],
+    }
+
+
+def generate_llama_cpp(num: int, threads: int, requests: int) -> dict[str, Any]:
+    """The same by llama.cpp's server with the quantised weights, `requests` at a time."""
+    examples, _, _ = rewriting_prompts(num)
+    prompts = [rewriting_turns("reference", example) for example in examples]
+    with serving("--slots", requests, "--threads", threads) as url:
+        list(ask_server(prompts[:1], Judge(url, "smollm2", max_new_tokens=4), [0]))
+        start = time.perf_counter()
+        server = Judge(url, "smollm2", requests, NEW_TOKENS)
+        answers = list(ask_server(prompts, server, [0] * num))
+        seconds = time.perf_counter() - start
+    return {
+        "responses_per_second": num / seconds,
+        "tokens_per_second": sum(answer.num_tokens for answer in answers) / seconds,
+        "texts": [answer.text for answer in answers],
+    }
+
+
 def choices(dtype: str, num: int) -> dict[str, float]:
     """Likelihoods of three labels for each of `num` prompts of 80 tokens: prompts read once, and thrice."""
     model = load(dtype)
@@ -300,8 +364,22 @@ def choices(dtype: str, num: int) -> dict[str, float]:
     return {"shared_seconds": seconds[2], "apart_seconds": seconds[3], "ratio": seconds[3] / seconds[2]}
 
 
+class Clock(Callback):
+    """When the rounds of a run ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_round(self, record: dict[str, Any]) -> None:  # noqa: D102
+        self.ends.append(time.perf_counter())
+
+    def mean(self) -> float:
+        """Mean seconds from one end to the next, pages and files included; 0 for a single round."""
+        return (self.ends[-1] - self.ends[0]) / max(1, len(self.ends) - 1)
+
+
 def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float]:
-    """One run of the given settings: seconds of rounds, of training in them, bytes of messages, memory.
+    """One run of the given settings: seconds of rounds, of training in them, bytes, memory.
 
     `per_client` above 0: with so many made-up examples for each client instead of the built-in data.
     """
@@ -313,6 +391,7 @@ def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float
 
     training: list[float] = []
     sizes: list[int] = []
+    clock = Clock()
 
     def timed(*args: Any, **kwargs: Any) -> dict[str, float]:
         start = time.perf_counter()
@@ -336,12 +415,15 @@ def federation(settings: dict[str, Any], per_client: int = 0) -> dict[str, float
             _write_examples(Path(folder), per_client * settings["partition.num_clients"])
             chosen |= {"data.root": f"{folder}/data", "partition.kind": "iid"}
         loaded = load_settings(None, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
-        result = run(loaded)
+        result = run(loaded, callbacks=[clock])
         events = read_lines(result.folder / "metrics.jsonl")
+        num_bytes = sum(path.stat().st_size for path in result.folder.rglob("*") if path.is_file())
     rounds = [event["seconds"] for event in events if event["event"] == "round"]
     clients = [event for event in events if event["event"] == "train"]
     return {
         "round_seconds": statistics.median(rounds),
+        "seconds_between_rounds": clock.mean(),
+        "folder_bytes": num_bytes,
         "client_seconds": sum(rounds) / len(clients),
         "outside_training": 1 - sum(training) / sum(rounds),
         "array_bytes": clients[0]["num_bytes_up"],
@@ -393,6 +475,8 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
         gradient_and_decrease,
         generate_ours,
         generate_plain,
+        generate_ctranslate2,
+        generate_llama_cpp,
         choices,
         federation,
         first_step,

@@ -1,7 +1,7 @@
 """Flower's grid to other machines, made resilient: neither a bad reply nor a clock jump stops a round.
 
 Flower's own `send_and_receive` waits by the wall clock, returns all replies when the last has arrived, and
-raises if one of them cannot be read (as of 1.41). Here replies are yielded on arrival, one at a time, so that
+raises if one of them cannot be read (as of 1.42). Here replies are yielded on arrival, one at a time, so that
 the aggregation holds few in memory. An unreadable reply counts as an error of its sender. A reply that the
 SuperLink fails to deliver is requested again, which helps if delivery had not begun: otherwise Flower forgets
 the reply. Flower also waits minutes to hours for the rest of an incomplete reply, whatever the timeout; here

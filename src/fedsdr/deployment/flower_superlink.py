@@ -1,4 +1,4 @@
-"""Flower's SuperLink, closed to everyone except its operator (as of 1.41).
+"""Flower's SuperLink, closed to everyone except its operator (as of 1.42).
 
 Flower's own answers control and runtime requests from anyone who holds the certificate of its authority, as
 every client does: they could list and remove nodes, and submit code that runs under the SuperLink's account.

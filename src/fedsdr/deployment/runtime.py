@@ -1,6 +1,6 @@
 """Calls of Flower's Runtime API, through which a SuperNode or SuperLink hands its tasks to another process.
 
-They are the calls of Flower's own programs, from its private APIs (as of 1.41). The retries differ: Flower's
+They are the calls of Flower's own programs, from its private APIs (as of 1.42). The retries differ: Flower's
 end the process by a signal if the other side no longer knows a task's token, for example after this machine
 slept for a minute.
 """

@@ -1,6 +1,6 @@
 """The process of one run at the server: the counterpart of `worker`, with the installed server app.
 
-It replaces Flower's `run_serverapp` (as of 1.41, a private API), but neither unpacks code that came with the
+It replaces Flower's `run_serverapp` (as of 1.42, a private API), but neither unpacks code that came with the
 run nor takes settings from it: a run names a submission, whose settings are in the server's folder.
 """
 

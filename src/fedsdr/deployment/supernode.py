@@ -1,4 +1,4 @@
-"""Flower's SuperNode with fixes for three faults that would leave a client waiting forever (as of 1.41).
+"""Flower's SuperNode with fixes for three faults that would leave a client waiting forever (as of 1.42).
 
 If a run is stopped while its message is being received, Flower abandons the message but keeps its task, and
 the worker waits for parts that never arrive. If an error ends the main thread, such as a TLS handshake broken

@@ -9,7 +9,7 @@ The functions behind `methods.OPTIMIZERS`. D is the opposite of a gradient, so s
 Papers: McMahan et al., AISTATS 2017, arXiv 1602.05629 (fedavg); Hsu et al. 2019, arXiv 1909.06335
 (fedavgm); Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295, algorithm 2
 (fedadagrad, fedadam, fedyogi); Jhunjhunwala et al., FedExP, ICLR 2023, arXiv 2301.09604, algorithm 1
-(fedexp). As in Reddi et al., and unlike Flower 1.41, v begins at tau^2 and there is no bias correction.
+(fedexp). As in Reddi et al., and unlike Flower 1.42, v begins at tau^2 and there is no bias correction.
 """
 
 from collections import ChainMap
