@@ -17,7 +17,7 @@ from pathlib import Path
 from fedsdr.config import Distill, Settings
 from fedsdr.data.conversation import encode
 from fedsdr.data.files import Row, file_rows
-from fedsdr.data.readers import Record, to_records
+from fedsdr.data.readers import Record, fill_choices, to_records
 from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
 from fedsdr.federation.model_cache import model_of
 from fedsdr.recipe import load_settings
@@ -60,7 +60,8 @@ def _write(
     train: list[tuple[Row, Record]],
     test: list[tuple[Row, Record]],
 ) -> None:
-    model, examples = model_of(settings), [record.example for _, record in train]
+    records = fill_choices([record for _, record in (*train, *test)])  # as a run reads them
+    model, examples = model_of(settings), [record.example for record in records[: len(train)]]
     distill = Distill.model_validate({"verify": mode})
     new = rewrite(model, examples, distill, 2 * LONGEST, folder.parent.parent / "cache")
     new = fall_back_where_cut(model.base.tokenizer, examples, new, LONGEST)

@@ -63,12 +63,16 @@ def test_padding_that_all_domains_share_is_counted_by_hand_and_makes_them_alike(
     assert verdicts["Rewriting makes the clients' words more alike"]["verdict"] == "supported"
 
 
-def test_a_lost_label_is_counted_and_shown_to_be_read(write):
-    moods = ["negative", "neutral", "positive"]
+@pytest.mark.parametrize("names_choices", [True, False])
+def test_a_lost_label_is_counted_and_shown_to_be_read(write, names_choices: bool):
+    """Where the rows name no choices, the labels of the domain are the choices."""
+    moods = {"choices": ["negative", "neutral", "positive"]} if names_choices else {}
     some = [
-        {"instruction": f"Mood {n}?", "output": "positive", "label": "positive", "choices": moods, "domain": "a",
+        {"instruction": f"Mood {n}?", "output": "positive", "label": "positive", "domain": "a", **moods,
          "distilled": "positive" if n else "negative"} for n in range(8)
     ]  # fmt: skip
+    if not names_choices:
+        some[7] |= {"output": "negative", "label": "negative", "distilled": "negative"}
     made = analyze(write(some), 0, "", "", "")
     assert "alignment" not in made
     for kind in ("omission", "unsupported"):

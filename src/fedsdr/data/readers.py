@@ -6,8 +6,8 @@ Input: rows from `files`. Output: records, which are examples with the client's 
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,24 @@ def read_file(
     if bad is None:
         refuse_bad(found)
     return records
+
+
+def fill_choices(records: Sequence[Record]) -> list[Record]:
+    """Give labels without choices all labels of their domain as choices, since a check needs alternatives.
+
+    Args:
+        records: All records of the domains, training and test.
+    """
+    labels: dict[str, set[str]] = {}
+    for record in records:
+        labels.setdefault(record.example.domain, set()).update({record.example.label} - {""})
+    choices = {domain: tuple(sorted(found)) for domain, found in labels.items()}
+    return [
+        replace(one, example=replace(one.example, choices=choices[one.example.domain]))
+        if one.example.label and not one.example.choices
+        else one
+        for one in records
+    ]
 
 
 def to_records(

@@ -15,7 +15,7 @@ from pathlib import Path
 from fedsdr.config import Data, Reading, Source
 from fedsdr.data.examples import Example
 from fedsdr.data.files import BadRow, file_rows, hub_rows, is_known_format, refuse_bad
-from fedsdr.data.readers import NEEDED, Record, to_records
+from fedsdr.data.readers import NEEDED, Record, fill_choices, to_records
 from fedsdr.errors import Problems, UserError
 from fedsdr.methods import look_up
 from fedsdr.seeds import seed_for
@@ -307,18 +307,8 @@ def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Reco
 
 
 def _fill_choices(domain: Domain) -> Domain:
-    """If labels have no choices, use all labels of the domain as choices."""
-    labels = tuple(sorted({r.example.label for r in domain.train + domain.test} - {""}))
-
-    def fill(records: list[Record]) -> list[Record]:
-        return [
-            replace(r, example=replace(r.example, choices=labels))
-            if r.example.label and not r.example.choices
-            else r
-            for r in records
-        ]
-
-    return replace(domain, train=fill(domain.train), test=fill(domain.test))
+    filled = fill_choices([*domain.train, *domain.test])
+    return replace(domain, train=filled[: len(domain.train)], test=filled[len(domain.train) :])
 
 
 def _draw(domain: Domain, data: Data, name: str) -> Domain:

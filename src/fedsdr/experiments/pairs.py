@@ -21,7 +21,7 @@ from fedsdr.analysis.paradox import (
     worst,
 )
 from fedsdr.data.files import Row, file_rows
-from fedsdr.data.readers import to_records
+from fedsdr.data.readers import fill_choices, to_records
 from fedsdr.data.sources import BUILT_IN, RESERVED
 from fedsdr.errors import UserError
 from fedsdr.evaluate.entailment import Checker, JudgeChecker, NliChecker
@@ -114,8 +114,8 @@ def read_pairs(path: Path) -> list[Pair]:
     for name in RESERVED:
         if any(row.get("domain") == name for _, row in rows):
             raise UserError(f"{path}: a domain cannot be named {name!r}: tables use this name for a row")
-    examples = [to_records([row], domain)[0].example for row, domain in zip(rows, domains, strict=True)]
-    return list(zip(examples, map(_rewriting, rows), strict=True))
+    records = fill_choices([to_records([row], domain)[0] for row, domain in zip(rows, domains, strict=True)])
+    return list(zip((record.example for record in records), map(_rewriting, rows), strict=True))
 
 
 def checkers(nli: str, judge_url: str, judge_model: str) -> list[Checker | None]:
