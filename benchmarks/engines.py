@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from bench import environment
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import read_lines, write_json
 
@@ -93,7 +94,7 @@ def main() -> None:
     write_json(
         Path(path),
         {
-            "model": model, "steps": int(steps), "clients": CLIENTS, "cores": CORES,
+            "environment": environment(), "model": model, "steps": int(steps), "clients": CLIENTS,
             "times_as_fast": speed, "medians": medians, "turns": found,
         },
     )  # fmt: skip

@@ -54,27 +54,25 @@ def arm_sheet(runs: Sequence[ScoredRun], records: Sequence[Event]) -> Sheet:
                 name: fmean(p.test[np.asarray(p.domains) == name].mean() for p in points.values())
                 for name in domains
             }
-            training = [r["seconds"]["training"] for r in records if r["arm"] == arm]
             own = changes.get(arm, {}).values() if model == "global" else ()
             rows.append(
                 {"arm": arm, "model": model, "num_seeds": len(points), **gains,
                  "cost": fmean(p.cost.mean() for p in points.values()), "gain": fmean(gains.values()),
                  "accuracy": fmean(v @ domain_weights(tasks) for v, tasks in own) if own else None,
-                 "worst": min(gains, key=gains.__getitem__), "seconds": fmean(training)}
+                 "worst": min(gains, key=gains.__getitem__)}
             )  # fmt: skip
     return Sheet(
         "Arms at lambda = 1 after the last round: costs, gain and gain by domain, means over seeds",
-        "llrrrr" + "r" * len(domains) + "lr",
-        ("arm", "model", "seeds", "cost", "accuracy", "gain", *domains, "least gain", "training s"),
+        "llrrrr" + "r" * len(domains) + "l",
+        ("arm", "model", "seeds", "cost", "accuracy", "gain", *domains, "least gain"),
         tuple(
             (r["arm"], r["model"], str(r["num_seeds"]), number(r["cost"], 3), signed(r["accuracy"]),
-             number(r["gain"], 3), *(number(r[name], 3) for name in domains), r["worst"],
-             number(r["seconds"], 0))
+             number(r["gain"], 3), *(number(r[name], 3) for name in domains), r["worst"])
             for r in rows
         ),
         tuple(rows),
         note="Accuracy: the second cost, the change of the share of right answers on retention tasks, where"
-        " it was measured. Training s: seconds of one thread beside other work, rewriting not included.",
+        " it was measured. Training times are left out: cells shared the machine with other work.",
     )  # fmt: skip
 
 
