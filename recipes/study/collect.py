@@ -2,8 +2,8 @@
 
     python recipes/study/collect.py OUT docs/results/study [NAME]
 
-With a cell goes what `retention.sh` measured of it; the counts of rewritings go to rewritings.json. NAME is added
-to the names of arms and of that file: cells of the same arms on another pool.
+With a cell goes what `retention.sh` measured of it; the counts of rewritings go to rewritings.json. NAME is
+added to the names of arms and of that file: cells of the same arms on another pool.
 """
 
 import json
