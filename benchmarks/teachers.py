@@ -99,7 +99,10 @@ def main() -> None:
             convert(f"{folder}/int8")
         for threads in sorted({1, os.cpu_count() or 1}):
             found = in_turns(variants(threads, f"{folder}/int8", options.prompts), options.turns)
-            measured[threads] = found
+            measured[threads] = {
+                name: {key: value for key, value in one.items() if key != "texts"}
+                for name, one in found.items()
+            }
             lines += as_lines(threads, found)
             record = {"environment": machine, "turns": options.turns, "prompts": options.prompts,
                       "threads": measured, "lines": [asdict(line) for line in lines]}  # fmt: skip
