@@ -89,7 +89,8 @@ def init(
     try:
         summary = describe_data(load_settings(None, values | {"run.dir": "runs/unused"}))
     except UserError as error:
-        hint = "" if columns else "\nfedsdr init takes --columns instruction=...,response=..."
+        is_done = columns or str(error).startswith("model.")
+        hint = "" if is_done else "\nfedsdr init takes --columns instruction=...,response=..."
         raise UserError(f"{error}{hint}") from None
     write_file(to, text)
     num = len(summary["clients"])
