@@ -1,8 +1,8 @@
 """Measure what people wait for, in this tree and in another checkout of fedsdr, in turns.
 
-    git worktree add /tmp/before ed488ca
-    python benchmarks/against.py /tmp/before benchmarks/results/against            (about 20 minutes)
-    python benchmarks/against.py /tmp/before benchmarks/results/against --parts start,shared
+    git worktree add ../before ed488ca
+    python benchmarks/against.py ../before benchmarks/results/against            (about 20 minutes)
+    python benchmarks/against.py ../before benchmarks/results/against --parts start,shared
 
 Parts, in their order, with minutes on two idle cores; nothing else should run:
 

@@ -160,17 +160,11 @@ def in_short(claims: Sequence[Event], others: Sequence[Event]) -> str:
         claims: Where the labels of finance are taught raw.
         others: Where they are taught as the sentences of the rewritings; may be empty.
     """
-    said = [
-        f"FedSD {_said(some[0])}, and FedSDR's global model {_said(some[1])}"
-        for some in (claims, others)
-        if some
-    ]
-    words = (
-        ("", "")
-        if len(said) == 1
-        else ("where one-word labels are taught raw, ", "; where they are rewritten, ")
+    where = {"where one-word labels are taught raw, ": claims, "where they are rewritten, ": others}
+    effects = "; ".join(
+        f"{place}FedSD {_said(some[0])}, and FedSDR's global model {_said(some[1])}"
+        for place, some in (where if others else {"": claims}).items()
     )
-    effects = "".join(word + one for word, one in zip(words, said, strict=False))
     return (
         f"{BEGINNING} So each is compared with `fedit` scaled down to the same distance from the base"
         f" ([how](docs/frontier.md)). On five real domains: {effects}. [Design, limits and all"

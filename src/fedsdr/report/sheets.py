@@ -122,11 +122,10 @@ def loss_sheet(base: Scores, final: Scores) -> Sheet:
         if on == "true responses" or losses(domain, on) != losses(domain, "true responses")
     ]
     without = [domain for domain, on in all_pairs if (domain, on) not in pairs and domain != "mean"]
-    pairs = [pair for pair in pairs if not without or pair != ("mean", "rewritings")]
-    fell_back = (
-        f" No row of rewritings, since all fell back: {', '.join(without)}; so no mean of them either."
-    )
-    note = fell_back if without else ""
+    note = ""
+    if without:
+        pairs = [pair for pair in pairs if pair != ("mean", "rewritings")]
+        note = f" No row of rewritings, since all fell back: {', '.join(without)}; so no mean of them either."
     rows = [
         (domain, on, *(number(cells.get((domain, on, model)), 3) for model in MODELS)) for domain, on in pairs
     ]
