@@ -85,7 +85,10 @@ def test_a_rewriting_suits_if_it_passes_is_likelier_and_at_most_twice_as_long(
     for domain, response in (("c", unlikely), ("d", likely)):
         written(tmp_path / "other", domain, [response] * 8)
 
-    def made_up(model, examples, distill, longest, folder):
+    def made_up(model, clients, distill, longest):
+        return [of_one(examples) for examples, _ in clients]
+
+    def of_one(examples):
         """Of eight: five as long as the true response, one three times as long, two that fell back."""
         other = {likely: unlikely, unlikely: likely}[examples[0].response]
         new = [other] * 5 + [" ".join([other] * 3)]
@@ -93,7 +96,7 @@ def test_a_rewriting_suits_if_it_passes_is_likelier_and_at_most_twice_as_long(
             Rewriting("", example.response, "", "empty") for example in examples[6:]
         ]
 
-    monkeypatch.setattr(probing, "rewrite", made_up)
+    monkeypatch.setattr(probing, "rewrite_together", made_up)
     records = probe(tiny_settings(**{"data.root": tmp_path / "other", "data.num_train": 8}), 8)["records"]
     c, d = records
     assert c["passed"] == d["passed"] == 6 / 8

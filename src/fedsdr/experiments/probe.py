@@ -20,14 +20,14 @@ from fedsdr.data.checks import lost, num_words
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
 from fedsdr.data.files import file_rows
-from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite_together
 from fedsdr.distill.rewriting import Rewriting
 from fedsdr.errors import UserError
 from fedsdr.federation.client_context import data_of
 from fedsdr.federation.model_cache import model_of
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import mean_losses
-from fedsdr.progress import say, within
+from fedsdr.progress import say
 from fedsdr.report.sheets import Sheet, grouped, number, signed, signed_interval, with_interval
 from fedsdr.seeds import seed_for
 from fedsdr.stats import paired, wilson
@@ -69,10 +69,10 @@ def probe(settings: Settings, num: int) -> Event:
             samples[client.id] = (
                 some if settings.runs_programs else [replace(example, tests="") for example in some]
             )
-            with within(client.id):
-                new = rewrite(model, samples[client.id], settings.distill, 2 * longest, cache)
-            tokenizer = model.base.tokenizer
-            rewritings[client.id] = fall_back_where_cut(tokenizer, samples[client.id], new, longest)
+        pairs = [(examples, cache) for examples in samples.values()]
+        found = rewrite_together(model, pairs, settings.distill, 2 * longest)
+        for name, new in zip(samples, found, strict=True):
+            rewritings[name] = fall_back_where_cut(model.base.tokenizer, samples[name], new, longest)
     say("comparing")
     views: dict[str, dict[str, list[Conversation]]] = {"raw": {}, "distilled": {}}
     for name, examples in samples.items():
