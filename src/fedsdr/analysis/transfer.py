@@ -15,7 +15,7 @@ from fedsdr.errors import UserError
 from fedsdr.methods import METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.likelihood import log_likelihoods
+from fedsdr.model.loss import token_losses
 from fedsdr.progress import within
 from fedsdr.seeds import seed_for
 from fedsdr.stats import with_error
@@ -144,8 +144,7 @@ def example_losses(base: Base, conversations: Sequence[Conversation], batch_size
 
     Call it inside `LoraModel.inference`.
     """
-    questions = [(text.ids[: text.prompt_length], [text.ids[text.prompt_length :]]) for text in conversations]
-    return -np.array([value for (value,) in log_likelihoods(base, questions, batch_size)])
+    return np.array([sum(losses) for losses in token_losses(base, conversations, batch_size)])
 
 
 def _losses(
