@@ -9,6 +9,7 @@ FedSD by construction.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from fedsdr import __version__
@@ -22,7 +23,7 @@ from fedsdr.evaluate.confusion import count_labels
 from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, Sampling, stream
+from fedsdr.model.generation import Answer, Route, Sampling, stream
 from fedsdr.model.likelihood import likeliest
 from fedsdr.model.loss import token_losses
 from fedsdr.progress import track
@@ -50,12 +51,35 @@ class TestSet:
 
 def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
     """Greedy answers to the examples' prompts, in order; equal prompts are answered once."""
-    prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
-    different = [*dict.fromkeys(prompts)]
-    sampling = Sampling(scoring.max_new_tokens)
-    written = stream(base, different, sampling, (), scoring.batch_size)
+    return answer_each(base, [examples], scoring, lambda of_tokens: None)[0]
+
+
+def answer_each(
+    base: Base, examples: Sequence[Sequence[Example]], scoring: Eval, route: Route
+) -> list[list[Answer]]:
+    """Greedy answers of several models, to the examples of each; a model answers equal prompts once.
+
+    Args:
+        base: With the adapters of all models active (`model.several`).
+        examples: Of each model.
+        scoring: Lengths and batches.
+        route: Given the model of each token of the next forward pass, by its place in `examples`.
+    """
+    prompts = [
+        [(number, tuple(encode_prompt(base.tokenizer, prompt_turns(example)))) for example in some]
+        for number, some in enumerate(examples)
+    ]
+    different = [*dict.fromkeys(chain.from_iterable(prompts))]
+    written = stream(
+        base,
+        [prompt for _, prompt in different],
+        Sampling(scoring.max_new_tokens),
+        (),
+        scoring.batch_size,
+        lambda of_tokens: route([different[place][0] for place in of_tokens]),
+    )
     answers = {different[place]: new for place, new in track(written, "answers", [1] * len(different))}
-    return [answers[prompt] for prompt in prompts]
+    return [[answers[prompt] for prompt in some] for some in prompts]
 
 
 def evaluate(

@@ -41,9 +41,19 @@ class _LoraProduct(torch.autograd.Function):
     """W0 h + bias + b a h with W0 frozen: sums are in place, and only h and a h are saved."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        ranks: Tensor | None,
+    ) -> Tensor:
         flat = h.flatten(0, -2)
         narrow = flat @ a.T
+        if ranks is not None:
+            narrow *= ranks
         out = F.linear(flat, weight, bias).addmm_(narrow, b.T)
         ctx.save_for_backward(flat, narrow, weight, a, b)
         return out.unflatten(0, h.shape[:-1])
@@ -53,11 +63,11 @@ class _LoraProduct(torch.autograd.Function):
         flat, narrow, weight, a, b = ctx.saved_tensors
         g = outer[0].flatten(0, -2)
         g_narrow = g @ b
-        wanted_h, _, _, wanted_a, wanted_b = ctx.needs_input_grad
+        wanted_h, _, _, wanted_a, wanted_b, _ = ctx.needs_input_grad
         grad_h = (g @ weight).addmm_(g_narrow, a).unflatten(0, outer[0].shape[:-1]) if wanted_h else None
         grad_a = g_narrow.T @ flat if wanted_a else None
         grad_b = (narrow.T @ g).T if wanted_b else None
-        return grad_h, None, None, grad_a, grad_b
+        return grad_h, None, None, grad_a, grad_b, None
 
 
 class LoraLinear(nn.Module):
@@ -76,6 +86,8 @@ class LoraLinear(nn.Module):
         self.residual: tuple[Tensor, Tensor] | None = None
         self.uses_residual = False
         self.ready: tuple[Tensor, Tensor] | None = None
+        self.ranks: Tensor | None = None
+        """1 at the ranks of `ready` that a token uses, 0 at the others (tokens, n); None: all (`several`)."""
 
     def forward(self, h: Tensor) -> Tensor:
         """Compute W0 h + (alpha/r) B A h.
@@ -91,7 +103,7 @@ class LoraLinear(nn.Module):
         if not (self.training and self.dropout.p):
             a, b = self.ready or self.factors(h.dtype)
             if type(self.base) is nn.Linear:
-                return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b)
+                return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b, self.ranks)
             return self.base(h) + F.linear(F.linear(h, a), b)
         out = self.base(h)  # the residual represents a change of W0, whose input has no dropout
         for x, pairs in ((self.dropout(h), self._adapter_pairs()), (h, self._residual_pairs())):
@@ -167,7 +179,7 @@ class LoraModel:
         """
         used = tuple(name for name in active if name in train or not self.is_zero(name))
         for layer in self.layers.values():
-            layer.active, layer.mix, layer.ready = used, mix or {}, None
+            layer.active, layer.mix, layer.ready, layer.ranks = used, mix or {}, None, None
             layer.uses_residual = "shared" in active and layer.residual is not None
             for name in ADAPTERS:
                 for factor, tensors in (("A", layer.A), ("B", layer.B)):
@@ -234,11 +246,11 @@ class LoraModel:
 
     def state(self, name: Adapter) -> dict[str, Tensor]:
         """Copy the adapter's tensors: float32 on the CPU, with PEFT's keys."""
-        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self._tensors(name).items()}
+        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.tensors(name).items()}
 
     def shapes(self, name: Adapter) -> dict[str, tuple[int, ...]]:
         """Shapes of the adapter's tensors, by the same keys."""
-        return {key: tuple(tensor.shape) for key, tensor in self._tensors(name).items()}
+        return {key: tuple(tensor.shape) for key, tensor in self.tensors(name).items()}
 
     def load(self, name: Adapter, state: Mapping[str, Values]) -> None:
         """Overwrite the adapter's values; everything else stays unchanged, including `requires_grad`.
@@ -250,7 +262,7 @@ class LoraModel:
         Raises:
             UserError: A key is missing or unknown, or a shape differs.
         """
-        tensors = self._tensors(name)
+        tensors = self.tensors(name)
         check_keys(tensors, state)
         for key, tensor in tensors.items():
             tensor.data.copy_(torch.as_tensor(state[key]))
@@ -274,7 +286,8 @@ class LoraModel:
         parent, _, name = path.rpartition(".")
         setattr(self.base.model.get_submodule(parent), name, layer)
 
-    def _tensors(self, name: Adapter) -> dict[str, nn.Parameter]:
+    def tensors(self, name: Adapter) -> dict[str, nn.Parameter]:
+        """The adapter's own tensors, by PEFT key."""
         return {
             _key(path, letter): factor[name]
             for path, layer in self.layers.items()
