@@ -9,7 +9,6 @@ FedSD by construction.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from fedsdr import __version__
@@ -49,27 +48,25 @@ class TestSet:
     """Conversations with the rewritings; empty if there are none."""
 
 
-def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
-    """Greedy answers to the examples' prompts, in order; equal prompts are answered once."""
-    return answer_each(base, [examples], scoring, lambda of_tokens: None)[0]
-
-
-def answer_each(
-    base: Base, examples: Sequence[Sequence[Example]], scoring: Eval, route: Route
-) -> list[list[Answer]]:
-    """Greedy answers of several models, to the examples of each; a model answers equal prompts once.
+def answer(
+    base: Base,
+    examples: Sequence[Example],
+    scoring: Eval,
+    models: Sequence[int] = (),
+    route: Route = lambda of_tokens: None,
+) -> list[Answer]:
+    """Greedy answers to the examples' prompts, in order; equal prompts of a model are answered once.
 
     Args:
-        base: With the adapters of all models active (`model.several`).
-        examples: Of each model.
+        base: The model, with the desired adapters active.
+        examples: Test examples.
         scoring: Lengths and batches.
-        route: Given the model of each token of the next forward pass, by its place in `examples`.
+        models: If several models answer (`model.several`): the one of each example.
+        route: Given the model of each token of the next forward pass.
     """
-    prompts = [
-        [(number, tuple(encode_prompt(base.tokenizer, prompt_turns(example)))) for example in some]
-        for number, some in enumerate(examples)
-    ]
-    different = [*dict.fromkeys(chain.from_iterable(prompts))]
+    prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
+    asked = [*zip(models or [0] * len(prompts), prompts, strict=True)]
+    different = [*dict.fromkeys(asked)]
     written = stream(
         base,
         [prompt for _, prompt in different],
@@ -79,7 +76,7 @@ def answer_each(
         lambda of_tokens: route([different[place][0] for place in of_tokens]),
     )
     answers = {different[place]: new for place, new in track(written, "answers", [1] * len(different))}
-    return [[answers[prompt] for prompt in some] for some in prompts]
+    return [answers[one] for one in asked]
 
 
 def evaluate(

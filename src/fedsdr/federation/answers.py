@@ -13,7 +13,7 @@ from fedsdr.client.state import load_state
 from fedsdr.config import Eval, Settings
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import ClientData
-from fedsdr.evaluate.tasks import Answering, answer, answer_each
+from fedsdr.evaluate.tasks import Answering, answer
 from fedsdr.federation.client_context import ClientContext, allowed, answers_ahead, data_of, seconds_ahead
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
@@ -78,14 +78,16 @@ def _answer_group(settings: Settings, client: ClientContext, server_round: int, 
     saved = [load_state(root / one.id, server_round + 1, has_adapter=True).adapter for one in group]
     clients = [one for one, adapter in zip(group, saved, strict=True) if adapter]  # these have trained
     private = [adapter for adapter in saved if adapter]
-    for one in clients:
-        answers_ahead[root / one.id, server_round] = {}
+    every = [(number, example) for number, one in enumerate(clients) for example in one.test]
+    numbers, examples = [number for number, _ in every], [example for _, example in every]
+    written: list[Answer] = []
     with _sharing(clients, client.id), several(model, method.personal_adapters, private) as route:
-        if not ranks_are_independent(model, route, len(private)):
-            return
-        found = answer_each(model.base, [one.test for one in clients], settings.eval, route)
-    for one, new in zip(clients, found, strict=True):
-        answers_ahead[root / one.id, server_round] = dict(zip(one.test, new, strict=True))
+        if ranks_are_independent(model, route, len(private)):
+            written = answer(model.base, examples, settings.eval, numbers, route)
+    answers = iter(written)
+    for one in clients:
+        found = zip(one.test, answers, strict=False)  # none, if each client answers alone
+        answers_ahead[root / one.id, server_round] = dict(found)
 
 
 @contextmanager

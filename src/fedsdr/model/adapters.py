@@ -41,19 +41,9 @@ class _LoraProduct(torch.autograd.Function):
     """W0 h + bias + b a h with W0 frozen: sums are in place, and only h and a h are saved."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        ranks: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         flat = h.flatten(0, -2)
         narrow = flat @ a.T
-        if ranks is not None:
-            narrow *= ranks
         out = F.linear(flat, weight, bias).addmm_(narrow, b.T)
         ctx.save_for_backward(flat, narrow, weight, a, b)
         return out.unflatten(0, h.shape[:-1])
@@ -63,11 +53,11 @@ class _LoraProduct(torch.autograd.Function):
         flat, narrow, weight, a, b = ctx.saved_tensors
         g = outer[0].flatten(0, -2)
         g_narrow = g @ b
-        wanted_h, _, _, wanted_a, wanted_b, _ = ctx.needs_input_grad
+        wanted_h, _, _, wanted_a, wanted_b = ctx.needs_input_grad
         grad_h = (g @ weight).addmm_(g_narrow, a).unflatten(0, outer[0].shape[:-1]) if wanted_h else None
         grad_a = g_narrow.T @ flat if wanted_a else None
         grad_b = (narrow.T @ g).T if wanted_b else None
-        return grad_h, None, None, grad_a, grad_b, None
+        return grad_h, None, None, grad_a, grad_b
 
 
 class LoraLinear(nn.Module):
@@ -87,7 +77,7 @@ class LoraLinear(nn.Module):
         self.uses_residual = False
         self.ready: tuple[Tensor, Tensor] | None = None
         self.ranks: Tensor | None = None
-        """1 at the ranks of `ready` that a token uses, 0 at the others (tokens, n); None: all (`several`)."""
+        """1 at the ranks that a token uses, 0 at the others (tokens, n); None: all (`model.several`)."""
 
     def forward(self, h: Tensor) -> Tensor:
         """Compute W0 h + (alpha/r) B A h.
@@ -102,8 +92,12 @@ class LoraLinear(nn.Module):
             return self.base(h)
         if not (self.training and self.dropout.p):
             a, b = self.ready or self.factors(h.dtype)
+            if self.ranks is not None:
+                flat = h.flatten(0, -2)
+                out = self.base(flat).addmm_((flat @ a.T).mul_(self.ranks), b.T)
+                return out.unflatten(0, h.shape[:-1])
             if type(self.base) is nn.Linear:
-                return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b, self.ranks)
+                return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b)
             return self.base(h) + F.linear(F.linear(h, a), b)
         out = self.base(h)  # the residual represents a change of W0, whose input has no dropout
         for x, pairs in ((self.dropout(h), self._adapter_pairs()), (h, self._residual_pairs())):
