@@ -106,6 +106,9 @@ def evaluate(
     with model.inference(active, mix):
         answers = answering(base, tests.examples, scoring)
         chosen = choose(base, tests.examples, scoring.batch_size)
+        raw, distilled = (
+            token_losses(base, side, scoring.batch_size) for side in (tests.raw, tests.distilled)
+        )
         by_domain: dict[str, dict[str, float]] = {}
         records: list[Event] = []
         for domain in sorted({example.domain for example in tests.examples}):
@@ -115,14 +118,13 @@ def evaluate(
             ]
             metrics = summarise(new, scoring.text_scores)
             metrics |= count_labels([tests.examples[row] for row in rows], new)
-            for name, side in (("loss", tests.raw), ("loss_distilled", tests.distilled)):
-                if side:
-                    losses = token_losses(base, [side[row] for row in rows], scoring.batch_size)
-                    num_tokens = sum(map(len, losses))
-                    metrics |= {name: sum(map(sum, losses)) / num_tokens, f"{name}_tokens": num_tokens}
-                    if side is tests.raw:
-                        for record, own in zip(new, losses, strict=True):
-                            record |= {"nats": sum(own), "num_tokens": len(own)}
+            for name, losses in (("loss", raw), ("loss_distilled", distilled)):
+                if losses:
+                    own = [losses[row] for row in rows]
+                    num_tokens = sum(map(len, own))
+                    metrics |= {name: sum(map(sum, own)) / num_tokens, f"{name}_tokens": num_tokens}
+            for record, row in zip(new, rows, strict=True):
+                record |= {"nats": sum(raw[row]), "num_tokens": len(raw[row])}
             by_domain[domain] = metrics
             records += new
     return by_domain, records
