@@ -22,7 +22,7 @@ from fedsdr.model.generation import Answer
 from fedsdr.model.several import ranks_are_independent, several
 
 TOGETHER = 8
-"""Number of clients whose personalised models answer together: each adds its ranks to all products."""
+"""Most clients whose personalised models answer together: each adds its ranks to all products."""
 
 
 def answering_all(settings: Settings, client: ClientContext, server_round: int) -> Answering:
@@ -54,7 +54,7 @@ def answering_own(
 
     Args:
         settings: Of the run.
-        client: The client; its answers are generated now, together with those of its group of clients.
+        client: The client; its answers are generated now, together with those of clients after it.
         server_round: The round; the clients have saved their private adapters.
         model: Holds the shared adapter.
     """
@@ -70,11 +70,12 @@ def answering_own(
 
 
 def _answer_group(settings: Settings, client: ClientContext, server_round: int, model: LoraModel) -> None:
-    """Generate the answers of up to TOGETHER personalised models, the client's among them."""
+    """Generate the answers of personalised models: the client's, and those of clients after it."""
     root, method = client.folder.parent, METHODS[settings.method]
     tested = [allowed(settings, one) for one in data_of(settings)[1] if one.test]
-    first = [one.id for one in tested].index(client.id) // TOGETHER * TOGETHER
-    group = tested[first : first + TOGETHER]
+    first = [one.id for one in tested].index(client.id)
+    enough = 1 + 2 * settings.eval.batch_size // len(client.tests.examples)  # fill the rows of a batch
+    group = tested[first : first + min(enough, TOGETHER)]
     saved = [load_state(root / one.id, server_round + 1, has_adapter=True).adapter for one in group]
     clients = [one for one, adapter in zip(group, saved, strict=True) if adapter]  # these have trained
     private = [adapter for adapter in saved if adapter]
