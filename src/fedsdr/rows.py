@@ -99,6 +99,13 @@ class Method:
         return self.has_private or self.personal == "own"
 
     @property
+    def personal_adapters(self) -> tuple[Adapter, ...]:
+        """The adapters of the personalised model."""
+        if self.personal in ("own", "fused"):
+            return ("private",)
+        return ("shared", "private") if self.has_private else ("shared",)
+
+    @property
     def needs_rewritings(self) -> bool:
         """Whether some stage trains on the rewritten data."""
         return bool({"distilled", "mixed"} & self.views)

@@ -14,7 +14,7 @@ from fedsdr.evaluate.tasks import TestSet, answer, choose, evaluate, judge, summ
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer
-from fedsdr.model.loss import response_loss
+from fedsdr.model.loss import response_loss, token_losses
 
 LABELLED = Example("Label?", "POSITIVE", "finance", label="POSITIVE", choices=("POSITIVE", "NEGATIVE"))
 SUM = Example("2 plus 3?", "The answer is 5.", "math", context="Use your fingers.", answer="5")
@@ -103,7 +103,7 @@ def test_answers_come_back_in_the_order_of_the_examples_and_equal_prompts_are_an
     examples = [Example("word " * (7 * n % 5) + str(n % 6), "x", "general") for n in range(8)]
     asked: list[str] = []
 
-    def echo(base, prompts, sampling, seeds, num_rows) -> Iterator[tuple[int, Answer]]:
+    def echo(base, prompts, sampling, seeds, num_rows, route) -> Iterator[tuple[int, Answer]]:
         assert (sampling.temperature, num_rows) == (0, 3)
         for place in reversed(range(len(prompts))):
             asked.append(base.tokenizer.decode(prompts[place]))
@@ -133,6 +133,9 @@ def test_a_model_is_scored_by_domain_with_both_losses_and_a_record_for_each_prom
     assert found["math"]["num_examples"] == 2
     assert found["math"]["loss_tokens"] == raw[0].num_response_tokens + raw[3].num_response_tokens
     assert found["math"]["loss_distilled_tokens"] == 2 * distilled[0].num_response_tokens
+    with model.inference(()):
+        one_by_one = [sum(token_losses(base, [raw[row]], 1)[0]) for row in (1, 2, 0, 3)]
+    assert [record["nats"] for record in records] == pytest.approx(one_by_one)
     # Random weights know nothing: about the logarithm of the vocabulary, within a nat.
     uniform = math.log(base.model.config.vocab_size)
     assert all(abs(metrics["loss"] - uniform) < 1 for metrics in found.values())

@@ -11,9 +11,9 @@ from flwr.clientapp import ClientApp
 
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
-from fedsdr.federation import client_context
+from fedsdr.federation import answers
+from fedsdr.federation.answers import answering_all
 from fedsdr.federation.client_app import errors_stay_here
-from fedsdr.federation.client_context import answering_all
 from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.federation.node_config import read_node
 from fedsdr.federation.simulation_engine import SimulationGrid
@@ -123,8 +123,8 @@ def test_a_federation_without_any_test_example_is_evaluated_without_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     one = SimpleNamespace(id="a", folder=tmp_path / "a", test=[])
-    monkeypatch.setattr(client_context, "data_of", lambda settings: ({}, [one]))
-    monkeypatch.setattr(client_context, "_allowed", lambda settings, client: client)
+    monkeypatch.setattr(answers, "data_of", lambda settings: ({}, [one]))
+    monkeypatch.setattr(answers, "allowed", lambda settings, client: client)
     settings = Settings(method="fedit")
     assert (
         answering_all(settings, one, 1)(SimpleNamespace(has_independent_rows=True), [], settings.eval) == []

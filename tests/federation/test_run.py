@@ -20,7 +20,7 @@ from fedsdr.data import sandbox
 from fedsdr.data.lengths import ANSWER_CUT, TOO_LONG
 from fedsdr.errors import Diverged, UserError
 from fedsdr.evaluate import tasks
-from fedsdr.federation import client_context
+from fedsdr.federation import answers, client_context
 from fedsdr.federation import run as run_module
 from fedsdr.federation.export import export_round
 from fedsdr.federation.local_engine import LocalGrid
@@ -28,8 +28,10 @@ from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.federation.server_app import is_due
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, stream
+from fedsdr.model.several import several
 from fedsdr.progress import here
 from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
@@ -225,10 +227,24 @@ def test_evaluation_comes_every_so_many_rounds_and_always_at_the_end(quick):
     assert names == [f"round-000{number}.json" for number in (0, 2, 4, 5)]
 
 
-def test_clients_get_the_answers_of_the_global_model_that_each_would_get_alone(
-    quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("chosen", "batches"),
+    [
+        ({"method": "fedsdr"}, [4, 4, 4]),  # base, global and personalised models
+        ({"method": "fedsdr", "server.clients_per_round": 1}, [4, 4, 2]),
+        ({"method": "fedsdr", "server.aggregation": "fedsa"}, [4, 2, 2]),  # no global model
+        ({"method": "fedala"}, [4, 4, 4]),
+        ({"method": "feddpa"}, [4, 4, 1, 1, 1, 1]),
+        ({"method": "fedsdr", "model.dtype": "float32"}, [4, 4, 2, 2]),
+    ],
+)
+def test_clients_get_the_answers_that_each_would_get_alone(
+    quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: dict[str, Any], batches: list[int]
 ):
-    """They are written together, but where an answer depends on its batch."""
+    """They are generated together, except where an answer depends on its batch.
+
+    Here products in bfloat16 add in the same order at every rank, and products in float32 do not.
+    """
     sizes: list[int] = []
 
     def counted(base: Base, prompts: Sequence[Sequence[int]], *rest: Any) -> Iterator[tuple[int, Answer]]:
@@ -241,15 +257,36 @@ def test_clients_get_the_answers_of_the_global_model_that_each_would_get_alone(
         if not is_independent:
             monkeypatch.setattr(Base, "has_independent_rows", False)
         load_model.cache_clear()
-        settings = quick(**{"method": "fedsdr", "data.num_test": 2, "run.dir": tmp_path / name})
-        folder = RunFolder(run(settings).folder)
+        changed = {"model.dtype": "bfloat16", "data.num_test": 2, "run.dir": tmp_path / name} | chosen
+        folder = RunFolder(run(quick(**changed)).folder)
         paths = folder.clients.rglob("evaluation/*.jsonl")
         found.append({path.relative_to(folder.path): path.read_bytes() for path in paths})
         spent = [event["seconds"] for event in read_lines(folder.log) if event["event"] == "evaluate"]
         assert min(spent) > 0
+        if is_independent:
+            assert sizes == batches
     assert found[0] == found[1]
-    # Base, global, and two personalised models; then each by client.
-    assert sizes == [4, 4, 2, 2] + 6 * [2]
+
+
+def test_personalised_models_answer_in_groups_of_clients(
+    quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The number of adapters in memory is bounded."""
+    monkeypatch.setattr(answers, "TOGETHER", 2)
+    numbers: list[int] = []
+
+    def counted(model: LoraModel, active: Any, private: Sequence[Any]) -> Any:
+        numbers.append(len(private))
+        return several(model, active, private)
+
+    monkeypatch.setattr(answers, "several", counted)
+    run(
+        quick(
+            **{"method": "local-only", "model.dtype": "bfloat16", "data.domains": ["finance", "math", "code"]}
+        )
+    )
+    assert numbers == [2, 1]
+    assert not client_context.answers_ahead
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from fedsdr.client.fdlora import Fusion, search_fusion
 from fedsdr.config import Eval, FDLoRA, FedDPA
 from fedsdr.data.conversation import Conversation
 from fedsdr.evaluate.feddpa import evaluate_weighed, private_weights
-from fedsdr.evaluate.tasks import Evaluation, TestSet, evaluate
+from fedsdr.evaluate.tasks import Answering, Evaluation, TestSet, answer, evaluate
 from fedsdr.model.adapters import LoraModel
-from fedsdr.rows import Adapter, Method
+from fedsdr.rows import Method
 
 
 def evaluate_personal(
@@ -21,6 +21,7 @@ def evaluate_personal(
     seed: int,
     feddpa: FedDPA,
     fdlora: FDLoRA,
+    answering: Answering = answer,
 ) -> tuple[Evaluation, Fusion | None]:
     """Score the client's personalised model.
 
@@ -34,14 +35,13 @@ def evaluate_personal(
         seed: Seed of that sample.
         feddpa: Size of the sample, the largest weight, and which adapter has it.
         fdlora: Size of the sample, and the number of fusions to try.
+        answering: Answers the examples if the method's weights of the adapters are fixed.
 
     Returns:
         The scores, and the fusion, if the method has one.
     """
     if method.personal in ("sum", "own"):
-        both: tuple[Adapter, ...] = ("shared", "private") if method.has_private else ("shared",)
-        active: tuple[Adapter, ...] = both if method.personal == "sum" else ("private",)
-        return evaluate(model, active, tests, scoring), None
+        return evaluate(model, method.personal_adapters, tests, scoring, answering=answering), None
     num = (feddpa if method.personal == "weighed" else fdlora).num_examples
     examples = random.Random(seed).sample(training, min(num, len(training)))
     if method.personal == "weighed":

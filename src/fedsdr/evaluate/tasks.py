@@ -22,7 +22,7 @@ from fedsdr.evaluate.confusion import count_labels
 from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, Sampling, stream
+from fedsdr.model.generation import Answer, Route, Sampling, stream
 from fedsdr.model.likelihood import likeliest
 from fedsdr.model.loss import token_losses
 from fedsdr.progress import track
@@ -48,14 +48,35 @@ class TestSet:
     """Conversations with the rewritings; empty if there are none."""
 
 
-def answer(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
-    """Greedy answers to the examples' prompts, in order; equal prompts are answered once."""
+def answer(
+    base: Base,
+    examples: Sequence[Example],
+    scoring: Eval,
+    models: Sequence[int] = (),
+    route: Route = lambda of_tokens: None,
+) -> list[Answer]:
+    """Greedy answers to the examples' prompts, in order; equal prompts of a model are answered once.
+
+    Args:
+        base: The model, with the desired adapters active.
+        examples: Test examples.
+        scoring: Lengths and batches.
+        models: If several models answer (`model.several`): the one of each example.
+        route: Given the model of each token of the next forward pass.
+    """
     prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
-    different = [*dict.fromkeys(prompts)]
-    sampling = Sampling(scoring.max_new_tokens)
-    written = stream(base, different, sampling, (), scoring.batch_size)
+    asked = [*zip(models or [0] * len(prompts), prompts, strict=True)]
+    different = [*dict.fromkeys(asked)]
+    written = stream(
+        base,
+        [prompt for _, prompt in different],
+        Sampling(scoring.max_new_tokens),
+        (),
+        scoring.batch_size,
+        lambda of_tokens: route([different[place][0] for place in of_tokens]),
+    )
     answers = {different[place]: new for place, new in track(written, "answers", [1] * len(different))}
-    return [answers[prompt] for prompt in prompts]
+    return [answers[one] for one in asked]
 
 
 def evaluate(
@@ -85,6 +106,9 @@ def evaluate(
     with model.inference(active, mix):
         answers = answering(base, tests.examples, scoring)
         chosen = choose(base, tests.examples, scoring.batch_size)
+        raw, distilled = (
+            token_losses(base, side, scoring.batch_size) for side in (tests.raw, tests.distilled)
+        )
         by_domain: dict[str, dict[str, float]] = {}
         records: list[Event] = []
         for domain in sorted({example.domain for example in tests.examples}):
@@ -94,14 +118,13 @@ def evaluate(
             ]
             metrics = summarise(new, scoring.text_scores)
             metrics |= count_labels([tests.examples[row] for row in rows], new)
-            for name, side in (("loss", tests.raw), ("loss_distilled", tests.distilled)):
-                if side:
-                    losses = token_losses(base, [side[row] for row in rows], scoring.batch_size)
-                    num_tokens = sum(map(len, losses))
-                    metrics |= {name: sum(map(sum, losses)) / num_tokens, f"{name}_tokens": num_tokens}
-                    if side is tests.raw:
-                        for record, own in zip(new, losses, strict=True):
-                            record |= {"nats": sum(own), "num_tokens": len(own)}
+            for name, losses in (("loss", raw), ("loss_distilled", distilled)):
+                if losses:
+                    own = [losses[row] for row in rows]
+                    num_tokens = sum(map(len, own))
+                    metrics |= {name: sum(map(sum, own)) / num_tokens, f"{name}_tokens": num_tokens}
+            for record, row in zip(new, rows, strict=True):
+                record |= {"nats": sum(raw[row]), "num_tokens": len(raw[row])}
             by_domain[domain] = metrics
             records += new
     return by_domain, records

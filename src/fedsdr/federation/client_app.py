@@ -30,14 +30,9 @@ from fedsdr.data.conversation import count_cut
 from fedsdr.distill.paradox import distill_metrics
 from fedsdr.errors import UserError
 from fedsdr.evaluate.personal import evaluate_personal
-from fedsdr.evaluate.tasks import Answering, Evaluation, answer, evaluate, evaluate_base
-from fedsdr.federation.client_context import (
-    ClientContext,
-    answering_all,
-    cache_of,
-    open_client,
-    seconds_ahead,
-)
+from fedsdr.evaluate.tasks import Evaluation, answer, evaluate, evaluate_base
+from fedsdr.federation.answers import answering_all, answering_own
+from fedsdr.federation.client_context import ClientContext, cache_of, open_client, seconds_ahead
 from fedsdr.federation.model_cache import model_of
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
@@ -198,10 +193,9 @@ def evaluate_models(message: Message, context: Context) -> Message:
     names = ["global"] if has_global(plan.method, plan.aggregation) or not server_round else []
     names += ["personalised"] if has_own_model(state, plan.aggregation) else []
     metrics: dict[str, float] = {"round": server_round}
-    answering = answering_all(settings, client, server_round) if node.serves_all else answer
     for name in names:
         with within(f"{client.id}, {name if server_round else 'base'} model"):
-            by_domain, records = _evaluate(settings, client, model, name, server_round, answering)
+            by_domain, records = _evaluate(settings, client, model, name, server_round, node.serves_all)
         for domain, numbers in by_domain.items():
             metrics |= {f"eval/{domain}/{metric}@{name}": value for metric, value in numbers.items()}
         rewrite_lines(ClientFolder(client.folder).answers(server_round, name), records)
@@ -215,9 +209,13 @@ def _evaluate(
     model: LoraModel,
     name: str,
     server_round: int,
-    answering: Answering,
+    serves_all: bool,
 ) -> Evaluation:
     """Score one model on the client's test examples; save a fusion of its adapters with the answers."""
+    if name == "global":
+        answering = answering_all(settings, client, server_round) if serves_all else answer
+    else:
+        answering = answering_own(settings, client, server_round, model) if serves_all else answer
     if name == "global" and not server_round:  # the shared adapter's B is still zero
         folder = cache_of(settings.run, client.folder) / "scores"
         return evaluate_base(model, client.tests, settings.eval, folder, answering)
@@ -232,6 +230,7 @@ def _evaluate(
         seed_for(settings.run.seed, "client", client.id, "examples"),
         settings.feddpa,
         settings.fdlora,
+        answering,
     )
     if fusion:
         write_json(ClientFolder(client.folder).fusion(server_round), asdict(fusion))

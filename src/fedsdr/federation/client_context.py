@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from fedsdr.config import Distill, Eval, Run, Settings
+from fedsdr.config import Distill, Run, Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import fit
@@ -17,10 +17,9 @@ from fedsdr.distill.rewrite import fall_back_where_cut, rewrite, rewrite_togethe
 from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.token_mask import weigh_tokens
 from fedsdr.errors import AnotherBaseModel, UserError
-from fedsdr.evaluate.tasks import Answering, TestSet, answer
+from fedsdr.evaluate.tasks import TestSet
 from fedsdr.federation.model_cache import load_model, model_of
 from fedsdr.methods import METHODS
-from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer
 from fedsdr.progress import say, within
 from fedsdr.rows import View
@@ -83,8 +82,9 @@ seconds_ahead: dict[str, float] = {}
 """Seconds of shared work (rewriting, answering) for one client, until its record counts them."""
 _rewritten: dict[tuple[Path, str], list[Rewriting]] = {}
 """Folder of a client and part of its data -> what `rewrite_all` rewrote, until the client is opened."""
-_answers: dict[tuple[Path, int], dict[Example, Answer]] = {}
-"""Folder of the clients and round -> the global model's answers to all test examples."""
+answers_ahead: dict[tuple[Path, int], dict[Example, Answer]] = {}
+"""Folder and round -> answers to test examples (`answers`): in the folder of the clients, those of the global
+model to all; in the folder of a client, those of its personalised model."""
 _clients: dict[tuple[str, str], ClientContext] = {}
 
 
@@ -132,11 +132,11 @@ def open_client(settings: Settings, who: int | str, root: Path, identity: str = 
             for notice in (*notices(domains), *program_notices(domains, settings.runs_programs, consent)):
                 say(f"  {notice}")
             data = own_data(domains, settings, str(who))
-        _clients[key] = _open(settings, _allowed(settings, data), root / data.id)
+        _clients[key] = _open(settings, allowed(settings, data), root / data.id)
     return _clients[key]
 
 
-def _allowed(settings: Settings, data: ClientData) -> ClientData:
+def allowed(settings: Settings, data: ClientData) -> ClientData:
     """The client's data, without its programs if they may not run."""
     if settings.runs_programs:
         return data
@@ -160,7 +160,7 @@ def rewrite_all(settings: Settings, root: Path) -> None:
     for group in groups:
         wanted: list[tuple[Path, str, Sequence[Example]]] = []
         for client in data_of(settings)[1]:
-            data, folder = _allowed(settings, client), root / client.id
+            data, folder = allowed(settings, client), root / client.id
             for part in group:
                 examples = data.train if part == "train" else data.test
                 if examples and not ClientFolder(folder).rewritings(part).exists():
@@ -177,32 +177,6 @@ def rewrite_all(settings: Settings, root: Path) -> None:
                 seconds_ahead[folder.name] = seconds_ahead.get(folder.name, 0.0) + each * len(new)
 
 
-def answering_all(settings: Settings, client: ClientContext, server_round: int) -> Answering:
-    """Provides a simulated client with the global model's answers, generated together for all clients.
-
-    Batches are shared under the same condition as in rewriting, and seconds are counted likewise.
-    """
-
-    def answer_all(base: Base, examples: Sequence[Example], scoring: Eval) -> list[Answer]:
-        if not examples:
-            return []
-        if not base.has_independent_rows:
-            return answer(base, examples, scoring)
-        key = client.folder.parent, server_round
-        if key not in _answers:
-            begun, clients = time.monotonic(), [_allowed(settings, one) for one in data_of(settings)[1]]
-            every = [example for one in clients for example in one.test]
-            _answers.clear()
-            _answers[key] = dict(zip(every, answer(base, every, scoring), strict=True))
-            took = time.monotonic() - begun
-            for one in clients:
-                seconds_ahead[one.id] = took * len(one.test) / len(every)
-            seconds_ahead[client.id] -= took
-        return [_answers[key][example] for example in examples]
-
-    return answer_all
-
-
 def _distill_of(settings: Settings, part: Literal["train", "test"]) -> Distill:
     """How the responses of a part are rewritten: of the tests all are, so that losses compare."""
     return settings.distill if part == "train" else settings.distill.model_copy(update={"only": "all"})
@@ -213,7 +187,7 @@ def close_clients() -> None:
     _clients.clear()
     _data.clear()
     _rewritten.clear()
-    _answers.clear()
+    answers_ahead.clear()
     seconds_ahead.clear()
 
 

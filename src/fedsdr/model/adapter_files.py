@@ -5,7 +5,7 @@ equal logits.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,9 +51,12 @@ def save_adapter(folder: Path, state: dict[str, Tensor], lora: Lora, base: str) 
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def join(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Two adapters as one of the summed rank: B_a A_a + B_b A_b = [B_a B_b] [A_a; A_b]."""
-    return {key: torch.cat([a[key], b[key]], dim=0 if ".lora_A." in key else 1) for key in a}
+def join(*adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adapters as one of the summed rank: B_a A_a + B_b A_b = [B_a B_b] [A_a; A_b]."""
+    return {
+        key: torch.cat([adapter[key] for adapter in adapters], dim=0 if ".lora_A." in key else 1)
+        for key in adapters[0]
+    }
 
 
 def load_adapter(folder: Path) -> dict[str, Tensor]:

@@ -76,6 +76,8 @@ class LoraLinear(nn.Module):
         self.residual: tuple[Tensor, Tensor] | None = None
         self.uses_residual = False
         self.ready: tuple[Tensor, Tensor] | None = None
+        self.ranks: Tensor | None = None
+        """1 at the ranks that a token uses, 0 at the others (tokens, n); None: all (`model.several`)."""
 
     def forward(self, h: Tensor) -> Tensor:
         """Compute W0 h + (alpha/r) B A h.
@@ -90,6 +92,10 @@ class LoraLinear(nn.Module):
             return self.base(h)
         if not (self.training and self.dropout.p):
             a, b = self.ready or self.factors(h.dtype)
+            if self.ranks is not None:
+                flat = h.flatten(0, -2)
+                out = self.base(flat).addmm_((flat @ a.T).mul_(self.ranks), b.T)
+                return out.unflatten(0, h.shape[:-1])
             if type(self.base) is nn.Linear:
                 return _LoraProduct.apply(h, self.base.weight, self.base.bias, a, b)
             return self.base(h) + F.linear(F.linear(h, a), b)
@@ -167,7 +173,7 @@ class LoraModel:
         """
         used = tuple(name for name in active if name in train or not self.is_zero(name))
         for layer in self.layers.values():
-            layer.active, layer.mix, layer.ready = used, mix or {}, None
+            layer.active, layer.mix, layer.ready, layer.ranks = used, mix or {}, None, None
             layer.uses_residual = "shared" in active and layer.residual is not None
             for name in ADAPTERS:
                 for factor, tensors in (("A", layer.A), ("B", layer.B)):
@@ -234,11 +240,11 @@ class LoraModel:
 
     def state(self, name: Adapter) -> dict[str, Tensor]:
         """Copy the adapter's tensors: float32 on the CPU, with PEFT's keys."""
-        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self._tensors(name).items()}
+        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.tensors(name).items()}
 
     def shapes(self, name: Adapter) -> dict[str, tuple[int, ...]]:
         """Shapes of the adapter's tensors, by the same keys."""
-        return {key: tuple(tensor.shape) for key, tensor in self._tensors(name).items()}
+        return {key: tuple(tensor.shape) for key, tensor in self.tensors(name).items()}
 
     def load(self, name: Adapter, state: Mapping[str, Values]) -> None:
         """Overwrite the adapter's values; everything else stays unchanged, including `requires_grad`.
@@ -250,7 +256,7 @@ class LoraModel:
         Raises:
             UserError: A key is missing or unknown, or a shape differs.
         """
-        tensors = self._tensors(name)
+        tensors = self.tensors(name)
         check_keys(tensors, state)
         for key, tensor in tensors.items():
             tensor.data.copy_(torch.as_tensor(state[key]))
@@ -274,7 +280,8 @@ class LoraModel:
         parent, _, name = path.rpartition(".")
         setattr(self.base.model.get_submodule(parent), name, layer)
 
-    def _tensors(self, name: Adapter) -> dict[str, nn.Parameter]:
+    def tensors(self, name: Adapter) -> dict[str, nn.Parameter]:
+        """The adapter's own tensors, by PEFT key."""
         return {
             _key(path, letter): factor[name]
             for path, layer in self.layers.items()

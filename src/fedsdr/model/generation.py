@@ -7,7 +7,7 @@ random state.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -29,6 +29,9 @@ REFILL_FROM = 0.1
 """New prompts are read when at least this share of the rows is free."""
 COMPACT_BELOW = 0.75
 """Finished rows are removed when less than this share of the rows is active."""
+
+Route = Callable[[Sequence[int]], None]
+"""Given the index of the prompt that each token of the next forward pass belongs to."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def stream(
     sampling: Sampling,
     seeds: Sequence[int],
     num_rows: int,
+    route: Route = lambda of_tokens: None,
 ) -> Iterator[tuple[int, Answer]]:
     """Continue every prompt until the model ends its turn or the limit is reached.
 
@@ -82,6 +86,7 @@ def stream(
         sampling: Limit, temperature and nucleus.
         seeds: One seed for each prompt; required if the temperature is above 0.
         num_rows: Number of answers generated together.
+        route: Called before each forward pass of packed conversations.
 
     Yields:
         The index of a prompt and its answer, in order of completion.
@@ -89,7 +94,7 @@ def stream(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     plan = by_length([len(prompt) for prompt in prompts], num_rows)
     for places in [list(chain.from_iterable(plan))] if base.keeps_apart and plan else plan:
-        yield from _write(base, prompts, sampling, generators, places, num_rows)
+        yield from _write(base, prompts, sampling, generators, places, num_rows, route)
 
 
 def _write(
@@ -99,12 +104,14 @@ def _write(
     generators: Sequence[torch.Generator],
     places: Sequence[int],
     num_rows: int,
+    route: Route,
 ) -> Iterator[tuple[int, Answer]]:
     ends = torch.tensor(base.model.generation_config.eos_token_id, device=base.device)
     head = base.model.get_output_embeddings()
     unused = torch.Generator()
     written: dict[int, list[int]] = {place: [] for place in places}
     first, waiting = places[:num_rows], deque(places[num_rows:])
+    route([place for place in first for _ in prompts[place]])
     batch = begin(base, [prompts[place] for place in first])
     rows: list[int | None] = [*first, *[None] * (len(batch.states) - len(first))]  # None: a free row
     while True:
@@ -127,12 +134,14 @@ def _write(
         if not waiting and sum(is_open) < COMPACT_BELOW * len(rows):
             kept = batch.keep([place for place, is_written in enumerate(is_open) if is_written])
             rows, tokens, is_open = [rows[k] for k in kept], tokens[kept], [is_open[k] for k in kept]
+        route([row or 0 for row in rows])  # free rows: of any prompt
         batch.step(tokens, torch.tensor(is_open, device=base.device))
         if waiting and len(free) >= REFILL_FROM * len(rows):
-            taken = free[: len(waiting)]
-            for place in taken:
-                rows[place] = waiting.popleft()
-            batch.read(taken, [prompts[row] for place in taken if (row := rows[place]) is not None])
+            new = [waiting.popleft() for _ in free[: len(waiting)]]
+            for place, row in zip(free, new, strict=False):
+                rows[place] = row
+            route([row for row in new for _ in prompts[row]])
+            batch.read(free[: len(new)], [prompts[row] for row in new])
 
 
 def rows_are_independent(base: Base) -> bool:
