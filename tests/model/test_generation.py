@@ -101,6 +101,29 @@ def test_an_answer_is_the_same_to_the_last_bit_whatever_is_written_with_it(tiny_
             assert found == dict(enumerate(ask(tiny_base, prompts, sampling, range(60))))
 
 
+def test_prompts_that_are_read_in_pieces_begin_the_same_answers(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+):
+    """Read at once, the prompts of a large batch would take more memory than the answers."""
+    read: list[int] = []
+    hook = tiny_base.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    prompts = [[*range(3, 7 + 3 * place)] for place in range(12)]
+    with torch.inference_mode():
+        states = []
+        for size in (10_000, 20, 1):
+            monkeypatch.setattr(generation, "PIECE", size)
+            read.clear()
+            states.append(generation.begin(tiny_base, prompts).states)
+            assert (len(read) == 1) == (size == 10_000)
+            assert max(read) <= max(size, *map(len, prompts))
+            assert sum(read) == sum(map(len, prompts))
+    hook.remove()
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
+
+
 def test_rows_that_add_up_in_another_order_beside_others_are_noticed(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ):

@@ -25,6 +25,8 @@ from fedsdr.progress import track
 
 TAIL = 8
 """Number of tokens at the end of a prompt that are searched for an opening thinking tag."""
+PIECE = 2048
+"""Tokens of prompts that are read at once: more would need more memory, and be no faster."""
 REFILL_FROM = 0.1
 """New prompts are read when at least this share of the rows is free."""
 COMPACT_BELOW = 0.75
@@ -191,17 +193,20 @@ class Rows:
 
     def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Start new answers in free rows."""
-        lengths, device = [len(prompt) for prompt in prompts], self.base.device
-        taken = torch.tensor(rows, device=device)
-        self.slots.used[taken] = torch.tensor(lengths, device=device)
+        self.slots.used[[*rows]] = torch.tensor([len(prompt) for prompt in prompts], device=self.base.device)
         self.slots.fit()
+        for start, end in _pieces(prompts):
+            self._read_piece(rows[start:end], prompts[start:end])
+
+    def _read_piece(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        lengths, device = [len(prompt) for prompt in prompts], self.base.device
         ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)
         self.slots.reading = [*rows], lengths
         states = self.base.model.get_decoder()(
             input_ids=ids, past_key_values=self.cache, use_cache=True, **in_one_row(lengths, device)
         ).last_hidden_state
         self.slots.reading = None
-        self.states[taken] = states[0, torch.tensor(lengths, device=device).cumsum(0) - 1]
+        self.states[[*rows]] = states[0, torch.tensor(lengths, device=device).cumsum(0) - 1]
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Keep these rows, padded to a valid number with others; return the remaining rows."""
@@ -236,6 +241,17 @@ class Rows:
             .clone()
         )
         slots.used += is_open
+
+
+def _pieces(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """First and end of the prompts that are read together: at most `PIECE` tokens, or one prompt."""
+    start, tokens = 0, 0
+    for place, prompt in enumerate(prompts):
+        if tokens and tokens + len(prompt) > PIECE:
+            yield start, place
+            start, tokens = place, 0
+        tokens += len(prompt)
+    yield start, len(prompts)
 
 
 class Padded:
