@@ -32,8 +32,11 @@ def drawn(model: LoraModel, seed: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("active", [("shared", "private"), ("private",)])
 @pytest.mark.parametrize("rank_of_residual", [0, 3])
-def test_each_client_gets_the_answers_of_its_own_model(model: LoraModel, active: Any, rank_of_residual: int):
-    """In few rows, so that prompts take the rows of other clients' finished answers."""
+def test_each_client_gets_the_answers_of_its_own_model(
+    model: LoraModel, active: Any, rank_of_residual: int, monkeypatch: pytest.MonkeyPatch
+):
+    """In few rows, so that prompts take the rows of other clients' finished answers; and in pieces."""
+    monkeypatch.setattr("fedsdr.model.generation.PIECE", 20)
     if rank_of_residual:
         residual = {
             key: value[:rank_of_residual] if ".lora_A." in key else value[:, :rank_of_residual]

@@ -22,7 +22,7 @@ from fedsdr.evaluate.confusion import count_labels
 from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, Route, Sampling, stream
+from fedsdr.model.generation import Answer, Route, Sampling, no_route, stream
 from fedsdr.model.likelihood import likeliest
 from fedsdr.model.loss import token_losses
 from fedsdr.progress import track
@@ -53,7 +53,7 @@ def answer(
     examples: Sequence[Example],
     scoring: Eval,
     models: Sequence[int] = (),
-    route: Route = lambda of_tokens: None,
+    route: Route = no_route,
 ) -> list[Answer]:
     """Greedy answers to the examples' prompts, in order; equal prompts of a model are answered once.
 

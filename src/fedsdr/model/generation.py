@@ -36,6 +36,10 @@ Route = Callable[[Sequence[int]], None]
 """Given the index of the prompt that each token of the next forward pass belongs to."""
 
 
+def no_route(of_tokens: Sequence[int]) -> None:
+    """All prompts have the same model."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """A generated answer."""
@@ -75,7 +79,7 @@ def stream(
     sampling: Sampling,
     seeds: Sequence[int],
     num_rows: int,
-    route: Route = lambda of_tokens: None,
+    route: Route = no_route,
 ) -> Iterator[tuple[int, Answer]]:
     """Continue every prompt until the model ends its turn or the limit is reached.
 
@@ -113,8 +117,11 @@ def _write(
     unused = torch.Generator()
     written: dict[int, list[int]] = {place: [] for place in places}
     first, waiting = places[:num_rows], deque(places[num_rows:])
-    route([place for place in first for _ in prompts[place]])
-    batch = begin(base, [prompts[place] for place in first])
+
+    def of(read: Sequence[int]) -> Route:
+        return lambda of_tokens: route([read[place] for place in of_tokens])
+
+    batch = begin(base, [prompts[place] for place in first], of(first))
     rows: list[int | None] = [*first, *[None] * (len(batch.states) - len(first))]  # None: a free row
     while True:
         of_rows = [unused if row is None else generators[row] for row in rows] if generators else []
@@ -142,8 +149,7 @@ def _write(
             new = [waiting.popleft() for _ in free[: len(waiting)]]
             for place, row in zip(free, new, strict=False):
                 rows[place] = row
-            route([row for row in new for _ in prompts[row]])
-            batch.read(free[: len(new)], [prompts[row] for row in new])
+            batch.read(free[: len(new)], [prompts[row] for row in new], of(new))
 
 
 def rows_are_independent(base: Base) -> bool:
@@ -168,9 +174,9 @@ def rows_are_independent(base: Base) -> bool:
     return all(torch.equal(found[0], other) for other in found[1:])
 
 
-def begin(base: Base, prompts: Sequence[Sequence[int]]) -> "Rows | Padded":
-    """Read the prompts of a batch."""
-    return (Rows if base.keeps_apart else Padded)(base, prompts)
+def begin(base: Base, prompts: Sequence[Sequence[int]], route: Route = no_route) -> "Rows | Padded":
+    """Read the prompts of a batch; `route` is called as in `stream`."""
+    return Rows(base, prompts, route) if base.keeps_apart else Padded(base, prompts)
 
 
 class Rows:
@@ -179,23 +185,24 @@ class Rows:
     MULTIPLE = 4
     """The number of rows is a multiple of this: smaller products use other kernels."""
 
-    def __init__(self, base: Base, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, base: Base, prompts: Sequence[Sequence[int]], route: Route) -> None:
         num = self._whole(len(prompts))
         self.base, self.slots = base, Slots(num, base.device)
         self.cache = Cache(layers=[RowCache(self.slots) for _ in range(base.model.config.num_hidden_layers)])
         self.states = torch.zeros(num, base.model.config.hidden_size, dtype=base.dtype, device=base.device)
         """State of the last token of each row (rows, d)."""
-        self.read(range(len(prompts)), prompts)
+        self.read(range(len(prompts)), prompts, route)
 
     @classmethod
     def _whole(cls, num: int) -> int:
         return -(-num // cls.MULTIPLE) * cls.MULTIPLE
 
-    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], route: Route) -> None:
         """Start new answers in free rows."""
         self.slots.used[[*rows]] = torch.tensor([len(prompt) for prompt in prompts], device=self.base.device)
         self.slots.fit()
         for start, end in _pieces(prompts):
+            route([place for place in range(start, end) for _ in prompts[place]])
             self._read_piece(rows[start:end], prompts[start:end])
 
     def _read_piece(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
@@ -268,7 +275,7 @@ class Padded:
         self.cache = DynamicCache(config=base.model.config)
         self.states = self._states(ids.to(base.device), (self.mask.cumsum(dim=1) - 1).clamp(min=0))
 
-    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], route: Route) -> None:
         """Not supported: no answer can join a running batch."""
         raise NotImplementedError
 
