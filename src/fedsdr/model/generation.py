@@ -33,7 +33,7 @@ COMPACT_BELOW = 0.75
 """Finished rows are removed when less than this share of the rows is active."""
 
 Route = Callable[[Sequence[int]], None]
-"""Given the index of the prompt that each token of the next forward pass belongs to."""
+"""Given a number for each token of the next forward pass: the index of its prompt, or of its model."""
 
 
 def no_route(of_tokens: Sequence[int]) -> None:
@@ -92,7 +92,7 @@ def stream(
         sampling: Limit, temperature and nucleus.
         seeds: One seed for each prompt; required if the temperature is above 0.
         num_rows: Number of answers generated together.
-        route: Called before each forward pass of packed conversations.
+        route: Called before each forward pass of packed conversations, with the indices of the prompts.
 
     Yields:
         The index of a prompt and its answer, in order of completion.
