@@ -8,9 +8,10 @@ import ast
 import difflib
 import inspect
 import json
-import textwrap
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
@@ -100,14 +101,19 @@ def _docstrings(section: type[Section]) -> dict[str, str]:
     found: dict[str, str] = {}
     for kind in reversed(section.__mro__):
         if issubclass(kind, Section):
-            (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-            assert isinstance(body, ast.ClassDef)
-            for field, text in pairwise(body.body):
+            for field, text in pairwise(_classes(kind.__module__)[kind.__name__].body):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     match text:
                         case ast.Expr(ast.Constant(str(words))):
                             found[field.target.id] = " ".join(words.split())
     return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """Classes of a module, by name."""
+    parsed = ast.parse(inspect.getsource(sys.modules[module]))
+    return {part.name: part for part in parsed.body if isinstance(part, ast.ClassDef)}
 
 
 def _kind(key: str, field: Any) -> str:

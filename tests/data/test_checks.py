@@ -187,6 +187,15 @@ def test_the_numbers_that_count_a_list_are_no_facts():
     assert lost(example, "2. That is how many.") == ()
 
 
+def test_a_program_that_was_run_is_not_run_again(monkeypatch: pytest.MonkeyPatch):
+    """A client's responses are checked before and after fall-back, and once more as rewritings."""
+    ran: list[str] = []
+    monkeypatch.setattr(checks, "run_python", lambda source, timeout: not ran.append(source))
+    example = Example("Give one.", "a = 1", "code", tests="assert a == 1  # of this test alone")
+    assert [lost(example, text) for text in ("a = 1", "a = 1", "a = 1.0")] == 3 * [()]
+    assert ran == [f"{text}\n\n{example.tests}\n" for text in ("a = 1", "a = 1.0")]
+
+
 def test_all_kinds_can_be_lost_at_once_and_none_without_ground_truth():
     every = dataclasses.replace(FINANCE, answer=MATH.answer, facts=FACTS.facts, tests=CODE.tests)
     assert lost(every, "nothing") == ("label", "answer", "facts", "tests")

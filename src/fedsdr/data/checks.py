@@ -8,6 +8,7 @@ one file per subject.
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 
 from fedsdr.data.examples import Example
@@ -107,7 +108,13 @@ def unsupported(example: Example, text: str) -> bool:
 
 
 def _passes(text: str, tests: str, timeout: float) -> bool:
-    return any(run_python(f"{program}\n\n{tests}\n", timeout) for program in programs(text))
+    return any(_runs(f"{program}\n\n{tests}\n", timeout) for program in programs(text))
+
+
+@lru_cache(maxsize=4096)
+def _runs(source: str, timeout: float) -> bool:
+    """Result of a program, which runs once: a response is checked again with each of its rewritings."""
+    return run_python(source, timeout)
 
 
 def _unnumbered(text: str) -> str:

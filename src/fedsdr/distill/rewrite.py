@@ -282,7 +282,7 @@ class _Saved:
                 break
             records += part
             num_whole += 1
-        if self.path.exists():
+        if num_whole < len(self.plan) and self.path.exists():
             rewrite_lines(self.path, records)
         return self.plan[num_whole:]
 

@@ -1,5 +1,6 @@
 """Everything that determines a run's exact results on this machine: resolved, recorded, checked on resume."""
 
+import gc
 import os
 import platform
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,26 @@ APART: Any = {"run": {"dir", "log_to", "engine", "workers", "gpus_per_client", "
 PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
 
 
+def import_libraries() -> None:
+    """Import torch, transformers and Flower, if this process has not imported torch yet.
+
+    Python would look for garbage among their half a million objects again and again, which takes a fifth of
+    the time. They stay until the end of the process, so it need not look at them later either.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        return
+    gc.disable()
+    try:
+        import_module("fedsdr.federation.server_app")
+        import_module("fedsdr.federation.client_app")
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def resolve(settings: Settings) -> Settings:
     """Resolve "auto" for this machine, since it determines the last bits of results."""
+    import_libraries()
     from fedsdr.federation.checkpointing import resolve_for
     from fedsdr.federation.model_cache import model_of
     from fedsdr.model.attention import check_window
@@ -167,6 +187,7 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
             run began.
     """
     require_functions(settings)
+    import_libraries()
     before = read_json(RunFolder(settings.run.dir).environment)
     now = describe_environment(settings, has_data)
     of_the_run = (

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedsdr.errors import Diverged, UserError
 from fedsdr.messages.flower import Run, become_server, set_message_id
+from fedsdr.model.allocator import return_pages
 
 
 class LocalGrid(Grid):
@@ -96,8 +97,10 @@ class LocalGrid(Grid):
     ) -> Iterable[Message]:
         """Let each client answer when its reply is consumed, so that replies do not pile up.
 
-        A timeout cannot be enforced inside one process and is ignored.
+        A timeout cannot be enforced inside one process and is ignored. Messages of one call are of one type,
+        so the memory of other work is returned first.
         """
+        return_pages()
         for message in messages:
             yield from self.pull_messages(self.push_messages([message]))
 

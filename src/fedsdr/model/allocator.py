@@ -28,6 +28,16 @@ def keep_pages() -> bool:
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def return_pages() -> None:
+    """Return unused pages to the system (glibc).
+
+    Kept pages serve blocks of like sizes. Other work, such as training after rewriting, has blocks that do
+    not fit between them, and its memory would come on top.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def can_forget_peak() -> bool:
     """Whether the system can reset the peak memory of a process (Linux)."""
     return os.access(CLEAR_REFS, os.W_OK)
@@ -37,8 +47,7 @@ def forget_peak() -> None:
     """Return unused pages and reset the peak memory; if the system cannot, remember the peak so far."""
     global _earlier
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    return_pages()
     try:
         CLEAR_REFS.write_text("5", encoding="ascii")
     except OSError:
