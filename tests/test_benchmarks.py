@@ -1,4 +1,4 @@
-"""The benchmarks: their measurements can be loaded, and what growth.py reads from them."""
+"""The benchmarks: their measurements can be loaded, what growth.py reads, and what equal_answers.py counts."""
 
 import importlib
 from collections.abc import Callable
@@ -6,6 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from fedsdr.federation.client_context import close_clients
+from fedsdr.recipe import load_settings
 
 
 @pytest.fixture
@@ -43,3 +46,30 @@ def test_a_table_and_a_drawing_can_be_made_after_the_first_point(growth: ModuleT
     tenfold = {one.key: 10 * row[one.key] for one in growth.AXES["clients"].curves}
     table = growth.as_markdown(growth.read({"clients": {"5": row, "50": tenfold}}))
     assert f"| clients: 5, 50 | {curve.label} | 500, 5e+03 | 1.00 | 0 | 5 to 50: 1.00 |" in table
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_simulation_writes_the_rewritings_and_files_of_the_nodes_of_a_deployment(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path, dtype: str
+):
+    """What benchmarks/equal_answers.py counts with a real model and real data."""
+    equal_answers = benchmark("equal_answers")
+    chosen = {
+        "model.name": "tiny",
+        "model.dtype": dtype,
+        "distill.max_new_tokens": 6,
+        "distill.batch_size": 4,
+    }
+    values = equal_answers.SETTINGS | chosen
+    equal_answers.choose(load_settings(None, values), 5, tmp_path)
+    nodes = [path.name for path in (tmp_path / "all").iterdir()]
+    found = []
+    for way, clients in (("together", [""]), ("apart", nodes)):
+        to = str(tmp_path / way)
+        for client in clients:
+            data = str(tmp_path / (client or "all"))
+            equal_answers.write(client, values | {"data.root": data, "run.dir": to, "run.cache": to})
+            close_clients()
+        found.append({path.name: path.read_bytes() for path in Path(to).glob("rewritings/*.jsonl")})
+    assert found[0] == found[1]
+    assert [len(lines.splitlines()) for lines in found[0].values()] == 5 * [5]
