@@ -108,11 +108,11 @@ def unsupported(example: Example, text: str) -> bool:
 
 
 def _passes(text: str, tests: str, timeout: float) -> bool:
-    return any(_runs(f"{program}\n\n{tests}\n", timeout) for program in programs(text))
+    return any(program_passes(f"{program}\n\n{tests}\n", timeout) for program in programs(text))
 
 
 @lru_cache(maxsize=4096)
-def _runs(source: str, timeout: float) -> bool:
+def program_passes(source: str, timeout: float) -> bool:
     """Result of a program, which runs once: a response is checked again with each of its rewritings."""
     return run_python(source, timeout)
 

@@ -21,7 +21,7 @@ from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer
 from fedsdr.model.several import ranks_are_independent, several
 
-TOGETHER = 8
+MOST_ADAPTERS = 8
 """Most clients whose personalised models answer together: each adds its ranks to all products."""
 
 
@@ -75,10 +75,13 @@ def _answer_group(settings: Settings, client: ClientContext, server_round: int, 
     tested = [allowed(settings, one) for one in data_of(settings)[1] if one.test]
     first = [one.id for one in tested].index(client.id)
     enough = 1 + 2 * settings.eval.batch_size // len(client.tests.examples)  # fill the rows of a batch
-    group = tested[first : first + min(enough, TOGETHER)]
+    group = tested[first : first + min(enough, MOST_ADAPTERS)]
     saved = [load_state(root / one.id, server_round + 1, has_adapter=True).adapter for one in group]
     clients = [one for one, adapter in zip(group, saved, strict=True) if adapter]  # these have trained
     private = [adapter for adapter in saved if adapter]
+    if len(clients) == 1:
+        answers_ahead[root / client.id, server_round] = {}
+        return
     every = [(number, example) for number, one in enumerate(clients) for example in one.test]
     numbers, examples = [number for number, _ in every], [example for _, example in every]
     written: list[Answer] = []

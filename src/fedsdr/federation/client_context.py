@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedsdr.config import Distill, Run, Settings
+from fedsdr.data.checks import program_passes
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import fit
@@ -189,6 +190,7 @@ def close_clients() -> None:
     _rewritten.clear()
     answers_ahead.clear()
     seconds_ahead.clear()
+    program_passes.cache_clear()  # a time limit that was exceeded may be kept next time
 
 
 def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:

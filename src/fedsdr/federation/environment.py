@@ -29,10 +29,11 @@ def import_libraries() -> None:
     """Import torch, transformers and Flower, if this process has not imported torch yet.
 
     Python would look for garbage among their half a million objects again and again, which takes a fifth of
-    the time. They stay until the end of the process, so it need not look at them later either.
+    the time. Nor does it look later at what is alive now: these objects stay until the end of the process.
     """
     if "torch" in sys.modules or not gc.isenabled():
         return
+    gc.collect()  # garbage would stay, too
     gc.disable()
     try:
         import_module("fedsdr.federation.server_app")
