@@ -19,7 +19,6 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from sys import maxsize
 from typing import Any
 
 from bench import environment
@@ -48,7 +47,7 @@ def choose(settings: Settings, num: int, to: Path) -> None:
     tokenizer, longest = model_of(settings).base.tokenizer, settings.model.max_length
     for name, domain in load_domains(settings.data).items():
         different = dict.fromkeys(record.example for record in domain.train)
-        fit = (e for e in different if len(encode(tokenizer, e, e.response, maxsize).ids) <= longest)
+        fit = (e for e in different if len(encode(tokenizer, e, e.response, sys.maxsize).ids) <= longest)
         train = list(islice(fit, num))
         for part, examples in (("train", train), ("test", train[:1])):
             rows = [as_record(e) | {"output": e.response, "input": e.context} for e in examples]

@@ -100,10 +100,12 @@ class Method:
 
     @property
     def personal_adapters(self) -> tuple[Adapter, ...]:
-        """The adapters of the personalised model."""
-        if self.personal in ("own", "fused"):
+        """The adapters of the personalised model; none if each client chooses their weights."""
+        if self.personal == "own":
             return ("private",)
-        return ("shared", "private") if self.has_private else ("shared",)
+        if self.personal == "sum":
+            return ("shared", "private") if self.has_private else ("shared",)
+        return ()
 
     @property
     def needs_rewritings(self) -> bool:

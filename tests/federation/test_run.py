@@ -230,16 +230,16 @@ def test_evaluation_comes_every_so_many_rounds_and_always_at_the_end(quick):
 @pytest.mark.parametrize(
     ("chosen", "batches"),
     [
-        ({"method": "fedsdr"}, [4, 4, 4]),  # base, global and personalised models
-        ({"method": "fedsdr", "server.clients_per_round": 1}, [4, 4, 2]),
-        ({"method": "fedsdr", "server.aggregation": "fedsa"}, [4, 2, 2]),  # no global model
-        ({"method": "fedala"}, [4, 4, 4]),
-        ({"method": "feddpa"}, [4, 4, 1, 1, 1, 1]),
-        ({"method": "fedsdr", "model.dtype": "float32"}, []),  # as the machine's products allow
+        ({"method": "fedsdr"}, [[4, 4, 4]]),  # base, global and personalised models
+        ({"method": "fedsdr", "server.clients_per_round": 1}, [[4, 4, 2]]),
+        ({"method": "fedsdr", "server.aggregation": "fedsa"}, [[4, 2, 2]]),  # no global model
+        ({"method": "fedala"}, [[4, 4, 4]]),
+        ({"method": "feddpa"}, [[4, 4, 1, 1, 1, 1]]),
+        ({"method": "fedsdr", "model.dtype": "float32"}, [[4, 4, 4], [4, 4, 2, 2]]),  # as the products allow
     ],
 )
 def test_clients_get_the_answers_that_each_would_get_alone(
-    quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: dict[str, Any], batches: list[int]
+    quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: dict[str, Any], batches: list[list[int]]
 ):
     """They are generated together, except where an answer depends on its batch."""
     sizes: list[int] = []
@@ -253,6 +253,7 @@ def test_clients_get_the_answers_that_each_would_get_alone(
     for name, is_independent in (("together", True), ("alone", False)):
         if not is_independent:
             monkeypatch.setattr(Base, "has_independent_rows", False)
+        sizes.clear()
         load_model.cache_clear()
         changed = {"model.dtype": "bfloat16", "data.num_test": 2, "run.dir": tmp_path / name} | chosen
         folder = RunFolder(run(quick(**changed)).folder)
@@ -260,8 +261,7 @@ def test_clients_get_the_answers_that_each_would_get_alone(
         found.append({path.relative_to(folder.path): path.read_bytes() for path in paths})
         spent = [event["seconds"] for event in read_lines(folder.log) if event["event"] == "evaluate"]
         assert min(spent) > 0
-        if is_independent and batches:
-            assert sizes == batches
+        assert sizes in batches if is_independent else max(sizes) == 2
     assert found[0] == found[1]
 
 

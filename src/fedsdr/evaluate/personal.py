@@ -40,7 +40,7 @@ def evaluate_personal(
     Returns:
         The scores, and the fusion, if the method has one.
     """
-    if method.personal in ("sum", "own"):
+    if method.personal_adapters:
         return evaluate(model, method.personal_adapters, tests, scoring, answering=answering), None
     num = (feddpa if method.personal == "weighed" else fdlora).num_examples
     examples = random.Random(seed).sample(training, min(num, len(training)))

@@ -59,7 +59,7 @@ def answering_own(
         model: Holds the shared adapter.
     """
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
-    is_plain = method.has_personal and method.personal in ("sum", "own") and not aggregation.kept
+    is_plain = method.has_personal and method.personal_adapters and not aggregation.kept
     if not (is_plain and client.tests.examples and model.base.has_independent_rows):
         return answer
     key = client.folder, server_round
@@ -82,8 +82,8 @@ def _answer_group(settings: Settings, client: ClientContext, server_round: int, 
     if len(clients) == 1:
         answers_ahead[root / client.id, server_round] = {}
         return
-    every = [(number, example) for number, one in enumerate(clients) for example in one.test]
-    numbers, examples = [number for number, _ in every], [example for _, example in every]
+    numbers = [number for number, one in enumerate(clients) for _ in one.test]
+    examples = [example for one in clients for example in one.test]
     written: list[Answer] = []
     with _sharing(clients, client.id), several(model, method.personal_adapters, private) as route:
         if ranks_are_independent(model, route, len(private)):

@@ -30,7 +30,7 @@ from fedsdr.data.conversation import count_cut
 from fedsdr.distill.paradox import distill_metrics
 from fedsdr.errors import UserError
 from fedsdr.evaluate.personal import evaluate_personal
-from fedsdr.evaluate.tasks import Evaluation, answer, evaluate, evaluate_base
+from fedsdr.evaluate.tasks import Answering, Evaluation, answer, evaluate, evaluate_base
 from fedsdr.federation.answers import answering_all, answering_own
 from fedsdr.federation.client_context import ClientContext, cache_of, open_client, seconds_ahead
 from fedsdr.federation.model_cache import model_of
@@ -212,10 +212,12 @@ def _evaluate(
     serves_all: bool,
 ) -> Evaluation:
     """Score one model on the client's test examples; save a fusion of its adapters with the answers."""
-    if name == "global":
-        answering = answering_all(settings, client, server_round) if serves_all else answer
+    if not serves_all:
+        answering: Answering = answer
+    elif name == "global":
+        answering = answering_all(settings, client, server_round)
     else:
-        answering = answering_own(settings, client, server_round, model) if serves_all else answer
+        answering = answering_own(settings, client, server_round, model)
     if name == "global" and not server_round:  # the shared adapter's B is still zero
         folder = cache_of(settings.run, client.folder) / "scores"
         return evaluate_base(model, client.tests, settings.eval, folder, answering)
