@@ -28,8 +28,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "fedit-l2": {"method": "fedit", "client.drift_correction": "l2", "client.mu": 0.1},
     "fedit-not-true-light": {"method": "fedit", "client.drift_correction": "not-true", "client.mu": 0.3},
     "fedsdr-drop-mean": {"method": "fedsdr-drop", "server.mean_of_rounds": 2},
+    "fedit-rehearsal": {"method": "fedit", "client.drift_correction": "rehearsal", "client.mu": 1.0},
+    "fedit-rehearsal-strong": {"method": "fedit", "client.drift_correction": "rehearsal", "client.mu": 4.0},
+    "fedsdr-rehearsal": {"method": "fedsdr", "client.drift_correction": "rehearsal", "client.mu": 1.0},
+    "fedit-double": {"method": "fedit", "client.local_steps": 16},
 }
-"""Arm -> settings; the last two were added after seed 0 of others was seen."""
+"""Arm -> settings; the last six were added later (docs/results/beyond.md)."""
 SEEDS = (0, 1, 2)
 
 if __name__ == "__main__":
