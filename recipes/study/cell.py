@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedsdr.analysis.cost import base_answers, drift_prompts
+from fedsdr.analysis.cost import drift_prompts
 from fedsdr.analysis.frontier import ARM_LAMBDAS, LAMBDAS
 from fedsdr.data.conversation import Conversation
 from fedsdr.data.readers import read_file
+from fedsdr.distill.rehearsal import base_answers
 from fedsdr.experiments.frontier import CONTROLS
 from fedsdr.experiments.frontier_scores import frontier_scores
 from fedsdr.experiments.measured_run import MeasuredRun, Options

@@ -139,9 +139,9 @@ class Client(Section):
     """Gradients are clipped to this global norm; 0: no clipping."""
     drift_correction: str = "none"
     """Correction of client drift in stages that train the shared adapter: none, fedprox, l2, kl, not-true,
-    scaffold or scaffold-adamw (`fedsdr methods`)."""
+    rehearsal, scaffold or scaffold-adamw (`fedsdr methods`)."""
     mu: Positive = 0.01
-    """Weight of the correction's term in the loss (fedprox, l2, kl, not-true)."""
+    """Weight of the correction's term in the loss (fedprox, l2, kl, not-true, rehearsal)."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:

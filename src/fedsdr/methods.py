@@ -243,6 +243,12 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
         "as FedNTD, Lee et al., NeurIPS 2022, arXiv 2106.03097",
         has_weight=True,
     ),
+    "rehearsal": DriftCorrection(
+        "as kl, on the base's own answers to prompts that it makes up",
+        "as pseudo-rehearsal, Robins, Connection Science 1995; prompts as Magpie, Xu et al., ICLR 2025",
+        has_weight=True,
+        rehearses=True,
+    ),
     "scaffold": DriftCorrection(
         "control variates correct each step towards the clients' mean gradient; plain SGD",
         "Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, option II",

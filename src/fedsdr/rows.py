@@ -213,7 +213,9 @@ class DriftCorrection(Named):
     """How client drift of the shared adapter is corrected in local steps; see `client.update`."""
 
     has_weight: bool = False
-    """Whether it adds a term to the loss, with weight `client.mu` (`client.drift.ANCHORS`)."""
+    """Whether it adds a term to the loss, with weight `client.mu` (`client.drift`)."""
+    rehearses: bool = False
+    """Whether this term needs conversations that the base makes up (`distill.rehearsal`)."""
     has_control_variates: bool = False
     """Whether control variates correct the steps (`client.scaffold`): one more array up and down. The server
     keeps their plain mean."""

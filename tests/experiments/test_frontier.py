@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts
+from fedsdr.analysis.cost import Scaled, divergences, drift_prompts
 from fedsdr.config import Settings
+from fedsdr.distill.rehearsal import base_answers
 from fedsdr.errors import UserError
 from fedsdr.experiments.compare import compare
 from fedsdr.experiments.frontier import ScoredRun, by_domain, domain_sheet, frontier, frontier_sheet
@@ -38,7 +39,7 @@ QUICK = {
 def short_cost():
     """Few prompts and short answers: the tiny model answers at random, to the limit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsdr.analysis.cost.LONGEST_ANSWER", 8)
+        patch.setattr("fedsdr.distill.rehearsal.LONGEST_ANSWER", 8)
         patch.setattr("fedsdr.experiments.frontier_scores.drift_prompts", lambda: drift_prompts()[:6])
         patch.setattr("fedsdr.analysis.frontier.NUM_DRAWS", 50)
         yield

@@ -197,7 +197,7 @@ def test_a_pull_adds_the_gradient_of_the_divergence_and_nothing_to_the_value(mod
     plain, _ = response_loss(base, THREE)
     plain.backward()
     without = gradients(model)
-    with model.without_adapters(), torch.no_grad():
+    with model.with_only(()), torch.no_grad():
         given, _ = response_states(base, THREE)
     pulled, _ = response_loss(base, THREE, Pull(given, mu, has_label))
     pulled.backward()

@@ -21,19 +21,13 @@ import torch
 from torch import Tensor
 
 from fedsdr.data.batching import by_length
-from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
-from fedsdr.data.examples import Example
+from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.likelihood import NO_LIMIT
 from fedsdr.model.loss import FEW, response_states
 from fedsdr.progress import track
 from fedsdr.rows import Adapter
-
-LONGEST_ANSWER = 64
-"""Maximum number of tokens of a base's answer for the cost."""
 
 
 @dataclass(frozen=True)
@@ -66,31 +60,6 @@ def drift_prompts() -> list[str]:
     return text.splitlines()
 
 
-def base_answers(model: LoraModel, prompts: Sequence[str], batch_size: int) -> list[Conversation]:
-    """The prompts with the base's greedy answers, in order; a truncated answer has no end of turn."""
-    tokenizer = model.base.tokenizer
-    examples = [Example(prompt, "", "drift") for prompt in prompts]
-    ids = [encode_prompt(tokenizer, prompt_turns(example)) for example in examples]
-    found: dict[int, Conversation] = {}
-    plan = by_length([len(prompt) for prompt in ids], batch_size)
-    with model.inference(()):
-        for rows in track(plan, "answers of the base", [len(rows) for rows in plan]):
-            answers = generate(model.base, [ids[row] for row in rows], Sampling(LONGEST_ANSWER))
-            for row, answer in zip(rows, answers, strict=True):
-                whole = encode(tokenizer, examples[row], answer.text, NO_LIMIT)
-                end = whole.prompt_length + LONGEST_ANSWER if not answer.finished else len(whole.ids)
-                # Retokenised text may differ from the generated tokens; at least one token is scored.
-                cut = whole.ids[:end] if answer.finished else _without_end(tokenizer, whole, end)
-                found[row] = Conversation(cut, whole.prompt_length)
-    return [found[row] for row in range(len(prompts))]
-
-
-def _without_end(tokenizer: object, whole: Conversation, end: int) -> tuple[int, ...]:
-    """Remove the end of turn, which the template adds, from a truncated answer."""
-    empty = encode(tokenizer, Example("a", "", "drift"), "", NO_LIMIT).num_response_tokens
-    return whole.ids[: max(whole.prompt_length + 1, min(end, len(whole.ids) - empty))]
-
-
 def divergences(
     model: LoraModel, answers: Sequence[Conversation], models: Sequence[Scaled], batch_size: int
 ) -> list[list[float]]:
@@ -98,7 +67,7 @@ def divergences(
 
     Args:
         model: Base and adapters; the adapters' values are overwritten.
-        answers: Prompts with the base's answers, from `base_answers`.
+        answers: Prompts with the base's answers, from `distill.rehearsal.base_answers`.
         models: The models.
         batch_size: Answers in one forward pass.
 

@@ -7,6 +7,8 @@ Notation: w a parameter of the shared adapter, w_t its broadcast value, g its gr
     kl         with the loss:   mu mean of KL(p_0 || p) over the response tokens, p the model's distribution
                of a token, p_0 that of the base without adapters
     not-true   the same for the distributions over all tokens except the label
+    rehearsal  with the loss:   mu mean of KL(p_0 || p) over the tokens of the base's own answers to prompts
+               that it makes up (`distill.rehearsal`), p the distribution of the global model
     scaffold   after the step:  w <- w - lr (c - c_k), which for plain SGD is the same as g <- g + c - c_k
 
 SCAFFOLD acts after the step, so that AdamW does not scale it. The reported losses include none of these.
@@ -19,15 +21,16 @@ is the base, there the broadcast model; temperature 1, there a setting, 3 by def
 Karimireddy et al., SCAFFOLD, ICML 2020, arXiv 1910.06378, algorithm 1 (`client.scaffold` has the variates).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedsdr.data.batching import data_order
 from fedsdr.model.adapters import LoraModel
-from fedsdr.model.loss import Pull, response_states
+from fedsdr.model.loss import Pull, response_loss, response_states
 
 if TYPE_CHECKING:
     from fedsdr.data.conversation import Conversation
@@ -48,6 +51,8 @@ class Drift:
     """w and c - c_k."""
     matches: Literal["nothing", "base", "base-but-label"] = "nothing"
     """Which output distributions are pulled towards the base's."""
+    rehearsed: Iterator[Sequence["Conversation"]] = field(default_factory=lambda: iter(()))
+    """For each step, a batch of the base's own answers, whose tokens have weight 0."""
 
     def pull(self, model: LoraModel, conversations: Sequence["Conversation"], share: float) -> Pull | None:
         """The pull towards the base on these conversations, in steps of the shared adapter.
@@ -57,12 +62,17 @@ class Drift:
             conversations: Conversations of one forward pass.
             share: Factor on mu: the divisor of the summed losses over the number of tokens.
         """
-        learns = any(value.requires_grad for value in model.parameters(("shared",)))
-        if self.matches == "nothing" or not learns:
+        if self.matches == "nothing" or not _learns(model):
             return None
-        with model.without_adapters(), torch.no_grad():
-            states, _ = response_states(model.base, conversations)
-        return Pull(states, share * self.mu, self.matches == "base")
+        return Pull(_base_states(model, conversations), share * self.mu, self.matches == "base")
+
+    def rehearse(self, model: LoraModel) -> None:
+        """Add the gradient of mu times the mean KL on the next batch of the base's own answers, if any."""
+        if not _learns(model) or not (batch := next(self.rehearsed, ())):
+            return
+        share = self.mu / sum(one.num_response_tokens for one in batch)
+        with model.with_only(("shared",)):
+            response_loss(model.base, batch, Pull(_base_states(model, batch), share))[0].backward()
 
     def before_step(self) -> None:
         """Modify the gradients."""
@@ -76,6 +86,15 @@ class Drift:
         for value, shift in self.shifts:
             if value.requires_grad:
                 value.data.add_(shift, alpha=-rate)
+
+
+def _learns(model: LoraModel) -> bool:
+    return any(value.requires_grad for value in model.parameters(("shared",)))
+
+
+def _base_states(model: LoraModel, conversations: Sequence["Conversation"]) -> Tensor:
+    with model.with_only(()), torch.no_grad():
+        return response_states(model.base, conversations)[0]
 
 
 NO_DRIFT = Drift()
@@ -97,7 +116,13 @@ ANCHORS: Mapping[str, Callable[[LoraModel, float], Drift]] = {
     "kl": lambda model, mu: Drift(mu=mu, matches="base"),
     "not-true": lambda model, mu: Drift(mu=mu, matches="base-but-label"),
 }
-"""The drift corrections weighted by `client.mu`; the model holds the broadcast adapter."""
+"""The drift corrections weighted by `client.mu`, but rehearsal; the model holds the broadcast adapter."""
+
+
+def by_rehearsal(rehearsal: Sequence["Conversation"], mu: float, size: int, seed: int) -> Drift:
+    """Pull towards the base on its own answers, `size` of them in each step of the shared adapter."""
+    order = data_order(len(rehearsal), min(size, len(rehearsal)), seed)
+    return Drift(mu=mu, rehearsed=([rehearsal[index] for index in chosen] for chosen in order))
 
 
 def by_control_variates(model: LoraModel, shift: "Arrays") -> Drift:

@@ -14,7 +14,7 @@ transport of messages.
 Paper: Ren et al., FedSDR, ICML 2026, arXiv 2605.18028, section 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.callbacks import OnStep
-from fedsdr.client.drift import ANCHORS, NO_DRIFT, Drift, by_control_variates
+from fedsdr.client.drift import ANCHORS, NO_DRIFT, Drift, by_control_variates, by_rehearsal
 from fedsdr.client.fedala import aggregate_locally
 from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.state import State, load_state, save_state
 from fedsdr.client.update import Views, before_rounds, learning_rate, local_update
 from fedsdr.config import Client, FedALA, Lora, Privacy
+from fedsdr.data.conversation import Conversation
 from fedsdr.errors import Diverged
 from fedsdr.messages import wire
 from fedsdr.messages.privacy import Ledger, noise_seed, noised
 from fedsdr.messages.wire import Arrays, Float32
-from fedsdr.methods import DRIFT_CORRECTIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.progress import here, within
 from fedsdr.rows import Adapter, Aggregation, MessageDtype, Method
@@ -73,6 +73,8 @@ class Participant:
     id: str
     folder: Path
     views: Views
+    rehearsal: Sequence[Conversation] = ()
+    """Conversations that the base made up, if the drift correction rehearses them."""
     ledger: Ledger | None = None
     """Its record of noised updates, if it keeps one."""
     on_step: OnStep | None = None
@@ -122,7 +124,7 @@ def run_round(model: LoraModel, client: Participant, plan: Plan, server_round: i
         rate,
         _seed(plan, client, "round", server_round),
         plan.aggregation.factors,
-        _drift(model, plan, control_variates, received),
+        _drift(model, client, plan, server_round, control_variates, received),
         client.on_step,
     )
 
@@ -209,12 +211,23 @@ def _control_variates(sent: Broadcast, state: State) -> ControlVariates | None:
     )
 
 
-def _drift(model: LoraModel, plan: Plan, control_variates: ControlVariates | None, received: Arrays) -> Drift:
+def _drift(
+    model: LoraModel,
+    client: Participant,
+    plan: Plan,
+    server_round: int,
+    control_variates: ControlVariates | None,
+    received: Arrays,
+) -> Drift:
     if control_variates:
         shapes = {key: value.shape for key, value in received.items()}
         return by_control_variates(model, wire.unpack(control_variates.shift, shapes))
-    name = plan.training.drift_correction
-    return ANCHORS[name](model, plan.training.mu) if DRIFT_CORRECTIONS[name].has_weight else NO_DRIFT
+    training = plan.training
+    if client.rehearsal:
+        seed = _seed(plan, client, "rehearsal", server_round)
+        return by_rehearsal(client.rehearsal, training.mu, training.batch_size, seed)
+    anchor = ANCHORS.get(training.drift_correction)
+    return anchor(model, training.mu) if anchor else NO_DRIFT
 
 
 def _pack(

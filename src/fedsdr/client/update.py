@@ -161,6 +161,7 @@ def train_steps(
             # pull is a mean over all tokens, including those with a lower weight in the loss.
             (loss / weight).backward()
             step_loss += loss.item() / weight
+        drift.rehearse(model)
         drift.before_step()
         norm = nn.utils.clip_grad_norm_(parameters, training.max_grad_norm or math.inf)
         if not math.isfinite(step_loss) or not norm.isfinite():

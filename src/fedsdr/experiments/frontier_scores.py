@@ -8,11 +8,12 @@ prompt of the cost.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from fedsdr.analysis.cost import Scaled, base_answers, divergences, drift_prompts
+from fedsdr.analysis.cost import Scaled, divergences, drift_prompts
 from fedsdr.client.state import load_state
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, encode
 from fedsdr.data.examples import Example
+from fedsdr.distill.rehearsal import base_answers
 from fedsdr.errors import UserError
 from fedsdr.experiments.frontier import CONTROLS
 from fedsdr.experiments.measured_run import MeasuredRun

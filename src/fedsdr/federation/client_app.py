@@ -9,7 +9,7 @@ allow-listed numbers, nothing else.
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import wraps
@@ -26,14 +26,14 @@ from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, loa
 from fedsdr.client.secure import Session, begin
 from fedsdr.client.update import before_training
 from fedsdr.config import Settings
-from fedsdr.data.conversation import count_cut
+from fedsdr.data.conversation import Conversation, count_cut
 from fedsdr.distill.paradox import distill_metrics
 from fedsdr.errors import UserError
 from fedsdr.evaluate.personal import evaluate_personal
 from fedsdr.evaluate.tasks import Answering, Evaluation, answer, evaluate, evaluate_base
 from fedsdr.federation.answers import answering_all, answering_own
 from fedsdr.federation.client_context import ClientContext, cache_of, open_client, seconds_ahead
-from fedsdr.federation.model_cache import model_of
+from fedsdr.federation.model_cache import model_of, rehearsal_of
 from fedsdr.federation.node_config import Node, read_node
 from fedsdr.messages import wire
 from fedsdr.messages.flower import CLIENT_FAILED
@@ -120,7 +120,8 @@ def train(message: Message, context: Context) -> Message:
     model, plan = model_of(settings), _plan(settings)
     steps: list[Event] = []
     on_step = _recorder(steps, step_hook(settings, client.id, server_round))
-    participant, sent = _participant(client, node, on_step), _broadcast(message, plan, model)
+    participant = _participant(client, node, on_step, rehearsal_of(settings))
+    sent = _broadcast(message, plan, model)
     with within(f"round {server_round}, {client.id}"):
         reply = run_round(model, participant, plan, server_round, sent)
     if settings.privacy.kind == "none":
@@ -267,8 +268,13 @@ def _recorder(steps: list[Event], hook: OnStep | None) -> OnStep:
     return record
 
 
-def _participant(client: ClientContext, node: Node, on_step: OnStep | None = None) -> Participant:
-    return Participant(client.id, client.folder, client.views, node.ledger, on_step)
+def _participant(
+    client: ClientContext,
+    node: Node,
+    on_step: OnStep | None = None,
+    rehearsal: Sequence[Conversation] = (),
+) -> Participant:
+    return Participant(client.id, client.folder, client.views, rehearsal, node.ledger, on_step)
 
 
 def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:

@@ -6,6 +6,9 @@ from functools import lru_cache
 import torch
 
 from fedsdr.config import Lora, Model, Settings
+from fedsdr.data.conversation import Conversation
+from fedsdr.distill.rehearsal import rehearsal
+from fedsdr.methods import DRIFT_CORRECTIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.allocator import keep_pages
 from fedsdr.model.base import load_base
@@ -25,3 +28,16 @@ def load_model(spec: Model, lora: Lora, threads: int) -> LoraModel:
 def model_of(settings: Settings) -> LoraModel:
     """The model of a run."""
     return load_model(settings.model, settings.adapter, settings.run.threads)
+
+
+@lru_cache(maxsize=1)
+def make_up(spec: Model, lora: Lora, threads: int, seed: int) -> list[Conversation]:
+    """Let the base make up the conversations that a run rehearses."""
+    return rehearsal(load_model(spec, lora, threads), seed)
+
+
+def rehearsal_of(settings: Settings) -> list[Conversation]:
+    """The conversations that clients rehearse; none if the drift correction does not."""
+    if not DRIFT_CORRECTIONS[settings.client.drift_correction].rehearses:
+        return []
+    return make_up(settings.model, settings.adapter, settings.run.threads, settings.run.seed)

@@ -189,16 +189,17 @@ class LoraModel:
         return not any(layer.B[name].any() for layer in self.layers.values())
 
     @contextmanager
-    def without_adapters(self) -> Iterator[None]:
-        """Temporarily deactivate all adapters; which ones are trained does not change."""
-        before = [(layer, layer.active, layer.uses_residual) for layer in self.layers.values()]
+    def with_only(self, active: tuple[Adapter, ...]) -> Iterator[None]:
+        """Temporarily activate these adapters alone, unweighted; which ones are trained does not change."""
+        before = [(layer, layer.active, layer.mix, layer.uses_residual) for layer in self.layers.values()]
         for layer in self.layers.values():
-            layer.active, layer.uses_residual = (), False
+            layer.active, layer.mix = active, {}
+            layer.uses_residual = "shared" in active and layer.residual is not None
         try:
             yield
         finally:
-            for layer, active, uses_residual in before:
-                layer.active, layer.uses_residual = active, uses_residual
+            for layer, *values in before:
+                layer.active, layer.mix, layer.uses_residual = values
 
     @contextmanager
     def inference(
