@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.client.drift import ANCHORS, NO_DRIFT, by_control_variates, towards_broadcast
+from fedsdr.client.drift import ANCHORS, NO_DRIFT, by_control_variates, by_rehearsal, towards_broadcast
 from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.update import Step, count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
@@ -23,6 +23,7 @@ from fedsdr.messages import wire
 from fedsdr.methods import BOTH, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import load_base
+from fedsdr.model.loss import response_states
 from fedsdr.progress import within
 from fedsdr.rows import Adapter, LocalOptimizer, Method, Stage, View
 from fedsdr.seeds import seed_for
@@ -535,6 +536,64 @@ def test_an_anchor_at_the_base_does_nothing_where_the_model_is_the_base(model, s
     for a, b in zip(plain[0], anchored[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
     assert max((a - b).abs().max() for a, b in zip(plain[1], anchored[1], strict=True)) > 1e-4
+
+
+def rehearsed(num: int) -> list[Conversation]:
+    return [replace(text, weights=(0.0,) * text.num_response_tokens) for text in make(num)]
+
+
+def test_rehearsal_adds_the_gradient_of_mu_times_the_mean_kl_of_the_global_model(model):
+    """Computed again with whole logits; the private adapter is active, but the global model is kept."""
+    own, generator = rehearsed(3), torch.Generator().manual_seed(1)
+    for name in BOTH:
+        for value in model.tensors(name).values():
+            value.data.copy_(torch.randn(value.shape, generator=generator) * 0.05)
+
+    def log_probabilities() -> torch.Tensor:
+        states, _ = response_states(model.base, own)
+        return model.base.model.get_output_embeddings()(states).float().log_softmax(dim=1)
+
+    with model.with_only(()), torch.no_grad():
+        before = log_probabilities()
+    model.set(("shared",), ("shared",))
+    kl = (before.exp() * (before - log_probabilities())).sum() / sum(one.num_response_tokens for one in own)
+    wanted = torch.autograd.grad(0.7 * kl, model.parameters(("shared",)))
+
+    model.set(BOTH, ("shared",))
+    by_rehearsal(own, 0.7, 3, seed=0).rehearse(model)
+    assert all(layer.active == BOTH for layer in model.layers.values())
+    for value, gradient in zip(model.parameters(("shared",)), wanted, strict=True):
+        torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-6)
+        value.grad = None
+
+
+def test_rehearsal_begins_with_zero_and_then_holds_the_base_back(model):
+    """The gradient of KL is zero at the base; after twenty steps more of the base is left with rehearsal."""
+
+    def learnt(drift, num: int) -> float:
+        model.initialise("shared", seed=0)
+        update(model, local_steps=num, rate=2e-2, drift=drift)
+        with model.inference(("shared",)):
+            changed = response_states(model.base, own)[0]
+        with model.inference(()):
+            return float((changed - response_states(model.base, own)[0]).norm())
+
+    own = rehearsed(4)
+    assert learnt(by_rehearsal(own, 5.0, 2, seed=0), 1) == pytest.approx(learnt(NO_DRIFT, 1), rel=1e-4)
+    assert learnt(by_rehearsal(own, 5.0, 2, seed=0), 20) < 0.8 * learnt(NO_DRIFT, 20)
+
+
+def test_rehearsal_reads_every_conversation_before_one_again(model):
+    drift, seen = by_rehearsal(own := rehearsed(4), 1.0, 2, seed=0), []
+    for _ in range(2):
+        seen += next(drift.rehearsed)
+    assert sorted(map(own.index, seen)) == [0, 1, 2, 3]
+
+
+def test_a_step_of_the_private_adapter_rehearses_nothing(model):
+    private = (Stage(("private",), "raw", BOTH),)
+    found = trained(model, private)["private"]
+    assert same(found, trained(model, private, drift=by_rehearsal(rehearsed(4), 5.0, 2, 0))["private"])
 
 
 def test_an_anchor_at_the_base_holds_the_predictions_back(model):
