@@ -18,7 +18,7 @@ import fedsdr
 from fedsdr.config import Settings
 from fedsdr.federation import client_context
 from fedsdr.federation.local_engine import LocalGrid
-from fedsdr.federation.model_cache import load_model
+from fedsdr.federation.model_cache import load_model, make_up
 
 SMALL_RUN = {
     "data.domains": ["finance", "general", "math"],
@@ -76,6 +76,7 @@ def fresh_process() -> Iterator[Callable[[], None]]:
     def forget() -> None:
         client_context.close_clients()
         load_model.cache_clear()
+        make_up.cache_clear()
 
     forget()
     yield forget

@@ -187,6 +187,23 @@ def test_what_a_aggregation_keeps_is_there_after_a_kill(
     assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**chosen))
 
 
+def test_what_is_rehearsed_is_made_up_again_after_a_kill(
+    run_settings: Callable[..., Settings],
+    finished: Callable[..., Path],
+    results: Results,
+    kill_at: KillAt,
+    fresh_process: Callable[[], None],
+) -> None:
+    chosen = {"method": "fedsdr", "client.drift_correction": "rehearsal", "client.mu": 1.0}
+    settings = run_settings(**chosen)
+    with kill_at("fedsdr.client.round.save_state", 5, late=True):
+        fedsdr.run(settings)
+    fresh_process()
+    found = results(fedsdr.resume(Path(settings.run.dir)).folder)
+    assert found == results(finished(**chosen))
+    assert found != results(finished(method="fedsdr"))
+
+
 @pytest.mark.parametrize(
     ("place", "call"), [("client.round.save_state", 8), ("federation.server_app.save_round", 4)]
 )
