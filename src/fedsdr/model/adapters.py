@@ -198,8 +198,8 @@ class LoraModel:
         try:
             yield
         finally:
-            for layer, *values in before:
-                layer.active, layer.mix, layer.uses_residual = values
+            for layer, used, mix, uses_residual in before:
+                layer.active, layer.mix, layer.uses_residual = used, mix, uses_residual
 
     @contextmanager
     def inference(
