@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
-from fedsdr.methods import METHODS, OPTIMIZERS
+from fedsdr.methods import DRIFT_CORRECTIONS, METHODS, OPTIMIZERS
 from fedsdr.recipe import check_settings, dump_settings, load_settings
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -211,6 +211,21 @@ def test_a_knob_that_the_server_optimizer_does_not_read_is_refused():
 
     message = refusal(lambda: load_settings(None, ["server.optimizer=fedavgm", "server.beta2=0.5"]))
     assert "set server.optimizer to 'fedadam' or 'fedyogi'" in message
+
+
+@pytest.mark.parametrize("name", [name for name, row in DRIFT_CORRECTIONS.items() if row.weight])
+def test_a_drift_correction_has_its_own_default_weight(name: str):
+    """0.01, which suits fedprox, would leave an anchor at the base without effect."""
+    chosen = [f"client.drift_correction={name}"]
+    assert load_settings(None, chosen).client.weight == DRIFT_CORRECTIONS[name].weight
+    assert load_settings(None, [*chosen, "client.mu=0.3"]).client.weight == 0.3
+    assert load_settings(None, []).client.weight == 0
+
+
+def test_a_saved_default_of_an_earlier_version_is_read():
+    """0.01 was the default of client.mu, and every saved run contains it."""
+    assert load_settings(None, ["client.mu=0.01"]).client.weight == 0.01
+    assert "client.mu = 0.02 does nothing" in refusal(lambda: load_settings(None, ["client.mu=0.02"]))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedsdr.methods import OPTIMIZERS
+from fedsdr.methods import DRIFT_CORRECTIONS, OPTIMIZERS
 from fedsdr.rows import Adapter, LocalOptimizer
 
 Count = Annotated[int, Field(ge=1)]
@@ -140,8 +140,9 @@ class Client(Section):
     drift_correction: str = "none"
     """Correction of client drift in stages that train the shared adapter: none, fedprox, l2, kl, not-true,
     rehearsal, scaffold or scaffold-adamw (`fedsdr methods`)."""
-    mu: Positive = 0.01
-    """Weight of the correction's term in the loss (fedprox, l2, kl, not-true, rehearsal)."""
+    mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of the correction's term in the loss; 0: its own default (fedprox 0.01, l2 0.1, kl, not-true and
+    rehearsal 1). See docs/drift.md."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
@@ -151,6 +152,11 @@ class Client(Section):
                 f" (found local_steps = {self.local_steps}, local_epochs = {self.local_epochs})"
             )
         return self
+
+    @property
+    def weight(self) -> float:
+        """The weight of the drift correction's term in the loss."""
+        return self.mu or DRIFT_CORRECTIONS[self.drift_correction].weight
 
 
 class Server(Section):

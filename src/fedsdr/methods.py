@@ -226,27 +226,27 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
     "fedprox": DriftCorrection(
         "adds mu / 2 times the squared distance to the broadcast shared adapter to the loss",
         "Li et al., FedProx, MLSys 2020, arXiv 1812.06127",
-        has_weight=True,
+        weight=0.01,
     ),
     "l2": DriftCorrection(
         "adds mu / 2 times the squared norm of the shared adapter to the loss",
         "Li et al., L2-SP, ICML 2018, arXiv 1802.01483",
-        has_weight=True,
+        weight=0.1,
     ),
     "kl": DriftCorrection(
         "adds mu times the KL divergence from the base's distribution of each response token",
         "as LwF, Li and Hoiem, ECCV 2016, arXiv 1606.09282",
-        has_weight=True,
+        weight=1.0,
     ),
     "not-true": DriftCorrection(
         "as kl, of the distributions over all tokens but the label",
         "as FedNTD, Lee et al., NeurIPS 2022, arXiv 2106.03097",
-        has_weight=True,
+        weight=1.0,
     ),
     "rehearsal": DriftCorrection(
         "as kl, on the base's own answers to prompts that it makes up",
         "as pseudo-rehearsal, Robins, Connection Science 1995; prompts as Magpie, Xu et al., ICLR 2025",
-        has_weight=True,
+        weight=1.0,
         rehearses=True,
     ),
     "scaffold": DriftCorrection(

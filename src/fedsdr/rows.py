@@ -212,8 +212,8 @@ class RobustAggregator(Named):
 class DriftCorrection(Named):
     """How client drift of the shared adapter is corrected in local steps; see `client.update`."""
 
-    has_weight: bool = False
-    """Whether it adds a term to the loss, with weight `client.mu` (`client.drift`)."""
+    weight: float = 0.0
+    """Default of `client.mu`, the weight of the term that it adds to the loss; 0: it adds none."""
     rehearses: bool = False
     """Whether this term needs conversations that the base makes up (`distill.rehearsal`)."""
     has_control_variates: bool = False
@@ -269,3 +269,5 @@ class Use:
     by: Test
     but: tuple[str, ...] = ()
     """Settings of the section that other choices use too."""
+    before: Any = None
+    """An earlier default of the setting, which saved runs contain."""

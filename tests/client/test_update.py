@@ -511,7 +511,7 @@ def test_a_stage_may_begin_from_the_other_adapter(model):
 
 
 def test_every_correction_with_a_weight_has_its_function():
-    weighted = {name: row for name, row in DRIFT_CORRECTIONS.items() if row.has_weight}
+    weighted = {name: row for name, row in DRIFT_CORRECTIONS.items() if row.weight}
     assert list(ANCHORS) == [name for name, row in weighted.items() if not row.rehearses]
 
 

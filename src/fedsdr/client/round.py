@@ -225,9 +225,9 @@ def _drift(
     training = plan.training
     if client.rehearsal:
         seed = _seed(plan, client, "rehearsal", server_round)
-        return by_rehearsal(client.rehearsal, training.mu, training.batch_size, seed)
+        return by_rehearsal(client.rehearsal, training.weight, training.batch_size, seed)
     anchor = ANCHORS.get(training.drift_correction)
-    return anchor(model, training.mu) if anchor else NO_DRIFT
+    return anchor(model, training.weight) if anchor else NO_DRIFT
 
 
 def _pack(

@@ -1,0 +1,51 @@
+"""A second cost for finished cells: KL to the base on passages of text, in place of its answers to prompts.
+
+    python recipes/beyond/text_cost.py CELLS PASSAGES OUT ARM ...
+
+CELLS has ARM/seed-SEED of `cell.py`; PASSAGES is wikitext.jsonl of the retention data (docs/data.md). OUT gets
+the records again, with the divergences of 60 passages of 96 tokens, for `confirm.py OUT ARM`. Rehearsal is
+trained on answers to prompts, so this cost is further from what it keeps.
+"""
+
+import sys
+from pathlib import Path
+
+from fedsdr.analysis.cost import Scaled, divergences
+from fedsdr.data.conversation import Conversation
+from fedsdr.data.files import file_rows
+from fedsdr.experiments.measured_run import MeasuredRun, Options
+from fedsdr.model.base import Base
+from fedsdr.run_folder import RunFolder, read_settings
+from fedsdr.server.checkpoint import load_round
+from fedsdr.storage import read_json, write_json
+
+LENGTH = 96
+"""Tokens of a passage; its first token is not scored."""
+
+
+def main(cells: Path, file: Path, out: Path, *arms: str) -> None:
+    """Write the records that are missing."""
+    for path in sorted(path for arm in arms for path in cells.glob(f"{arm}/seed-*/record.json")):
+        new = out / path.relative_to(cells)
+        if new.exists():
+            continue
+        folder = path.parent / "run"
+        settings = read_settings(folder)
+        model = MeasuredRun(folder, settings, Options()).model
+        texts, record = passages(model.base, file), read_json(path)
+        for one in record["models"]:
+            if one["model"] == "global":
+                shared, residual = load_round(RunFolder(folder), one["round"], settings.adapter.rank)
+                scaled = Scaled({"shared": shared}, residual, one["scale"])
+                one["kl"] = [round(kl, 6) for kl in divergences(model, texts, [scaled], 32)[0]]
+        write_json(new, record)
+
+
+def passages(base: Base, file: Path) -> list[Conversation]:
+    """The beginnings of the passages."""
+    found = (base.tokenizer(row["text"])["input_ids"][:LENGTH] for _, row in file_rows(file))
+    return [Conversation(tuple(ids), 1) for ids in found if len(ids) == LENGTH]
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]), *sys.argv[4:])
