@@ -2,9 +2,9 @@
 
     python recipes/beyond/text_cost.py CELLS PASSAGES OUT ARM ...
 
-CELLS has ARM/seed-SEED of `cell.py`; PASSAGES is wikitext.jsonl of the retention data (docs/data.md). OUT
-gets the records again, with the divergences of 60 passages of 96 tokens, for `confirm.py OUT ARM`. Rehearsal is
-trained on answers to prompts, so this cost is further from what it keeps.
+CELLS has ARM/seed-SEED of `cell.py`; PASSAGES is wikitext.jsonl of the retention data (docs/data.md).
+OUT gets the records again, with the divergences of 60 passages of 96 tokens, for `confirm.py OUT ARM`.
+Rehearsal is trained on answers to prompts, so this cost is further from what it keeps.
 """
 
 import sys
