@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.methods import DRIFT_CORRECTIONS, METHODS, OPTIMIZERS
-from fedsdr.recipe import check_settings, dump_settings, load_settings
+from fedsdr.recipe import check_settings, dump_settings, load_settings, saved_settings
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 POSITIVE = st.floats(1e-300, 1e300)
@@ -219,13 +219,16 @@ def test_a_drift_correction_has_its_own_default_weight(name: str):
     chosen = [f"client.drift_correction={name}"]
     assert load_settings(None, chosen).client.weight == DRIFT_CORRECTIONS[name].weight
     assert load_settings(None, [*chosen, "client.mu=0.3"]).client.weight == 0.3
-    assert load_settings(None, []).client.weight == 0
 
 
-def test_a_saved_default_of_an_earlier_version_is_read():
-    """0.01 was the default of client.mu, and every saved run contains it."""
-    assert load_settings(None, ["client.mu=0.01"]).client.weight == 0.01
-    assert "client.mu = 0.02 does nothing" in refusal(lambda: load_settings(None, ["client.mu=0.02"]))
+def test_a_run_that_saved_an_earlier_default_is_read(tmp_path: Path):
+    """0.01 was the default of client.mu; a recipe that sets it in vain is refused as ever."""
+    saved = tmp_path / "config.toml"
+    saved.write_text("[client]\ndrift_correction = 'none'\nmu = 0.01\n")
+    assert saved_settings(saved).client.mu == "auto"
+    assert "client.mu = 0.01 does nothing" in refusal(lambda: load_settings(saved))
+    saved.write_text("[client]\ndrift_correction = 'kl'\nmu = 0.01\n")
+    assert saved_settings(saved).client.weight == 0.01
 
 
 @pytest.mark.parametrize(

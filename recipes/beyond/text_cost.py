@@ -26,19 +26,21 @@ LENGTH = 96
 def main(cells: Path, file: Path, out: Path, *arms: str) -> None:
     """Write the records that are missing."""
     for path in sorted(path for arm in arms for path in cells.glob(f"{arm}/seed-*/record.json")):
-        new = out / path.relative_to(cells)
+        record = read_json(path)
+        new = out / f"{record['arm']}-seed-{record['seed']}.json"
         if new.exists():
             continue
         folder = path.parent / "run"
         settings = read_settings(folder)
         model = MeasuredRun(folder, settings, Options()).model
-        texts, record = passages(model.base, file), read_json(path)
+        texts = passages(model.base, file)
+        record["models"] = [one for one in record["models"] if one["model"] != "personalised"]
         for one in record["models"]:
             if one["model"] == "global":
                 shared, residual = load_round(RunFolder(folder), one["round"], settings.adapter.rank)
                 scaled = Scaled({"shared": shared}, residual, one["scale"])
                 one["kl"] = [round(kl, 6) for kl in divergences(model, texts, [scaled], 32)[0]]
-        write_json(new, record)
+        write_json(new, {**record, "cost": f"KL to the base on {len(texts)} passages of {file.name}"})
 
 
 def passages(base: Base, file: Path) -> list[Conversation]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedsdr.analysis.cost import drift_prompts
+from fedsdr.analysis.cost import LONGEST_ANSWER, drift_prompts
 from fedsdr.analysis.frontier import ARM_LAMBDAS, LAMBDAS
 from fedsdr.data.conversation import Conversation
 from fedsdr.data.readers import read_file
@@ -108,7 +108,9 @@ def score(folder: Path, is_control: bool, answers: Path) -> list[dict[str, Any]]
 
 
 def _answered(model: LoraModel) -> list[tuple[tuple[int, ...], int]]:
-    return [(one.ids, one.prompt_length) for one in base_answers(model, drift_prompts()[::3], 50)]
+    return [
+        (one.ids, one.prompt_length) for one in base_answers(model, drift_prompts()[::3], 50, LONGEST_ANSWER)
+    ]
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ def _unused(use: Use, settings: Any) -> Iterator[str]:
     part = getattr(settings, section)
     for field, info in type(part).model_fields.items():
         value = getattr(part, field)
-        if name in ("", field) and field not in use.but and value not in (info.default, use.before):
+        if name in ("", field) and field not in use.but and value != info.default:
             needed = _listed(_names(use.key, use.by), CHOICES[use.key])
             yield (
                 f"{section}.{field} = {value!r} does nothing under {use.key} = {chosen!r}:"

@@ -140,9 +140,9 @@ class Client(Section):
     drift_correction: str = "none"
     """Correction of client drift in stages that train the shared adapter: none, fedprox, l2, kl, not-true,
     rehearsal, scaffold or scaffold-adamw (`fedsdr methods`)."""
-    mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight of the correction's term in the loss; 0: its own default (fedprox 0.01, l2 0.1, kl, not-true and
-    rehearsal 1). See docs/drift.md."""
+    mu: Positive | Literal["auto"] = "auto"
+    """Weight of the correction's term in the loss. auto: 0.01 for fedprox, 0.1 for l2, 1 for kl and not-true,
+    4 for rehearsal."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
@@ -156,7 +156,7 @@ class Client(Section):
     @property
     def weight(self) -> float:
         """The weight of the drift correction's term in the loss."""
-        return self.mu or DRIFT_CORRECTIONS[self.drift_correction].weight
+        return DRIFT_CORRECTIONS[self.drift_correction].weight if self.mu == "auto" else self.mu
 
 
 class Server(Section):

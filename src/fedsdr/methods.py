@@ -244,9 +244,9 @@ DRIFT_CORRECTIONS: Mapping[str, DriftCorrection] = {
         weight=1.0,
     ),
     "rehearsal": DriftCorrection(
-        "as kl, on the base's own answers to prompts that it makes up",
+        "as kl, on the base's own answers to synthetic prompts",
         "as pseudo-rehearsal, Robins, Connection Science 1995; prompts as Magpie, Xu et al., ICLR 2025",
-        weight=1.0,
+        weight=4.0,
         rehearses=True,
     ),
     "scaffold": DriftCorrection(

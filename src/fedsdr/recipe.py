@@ -44,6 +44,10 @@ RENAMED_VALUES = {
 """Renamed values of earlier versions."""
 
 
+EARLIER_MU = 0.01
+"""Default of client.mu in earlier versions, which their saved runs contain without using it."""
+
+
 def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Settings:
     """Read a recipe and apply overrides.
 
@@ -73,6 +77,19 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
         name = f"runs/{stem}-{settings.method}-seed{settings.run.seed}"
         settings = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": name})})
     return settings
+
+
+def saved_settings(path: Path) -> Settings:
+    """Settings that a run saved; earlier defaults of settings that it did not use are left out.
+
+    Raises:
+        UserError: As `load_settings`.
+    """
+    values = _read_recipe(path)
+    client = values.get("client", {})
+    if client.get("drift_correction") == "none" and client.get("mu") == EARLIER_MU:
+        del client["mu"]
+    return check_settings(values, str(path))
 
 
 def as_settings(settings: Settings | str | Path | Mapping[str, Any]) -> Settings:

@@ -215,7 +215,7 @@ class DriftCorrection(Named):
     weight: float = 0.0
     """Default of `client.mu`, the weight of the term that it adds to the loss; 0: it adds none."""
     rehearses: bool = False
-    """Whether this term needs conversations that the base makes up (`distill.rehearsal`)."""
+    """Whether this term needs synthetic conversations of the base (`distill.rehearsal`)."""
     has_control_variates: bool = False
     """Whether control variates correct the steps (`client.scaffold`): one more array up and down. The server
     keeps their plain mean."""
@@ -269,5 +269,3 @@ class Use:
     by: Test
     but: tuple[str, ...] = ()
     """Settings of the section that other choices use too."""
-    before: Any = None
-    """An earlier default of the setting, which saved runs contain."""

@@ -167,7 +167,7 @@ USES = (
     Use("fdlora.num_evaluations", "method", lambda row: row.personal == "fused"),
     Use("fedala", "method", lambda row: row.on_receive == "adapt"),
     Use("token_mask", "method", lambda row: "likely" in row.views),
-    Use("client.mu", "client.drift_correction", lambda row: row.weight > 0, before=0.01),
+    Use("client.mu", "client.drift_correction", lambda row: row.weight > 0),
     Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
     Use("server.rotation_reference", "server.aggregation", lambda row: row.is_turned),
     Use("server.num_byzantine", "server.robust", lambda row: row.num_needed(1) > row.num_needed(0)),

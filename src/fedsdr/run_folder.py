@@ -14,7 +14,7 @@ from fedsdr.errors import UserError
 from fedsdr.history import Record, history
 from fedsdr.metrics import Scores
 from fedsdr.plugins import restore_rows
-from fedsdr.recipe import load_settings
+from fedsdr.recipe import saved_settings
 from fedsdr.storage import read_json, read_lines
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def read_settings(folder: Path) -> Settings:
         raise UserError(f"{folder} contains no run: {path.name} is missing{hint}")
     if environment.exists():
         restore_rows(read_json(environment).get("settings", {}).get("rows", {}))
-    settings = load_settings(path)
+    settings = saved_settings(path)
     return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(folder)})})
 
 

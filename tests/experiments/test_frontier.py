@@ -39,7 +39,7 @@ QUICK = {
 def short_cost():
     """Few prompts and short answers: the tiny model answers at random, to the limit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsdr.distill.rehearsal.LONGEST_ANSWER", 8)
+        patch.setattr("fedsdr.experiments.frontier_scores.LONGEST_ANSWER", 8)
         patch.setattr("fedsdr.experiments.frontier_scores.drift_prompts", lambda: drift_prompts()[:6])
         patch.setattr("fedsdr.analysis.frontier.NUM_DRAWS", 50)
         yield
@@ -100,7 +100,7 @@ def test_kl_is_that_of_the_two_softmaxes_token_by_token(tiny_base, tiny_settings
     lora = model_of(model)
     lora.initialise("shared", 0)
     state = {k: v + 0.05 * (".lora_B." in k) for k, v in lora.state("shared").items()}
-    (text,) = base_answers(lora, ["Name a colour."], 4)
+    (text,) = base_answers(lora, ["Name a colour."], 4, 8)
     one = Scaled({"shared": state}, scale=0.5)
     ((found,),) = divergences(lora, [text], [one], 4)
     ids = torch.tensor([text.ids])

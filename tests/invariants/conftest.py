@@ -18,7 +18,7 @@ import fedsdr
 from fedsdr.config import Settings
 from fedsdr.federation import client_context
 from fedsdr.federation.local_engine import LocalGrid
-from fedsdr.federation.model_cache import load_model, make_up
+from fedsdr.federation.model_cache import forget_model
 
 SMALL_RUN = {
     "data.domains": ["finance", "general", "math"],
@@ -75,8 +75,7 @@ def fresh_process() -> Iterator[Callable[[], None]]:
 
     def forget() -> None:
         client_context.close_clients()
-        load_model.cache_clear()
-        make_up.cache_clear()
+        forget_model()
 
     forget()
     yield forget

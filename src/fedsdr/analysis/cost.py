@@ -29,6 +29,9 @@ from fedsdr.model.loss import FEW, response_states
 from fedsdr.progress import track
 from fedsdr.rows import Adapter
 
+LONGEST_ANSWER = 64
+"""Maximum number of tokens of a base's answer for the cost."""
+
 
 @dataclass(frozen=True)
 class Scaled:

@@ -7,8 +7,8 @@ Notation: w a parameter of the shared adapter, w_t its broadcast value, g its gr
     kl         with the loss:   mu mean of KL(p_0 || p) over the response tokens, p the model's distribution
                of a token, p_0 that of the base without adapters
     not-true   the same for the distributions over all tokens except the label
-    rehearsal  with the loss:   mu mean of KL(p_0 || p) over the tokens of the base's own answers to prompts
-               that it makes up (`distill.rehearsal`), p the distribution of the global model
+    rehearsal  with the loss:   mu mean of KL(p_0 || p) over the tokens of the base's own answers to
+               synthetic prompts (`distill.rehearsal`), p the distribution of the global model
     scaffold   after the step:  w <- w - lr (c - c_k), which for plain SGD is the same as g <- g + c - c_k
 
 SCAFFOLD acts after the step, so that AdamW does not scale it. The reported losses include none of these.
@@ -70,9 +70,10 @@ class Drift:
         """Add the gradient of mu times the mean KL on the next batch of the base's own answers, if any."""
         if not _learns(model) or not (batch := next(self.rehearsed, ())):
             return
-        share = self.mu / sum(one.num_response_tokens for one in batch)
         with model.with_only(("shared",)):
-            response_loss(model.base, batch, Pull(_base_states(model, batch), share))[0].backward()
+            pull = Pull(_base_states(model, batch), self.mu)
+            loss, num_tokens = response_loss(model.base, batch, pull)
+            (loss / num_tokens).backward()
 
     def before_step(self) -> None:
         """Modify the gradients."""

@@ -34,6 +34,7 @@ from fedsdr.errors import Diverged
 from fedsdr.messages import wire
 from fedsdr.messages.privacy import Ledger, noise_seed, noised
 from fedsdr.messages.wire import Arrays, Float32
+from fedsdr.methods import DRIFT_CORRECTIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.progress import here, within
 from fedsdr.rows import Adapter, Aggregation, MessageDtype, Method
@@ -74,7 +75,7 @@ class Participant:
     folder: Path
     views: Views
     rehearsal: Sequence[Conversation] = ()
-    """Conversations that the base made up, if the drift correction rehearses them."""
+    """Synthetic conversations of the base, if the drift correction rehearses them."""
     ledger: Ledger | None = None
     """Its record of noised updates, if it keeps one."""
     on_step: OnStep | None = None
@@ -223,7 +224,7 @@ def _drift(
         shapes = {key: value.shape for key, value in received.items()}
         return by_control_variates(model, wire.unpack(control_variates.shift, shapes))
     training = plan.training
-    if client.rehearsal:
+    if DRIFT_CORRECTIONS[training.drift_correction].rehearses:
         seed = _seed(plan, client, "rehearsal", server_round)
         return by_rehearsal(client.rehearsal, training.weight, training.batch_size, seed)
     anchor = ANCHORS.get(training.drift_correction)

@@ -8,7 +8,7 @@ prompt of the cost.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from fedsdr.analysis.cost import Scaled, divergences, drift_prompts
+from fedsdr.analysis.cost import LONGEST_ANSWER, Scaled, divergences, drift_prompts
 from fedsdr.client.state import load_state
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, encode
@@ -79,7 +79,7 @@ def frontier_scores(
         parts["validation"] = _placed(model, settings, _held(settings, "validation"), order)
     pooled: Texts = {part: _pooled(by_client) for part, by_client in parts.items()}
     if answers is None:
-        answers = base_answers(model, drift_prompts(), size)
+        answers = base_answers(model, drift_prompts(), size, LONGEST_ANSWER)
     found: list[Event] = [
         {"model": "base", "round": 0, "scale": 0.0, **_losses(model, Scaled({}), pooled, size)}
     ]

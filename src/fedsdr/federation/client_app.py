@@ -99,6 +99,7 @@ def prepare(message: Message, context: Context) -> Message:
         say(
             f"{client.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}"
         )
+    rehearsal_of(settings)  # a model that cannot write any is refused before round 1
     metrics: dict[str, float] = {"num_train": len(client.data.train), "num_test": len(client.data.test)}
     texts = {view: some for view, some in client.views.items() if view in ("raw", "distilled")}
     metrics |= {f"num_cut_{view}": count_cut(some) for view, some in texts.items()}

@@ -19,7 +19,7 @@ from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.token_mask import weigh_tokens
 from fedsdr.errors import AnotherBaseModel, UserError
 from fedsdr.evaluate.tasks import TestSet
-from fedsdr.federation.model_cache import load_model, model_of
+from fedsdr.federation.model_cache import forget_model, model_of
 from fedsdr.methods import METHODS
 from fedsdr.model.generation import Answer
 from fedsdr.progress import say, within
@@ -121,7 +121,7 @@ def open_client(settings: Settings, who: int | str, root: Path, identity: str = 
     if key not in _clients:
         if is_deployed:
             _clients.clear()  # a worker is long-lived, and serves one run at a time:
-            load_model.cache_clear()  # keep only one model in memory
+            forget_model()  # keep only one model in memory
         if identity and model_of(settings).base.identity != identity:
             raise AnotherBaseModel(
                 f"model = {settings.model.name!r} is not the server's base model: set `model` in this node's"

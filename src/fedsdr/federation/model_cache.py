@@ -7,7 +7,7 @@ import torch
 
 from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import Conversation
-from fedsdr.distill.rehearsal import rehearsal
+from fedsdr.distill.rehearsal import synthetic_conversations
 from fedsdr.methods import DRIFT_CORRECTIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.allocator import keep_pages
@@ -31,13 +31,19 @@ def model_of(settings: Settings) -> LoraModel:
 
 
 @lru_cache(maxsize=1)
-def make_up(spec: Model, lora: Lora, threads: int, seed: int) -> list[Conversation]:
-    """Let the base make up the conversations that a run rehearses."""
-    return rehearsal(load_model(spec, lora, threads), seed)
+def rehearsal(spec: Model, lora: Lora, threads: int, seed: int) -> list[Conversation]:
+    """The synthetic conversations of a run, written once per process."""
+    return synthetic_conversations(load_model(spec, lora, threads), seed)
 
 
 def rehearsal_of(settings: Settings) -> list[Conversation]:
     """The conversations that clients rehearse; none if the drift correction does not."""
     if not DRIFT_CORRECTIONS[settings.client.drift_correction].rehearses:
         return []
-    return make_up(settings.model, settings.adapter, settings.run.threads, settings.run.seed)
+    return rehearsal(settings.model, settings.adapter, settings.run.threads, settings.run.seed)
+
+
+def forget_model() -> None:
+    """Free the model, and what it wrote: files of the same name may change before the next run."""
+    load_model.cache_clear()
+    rehearsal.cache_clear()
