@@ -41,4 +41,5 @@ if __name__ == "__main__":
         print("\n".join(f"{arm} {seed}" for seed in SEEDS for arm in ARMS))
     else:
         cell.ARMS |= ARMS
+        cell.CURVES |= {"fedit-double"}
         cell.main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), *sys.argv[5:])

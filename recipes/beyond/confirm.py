@@ -1,11 +1,12 @@
 """The confirmation of docs/results/beyond.md: does the chosen arm lie above the frontier?
 
-    python recipes/beyond/confirm.py RECORDS ARM
+    python recipes/beyond/confirm.py RECORDS ARM [CONTROL]
 
 RECORDS has ARM-seed-SEED.json of the arm and of fedit, with seeds 10 to 17, and of the arms beside it
 (recipes/study/collect.py, or text_cost.py for the other cost). The arm wins if D > 0 with p < 0.05, if D
 exceeds that of fedsd and of fedsdr with p < 0.05, and if in no domain the one-sided 95 % bound of D over
-seeds is below -0.03 nats. The verdict says how many seeds there are.
+seeds is below -0.03 nats. The verdict says how many seeds there are. CONTROL is fedit, or fedit-double: plain
+federated LoRA with twice the steps, scaled.
 """
 
 import sys
@@ -20,24 +21,26 @@ from fedsdr.report.sheets import Sheet, p_value, render_text, signed, signed_int
 from fedsdr.stats import paired
 from fedsdr.storage import Event, read_json
 
-CONTROL = {"global": "fedit"}
 SEEDS = range(10, 18)
 BESIDE = ("fedsd", "fedsdr", "fedit-double")
 """A winner exceeds the first two."""
+Runs = dict[tuple[str, int], ScoredRun]
+"""By arm and seed."""
 
 
-def main(records: Path, arm: str) -> None:
+def main(records: Path, arm: str, control: str = "fedit") -> None:
     """Print the tables, and the verdict."""
-    runs = {
+    runs: Runs = {
         (name, seed): ScoredRun(record["arm"], record["seed"], record["models"])
         for name in ("fedit", arm, *BESIDE)
         for seed in SEEDS
         if (path := records / f"{name}-seed-{seed}.json").exists() and (record := read_json(path))
     }
-    rows = {name: scored(runs, name) for name in (arm, *BESIDE)}
-    beside = [exceeds(runs, arm, name) for name in BESIDE if rows[name]]
-    own = together(runs, arm)
-    domains = [r | {"bound": bound(r["by_seed"])} for r in by_domain(own, CONTROL)]
+    beside = [name for name in BESIDE if name != control and together(runs, control, name)]
+    rows = [scored(runs, control, name) for name in (arm, *beside)]
+    differences = [exceeds(runs, control, arm, name) for name in beside]
+    own = together(runs, control, arm)
+    domains = [r | {"bound": bound(r["by_seed"])} for r in by_domain(own, {"global": control})]
     sheets = (
         frontier_sheet([row for row in rows.values() if row]),
         exceeds_sheet(beside),
@@ -45,32 +48,30 @@ def main(records: Path, arm: str) -> None:
     )
     for sheet in sheets:
         print(render_text(sheet, markdown=True), end="\n\n")
-    print(f"{arm}, {len(own) // 2} of {len(SEEDS)} seeds: {verdict(rows[arm], beside, domains)}")
+    print(
+        f"{arm}, {len(own) // 2} of {len(SEEDS)} seeds, against scaled {control}: {verdict(rows[0], differences, domains)}"
+    )
 
 
-def together(runs: dict[tuple[str, int], ScoredRun], *arms: str) -> list[ScoredRun]:
-    """Runs of the control and of the arms, of the seeds that all of them have."""
-    names = ("fedit", *arms)
-    seeds = [seed for seed in SEEDS if all((name, seed) in runs for name in names)]
-    return [runs[name, seed] for name in names for seed in seeds]
+def together(runs: Runs, *arms: str) -> list[ScoredRun]:
+    """Runs of these arms, of the seeds that all of them have."""
+    seeds = [seed for seed in SEEDS if all((name, seed) in runs for name in arms)]
+    return [runs[name, seed] for name in arms for seed in seeds]
 
 
-def scored(runs: dict[tuple[str, int], ScoredRun], *arms: str) -> Event | None:
-    """The first arm against scaled fedit at lambda = 1, on the seeds that all arms have; None without any."""
-    found = frontier(some, CONTROL, ()) if (some := together(runs, *arms)) else []
-    return next((r for r in found if r["scale"] == 1.0 and r["arm"] == arms[0]), None)
+def scored(runs: Runs, control: str, arm: str, *others: str) -> Event:
+    """An arm against the scaled control at lambda = 1, on the seeds that the others have, too."""
+    found = frontier(together(runs, control, arm, *others), {"global": control}, ())
+    return next(r for r in found if r["scale"] == 1.0 and r["arm"] == arm)
 
 
-def exceeds(runs: dict[tuple[str, int], ScoredRun], arm: str, other: str) -> Event:
+def exceeds(runs: Runs, control: str, arm: str, other: str) -> Event:
     """D of an arm minus D of another, over the seeds that both have."""
-    mine, its = scored(runs, arm, other), scored(runs, other, arm)
-    assert mine
-    assert its
+    mine, its = scored(runs, control, arm, other), scored(runs, control, other, arm)
     test = None if mine["num_beyond"] or its["num_beyond"] else paired(mine["by_seed"], its["by_seed"])
     values = (test.mean, test.low, test.high, test.p) if test else (None,) * 4
-    return {"arm": arm, "other": other, "num_seeds": len(mine["by_seed"])} | dict(
-        zip(("difference", "low", "high", "p"), values, strict=True)
-    )
+    record = dict(zip(("difference", "low", "high", "p"), values, strict=True))
+    return {"arm": arm, "other": other, "num_seeds": len(mine["by_seed"]), **record}
 
 
 def bound(values: Sequence[float]) -> float:
@@ -93,9 +94,9 @@ def exceeds_sheet(records: Sequence[Event]) -> Sheet:
     )  # fmt: skip
 
 
-def verdict(mine: Event | None, beside: Sequence[Event], domains: Sequence[Event]) -> str:
+def verdict(mine: Event, beside: Sequence[Event], domains: Sequence[Event]) -> str:
     """Whether the arm wins, and what it lacks."""
-    lacks = [] if mine and mine["verdict"] == "better" else ["it is not better than scaled fedit"]
+    lacks = [] if mine["verdict"] == "better" else [f"against the control it is {mine['verdict']}"]
     lacks += [
         f"D does not exceed that of {r['other']}"
         for r in beside
@@ -108,4 +109,4 @@ def verdict(mine: Event | None, beside: Sequence[Event], domains: Sequence[Event
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

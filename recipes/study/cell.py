@@ -53,6 +53,8 @@ ARMS: dict[str, dict[str, Any]] = {
     },
 }
 """Arm -> settings; from the seventh on they are exploratory."""
+CURVES = {*CONTROLS.values()}
+"""Arms that are scored at all scales."""
 HALF_LAMBDAS = (0.25, 0.5, 1.0, 1.5)
 """Of a control after half of the rounds."""
 NUM_TEST = 30
@@ -74,7 +76,7 @@ def main(data: Path, out: Path, arm: str, seed: int, *more: str) -> None:
         (resume(settings.run.dir) if there.config.exists() else run(settings))
     began = time.monotonic()
     training = [line["seconds"] for line in read_lines(there.log) if "seconds" in line][-1]
-    models = score(folder / "run", arm in CONTROLS.values(), out / "cache" / "base-answers.json")
+    models = score(folder / "run", arm in CURVES, out / "cache" / "base-answers.json")
     write_json(
         folder / "record.json",
         {
@@ -90,7 +92,7 @@ def score(folder: Path, is_control: bool, answers: Path) -> list[dict[str, Any]]
 
     Args:
         folder: Of the run.
-        is_control: Whether other arms are held against its scaled models.
+        is_control: Whether other arms are compared with its scaled models.
         answers: File with the base's answers to the cost's prompts, which are the same for all cells.
     """
     settings = read_settings(folder)
