@@ -41,16 +41,10 @@ def main(records: Path, arm: str, control: str = "fedit") -> None:
     differences = [exceeds(runs, control, arm, name) for name in beside]
     own = together(runs, control, arm)
     domains = [r | {"bound": bound(r["by_seed"])} for r in by_domain(own, {"global": control})]
-    sheets = (
-        frontier_sheet([row for row in rows.values() if row]),
-        exceeds_sheet(beside),
-        domain_sheet(domains),
-    )
-    for sheet in sheets:
+    for sheet in (frontier_sheet(rows), exceeds_sheet(differences), domain_sheet(domains)):
         print(render_text(sheet, markdown=True), end="\n\n")
-    print(
-        f"{arm}, {len(own) // 2} of {len(SEEDS)} seeds, against scaled {control}: {verdict(rows[0], differences, domains)}"
-    )
+    num = f"{len(own) // 2} of {len(SEEDS)} seeds"
+    print(f"{arm}, {num}, against scaled {control}: {verdict(rows[0], differences, domains)}")
 
 
 def together(runs: Runs, *arms: str) -> list[ScoredRun]:
