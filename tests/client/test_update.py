@@ -542,12 +542,16 @@ def rehearsed(num: int) -> list[Conversation]:
     return [replace(text, weights=(0.0,) * text.num_response_tokens) for text in make(num)]
 
 
-def test_rehearsal_adds_the_gradient_of_mu_times_the_mean_kl_of_the_global_model(model):
-    """Computed again with whole logits; the private adapter is active, but the global model is kept."""
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_rehearsal_adds_the_gradient_of_mu_times_the_mean_kl_of_the_global_model(model, has_residual: bool):
+    """Computed again with whole logits. The private adapter is active, with a weight, but the global model is
+    kept: the shared adapter and the residual, towards the base without either."""
     own, generator = rehearsed(3), torch.Generator().manual_seed(1)
     for name in BOTH:
         for value in model.tensors(name).values():
             value.data.copy_(torch.randn(value.shape, generator=generator) * 0.05)
+    if has_residual:
+        model.load_residual(model.state("private"))
 
     def log_probabilities() -> torch.Tensor:
         states, _ = response_states(model.base, own)
@@ -559,9 +563,9 @@ def test_rehearsal_adds_the_gradient_of_mu_times_the_mean_kl_of_the_global_model
     kl = (before.exp() * (before - log_probabilities())).sum() / sum(one.num_response_tokens for one in own)
     wanted = torch.autograd.grad(0.7 * kl, model.parameters(("shared",)))
 
-    model.set(BOTH, ("shared",))
+    model.set(BOTH, ("shared",), mix={"shared": 0.5})
     by_rehearsal(own, 0.7, 3, seed=0).rehearse(model)
-    assert all(layer.active == BOTH for layer in model.layers.values())
+    assert all((layer.active, layer.mix) == (BOTH, {"shared": 0.5}) for layer in model.layers.values())
     for value, gradient in zip(model.parameters(("shared",)), wanted, strict=True):
         torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-6)
         value.grad = None
@@ -588,6 +592,13 @@ def test_rehearsal_reads_every_conversation_before_one_again(model):
     for _ in range(2):
         seen += next(drift.rehearsed)
     assert sorted(map(own.index, seen)) == [0, 1, 2, 3]
+
+
+def test_an_optimizer_step_rehearses_one_batch_however_many_passes_it_has(model):
+    drift, again = (by_rehearsal(rehearsed(40), 1.0, 1, seed=0) for _ in range(2))
+    update(model, batch_size=1, accumulation=4, local_steps=2, drift=drift)
+    order = [next(again.rehearsed) for _ in range(3)]
+    assert next(drift.rehearsed) == order[2]
 
 
 def test_a_step_of_the_private_adapter_rehearses_nothing(model):
