@@ -25,6 +25,8 @@ def test_every_setting_is_explained_with_its_default_and_type():
         assert json.loads(rows[key].default) == value
         assert rows[key].kind
     assert rows["model.max_length"].kind == "whole number at least 16"
+    assert rows["client.mu"].kind == 'number above 0 or "auto"'
+    assert rows["lora.targets"].kind == '"all-linear" or array'
     assert rows["client.mu"].used == "client.drift_correction = any but none, scaffold and scaffold-adamw"
     assert "fedsdr" in rows["method"].kind
 

@@ -9,11 +9,12 @@ import difflib
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -119,11 +120,21 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
 def _kind(key: str, field: Any) -> str:
     if named := choices(key):
         return ("several of: " if _is_tuple(field) else "") + ", ".join(named)
-    kind = field.annotation
-    base = get_origin(kind) or kind
-    bounds = [f"{words} {getattr(one, name):g}" for one in field.metadata
+    return _described(field.annotation, field.metadata)
+
+
+def _described(kind: Any, limits: Sequence[Any] = ()) -> str:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _described(kind.__origin__, kind.__metadata__)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_described, get_args(kind)))
+    if origin is Literal:
+        return " or ".join(map(json.dumps, get_args(kind)))
+    limits = [part for one in limits for part in getattr(one, "metadata", [one])]
+    bounds = [f"{words} {getattr(one, name):g}" for one in limits
               for bound, (words, name) in BOUNDS.items() if isinstance(one, bound)]  # fmt: skip
-    return " ".join([KINDS.get(getattr(base, "__name__", ""), "table"), *bounds])
+    return " ".join([KINDS.get(getattr(origin or kind, "__name__", ""), "table"), *bounds])
 
 
 def _is_tuple(field: Any) -> bool:
