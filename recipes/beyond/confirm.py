@@ -16,10 +16,18 @@ from pathlib import Path
 from scipy import stats
 
 from fedsdr.analysis.frontier import LEVEL, MARGIN
-from fedsdr.experiments.frontier import ScoredRun, by_domain, domain_sheet, frontier, frontier_sheet
+from fedsdr.experiments.frontier import (
+    ScoredRun,
+    by_domain,
+    domain_sheet,
+    frontier,
+    frontier_sheet,
+    mean_points,
+)
+from fedsdr.report.frontier import frontier_svg
 from fedsdr.report.sheets import Sheet, p_value, render_text, signed, signed_interval
 from fedsdr.stats import paired
-from fedsdr.storage import Event, read_json
+from fedsdr.storage import Event, read_json, write_file
 
 SEEDS = range(10, 18)
 BESIDE = ("fedsd", "fedsdr", "fedit-double")
@@ -29,7 +37,7 @@ Runs = dict[tuple[str, int], ScoredRun]
 
 
 def main(records: Path, arm: str, control: str = "fedit") -> None:
-    """Print the tables, and the verdict."""
+    """Print the tables and the verdict, and draw RECORDS/frontier.svg."""
     runs: Runs = {
         (name, seed): ScoredRun(record["arm"], record["seed"], record["models"])
         for name in ("fedit", arm, *BESIDE)
@@ -43,6 +51,7 @@ def main(records: Path, arm: str, control: str = "fedit") -> None:
     domains = [r | {"bound": bound(r["by_seed"])} for r in by_domain(own, {"global": control})]
     for sheet in (frontier_sheet(rows), exceeds_sheet(differences), domain_sheet(domains)):
         print(render_text(sheet, markdown=True), end="\n\n")
+    write_file(records / "frontier.svg", frontier_svg(mean_points([*runs.values()]), {"global": "fedit"}))
     num = f"{len(own) // 2} of {len(SEEDS)} seeds"
     print(f"{arm}, {num}, against scaled {control}: {verdict(rows[0], differences, domains)}")
 
