@@ -88,7 +88,7 @@ def test_a_template_that_opens_no_user_turn_is_refused(model, monkeypatch, templ
 
 
 def test_a_prompt_ends_where_its_template_closes_the_turn(model, monkeypatch):
-    """Mistral's turns end by text, after which the base goes on with an answer."""
+    """Mistral's turns end by text, after which the base continues with an answer."""
     template = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
     monkeypatch.setattr(model.base.tokenizer, "chat_template", template)
     written(monkeypatch, "Name a colour. [/INST] Red.")

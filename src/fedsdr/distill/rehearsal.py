@@ -81,7 +81,7 @@ def synthetic_prompts(model: LoraModel, num: int, seed: int) -> list[str]:
     seeds = [seed_for(seed, "rehearsal", number) for number in range(num)]
     with model.inference(()):
         turns = generate(model.base, [prompt] * num, sampling, seeds, NUM_ROWS)
-    # Where a user turn ends by text instead of an end token, the base goes on with an answer.
+    # Where a user turn ends by text instead of an end token, the base continues with an answer.
     return [turn.text.partition(closing.strip() or MARK)[0].strip() for turn in turns]
 
 
