@@ -100,6 +100,12 @@ def exceeds_sheet(records: Sequence[Event]) -> Sheet:
 def verdict(mine: Event, beside: Sequence[Event], domains: Sequence[Event]) -> str:
     """Whether the arm wins, and what it lacks."""
     lacks = [] if mine["verdict"] == "better" else [f"against the control it is {mine['verdict']}"]
+    num_seeds = {r["other"]: r["num_seeds"] for r in beside}
+    lacks += [
+        f"of {name} {num_seeds.get(name, 0)} of {len(SEEDS)} seeds were run"
+        for name in BESIDE[:2]
+        if num_seeds.get(name, 0) < len(SEEDS)
+    ]
     lacks += [
         f"D does not exceed that of {r['other']}"
         for r in beside
