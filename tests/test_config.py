@@ -221,10 +221,14 @@ def test_a_drift_correction_has_its_own_default_weight(name: str):
     assert load_settings(None, [*chosen, "client.mu=0.3"]).client.weight == 0.3
 
 
-def test_a_run_that_saved_an_earlier_default_is_read(tmp_path: Path):
+@pytest.mark.parametrize(
+    "unused",
+    ["drift_correction = 'none'", "drift_correction = 'scaffold'\noptimizer = 'sgd'\nmax_grad_norm = 0.0"],
+)
+def test_a_run_that_saved_an_earlier_default_is_read(tmp_path: Path, unused: str):
     """0.01 was the default of client.mu; a recipe that sets it in vain is refused as ever."""
     saved = tmp_path / "config.toml"
-    saved.write_text("[client]\ndrift_correction = 'none'\nmu = 0.01\n")
+    saved.write_text(f"[client]\n{unused}\nmu = 0.01\n")
     assert saved_settings(saved).client.mu == "auto"
     assert "client.mu = 0.01 does nothing" in refusal(lambda: load_settings(saved))
     saved.write_text("[client]\ndrift_correction = 'kl'\nmu = 0.01\n")

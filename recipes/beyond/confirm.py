@@ -3,8 +3,8 @@
     python recipes/beyond/confirm.py RECORDS ARM [CONTROL]
 
 RECORDS has ARM-seed-SEED.json of the arm and of fedit, with seeds 10 to 17, and of the arms beside it
-(recipes/study/collect.py, or text_cost.py for the other cost). It tests the first conditions of a win: D >
-0 with p < 0.05; D exceeds that of fedsd and of fedsdr with p < 0.05; in no domain is the one-sided 95 %
+(recipes/study/collect.py, or text_cost.py for the other cost). It tests the first conditions of a win:
+D > 0 with p < 0.05; D exceeds that of fedsd and of fedsdr with p < 0.05; in no domain is the one-sided 95 %
 bound of D over seeds below -0.03 nats. The document has the others: the same by the second cost, retention,
 and the first against CONTROL = fedit-double, plain federated LoRA with twice the steps.
 """

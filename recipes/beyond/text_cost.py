@@ -35,11 +35,17 @@ def main(cells: Path, file: Path, out: Path, *arms: str) -> None:
         model = MeasuredRun(folder, settings, Options()).model
         texts = passages(model.base, file)
         record["models"] = [one for one in record["models"] if one["model"] != "personalised"]
-        for one in record["models"]:
-            if one["model"] == "global":
-                shared, residual = load_round(RunFolder(folder), one["round"], settings.adapter.rank)
-                scaled = Scaled({"shared": shared}, residual, one["scale"])
-                one["kl"] = [round(kl, 6) for kl in divergences(model, texts, [scaled], 32)[0]]
+        own = [one for one in record["models"] if one["model"] == "global"]
+        rounds = {
+            n: load_round(RunFolder(folder), n, settings.adapter.rank) for n in {r["round"] for r in own}
+        }
+        models = [
+            Scaled({"shared": shared}, residual, one["scale"])
+            for one in own
+            for shared, residual in [rounds[one["round"]]]
+        ]
+        for one, kls in zip(own, divergences(model, texts, models, 32), strict=True):
+            one["kl"] = [round(kl, 6) for kl in kls]
         write_json(new, {**record, "cost": f"KL to the base on {len(texts)} passages of {file.name}"})
 
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from fedsdr.config import Section, Settings, Source
 from fedsdr.errors import UserError
+from fedsdr.methods import DRIFT_CORRECTIONS
 
 RENAMED = {
     "server.combination": "server.aggregation",
@@ -42,7 +43,6 @@ RENAMED_VALUES = {
     ("client.drift_correction", "proximal"): "fedprox",
 }
 """Renamed values of earlier versions."""
-
 
 EARLIER_MU = 0.01
 """Default of client.mu in earlier versions, which their saved runs contain without using it."""
@@ -87,7 +87,8 @@ def saved_settings(path: Path) -> Settings:
     """
     values = _read_recipe(path)
     client = values.get("client", {})
-    if client.get("drift_correction") == "none" and client.get("mu") == EARLIER_MU:
+    row = DRIFT_CORRECTIONS.get(client.get("drift_correction"))
+    if row and not row.weight and client.get("mu") == EARLIER_MU:
         del client["mu"]
     return check_settings(values, str(path))
 

@@ -20,6 +20,26 @@ from fedsdr.run_folder import read_settings
 RUN = {"method": "fedsdr", "eval.every": 1}
 Results = Callable[[Path], dict[str, Any]]
 KillAt = Callable[..., AbstractContextManager[None]]
+Resumed = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def resumed(
+    run_settings: Callable[..., Settings],
+    results: Results,
+    kill_at: KillAt,
+    fresh_process: Callable[[], None],
+) -> Resumed:
+    """Results of a run that was killed at some call, and resumed by another process."""
+
+    def run_twice(chosen: dict[str, Any], *kill: Any, **when: Any) -> dict[str, Any]:
+        settings = run_settings(**chosen)
+        with kill_at(*kill, **when):
+            fedsdr.run(settings)
+        fresh_process()
+        return results(fedsdr.resume(Path(settings.run.dir)).folder)
+
+    return run_twice
 
 
 def lines_with_the_last_torn(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -59,17 +79,11 @@ KILLS = {
 @pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS)
 def test_killed_and_resumed_run_leaves_the_same_bytes(
     kill: tuple[Any, ...],
-    run_settings: Callable[..., Settings],
     finished: Callable[..., Path],
     results: Results,
-    kill_at: KillAt,
-    fresh_process: Callable[[], None],
+    resumed: Resumed,
 ) -> None:
-    settings = run_settings(**RUN)
-    with kill_at(*kill):
-        fedsdr.run(settings)
-    fresh_process()
-    assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**RUN))
+    assert resumed(RUN, *kill) == results(finished(**RUN))
 
 
 def test_run_killed_again_and_again_leaves_the_same_bytes(
@@ -144,22 +158,16 @@ def test_what_small_messages_lost_is_sent_after_a_kill_too(
     ids=["in training", "after a client's round 1", "after a client's round 2", "before the scores"],
 )
 def test_personal_methods_resume_to_the_same_bytes(
-    run_settings: Callable[..., Settings],
     finished: Callable[..., Path],
     results: Results,
-    kill_at: KillAt,
-    fresh_process: Callable[[], None],
+    resumed: Resumed,
     method: str,
     kill: tuple[Any, ...],
 ) -> None:
     """Training before round 1 is neither lost nor repeated; the same holds for saved weights."""
     chosen = {"method": method, "eval.every": 1, "fedala.rate": 1e3} if method == "fedala" else {
         "method": method, "eval.every": 1}  # fmt: skip
-    settings = run_settings(**chosen)
-    with kill_at(*kill):
-        fedsdr.run(settings)
-    fresh_process()
-    assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**chosen))
+    assert resumed(chosen, *kill) == results(finished(**chosen))
 
 
 @pytest.mark.parametrize(
@@ -171,35 +179,24 @@ def test_personal_methods_resume_to_the_same_bytes(
     ids=lambda chosen: chosen["server.aggregation"],
 )
 def test_what_a_aggregation_keeps_is_there_after_a_kill(
-    run_settings: Callable[..., Settings],
     finished: Callable[..., Path],
     results: Results,
-    kill_at: KillAt,
-    fresh_process: Callable[[], None],
+    resumed: Resumed,
     chosen: dict[str, Any],
 ) -> None:
     """Killed in round 3, when all clients had answered and the server had not written the round."""
     chosen = {"method": "fedsdr", "server.num_rounds": 3, **chosen}
-    settings = run_settings(**chosen)
-    with kill_at("fedsdr.federation.server_app.save_round", 4):
-        fedsdr.run(settings)
-    fresh_process()
-    assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**chosen))
+    found = resumed(chosen, "fedsdr.federation.server_app.save_round", 4)
+    assert found == results(finished(**chosen))
 
 
 def test_what_is_rehearsed_is_made_up_again_after_a_kill(
-    run_settings: Callable[..., Settings],
     finished: Callable[..., Path],
     results: Results,
-    kill_at: KillAt,
-    fresh_process: Callable[[], None],
+    resumed: Resumed,
 ) -> None:
     chosen = {"method": "fedsdr", "client.drift_correction": "rehearsal", "client.mu": 1.0}
-    settings = run_settings(**chosen)
-    with kill_at("fedsdr.client.round.save_state", 5, late=True):
-        fedsdr.run(settings)
-    fresh_process()
-    found = results(fedsdr.resume(Path(settings.run.dir)).folder)
+    found = resumed(chosen, "fedsdr.client.round.save_state", 5, late=True)
     assert found == results(finished(**chosen))
     assert found != results(finished(method="fedsdr"))
 
@@ -231,18 +228,13 @@ def test_control_variates_go_on_after_a_kill(
 
 
 def test_drawn_clients_are_the_same_after_a_kill(
-    run_settings: Callable[..., Settings],
     finished: Callable[..., Path],
     results: Results,
-    kill_at: KillAt,
-    fresh_process: Callable[[], None],
+    resumed: Resumed,
 ) -> None:
     drawn = {**RUN, "server.clients_per_round": 2, "server.num_rounds": 4, "eval.every": 0}
-    settings = run_settings(**drawn)
-    with kill_at("fedsdr.client.round.save_state", 6, late=True):
-        fedsdr.run(settings)
-    fresh_process()
-    assert results(fedsdr.resume(Path(settings.run.dir)).folder) == results(finished(**drawn))
+    found = resumed(drawn, "fedsdr.client.round.save_state", 6, late=True)
+    assert found == results(finished(**drawn))
 
 
 def test_resuming_a_finished_run_changes_nothing(
