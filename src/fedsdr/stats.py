@@ -154,9 +154,14 @@ def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[lis
         yield [rng.permutation(size)[: size // 2] for size in sizes]
 
 
-def with_error(value: float, error: float) -> Event:
-    """Value with the ends of its 95 % interval, value -+ 1.96 error; NaN gives None for the ends."""
-    half = Z * error
+def with_error(value: float, error: float, freedom: int) -> Event:
+    """Value with the ends of its 95 % interval, value -+ t error; NaN gives None for the ends.
+
+    t is Student's, with the degrees of freedom of the error.
+    """
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, freedom)) * error
     found = {"value": value, "low": value - half, "high": value + half}
     return {name: None if math.isnan(number) else number for name, number in found.items()}
 

@@ -220,6 +220,25 @@ def test_pooling_keeps_out_the_same_examples():
     assert instructions(pooled, "test") == instructions(partition(FIVE, check_settings(keys, "test")), "test")
 
 
+def test_a_conversation_and_equal_prompts_are_either_validated_on_or_trained_on():
+    """Training on a later turn, whose prompt has the earlier answer, would make validation too optimistic."""
+    first = [Example(f"question {n}", f"answer {n}", "chat") for n in range(20)]
+    later = [Example("go on", "more", "chat", history=((one.instruction, one.response),)) for one in first]
+    again = [Example(f" Question  {n}", "said otherwise", "chat") for n in range(20)]
+    chat = {"chat": Domain([Record(one, "") for one in (*first, *later, *again)], [Record(first[0], "")])}
+    keys = {"partition": {"kind": "iid", "num_clients": 2}, **VALIDATED, "eval": {"on": "validation"}}
+    clients = partition(chat, check_settings(keys, "test"))
+
+    def openings(part: str) -> set[str]:
+        examples = [example for client in clients for example in getattr(client, part)]
+        opened = [one.history[0][0] if one.history else one.instruction for one in examples]
+        return {text.split()[-1] for text in opened}
+
+    held_out = openings("test")
+    assert len(held_out) == 2 and openings("train") == {str(n) for n in range(20)} - held_out
+    assert sum(len(client.test) for client in clients) == 2 * 3
+
+
 def test_a_validation_share_that_leaves_nothing_is_refused():
     tiny = make_domains({"code": (1, 1)})
     with pytest.raises(

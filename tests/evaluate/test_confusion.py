@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, matthews_corrcoef
 
 from fedsdr.data.examples import Example
-from fedsdr.evaluate.confusion import count_labels, label_scores
+from fedsdr.evaluate.confusion import count_labels, label_scores, sum_labels
 from fedsdr.evaluate.scores import pool, table_of_round
 from fedsdr.evaluate.tasks import judge
 from fedsdr.metrics import ALWAYS_SCORED
@@ -23,6 +23,17 @@ def counted(pairs: list[tuple[str, str]], choices: tuple[str, ...] = CHOICES) ->
         for example, (_, text) in zip(examples, pairs, strict=True)
     ]
     return dict(count_labels(examples, records))
+
+
+def test_a_client_whose_rows_have_other_choices_leaves_the_scores_ungiven():
+    """Its 90 rows are scored, but not counted; the other client's 10 alone would give perfect scores."""
+    good = {**counted([("positive", "Positive.")] * 10), "num_chosen": 10, "num_examples": 10}
+    uncounted = {"num_chosen": 90, "num_examples": 90}
+    assert label_scores(sum_labels([good, good]))["balanced_accuracy"] == 1
+    assert sum_labels([good, uncounted]) == {}
+    assert (
+        sum_labels([good, {"num_examples": 5}])["label_set"] == good["label_set"]
+    )  # a client without labels
 
 
 def test_labels_are_counted_by_their_place_among_the_sorted_choices_and_no_label_apart():

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from fedsdr import __version__
+from fedsdr.data.checks import rules
 from fedsdr.data.files import Row, file_rows
 from fedsdr.errors import UserError
+from fedsdr.evaluate import extraction
 from fedsdr.evaluate.benchmark_tasks import from_folder, from_hub
 from fedsdr.evaluate.benchmarks import MAX_NEW_TOKENS, ask, require_harness, sample, ways_to_ask
 from fedsdr.model.adapters import LoraModel
@@ -158,7 +160,9 @@ def retention(
 
 def _of_base(model: LoraModel, task: Posed) -> Values:
     """The base's answers, from the cache if available."""
-    key = content_hash(__version__, version("lm_eval"), model.base.fingerprint, task.name, task.content)
+    reading = Path(extraction.__file__).read_text("utf-8")
+    judged_by = __version__, version("lm_eval"), rules(), reading
+    key = content_hash(*judged_by, model.base.fingerprint, task.name, task.content)
     path = cache_folder() / "retention" / f"{task.name}-{key}.json"
     if not path.exists():
         with model.inference(()), within("base"):

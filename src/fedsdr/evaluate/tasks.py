@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedsdr import __version__
 from fedsdr.config import Eval
-from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
+from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, rules, unsupported
 from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.thinking import is_unclosed
@@ -141,7 +141,7 @@ def evaluate_base(
     distilled = [conversation.ids for conversation in tests.distilled]
     key = content_hash(
         model.base.fingerprint, scoring.model_dump(), [as_record(example) for example in tests.examples],
-        [conversation.ids for conversation in tests.raw], distilled, __version__,
+        [conversation.ids for conversation in tests.raw], distilled, __version__, rules(),
     )  # fmt: skip
     path = folder / f"base-{key}.json"
     with locked(path):

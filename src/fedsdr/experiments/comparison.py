@@ -167,6 +167,7 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
             for record in records
         ),
         tuple(records),
+        note="Arms whose test rewritings differ are not compared." if metric == "loss_distilled" else "",
     )
 
 
