@@ -30,7 +30,7 @@ from fedsdr.federation.server_app import is_due
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, stream
+from fedsdr.model.generation import Answer, generate
 from fedsdr.model.several import several
 from fedsdr.progress import here
 from fedsdr.recipe import dump_settings, load_settings
@@ -244,11 +244,11 @@ def test_clients_get_the_answers_that_each_would_get_alone(
     """They are generated together, except where an answer depends on its batch."""
     sizes: list[int] = []
 
-    def counted(base: Base, prompts: Sequence[Sequence[int]], *rest: Any) -> Iterator[tuple[int, Answer]]:
+    def counted(base: Base, prompts: Sequence[Sequence[int]], *rest: Any, **more: Any) -> list[Answer]:
         sizes.append(len(prompts))
-        return stream(base, prompts, *rest)
+        return generate(base, prompts, *rest, **more)
 
-    monkeypatch.setattr(tasks, "stream", counted)
+    monkeypatch.setattr(tasks, "generate", counted)
     found = []
     for name, is_independent in (("together", True), ("alone", False)):
         if not is_independent:

@@ -110,12 +110,11 @@ def built_in_folder(name: str) -> Path:
     return cache_folder() / FORMAT / "tiny" if name == "tiny" else gguf_folder(SMOLLM2.member_sha256)
 
 
-def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
-    """Load the base model and check that fedsdr can work with it.
+def load_base(spec: Model) -> Base:
+    """Load the base model onto the first GPU, otherwise the CPU, and check that fedsdr can work with it.
 
     Args:
         spec: The recipe's [model].
-        device: Target device; None: the first GPU, otherwise the CPU.
 
     Raises:
         UserError: The model is unavailable, weights are missing, a library for its quantization is missing,
@@ -124,8 +123,8 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     """
     import torch
 
-    device = _device(device)
-    spec = resolve_model(spec, device)
+    device = _device()
+    spec = resolve_model(spec)
     dtype = getattr(torch, spec.dtype)
     with quiet():
         folder, origin = find(spec.name)
@@ -154,14 +153,9 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_own)
 
 
-def resolve_model(spec: Model, device: "torch.device | str | None" = None) -> Model:
-    """Replace "auto" in dtype, attention and checkpointing by the device's best choice; nothing is loaded.
-
-    Args:
-        spec: The recipe's [model].
-        device: As in `load_base`.
-    """
-    device = _device(device)
+def resolve_model(spec: Model) -> Model:
+    """Replace "auto" in dtype, attention and checkpointing by the device's best choice; nothing is loaded."""
+    device = _device()
     choice: dict[str, str] = {}
     if spec.dtype == "auto":
         choice["dtype"] = str(choose_dtype(device)).removeprefix("torch.")
@@ -202,10 +196,10 @@ def describe_machine(device: "torch.device") -> dict[str, str]:
     }
 
 
-def _device(device: "torch.device | str | None") -> "torch.device":
+def _device() -> "torch.device":
     import torch
 
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def find(name: str) -> tuple[Path | None, str]:
