@@ -205,7 +205,7 @@ class Partition(Section):
 
 
 class Federation(Section):
-    """[federation]: waiting for clients on other machines. The local engine ignores it."""
+    """[federation]: waiting for clients on other machines. A run on this machine ignores it."""
 
     num_clients: Annotated[int, Field(ge=0)] = 0
     """Clients that must connect before the run begins. Required by Flower's engines; 0: all clients."""

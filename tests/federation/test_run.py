@@ -360,6 +360,18 @@ def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as
     assert resume(result.folder) == result
 
 
+def test_a_run_on_this_machine_ignores_the_clients_that_a_deployment_waits_for(quick):
+    """Went wrong once: the recipe of a deployment, tried out at home, waited for clients that never come."""
+    settings = quick(**{"federation.num_clients": 3, "federation.wait": 0.05, "server.num_rounds": 2})
+    expected = run(quick(**{"server.num_rounds": 2}))
+    result = run(settings)
+    assert (result.base, result.final) == (expected.base, expected.final)
+    assert resume(result.folder) == result
+    RunFolder(result.folder).evaluation(2).unlink()
+    assert evaluate_round(result.folder, None) == (result.base, result.final)
+    assert read_settings(result.folder).federation == settings.federation, "it can still be submitted"
+
+
 def test_a_run_wants_a_folder():
     """Went wrong once: settings made by hand have none, and the run filled the working directory."""
     with pytest.raises(UserError, match=r"run\.dir is empty"):
