@@ -61,6 +61,10 @@ class Run(Section):
     affect results; each is an extra of the package."""
 
 
+PACKED = ("grouped", "packed")
+"""Values of model.attention that put a batch into one row, without padding."""
+
+
 class Model(Section):
     """[model]: the frozen base model."""
 
@@ -105,10 +109,6 @@ class Model(Section):
     def _date_is_a_day(cls, value: str) -> str:
         Day.fromisoformat(value)
         return value
-
-    def __hash__(self) -> int:
-        """Hash the hashable fields, so that models can be cached."""
-        return hash(self.model_dump_json())
 
 
 class Reading(Section):

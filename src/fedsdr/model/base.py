@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsdr.config import Model
+from fedsdr.config import PACKED, Model
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.model.checks import check_head, check_length, settle_tokens
 from fedsdr.model.download import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
@@ -130,7 +130,7 @@ def load_base(spec: Model) -> Base:
         folder, origin = find(spec.name)
     from_hub = folder is None
     folder = folder or find_on_hub(spec)
-    is_own = spec.attention in ("grouped", "packed")
+    is_own = spec.attention in PACKED
     if is_own:
         from fedsdr.model.attention import keeps_apart, replace_norms  # registers the names with transformers
     model, tokenizer = _read(spec, folder, from_hub, dtype, device)
@@ -154,13 +154,16 @@ def load_base(spec: Model) -> Base:
 
 
 def resolve_model(spec: Model) -> Model:
-    """Replace "auto" in dtype, attention and checkpointing by the device's best choice; nothing is loaded."""
+    """Replace "auto" in dtype and attention by the device's best choice, in checkpointing by "off".
+
+    Nothing is loaded. Before a run on a GPU, `resolve_for` chooses checkpointing by the GPU's memory.
+    """
     device = _device()
     choice: dict[str, str] = {}
     if spec.dtype == "auto":
         choice["dtype"] = str(choose_dtype(device)).removeprefix("torch.")
     if spec.checkpointing == "auto":
-        choice["checkpointing"] = "on" if device.type == "cuda" and spec.quantization != "none" else "off"
+        choice["checkpointing"] = "off"
     if spec.attention == "auto":
         choice["attention"] = "sdpa" if device.type == "cuda" else "grouped"
     return spec.model_copy(update=choice)
