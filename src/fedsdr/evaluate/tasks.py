@@ -96,9 +96,9 @@ def evaluate(
         answering: Answers the examples; by default alone, possibly together with other clients' examples.
 
     Returns:
-        Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
-        one record for each prompt: of `judge`, with "nats", the sum of -log p over the "num_tokens" tokens
-        of its true response.
+        Metrics by domain, with the counts over which they are means (`metrics.METRICS`), and one record for
+        each prompt: of `judge`, with "nats", the sum of -log p over the "num_tokens" tokens of its true
+        response.
     """
     base = model.base
     with model.inference(active, mix):
