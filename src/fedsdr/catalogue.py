@@ -4,15 +4,10 @@ Input: the settings' own declarations and docstrings, and the table of who uses 
 `fedsdr settings`, the page's table of settings, and shell completion.
 """
 
-import ast
 import difflib
-import inspect
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,7 +17,7 @@ from fedsdr.compatibility import TABLES, as_used
 from fedsdr.config import Settings
 from fedsdr.config_training import Section
 from fedsdr.errors import UserError
-from fedsdr.recipe import flat
+from fedsdr.recipe import flat, type_of
 
 KINDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "tuple": "array"}
 BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
@@ -79,14 +74,11 @@ def choices(key: str) -> list[str]:
     """Values of a setting with a few named ones; empty for others."""
     if key in TABLES:
         return list(TABLES[key])
-    table, _, name = key.rpartition(".")
-    section = Settings.model_fields[table].annotation if table in Settings.model_fields else Settings
-    field = section.model_fields.get(name) if section else None
-    return [str(one) for one in get_args(field.annotation)] if field and _is_choice(field.annotation) else []
+    kind = type_of(key)
+    return [str(one) for one in get_args(kind)] if get_origin(kind) is Literal else []
 
 
 def _rows(section: type[Section], prefix: str) -> Iterator[Row]:
-    texts = _docstrings(section)
     for name, field in section.model_fields.items():
         key, kind = prefix + name, field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
@@ -94,27 +86,8 @@ def _rows(section: type[Section], prefix: str) -> Iterator[Row]:
             continue
         default = field.get_default(call_default_factory=True)
         shown = json.dumps(list(default) if isinstance(default, tuple) else default, ensure_ascii=False)
-        yield Row(key, _kind(key, field), shown, texts.get(name, ""), as_used(key))
-
-
-def _docstrings(section: type[Section]) -> dict[str, str]:
-    """Text under each field of a section, as one line."""
-    found: dict[str, str] = {}
-    for kind in reversed(section.__mro__):
-        if issubclass(kind, Section):
-            for field, text in pairwise(_classes(kind.__module__)[kind.__name__].body):
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    match text:
-                        case ast.Expr(ast.Constant(str(words))):
-                            found[field.target.id] = " ".join(words.split())
-    return found
-
-
-@cache
-def _classes(module: str) -> dict[str, ast.ClassDef]:
-    """Classes of a module, by name."""
-    parsed = ast.parse(inspect.getsource(sys.modules[module]))
-    return {part.name: part for part in parsed.body if isinstance(part, ast.ClassDef)}
+        text = " ".join((field.description or "").split())
+        yield Row(key, _kind(key, field), shown, text, as_used(key))
 
 
 def _kind(key: str, field: Any) -> str:
@@ -139,7 +112,3 @@ def _described(kind: Any, limits: Sequence[Any] = ()) -> str:
 
 def _is_tuple(field: Any) -> bool:
     return get_origin(field.annotation) is tuple
-
-
-def _is_choice(kind: Any) -> bool:
-    return get_origin(kind) is Literal

@@ -61,6 +61,10 @@ class Run(Section):
     affect results; each is an extra of the package."""
 
 
+PACKED = ("grouped", "packed")
+"""Values of model.attention that put a batch into one row, without padding."""
+
+
 class Model(Section):
     """[model]: the frozen base model."""
 
@@ -105,10 +109,6 @@ class Model(Section):
     def _date_is_a_day(cls, value: str) -> str:
         Day.fromisoformat(value)
         return value
-
-    def __hash__(self) -> int:
-        """Hash the hashable fields, so that models can be cached."""
-        return hash(self.model_dump_json())
 
 
 class Reading(Section):
@@ -205,7 +205,7 @@ class Partition(Section):
 
 
 class Federation(Section):
-    """[federation]: waiting for clients on other machines. The local engine ignores it."""
+    """[federation]: waiting for clients on other machines. A run on this machine ignores it."""
 
     num_clients: Annotated[int, Field(ge=0)] = 0
     """Clients that must connect before the run begins. Required by Flower's engines; 0: all clients."""

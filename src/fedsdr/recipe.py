@@ -275,16 +275,16 @@ def _sections() -> dict[str, type[Section]]:
 
 def _is_text(key: str) -> bool:
     """Whether the setting at a dotted key is free text."""
-    return _type(key) is str
+    return type_of(key) is str
 
 
 def _is_list(key: str) -> bool:
     """Whether the setting at a dotted key is a list of words."""
-    kind = _type(key)
+    kind = type_of(key)
     return get_origin(kind) is tuple and get_args(kind)[0] is not Source
 
 
-def _type(key: str) -> Any:
+def type_of(key: str) -> Any:
     """Type of the setting at a dotted key; None if there is no such setting."""
     table, _, name = key.rpartition(".")
     field = _sections().get(table, Settings).model_fields.get(name)

@@ -30,7 +30,7 @@ from fedsdr.federation.server_app import is_due
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, stream
+from fedsdr.model.generation import Answer, generate
 from fedsdr.model.several import several
 from fedsdr.progress import here
 from fedsdr.recipe import dump_settings, load_settings
@@ -244,11 +244,11 @@ def test_clients_get_the_answers_that_each_would_get_alone(
     """They are generated together, except where an answer depends on its batch."""
     sizes: list[int] = []
 
-    def counted(base: Base, prompts: Sequence[Sequence[int]], *rest: Any) -> Iterator[tuple[int, Answer]]:
+    def counted(base: Base, prompts: Sequence[Sequence[int]], *rest: Any, **more: Any) -> list[Answer]:
         sizes.append(len(prompts))
-        return stream(base, prompts, *rest)
+        return generate(base, prompts, *rest, **more)
 
-    monkeypatch.setattr(tasks, "stream", counted)
+    monkeypatch.setattr(tasks, "generate", counted)
     found = []
     for name, is_independent in (("together", True), ("alone", False)):
         if not is_independent:
@@ -358,6 +358,18 @@ def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as
     with pytest.raises(UserError, match="cannot continue: data hash"):
         run_over(LocalGrid(client_app.app, 2, result.folder / "clients"), deployed)
     assert resume(result.folder) == result
+
+
+def test_a_run_on_this_machine_ignores_the_clients_that_a_deployment_waits_for(quick):
+    """Went wrong once: the recipe of a deployment, tried out at home, waited for clients that never come."""
+    settings = quick(**{"federation.num_clients": 3, "federation.wait": 0.05, "server.num_rounds": 2})
+    expected = run(quick(**{"server.num_rounds": 2}))
+    result = run(settings)
+    assert (result.base, result.final) == (expected.base, expected.final)
+    assert resume(result.folder) == result
+    RunFolder(result.folder).evaluation(2).unlink()
+    assert evaluate_round(result.folder, None) == (result.base, result.final)
+    assert read_settings(result.folder).federation == settings.federation, "it can still be submitted"
 
 
 def test_a_run_wants_a_folder():

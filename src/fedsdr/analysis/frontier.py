@@ -43,7 +43,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedsdr.seeds import seed_for
-from fedsdr.stats import Difference, holm, paired
+from fedsdr.stats import LEVEL, Difference, holm, paired
 
 Array = NDArray[np.float64]
 LAMBDAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
@@ -55,7 +55,6 @@ MARGIN = 0.03
 ROUNDING = 1 + 1e-9
 """Tolerance for summation order, so that the control's own last point is within its range."""
 NUM_DRAWS = 2000
-LEVEL = 0.05
 Word = Literal["better", "worse", "no worse", "undecided", "not comparable"]
 
 

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from fedsdr.data.files import Row
 from fedsdr.errors import UserError
-from fedsdr.stats import wilson
+from fedsdr.stats import t_quantile, wilson
 from fedsdr.storage import Event
 
 PLAIN = "passed"
@@ -149,11 +149,8 @@ def _jackknife(
     values = [value for value in without if value is not None]
     if whole is None or len(values) < max(2, len(domains)):
         return None, None
-    from scipy import stats
-
     num = len(values)
-    error = math.sqrt((num - 1) * float(np.var(values)))
-    half = float(stats.t.ppf(1 - 0.025 / num_tests, num - 1)) * error
+    half = t_quantile(num - 1, num_tests) * math.sqrt((num - 1) * float(np.var(values)))
     return max(least, whole - half), min(1.0, whole + half)
 
 

@@ -193,7 +193,7 @@ def before_rounds(
     views: Views,
     training: Client,
     seed: int,
-    on_step: "OnStep | None" = None,
+    on_step: "OnStep | None",
 ) -> dict[str, float]:
     """Train the private adapter in place through the stages before round 1, at the rate of round 1.
 

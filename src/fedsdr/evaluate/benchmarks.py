@@ -29,7 +29,8 @@ from fedsdr.storage import Event
 
 Item = TypeVar("Item")
 MAX_NEW_TOKENS: Mapping[str, int] = {"drop": 48, "bbh": 48, "humaneval": 384}
-"""Length limits of answers for tasks that differ from the default."""
+"""Length limits of answers for tasks that differ from the default, in tokens."""
+DEFAULT_LENGTH = 256
 
 
 def run_benchmarks(
@@ -41,10 +42,8 @@ def run_benchmarks(
     limit: int = 0,
     seed: int = 0,
     batch_size: int = 16,
-    max_new_tokens: int = 256,
     code_timeout: float = 5.0,
     runs_programs: bool = False,
-    mix: Mapping[Adapter, float] | None = None,
     answers: list[Event] | None = None,
 ) -> list[Event]:
     """Ask one model the questions of benchmarks.
@@ -58,10 +57,8 @@ def run_benchmarks(
         limit: Maximum number of questions of a task, sampled by `seed`; 0: all.
         seed: Seed of that sample.
         batch_size: Questions in one forward pass, and answers generated together.
-        max_new_tokens: Longest answer, unless `MAX_NEW_TOKENS` sets another limit.
         code_timeout: Time limit in seconds for a program written by the model.
         runs_programs: Whether tests may run; otherwise questions with tests are not asked for a program.
-        mix: Weights of the adapters; default: one.
         answers: Receives one record for each question and metric, with the model's answer.
 
     Returns:
@@ -83,10 +80,10 @@ def run_benchmarks(
                 f"  {name}: {len(coded)} questions have tests, which are programs and do not run: add"
                 " --run-programs if you trust the data"
             )
-        longest = MAX_NEW_TOKENS.get(name, max_new_tokens)
+        longest = MAX_NEW_TOKENS.get(name, DEFAULT_LENGTH)
         ways = ways_to_ask(questions, longest, code_timeout if runs_programs else 0)
         for some, config in ways:
-            with model.inference(active, mix):
+            with model.inference(active):
                 results, found = ask(model.base, name, some, config, batch_size)
             origin = {"origin": source.origin, "dataset": source.dataset}
             records += [record | origin for record in _records(name, some, results, found)]

@@ -1,7 +1,7 @@
 """Checkers of entailment: does one text support all claims of another?
 
 Input: pairs of premise and hypothesis. Output: True, False, or None without a verdict. Checkers make errors;
-`measure.paradox` measures their false positives on true responses and true paraphrases.
+`analysis.paradox` measures their false positives on true responses and true paraphrases.
 """
 
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ from fedsdr.errors import Unreachable
 from fedsdr.evaluate.benchmark_tasks import Question
 from fedsdr.evaluate.extraction import flexible_answer, is_accepted, program, strict_answer
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Sampling, stream
+from fedsdr.model.generation import Sampling, generate
 from fedsdr.model.likelihood import Question as Tokens
 from fedsdr.model.likelihood import scored_answers
 from fedsdr.progress import track
@@ -81,11 +81,11 @@ class HarnessModel(LM):
         """Greedy answers, up to the end of turn, `until`, or `max_gen_toks` of the first request."""
         prompts = [self._encode(request.args[0]) for request in requests]
         limits = requests[0].args[1]
-        written = stream(self.base, prompts, Sampling(limits["max_gen_toks"]), (), self.batch_size)
-        found = {row: answer.text for row, answer in track(written, "answers", [1] * len(prompts))}
+        answers = generate(self.base, prompts, Sampling(limits["max_gen_toks"]), num_rows=self.batch_size)
+        texts = [answer.text for answer in answers]
         for stop in limits["until"]:
-            found = {row: text.split(stop)[0] for row, text in found.items()}
-        return [found[row] for row in range(len(prompts))]
+            texts = [text.split(stop)[0] for text in texts]
+        return texts
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Not available: a conversation always has a prompt; see `TextModel`."""

@@ -105,7 +105,6 @@ def retention(
     data: Path | None,
     limit: int = MOST,
     batch_size: int = 16,
-    mix: Mapping[Adapter, float] | None = None,
     answers: list[Event] | None = None,
 ) -> list[Event]:
     """Ask the base and a tuned model the same questions.
@@ -117,7 +116,6 @@ def retention(
         data: A folder with the files listed in docs/data.md; None: lm-eval's data sets on the hub.
         limit: Maximum number of questions of a task, the same sample for every model; 0: all.
         batch_size: Questions in one forward pass.
-        mix: Weights of the adapters; default: one.
         answers: Receives one record for each task and metric, {"task", "metric", "base", "tuned"}, with the
             value of each question, in the same order for every model, and for losses "num_words".
 
@@ -144,7 +142,7 @@ def retention(
             say(f"  {name} is left out: {missing}")
             continue
         base = _of_base(model, task)
-        with model.inference(active, mix), within("tuned"):
+        with model.inference(active), within("tuned"):
             tuned = task.ask()
         num_words = tuned.pop("num_words", None)
         for metric, values in tuned.items():

@@ -22,10 +22,9 @@ from fedsdr.evaluate.confusion import count_labels
 from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, Route, Sampling, no_route, stream
+from fedsdr.model.generation import Answer, Route, Sampling, generate, no_route
 from fedsdr.model.likelihood import likeliest
 from fedsdr.model.loss import token_losses
-from fedsdr.progress import track
 from fedsdr.rows import Adapter
 from fedsdr.storage import Event, content_hash, locked, read_json, write_json
 
@@ -67,15 +66,14 @@ def answer(
     prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
     asked = [*zip(models or [0] * len(prompts), prompts, strict=True)]
     different = [*dict.fromkeys(asked)]
-    written = stream(
+    written = generate(
         base,
         [prompt for _, prompt in different],
         Sampling(scoring.max_new_tokens),
-        (),
-        scoring.batch_size,
-        lambda of_tokens: route([different[place][0] for place in of_tokens]),
+        num_rows=scoring.batch_size,
+        route=lambda of_tokens: route([different[place][0] for place in of_tokens]),
     )
-    answers = {different[place]: new for place, new in track(written, "answers", [1] * len(different))}
+    answers = dict(zip(different, written, strict=True))
     return [answers[one] for one in asked]
 
 
@@ -98,9 +96,9 @@ def evaluate(
         answering: Answers the examples; by default alone, possibly together with other clients' examples.
 
     Returns:
-        Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
-        one record for each prompt: of `judge`, with "nats", the sum of -log p over the "num_tokens" tokens
-        of its true response.
+        Metrics by domain, with the counts over which they are means (`metrics.METRICS`), and one record for
+        each prompt: of `judge`, with "nats", the sum of -log p over the "num_tokens" tokens of its true
+        response.
     """
     base = model.base
     with model.inference(active, mix):
@@ -131,7 +129,7 @@ def evaluate(
 
 
 def evaluate_base(
-    model: LoraModel, tests: TestSet, scoring: Eval, folder: Path, answering: Answering = answer
+    model: LoraModel, tests: TestSet, scoring: Eval, folder: Path, answering: Answering
 ) -> Evaluation:
     """Score the base model like `evaluate`, or load its scores from the cache in `folder`.
 

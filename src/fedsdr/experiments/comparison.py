@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, correct, ends, means
-from fedsdr.experiments.refutation import LEVEL, refutation
+from fedsdr.experiments.refutation import refutation
 from fedsdr.report.events import cost_records, data_size, total_costs
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
 from fedsdr.report.notices import Notice
 from fedsdr.report.sheets import NONE, Sheet, grouped, number, p_value, signed, signed_interval
+from fedsdr.stats import LEVEL
 from fedsdr.storage import Event
 
 COMPARED = {

@@ -232,13 +232,13 @@ def _pair(
     model: str,
     place: tuple[int, float],
     domains: Collection[str],
-    by: Collection[str],
+    validation: Collection[str],
 ) -> SeedPair:
-    """Gains in these domains; the control's points are selected by gains in `by`. Empty: all."""
+    """Gains in these domains; the control's points are selected by gains in `validation`. Empty: all."""
     curves: dict[int, list[Point]] = {}
     for (number_, _), record in control.points(model).items():
-        curves.setdefault(number_, []).append(point_of(control, record, domains, by))
-    point = point_of(run, run.points(model)[place], domains, by)
+        curves.setdefault(number_, []).append(point_of(control, record, domains, validation))
+    point = point_of(run, run.points(model)[place], domains, validation)
     first = next(iter(curves.values()))[0] if curves else None
     if (
         first is None

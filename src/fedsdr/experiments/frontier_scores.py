@@ -22,7 +22,7 @@ from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.loss import mean_losses
-from fedsdr.rows import Adapter
+from fedsdr.rows import Adapter, has_global
 from fedsdr.run_folder import RunFolder
 from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import Event
@@ -62,9 +62,9 @@ def frontier_scores(
         UserError: A control has no validation examples, or the run has no scalable model.
     """
     settings, model, method = run.settings, run.model, METHODS[run.settings.method]
-    has_global = method.shares and not AGGREGATIONS[settings.server.aggregation].kept
+    is_global = has_global(method, AGGREGATIONS[settings.server.aggregation])
     has_personal = method.has_private and method.personal == "sum"
-    if not has_global and not has_personal:
+    if not is_global and not has_personal:
         raise UserError(
             f"method = {settings.method}, server.aggregation = {settings.server.aggregation}: no model is the"
             " base plus a sum of adapters, the only kind that can be scaled"
@@ -83,7 +83,7 @@ def frontier_scores(
     found: list[Event] = [
         {"model": "base", "round": 0, "scale": 0.0, **_losses(model, Scaled({}), pooled, size)}
     ]
-    for number, some in scales.items() if has_global else ():
+    for number, some in scales.items() if is_global else ():
         shared, residual = load_round(RunFolder(run.folder), number, settings.adapter.rank)
         models = [Scaled({"shared": shared}, residual, scale) for scale in some]
         for one, kl in zip(models, divergences(model, answers, models, size), strict=True):

@@ -7,7 +7,6 @@ The rule, and its evaluation on completed trainings, are in `analysis.probe`.
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from fedsdr.data.files import file_rows
 from fedsdr.distill.rewrite import fall_back_where_cut, rewrite_together
 from fedsdr.distill.rewriting import Rewriting
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import data_of
+from fedsdr.federation.client_context import allowed, data_of
 from fedsdr.federation.model_cache import model_of
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import mean_losses
@@ -65,10 +64,8 @@ def probe(settings: Settings, num: int) -> Event:
         cache = Path(settings.run.cache or aside) / "rewritings"
         for client in clients:
             draw = random.Random(seed_for(settings.run.seed, "probe", client.id))
-            some = draw.sample(client.train, min(num, len(client.train)))
-            samples[client.id] = (
-                some if settings.runs_programs else [replace(example, tests="") for example in some]
-            )
+            train = allowed(settings, client).train
+            samples[client.id] = draw.sample(train, min(num, len(train)))
         pairs = [(examples, cache) for examples in samples.values()]
         found = rewrite_together(model, pairs, settings.distill, 2 * longest)
         for name, new in zip(samples, found, strict=True):

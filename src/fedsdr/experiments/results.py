@@ -82,7 +82,7 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[Comparison, Path]:
     pages = [(f"{arm}, seed {seed}", place / "report.html") for arm, seed, place in planned]
     links = [(name, str(page.relative_to(folder))) for name, page in pages if page.exists()]
     return comparison, write_grid_report(
-        folder, comparison, status, read_settings(example), environment, runs, links, drawing, refresh
+        folder, comparison, status, read_settings(example), environment, links, runs, drawing, refresh
     )
 
 

@@ -103,10 +103,11 @@ def prepare(message: Message, context: Context) -> Message:
     metrics: dict[str, float] = {"num_train": len(client.data.train), "num_test": len(client.data.test)}
     texts = {view: some for view, some in client.views.items() if view in ("raw", "distilled")}
     metrics |= {f"num_cut_{view}": count_cut(some) for view, some in texts.items()}
-    for part, examples in (("distill", client.data.train), ("distill-test", client.data.test)):
-        if rewritings := client.rewritings.get("train" if part == "distill" else "test"):
+    data = client.data
+    for kind, part, examples in (("distill", "train", data.train), ("distill-test", "test", data.test)):
+        if rewritings := client.rewritings.get(part):
             numbers = distill_metrics(examples, rewritings)
-            metrics |= {f"{part}/{name}": value for name, value in numbers.items()}
+            metrics |= {f"{kind}/{name}": value for name, value in numbers.items()}
     metrics["seconds"] = time.monotonic() - start + seconds_ahead.pop(client.id, 0.0)
     who = ConfigRecord({"id": client.id, "model": model_of(settings).base.identity})
     return Message(RecordDict({"client": who, "metrics": MetricRecord({**metrics})}), reply_to=message)

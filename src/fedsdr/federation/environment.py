@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Model, Run, Settings, Source
+from fedsdr.config import PACKED, Model, Run, Settings, Source
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.plugins import describe_plugins, describe_rows, require_functions
 from fedsdr.progress import say
@@ -53,7 +53,7 @@ def resolve(settings: Settings) -> Settings:
     threads = settings.run.threads or max(1, (os.cpu_count() or 1) // num_workers(settings.run))
     run = settings.run.model_copy(update={"threads": threads})
     model = resolve_for(settings)
-    if model.attention in ("grouped", "packed"):
+    if model.attention in PACKED:
         chosen = settings.model_copy(update={"run": run, "model": model})
         try:
             check_window(model_of(chosen).base.model, longest_asked(chosen))

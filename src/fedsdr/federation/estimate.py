@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedModel
 
-from fedsdr.config import Lora, Settings
+from fedsdr.config import PACKED, Lora, Settings
 from fedsdr.data.batching import collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
@@ -143,7 +143,7 @@ def memory(
         sum(num_learning[name] for name in stage.train) for stage in (*method.before_rounds, *method.stages)
     )
 
-    is_flat = model.attention in ("grouped", "packed")
+    is_flat = model.attention in PACKED
     longest = [sorted(client.train, key=_length)[-settings.client.batch_size :] for client in clients]
     num_tokens = max(collate(batch, is_flat).ids.size for batch in longest)
     num_state = sizes.num_state(model.attention)

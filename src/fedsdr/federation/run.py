@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsdr.callbacks import Callback, Watch, watching_steps
-from fedsdr.config import Client, Settings
+from fedsdr.config import Client, Federation, Settings
 from fedsdr.data.given import ClientRows, save_rows
 from fedsdr.errors import UserError
 from fedsdr.federation.environment import (
@@ -196,7 +196,7 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scor
 
             with _simulated(settings) as grid:
                 for one in missing:
-                    serve(grid, settings, only_round=one)
+                    serve(grid, _without_federation(settings), only_round=one)
     return read_json(run.evaluation(0)), read_json(run.evaluation(number))
 
 
@@ -227,7 +227,7 @@ def _finish(settings: Settings, grid: "Grid", watch: Watch, has_data: bool) -> R
     if is_old := folder.is_finished():
         say(f"{folder.path}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
     if has_data or not is_old:  # a finished run needs no clients
-        serve(grid, settings, watch=watch)
+        serve(grid, _without_federation(settings) if has_data else settings, watch=watch)
     if not has_data:  # by now the clients have reported their numbers
         described = read_json(folder.environment) | {"data": reported_data(folder)}
         write_json(folder.environment, described)
@@ -285,6 +285,11 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     if settings.eval.run_programs:  # depends on this machine, so it is not recorded
         for line in program_notices(data_of(settings)[0], True):
             say(f"  {line}")
+
+
+def _without_federation(settings: Settings) -> Settings:
+    """The settings of clients on this machine: none has to connect."""
+    return settings.model_copy(update={"federation": Federation()})
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
     if begun:
         say(f"  continuing after round {begun}")
     watch.start(settings, begun, past)
-    if rounds.is_due(begun):
+    if is_due(settings, begun):
         rounds.evaluate(begun)
     page = PageWriter(partial(write_report, folder.path, settings, REFRESH))
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
@@ -114,7 +114,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
         save_round(folder, server_round, arrays, residual, moments, lora, name)
         watch.on_round(round_record(events), events)
         remove_rounds(folder, server_round, settings.server)
-        if rounds.is_due(server_round):
+        if is_due(settings, server_round):
             rounds.evaluate(server_round)
     total.close()
 
@@ -184,10 +184,6 @@ class Rounds:
         left = ", ".join(filter(None, [f"{seconds:.0f} s", self.total.text()]))
         say(f"round {server_round} of {num_rounds}: {_losses(events)}, {left}")
         return events
-
-    def is_due(self, server_round: int) -> bool:
-        """Whether a round is evaluated."""
-        return is_due(self.settings, server_round)
 
     def evaluate(self, server_round: int) -> None:
         """Evaluate a round unless that is done already; write the pooled numbers."""

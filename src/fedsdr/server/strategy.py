@@ -264,8 +264,7 @@ class FedStrategy(Strategy):
             self.settings.server.max_norm,
             self.correction.has_control_variates,
         )
-        weight = prepared["weight"] if "weight" in prepared else prepared["num_train"]
-        return replace(update, num_examples=int(weight))
+        return replace(update, num_examples=int(prepared.get("weight") or prepared["num_train"]))
 
     def _check_scores(self, client: str, reply: Message) -> None:
         """Validate an evaluation reply and log it.
