@@ -291,8 +291,9 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
 def _simulated(settings: Settings) -> Iterator["Grid"]:
     """All clients of the run on this machine or a cluster, within the block."""
     from fedsdr.federation.client_app import app
-    from fedsdr.federation.client_context import data_of, rewrite_all
+    from fedsdr.federation.client_context import data_of
     from fedsdr.federation.local_engine import LocalGrid
+    from fedsdr.federation.rewritings import rewrite_all
 
     clients = RunFolder(settings.run.dir).clients
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
