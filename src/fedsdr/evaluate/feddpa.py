@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsdr.config import Eval
-from fedsdr.data.batching import by_length, collate
+from fedsdr.data.batching import collate, in_batches
 from fedsdr.data.conversation import Conversation
 from fedsdr.evaluate.scores import pool
 from fedsdr.evaluate.tasks import Evaluation, TestSet, evaluate
@@ -74,9 +74,10 @@ def _prompt_states(base: Base, conversations: Sequence[Conversation], batch_size
     """Last hidden state of the last token of each prompt (conversations, d), float32, on the CPU."""
     # Keep one response token: it is predicted at the last token of the prompt.
     prompts = [Conversation(c.ids[: c.prompt_length + 1], c.prompt_length) for c in conversations]
-    found: dict[int, Tensor] = {}
-    for rows in by_length([len(prompt.ids) for prompt in prompts], batch_size):
-        batch = collate([prompts[row] for row in rows], flat=base.keeps_apart)
+
+    def of_batch(some: list[Conversation]) -> Tensor:
+        batch = collate(some, flat=base.keeps_apart)
         states = last_states(base, batch).flatten(0, 1)[torch.from_numpy(batch.positions).to(base.device)]
-        found |= zip(rows, states.float().cpu(), strict=True)
-    return torch.stack([found[row] for row in range(len(prompts))])
+        return states.float().cpu()
+
+    return torch.stack(in_batches(prompts, [len(prompt.ids) for prompt in prompts], batch_size, of_batch))

@@ -18,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from fedsdr.data.batching import by_length
+from fedsdr.data.batching import in_batches
 from fedsdr.data.conversation import answered, prompt_turns
 from fedsdr.data.files import cut
 from fedsdr.data.sandbox import run_python
@@ -97,12 +97,11 @@ class HarnessModel(LM):
         return ids, [text[len(ids) :] for text in texts]
 
     def _likelihoods(self, questions: Sequence[Tokens]) -> list[list[tuple[float, bool]]]:
-        plan = by_length([len(prompt) for prompt, _ in questions], self.batch_size)
-        found: dict[int, list[tuple[float, bool]]] = {}
-        for rows in track(plan, "questions", [len(rows) for rows in plan]):
-            values = scored_answers(self.base, [questions[row] for row in rows], self.batch_size)
-            found |= zip(rows, values, strict=True)
-        return [found[row] for row in range(len(questions))]
+        def of_batch(some: list[Tokens]) -> list[list[tuple[float, bool]]]:
+            return scored_answers(self.base, some, self.batch_size)
+
+        lengths = [len(prompt) for prompt, _ in questions]
+        return in_batches(questions, lengths, self.batch_size, of_batch, "questions")
 
     def _encode(self, text: str) -> list[int]:
         return tokens(self.base.tokenizer, text)

@@ -6,7 +6,7 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from fedsdr.data.batching import by_length, row_width
+from fedsdr.data.batching import in_batches, row_width
 from fedsdr.data.conversation import encode
 from fedsdr.data.examples import Example
 from fedsdr.model.attention import additive
@@ -64,15 +64,17 @@ def scored_answers(
         alone = [(prompt, [answer]) for prompt, answers in questions for answer in answers]
         values = chain.from_iterable(scored_answers(base, alone, batch_size))
         return [list(islice(values, len(answers))) for _, answers in questions]
-    found: dict[int, list[tuple[float, bool]]] = {}
-    lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
-    for batch in by_length(lengths, batch_size):
-        width = row_width(max(lengths[number] for number in batch))
-        found |= zip(batch, _of_batch(base, [questions[number] for number in batch], width), strict=True)
-    return [found[number] for number in range(len(questions))]
+    lengths = [_length(question) for question in questions]
+    return in_batches(questions, lengths, batch_size, lambda some: _of_batch(base, some))
 
 
-def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[list[tuple[float, bool]]]:
+def _length(question: Question) -> int:
+    prompt, answers = question
+    return len(prompt) + sum(map(len, answers))
+
+
+def _of_batch(base: Base, questions: Sequence[Question]) -> list[list[tuple[float, bool]]]:
+    width = row_width(max(map(_length, questions)))
     ids = torch.zeros(len(questions), width, dtype=torch.long)
     places = torch.zeros_like(ids)
     part = torch.full_like(ids, -1)  # 0: prompt, k: answer k, -1: padding

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsdr.data.batching import Batch, by_length, collate
+from fedsdr.data.batching import Batch, by_length, collate, in_batches
 from fedsdr.data.conversation import Conversation
 from fedsdr.model.attention import in_one_row
 from fedsdr.model.base import Base
@@ -139,17 +139,17 @@ def token_losses(base: Base, conversations: Sequence[Conversation], batch_size: 
     Call it inside `LoraModel.inference`.
     """
     head = base.model.get_output_embeddings()
-    found: dict[int, list[float]] = {}
-    for rows in by_length([len(conversation.ids) for conversation in conversations], batch_size):
-        batch = [conversations[row] for row in rows]
+
+    def of_batch(batch: list[Conversation]) -> list[list[float]]:
         pairs = zip(*(part.split(FEW) for part in response_states(base, batch)), strict=True)
         losses = iter(
             loss
             for states, targets in pairs
             for loss in _to_gradient(head(states), targets[:, None]).tolist()
         )
-        found |= {row: [next(losses) for _ in range(conversations[row].num_response_tokens)] for row in rows}
-    return [found[row] for row in range(len(conversations))]
+        return [[next(losses) for _ in range(one.num_response_tokens)] for one in batch]
+
+    return in_batches(conversations, [len(one.ids) for one in conversations], batch_size, of_batch)
 
 
 def mean_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[float]:
@@ -170,12 +170,13 @@ def mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> N
 
     Call it inside `LoraModel.inference`.
     """
-    found: dict[int, NDArray[np.float32]] = {}
-    for rows in by_length([len(text.ids) for text in texts], batch_size):
-        states = response_states(base, [texts[row] for row in rows])[0].float().cpu().numpy()
-        ends = np.cumsum([texts[row].num_response_tokens for row in rows])
-        found |= zip(rows, [part.mean(axis=0) for part in np.split(states, ends[:-1])], strict=True)
-    return np.stack([found[row] for row in range(len(texts))])
+
+    def of_batch(batch: list[Conversation]) -> list[NDArray[np.float32]]:
+        states = response_states(base, batch)[0].float().cpu().numpy()
+        ends = np.cumsum([text.num_response_tokens for text in batch])
+        return [part.mean(axis=0) for part in np.split(states, ends[:-1])]
+
+    return np.stack(in_batches(texts, [len(text.ids) for text in texts], batch_size, of_batch))
 
 
 def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size: int) -> tuple[float, int]:
