@@ -160,8 +160,8 @@ def load_adapters(
         path = ("round", server_round) if plan.aggregation.is_fresh else ()
         model.initialise("shared", seed_for(plan.seed, "shared", *path))
     drawn = {key: value.numpy() for key, value in model.state("shared").items()}
-    own = {key: value for key, value in state.arrays.items() if plan.aggregation.keeps(key)}
-    model.load("shared", wire.pad(wire.cut(drawn | sent.shared | own, rank), shapes))
+    whole = drawn | sent.shared | state.kept(plan.aggregation)
+    model.load("shared", wire.pad(wire.cut(whole, rank), shapes))
     model.load_residual(sent.residual)
     if state.adapter is not None:
         model.load("private", state.adapter)
@@ -172,7 +172,7 @@ def load_adapters(
 
 def has_own_model(state: State, aggregation: Aggregation) -> bool:
     """Whether the client has trained before and saved an adapter, or a factor, of its own."""
-    return state.adapter is not None or any(map(aggregation.keeps, state.arrays))
+    return state.adapter is not None or bool(state.kept(aggregation))
 
 
 def _prepare(

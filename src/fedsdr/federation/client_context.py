@@ -7,7 +7,7 @@ from typing import Literal
 
 from fedsdr.config import Distill, Run, Settings
 from fedsdr.data.checks import program_passes
-from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.conversation import Conversation, encode_all
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, own_data, partition
@@ -157,9 +157,8 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
     def conversations(
         examples: Sequence[Example], new: Sequence[Rewriting] | None = None
     ) -> list[Conversation]:
-        texts = [one.distilled for one in new] if new else [example.response for example in examples]
-        pairs = zip(examples, texts, strict=True)
-        return [encode(model.base.tokenizer, example, text, longest) for example, text in pairs]
+        texts = [one.distilled for one in new] if new else None
+        return encode_all(model.base.tokenizer, examples, longest, texts)
 
     def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
         path = ClientFolder(folder).rewritings(part)

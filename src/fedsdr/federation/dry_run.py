@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsdr.config import Model, Settings
-from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.conversation import Conversation, encode_all
 from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
@@ -161,11 +161,7 @@ def _in_tokens(
     """The clients' conversations; if unknown, the longest allowed, half of it response."""
     longest = settings.model.max_length
     if data is not None and tokenizer is not None:
-        parts = [
-            [[encode(tokenizer, e, e.response, longest) for e in some] for some in (c.train, c.test)]
-            for c in data
-        ]
-        return [Client(train, test) for train, test in parts]
+        return [Client(*(encode_all(tokenizer, some, longest) for some in (c.train, c.test))) for c in data]
     text = Conversation((0,) * longest, longest // 2)
     unknown.append(f"lengths; assuming {longest} tokens for each conversation, half of them response")
     if data is not None:
