@@ -50,7 +50,9 @@ def private_weights(
     return (max_weight * similar.clamp(min=0)).tolist()
 
 
-def evaluate_weighed(model: LoraModel, tests: TestSet, weights: Sequence[float], scoring: Eval) -> Evaluation:
+def evaluate_weighted(
+    model: LoraModel, tests: TestSet, weights: Sequence[float], scoring: Eval
+) -> Evaluation:
     """Score shared and private adapter together, like `tasks.evaluate`, one test example at a time.
 
     Slow: no two prompts share a batch. The record of a prompt contains the weight of its private adapter.

@@ -210,7 +210,7 @@ def _personal_of(
 ) -> dict[str, Tensor]:
     """A client's personalised model of a round, as one adapter."""
     run, method = RunFolder(settings.run.dir), METHODS[settings.method]
-    if method.personal == "weighed":
+    if method.personal == "weighted":
         raise UserError(
             f"method = {settings.method} weights a client's adapters for each prompt, which no single"
             " adapter can do; export the global model, without --client"
