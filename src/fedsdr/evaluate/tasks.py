@@ -61,7 +61,7 @@ def answer(
         base: The model, with the desired adapters active.
         examples: Test examples.
         scoring: Lengths and batches.
-        models: If several models answer (`model.several`): the one of each example.
+        models: If several models answer (`model.multi_lora`): the one of each example.
         route: Given the model of each token of the next forward pass.
     """
     prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]

@@ -87,7 +87,7 @@ def _named(model: str | tuple[Any, Any] | None) -> Iterator[str]:
     if not isinstance(model, tuple):
         yield model or ""
         return
-    from fedsdr.model.memory import lent
+    from fedsdr.model.in_memory import lent
 
     with lent(*model) as name:
         yield name

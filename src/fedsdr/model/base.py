@@ -44,7 +44,7 @@ BUILT_IN: Mapping[str, dict[str, str]] = {
 MEMORY = "memory:"
 """Prefix of the name of a model passed in memory; its hash follows."""
 IN_MEMORY: dict[str, Path] = {}
-"""In-memory models by name, and the folder where each is saved while lent (`model.memory`)."""
+"""In-memory models by name, and the folder where each is saved while lent (`model.in_memory`)."""
 
 
 @dataclass(frozen=True)
