@@ -32,9 +32,9 @@ from fedsdr.distill.select import likelier, select
 from fedsdr.methods import GIVEN
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
+from fedsdr.model.chat_template import as_taken
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
-from fedsdr.model.template import as_taken
 from fedsdr.plugins import FUNCTIONS
 from fedsdr.progress import here, say, track, within
 from fedsdr.rows import Rewriter

@@ -28,8 +28,7 @@ from fedsdr.evaluate.benchmark_tasks import Question
 from fedsdr.evaluate.extraction import flexible_answer, is_accepted, program, strict_answer
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Sampling, stream
-from fedsdr.model.likelihood import Question as Tokens
-from fedsdr.model.likelihood import scored_answers
+from fedsdr.model.likelihood import TokenisedQuestion, scored_answers
 from fedsdr.progress import track
 
 Doc = dict[str, Any]
@@ -91,13 +90,13 @@ class HarnessModel(LM):
         """Not available: a conversation always has a prompt; see `TextModel`."""
         raise NotImplementedError
 
-    def _question(self, prompt: str, answers: Sequence[str]) -> Tokens:
+    def _question(self, prompt: str, answers: Sequence[str]) -> TokenisedQuestion:
         ids = self._encode(prompt)
         texts = [self._encode(f"{prompt}{self.start}{answer.strip()}{self.end}") for answer in answers]
         return ids, [text[len(ids) :] for text in texts]
 
-    def _likelihoods(self, questions: Sequence[Tokens]) -> list[list[tuple[float, bool]]]:
-        def of_batch(some: list[Tokens]) -> list[list[tuple[float, bool]]]:
+    def _likelihoods(self, questions: Sequence[TokenisedQuestion]) -> list[list[tuple[float, bool]]]:
+        def of_batch(some: list[TokenisedQuestion]) -> list[list[tuple[float, bool]]]:
             return scored_answers(self.base, some, self.batch_size)
 
         lengths = [len(prompt) for prompt, _ in questions]
@@ -134,7 +133,7 @@ class TextModel(HarnessModel):
         tokenizer = self.base.tokenizer
         return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
-    def _question(self, prompt: str, answers: Sequence[str]) -> Tokens:
+    def _question(self, prompt: str, answers: Sequence[str]) -> TokenisedQuestion:
         if not prompt:
             return [self._first], [self._encode(answer) for answer in answers]
         read, stem = self.base.tokenizer, prompt.rstrip()

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsdr.analysis.alignment import LEAST_WORDS, text_alignment
 from fedsdr.analysis.gradients import gradient_alignment
-from fedsdr.analysis.probe import MOST_WORDS, advice, judge, read_cases
+from fedsdr.analysis.probe import MOST_WORDS, advice, evaluate_rule, read_cases
 from fedsdr.config import Settings
 from fedsdr.data.checks import lost, num_words
 from fedsdr.data.conversation import Conversation, encode_all
@@ -205,7 +205,7 @@ def judge_cases(path: Path) -> Event:
     Raises:
         UserError: A case is malformed, or all outcomes have the same sign.
     """
-    return judge(read_cases(file_rows(path)))
+    return evaluate_rule(read_cases(file_rows(path)))
 
 
 def cases_sheet(found: Event) -> Sheet:

@@ -47,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Client:
+class ClientTexts:
     """A client's data, in tokens."""
 
     train: Sequence[Conversation]
@@ -120,7 +120,7 @@ def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
 
 
 def memory(
-    settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: bool, rewrites: bool = True
+    settings: Settings, sizes: Sizes, clients: Sequence[ClientTexts], is_gpu: bool, rewrites: bool = True
 ) -> list[Part]:
     """Memory of the machine that trains, in bytes.
 

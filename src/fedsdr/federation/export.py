@@ -23,8 +23,8 @@ from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import find, find_on_hub, load_base, public_name, quiet
+from fedsdr.model.chat_template import settle_template
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.template import settle_template
 from fedsdr.progress import say
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import RunFolder, checked_round, list_rounds, read_settings

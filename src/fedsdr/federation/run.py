@@ -249,7 +249,7 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     from fedsdr.data.summary import program_notices
     from fedsdr.federation.client_context import data_of
     from fedsdr.federation.model_cache import model_of
-    from fedsdr.model.template import describe_template
+    from fedsdr.model.chat_template import describe_template
     from fedsdr.report.notices import data_notices
 
     data, client = environment["data"], settings.client

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Model
 from fedsdr.errors import UnfitAttention, UserError
+from fedsdr.model.chat_template import settle_template
 from fedsdr.model.checks import check_head, check_length, settle_tokens
 from fedsdr.model.download import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
 from fedsdr.model.quantization import quantization, settle_kernels
-from fedsdr.model.template import settle_template
 from fedsdr.model.tiny import build_tiny
 
 if TYPE_CHECKING:
