@@ -9,7 +9,7 @@ View = Literal["raw", "distilled", "mixed", "likely"]
 """mixed: raw and distilled examples together, twice as many. likely: raw examples, with tokens weighted by
 their likelihood under the base (`distill.token_mask`)."""
 MessageDtype = Literal["float32", "float16", "int8"]
-Personal = Literal["sum", "weighed", "fused", "own"]
+Personal = Literal["sum", "weighted", "fused", "own"]
 """What a client's personalised model is (`PERSONAL`)."""
 LocalOptimizer = Literal["adamw", "sgd"]
 Factor = Literal["A", "B"]
@@ -156,6 +156,11 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Rewriter(Named):
+    """A prompt for the teacher; its wording is in `distill.prompts`."""
+
+
+@dataclass(frozen=True)
 class Aggregation(Named):
     """How the clients' LoRA factors become one target; its function is in `server.aggregate`."""
 
@@ -170,18 +175,18 @@ class Aggregation(Named):
     """Whether part of the target is added to the base, as a third pair of factors (the residual)."""
     is_fresh: bool = False
     """Whether every round starts with new random factors, which need no broadcast."""
-    is_turned: bool = False
+    is_rotated: bool = False
     """Whether each client's factors are rotated before they are aggregated."""
     ranks: Literal["one", "any", "several"] = "one"
     """Whether clients must have the same rank (one), may differ (any) or must differ (several)."""
 
-    is_own: bool = False
+    is_plugin: bool = False
     """Whether it is a plugin's (`plugins`), which itself decides how the clients' values are combined."""
 
     @property
     def is_plain(self) -> bool:
         """Whether the server takes the plain mean of every transmitted value."""
-        is_mean = self.is_linear and not self.is_own and not self.is_turned
+        is_mean = self.is_linear and not self.is_plugin and not self.is_rotated
         return is_mean and not self.kept and self.ranks == "one"
 
     def keeps(self, key: str) -> bool:

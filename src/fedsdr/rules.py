@@ -14,12 +14,12 @@ RULES = (
         "does not aggregate each number for itself",
     ),
     Rule(
-        {"server.aggregation": lambda row: row.is_own},
+        {"server.aggregation": lambda row: row.is_plugin},
         {"server.robust": ("none",)},
         "decides itself how the clients' numbers become one",
     ),
     Rule(
-        {"server.aggregation": lambda row: row.is_turned},
+        {"server.aggregation": lambda row: row.is_rotated},
         {"communication.dtype": ("float32",)},
         "rotates what a client sends, but not what rounding took off its earlier messages",
     ),
@@ -29,7 +29,7 @@ RULES = (
         "keeps part of the adapter at the client, which no broadcast anchors",
     ),
     Rule(
-        {"server.aggregation": lambda row: row.is_turned or not row.is_linear},
+        {"server.aggregation": lambda row: row.is_rotated or not row.is_linear},
         {"method": lambda row: row.on_receive == "take"},
         "makes new factors in each round, which have no numbers in common with a client's last ones",
     ),
@@ -161,15 +161,15 @@ RULES = (
 )
 
 USES = (
-    Use("feddpa", "method", lambda row: row.personal == "weighed"),
+    Use("feddpa", "method", lambda row: row.personal == "weighted"),
     Use("fdlora.before_steps", "method", lambda row: row.before_rounds),
     Use("fdlora.num_examples", "method", lambda row: row.personal == "fused"),
     Use("fdlora.num_evaluations", "method", lambda row: row.personal == "fused"),
     Use("fedala", "method", lambda row: row.on_receive == "adapt"),
     Use("token_mask", "method", lambda row: "likely" in row.views),
     Use("client.mu", "client.drift_correction", lambda row: row.weight > 0),
-    Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
-    Use("server.rotation_reference", "server.aggregation", lambda row: row.is_turned),
+    Use("server.rotation", "server.aggregation", lambda row: row.is_rotated),
+    Use("server.rotation_reference", "server.aggregation", lambda row: row.is_rotated),
     Use("server.num_byzantine", "server.robust", lambda row: row.num_needed(1) > row.num_needed(0)),
     Use("server.learning_rate", "server.optimizer", lambda row: "learning_rate" in row.reads),
     Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),

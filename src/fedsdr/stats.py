@@ -21,7 +21,7 @@ NUM_HALVES = 200
 
 
 def t_quantile(freedom: int, num_tests: int = 1) -> float:
-    """97.5 % point of Student's t distribution, for two-sided 95 % intervals; with several tests Bonferroni's."""
+    """97.5 % point of Student's t distribution: two-sided 95 % intervals. Of several tests: Bonferroni's."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 1 - 0.025 / num_tests))

@@ -8,7 +8,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, matthews_corrcoef
 from fedsdr.data.examples import Example
 from fedsdr.evaluate.confusion import count_labels, label_scores, sum_labels
 from fedsdr.evaluate.scores import pool, table_of_round
-from fedsdr.evaluate.tasks import judge
+from fedsdr.evaluate.tasks import score_answer
 from fedsdr.metrics import ALWAYS_SCORED
 from fedsdr.model.generation import Answer
 
@@ -19,7 +19,7 @@ def counted(pairs: list[tuple[str, str]], choices: tuple[str, ...] = CHOICES) ->
     """Counts over (true label, answer); the likeliest choice is always the first one."""
     examples = [Example("Label?", label, "finance", label=label, choices=choices) for label, _ in pairs]
     records = [
-        judge(example, Answer(text, True, 1), 5, choices[0])
+        score_answer(example, Answer(text, True, 1), 5, choices[0])
         for example, (_, text) in zip(examples, pairs, strict=True)
     ]
     return dict(count_labels(examples, records))
@@ -88,7 +88,7 @@ def test_where_each_row_has_choices_of_its_own_there_are_no_classes():
     examples = [
         Example("Who?", name, "names", label=name, choices=(name, "no one")) for name in ("Ada", "Bo")
     ]
-    records = [judge(example, Answer(example.label, True, 1), 5, "no one") for example in examples]
+    records = [score_answer(example, Answer(example.label, True, 1), 5, "no one") for example in examples]
     assert count_labels(examples, records) == {}
 
 

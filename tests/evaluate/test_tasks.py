@@ -10,7 +10,7 @@ from fedsdr.config import Eval, Lora, Settings
 from fedsdr.data.conversation import encode, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.evaluate import tasks
-from fedsdr.evaluate.tasks import TestSet, answer, choose, evaluate, judge, summarise
+from fedsdr.evaluate.tasks import TestSet, answer, choose, evaluate, score_answer, summarise
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer
@@ -39,12 +39,12 @@ OPEN = Example("Why?", "Because.", "general")
     ],
 )
 def test_an_answer_is_right_if_it_keeps_the_examples_ground_truth(example, text, right, lost):
-    record = judge(example, Answer(text, True, 3), code_timeout=5)
+    record = score_answer(example, Answer(text, True, 3), code_timeout=5)
     assert (record["right"], record["lost"]) == (right, lost)
 
 
 def test_the_record_of_a_prompt_holds_what_a_reader_needs_to_judge_it_anew():
-    record = judge(SUM, Answer("6", False, 1), code_timeout=5)
+    record = score_answer(SUM, Answer("6", False, 1), code_timeout=5)
     assert record == {
         "domain": "math",
         "instruction": "2 plus 3?",
@@ -69,9 +69,9 @@ def test_hand_counted_means():
     two with choices, one has its label for the likeliest.
     """
     records = [
-        judge(LABELLED, Answer("It is positive.", True, 4), 5, "NEGATIVE"),
-        judge(LABELLED, Answer("Sure, it is negative.", True, 5), 5, "POSITIVE"),
-        judge(OPEN, Answer("So", False, 1), 5),
+        score_answer(LABELLED, Answer("It is positive.", True, 4), 5, "NEGATIVE"),
+        score_answer(LABELLED, Answer("Sure, it is negative.", True, 5), 5, "POSITIVE"),
+        score_answer(OPEN, Answer("So", False, 1), 5),
     ]
     assert summarise(records) == pytest.approx(
         {
@@ -92,7 +92,7 @@ def test_hand_counted_means():
 
 
 def test_where_nothing_can_be_judged_there_is_no_score_rather_than_zero():
-    metrics = summarise([judge(OPEN, Answer("So", True, 1), 5)])
+    metrics = summarise([score_answer(OPEN, Answer("So", True, 1), 5)])
     assert "score" not in metrics
     assert metrics["num_scored"] == 0
 
@@ -167,4 +167,4 @@ def test_the_choice_is_the_likeliest_whole_answer(tiny_base: Base):
 def test_spellings_of_one_label_are_one_choice():
     """Went wrong: of "Positive" and "positive" in one domain one was always the wrong choice."""
     example = Example("?", "positive", "finance", label="positive", choices=("Positive", "positive"))
-    assert summarise([judge(example, Answer("positive", True, 1), 5, "Positive")])["choice_score"] == 1
+    assert summarise([score_answer(example, Answer("positive", True, 1), 5, "Positive")])["choice_score"] == 1

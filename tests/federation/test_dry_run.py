@@ -12,7 +12,7 @@ from fedsdr.compatibility import allowed_with
 from fedsdr.config import Model, Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.federation.estimate import Client, memory, sizes_of
+from fedsdr.federation.estimate import ClientTexts, memory, sizes_of
 from fedsdr.methods import AGGREGATIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
@@ -98,7 +98,9 @@ def test_four_bits_checkpointing_and_small_batches_need_less(tiny_settings: Make
     def parts(**chosen: Any) -> dict[str, float]:
         settings = tiny_settings(**{"model.attention": "sdpa", "model.checkpointing": "off", **chosen})
         sizes = sizes_of(load_skeleton(settings.model)[0], settings.lora)
-        return {p.name: p.num_bytes for p in memory(settings, sizes, [Client(texts, texts)], is_gpu=True)}
+        return {
+            p.name: p.num_bytes for p in memory(settings, sizes, [ClientTexts(texts, texts)], is_gpu=True)
+        }
 
     plain = parts()
     # The tiny model has 2 layers of 2 (64 64 + 64 32 + 64 * 128) + 64 * 128 weights, in float32 four bytes each.

@@ -31,7 +31,7 @@ from fedsdr.model.adapter_files import load_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer, generate
-from fedsdr.model.several import several
+from fedsdr.model.multi_lora import several
 from fedsdr.progress import here
 from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings

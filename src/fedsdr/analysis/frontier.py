@@ -55,7 +55,7 @@ MARGIN = 0.03
 ROUNDING = 1 + 1e-9
 """Tolerance for summation order, so that the control's own last point is within its range."""
 NUM_DRAWS = 2000
-Word = Literal["better", "worse", "no worse", "undecided", "not comparable"]
+Verdict = Literal["better", "worse", "no worse", "undecided", "not comparable"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class SeedPair:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CostComparison:
     """A model against the control at equal cost."""
 
     by_seed: Sequence[float]
@@ -141,7 +141,7 @@ def _better(
     return np.where(taken, other[0], best[0]), np.where(taken, other[1], best[1])
 
 
-def against_control(seeds: Sequence[SeedPair]) -> Comparison:
+def against_control(seeds: Sequence[SeedPair]) -> CostComparison:
     """Compare a model with the control at its cost, seed by seed, and over seeds and examples."""
     plain = [_weighed(pair, _equal(pair)) for pair in seeds]
     beyond = [bool(cost > max(c.max() for c in costs) * ROUNDING) for costs, _, _, cost, _ in plain]
@@ -151,7 +151,7 @@ def against_control(seeds: Sequence[SeedPair]) -> Comparison:
     gains = [float(gain) for *_, gain in shown]
     by_seed = [gain - other for gain, other in zip(gains, controls, strict=True)] if inside else []
     low, high = (None, None) if any(beyond) else _bootstrap(seeds)
-    return Comparison(
+    return CostComparison(
         by_seed,
         int(sum(beyond)),
         float(np.mean([cost for *_, cost, _ in shown])),
@@ -176,7 +176,7 @@ def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float
     return _ends(_drawn(strata, rng) @ values.T, rng)
 
 
-def words(comparisons: Sequence[Comparison]) -> list[tuple[Word, float | None]]:
+def verdicts(comparisons: Sequence[CostComparison]) -> list[tuple[Verdict, float | None]]:
     """Verdict on each of several arms, and its p value by Holm over them.
 
     better, worse: p < 0.05 and an interval on that side of 0. no worse: an interval above -0.03 nats.
@@ -185,10 +185,10 @@ def words(comparisons: Sequence[Comparison]) -> list[tuple[Word, float | None]]:
     ps: dict[int, float] = dict(
         zip(tested, holm([t.p for one in comparisons if (t := one.test)]), strict=True)
     )
-    return [(_word(one, ps.get(place)), ps.get(place)) for place, one in enumerate(comparisons)]
+    return [(_verdict(one, ps.get(place)), ps.get(place)) for place, one in enumerate(comparisons)]
 
 
-def _word(one: Comparison, p: float | None) -> Word:
+def _verdict(one: CostComparison, p: float | None) -> Verdict:
     if one.num_beyond:
         return "not comparable"
     if one.low is None or one.high is None:

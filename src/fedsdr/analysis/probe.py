@@ -70,7 +70,7 @@ def read_cases(rows: Sequence[Row]) -> list[Case]:
     return [row for _, row in rows]
 
 
-def judge(cases: Sequence[Case]) -> Event:
+def evaluate_rule(cases: Sequence[Case]) -> Event:
     """How well each feature predicts the cases in which rewriting helps, those with a mean outcome above 0.
 
     - auc: share of pairs of a case that gained and one that did not that the feature ranks correctly, with

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from fedsdr.data.examples import Example
 from fedsdr.errors import Unreachable, UserError
-from fedsdr.evaluate.benchmark_tasks import FILES, Question, Source, from_examples, from_folder, from_hub
+from fedsdr.evaluate.benchmark_tasks import FILES, Question, TaskData, from_examples, from_folder, from_hub
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.progress import say, within
@@ -150,7 +150,7 @@ def ask(
     return result["results"][name], [_answered(name, questions, one) for one in result["samples"][name]]
 
 
-def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, Source]]:
+def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, TaskData]]:
     """Questions of every selected task, by name."""
     if data is None or isinstance(data, Path):
         known = list(FILES)
@@ -160,7 +160,7 @@ def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Ite
         if name not in known:
             raise UserError(f"tasks: unknown benchmark {name!r}; known ones: {', '.join(known)}")
     for name in tasks or known:
-        source: Source | None
+        source: TaskData | None
         if data is None:
             source, missing = from_hub(name), ""
         elif isinstance(data, Path):

@@ -60,7 +60,7 @@ def answer(
         base: The model, with the desired adapters active.
         examples: Test examples.
         scoring: Lengths and batches.
-        models: If several models answer (`model.several`): the one of each example.
+        models: If several models answer (`model.multi_lora`): the one of each example.
         route: Given the model of each token of the next forward pass.
     """
     prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
@@ -97,7 +97,7 @@ def evaluate(
 
     Returns:
         Metrics by domain, with the counts over which they are means (`metrics.METRICS`), and one record for
-        each prompt: of `judge`, with "nats", the sum of -log p over the "num_tokens" tokens of its true
+        each prompt: of `score_answer`, with "nats", the sum of -log p over the "num_tokens" tokens of its true
         response.
     """
     base = model.base
@@ -112,7 +112,8 @@ def evaluate(
         for domain in sorted({example.domain for example in tests.examples}):
             rows = [row for row, example in enumerate(tests.examples) if example.domain == domain]
             new = [
-                judge(tests.examples[row], answers[row], scoring.code_timeout, chosen[row]) for row in rows
+                score_answer(tests.examples[row], answers[row], scoring.code_timeout, chosen[row])
+                for row in rows
             ]
             metrics = summarise(new, scoring.text_scores)
             metrics |= count_labels([tests.examples[row] for row in rows], new)
@@ -156,8 +157,8 @@ def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str
     return [found.get(row) for row in range(len(examples))]
 
 
-def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
-    """Judge one answer: the record of its prompt.
+def score_answer(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
+    """Score one answer: the record of its prompt.
 
     `right` is None if the example has no ground truth, `chosen` and `given` if it has no label or no choices;
     `given` is the label that the answer gives, "" for none. Thinking that never ends is not an answer, and
@@ -186,7 +187,7 @@ def summarise(records: Sequence[Event], text_scores: str = "free text") -> dict[
     """Means over the records of one domain; scores only if something could be judged.
 
     Args:
-        records: From `judge`.
+        records: From `score_answer`.
         text_scores: Selects the answers to compare word by word with the true response (`eval.text_scores`).
     """
     num = len(records)

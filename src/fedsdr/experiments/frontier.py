@@ -13,12 +13,12 @@ import numpy as np
 from fedsdr.analysis.frontier import (
     MARGIN,
     Array,
-    Comparison,
+    CostComparison,
     Curve,
     SeedPair,
     against_control,
     domain_weights,
-    words,
+    verdicts,
 )
 from fedsdr.errors import UserError
 from fedsdr.report.sheets import NONE, Sheet, number, p_value, signed, signed_interval
@@ -106,11 +106,12 @@ def frontier(
                     for arm in arms
                 }
                 compared = {arm: against_control(some) for arm, some in pairs.items() if some}
-                verdicts = words(list(compared.values()))
                 found += [
                     {"arm": arm, "model": model, "round": place[0], "scale": place[1], "of": of,
                      **_record(one), "num_examples": len(pairs[arm][0].test), "p_holm": p, "verdict": word}
-                    for (arm, one), (word, p) in zip(compared.items(), verdicts, strict=True)
+                    for (arm, one), (word, p) in zip(
+                        compared.items(), verdicts([*compared.values()]), strict=True
+                    )
                 ]  # fmt: skip
     return found
 
@@ -209,7 +210,7 @@ def seeds(record: Event) -> str:
     return f"{record['num_seeds']}" + (f", {n} beyond" if (n := record["num_beyond"]) else "")
 
 
-def _record(one: Comparison) -> Event:
+def _record(one: CostComparison) -> Event:
     d = one.by_seed
     return {
         "num_seeds": len(d),

@@ -110,7 +110,6 @@ def _personalised(
     scales: Sequence[float],
 ) -> Iterator[Event]:
     settings, last, clients = run.settings, run.settings.server.num_rounds, list(parts["test"])
-    keeps = AGGREGATIONS[settings.server.aggregation].keeps
     shared: Arrays = {}
     residual: Arrays = {}
     if METHODS[settings.method].shares:
@@ -119,7 +118,7 @@ def _personalised(
         of_client: list[tuple[Event, list[float]]] = []
         for number, client in enumerate(clients):
             state = load_state(RunFolder(run.folder).client(client).path, last + 1, True)
-            own, kept = state.adapter, {key: value for key, value in state.arrays.items() if keeps(key)}
+            own, kept = state.adapter, state.kept(AGGREGATIONS[settings.server.aggregation])
             if own is None:
                 raise UserError(f"client {client} was never sampled, so it has no model of its own")
             adapters: dict[Adapter, Mapping[str, Values]] = {"private": own}

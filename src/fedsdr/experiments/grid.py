@@ -105,7 +105,7 @@ class Grid(Section):
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """The runs of a grid, and their baselines."""
 
     runs: dict[tuple[str, int], Settings]
@@ -119,7 +119,7 @@ class Plan:
     """Description of what is equal -> the group of arms compared on it."""
 
 
-def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
+def read_grid(path: Path, folder: Path, jobs: int = 0) -> GridPlan:
     """Read a grid and check the settings of all its runs.
 
     Args:
@@ -142,8 +142,8 @@ def with_rate(settings: Settings, rate: float) -> Settings:
     return _update(settings, "client", learning_rate=rate)
 
 
-def _plan(grid: Grid, folder: Path, jobs: int) -> Plan:
-    plan = Plan({}, {}, {}, {})
+def _plan(grid: Grid, folder: Path, jobs: int) -> GridPlan:
+    plan = GridPlan({}, {}, {}, {})
     arms, budgets = grid.settings_of_arms(), grid.budgets or [""]
 
     def load(own: Own, arm: str, place: str, seed: Any) -> Settings:

@@ -20,13 +20,13 @@ from fedsdr.experiments.frontier_scores import frontier_scores, one_word
 from fedsdr.experiments.measured_run import MeasuredRun
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
-from fedsdr.federation.export import require_global
+from fedsdr.federation.export import load_global
 from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
-from fedsdr.server.checkpoint import load_round, load_updates
+from fedsdr.server.checkpoint import load_updates
 from fedsdr.storage import Event, read_lines, rewrite_lines
 
 MOST_GRADIENTS, MOST_MAPPED = 32, 60
@@ -111,16 +111,10 @@ def _survival(run: MeasuredRun) -> Event:
 
 def _global_model(run: MeasuredRun, name: str) -> LoraModel:
     """The model with the shared adapter of the last round, for questions from --data."""
-    require_global(run.settings, f"{name} compares the base and the global model")
     data = run.options.data
     if data not in ("", "hub") and not Path(data).is_dir():
         raise UserError(f"--data = {data} is not a folder; set one in the layout of docs/data.md, or hub")
-    last = checked_round(run.folder, None)
-    shared, residual = load_round(RunFolder(run.folder), last, run.settings.adapter.rank)
-    model = run.model
-    model.load("shared", shared)
-    model.load_residual(residual)
-    return model
+    return load_global(run.folder, run.settings, f"{name} compares the base and the global model")
 
 
 def _retention(run: MeasuredRun) -> Event:

@@ -13,10 +13,10 @@ import numpy as np
 
 from fedsdr.analysis.alignment import LEAST_WORDS, text_alignment
 from fedsdr.analysis.gradients import gradient_alignment
-from fedsdr.analysis.probe import MOST_WORDS, advice, judge, read_cases
+from fedsdr.analysis.probe import MOST_WORDS, advice, evaluate_rule, read_cases
 from fedsdr.config import Settings
 from fedsdr.data.checks import lost, num_words
-from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.conversation import Conversation, encode_all
 from fedsdr.data.examples import Example
 from fedsdr.data.files import file_rows
 from fedsdr.distill.rewrite import fall_back_where_cut, rewrite_together
@@ -73,12 +73,9 @@ def probe(settings: Settings, num: int) -> Event:
     say("comparing")
     views: dict[str, dict[str, list[Conversation]]] = {"raw": {}, "distilled": {}}
     for name, examples in samples.items():
-        texts = {"raw": [e.response for e in examples], "distilled": [n.distilled for n in rewritings[name]]}
-        for view, some_texts in texts.items():
-            views[view][name] = [
-                encode(model.base.tokenizer, example, text, longest)
-                for example, text in zip(examples, some_texts, strict=True)
-            ]
+        texts = [new.distilled for new in rewritings[name]]
+        views["raw"][name] = encode_all(model.base.tokenizer, examples, longest)
+        views["distilled"][name] = encode_all(model.base.tokenizer, examples, longest, texts)
     notes = [NOT_VALIDATED]
     records = [
         _of_client(model, name, samples[name], rewritings[name], views, settings.eval.batch_size)
@@ -205,7 +202,7 @@ def judge_cases(path: Path) -> Event:
     Raises:
         UserError: A case is malformed, or all outcomes have the same sign.
     """
-    return judge(read_cases(file_rows(path)))
+    return evaluate_rule(read_cases(file_rows(path)))
 
 
 def cases_sheet(found: Event) -> Sheet:

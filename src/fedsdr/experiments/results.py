@@ -12,7 +12,7 @@ from typing import Any
 from fedsdr.errors import UserError
 from fedsdr.experiments.comparison import Comparison, Group, Trial, compare_runs
 from fedsdr.experiments.frontier import CONTROLS, ScoredRun, frontier, frontier_sheet, mean_points
-from fedsdr.experiments.grid import Plan
+from fedsdr.experiments.grid import GridPlan
 from fedsdr.experiments.grid_runs import GridRun
 from fedsdr.experiments.page import write_grid_report
 from fedsdr.methods import METHODS
@@ -31,7 +31,7 @@ MOST_NOTICES = 10
 """Maximum warnings at the head of a grid's page."""
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: GridPlan) -> None:
     """Save the information about a grid that its tables need."""
 
     def listed(runs: Mapping[Any, Any]) -> list[list[Any]]:

@@ -6,7 +6,7 @@ import torch
 
 from fedsdr.config import Model, Settings
 from fedsdr.data.conversation import Conversation
-from fedsdr.federation.estimate import Client, memory, sizes_of
+from fedsdr.federation.estimate import ClientTexts, memory, sizes_of
 from fedsdr.model.base import resolve_model
 from fedsdr.model.meta import load_skeleton
 
@@ -37,7 +37,7 @@ def choose_checkpointing(settings: Settings, free: float) -> Literal["on", "off"
     skeleton, _ = load_skeleton(settings.model)
     longest = settings.model.max_length
     text = Conversation((0,) * longest, longest // 2)
-    clients = [Client([text] * settings.client.batch_size, [text])]
+    clients = [ClientTexts([text] * settings.client.batch_size, [text])]
     kept = settings.model.model_copy(update={"checkpointing": "off"})
     parts = memory(
         settings.model_copy(update={"model": kept}),

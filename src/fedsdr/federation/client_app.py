@@ -284,7 +284,7 @@ def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
     arrays, shapes = message.content["arrays"], model.shapes("shared")
     assert isinstance(arrays, ArrayRecord)
     return Broadcast(
-        wire.receive(arrays, wire.going_down(plan.method, plan.aggregation, shapes)),
+        wire.receive(arrays, wire.downloaded(plan.method, plan.aggregation, shapes)),
         wire.receive_residual(arrays, shapes),
         arrays[wire.CONTROL_VARIATES].numpy() if wire.CONTROL_VARIATES in arrays else None,
     )

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsdr.config import Model, Settings
-from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.conversation import Conversation, encode_all
 from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
@@ -19,7 +19,7 @@ from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.errors import Unreachable
 from fedsdr.federation.checkpointing import resolve_for
 from fedsdr.federation.disk import disk
-from fedsdr.federation.estimate import Client, Part, memory, messages, sizes_of
+from fedsdr.federation.estimate import ClientTexts, Part, memory, messages, sizes_of
 from fedsdr.federation.preflight import check_counts
 from fedsdr.methods import METHODS
 from fedsdr.model.meta import load_skeleton
@@ -135,7 +135,7 @@ def _read_model(
     return skeleton, tokenizer
 
 
-def _to_rewrite(settings: Settings, data: list[ClientData] | None, clients: list[Client]) -> list[str]:
+def _to_rewrite(settings: Settings, data: list[ClientData] | None, clients: list[ClientTexts]) -> list[str]:
     """Describe how many tokens will be generated before round 1."""
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings
@@ -157,19 +157,17 @@ def _in_tokens(
     data: list[ClientData] | None,
     tokenizer: PreTrainedTokenizerBase | None,
     unknown: list[str],
-) -> list[Client]:
+) -> list[ClientTexts]:
     """The clients' conversations; if unknown, the longest allowed, half of it response."""
     longest = settings.model.max_length
     if data is not None and tokenizer is not None:
-        parts = [
-            [[encode(tokenizer, e, e.response, longest) for e in some] for some in (c.train, c.test)]
-            for c in data
+        return [
+            ClientTexts(*(encode_all(tokenizer, some, longest) for some in (c.train, c.test))) for c in data
         ]
-        return [Client(train, test) for train, test in parts]
     text = Conversation((0,) * longest, longest // 2)
     unknown.append(f"lengths; assuming {longest} tokens for each conversation, half of them response")
     if data is not None:
-        return [Client([text] * len(c.train), [text] * len(c.test)) for c in data]
+        return [ClientTexts([text] * len(c.train), [text] * len(c.test)) for c in data]
     num_domains = len(settings.data.domains or settings.data.sources)
     by_domain = settings.partition.kind == "domain"
     num_clients = settings.partition.num_clients or (num_domains if by_domain else 0)
@@ -183,4 +181,4 @@ def _in_tokens(
     num_train, num_test = (
         num_domains * n // num_clients for n in (settings.data.num_train, settings.data.num_test)
     )
-    return [Client([text] * num_train, [text] * num_test)] * num_clients
+    return [ClientTexts([text] * num_train, [text] * num_test)] * num_clients

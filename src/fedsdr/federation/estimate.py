@@ -16,7 +16,7 @@ from fedsdr.config import PACKED, Lora, Settings
 from fedsdr.data.batching import collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
+from fedsdr.messages.wire import downloaded, layout, residual_shapes, uploaded
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import adapter_shapes
 from fedsdr.model.loss import CHUNK
@@ -47,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Client:
+class ClientTexts:
     """A client's data, in tokens."""
 
     train: Sequence[Conversation]
@@ -120,7 +120,7 @@ def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
 
 
 def memory(
-    settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: bool, rewrites: bool = True
+    settings: Settings, sizes: Sizes, clients: Sequence[ClientTexts], is_gpu: bool, rewrites: bool = True
 ) -> list[Part]:
     """Memory of the machine that trains, in bytes.
 
@@ -136,7 +136,7 @@ def memory(
     of_linear = QUANTISED.get(model.quantization, each)
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     num_learning = {
-        "shared": sum(map(math.prod, travelling(method, aggregation, sizes.shared).values())),
+        "shared": sum(map(math.prod, uploaded(method, aggregation, sizes.shared).values())),
         "private": sizes.num_adapter,
     }
     most = max(
@@ -201,8 +201,8 @@ def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
     has_control_variates = DRIFT_CORRECTIONS[settings.client.drift_correction].has_control_variates
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     dtype, lora, rounds = settings.communication.dtype, settings.adapter, settings.server.num_rounds
-    down = _num_bytes(going_down(method, aggregation, sizes.shared), "float32", has_control_variates)
-    up = _num_bytes(travelling(method, aggregation, sizes.shared), dtype, has_control_variates)
+    down = _num_bytes(downloaded(method, aggregation, sizes.shared), "float32", has_control_variates)
+    up = _num_bytes(uploaded(method, aggregation, sizes.shared), dtype, has_control_variates)
     most = ", at the largest rank" if lora.client_ranks else ""
     sampled = settings.server.clients_per_round or num_clients
     residual = [

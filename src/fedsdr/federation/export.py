@@ -23,8 +23,8 @@ from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import find, find_on_hub, load_base, public_name, quiet
+from fedsdr.model.chat_template import settle_template
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.template import settle_template
 from fedsdr.progress import say
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import RunFolder, checked_round, list_rounds, read_settings
@@ -42,13 +42,7 @@ def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, st
     Raises:
         UserError: The folder contains no run or no finished round, or the run has no global model.
     """
-    settings = read_settings(folder)
-    require_global(settings, "export a client's model by --client instead")
-    shared, residual = load_round(RunFolder(folder), checked_round(folder, None), settings.adapter.rank)
-    model = model_of(settings)
-    check_identity(folder, model.base.identity)
-    model.load("shared", shared)
-    model.load_residual(residual)
+    model = load_global(folder, read_settings(folder), "export a client's model by --client instead")
 
     def ask(question: str) -> dict[str, str]:
         prompt = encode_prompt(model.base.tokenizer, [{"role": "user", "content": question}])
@@ -164,6 +158,21 @@ def convert_lora(run_dir: Path, exported: Path, script: Path | None) -> None:
     say(f"  {target}: llama-server --model BASE.gguf --lora {target}")
 
 
+def load_global(folder: Path, settings: Settings, hint: str) -> LoraModel:
+    """Load the global model after the last finished round of a run.
+
+    Raises:
+        UserError: There is none, for which the hint is a way out, or the base model is another.
+    """
+    require_global(settings, hint)
+    shared, residual = load_round(RunFolder(folder), checked_round(folder, None), settings.adapter.rank)
+    model = model_of(settings)
+    check_identity(folder, model.base.identity)
+    model.load("shared", shared)
+    model.load_residual(residual)
+    return model
+
+
 def require_global(settings: Settings, hint: str) -> None:
     """Reject a run without a global model.
 
@@ -201,14 +210,14 @@ def _personal_of(
 ) -> dict[str, Tensor]:
     """A client's personalised model of a round, as one adapter."""
     run, method = RunFolder(settings.run.dir), METHODS[settings.method]
-    if method.personal == "weighed":
+    if method.personal == "weighted":
         raise UserError(
             f"method = {settings.method} weights a client's adapters for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
-    place, keeps = run.client(check_name(client, "client")), AGGREGATIONS[settings.server.aggregation].keeps
+    place, aggregation = run.client(check_name(client, "client")), AGGREGATIONS[settings.server.aggregation]
     state = load_state(place.path, number + 1, method.has_personal)
-    kept = {key: torch.from_numpy(value) for key, value in state.arrays.items() if keeps(key)}
+    kept = {key: torch.from_numpy(value) for key, value in state.kept(aggregation).items()}
     own = state.adapter
     if own is None and not kept:
         known = [other.path.name for other in run.client_folders() if list_rounds(other.path)]

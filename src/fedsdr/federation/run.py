@@ -87,7 +87,7 @@ def _named(model: str | tuple[Any, Any] | None) -> Iterator[str]:
     if not isinstance(model, tuple):
         yield model or ""
         return
-    from fedsdr.model.memory import lent
+    from fedsdr.model.in_memory import lent
 
     with lent(*model) as name:
         yield name
@@ -249,7 +249,7 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     from fedsdr.data.summary import program_notices
     from fedsdr.federation.client_context import data_of
     from fedsdr.federation.model_cache import model_of
-    from fedsdr.model.template import describe_template
+    from fedsdr.model.chat_template import describe_template
     from fedsdr.report.notices import data_notices
 
     data, client = environment["data"], settings.client
@@ -296,8 +296,9 @@ def _without_federation(settings: Settings) -> Settings:
 def _simulated(settings: Settings) -> Iterator["Grid"]:
     """All clients of the run on this machine or a cluster, within the block."""
     from fedsdr.federation.client_app import app
-    from fedsdr.federation.client_context import data_of, rewrite_all
+    from fedsdr.federation.client_context import data_of
     from fedsdr.federation.local_engine import LocalGrid
+    from fedsdr.federation.rewritings import rewrite_all
 
     clients = RunFolder(settings.run.dir).clients
     node = {"cache": settings.run.cache, "distill-url": settings.distill.url}

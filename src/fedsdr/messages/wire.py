@@ -55,14 +55,14 @@ def layout(
     return arrays
 
 
-def travelling(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def uploaded(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter, by PEFT key, that clients send under this method and aggregation."""
     return {key: value for key, value in shared.items() if method.sends(key, aggregation)}
 
 
-def going_down(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def downloaded(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter that the server sends: the uploaded part, unless it is redrawn."""
-    return {} if aggregation.is_fresh else travelling(method, aggregation, shared)
+    return {} if aggregation.is_fresh else uploaded(method, aggregation, shared)
 
 
 def broadcast(

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import PACKED, Model
 from fedsdr.errors import UnfitAttention, UserError
+from fedsdr.model.chat_template import settle_template
 from fedsdr.model.checks import check_head, check_length, settle_tokens
 from fedsdr.model.download import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
 from fedsdr.model.quantization import quantization, settle_kernels
-from fedsdr.model.template import settle_template
 from fedsdr.model.tiny import build_tiny
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ BUILT_IN: Mapping[str, dict[str, str]] = {
 MEMORY = "memory:"
 """Prefix of the name of a model passed in memory; its hash follows."""
 IN_MEMORY: dict[str, Path] = {}
-"""In-memory models by name, and the folder where each is saved while lent (`model.memory`)."""
+"""In-memory models by name, and the folder where each is saved while lent (`model.in_memory`)."""
 
 
 @dataclass(frozen=True)

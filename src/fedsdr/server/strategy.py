@@ -22,9 +22,9 @@ from fedsdr.messages.wire import (
     Float32,
     broadcast,
     cut,
-    going_down,
+    downloaded,
     pack,
-    travelling,
+    uploaded,
 )
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, OPTIMIZERS, ROBUST_AGGREGATORS
 from fedsdr.progress import say
@@ -215,12 +215,12 @@ class FedStrategy(Strategy):
 
     def sent(self) -> Arrays:
         """The trained and transmitted part of the shared adapter."""
-        return travelling(self.method, self.aggregation, self.arrays)
+        return uploaded(self.method, self.aggregation, self.arrays)
 
     def record(self, trains: bool = True) -> ArrayRecord:
         """The message content for the clients, with c for training."""
         control_variates = self.control_variates() if trains else None
-        sent = going_down(self.method, self.aggregation, self.arrays)
+        sent = downloaded(self.method, self.aggregation, self.arrays)
         return broadcast(sent, self.residual, control_variates)
 
     def control_variates(self) -> Float32 | None:

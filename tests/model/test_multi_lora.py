@@ -11,7 +11,7 @@ from fedsdr.config import Settings
 from fedsdr.model.adapters import LoraLinear, LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.several import ranks_are_independent, several
+from fedsdr.model.multi_lora import ranks_are_independent, several
 
 PROMPTS = [[*range(3, 12)], [*range(20, 26)], [*range(5, 45)], [*range(7, 10)]]
 
