@@ -117,9 +117,9 @@ def test_a_node_with_least_clients_takes_part_in_no_run_that_would_show_its_upda
 ):
     one = deployment()
     config = one.folder / "math" / "node.toml"
-    config.write_text(config.read_text().replace("# least-clients = 0", "least-clients = 3"))
+    config.write_text(config.read_text().replace("# min-clients = 0", "min-clients = 3"))
     one.start_all()
     program = one.begin(small(**{"run.dir": "runs/first", "federation.wait": 15.0}))
     told, _ = program.communicate(timeout=120)
     assert "2 of 3 clients have connected in 15 s" in told
-    assert "least-clients = 3 requires privacy.secure_aggregation = true" in one.log("math")
+    assert "min-clients = 3 requires privacy.secure_aggregation = true" in one.log("math")

@@ -101,7 +101,7 @@ def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:
     kept_out = set(rng.permutation(len(domain.train))[:num].tolist())
     held = [record for place, record in enumerate(domain.train) if place in kept_out]
     train = [record for place, record in enumerate(domain.train) if place not in kept_out]
-    return replace(domain, train=train, test=held if settings.eval.on == "validation" else domain.test)
+    return replace(domain, train=train, test=held if settings.eval.split == "validation" else domain.test)
 
 
 def _group(records: list[Record], by_label: bool) -> Groups:
