@@ -107,6 +107,7 @@ def _rename(values: dict[str, Any]) -> None:
             continue
         value, keys = values[table].pop(name), new.split(" or ")
         for key in keys:
+            # Of two methods that shared a setting, the run used at most one.
             if len(keys) == 1 or key.startswith(f"{values.get('method')}."):
                 _override(values, key, value)
         if not values[table]:

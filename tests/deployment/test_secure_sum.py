@@ -112,7 +112,7 @@ def test_a_peers_key_that_is_not_the_clients_stops_the_sum_and_each_client_says_
         assert "client math did not sign the keys that the server lists for it" in one.log(client)
 
 
-def test_a_node_with_least_clients_takes_part_in_no_run_that_would_show_its_update(
+def test_a_node_with_min_clients_takes_part_in_no_run_that_would_show_its_update(
     deployment: Callable[..., Deployment], small: Callable[..., Settings]
 ):
     one = deployment()
