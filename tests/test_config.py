@@ -235,6 +235,54 @@ def test_a_run_that_saved_an_earlier_default_is_read(tmp_path: Path, unused: str
     assert saved_settings(saved).client.weight == 0.01
 
 
+def test_a_run_saved_under_old_names_is_read_and_a_recipe_with_them_is_refused(tmp_path: Path):
+    """Every old name with a value of its own, and the settings under the names of today."""
+    saved = tmp_path / "config.toml"
+    saved.write_text(
+        """
+        [model]
+        checkpointing = "on"
+        [distill]
+        cache = "/cache"
+        [client]
+        correction = "proximal"
+        mu = 0.5
+        [server]
+        combination = "ffa"
+        reduction = "mean"
+        [wire]
+        dtype = "int8"
+        [personal]
+        before_steps = 0
+        num_examples = 5
+        max_weight = 0.5
+        num_evaluations = 40
+        share = 0.8
+        rate = 1.0
+        [eval]
+        on = "validation"
+        [data]
+        validation = 0.1
+        """
+    )
+    today = {
+        **{"model.gradient_checkpointing": "on", "run.cache": "/cache", "communication.dtype": "int8"},
+        **{"client.drift_correction": "fedprox", "client.mu": 0.5, "server.aggregation": "ffa"},
+        **{"eval.split": "validation", "data.validation": 0.1},
+    }
+    assert saved_settings(saved) == check_settings(nest(today), "test")
+    assert "wire.dtype is now communication.dtype" in refusal(lambda: load_settings(saved))
+
+    saved.write_text("[privacy]\nkind = 'local'\nnoise = 2.0\nclip = 0.5\nbudget = 3.0\n")
+    private = {"kind": "local", "noise_multiplier": 2.0, "clipping_norm": 0.5, "max_epsilon": 3.0}
+    assert saved_settings(saved) == check_settings({"privacy": private}, "test")
+
+    saved.write_text("method = 'feddpa'\n[personal]\nnum_examples = 7\n")
+    assert saved_settings(saved).feddpa.num_examples == 7
+    saved.write_text("method = 'fedsdr'\n[personal]\nshare = 0.7\n")
+    assert "fedala.share = 0.7 does nothing" in refusal(lambda: saved_settings(saved))
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("server.robust=mean", "none"), ("client.drift_correction=proximal", "fedprox")]
 )
@@ -249,6 +297,11 @@ def test_the_old_name_of_a_value_is_an_error_that_says_the_new_one(old: str, new
         ("server.combination='ffa'", "server.combination is now server.aggregation"),
         ("wire.dtype='int8'", "wire.dtype is now communication.dtype"),
         ("personal.max_weight=0.3", "personal.max_weight is now feddpa.max_weight"),
+        ("privacy.noise=2.0", "privacy.noise is now privacy.noise_multiplier"),
+        ("privacy.clip=2.0", "privacy.clip is now privacy.clipping_norm"),
+        ("privacy.budget=2.0", "privacy.budget is now privacy.max_epsilon"),
+        ("model.checkpointing='on'", "model.checkpointing is now model.gradient_checkpointing"),
+        ("eval.on='validation'", "eval.on is now eval.split"),
     ],
 )
 def test_the_old_name_of_a_key_is_an_error_that_says_the_new_one(old: str, new: str):

@@ -80,7 +80,7 @@ class Model(Section):
     """auto: grouped on CPUs, sdpa on GPUs. grouped is our own: examples of a batch are packed into one row
     without padding, and the backward pass needs less memory. packed uses the same layout with torch's fused
     attention; it is untested on GPUs. eager and sdpa are transformers' own, with padded batches."""
-    checkpointing: Literal["auto", "off", "on"] = "auto"
+    gradient_checkpointing: Literal["auto", "off", "on"] = "auto"
     """on: activations are recomputed in the backward pass instead of stored: a third more work, a fraction of
     the memory. auto: on if an estimate with stored activations exceeds half of a GPU's free memory, otherwise
     off; in a deployment, of the server's GPU."""
@@ -234,13 +234,13 @@ class Privacy(Section):
 
     kind: PrivacyKind = "none"
     """central: a trusted server clips and adds noise. local: each client does."""
-    clip: Scale = 1.0
+    clipping_norm: Scale = 1.0
     """C: Euclidean norm bound for a client's change of the shared adapter in one round."""
-    noise: Scale = 1.0
-    """sigma: standard deviation of the noise, as a multiple of C."""
+    noise_multiplier: Scale = 1.0
+    """sigma: standard deviation of the noise, as a multiple of C, under both kinds."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """Probability that epsilon does not hold; choose it well below one over the number of clients."""
-    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Maximum epsilon; a run that would spend more is rejected before training; 0: no limit."""
     source: Literal["secure", "seeded"] = "secure"
     """Source of the noise: the system's cryptographic one, or run.seed, which is repeatable but no
@@ -256,7 +256,7 @@ class Eval(Section):
     every: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Evaluate every n rounds; 0: only the base model and the last round. auto: about ten times in a run of
     20 rounds or more, otherwise 0."""
-    on: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation"] = "test"
     """Examples to score models on; validation: those held out by data.validation."""
     rewritings: bool = True
     """Also rewrite the test responses and report the held-out loss on them."""

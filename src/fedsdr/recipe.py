@@ -35,8 +35,13 @@ RENAMED = {
     "personal.num_evaluations": "fdlora.num_evaluations",
     "personal.share": "fedala.share",
     "personal.rate": "fedala.rate",
+    "model.checkpointing": "model.gradient_checkpointing",
+    "privacy.clip": "privacy.clipping_norm",
+    "privacy.noise": "privacy.noise_multiplier",
+    "privacy.budget": "privacy.max_epsilon",
+    "eval.on": "eval.split",
 }
-"""Renamed settings of earlier versions."""
+"""Renamed settings of earlier versions: an error in a recipe, read in a saved run."""
 
 RENAMED_VALUES = {
     ("server.robust", "mean"): "none",
@@ -80,17 +85,37 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
 
 
 def saved_settings(path: Path) -> Settings:
-    """Settings that a run saved; earlier defaults of settings that it did not use are left out.
+    """Settings that a run saved, of an earlier version too: under today's names, without unused old defaults.
 
     Raises:
         UserError: As `load_settings`.
     """
     values = _read_recipe(path)
+    _rename(values)
     client = values.get("client", {})
     row = DRIFT_CORRECTIONS.get(client.get("drift_correction"))
     if row and not row.weight and client.get("mu") == EARLIER_MU:
         del client["mu"]
     return check_settings(values, str(path))
+
+
+def _rename(values: dict[str, Any]) -> None:
+    """Move the values of a saved run to the names of today."""
+    for old, new in RENAMED.items():
+        table, _, name = old.rpartition(".")
+        if name not in values.get(table, {}):
+            continue
+        value, keys = values[table].pop(name), new.split(" or ")
+        for key in keys:
+            # Of two methods that shared a setting, the run used at most one.
+            if len(keys) == 1 or key.startswith(f"{values.get('method')}."):
+                _override(values, key, value)
+        if not values[table]:
+            del values[table]
+    for (key, was), now in RENAMED_VALUES.items():
+        table, _, name = key.partition(".")
+        if values.get(table, {}).get(name) == was:
+            values[table][name] = now
 
 
 def as_settings(settings: Settings | str | Path | Mapping[str, Any]) -> Settings:

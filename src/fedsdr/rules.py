@@ -150,7 +150,7 @@ RULES = (
     ),
     Rule(
         {"data.validation": (0,)},
-        {"eval.on": ("test",)},
+        {"eval.split": ("test",)},
         "keeps no validation examples out of training",
     ),
     Rule(

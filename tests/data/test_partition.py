@@ -202,7 +202,7 @@ VALIDATED = {"data": {"validation": 0.1}}
 def test_validation_examples_are_a_tenth_that_nobody_trains_on_and_no_test_example(kind: str):
     keys = {"partition": {"kind": kind, "num_clients": 5, "classes_per_client": 3}, **VALIDATED}
     tested = partition(FIVE, check_settings(keys, "test"))
-    validated = partition(FIVE, check_settings({**keys, "eval": {"on": "validation"}}, "test"))
+    validated = partition(FIVE, check_settings({**keys, "eval": {"split": "validation"}}, "test"))
     train = instructions(tested, "train")
     assert train == instructions(validated, "train")
     held_out = instructions(validated, "test")
@@ -215,7 +215,7 @@ def test_validation_examples_are_a_tenth_that_nobody_trains_on_and_no_test_examp
 
 def test_pooling_keeps_out_the_same_examples():
     """Else the pooled method would have its settings chosen on what the others train on."""
-    keys = {**VALIDATED, "eval": {"on": "validation"}}
+    keys = {**VALIDATED, "eval": {"split": "validation"}}
     pooled = partition(FIVE, check_settings({**keys, "method": "centralised"}, "test"))
     assert instructions(pooled, "test") == instructions(partition(FIVE, check_settings(keys, "test")), "test")
 

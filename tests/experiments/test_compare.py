@@ -119,7 +119,7 @@ def test_each_arm_takes_the_rate_with_the_least_validation_loss_on_what_it_learn
         for rate in (1e-4, 1e-2):
             folder = to / arm / f"rate-{rate}"
             trial = read_settings(folder)
-            assert (trial.client.learning_rate, trial.eval.on, trial.data.validation) == (
+            assert (trial.client.learning_rate, trial.eval.split, trial.data.validation) == (
                 rate,
                 "validation",
                 0.1,
@@ -127,7 +127,7 @@ def test_each_arm_takes_the_rate_with_the_least_validation_loss_on_what_it_learn
             losses[rate] = read_result(folder).final["global"]["mean"][metric]
         best = min(losses, key=losses.__getitem__)
         chosen = read_settings(to / arm / "seed-0")
-        assert (chosen.client.learning_rate, chosen.eval.on, chosen.data.validation) == (best, "test", 0.1)
+        assert (chosen.client.learning_rate, chosen.eval.split, chosen.data.validation) == (best, "test", 0.1)
     assert {r["arm"]: r["rate"] for r in sheets["rates"].records if r["is_chosen"]} == {
         arm: read_settings(to / arm / "seed-0").client.learning_rate for arm in learnt
     }

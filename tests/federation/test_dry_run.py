@@ -96,7 +96,9 @@ def test_four_bits_checkpointing_and_small_batches_need_less(tiny_settings: Make
     texts = [Conversation((0,) * 256, 128)] * 8
 
     def parts(**chosen: Any) -> dict[str, float]:
-        settings = tiny_settings(**{"model.attention": "sdpa", "model.checkpointing": "off", **chosen})
+        settings = tiny_settings(
+            **{"model.attention": "sdpa", "model.gradient_checkpointing": "off", **chosen}
+        )
         sizes = sizes_of(load_skeleton(settings.model)[0], settings.lora)
         return {
             p.name: p.num_bytes for p in memory(settings, sizes, [ClientTexts(texts, texts)], is_gpu=True)
@@ -107,7 +109,7 @@ def test_four_bits_checkpointing_and_small_batches_need_less(tiny_settings: Make
     num_linear = 2 * (2 * (64 * 64 + 64 * 32 + 64 * 128) + 64 * 128)
     saved = plain["base"] - parts(**{"model.quantization": "4bit"})["base"]
     assert saved == pytest.approx(num_linear * (4 - 0.516), rel=1e-3)
-    assert parts(**{"model.checkpointing": "on"})["states of a step"] < plain["states of a step"]
+    assert parts(**{"model.gradient_checkpointing": "on"})["states of a step"] < plain["states of a step"]
     assert parts(**{"client.batch_size": 1})["states of a step"] < plain["states of a step"]
     assert parts(**{"eval.batch_size": 1, "distill.batch_size": 1})["generation"] < plain["generation"]
     assert plain["peak"] == sum(plain.values()) - plain["peak"] - min(

@@ -39,9 +39,10 @@ def test_an_adapter_comes_with_its_tokenizer_and_a_card_that_names_base_data_sco
     loss = finished.final["global"]["mean"]["loss"]
     assert card.startswith("---\nbase_model: ")
     model = read_settings(finished.folder).model
-    assert "auto" not in (model.attention, model.checkpointing)
+    assert "auto" not in (model.attention, model.gradient_checkpointing)
     for said in ("library_name: peft", "`fedit`", "built-in: 12 training", f"{loss:.3f}",
-                 f'"model.attention" = "{model.attention}"', f'"model.checkpointing" = "{model.checkpointing}"',
+                 f'"model.attention" = "{model.attention}"',
+                 f'"model.gradient_checkpointing" = "{model.gradient_checkpointing}"',
                  '"client.local_steps" = 1', "--max-lora-rank 8"):  # fmt: skip
         assert said in card, said
     assert str(finished.folder.parent) not in card

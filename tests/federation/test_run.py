@@ -179,9 +179,9 @@ def test_the_settings_of_a_run_say_what_auto_chose_and_are_read_back_wherever_th
     settings = quick(**{"model.dtype": "auto", "model.attention": "auto", "run.threads": 1})
     run(settings)
     kept = read_settings(Path(settings.run.dir))
-    assert "auto" not in (kept.model.dtype, kept.model.attention, kept.model.checkpointing)
+    assert "auto" not in (kept.model.dtype, kept.model.attention, kept.model.gradient_checkpointing)
     assert kept.run.threads == 1
-    same = {"dtype": "auto", "attention": "auto", "checkpointing": "auto"}
+    same = {"dtype": "auto", "attention": "auto", "gradient_checkpointing": "auto"}
     assert kept.model_copy(update={"model": kept.model.model_copy(update=same)}) == settings
     moved = Path(settings.run.dir).rename(tmp_path / "moved")
     assert read_settings(moved).run.dir == str(moved)

@@ -20,7 +20,12 @@ from fedsdr.storage import read_json, read_lines
 
 SECURE = {"privacy.secure_aggregation": True, "method": "fedsdr"}
 FOUR = {"data.domains": ["finance", "general", "math", "medicine"]}
-CENTRAL = {"privacy.kind": "central", "privacy.source": "seeded", "privacy.noise": 1e-3, "privacy.clip": 0.1}
+CENTRAL = {
+    "privacy.kind": "central",
+    "privacy.source": "seeded",
+    "privacy.noise_multiplier": 1e-3,
+    "privacy.clipping_norm": 0.1,
+}
 NAMES = dict(enumerate(FOUR["data.domains"], start=1))
 """Node -> client."""
 WINDOW = 16

@@ -102,7 +102,7 @@ def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:
     kept_out = {prompts[place] for place in rng.permutation(len(prompts))[:num]}
     held = [record for record in domain.train if opening(record.example) in kept_out]
     train = [record for record in domain.train if opening(record.example) not in kept_out]
-    return replace(domain, train=train, test=held if settings.eval.on == "validation" else domain.test)
+    return replace(domain, train=train, test=held if settings.eval.split == "validation" else domain.test)
 
 
 def _group(records: list[Record], by_label: bool) -> Groups:

@@ -97,8 +97,8 @@ def evaluate(
 
     Returns:
         Metrics by domain, with the counts over which they are means (`metrics.METRICS`), and one record for
-        each prompt: of `score_answer`, with "nats", the sum of -log p over the "num_tokens" tokens of its true
-        response.
+        each prompt: of `score_answer`, with "nats", the sum of -log p over the "num_tokens" tokens of its
+        true response.
     """
     base = model.base
     with model.inference(active, mix):

@@ -136,7 +136,7 @@ def _personalised(
 
 def _held(settings: Settings, part: Literal["test", "validation"]) -> dict[str, Sequence[Example]]:
     """Client -> its examples of this part."""
-    scoring = settings.eval.model_copy(update={"on": part})
+    scoring = settings.eval.model_copy(update={"split": part})
     return {client.id: client.test for client in data_of(settings.model_copy(update={"eval": scoring}))[1]}
 
 

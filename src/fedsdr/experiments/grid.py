@@ -183,7 +183,7 @@ def _plan(grid: Grid, folder: Path, jobs: int) -> GridPlan:
 def _as_trial(settings: Settings) -> Settings:
     """Score on validation examples by losses only: one token is the shortest possible answer."""
     rewritings = METHODS[settings.method].needs_rewritings
-    changes = {"on": "validation", "every": 0, "max_new_tokens": 1, "rewritings": rewritings}
+    changes = {"split": "validation", "every": 0, "max_new_tokens": 1, "rewritings": rewritings}
     return _update(settings, "eval", **changes)
 
 

@@ -97,7 +97,8 @@ def prepare(message: Message, context: Context) -> Message:
         )
     if node.ledger:
         say(
-            f"{client.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}"
+            f"{client.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of"
+            f" {node.ledger.max_epsilon:g}"
         )
     rehearsal_of(settings)  # a model that cannot write any is refused before round 1
     metrics: dict[str, float] = {"num_train": len(client.data.train), "num_test": len(client.data.test)}
@@ -154,7 +155,7 @@ def begin_sum(
     about = round_digest(str(config["run"]), server_round, str(config["settings"]), sent)
     change = trained.astype(np.float64) - sent
     folder = ClientFolder(client.folder).secure
-    most = settings.privacy.clip if settings.privacy.kind == "central" else None
+    most = settings.privacy.clipping_norm if settings.privacy.kind == "central" else None
     return begin(folder, node.peers, server_round, about, change, len(client.data.train), most)
 
 
@@ -294,12 +295,13 @@ def _work(settings: Settings) -> str:
     """What a run requires of a client, for the client's own log."""
     client, privacy = settings.client, settings.privacy
     drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
-    noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
+    noise = f", sigma {privacy.noise_multiplier:g}, C {privacy.clipping_norm:g}"
+    kind = "none" if privacy.kind == "none" else privacy.kind + noise
     summed = ", secure aggregation" if privacy.secure_aggregation else ""
     work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
     return (
         f"{drawn}{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
-        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}{summed}"
+        f" {settings.run.threads} threads, privacy {kind}{summed}"
     )
 
 
@@ -313,7 +315,7 @@ def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, 
     node = read_node(context.node_config, _folder(context), str(config["run"]))
     settings = node.apply(settings)
     if node.ledger:
-        node.ledger.check(settings.privacy.noise)
+        node.ledger.check(settings.privacy.noise_multiplier)
     if (name := config.get("client")) and name != node.who:
         raise UserError(
             f"client = {node.who!r} in this node's configuration, but the server registered its key as"

@@ -68,7 +68,7 @@ def data_of(
         domains: What `load_domains` returned, if it was called before.
     """
     key = settings.model_dump_json(
-        include={"method": True, "data": True, "partition": True, "eval": {"on"}, "model": True}
+        include={"method": True, "data": True, "partition": True, "eval": {"split"}, "model": True}
     )
     if key not in _data:
         _data.clear()

@@ -17,9 +17,9 @@ from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.errors import Unreachable
-from fedsdr.federation.checkpointing import resolve_for
 from fedsdr.federation.disk import disk
 from fedsdr.federation.estimate import ClientTexts, Part, memory, messages, sizes_of
+from fedsdr.federation.gradient_checkpointing import resolve_for
 from fedsdr.federation.preflight import check_counts
 from fedsdr.methods import METHODS
 from fedsdr.model.meta import load_skeleton

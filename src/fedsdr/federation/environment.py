@@ -46,7 +46,7 @@ def import_libraries() -> None:
 def resolve(settings: Settings) -> Settings:
     """Resolve "auto" for this machine, since it determines the last bits of results."""
     import_libraries()
-    from fedsdr.federation.checkpointing import resolve_for
+    from fedsdr.federation.gradient_checkpointing import resolve_for
     from fedsdr.federation.model_cache import model_of
     from fedsdr.model.attention import check_window
 
@@ -107,8 +107,8 @@ def describe_performance(model: Model, threads: int) -> list[str]:
     recompute = {"off": "states are kept for the backward pass", "on": "states are recomputed"}
     return [
         f"computing: {model.dtype} ({dtype}), {threads} threads of {os.cpu_count()} cores",
-        f"  attention {model.attention} ({attention}), checkpointing {model.checkpointing}"
-        f" ({recompute[model.checkpointing]})",
+        f"  attention {model.attention} ({attention}), gradient checkpointing"
+        f" {model.gradient_checkpointing} ({recompute[model.gradient_checkpointing]})",
     ]
 
 

@@ -148,7 +148,8 @@ def memory(
     num_tokens = max(collate(batch, is_flat).ids.size for batch in longest)
     num_state = sizes.num_state(model.attention)
     num_states = sizes.num_layers * num_state
-    if model.checkpointing == "on":
+    is_recomputed = model.gradient_checkpointing == "on"
+    if is_recomputed:
         num_states = sizes.num_layers * sizes.width + num_state
     if model.attention == "eager":  # keeps the softmax twice
         num_states += 2 * sizes.num_heads * max(_length(batch[-1]) for batch in longest) * sizes.num_layers
@@ -165,7 +166,7 @@ def memory(
     reading = each * num_rows * longest_text * num_state + 8 * num_rows * sizes.num_head // sizes.width
 
     kind = f"{model.quantization} linear layers, the rest " if model.quantization != "none" else ""
-    checkpoints = "the layers' inputs and one layer inside" if model.checkpointing == "on" else "all layers"
+    checkpoints = "the layers' inputs and one layer inside" if is_recomputed else "all layers"
     parts = [
         Part(
             "memory", "base", of_linear * sizes.num_linear + each * sizes.num_other,

@@ -127,7 +127,7 @@ def check_deployed(settings: Settings) -> None:
 
 
 def check_budget(settings: Settings, clients: Sequence[str]) -> None:
-    """Reject a run whose rounds would cost more than `privacy.budget`, before anything is spent.
+    """Reject a run whose rounds would cost more than `privacy.max_epsilon`, before anything is spent.
 
     Args:
         settings: The run's settings.
@@ -150,13 +150,14 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
     total = epsilon(privacy, trainings(num_rounds))
     if clients:
         say(f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after all rounds")
-    if privacy.budget and total > privacy.budget:
+    if privacy.max_epsilon and total > privacy.max_epsilon:
         most = affordable(privacy, num_rounds)
         paid = max(n for n in range(num_rounds) if trainings(n) <= most)
         fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
         raise UserError(
-            f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="
-            f" {privacy.budget:g}: {fewer} a larger privacy.noise than {privacy.noise:g}"
+            f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.max_epsilon ="
+            f" {privacy.max_epsilon:g}: {fewer} a larger privacy.noise_multiplier than"
+            f" {privacy.noise_multiplier:g}"
         )
 
 

@@ -135,9 +135,11 @@ def load_base(spec: Model) -> Base:
         from fedsdr.model.attention import keeps_apart, replace_norms  # registers the names with transformers
     model, tokenizer = _read(spec, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
-    if spec.checkpointing == "on":
+    if spec.gradient_checkpointing == "on":
         if not model.supports_gradient_checkpointing:
-            raise UserError(f"model.name = {spec.name} cannot use model.checkpointing = 'on': set 'off'")
+            raise UserError(
+                f"model.name = {spec.name} cannot use model.gradient_checkpointing = 'on': set 'off'"
+            )
         model.gradient_checkpointing_enable({"use_reentrant": False})
     check_length(spec, model.config)
     written = settle_template(spec, tokenizer)
@@ -162,8 +164,8 @@ def resolve_model(spec: Model) -> Model:
     choice: dict[str, str] = {}
     if spec.dtype == "auto":
         choice["dtype"] = str(choose_dtype(device)).removeprefix("torch.")
-    if spec.checkpointing == "auto":
-        choice["checkpointing"] = "off"
+    if spec.gradient_checkpointing == "auto":
+        choice["gradient_checkpointing"] = "off"
     if spec.attention == "auto":
         choice["attention"] = "sdpa" if device.type == "cuda" else "grouped"
     return spec.model_copy(update=choice)

@@ -223,7 +223,7 @@ class SecureStrategy(FedStrategy):
         """The new shared adapter, from the sum of the changes."""
         privacy, sent = self.settings.privacy, self.sent()
         is_private = privacy.kind == "central"
-        bound = secure_sum.bound_of(privacy.clip if is_private else None, len(cards))
+        bound = secure_sum.bound_of(privacy.clipping_norm if is_private else None, len(cards))
         try:
             change: Float64 = secure_sum.decode(total, bound, len(survivors))
         except ValueError:
