@@ -226,7 +226,7 @@ def test_a_conversation_and_equal_prompts_are_either_validated_on_or_trained_on(
     later = [Example("go on", "more", "chat", history=((one.instruction, one.response),)) for one in first]
     again = [Example(f" Question  {n}", "said otherwise", "chat") for n in range(20)]
     chat = {"chat": Domain([Record(one, "") for one in (*first, *later, *again)], [Record(first[0], "")])}
-    keys = {"partition": {"kind": "iid", "num_clients": 2}, **VALIDATED, "eval": {"on": "validation"}}
+    keys = {"partition": {"kind": "iid", "num_clients": 2}, **VALIDATED, "eval": {"split": "validation"}}
     clients = partition(chat, check_settings(keys, "test"))
 
     def openings(part: str) -> set[str]:
