@@ -156,8 +156,15 @@ def pairs(keys: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def rank_of(tensors: Mapping[str, Tensors]) -> int:
-    """Rank of an adapter: the largest if layers differ."""
-    return max(int(value.shape[0]) for key, value in tensors.items() if ".lora_A." in key)
+    """Rank of an adapter: the largest if layers differ, 0 without layers."""
+    return max((int(value.shape[0]) for key, value in tensors.items() if ".lora_A." in key), default=0)
+
+
+def shapes_of(tensors: Mapping[str, Tensors], rank: int = 0) -> dict[str, tuple[int, ...]]:
+    """Shape of each of an adapter's tensors; if a rank is given, of one of that rank in all layers."""
+    if not rank:
+        return {key: value.shape for key, value in tensors.items()}
+    return {k: (rank, *v.shape[1:]) if ".lora_A." in k else (len(v), rank) for k, v in tensors.items()}
 
 
 def cut(tensors: Mapping[str, Tensors], rank: int) -> dict[str, Tensors]:
