@@ -17,6 +17,8 @@ from fedsdr.methods import AGGREGATIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.meta import load_skeleton
+from fedsdr.plugins import ORIGINS, PROGRAM
+from fedsdr.rows import Aggregation
 from fedsdr.run_folder import read_settings
 from fedsdr.storage import read_lines
 
@@ -28,6 +30,8 @@ SMALL_RUN = {
     "eval.max_new_tokens": 2,
     "distill.max_new_tokens": 2,
 }
+OVERSPENT = {"method": "fedit", "privacy.kind": "central", "privacy.source": "seeded", "privacy.budget": 0.1}
+"""With the default noise, one round costs more."""
 MESSAGES = [
     *({"method": name} for name in ("fedit", "fedsdr", "local-only")),
     {"method": "centralised", "server.clients_per_round": 0},
@@ -178,11 +182,24 @@ def test_what_is_on_the_hub_and_out_of_reach_is_named_and_the_rest_is_checked(
         ({"model.max_length": 16}, "leaves no room for a response"),
         ({"lora.targets": ["nose"]}, "q_proj"),
         ({"model.name": "/no/such/folder"}, "no such folder"),
+        # Misspelt, it would leave all responses as they are: fedsd would train as fedit.
+        ({"distill.only": ["math", "finanse"]}, "unknown domain 'finanse'; known: finance, general, math"),
+        ({**OVERSPENT, "server.clients_per_round": 0}, "would spend epsilon"),
+        ({**OVERSPENT, "eval.rewritings": False}, "would spend epsilon"),
+        ({"run.engine": "simulation"}, "needs Ray"),
+        ({"run.log_to": ["mlflow"]}, "requires mlflow"),
+        ({"server.aggregation": "unregistered"}, "is not registered here"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_the_run_would_be_refused_for_is_refused(
-    tiny_settings: MakeSettings, chosen: dict[str, Any], says: str
+def test_what_the_run_is_refused_for_is_refused(
+    tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any], says: str
 ):
-    with pytest.raises(UserError, match=says):
-        fedsdr.dry_run(tiny_settings(**{**SMALL_RUN, **chosen}))
+    monkeypatch.setattr("fedsdr.federation.preflight.find_spec", lambda name: None)  # no Ray here
+    monkeypatch.setattr("fedsdr.loggers.find_spec", lambda name: None)
+    monkeypatch.setitem(AGGREGATIONS, "unregistered", Aggregation("of another program", "none"))
+    monkeypatch.setitem(ORIGINS, ("server.aggregation", "unregistered"), PROGRAM)
+    settings = tiny_settings(**{**SMALL_RUN, **chosen})
+    for begin in (fedsdr.run, fedsdr.dry_run):
+        with pytest.raises(UserError, match=says):
+            begin(settings)

@@ -20,7 +20,7 @@ from fedsdr.errors import Unreachable
 from fedsdr.federation.disk import disk
 from fedsdr.federation.estimate import ClientTexts, Part, memory, messages, sizes_of
 from fedsdr.federation.gradient_checkpointing import resolve_for
-from fedsdr.federation.preflight import check_counts
+from fedsdr.federation.preflight import check_alone, check_budget, check_counts, check_rewritten
 from fedsdr.methods import METHODS
 from fedsdr.model.meta import load_skeleton
 from fedsdr.report.events import data_size
@@ -52,8 +52,10 @@ def dry_run(settings: Settings) -> Estimate:
     """Check settings, data and the model's configuration, and estimate memory and bytes of a run.
 
     Raises:
-        UserError: For every error of the run itself that shows without the weights.
+        UserError: For every error of the run itself that shows without the weights; apart from its folder and
+            the disk, which may be another machine's.
     """
+    check_alone(settings)
     settings = settings.model_copy(update={"model": resolve_for(settings)})
     known: list[str] = []
     unknown: list[str] = []
@@ -112,11 +114,14 @@ def _divide(
     known: list[str],
 ) -> list[ClientData]:
     """The clients' examples, except those that `model.max_length` excludes."""
+    check_rewritten(settings, domains)
     if tokenizer is not None:
         domains = fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
     known += [*notices(domains), *program_notices(domains, settings.runs_programs)]
     clients = partition(domains, settings)
-    check_counts(settings, [client.id for client in clients])
+    names = [client.id for client in clients]
+    check_counts(settings, names)
+    check_budget(settings, names)
     num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)
     known.append(f"{len(clients)} clients: {num_train} training and {num_test} test examples")
     return clients

@@ -20,12 +20,11 @@ from fedsdr.federation.environment import (
     require_same,
     resolve,
 )
-from fedsdr.federation.preflight import check_budget, check_data, check_deployed, check_engine, check_fit
+from fedsdr.federation.preflight import check_alone, check_data, check_deployed, check_engine, check_fit
 from fedsdr.loggers import open_loggers
 from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
 from fedsdr.model.allocator import peak_memory
-from fedsdr.plugins import require_functions
 from fedsdr.progress import say
 from fedsdr.recipe import as_settings, dump_settings, with_values
 from fedsdr.rows import Method
@@ -67,9 +66,7 @@ def run(
                 " another folder by run.dir=..."
             )
         settings = _with_given(settings, data, name)
-        require_functions(settings)
-        check_budget(settings, [])
-        check_engine(settings)
+        check_alone(settings)
         watch = Watch([*open_loggers(settings), *callbacks])
         domains = check_data(settings)
         settings = resolve(settings)
