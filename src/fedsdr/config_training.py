@@ -201,7 +201,7 @@ class Server(Section):
     large changes."""
     max_weight: Annotated[int, Field(ge=0)] = 10
     """Cap on a client's weight, as a multiple of the median of the clients' numbers of training examples; 0:
-    the number that it reports."""
+    the number that it reports. For the mean only, as `max_change`."""
     max_domains: Count = 100
     """A reply with more domains is dropped: each becomes a row of the page."""
     keep_rounds: Literal["all", "last"] | Count = "all"

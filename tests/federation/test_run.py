@@ -104,14 +104,19 @@ def test_the_tests_of_ones_own_data_run_on_consent_alone_and_the_built_in_ones_a
     assert num_checkable(quick(**{"data.domains": ["code"], "data.num_train": 2, "method": "fedsdr"})) == 2
 
 
-def test_a_client_that_claims_many_examples_weighs_ten_times_the_median(quick, tmp_path, capsys):
-    """Two clients of 4 and 100 examples: the lower of both is the median, so the second counts for 40."""
+@pytest.fixture
+def few_and_many(tmp_path) -> dict[str, Any]:
+    """Two clients of 4 and 100 examples."""
     for name, num in (("few", 4), ("many", 100)):
         rows = [{"instruction": f"Question {n}?", "output": f"{name} {n}."} for n in range(num)]
         rewrite_lines(tmp_path / f"data/{name}/train.jsonl", rows)
         rewrite_lines(tmp_path / f"data/{name}/test.jsonl", rows[:1])
-    own = {"data.domains": ["few", "many"], "data.root": str(tmp_path / "data"), "data.num_train": 0}
-    settings = quick(**own, **{"server.keep_updates": True})
+    return {"data.domains": ["few", "many"], "data.root": str(tmp_path / "data"), "data.num_train": 0}
+
+
+def test_a_client_that_claims_many_examples_weighs_ten_times_the_median(quick, few_and_many, capsys):
+    """The lower of both numbers is the median, so the second client counts for 40."""
+    settings = quick(**few_and_many, **{"server.keep_updates": True})
     folder = run(settings).folder
     reason = "many: counts for 40 of the 100 training examples that it reported (server.max_weight)"
     assert reason in capsys.readouterr().err
@@ -121,6 +126,20 @@ def test_a_client_that_claims_many_examples_weighs_ten_times_the_median(quick, t
     for key, few in sent["few"].items():
         expected = (4 * few.astype("float64") + 40 * sent["many"][key]) / 44
         assert mean[key].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_no_cap_is_reported_where_all_clients_weigh_the_same(quick, few_and_many, capsys):
+    run(quick(**few_and_many, **{"server.robust": "median"}))
+    assert "server.max_weight" not in capsys.readouterr().err
+
+
+def test_a_relative_run_folder_is_the_same_for_workers_that_run_elsewhere(quick, tmp_path, monkeypatch):
+    """A worker of a Ray cluster works in the folder where Ray was started."""
+    monkeypatch.chdir(tmp_path)
+    settings = quick(**{"run.dir": "run", "run.cache": "cache"})
+    with run_module._simulated(settings) as grid:
+        found = [(one.node_config["folder"], one.node_config["cache"]) for one in grid.contexts.values()]
+    assert found == [(str(tmp_path / "run/clients"), str(tmp_path / "cache"))] * 2
 
 
 def test_the_folder_of_a_finished_run_holds_all_that_the_report_and_a_reader_need(quick):

@@ -297,8 +297,9 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
     from fedsdr.federation.local_engine import LocalGrid
     from fedsdr.federation.rewritings import rewrite_all
 
-    clients = RunFolder(settings.run.dir).clients
-    node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
+    # Absolute: a worker of a Ray cluster runs in a folder of its own.
+    clients, cache = RunFolder(settings.run.dir).clients.resolve(), settings.run.cache
+    node = {"cache": cache and str(Path(cache).resolve()), "distill-url": settings.distill.url}
     num_clients = len(data_of(settings)[1])
     grid: LocalGrid
     if settings.run.engine == "simulation":

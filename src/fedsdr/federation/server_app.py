@@ -32,7 +32,7 @@ from fedsdr.report.page import REFRESH, PageWriter, write_report
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_moments, load_round, remove_rounds, save_round
-from fedsdr.server.limits import cap_weights
+from fedsdr.server.limits import cap_weights, has_limits
 from fedsdr.server.sampling import num_trainings
 from fedsdr.server.secure import SecureStrategy
 from fedsdr.server.strategy import FedStrategy
@@ -79,7 +79,8 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
         lambda: total.done("prepare"),
     )
     membership.wait_for_all()
-    cap_weights(prepared.values(), settings.server.max_weight)
+    if has_limits(settings):
+        cap_weights(prepared.values(), settings.server.max_weight)
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))
     rewrite_lines(folder.log, [*events, *(event for event in past if event["event"] != "prepare")])
     check_counts(settings, sorted(prepared))

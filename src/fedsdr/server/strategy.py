@@ -36,7 +36,7 @@ from fedsdr.run_folder import RunFolder
 from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual, checked
 from fedsdr.server.checkpoint import load_round, remove_updates, save_update
 from fedsdr.server.exchange import Exchange
-from fedsdr.server.limits import change_norm, too_large
+from fedsdr.server.limits import change_norm, has_limits, too_large
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments, extrapolation
 from fedsdr.server.sampling import draw_clients
 from fedsdr.server.spool import Spool
@@ -149,7 +149,7 @@ class FedStrategy(Strategy):
             weights[client] = update.num_examples
             reported[client] = {"num_bytes_up": update.num_bytes} | update.metrics
             spool.add(update)
-        if server.robust == "none" and self.settings.privacy.kind != "central":
+        if has_limits(self.settings):
             for client, reason in too_large(norms, server.max_change).items():
                 exchange.drop(client, reason)
         for client in sorted(exchange.accepted):
