@@ -8,7 +8,7 @@ import re
 from datetime import date as Day
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedsdr.compatibility import check
 from fedsdr.config_training import (
@@ -28,6 +28,8 @@ from fedsdr.config_training import (
 from fedsdr.methods import METHODS
 from fedsdr.rows import MessageDtype, PrivacyKind
 
+SAVED = "saved"
+"""Context in which settings are validated that a run has begun with."""
 LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
 LogTo = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Scale = Annotated[float, Field(ge=LEAST_SCALE, le=MOST_SCALE, allow_inf_nan=False)]
@@ -48,7 +50,8 @@ class Run(Section):
     Flower's simulation on Ray (`fedsdr[simulation]`); bit-identical results with the same number of
     threads."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Workers of the simulation engine; 0: as many as threads or GPUs allow."""
+    """Workers of the simulation engine; 0: as many as threads or GPUs allow. A cluster (`ray`) always has as
+    many as that."""
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
     """GPUs per worker of the simulation engine; 0.5 puts two workers on one GPU; 0: one, if there is any."""
     ray: str = ""
@@ -185,7 +188,7 @@ class Data(Reading):
 
 
 class Partition(Section):
-    """[partition]: how examples are divided among clients."""
+    """[partition]: how examples are divided among clients. A method that pools them ignores it."""
 
     kind: Literal["domain", "iid", "dirichlet", "quantity", "pathological", "natural"] = "domain"
     """domain: each domain has its own client(s); docs/data.md describes the others."""
@@ -318,6 +321,6 @@ class Settings(Section):
         return self.eval.run_programs or not (self.data.root or self.data.sources)
 
     @model_validator(mode="after")
-    def _go_together(self) -> Self:
-        check(self)
+    def _go_together(self, info: ValidationInfo) -> Self:
+        check(self, is_saved=info.context == SAVED)
         return self

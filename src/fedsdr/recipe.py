@@ -17,9 +17,8 @@ from typing import Any, get_args, get_origin
 import tomli_w
 from pydantic import ValidationError
 
-from fedsdr.config import Section, Settings, Source
+from fedsdr.config import SAVED, Section, Settings, Source
 from fedsdr.errors import UserError
-from fedsdr.methods import DRIFT_CORRECTIONS
 
 RENAMED = {
     "server.combination": "server.aggregation",
@@ -48,9 +47,6 @@ RENAMED_VALUES = {
     ("client.drift_correction", "proximal"): "fedprox",
 }
 """Renamed values of earlier versions."""
-
-EARLIER_MU = 0.01
-"""Default of client.mu in earlier versions, which their saved runs contain without using it."""
 
 
 def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Settings:
@@ -85,11 +81,16 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
 
 
 def saved_settings(path: Path) -> Settings:
+<<<<<<< HEAD
     """Settings that a run saved, of an earlier version too: under today's names, without unused old defaults.
+=======
+    """Settings that a run saved.
+>>>>>>> h/sound2
 
     Raises:
-        UserError: As `load_settings`.
+        UserError: As `load_settings`, but for settings that the run does not use.
     """
+<<<<<<< HEAD
     values = _read_recipe(path)
     _rename(values)
     client = values.get("client", {})
@@ -97,6 +98,9 @@ def saved_settings(path: Path) -> Settings:
     if row and not row.weight and client.get("mu") == EARLIER_MU:
         del client["mu"]
     return check_settings(values, str(path))
+=======
+    return check_settings(_read_recipe(path), str(path), is_saved=True)
+>>>>>>> h/sound2
 
 
 def _rename(values: dict[str, Any]) -> None:
@@ -199,12 +203,13 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return under | over | both
 
 
-def check_settings(values: dict[str, Any], source: str) -> Settings:
+def check_settings(values: dict[str, Any], source: str, is_saved: bool = False) -> Settings:
     """Turn nested values into `Settings`.
 
     Args:
         values: Tables and keys as in a recipe.
         source: Where they come from, for the message.
+        is_saved: As in `compatibility.check`.
 
     Raises:
         UserError: With one line for each key that is wrong.
@@ -214,7 +219,7 @@ def check_settings(values: dict[str, Any], source: str) -> Settings:
         renamed = (f"{key} = {value!r} is now {RENAMED_VALUES[key, value]!r}" for key, value in old)
         raise UserError(f"{source}: " + "\n".join(renamed))
     try:
-        return Settings.model_validate(_as_tuples(values))
+        return Settings.model_validate(_as_tuples(values), context=SAVED if is_saved else None)
     except ValidationError as error:
         lines = {_key(problem): "" for problem in error.errors()}
         for problem in error.errors():  # a key with two allowed types has two

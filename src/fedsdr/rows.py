@@ -37,6 +37,13 @@ class Stage:
     begins_from: Adapter | None = None
     """Adapter whose values initialise the trained one; None: it continues from its own."""
 
+    def __post_init__(self) -> None:
+        """Reject a stage that no step could train."""
+        if not self.train or not set(self.train) <= set(self.active):
+            raise ValueError(f"train = {self.train}, active = {self.active}; train active adapters")
+        if self.mix is not None and len(self.mix) != len(self.active):
+            raise ValueError(f"mix = {self.mix}, active = {self.active}; give each active adapter a weight")
+
     @property
     def description(self) -> str:
         """The trained adapter and its data, as text."""
@@ -68,11 +75,17 @@ class Method:
     """The type of a client's personalised model, if there is one (`PERSONAL`)."""
 
     def __post_init__(self) -> None:
-        """Reject a row whose stages have the same name in seeds and log."""
+        """Reject a row that a client would not train as it says."""
         if len({(stage.train, stage.on) for stage in self.stages}) < len(self.stages):
             raise ValueError("two stages train the same adapters on the same view; make them one")
         if any(stage.train != ("private",) for stage in self.before_rounds):
             raise ValueError("before the rounds there is no shared adapter yet; train the private one")
+        if self.on_receive == "adapt" and self.personal != "own":
+            raise ValueError("on_receive = 'adapt' needs the client's last shared adapter: personal = 'own'")
+        if self.has_private and self.personal == "own":
+            raise ValueError(
+                "with personal = 'own' a client keeps its shared adapter; activate no private one"
+            )
 
     def sends(self, key: str, aggregation: "Aggregation") -> bool:
         """Whether the shared adapter's tensor with this PEFT key is transmitted."""
@@ -254,6 +267,13 @@ Test = tuple[Any, ...] | Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
+class But:
+    """Condition on a setting: any value but this one."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Rule:
     """Under some settings, others are restricted."""
 
@@ -271,6 +291,6 @@ class Use:
 
     setting: str
     key: str
-    by: Test
+    by: Test | But
     but: tuple[str, ...] = ()
     """Settings of the section that other choices use too."""

@@ -1,6 +1,6 @@
 """Which settings can be combined, which cannot, and why: the rules, as data (`compatibility`)."""
 
-from fedsdr.rows import Rule, Use
+from fedsdr.rows import But, Rule, Use
 
 RULES = (
     Rule(
@@ -175,5 +175,16 @@ USES = (
     Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),
     Use("server.beta2", "server.optimizer", lambda row: "beta2" in row.reads),
     Use("server.tau", "server.optimizer", lambda row: "tau" in row.reads),
+    Use("client.final_rate", "client.schedule", ("cosine", "linear")),
+    Use("distill.top_p", "distill.temperature", But(0)),
+    Use("distill.num_requests", "distill.url", But("")),
+    Use("distill.template_args", "distill.url", But("")),
+    Use("partition.by", "partition.kind", ("dirichlet", "pathological")),
+    Use("partition.alpha", "partition.kind", ("dirichlet", "quantity")),
+    Use("partition.classes_per_client", "partition.kind", ("pathological",)),
+    Use("run.workers", "run.engine", ("simulation",)),
+    Use("run.workers", "run.ray", ("",)),
+    Use("run.gpus_per_client", "run.engine", ("simulation",)),
+    Use("run.ray", "run.engine", ("simulation",)),
     Use("privacy", "privacy.kind", ("central", "local"), but=("secure_aggregation",)),
 )

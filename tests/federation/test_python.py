@@ -15,6 +15,7 @@ from fedsdr.errors import UserError
 from fedsdr.federation import client_context
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run_over
+from fedsdr.model.base import load_base
 from fedsdr.model.tiny import build_tiny
 from fedsdr.recipe import load_settings
 from fedsdr.run_folder import RunFolder, read_settings
@@ -146,6 +147,17 @@ def test_a_run_on_a_model_in_memory_is_resumed_with_the_same_model_alone(small, 
     resumed = fedsdr.resume(folder, model=same)
     whole = fedsdr.run(small | {"run.dir": tmp_path / "whole"}, data=data, model=pair)
     assert shared(resumed.folder) == shared(whole.folder)
+
+
+def test_a_run_trains_the_weights_that_are_in_the_folder_when_it_begins(small, tmp_path):
+    """In a notebook the same path may hold another model by the next run."""
+    folder = tmp_path / "model"
+    for seed in (0, 1):
+        build_tiny(folder, seed)
+        values = small | {"run.dir": tmp_path / f"run-{seed}", "server.num_rounds": 1}
+        result = fedsdr.run(values, data={"north": rows("north", 4)}, model=str(folder))
+        environment = json.loads(RunFolder(result.folder).environment.read_text())
+        assert environment["model"]["identity"] == load_base(read_settings(result.folder).model).identity
 
 
 def test_other_engines_and_processes_refuse_a_model_in_memory(small, pair, tiny_settings, tmp_path):

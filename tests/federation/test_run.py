@@ -481,17 +481,21 @@ def test_a_client_refuses_to_go_on_in_a_folder_that_was_begun_with_other_data(qu
         client_context.check_unchanged(tmp_path, data)
 
 
-@pytest.mark.parametrize("part", ["versions", "model", "machine"])
-def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str):
-    settings = quick()
-    run(settings)
-    file = Path(settings.run.dir) / "environment.json"
-    environment = json.loads(file.read_text())
-    key = {"versions": "torch", "model": "identity", "machine": "processor"}[part]
-    environment[part][key] = "another"
-    file.write_text(json.dumps(environment))
-    with pytest.raises(UserError, match=f"{part} {key} was another"):
-        resume(Path(settings.run.dir))
+OTHER_BITS = {"versions": ("torch", "transformers", "numpy", "scipy"), "model": ("identity",),
+              "machine": ("processor", "gpu")}  # fmt: skip
+
+
+def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick):
+    folder = run(quick()).folder
+    file = RunFolder(folder).environment
+    found = json.loads(file.read_text())
+    for part, key in ((part, key) for part, keys in OTHER_BITS.items() for key in keys):
+        file.write_text(json.dumps(found | {part: found[part] | {key: "another"}}))
+        with pytest.raises(UserError, match=f"{part} {key} was another"):
+            resume(folder)
+    del found["versions"]["scipy"]  # as in runs of earlier versions
+    file.write_text(json.dumps(found))
+    assert resume(folder)
 
 
 def test_a_run_moves_to_another_machine_when_that_is_allowed_and_says_so(quick: Callable[..., Settings]):

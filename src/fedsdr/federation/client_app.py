@@ -311,7 +311,8 @@ def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, 
     assert isinstance(config, ConfigRecord)
     if config["version"] != __version__:
         raise UserError(f"the server runs fedsdr {config['version']!s}, this client runs {__version__}")
-    settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
+    values = json.loads(str(config["settings"]))
+    settings = check_settings(values, source="settings from the server", is_saved=True)
     node = read_node(context.node_config, _folder(context), str(config["run"]))
     settings = node.apply(settings)
     if node.ledger:

@@ -22,7 +22,7 @@ from fedsdr.storage import content_hash, read_json, read_lines
 
 APART: Any = {"run": {"dir", "log_to", "engine", "workers", "gpus_per_client", "ray"}, "federation": True}
 """Settings that may change when a run is resumed: its place, its logs, its executor, its time limits."""
-PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
+PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "scipy", "safetensors")
 
 
 def import_libraries() -> None:
@@ -191,6 +191,7 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     import_libraries()
     before = read_json(RunFolder(settings.run.dir).environment)
     now = describe_environment(settings, has_data)
+    before["versions"].setdefault("scipy", now["versions"]["scipy"])  # earlier versions did not record it
     of_the_run = (
         ("settings", "hash"),
         ("versions", "fedsdr"),
@@ -202,6 +203,8 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     of_the_machine = (
         ("versions", "torch"),
         ("versions", "transformers"),
+        ("versions", "numpy"),
+        ("versions", "scipy"),
         ("machine", "processor"),
         ("machine", "gpu"),
     )

@@ -319,7 +319,7 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
 
 @contextmanager
 def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
-    """Let one process at a time work in a run's folder; afterwards drop the data from memory.
+    """Let one process at a time work in a run's folder, with the model's files of now; then forget the data.
 
     If the run is rejected before it begins, a folder made here is removed again.
 
@@ -339,6 +339,8 @@ def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
         for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
             if left.is_file():
                 left.unlink()
+        if loaded := sys.modules.get("fedsdr.federation.model_cache"):  # which imports torch
+            loaded.forget_changed_model()
         try:
             yield
         finally:
