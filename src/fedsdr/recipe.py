@@ -81,26 +81,14 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
 
 
 def saved_settings(path: Path) -> Settings:
-<<<<<<< HEAD
-    """Settings that a run saved, of an earlier version too: under today's names, without unused old defaults.
-=======
-    """Settings that a run saved.
->>>>>>> h/sound2
+    """Settings that a run saved, of an earlier version too: under today's names.
 
     Raises:
         UserError: As `load_settings`, but for settings that the run does not use.
     """
-<<<<<<< HEAD
     values = _read_recipe(path)
     _rename(values)
-    client = values.get("client", {})
-    row = DRIFT_CORRECTIONS.get(client.get("drift_correction"))
-    if row and not row.weight and client.get("mu") == EARLIER_MU:
-        del client["mu"]
-    return check_settings(values, str(path))
-=======
-    return check_settings(_read_recipe(path), str(path), is_saved=True)
->>>>>>> h/sound2
+    return check_settings(values, str(path), is_saved=True)
 
 
 def _rename(values: dict[str, Any]) -> None:

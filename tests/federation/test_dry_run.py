@@ -30,7 +30,12 @@ SMALL_RUN = {
     "eval.max_new_tokens": 2,
     "distill.max_new_tokens": 2,
 }
-OVERSPENT = {"method": "fedit", "privacy.kind": "central", "privacy.source": "seeded", "privacy.max_epsilon": 0.1}
+OVERSPENT = {
+    "method": "fedit",
+    "privacy.kind": "central",
+    "privacy.source": "seeded",
+    "privacy.max_epsilon": 0.1,
+}
 """With the default noise, one round costs more."""
 MESSAGES = [
     *({"method": name} for name in ("fedit", "fedsdr", "local-only")),
