@@ -24,6 +24,7 @@ from fedsdr import __version__
 from fedsdr.callbacks import OnStep, step_hook
 from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, load_adapters, run_round
 from fedsdr.client.secure import Session, begin
+from fedsdr.client.state import State
 from fedsdr.client.update import before_training
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, count_cut
@@ -35,6 +36,7 @@ from fedsdr.federation.answers import answering_all, answering_own
 from fedsdr.federation.client_context import ClientContext, cache_of, open_client, seconds_ahead
 from fedsdr.federation.model_cache import model_of, rehearsal_of
 from fedsdr.federation.node_config import Node, read_node
+from fedsdr.federation.received import keep_received
 from fedsdr.messages import wire
 from fedsdr.messages.flower import CLIENT_FAILED
 from fedsdr.messages.secure_sum import Card, round_digest
@@ -123,6 +125,8 @@ def train(message: Message, context: Context) -> Message:
     on_step = _recorder(steps, step_hook(settings, client.id, server_round))
     participant = _participant(client, node, on_step, rehearsal_of(settings))
     sent = _broadcast(message, plan, model)
+    if node.own is not None:
+        _load(settings, client, node, model, server_round - 1, sent)
     with within(f"round {server_round}, {client.id}"):
         reply = run_round(model, participant, plan, server_round, sent)
     if settings.privacy.kind == "none":
@@ -190,8 +194,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
     model, plan = model_of(settings), _plan(settings)
-    participant, sent = _participant(client, node), _broadcast(message, plan, model)
-    state = load_adapters(model, participant, plan, server_round + 1, sent, plan.lora.rank)
+    state = _load(settings, client, node, model, server_round, _broadcast(message, plan, model))
     names = ["global"] if has_global(plan.method, plan.aggregation) or not server_round else []
     names += ["personalised"] if has_own_model(state, plan.aggregation) else []
     metrics: dict[str, float] = {"round": server_round}
@@ -203,6 +206,22 @@ def evaluate_models(message: Message, context: Context) -> Message:
         rewrite_lines(ClientFolder(client.folder).answers(server_round, name), records)
     metrics["seconds"] = time.monotonic() - start + seconds_ahead.pop(client.id, 0.0)
     return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
+
+
+def _load(
+    settings: Settings,
+    client: ClientContext,
+    node: Node,
+    model: LoraModel,
+    server_round: int,
+    sent: Broadcast,
+) -> State:
+    """Load the adapters after a round; a client of a deployment keeps the shared one for `fedsdr export`."""
+    plan = _plan(settings)
+    state = load_adapters(model, _participant(client, node), plan, server_round + 1, sent, plan.lora.rank)
+    if node.own is not None and has_own_model(state, plan.aggregation):
+        keep_received(settings, client, model, server_round, sent)
+    return state
 
 
 def _evaluate(
