@@ -244,6 +244,20 @@ def test_a_client_is_told_how_many_of_its_examples_the_server_draws(
     assert "; 3 examples of each domain drawn, " in capsys.readouterr().err
 
 
+def test_a_client_sees_what_it_did_in_a_round(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings],
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    """Its log had only Flower's lines."""
+    model = model_of(tiny_settings())
+    model.initialise("shared", 0)
+    shared = {key: value.numpy() for key, value in model.state("shared").items()}
+    assert not ask(make_node(tmp_path, tiny_folder), shared, method="fedit").has_error()
+    size = 4 * sum(value.size for value in shared.values())
+    told = capsys.readouterr().err
+    assert re.search(rf"house: round 1: trained 2 steps in \d+ s, update {size:,} bytes\n", told)
+
+
 def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no_update_beyond_the_clients_limit(
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
 ):

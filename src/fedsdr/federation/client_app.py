@@ -43,7 +43,7 @@ from fedsdr.messages.secure_sum import Card, round_digest
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import public_name
-from fedsdr.progress import say, show, within
+from fedsdr.progress import duration, say, show, within
 from fedsdr.recipe import check_settings, requested_settings
 from fedsdr.rows import has_global
 from fedsdr.run_folder import ClientFolder, RunFolder
@@ -134,6 +134,9 @@ def train(message: Message, context: Context) -> Message:
     metrics = reply.metrics | {"round": server_round, "num_examples": len(client.data.train)}
     arrays = ArrayRecord({name: Array(value) for name, value in reply.arrays.items()})
     content: dict[str, ArrayRecord | ConfigRecord] = {"arrays": arrays}
+    if node.own is not None:
+        size, took = sum(v.nbytes for v in reply.arrays.values()), duration(time.monotonic() - start)
+        say(f"{client.id}: round {server_round}: trained {len(steps)} steps in {took}, update {size:,} bytes")
     if settings.privacy.secure_aggregation:
         card = begin_sum(message, settings, client, node, server_round, reply.arrays[wire.VALUES])
         content = {"card": ConfigRecord({key: getattr(card, key) for key in ("mask", "seal", "signature")})}
@@ -205,6 +208,8 @@ def evaluate_models(message: Message, context: Context) -> Message:
             metrics |= {f"eval/{domain}/{metric}@{name}": value for metric, value in numbers.items()}
         rewrite_lines(ClientFolder(client.folder).answers(server_round, name), records)
     metrics["seconds"] = time.monotonic() - start + seconds_ahead.pop(client.id, 0.0)
+    if node.own is not None:
+        say(f"{client.id}: round {server_round}: scored {', '.join(names) if server_round else 'base'}")
     return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
 
 
