@@ -252,6 +252,7 @@ def test_the_personalised_model_is_exported_by_its_clients_name(
         (["run", "RECIPE", "run.dir=NEW", "lora.targets=['nose']"], "q_proj"),
         (["run", "RECIPE", "run.dir=NEW", "partition.kind=iid"], "num_clients"),
         (["resume", "NEW"], "contains no run"),
+        (["resume", "RUN", "server.num_rounds=4"], "server.num_rounds=4: a run keeps the settings"),
         (["evaluate", "RUN", "--round", "7"], "rounds 0 to 1"),
         (["report", "NEW"], "contains no run"),
         (["chat", "NEW"], "contains no run"),

@@ -104,12 +104,19 @@ OnOtherMachine = Annotated[
 @app.command()
 def resume(
     run_dir: RunDir,
+    changes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     on_other_machine: OnOtherMachine = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a stopped run after its last finished round."""
+    """Continue a stopped run after its last finished round, with the settings that it began with."""
     progress.show(quiet)
+    if changes:
+        raise UserError(
+            f"{' '.join(changes)}: a run keeps the settings that it began with; start a new one. No rounds can"
+            " be added either: learning rates follow from server.num_rounds. A new run can begin from a"
+            f" trained model: `fedsdr export {run_dir} NEW --merged`, then model.name=NEW"
+        )
     from fedsdr.federation.run import resume as resume_run
 
     with resumable(f"to continue: `fedsdr resume {run_dir}`"):
