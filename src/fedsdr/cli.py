@@ -113,8 +113,8 @@ def resume(
     progress.show(quiet)
     if changes:
         raise UserError(
-            f"{' '.join(changes)}: a run keeps the settings that it began with; start a new one. No rounds can"
-            " be added either: learning rates follow from server.num_rounds. A new run can begin from a"
+            f"{' '.join(changes)}: a run keeps the settings that it began with; start a new one. No rounds"
+            " can be added either: learning rates follow from server.num_rounds. A new run can begin from a"
             f" trained model: `fedsdr export {run_dir} NEW --merged`, then model.name=NEW"
         )
     from fedsdr.federation.run import resume as resume_run
