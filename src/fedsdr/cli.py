@@ -104,12 +104,19 @@ OnOtherMachine = Annotated[
 @app.command()
 def resume(
     run_dir: RunDir,
+    changes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     on_other_machine: OnOtherMachine = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a stopped run after its last finished round."""
+    """Continue a stopped run after its last finished round, with the settings that it began with."""
     progress.show(quiet)
+    if changes:
+        raise UserError(
+            f"{' '.join(changes)}: a run keeps the settings that it began with; start a new one. No rounds"
+            " can be added either: learning rates follow from server.num_rounds. A new run can begin from a"
+            f" trained model: `fedsdr export {run_dir} NEW --merged`, then model.name=NEW"
+        )
     from fedsdr.federation.run import resume as resume_run
 
     with resumable(f"to continue: `fedsdr resume {run_dir}`"):
@@ -257,14 +264,20 @@ def chat(
         str | None, typer.Option(help="Ask this one question. Default: read questions from a prompt.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    client: Annotated[str, typer.Option(help="Ask the personalised model of this client instead.")] = "",
+    server_round: Round = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the base model and the global model of a run the same questions, side by side."""
+    """Ask the base model and a trained one the same questions, side by side.
+
+    The trained one is the run's global model, or a client's with --client. At a client of a deployment,
+    RUN_DIR is its own folder of a run, as for `fedsdr export`.
+    """
     from fedsdr.federation.export import open_chat
 
     if as_json and question is None:
         raise UserError("chat --json answers one question: set --question")
-    ask = open_chat(run_dir, max_new_tokens)
+    ask = open_chat(run_dir, max_new_tokens, server_round, client)
     for text in [question] if question is not None else read_questions():
         answers = ask(text)
         if as_json:
@@ -285,7 +298,7 @@ def export(
         str, typer.Option(help="Upload the exported folder to this repository on the Hugging Face hub.")
     ] = "",
     client: Annotated[
-        str, typer.Option(help="Export the personalised model of this client (simulations only).")
+        str, typer.Option(help="Export the personalised model of this client of a simulation.")
     ] = "",
     gguf_lora: Annotated[
         bool,
@@ -297,7 +310,11 @@ def export(
     server_round: Round = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the trained adapter for PEFT and vLLM, or the whole model."""
+    """Write the trained adapter for PEFT and vLLM, or the whole model.
+
+    At a client of a deployment, RUN_DIR is what its node wrote for a run, FOLDER/RUN with the `folder` of its
+    node.toml: the client's personalised model is written, and nothing is sent.
+    """
     from fedsdr.federation.export import convert_lora, export_round, lora_converter
     from fedsdr.federation.model_card import push
 
@@ -306,9 +323,9 @@ def export(
     if gguf_lora and merged:
         raise UserError("--gguf-lora converts an adapter: leave out --merged")
     converter = lora_converter() if gguf_lora else None
-    export_round(run_dir, to, server_round, client, merged, dtype)  # type: ignore[arg-type]
+    base = export_round(run_dir, to, server_round, client, merged, dtype)  # type: ignore[arg-type]
     if gguf_lora:
-        convert_lora(run_dir, to, converter)
+        convert_lora(base, to, converter)
     if push_to_hub:
         push(to, push_to_hub)
     if as_json:

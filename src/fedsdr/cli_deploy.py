@@ -84,8 +84,14 @@ def deploy_peers(
 
 def node(
     file: Annotated[Path, typer.Argument(help="The client's node.toml, as written by `fedsdr deploy init`.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check file, key, data, model and the way to the server.")
+    ] = False,
 ) -> None:
     """Connect this client to its server, and serve until stopped."""
-    from fedsdr.deployment.node import run_node
+    from fedsdr.deployment.node import check_node, run_node
 
-    run_node(file)
+    if check:
+        print("\n".join(check_node(file)))
+    else:
+        run_node(file)

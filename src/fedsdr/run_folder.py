@@ -47,6 +47,11 @@ class ClientFolder:
         """The client's state of a secure sum."""
         return self.path / "secure"
 
+    @property
+    def received(self) -> "RunFolder":
+        """The last shared adapter that a client of a deployment received, with the settings, as of a run."""
+        return RunFolder(self.path / "received")
+
     def steps(self, server_round: int) -> Path:
         """Stage, loss and tokens of each optimizer step of a round; not under differential privacy."""
         return self.path / "steps" / f"round-{server_round:04d}.jsonl"

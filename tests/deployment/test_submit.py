@@ -53,6 +53,21 @@ def test_a_submission_tells_why_its_run_stopped(
             submit(server, SETTINGS)
 
 
+@pytest.mark.parametrize("key", ["columns", "where", "label_names", "choices_after"])
+def test_how_the_clients_files_are_read_is_not_the_servers_choice(server: Path, key: str):
+    """It was accepted, and ignored without a word."""
+    values = {
+        "columns": {"response": "b"},
+        "where": {"a": "b"},
+        "label_names": ["no", "yes"],
+        "choices_after": "Answer:",
+    }
+    settings = check_settings({"federation": {"num_clients": 1}, "data": {key: values[key]}}, "test")
+    named = settings.model_copy(update={"run": SETTINGS.run})
+    with pytest.raises(UserError, match=f"data.{key}: leave out, since each client's own files"):
+        submit(server, named)
+
+
 def test_what_flower_gives_to_every_client_names_a_submission_and_no_path_or_setting(
     server: Path, monkeypatch: pytest.MonkeyPatch
 ):

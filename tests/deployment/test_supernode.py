@@ -1,5 +1,7 @@
 """A SuperNode never leaves a client waiting: not for a message that was given up, nor as half a process."""
 
+import logging
+import re
 import subprocess
 import sys
 import threading
@@ -10,11 +12,12 @@ import httpx
 import pytest
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.logger import ConsoleHandler
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode.nodestate import NodeStateFactory
 
-from fedsdr.deployment.supernode import UNFINISHED, Heartbeats, receive_whole
+from fedsdr.deployment.supernode import UNFINISHED, Heartbeats, plain_log, receive_whole
 
 
 @pytest.fixture
@@ -64,6 +67,16 @@ def test_a_message_that_came_keeps_its_task_also_when_no_other_comes(
     assert run == 1 and len(state.get_tasks(statuses=UNFINISHED)) == 1 and num_parts
     assert receiving(None)[::2] == (None, num_parts)
     assert len(state.get_tasks(statuses=UNFINISHED)) == 1
+
+
+def test_a_log_file_has_times_and_no_colours(monkeypatch: pytest.MonkeyPatch):
+    handlers = [one for one in logging.getLogger("flwr").handlers if isinstance(one, ConsoleHandler)]
+    for handler in handlers:
+        monkeypatch.setattr(handler, "colored", True)
+        monkeypatch.setattr(handler, "timestamps", False)
+    plain_log()
+    line = handlers[0].format(logging.makeLogRecord({"levelname": "INFO", "msg": "hello"}))
+    assert re.fullmatch(r"INFO [\d: ,-]{19,}: +hello", line)
 
 
 def test_a_heartbeat_that_is_answered_by_an_error_is_not_the_last():

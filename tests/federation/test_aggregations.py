@@ -18,6 +18,7 @@ from fedsdr.federation.model_cache import load_model, model_of
 from fedsdr.federation.run import evaluate_round, run
 from fedsdr.messages import wire
 from fedsdr.model.adapter_files import load_adapter
+from fedsdr.model.base import Base
 from fedsdr.progress import here
 from fedsdr.recipe import load_settings
 from fedsdr.server import strategy
@@ -237,15 +238,16 @@ def test_chat_answers_with_what_was_added(run_with, monkeypatch: pytest.MonkeyPa
     close_clients()
     load_model.cache_clear()
     ask = open_chat(folder, 4)
-    from fedsdr.federation.client_context import model_of
-    from fedsdr.run_folder import read_settings
-
-    model = model_of(read_settings(folder))
+    added = saved(folder, 2)["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"][:, 4:]
+    assert added.any()
     uses = []
-    monkeypatch.setattr(
-        "fedsdr.federation.export.generate",
-        lambda *rest: uses.append(next(iter(model.layers.values())).uses_residual) or [Answer()],
-    )
+
+    def listen(base: Base, *rest: Any) -> list[Answer]:
+        layer = base.model.get_submodule("model.layers.0.self_attn.q_proj")
+        uses.append(layer.is_active and np.array_equal(layer.B["shared"][:, 4:], added))
+        return [Answer()]
+
+    monkeypatch.setattr("fedsdr.federation.export.generate", listen)
     ask("Why?")
     assert uses == [False, True]  # of the base and the global model
 

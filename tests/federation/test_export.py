@@ -1,21 +1,30 @@
 """What an exported folder holds besides weights, where it can be pushed, and what clean leaves."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+from flwr.app import Context, Message, RecordDict
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from fedsdr.cli import main
 from fedsdr.config import Settings
+from fedsdr.data.sources import BUILT_IN
+from fedsdr.errors import UserError
+from fedsdr.federation import server_app
+from fedsdr.federation.client_app import app
 from fedsdr.federation.export import export_round
+from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.federation.model_card import model_card
 from fedsdr.federation.run import resume, run
-from fedsdr.model.adapter_files import load_adapter
-from fedsdr.run_folder import Result, list_rounds, read_settings
+from fedsdr.model.adapter_files import join, load_adapter
+from fedsdr.run_folder import Result, RunFolder, list_rounds, read_settings
+from fedsdr.server import checkpoint
+from fedsdr.storage import read_lines, rewrite_lines
 
 
 @pytest.fixture
@@ -131,3 +140,102 @@ def test_an_adapter_is_converted_by_llama_cpps_converter_where_it_is_at_hand(
     assert (tmp_path / "b/adapter.gguf").exists()
     assert ends(["export", finished.folder, tmp_path / "d", "--gguf-lora", "--merged"]) == 2
     assert not (tmp_path / "d").exists()
+
+
+@pytest.fixture
+def with_a_deployed_copy(
+    tiny_settings: Callable[..., Settings], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Path, Path]]:
+    """Run a simulation whose messages to client math a deployed node of that name gets, too; both folders."""
+
+    def start(**options: Any) -> tuple[Path, Path]:
+        for name, part in ((name, part) for name in ("finance", "math") for part in ("train", "test")):
+            rows = read_lines(BUILT_IN / "domains" / name / f"{part}.jsonl")[:4]
+            rewrite_lines(tmp_path / "data" / name / f"{part}.jsonl", rows)
+        shutil.copytree(tmp_path / "data/math", tmp_path / "own/math")
+        node = {"client": "math", "data": str(tmp_path / "own"), "folder": str(tmp_path / "state"),
+                "model": str(tiny_folder)}  # fmt: skip
+        own, answer = Context(1, 1, node, RecordDict(), {}), LocalGrid._answer
+
+        def answer_twice(grid: LocalGrid, message: Message) -> Message:
+            reply = answer(grid, message)
+            if message.metadata.dst_node_id == 2:
+                again = app(message, own)
+                assert not again.has_error()
+                if message.metadata.message_type == "train":
+                    assert again.content["arrays"] == reply.content["arrays"]
+            return reply
+
+        monkeypatch.setattr(LocalGrid, "_answer", answer_twice)
+        quick = {"data.root": str(tmp_path / "data"), "data.num_train": 0, "data.num_test": 0,
+                 "server.num_rounds": 2, "eval.every": 0, "eval.rewritings": False, "eval.max_new_tokens": 2}  # fmt: skip
+        run_folder = run(tiny_settings(**quick | options)).folder
+        (state,) = (tmp_path / "state").glob("*-*")
+        return run_folder, state
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("method", "aggregation"), [("dual-raw", "average"), ("fdlora", "average"), ("fedit", "fedsa")]
+)
+def test_a_client_of_a_deployment_writes_its_personalised_model_itself(
+    with_a_deployed_copy: Callable[..., tuple[Path, Path]], tmp_path: Path, method: str, aggregation: str
+):
+    """The run recommended for personalised models scored them, and nobody could take one out."""
+    run_folder, state = with_a_deployed_copy(method=method, **{"server.aggregation": aggregation})
+    assert ends(["export", run_folder, tmp_path / "simulated", "--client", "math"]) == 0
+    assert ends(["export", state, tmp_path / "deployed"]) == 0
+    one, two = (load_adapter(tmp_path / name) for name in ("simulated", "deployed"))
+    assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)
+    configs = [tmp_path / name / "adapter_config.json" for name in ("simulated", "deployed")]
+    assert configs[0].read_bytes() == configs[1].read_bytes()
+    assert (
+        "personalised model of client math after round 2 of 2"
+        in (tmp_path / "deployed/README.md").read_text()
+    )
+    assert list_rounds(state / "math/received/server") == [2]
+
+
+def test_a_client_whose_run_stopped_exports_with_the_shared_adapter_that_it_received_last(
+    with_a_deployed_copy: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+):
+    """In round 2 it receives what round 1 gave; no round was evaluated."""
+    save = checkpoint.save_round
+
+    def stop(folder: RunFolder, server_round: int, *rest: Any) -> None:
+        if server_round == 2 and folder.path.name != "received":
+            raise UserError("stopped")
+        save(folder, server_round, *rest)
+
+    monkeypatch.setattr(server_app, "save_round", stop)
+    with pytest.raises(UserError, match="stopped"):
+        with_a_deployed_copy(method="dual-raw", **{"run.dir": str(tmp_path / "run")})
+    (state,) = (tmp_path / "state").glob("*-*")
+    assert ends(["export", state / "math", tmp_path / "deployed"]) == 0
+    shared, own = load_adapter(tmp_path / "run/server/round-0001"), load_adapter(state / "math/round-0001")
+    whole = join(shared, own)
+    found = load_adapter(tmp_path / "deployed")
+    assert all((found[key] == whole[key]).all() for key in whole)
+    assert ends(["export", state, tmp_path / "no", "--client", "math"]) == 2
+    assert "leave out --client" in capsys.readouterr().err
+
+
+def test_a_client_of_a_method_without_personalised_models_keeps_no_shared_adapter(
+    with_a_deployed_copy: Callable[..., tuple[Path, Path]],
+):
+    _, state = with_a_deployed_copy(method="fedit")
+    assert not list(state.rglob("received"))
+
+
+def test_at_the_server_of_a_deployment_the_command_for_a_clients_model_is_named(
+    finished: Result, tmp_path: Path, capsys
+):
+    """It said that the client has no adapter of its own."""
+    RunFolder(finished.folder).nonce.write_text("1")
+    assert ends(["export", finished.folder, tmp_path / "out", "--client", "math"]) == 2
+    told = capsys.readouterr().err
+    assert "on their own machines" in told and "fedsdr export STATE/RUN NEW" in told

@@ -3,11 +3,15 @@
 import json
 import os
 import re
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedsdr import __version__
+from fedsdr.cli import main
 from fedsdr.config import Data, Privacy, Settings
 from fedsdr.data.sources import BUILT_IN
 from fedsdr.deployment import node
@@ -253,6 +258,20 @@ def test_a_client_is_told_how_many_of_its_examples_the_server_draws(
     assert "; 3 examples of each domain drawn, " in capsys.readouterr().err
 
 
+def test_a_client_sees_what_it_did_in_a_round(
+    ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings],
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    """Its log had only Flower's lines."""
+    model = model_of(tiny_settings())
+    model.initialise("shared", 0)
+    shared = {key: value.numpy() for key, value in model.state("shared").items()}
+    assert not ask(make_node(tmp_path, tiny_folder), shared, method="fedit").has_error()
+    size = 4 * sum(value.size for value in shared.values())
+    told = capsys.readouterr().err
+    assert re.search(rf"house: round 1: trained 2 steps in \d+ s, update {size:,} bytes\n", told)
+
+
 def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no_update_beyond_the_clients_limit(
     ask: Callable[..., Message], tmp_path: Path, tiny_folder: Path, tiny_settings: Callable[..., Settings]
 ):
@@ -345,7 +364,64 @@ def test_missing_data_are_told_when_a_node_starts(
     with pytest.raises(SystemExit):
         run_node(node_file)
     told = capsys.readouterr().err
+    assert "cannot reach superlink = localhost:8443: " in told
     assert "is missing" in told and "loans/test.jsonl" in told and "loans/train.jsonl" not in told
+
+
+@pytest.fixture
+def server_with_tls(node_file: Path) -> Iterator[int]:
+    """Port of an HTTPS server with the certificate of the node's server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    place = node_file.parents[1] / "server"
+    context.load_cert_chain(place / "server.crt", place / "server.key")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_a_node_is_checked_before_its_first_run(
+    node_file: Path,
+    server_with_tls: int,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    """A wrong name of the model, and a wrong address, showed as retries without a reason."""
+
+    def check(**changes: str) -> tuple[int, str]:
+        text = node_file.read_text()
+        for name, value in {
+            "superlink": f"localhost:{server_with_tls}",
+            "model": str(tiny_folder),
+            **changes,
+        }.items():
+            text = re.sub(rf'^{name} = "[^"]*"', f'{name} = "{value}"', text, flags=re.MULTILINE)
+        node_file.write_text(text)
+        with pytest.raises(SystemExit) as end:
+            main(["node", str(node_file), "--check"])
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out + said.err
+
+    make_node(node_file.parent, tiny_folder)
+    shutil.rmtree(node_file.parent / "data/loans")
+    code, told = check()
+    assert code == 0
+    assert (
+        "domain code: 4 training, 2 test examples" in told and f"server: localhost:{server_with_tls}" in told
+    )
+    with (node_file.parent / "data/code/train.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    code, told = check(model="/nowhere", superlink="localhost:1")
+    assert code == 2
+    assert "train.jsonl:5" in told and "there is no such folder" in told
+    assert "cannot reach superlink = localhost:1: [Errno 111] Connection refused" in told
+    init(tmp_path / "other", ["bank"], "localhost:8443", "any")
+    shutil.copy(tmp_path / "other/bank/ca.crt", node_file.with_name("ca.crt"))
+    code, told = check()
+    assert code == 2
+    assert "CERTIFICATE_VERIFY_FAILED" in told and "ca.crt is of another server" in told
 
 
 @pytest.mark.parametrize("port", [0, 80, 99_999])

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -16,19 +17,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
+import httpx
 from pydantic import Field
 
-from fedsdr.data.sources import domain_files
+from fedsdr.config import Data, Model
+from fedsdr.data.sources import domain_files, load_domains
 from fedsdr.deployment.certificates import check_authority, check_private
 from fedsdr.deployment.superlink import end_with_parent, environment, split_address
-from fedsdr.errors import UserError
+from fedsdr.errors import Problems, UserError
 from fedsdr.federation.node_config import Keys, NodeConfig, check_keys
+from fedsdr.model.meta import load_skeleton
 from fedsdr.progress import say
 
 PATIENCE = 120.0
 """Seconds during which a SuperNode that ends immediately is restarted. For a minute after a node was killed,
 its server considers it connected, and rejects it."""
 PAUSE = 10.0
+REACHED = 10.0
+"""Time limit in seconds for the server's answer when the way to it is checked."""
 FREED = 20.0
 """Time limit in seconds for the SuperNode of a killed node to release its port."""
 
@@ -78,6 +84,8 @@ def run_node(path: Path) -> None:
         # -P: import nothing from the working directory.
         command = [sys.executable, "-P", "-m", "fedsdr.deployment.supernode"]
         say(f"client {file.node.client}: connecting to {file.superlink}")
+        if reason := unreachable(file):
+            say(f"client {file.node.client}: {reason}; trying again until it is reached")
         until = time.monotonic() + PATIENCE
         while True:
             begun = time.monotonic()
@@ -95,6 +103,49 @@ def run_node(path: Path) -> None:
                 " the server may consider it connected for another minute, or not know its key yet"
             )
             time.sleep(PAUSE)
+
+
+def check_node(path: Path) -> list[str]:
+    """Check what a client needs before it connects, apart from whether the server knows its key.
+
+    Returns:
+        Descriptions of its data, its model and its server.
+
+    Raises:
+        UserError: All that is wrong with the file, the data, the model or the way to the server.
+    """
+    file, found, problems = read_node_file(path), list[str](), Problems()
+    os.environ |= environment()
+    with problems.gather():
+        for name, domain in load_domains(Data(root=file.node.data)).items():
+            found.append(f"domain {name}: {len(domain.train)} training, {len(domain.test)} test examples")
+    with problems.gather():
+        node = file.node
+        spec = Model(name=node.model, revision=node.revision, trust_remote_code=node.trust_remote_code)
+        load_skeleton(spec)
+        found.append(f"model: {node.model}")
+    with problems.gather():
+        if reason := unreachable(file):
+            raise UserError(reason)
+        found.append(f"server: {file.superlink}, certificate signed by {file.root_certificates}")
+    problems.refuse()
+    return found
+
+
+def unreachable(file: NodeFile) -> str:
+    """Why the server does not answer over TLS, by the site's proxy if there is one; "" if it does."""
+    try:
+        trusted = ssl.create_default_context(cafile=file.root_certificates)
+        httpx.get(f"https://{file.superlink}/", verify=trusted, timeout=REACHED)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            reason += (
+                f"; {file.root_certificates} is of another server, or a proxy on the way opens TLS and shows"
+                " a certificate of its own"
+            )
+        return f"cannot reach superlink = {file.superlink}: {reason}"
+    return ""
 
 
 def _await_port(path: Path, port: int) -> None:

@@ -13,6 +13,7 @@ from fedsdr.config import Settings
 from fedsdr.deployment.keys import registry
 from fedsdr.deployment.superlink import CONNECTION, environment, flower_home, require_server
 from fedsdr.errors import UserError
+from fedsdr.federation.node_config import OWN_COLUMNS
 from fedsdr.federation.preflight import check_deployed
 from fedsdr.progress import say
 from fedsdr.recipe import check_settings
@@ -49,10 +50,16 @@ def submit(server: Path, settings: Settings) -> Path:
         The run's folder.
 
     Raises:
-        UserError: `init` did not write the folder, as for `check_deployed`, or the run did not finish.
+        UserError: `init` did not write the folder, as for `check_deployed`, the settings say how to read the
+            clients' data, or the run did not finish.
     """
     require_server(server)
     check_deployed(settings)
+    if unused := [f"data.{key}" for key in OWN_COLUMNS if getattr(settings.data, key)]:
+        raise UserError(
+            f"{', '.join(unused)}: leave out, since each client's own files decide this in a deployment: they"
+            " hold the fields under fedsdr's names (docs/data.md)"
+        )
     place = Path(settings.run.dir)
     place = place if place.is_absolute() else (server / place).resolve()
     settings = settings.model_copy(

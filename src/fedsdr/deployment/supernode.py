@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import httpx
 from flwr.common.constant import Status, SubStatus
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.logger import update_console_handler
 from flwr.supercore.object_store import ObjectStore
 from flwr.supernode import fleet_http_connection
 from flwr.supernode import start_client_internal as flower
@@ -61,9 +62,15 @@ class Heartbeats(HeartbeatSender):
         super().__init__(heard)
 
 
+def plain_log() -> None:
+    """Give Flower's log lines their time, and colours only on a terminal."""
+    update_console_handler(timestamps=True, colored=sys.stderr.isatty())
+
+
 def main() -> None:
     """Run a SuperNode by the arguments of `flower-supernode`, and end the process with it."""
     sys.argv += json.load(sys.stdin)
+    plain_log()
     flower._pull_and_store_message = receive_whole  # type: ignore[assignment]
     fleet_http_connection.HeartbeatSender = Heartbeats  # type: ignore[misc, assignment]
     status = 1

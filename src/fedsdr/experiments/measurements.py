@@ -20,13 +20,13 @@ from fedsdr.experiments.frontier_scores import frontier_scores, one_word
 from fedsdr.experiments.measured_run import MeasuredRun
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
-from fedsdr.federation.export import load_global
+from fedsdr.federation.export import check_identity, require_global
 from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
-from fedsdr.server.checkpoint import load_updates
+from fedsdr.server.checkpoint import load_round, load_updates
 from fedsdr.storage import Event, read_lines, rewrite_lines
 
 MOST_GRADIENTS, MOST_MAPPED = 32, 60
@@ -114,7 +114,13 @@ def _global_model(run: MeasuredRun, name: str) -> LoraModel:
     data = run.options.data
     if data not in ("", "hub") and not Path(data).is_dir():
         raise UserError(f"--data = {data} is not a folder; set one in the layout of docs/data.md, or hub")
-    return load_global(run.folder, run.settings, f"{name} compares the base and the global model")
+    require_global(run.settings, f"{name} compares the base and the global model")
+    last = checked_round(run.folder, None)
+    shared, residual = load_round(RunFolder(run.folder), last, run.settings.adapter.rank)
+    check_identity(run.folder, run.model.base.identity)
+    run.model.load("shared", shared)
+    run.model.load_residual(residual)
+    return run.model
 
 
 def _retention(run: MeasuredRun) -> Event:

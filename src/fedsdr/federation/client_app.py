@@ -24,6 +24,7 @@ from fedsdr import __version__
 from fedsdr.callbacks import OnStep, step_hook
 from fedsdr.client.round import Broadcast, Participant, Plan, has_own_model, load_adapters, run_round
 from fedsdr.client.secure import Session, begin
+from fedsdr.client.state import State
 from fedsdr.client.update import before_training
 from fedsdr.config import Settings
 from fedsdr.data.conversation import Conversation, count_cut
@@ -35,13 +36,14 @@ from fedsdr.federation.answers import answering_all, answering_own
 from fedsdr.federation.client_context import ClientContext, cache_of, open_client, seconds_ahead
 from fedsdr.federation.model_cache import model_of, rehearsal_of
 from fedsdr.federation.node_config import Node, read_node
+from fedsdr.federation.received import keep_received
 from fedsdr.messages import wire
 from fedsdr.messages.flower import CLIENT_FAILED
 from fedsdr.messages.secure_sum import Card, round_digest
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import public_name
-from fedsdr.progress import say, show, within
+from fedsdr.progress import duration, say, show, within
 from fedsdr.recipe import check_settings, requested_settings
 from fedsdr.rows import has_global
 from fedsdr.run_folder import ClientFolder, RunFolder
@@ -125,6 +127,8 @@ def train(message: Message, context: Context) -> Message:
     on_step = _recorder(steps, step_hook(settings, client.id, server_round))
     participant = _participant(client, node, on_step, rehearsal_of(settings))
     sent = _broadcast(message, plan, model)
+    if node.own is not None:
+        _load(settings, client, node, model, server_round - 1, sent)
     with within(f"round {server_round}, {client.id}"):
         reply = run_round(model, participant, plan, server_round, sent)
     if settings.privacy.kind == "none":
@@ -132,6 +136,9 @@ def train(message: Message, context: Context) -> Message:
     metrics = reply.metrics | {"round": server_round, "num_examples": len(client.data.train)}
     arrays = ArrayRecord({name: Array(value) for name, value in reply.arrays.items()})
     content: dict[str, ArrayRecord | ConfigRecord] = {"arrays": arrays}
+    if node.own is not None:
+        size, took = sum(v.nbytes for v in reply.arrays.values()), duration(time.monotonic() - start)
+        say(f"{client.id}: round {server_round}: trained {len(steps)} steps in {took}, update {size:,} bytes")
     if settings.privacy.secure_aggregation:
         card = begin_sum(message, settings, client, node, server_round, reply.arrays[wire.VALUES])
         content = {"card": ConfigRecord({key: getattr(card, key) for key in ("mask", "seal", "signature")})}
@@ -192,8 +199,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
     model, plan = model_of(settings), _plan(settings)
-    participant, sent = _participant(client, node), _broadcast(message, plan, model)
-    state = load_adapters(model, participant, plan, server_round + 1, sent, plan.lora.rank)
+    state = _load(settings, client, node, model, server_round, _broadcast(message, plan, model))
     names = ["global"] if has_global(plan.method, plan.aggregation) or not server_round else []
     names += ["personalised"] if has_own_model(state, plan.aggregation) else []
     metrics: dict[str, float] = {"round": server_round}
@@ -204,7 +210,25 @@ def evaluate_models(message: Message, context: Context) -> Message:
             metrics |= {f"eval/{domain}/{metric}@{name}": value for metric, value in numbers.items()}
         rewrite_lines(ClientFolder(client.folder).answers(server_round, name), records)
     metrics["seconds"] = time.monotonic() - start + seconds_ahead.pop(client.id, 0.0)
+    if node.own is not None:
+        say(f"{client.id}: round {server_round}: scored {', '.join(names) if server_round else 'base'}")
     return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
+
+
+def _load(
+    settings: Settings,
+    client: ClientContext,
+    node: Node,
+    model: LoraModel,
+    server_round: int,
+    sent: Broadcast,
+) -> State:
+    """Load the adapters after a round; a client of a deployment keeps the shared one for `fedsdr export`."""
+    plan = _plan(settings)
+    state = load_adapters(model, _participant(client, node), plan, server_round + 1, sent, plan.lora.rank)
+    if node.own is not None and has_own_model(state, plan.aggregation):
+        keep_received(settings, client, model, server_round, sent)
+    return state
 
 
 def _evaluate(

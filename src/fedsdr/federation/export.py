@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from fedsdr.config import Lora, Model, Settings
 from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
-from fedsdr.federation.model_cache import model_of
+from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.model_card import model_card
 from fedsdr.messages.wire import rank_of
 from fedsdr.methods import AGGREGATIONS, METHODS
@@ -27,8 +28,7 @@ from fedsdr.model.chat_template import settle_template
 from fedsdr.model.generation import Sampling, generate
 from fedsdr.progress import say
 from fedsdr.rows import Adapter
-from fedsdr.run_folder import RunFolder, checked_round, list_rounds, read_settings
-from fedsdr.server.checkpoint import load_round
+from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
 from fedsdr.storage import read_json, write_folder
 
 LLAMA_CPP = "LLAMA_CPP"
@@ -36,17 +36,75 @@ LLAMA_CPP = "LLAMA_CPP"
 CONVERTER = "convert_lora_to_gguf.py"
 
 
-def open_chat(folder: Path, max_new_tokens: int) -> Callable[[str], dict[str, str]]:
-    """Load a run's models; the returned function answers a question with each of them, greedily.
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, as one adapter by PEFT key."""
+
+    settings: Settings
+    round: int
+    client: str
+    """Client of a personalised model; "": the global one."""
+    adapter: dict[str, Tensor]
+
+    @property
+    def lora(self) -> Lora:
+        """Shape of the adapter."""
+        return self.settings.adapter.widened(rank_of(self.adapter))
+
+
+def read_trained(folder: Path, server_round: int | None, client: str) -> Trained:
+    """Read the global model of a round, or a client's personalised one.
+
+    Args:
+        folder: A run's folder. Or, at a client of a deployment, what its node wrote for a run,
+            `<folder>/<run>`: that holds one model, the client's personalised one, from its own adapter and
+            the last shared one that it received.
+        server_round: The round; None: the last one.
+        client: The client; "": the global model.
 
     Raises:
-        UserError: The folder contains no run or no finished round, or the run has no global model.
+        UserError: The round is not finished, the run has no global model, or the client has no adapter of its
+            own, or no single adapter represents its model.
     """
-    model = load_global(folder, read_settings(folder), "export a client's model by --client instead")
+    for own in map(ClientFolder, (folder, *folder.glob("*"))):
+        if own.received.config.exists():
+            if client or server_round is not None:
+                raise UserError(f"{folder} holds one model, its client's: leave out --client and --round")
+            settings, number = read_settings(own.received.path), own.received.last_round()
+            adapter = _personal_of(settings, own, number, load_adapter(own.received.round(number)))
+            return Trained(settings, number, own.path.resolve().name, adapter)
+    settings, run = read_settings(folder), RunFolder(folder)
+    if not client:
+        require_global(settings, "name a client by --client")
+    elif run.nonce.exists():
+        raise UserError(
+            "the adapters of this run's clients are on their own machines: there, `fedsdr export STATE/RUN"
+            " NEW` writes the client's model, with STATE the `folder` of its node.toml"
+        )
+    number = checked_round(folder, server_round)
+    adapter = load_adapter(run.round(number))
+    if client:
+        adapter = _personal_of(settings, run.client(check_name(client, "client")), number, adapter)
+    return Trained(settings, number, client, adapter)
+
+
+def open_chat(
+    folder: Path, max_new_tokens: int, server_round: int | None = None, client: str = ""
+) -> Callable[[str], dict[str, str]]:
+    """Load a trained model; the returned function answers a question with it and with its base, greedily.
+
+    Raises:
+        UserError: As for `read_trained`, or the base is another one than the run's.
+    """
+    trained = read_trained(folder, server_round, client)
+    settings = trained.settings
+    model = load_model(settings.model, trained.lora, settings.run.threads)
+    check_identity(Path(settings.run.dir), model.base.identity)
+    model.load("shared", trained.adapter)
 
     def ask(question: str) -> dict[str, str]:
         prompt = encode_prompt(model.base.tokenizer, [{"role": "user", "content": question}])
-        models: dict[str, tuple[Adapter, ...]] = {"base": (), "global": ("shared",)}
+        models: dict[str, tuple[Adapter, ...]] = {"base": (), trained.client or "global": ("shared",)}
         answers = {}
         for name, active in models.items():
             with model.inference(active):
@@ -64,46 +122,43 @@ def export_round(
     client: str,
     merged: bool,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-) -> None:
-    """Export the global model of a round, or a client's personalised one.
+) -> Model:
+    """Export the global model of a round, or a client's personalised one; folders as for `read_trained`.
 
     As an adapter in PEFT's format: for the global model, the files of the round's folder; for a client, one
     adapter equivalent to shared plus private, with both ranks and the same scale. Merged: the whole model, W0
     + (alpha/r) B A, computed in float32 and saved in `dtype`. (In bfloat16, rounding removes most of a short
     training's change.) Both include the tokenizer and a model card.
 
+    Returns:
+        The base model.
+
     Raises:
-        UserError: `to` exists, the round is not finished, the run has no global model, or the client has no
-            adapter of its own, or no single adapter represents its model.
+        UserError: `to` exists, or as for `read_trained`.
     """
-    settings = read_settings(folder)
     if to.exists():
         raise UserError(f"{to} already exists; name a new folder")
-    if not client:
-        require_global(settings, "name a client by --client")
-    number = checked_round(folder, server_round)
-    state = load_adapter(RunFolder(folder).round(number))
-    if client:
-        state = _personal_of(settings, client, number, state)
-    lora = settings.adapter.widened(rank_of(state))
-    card = model_card(settings, number, client, merged, lora.rank)
+    trained = read_trained(folder, server_round, client)
+    settings, lora = trained.settings, trained.lora
+    card = model_card(settings, trained.round, trained.client, merged, lora.rank)
     if merged:
-        export_merged(settings.model, state, lora, to, card, dtype)
-        return
+        export_merged(settings.model, trained.adapter, lora, to, card, dtype)
+        return settings.model
 
     def fill(aside: Path) -> None:
-        save_adapter(aside, state, lora, public_name(settings.model.name))
+        save_adapter(aside, trained.adapter, lora, public_name(settings.model.name))
         _tokenizer(settings.model).save_pretrained(aside)
         (aside / "README.md").write_text(card)
 
     write_folder(to, fill)
     named = public_name(settings.model.name)
     if named != settings.model.name:
-        origin = read_json(RunFolder(folder).environment)["model"]["origin"]
+        origin = read_json(RunFolder(settings.run.dir).environment)["model"]["origin"]
         say(
             f"  the adapter names {named} as its base; it was trained on {origin} (`fedsdr models` shows the"
             " folder), so on the hub's own weights its answers differ a little"
         )
+    return settings.model
 
 
 def _tokenizer(spec: Model) -> Any:
@@ -137,7 +192,7 @@ def lora_converter() -> Path | None:
     return script
 
 
-def convert_lora(run_dir: Path, exported: Path, script: Path | None) -> None:
+def convert_lora(base_model: Model, exported: Path, script: Path | None) -> None:
     """Write adapter.gguf into an exported adapter's folder by llama.cpp's own converter.
 
     Without a converter, only print the command.
@@ -146,7 +201,7 @@ def convert_lora(run_dir: Path, exported: Path, script: Path | None) -> None:
         UserError: The converter fails.
     """
     target = exported / "adapter.gguf"
-    base = _folder_of(read_settings(run_dir).model)
+    base = _folder_of(base_model)
     words = [str(exported), "--base", str(base), "--outfile", str(target), "--outtype", "f32"]
     if script is None:
         command = " ".join(["python", f"<llama.cpp>/{CONVERTER}", *words])
@@ -156,21 +211,6 @@ def convert_lora(run_dir: Path, exported: Path, script: Path | None) -> None:
     if done.returncode:
         raise UserError(f"{script} failed: {done.stderr.strip()[-500:]}")
     say(f"  {target}: llama-server --model BASE.gguf --lora {target}")
-
-
-def load_global(folder: Path, settings: Settings, hint: str) -> LoraModel:
-    """Load the global model after the last finished round of a run.
-
-    Raises:
-        UserError: There is none, for which the hint is a way out, or the base model is another.
-    """
-    require_global(settings, hint)
-    shared, residual = load_round(RunFolder(folder), checked_round(folder, None), settings.adapter.rank)
-    model = model_of(settings)
-    check_identity(folder, model.base.identity)
-    model.load("shared", shared)
-    model.load_residual(residual)
-    return model
 
 
 def require_global(settings: Settings, hint: str) -> None:
@@ -206,21 +246,22 @@ def check_identity(folder: Path, identity: str) -> None:
 
 
 def _personal_of(
-    settings: Settings, client: str, number: int, shared: dict[str, Tensor]
+    settings: Settings, place: ClientFolder, number: int, shared: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """A client's personalised model of a round, as one adapter."""
-    run, method = RunFolder(settings.run.dir), METHODS[settings.method]
+    client, method = place.path.name, METHODS[settings.method]
     if method.personal == "weighted":
         raise UserError(
             f"method = {settings.method} weights a client's adapters for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
-    place, aggregation = run.client(check_name(client, "client")), AGGREGATIONS[settings.server.aggregation]
+    aggregation = AGGREGATIONS[settings.server.aggregation]
     state = load_state(place.path, number + 1, method.has_personal)
     kept = {key: torch.from_numpy(value) for key, value in state.kept(aggregation).items()}
     own = state.adapter
     if own is None and not kept:
-        known = [other.path.name for other in run.client_folders() if list_rounds(other.path)]
+        others = RunFolder(settings.run.dir).client_folders()
+        known = [other.path.name for other in others if list_rounds(other.path)]
         raise UserError(
             f"client {client!r} has no adapter of its own for round {number};"
             f" clients that have any: {', '.join(known) or 'none'}"

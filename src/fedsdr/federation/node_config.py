@@ -23,11 +23,10 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 OWN_MODEL = ("name", "revision", "trust_remote_code")
 """Keys of [model] that the node decides."""
-OWN_DATA: Mapping[str, Any] = {
-    **{"sources": (), "domains": (), "built_in": "domains"},
-    # The client chooses the trained columns and rows: otherwise a server could select one person's.
-    **{"columns": {}, "label_names": (), "choices_after": "", "where": {}},
-}
+OWN_COLUMNS: Mapping[str, Any] = {"columns": {}, "label_names": (), "choices_after": "", "where": {}}
+"""Keys of [data] for the trained columns and rows, with their values: otherwise a server could select one
+person's."""
+OWN_DATA: Mapping[str, Any] = {"sources": (), "domains": (), "built_in": "domains", **OWN_COLUMNS}
 """Keys of [data] that the node decides, with their values; `root` is its own."""
 
 
