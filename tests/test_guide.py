@@ -87,6 +87,7 @@ def test_init_writes_a_recipe_that_loads_and_refuses_what_is_not_there(tmp_path:
     bad = {
         "exists already": [str(data)],
         "does not exist": [str(tmp_path / "no")],
+        "data.sources: a domain is listed twice": [f"{data},{data}"],
         "there is no such folder": [str(data), "--model", str(tmp_path / "no")],
         "did you mean the built-in smollm2-135m-instruct": [str(data), "--model", "smollm2-135m-instrct"],
     }

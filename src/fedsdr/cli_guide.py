@@ -91,7 +91,7 @@ def init(
     try:
         summary = describe_data(load_settings(None, values | {"run.dir": "runs/unused"}))
     except UserError as error:
-        is_done = columns or str(error).startswith("model.")
+        is_done = columns or str(error).startswith(("model.", "data.sources:"))
         hint = "" if is_done else "\nfedsdr init takes --columns instruction=...,response=..."
         raise UserError(f"{error}{hint}") from None
     write_file(to, text)
