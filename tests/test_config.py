@@ -159,12 +159,21 @@ def test_a_list_needs_no_quotes_in_an_override():
         ("metod=fedit", "method"),
         ("seed=3", "run.seed"),
         ("data.sources=[{domain = 'a', colums = {}}]", "data.sources.0.columns"),
+        ("client.num_clients=3", "partition.num_clients"),
     ],
 )
 def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str, nearest: str):
     message = refusal(lambda: load_settings(None, [word]))
     assert "unknown key" in message
     assert message.partition("nearest to it: ")[2].split(", ")[0].split("\n")[0] == nearest
+
+
+@pytest.mark.parametrize(
+    ("word", "setting"), [("lr=1", "client.learning_rate"), ("client.lr=1", "client.learning_rate"),
+                          ("run.report_to=wandb", "run.log_to")]
+)  # fmt: skip
+def test_a_name_of_another_library_is_answered_by_the_setting_alone(word: str, setting: str):
+    assert refusal(lambda: load_settings(None, [word])).endswith(f"did you mean {setting}?")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +184,9 @@ def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str,
         ("data.domains=[1]", "string"),
         ("client.batch_size=0", "greater than or equal to 1"),
         ("client.batch_size=2.5", "integer"),
-        ("client.batch_size='2'", "integer"),
+        ("client.batch_size='2'", "integer, without quotes"),
+        ("client.learning_rate='1e-4'", "number, without quotes"),
+        ("run.log_to=tensorbord", "'tensorboard', 'wandb', 'mlflow' or 'trackio'"),
         ("client.learning_rate=0", "greater than 0"),
         ("client.learning_rate=inf", "finite"),
         ("client.learning_rate=nan", "finite"),
@@ -385,8 +396,22 @@ def test_a_recipe_that_is_no_toml_is_refused_with_file_and_line(tmp_path: Path):
     message = refusal(lambda: load_settings(recipe))
     assert "broken.toml" in message
     assert "line 2" in message
+    for text, line in {"method = fedsdr": "method = fedsdr", "[run]\nseed = 1\nseed = 2\n": "seed = 2",
+                       "run:\n  seed: 1": "run:"}.items():  # fmt: skip
+        recipe.write_text(text)
+        assert f": {line}\nTOML is key = value: each key once, text in quotes" in refusal(
+            lambda: load_settings(recipe)
+        )
     recipe.write_bytes(b'method = "\xff"')
     assert "broken.toml" in refusal(lambda: load_settings(recipe))
+
+
+def test_one_word_stands_for_a_list_of_one_in_every_place(tmp_path: Path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[run]\nlog_to = "wandb"\n[data]\ndomains = "law"\n')
+    settings = load_settings(recipe)
+    assert (settings.run.log_to, settings.data.domains) == (("wandb",), ("law",))
+    assert load_settings(None, {"run.log_to": "wandb"}).run.log_to == ("wandb",)
 
 
 def test_a_missing_recipe_is_an_error_that_names_a_near_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

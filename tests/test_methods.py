@@ -115,6 +115,8 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_listed_nearest_first(
     assert ranked[0] == "fedsdr"
     assert sorted(ranked) == sorted(METHODS)
     assert look_up(METHODS, "fedsdr", "method") is METHODS["fedsdr"]
+    with pytest.raises(UserError, match=r"'FedSDR' is unknown; did you mean fedsdr\?$"):
+        look_up(METHODS, "FedSDR", "method")
 
 
 def test_settings_and_tables_are_read_without_torch():

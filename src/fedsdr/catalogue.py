@@ -17,6 +17,7 @@ from fedsdr.compatibility import TABLES, as_used
 from fedsdr.config import Settings
 from fedsdr.config_training import Section
 from fedsdr.errors import UserError
+from fedsdr.familiar import FAMILIAR
 from fedsdr.recipe import flat, type_of
 
 KINDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "tuple": "array"}
@@ -52,6 +53,7 @@ def find_rows(key: str) -> list[Row]:
     rows = all_rows()
     found = [row for row in rows if row.key == key or row.key.startswith(f"{key}.")]
     found = found or [row for row in rows if row.key.endswith(f".{key}")]
+    found = found or [row for row in rows if row.key == FAMILIAR.get(key.rpartition(".")[2])]
     if not found:
         names = {row.key for row in rows} | {row.key.partition(".")[0] for row in rows}
         lasts = {name.rpartition(".")[2]: name for name in sorted(names)}
@@ -102,6 +104,8 @@ def _described(kind: Any, limits: Sequence[Any] = ()) -> str:
         return _described(kind.__origin__, kind.__metadata__)
     if origin in (Union, UnionType):
         return " or ".join(map(_described, get_args(kind)))
+    if origin is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return f"several of: {_described(get_args(kind)[0])}"
     if origin is Literal:
         return " or ".join(map(json.dumps, get_args(kind)))
     limits = [part for one in limits for part in getattr(one, "metadata", [one])]

@@ -332,6 +332,8 @@ def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
     """
     if name in table:
         return table[name]
+    if name.lower() in table:
+        raise UserError(f"{key} = {name!r} is unknown; did you mean {name.lower()}?")
     if name.lower() in MEANT:
         raise UserError(f"{key} = {name!r} is unknown here; you may mean {MEANT[name.lower()]}")
     ranked = sorted(table, key=lambda known: -difflib.SequenceMatcher(None, name, known).ratio())

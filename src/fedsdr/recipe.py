@@ -19,6 +19,8 @@ from pydantic import ValidationError
 
 from fedsdr.config import SAVED, Section, Settings, Source
 from fedsdr.errors import UserError
+from fedsdr.familiar import FAMILIAR
+from fedsdr.storage import read_toml
 
 RENAMED = {
     "server.combination": "server.aggregation",
@@ -165,16 +167,13 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Values of a recipe and of the one it starts from; `above` are the recipes that start from it."""
     if path in above:
         raise UserError(f"recipe {path} begins with itself; remove its key recipe")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").glob("**/*.toml")])
         hint = f"; did you mean {near[0]}?" if near else ""
         hint = "; the recipe comes first, settings after it" if "=" in path.name else hint
         user = f", with which {above[-1]} begins," if above else ""
-        raise UserError(f"recipe {path}{user} does not exist{hint}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"recipe {path} cannot be read: {error}") from None
+        raise UserError(f"recipe {path}{user} does not exist{hint}")
+    values = read_toml(path)
     if "recipe" not in values:
         return values
     under = _read_recipe(Path(str(values.pop("recipe"))), (*above, path))
@@ -246,10 +245,12 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = str(value) if isinstance(value, Path) else value
 
 
-def _as_tuples(value: Any) -> Any:
-    """Convert TOML's lists to tuples, since settings are frozen."""
+def _as_tuples(value: Any, key: str = "") -> Any:
+    """Convert TOML's lists, and one word in place of a list, to tuples, since settings are frozen."""
     if isinstance(value, dict):
-        return {key: _as_tuples(item) for key, item in value.items()}
+        return {name: _as_tuples(item, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+    if isinstance(value, str) and _is_list(key):
+        return (value,)
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
@@ -279,6 +280,8 @@ def _expected(problem: Any) -> str:
     if problem["type"] == "model_type":
         return "should be a table of keys"
     message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    if isinstance(found := problem["input"], str) and re.fullmatch(r"[\d.e+-]+|true|false", found):
+        message += ", without quotes"
     message = message.replace("a valid tuple", "an array such as [...]").replace("tuple should", "should")
     return message.replace("Tuple should", "should").removeprefix("Input ")
 
@@ -315,9 +318,11 @@ def _nearest(key: str) -> str:
     table, _, last = key.rpartition(".")
     if table.startswith("data.sources"):
         sections[table] = list(Source.model_fields)
-    if table in sections:
-        near = difflib.get_close_matches(last, sections[table], cutoff=0.6) or sections[table]
-        return f"known keys nearest to it: {', '.join(f'{table}.{name}' for name in near)}"
-    near = [f"{name}.{key}" for name, fields in sections.items() if key in fields]
-    near += difflib.get_close_matches(key, list(Settings.model_fields))
-    return f"known keys nearest to it: {', '.join(near or Settings.model_fields)}"
+    if last in FAMILIAR:
+        return f"did you mean {FAMILIAR[last]}?"
+    fields = sections.get(table, [] if table else list(Settings.model_fields))
+    here = [f"{table}.{name}".lstrip(".") for name in difflib.get_close_matches(last, fields)]
+    elsewhere = [f"{name}.{last}" for name, others in sections.items() if last in others]
+    if near := [*here, *elsewhere] if table else [*elsewhere, *here]:
+        return f"known keys nearest to it: {', '.join(near)}"
+    return f"known keys{f' of [{table}]' * (table in sections)}: {', '.join(fields or Settings.model_fields)}"

@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +54,27 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file that a user wrote.
+
+    Raises:
+        UserError: It cannot be read, or is not TOML; quotes the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"line (\d+), column", str(error))
+        line = text.split("\n")[int(at[1]) - 1] if at else text.rstrip().split("\n")[-1]
+        raise UserError(
+            f"{path} cannot be read: {error}: {line.strip()}\nTOML is key = value: each key once, text in"
+            " quotes, numbers without"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -251,6 +251,7 @@ def test_mlflow_has_one_run_with_settings_and_curves(stopped_and_resumed, monkey
     (found,) = client.search_runs([client.get_experiment_by_name("fedsdr").experiment_id])
     assert found.info.status == "FINISHED"
     assert found.data.params["lora.dropout"] == "0.5"
+    assert found.info.run_name == result.folder.name
     curve = [(one.step, one.value) for one in client.get_metric_history(found.info.run_id, LOSS)]
     assert curve == expected(result, LOSS)
     curve = client.get_metric_history(found.info.run_id, "step/math/private/loss")

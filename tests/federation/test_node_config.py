@@ -424,6 +424,11 @@ def test_a_node_is_checked_before_its_first_run(
     assert "CERTIFICATE_VERIFY_FAILED" in told and "ca.crt is of another server" in told
 
 
+def test_a_folder_in_place_of_a_nodes_file_is_answered_by_the_file_in_it(node_file: Path):
+    with pytest.raises(UserError, match=f"is a folder; did you mean {node_file}\\?"):
+        run_node(node_file.parent)
+
+
 @pytest.mark.parametrize("port", [0, 80, 99_999])
 def test_a_port_that_no_node_can_have_is_told_at_once(node_file: Path, port: int):
     node_file.write_text(re.sub(r"port = \d+", f"port = {port}", node_file.read_text()))

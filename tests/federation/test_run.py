@@ -368,6 +368,9 @@ def test_a_finished_run_over_flower_waits_for_no_client(quick, monkeypatch: pyte
     log.write_text(whole[:-9])  # the disk was full
     assert run_over(grid, deployed) == result
     assert [event["event"] for event in read_lines(log)][-2:] == ["evaluate", "end"]
+    other = quick(**{"federation.num_clients": 2, "run.dir": deployed.run.dir, "run.seed": 5})
+    with pytest.raises(UserError, match=r"cannot continue: run\.seed was 0 and is 5 now, so"):
+        run_over(grid, other)
 
 
 def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as_before(quick):

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tomllib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedsdr.errors import UserError
 from fedsdr.experiments.comparison import Group
 from fedsdr.methods import METHODS
 from fedsdr.recipe import flat, load_settings
+from fedsdr.storage import read_toml
 
 OWNED = {"client.learning_rate": "rates", "client.budget": "budgets"}
 """Settings that are given by a key of the grid, if present."""
@@ -131,9 +131,9 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> GridPlan:
         UserError: States what was found and what was expected.
     """
     try:
-        grid = Grid.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        grid = Grid.model_validate(read_toml(path))
         return _plan(grid, folder, jobs)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"grid {path}: {_explain(error)}") from None
 
 

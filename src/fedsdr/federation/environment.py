@@ -17,7 +17,8 @@ from fedsdr.config import PACKED, Model, Run, Settings, Source
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.plugins import describe_plugins, describe_rows, require_functions
 from fedsdr.progress import say
-from fedsdr.run_folder import RunFolder
+from fedsdr.recipe import flat
+from fedsdr.run_folder import RunFolder, read_settings
 from fedsdr.storage import content_hash, read_json, read_lines
 
 APART: Any = {"run": {"dir", "log_to", "engine", "workers", "gpus_per_client", "ray"}, "federation": True}
@@ -218,8 +219,8 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     for section, key in of_the_run if on_other_machine else (*of_the_run, *of_the_machine):
         old, new = before[section].get(key), now[section].get(key)
         if old != new:
-            what = "config.toml" if (section, key) == ("settings", "hash") else f"{section} {key}"
-            changed[section, key] = f"{what} was {old} when the run began and is {new} now"
+            words = f"{section} {key} was {old} when the run began and is {new} now"
+            changed[section, key] = _changes(settings) if key == "hash" and section == "settings" else words
     if changed:
         allowed = "" if changed.keys() & {*of_the_run} else ", or allow other last bits by --on-other-machine"
         raise UserError(
@@ -227,6 +228,20 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
             f" restore it, or start a new run{allowed}"
         )
     return now | ({"moved": moved} if moved else {})
+
+
+def _changes(settings: Settings) -> str:
+    """How settings differ from those in the run's folder; a resumed run reads them there."""
+    saved, now = (
+        dict(flat(one.model_dump(mode="json", exclude=APART)))
+        for one in (read_settings(Path(settings.run.dir)), settings)
+    )
+    words = [
+        f"{key} was {saved.get(key)!r} and is {value!r} now"
+        for key, value in now.items()
+        if value != saved.get(key)
+    ]
+    return "; ".join(words) or "config.toml changed since the run began"
 
 
 def git_commit() -> str | None:

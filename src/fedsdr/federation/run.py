@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsdr.callbacks import Callback, Watch, watching_steps
+from fedsdr.callbacks import Callback, Watch, checked_callbacks, watching_steps
 from fedsdr.config import Client, Federation, Settings
 from fedsdr.data.given import ClientRows, save_rows
 from fedsdr.errors import UserError
@@ -40,7 +40,7 @@ def run(
     *,
     data: Mapping[str, ClientRows] | None = None,
     model: str | tuple[Any, Any] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
 ) -> Result:
     """Run a federation from the beginning, in this process.
 
@@ -67,7 +67,7 @@ def run(
             )
         settings = _with_given(settings, data, name)
         check_alone(settings)
-        watch = Watch([*open_loggers(settings), *callbacks])
+        watch = Watch([*open_loggers(settings), *checked_callbacks(callbacks)])
         domains = check_data(settings)
         settings = resolve(settings)
         check_fit(settings, domains)
@@ -81,12 +81,12 @@ def run(
 @contextmanager
 def _named(model: str | tuple[Any, Any] | None) -> Iterator[str]:
     """Name of a passed model within the block; "" if there is none."""
-    if not isinstance(model, tuple):
-        yield model or ""
+    if model is None or isinstance(model, str | Path):
+        yield str(model or "")
         return
     from fedsdr.model.in_memory import lent
 
-    with lent(*model) as name:
+    with lent(model) as name:
         yield name
 
 
@@ -140,7 +140,7 @@ def resume(
     on_other_machine: bool = False,
     *,
     model: tuple[Any, Any] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
 ) -> Result:
     """Continue a run after its last finished round; for a finished run, only write the report again.
 
@@ -164,7 +164,7 @@ def resume(
             raise UserError(
                 f"{folder} was started with the model {settings.model.name}, not with the passed one ({name})"
             )
-        watch = Watch([*open_loggers(settings), *callbacks])
+        watch = Watch([*open_loggers(settings), *checked_callbacks(callbacks)])
         environment = require_same(settings, on_other_machine=on_other_machine)
         if on_other_machine:
             write_json(run.environment, environment)
