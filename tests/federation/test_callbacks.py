@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.callbacks import Callback
+from fedsdr.callbacks import Callback, checked_callbacks
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.federation import client_context
@@ -187,6 +187,11 @@ def test_loggers_are_no_part_of_what_decides_a_runs_bits(quick):
     whole = quick()
     run(whole)
     assert adapters(settings) == adapters(whole)
+
+
+def test_one_callback_needs_no_list():
+    one = Callback()
+    assert checked_callbacks(one) == checked_callbacks((one,)) == [one]
 
 
 def test_an_unknown_logger_and_one_that_is_not_installed_are_refused_before_anything_is_written(
