@@ -115,14 +115,15 @@ def check_node(path: Path) -> list[str]:
         UserError: All that is wrong with the file, the data, the model or the way to the server.
     """
     file, found, problems = read_node_file(path), list[str](), Problems()
+    node = file.node
     os.environ |= environment()
     with problems.gather():
-        for name, domain in load_domains(Data(root=file.node.data)).items():
+        for name, domain in load_domains(Data(root=node.data)).items():
             found.append(f"domain {name}: {len(domain.train)} training, {len(domain.test)} test examples")
     with problems.gather():
-        names = {"name": file.node.model, "revision": file.node.revision}
-        load_skeleton(Model(**names, trust_remote_code=file.node.trust_remote_code))
-        found.append(f"model: {file.node.model}")
+        own = {"trust_remote_code": node.trust_remote_code}
+        load_skeleton(Model(name=node.model, revision=node.revision, **own))
+        found.append(f"model: {node.model}")
     with problems.gather():
         if reason := unreachable(file):
             raise UserError(reason)
