@@ -245,6 +245,7 @@ def test_the_personalised_model_is_exported_by_its_clients_name(
         (["run", "RECIPE", "method=fedsrd"], "fedsdr"),
         (["run", "RECIPE", "client.lr=1"], "client.learning_rate"),
         (["run", "RECIPE", "run.dir=RUN"], "fedsdr resume"),
+        (["run", "RECIPE", "--dry-run", "run.dir=RUN"], "fedsdr resume"),
         (["run", "RECIPE", "run.dir=RECIPE"], "is a file"),
         (["run", "RECIPE", "run.dir=NEW", "data.root=/nowhere"], "data.root"),
         (["run", "RECIPE", "run.dir=NEW", "model.name=/nowhere"], "model.name"),
@@ -340,9 +341,10 @@ def test_pairs_are_analyzed_on_the_command_line(fedsdr: Fedsdr, tmp_path: Path):
     assert [*json.loads(out)] == ["paradox"]
 
 
-def test_the_probe_is_named_by_a_dry_run_of_a_method_that_rewrites(fedsdr: Fedsdr):
+def test_the_probe_is_named_by_a_dry_run_of_a_method_that_rewrites(fedsdr: Fedsdr, tmp_path: Path):
+    words = ("run", "recipes/demo.toml", "--dry-run", "model.name=tiny", f"run.dir={tmp_path / 'new'}")
     for method, is_named in (("fedsdr", True), ("fedit", False)):
-        _, out, _ = fedsdr("run", "recipes/demo.toml", "--dry-run", "model.name=tiny", f"method={method}")
+        _, out, _ = fedsdr(*words, f"method={method}")
         assert ("`fedsdr probe`" in out) == is_named
 
 

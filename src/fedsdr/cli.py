@@ -78,10 +78,13 @@ def run(
 ) -> None:
     """Run a federation: rewrite, train, aggregate, evaluate, report."""
     from fedsdr.recipe import load_settings
+    from fedsdr.run_folder import RunFolder
 
     progress.show(quiet)
     chosen = load_settings(recipe, overrides or [])
     if is_dry:
+        if on is None:  # a deployment continues the run of its folder
+            RunFolder(chosen.run.dir).require_new()
         print_estimate(chosen, as_json)
         return
     if on is not None:

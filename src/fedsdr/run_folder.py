@@ -103,6 +103,14 @@ class RunFolder:
         self.clients = path / "clients"
         """Only if the clients are on this machine."""
 
+    def require_new(self) -> None:
+        """Raise UserError if the folder already contains a run."""
+        if any(path.exists() for path in (self.config, self.server, self.clients)):
+            raise UserError(
+                f"{self.path} already contains a run; continue it by `fedsdr resume {self.path}`, or set"
+                " another folder by run.dir=..."
+            )
+
     def round(self, number: int) -> Path:
         """The global model after a round (`server.checkpoint`)."""
         return round_folder(self.server, number)

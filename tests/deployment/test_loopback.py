@@ -13,6 +13,7 @@ from tests.deployment.conftest import CLIENTS, Deployment
 
 import fedsdr
 from fedsdr.config import Settings
+from fedsdr.federation.export import export_round
 from fedsdr.storage import read_lines
 
 WINDOW = 24
@@ -77,6 +78,10 @@ def test_a_deployment_leaves_the_bytes_of_the_local_engine_and_no_plain_text_on_
     one.run(small(**{"run.dir": "runs/first"}))
     run = one.server / "runs" / "first"
     require_equal(one, run, local)
+    (state,) = (one.folder / "math/state").glob("first-*")
+    export_round(state, tmp_path / "own", None, "", merged=False)
+    export_round(local, tmp_path / "simulated", None, "math", merged=False)
+    assert files(tmp_path / "own", ("adapter*",)) == files(tmp_path / "simulated", ("adapter*",)) != {}
     for client in CLIENTS:
         paths = [path for path in (one.folder / client / "state").rglob("*") if path.is_file()]
         assert paths and not [path for path in paths if path.stat().st_mode & 0o077]

@@ -115,9 +115,10 @@ def check_node(path: Path) -> list[str]:
         UserError: All that is wrong with the file, the data, the model or the way to the server.
     """
     file, found, problems = read_node_file(path), list[str](), Problems()
+    node = file.node
     os.environ |= environment()
     with problems.gather():
-        for name, domain in load_domains(Data(root=file.node.data)).items():
+        for name, domain in load_domains(Data(root=node.data)).items():
             found.append(f"domain {name}: {len(domain.train)} training, {len(domain.test)} test examples")
     with problems.gather():
         node = file.node

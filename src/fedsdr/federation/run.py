@@ -60,11 +60,7 @@ def run(
         raise UserError("run.dir is empty; set a folder, or use load_settings, which sets one")
     folder = RunFolder(settings.run.dir)
     with _working_in(folder), _named(model) as name:
-        if any(path.exists() for path in (folder.config, folder.server, folder.clients)):
-            raise UserError(
-                f"{folder.path} already contains a run; continue it by `fedsdr resume {folder.path}`, or set"
-                " another folder by run.dir=..."
-            )
+        folder.require_new()
         settings = _with_given(settings, data, name)
         check_alone(settings)
         watch = Watch([*open_loggers(settings), *checked_callbacks(callbacks)])
