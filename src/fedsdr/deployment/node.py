@@ -121,7 +121,6 @@ def check_node(path: Path) -> list[str]:
         for name, domain in load_domains(Data(root=node.data)).items():
             found.append(f"domain {name}: {len(domain.train)} training, {len(domain.test)} test examples")
     with problems.gather():
-        node = file.node
         spec = Model(name=node.model, revision=node.revision, trust_remote_code=node.trust_remote_code)
         load_skeleton(spec)
         found.append(f"model: {node.model}")
