@@ -1,9 +1,9 @@
 """Cases to evaluate `fedsdr probe`, from the study's cells: its predictions, and the gains of rewriting.
 
-    python recipes/beyond/probe_cases.py CASES STUDY [TEACHER]
+    python recipes/beyond/probe_cases.py CASES STUDY ...
 
-STUDY and TEACHER are folders of recipes/study/run.sh, with data and cells. A case is a domain of one set of
-rewritings and three seeds. CASES gets a line for each: the numbers that the probe finds before training, with
+STUDY is a folder with data and cells: of recipes/study/run.sh, or made alike by recipes/study/data.py and
+cell.py of other domains. A case is a domain of one set of rewritings and three seeds. CASES gets a line for each: the numbers that the probe finds before training, with
 the first seed, and by seed "plain" (the gain of fedsd less that of fedit in that domain) and "equal_cost"
 (the same against fedit scaled to fedsd's cost). Sets with missing cells are listed and left out;
 cases already in CASES are kept. Then both outcomes are judged: every number, and the rule "rewrite if most
@@ -28,7 +28,12 @@ from fedsdr.report.sheets import render_text
 from fedsdr.storage import Event, read_json, read_lines, rewrite_lines
 
 RECIPE = Path(__file__).parents[1] / "study/study.toml"
-SETS = (("answer", "fedsd", (0, 1, 2)), ("answer", "fedsd", (3, 4, 5)), ("off", "fedsd-off", (0, 1, 2)))
+SETS = (
+    ("answer", "fedsd", (0, 1, 2)),
+    ("answer", "fedsd", (3, 4, 5)),
+    ("off", "fedsd-off", (0, 1, 2)),
+    ("off", "fedsd-off", (3, 4, 5)),
+)
 """Verify mode, arm and seeds."""
 NUM = 16
 """Examples of a client that are probed."""
