@@ -121,8 +121,8 @@ def check_node(path: Path) -> list[str]:
         for name, domain in load_domains(Data(root=node.data)).items():
             found.append(f"domain {name}: {len(domain.train)} training, {len(domain.test)} test examples")
     with problems.gather():
-        own = {"trust_remote_code": node.trust_remote_code}
-        load_skeleton(Model(name=node.model, revision=node.revision, **own))
+        spec = Model(name=node.model, revision=node.revision, trust_remote_code=node.trust_remote_code)
+        load_skeleton(spec)
         found.append(f"model: {node.model}")
     with problems.gather():
         if reason := unreachable(file):
