@@ -26,8 +26,9 @@ from fedsdr.config import Settings
 from fedsdr.data.conversation import encode
 from fedsdr.data.examples import as_record
 from fedsdr.data.sources import load_domains
-from fedsdr.federation.client_context import data_of, open_client, rewrite_all
+from fedsdr.federation.client_context import data_of, open_client
 from fedsdr.federation.model_cache import model_of
+from fedsdr.federation.rewritings import rewrite_all
 from fedsdr.recipe import load_settings
 from fedsdr.storage import content_hash, read_json, read_lines, rewrite_lines, write_json
 

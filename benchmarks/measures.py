@@ -29,7 +29,7 @@ from fedsdr.client.update import local_update
 from fedsdr.config import Client
 from fedsdr.data.batching import by_length
 from fedsdr.data.checks import unsupported
-from fedsdr.data.conversation import Conversation, encode, encode_prompt
+from fedsdr.data.conversation import Conversation, encode_all, encode_prompt
 from fedsdr.data.examples import Example
 from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import load_domains
@@ -84,7 +84,7 @@ def demo_clients() -> list[ClientData]:
 def demo_conversations(tokenizer: Any, domain: str, part: str = "train") -> list[Conversation]:
     """The demo's examples of a domain, with their true responses."""
     client = next(client for client in demo_clients() if client.id == domain)
-    return [encode(tokenizer, example, example.response, NO_LIMIT) for example in getattr(client, part)]
+    return encode_all(tokenizer, getattr(client, part), NO_LIMIT)
 
 
 def train_ours(

@@ -32,7 +32,11 @@ def main() -> None:
                 folder = Path(place) / f"{len(records)}"
                 words = [*SETTINGS, *lora, f'run.dir="{folder}"', f'run.cache="{place}/cache"']
                 if kind != "none":
-                    words += [f"privacy.kind={kind}", f"privacy.noise={noise}", "privacy.source=seeded"]
+                    words += [
+                        f"privacy.kind={kind}",
+                        f"privacy.noise_multiplier={noise}",
+                        "privacy.source=seeded",
+                    ]
                 settings = load_settings("recipes/demo.toml", words)
                 run.run(settings)
                 last = [e for e in read_lines(RunFolder(folder).log) if e["event"] == "round"][-1]

@@ -263,6 +263,7 @@ def test_the_personalised_model_is_exported_by_its_clients_name(
         (["export", "RUN", "NEW", "--client", "nobody"], "finance, math"),
         (["export", "RUN", "NEW", "--client", "../finance"], "client"),
         (["data", "no.toml"], "does not exist"),
+        (["deploy", "init", "NEW", "--clients", "a b,c"], "client 'a b' cannot name a folder"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )

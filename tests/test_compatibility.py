@@ -24,6 +24,9 @@ COMPLETING: dict[tuple[str, str], dict[str, Any]] = {
 }  # fmt: skip
 """What a choice needs besides other choices."""
 
+SERVED = ["distill.url=http://localhost:8000/v1", "distill.served_name=own"]
+"""Settings of a run whose responses a server rewrites."""
+
 
 @pytest.mark.parametrize(("key", "other"), list(combinations(CHOICES, 2)))
 def test_a_pair_is_refused_by_the_settings_where_the_listing_says_so(key: str, other: str):
@@ -78,7 +81,7 @@ def test_every_setting_that_a_rule_names_exists():
             part = getattr(part, name)
 
 
-@pytest.mark.parametrize("key", [key for use in USES if "." in (key := use.setting)])
+@pytest.mark.parametrize("key", [key for use in USES if "." in (key := use.setting) and use.key in CHOICES])
 @hypothesis_settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_what_a_choice_reads_may_be_set_with_it_and_with_no_other(key: str, data: st.DataObject):
@@ -98,6 +101,33 @@ def test_what_a_choice_reads_may_be_set_with_it_and_with_no_other(key: str, data
             UserError, match=re.escape(f"{key} = {value!r} does nothing under {use.key} = {name!r}")
         ):
             load_settings(None, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "using", "idle"),
+    [
+        (["partition.alpha=0.1"], ["partition.kind=dirichlet"], ["partition.kind=domain"]),
+        (["partition.alpha=0.1"], ["partition.kind=quantity"], ["partition.kind=pathological"]),
+        (["partition.by=label"], ["partition.kind=pathological"], ["partition.kind=iid"]),
+        (["partition.classes_per_client=3"], ["partition.kind=pathological"], ["partition.kind=quantity"]),
+        (["client.final_rate=0.3"], ["client.schedule=linear"], ["client.schedule=constant"]),
+        (["distill.top_p=0.9"], ["distill.temperature=0.7"], ["distill.temperature=0"]),
+        (["distill.num_requests=256"], SERVED, []),
+        (["distill.template_args={enable_thinking=false}"], SERVED, []),
+        (["run.workers=4"], ["run.engine=simulation"], ["run.engine=local"]),
+        (["run.workers=4", "run.engine=simulation"], [], ["run.ray=auto"]),
+        (["run.gpus_per_client=0.5"], ["run.engine=simulation"], []),
+        (["run.ray=auto"], ["run.engine=simulation"], []),
+    ],
+    ids=str,
+)
+def test_a_setting_that_another_leaves_without_effect_is_refused(
+    words: list[str], using: list[str], idle: list[str]
+):
+    """A grid over it would show equal results, and a run would not be what its recipe says."""
+    load_settings(None, [*words, *using])
+    with pytest.raises(UserError, match=f"{words[0].partition('=')[0]} = .* does nothing under "):
+        load_settings(None, [*words, *idle])
 
 
 def test_the_page_of_methods_holds_the_rules_as_they_are():

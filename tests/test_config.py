@@ -41,8 +41,7 @@ FIELDS = st.fixed_dictionaries(
         "lora.alpha": POSITIVE,
         "lora.targets": st.lists(TEXT, min_size=1, max_size=3),
         "distill.prompts": st.lists(st.sampled_from(["turn", "reference"]), min_size=1, max_size=3),
-        "distill.temperature": st.floats(0, 1e300),
-        "distill.top_p": SHARE,
+        "distill.temperature": st.floats(0, 1e300, exclude_min=True),
         "client.learning_rate": POSITIVE,
         "client.local_steps": COUNT.map(lambda count: count + 1),
         "client.budget": st.sampled_from(["per_stage", "per_round"]),
@@ -160,12 +159,21 @@ def test_a_list_needs_no_quotes_in_an_override():
         ("metod=fedit", "method"),
         ("seed=3", "run.seed"),
         ("data.sources=[{domain = 'a', colums = {}}]", "data.sources.0.columns"),
+        ("client.num_clients=3", "partition.num_clients"),
     ],
 )
 def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str, nearest: str):
     message = refusal(lambda: load_settings(None, [word]))
     assert "unknown key" in message
     assert message.partition("nearest to it: ")[2].split(", ")[0].split("\n")[0] == nearest
+
+
+@pytest.mark.parametrize(
+    ("word", "setting"), [("lr=1", "client.learning_rate"), ("client.lr=1", "client.learning_rate"),
+                          ("run.report_to=wandb", "run.log_to")]
+)  # fmt: skip
+def test_a_name_of_another_library_is_answered_by_the_setting_alone(word: str, setting: str):
+    assert refusal(lambda: load_settings(None, [word])).endswith(f"did you mean {setting}?")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +184,9 @@ def test_an_unknown_key_is_refused_and_the_nearest_known_one_is_named(word: str,
         ("data.domains=[1]", "string"),
         ("client.batch_size=0", "greater than or equal to 1"),
         ("client.batch_size=2.5", "integer"),
-        ("client.batch_size='2'", "integer"),
+        ("client.batch_size='2'", "integer, without quotes"),
+        ("client.learning_rate='1e-4'", "number, without quotes"),
+        ("run.log_to=tensorbord", "'tensorboard', 'wandb', 'mlflow' or 'trackio'"),
         ("client.learning_rate=0", "greater than 0"),
         ("client.learning_rate=inf", "finite"),
         ("client.learning_rate=nan", "finite"),
@@ -222,17 +232,74 @@ def test_a_drift_correction_has_its_own_default_weight(name: str):
 
 
 @pytest.mark.parametrize(
-    "unused",
-    ["drift_correction = 'none'", "drift_correction = 'scaffold'\noptimizer = 'sgd'\nmax_grad_norm = 0.0"],
-)
-def test_a_run_that_saved_an_earlier_default_is_read(tmp_path: Path, unused: str):
-    """0.01 was the default of client.mu; a recipe that sets it in vain is refused as ever."""
+    ("key", "toml"),
+    [
+        # 0.01 was the default of client.mu.
+        ("client.mu", "[client]\nmu = 0.01"),
+        ("client.mu", "[client]\ndrift_correction = 'scaffold'\noptimizer = 'sgd'\nmax_grad_norm = 0.0\nmu = 0.01"),
+        ("partition.alpha", "[partition]\nkind = 'domain'\nalpha = 0.1"),
+        ("distill.top_p", "[distill]\ntemperature = 0.0\ntop_p = 0.9"),
+        ("run.workers", "[run]\nengine = 'local'\nworkers = 4"),
+    ],
+)  # fmt: skip
+def test_a_run_that_saved_what_it_does_not_use_is_read_and_a_recipe_refused(
+    tmp_path: Path, key: str, toml: str
+):
+    """Unchanged: the hash of its settings says that it may be resumed."""
     saved = tmp_path / "config.toml"
-    saved.write_text(f"[client]\n{unused}\nmu = 0.01\n")
-    assert saved_settings(saved).client.mu == "auto"
-    assert "client.mu = 0.01 does nothing" in refusal(lambda: load_settings(saved))
-    saved.write_text("[client]\ndrift_correction = 'kl'\nmu = 0.01\n")
-    assert saved_settings(saved).client.weight == 0.01
+    saved.write_text(toml)
+    assert f"{key} = " in refusal(lambda: load_settings(saved))
+    read = saved_settings(saved)
+    saved.write_text(dump_settings(read))
+    assert saved_settings(saved) == read != Settings()
+
+
+def test_a_run_saved_under_old_names_is_read_and_a_recipe_with_them_is_refused(tmp_path: Path):
+    """Every old name with a value of its own, and the settings under the names of today."""
+    saved = tmp_path / "config.toml"
+    saved.write_text(
+        """
+        [model]
+        checkpointing = "on"
+        [distill]
+        cache = "/cache"
+        [client]
+        correction = "proximal"
+        mu = 0.5
+        [server]
+        combination = "ffa"
+        reduction = "mean"
+        [wire]
+        dtype = "int8"
+        [personal]
+        before_steps = 0
+        num_examples = 5
+        max_weight = 0.5
+        num_evaluations = 40
+        share = 0.8
+        rate = 1.0
+        [eval]
+        on = "validation"
+        [data]
+        validation = 0.1
+        """
+    )
+    today = {
+        **{"model.gradient_checkpointing": "on", "run.cache": "/cache", "communication.dtype": "int8"},
+        **{"client.drift_correction": "fedprox", "client.mu": 0.5, "server.aggregation": "ffa"},
+        **{"eval.split": "validation", "data.validation": 0.1},
+    }
+    assert saved_settings(saved) == check_settings(nest(today), "test")
+    assert "wire.dtype is now communication.dtype" in refusal(lambda: load_settings(saved))
+
+    saved.write_text("[privacy]\nkind = 'local'\nnoise = 2.0\nclip = 0.5\nbudget = 3.0\n")
+    private = {"kind": "local", "noise_multiplier": 2.0, "clipping_norm": 0.5, "max_epsilon": 3.0}
+    assert saved_settings(saved) == check_settings({"privacy": private}, "test")
+
+    saved.write_text("method = 'feddpa'\n[personal]\nnum_examples = 7\n")
+    assert saved_settings(saved).feddpa.num_examples == 7
+    saved.write_text("method = 'fedsdr'\n[personal]\nshare = 0.7\n")
+    assert saved_settings(saved).fedala.share == 0.7  # unused, as in the run
 
 
 @pytest.mark.parametrize(
@@ -249,6 +316,11 @@ def test_the_old_name_of_a_value_is_an_error_that_says_the_new_one(old: str, new
         ("server.combination='ffa'", "server.combination is now server.aggregation"),
         ("wire.dtype='int8'", "wire.dtype is now communication.dtype"),
         ("personal.max_weight=0.3", "personal.max_weight is now feddpa.max_weight"),
+        ("privacy.noise=2.0", "privacy.noise is now privacy.noise_multiplier"),
+        ("privacy.clip=2.0", "privacy.clip is now privacy.clipping_norm"),
+        ("privacy.budget=2.0", "privacy.budget is now privacy.max_epsilon"),
+        ("model.checkpointing='on'", "model.checkpointing is now model.gradient_checkpointing"),
+        ("eval.on='validation'", "eval.on is now eval.split"),
     ],
 )
 def test_the_old_name_of_a_key_is_an_error_that_says_the_new_one(old: str, new: str):
@@ -324,8 +396,22 @@ def test_a_recipe_that_is_no_toml_is_refused_with_file_and_line(tmp_path: Path):
     message = refusal(lambda: load_settings(recipe))
     assert "broken.toml" in message
     assert "line 2" in message
+    for text, line in {"method = fedsdr": "method = fedsdr", "[run]\nseed = 1\nseed = 2\n": "seed = 2",
+                       "run:\n  seed: 1": "run:"}.items():  # fmt: skip
+        recipe.write_text(text)
+        assert f": {line}\nTOML is key = value: each key once, text in quotes" in refusal(
+            lambda: load_settings(recipe)
+        )
     recipe.write_bytes(b'method = "\xff"')
     assert "broken.toml" in refusal(lambda: load_settings(recipe))
+
+
+def test_one_word_stands_for_a_list_of_one_in_every_place(tmp_path: Path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[run]\nlog_to = "wandb"\n[data]\ndomains = "law"\n')
+    settings = load_settings(recipe)
+    assert (settings.run.log_to, settings.data.domains) == (("wandb",), ("law",))
+    assert load_settings(None, {"run.log_to": "wandb"}).run.log_to == ("wandb",)
 
 
 def test_a_missing_recipe_is_an_error_that_names_a_near_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

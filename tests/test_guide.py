@@ -13,6 +13,7 @@ from fedsdr.cli import main
 from fedsdr.compatibility import TABLES
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
+from fedsdr.familiar import FAMILIAR
 from fedsdr.methods import MEANT
 from fedsdr.recipe import flat, load_settings
 from fedsdr.terminal import complete_key, complete_override
@@ -29,6 +30,7 @@ def test_every_setting_is_explained_with_its_default_and_type():
     assert rows["lora.targets"].kind == '"all-linear" or array'
     assert rows["client.mu"].used == "client.drift_correction = any but none, scaffold and scaffold-adamw"
     assert "fedsdr" in rows["method"].kind
+    assert rows["run.log_to"].kind == 'several of: "tensorboard" or "wandb" or "mlflow" or "trackio"'
 
 
 def test_a_key_a_section_or_a_last_name_is_found_and_a_wrong_one_names_the_nearest(capsys):
@@ -42,6 +44,18 @@ def test_a_key_a_section_or_a_last_name_is_found_and_a_wrong_one_names_the_neare
         "used with client.drift_correction = any but none, scaffold and scaffold-adamw"
         in capsys.readouterr().out
     )
+    main_ends(["settings"])
+    assert "`fedsdr settings SECTION`" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_familiar_names_are_settings_and_the_docs_list_them():
+    keys = {row.key for row in all_rows()}
+    assert set(FAMILIAR.values()) <= keys
+    assert not set(FAMILIAR) & {key.rpartition(".")[2] for key in keys}
+    assert [row.key for row in find_rows("lr")] == ["client.learning_rate"]
+    page = (Path(__file__).parents[1] / "docs/python.md").read_text()
+    listed = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| `([a-z_.]+)` \|$", page, re.MULTILINE)
+    assert {name: key for names, key in listed for name in re.findall(r"\w+", names)} == FAMILIAR
 
 
 def main_ends(words: list[str]) -> None:
@@ -73,6 +87,7 @@ def test_init_writes_a_recipe_that_loads_and_refuses_what_is_not_there(tmp_path:
     bad = {
         "exists already": [str(data)],
         "does not exist": [str(tmp_path / "no")],
+        "data.sources: a domain is listed twice": [f"{data},{data}"],
         "there is no such folder": [str(data), "--model", str(tmp_path / "no")],
         "did you mean the built-in smollm2-135m-instruct": [str(data), "--model", "smollm2-135m-instrct"],
     }
@@ -86,6 +101,18 @@ def test_init_writes_a_recipe_that_loads_and_refuses_what_is_not_there(tmp_path:
         assert said in error
         assert "--columns" not in error  # the columns are not what is wrong
     assert not recipe.exists()
+
+
+def test_init_names_files_of_one_name_by_their_folders(tmp_path: Path):
+    paths = [tmp_path / name / "train.jsonl" for name in ("bank", "clinic")]
+    for path in paths:
+        path.parent.mkdir()
+        rows = [{"instruction": f"{path.parent.name} {n}?", "output": f"It is {n}."} for n in range(20)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "mine.toml"
+    words = ["init", str(recipe), "--model", "tiny", "--method", "fedit"]
+    main_ends([*words, "--data", ",".join(map(str, paths))])
+    assert [one.domain for one in load_settings(recipe).data.sources] == ["bank", "clinic"]
 
 
 def test_init_takes_columns_and_the_one_that_names_the_client(tmp_path: Path, capsys):

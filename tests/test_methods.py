@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -17,6 +18,7 @@ from fedsdr.methods import (
     ROBUST_AGGREGATORS,
     look_up,
 )
+from fedsdr.rows import Method, Stage
 from fedsdr.server.aggregate import AGGREGATE
 from fedsdr.server.optimize import OPTIMIZE
 from fedsdr.server.robust import ROBUST
@@ -71,6 +73,34 @@ def test_every_method_with_an_adapter_of_the_clients_own_has_a_personalised_mode
     assert not METHODS["fedala"].has_private  # its own adapter is the shared one, as it trained it
 
 
+BOTH = ("shared", "private")
+RAW = Stage(("shared",), "raw", ("shared",))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        # Without the client's last adapter there is nothing to move, and the row would be plain fedit.
+        (lambda: Method("", "", (RAW,), on_receive="adapt"), "needs the client's last shared adapter"),
+        # Its private adapter would be taken for its last shared one.
+        (
+            lambda: Method(
+                "", "", (RAW, Stage(("private",), "raw", BOTH)), on_receive="adapt", personal="own"
+            ),
+            "keeps its shared adapter",
+        ),
+        (lambda: Stage(("private",), "raw", ("shared",)), "train active adapters"),
+        (lambda: Stage((), "raw", ("shared",)), "train active adapters"),
+        (lambda: Stage(("shared",), "raw", BOTH, mix=(1.0,)), "give each active adapter a weight"),
+    ],
+)
+def test_a_row_of_ones_own_that_no_client_would_train_as_it_says_is_refused(
+    row: Callable[[], object], says: str
+):
+    with pytest.raises(ValueError, match=says):
+        row()
+
+
 def test_stages_of_one_learner_are_told_apart():
     assert METHODS["fedsdr"].stage_names() == ("private", "shared")
     assert METHODS["fedsd-then-raw"].stage_names() == ("shared-distilled", "shared-raw")
@@ -85,6 +115,8 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_listed_nearest_first(
     assert ranked[0] == "fedsdr"
     assert sorted(ranked) == sorted(METHODS)
     assert look_up(METHODS, "fedsdr", "method") is METHODS["fedsdr"]
+    with pytest.raises(UserError, match=r"'FedSDR' is unknown; did you mean fedsdr\?$"):
+        look_up(METHODS, "FedSDR", "method")
 
 
 def test_settings_and_tables_are_read_without_torch():

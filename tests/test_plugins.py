@@ -19,7 +19,7 @@ from fedsdr.data.examples import Example
 from fedsdr.distill.prompts import rewriting_turns
 from fedsdr.errors import UserError
 from fedsdr.methods import AGGREGATIONS, METHODS, OPTIMIZERS, PROMPTS
-from fedsdr.rows import Aggregation, Method, Named, Optimizer, Stage
+from fedsdr.rows import Aggregation, Method, Optimizer, Rewriter, Stage
 from fedsdr.run_folder import RunFolder
 from fedsdr.server.aggregate import Target
 from fedsdr.storage import read_lines
@@ -52,7 +52,7 @@ PLUGIN = """
 import numpy as np
 
 from fedsdr import register
-from fedsdr.rows import Aggregation, Method, Named, Optimizer, Stage
+from fedsdr.rows import Aggregation, Method, Rewriter, Optimizer, Stage
 from fedsdr.server.aggregate import Target
 
 BOTH = ("shared", "private")
@@ -71,7 +71,7 @@ def half(current, target, moments, server):
     return {key: ((value + target[key]) / 2).astype(np.float32) for key, value in current.items()}, {}
 
 
-@register("shout", Named("asks for capital letters", "ours"))
+@register("shout", Rewriter("asks for capital letters", "ours"))
 def shout(example):
     return [{"role": "user", "content": "In capital letters: " + example.response}]
 """
@@ -246,7 +246,7 @@ def test_a_built_in_row_cannot_be_replaced_and_a_name_must_name_a_folder(own_row
 def test_a_rewriter_that_says_other_words_asks_the_model_anew(own_rows, tiny_settings):
     words = "Say:"
 
-    @fedsdr.register("mine", Named("asks as the test says", "ours"))
+    @fedsdr.register("mine", Rewriter("asks as the test says", "ours"))
     def mine(example: Example) -> list[dict[str, str]]:
         return [{"role": "user", "content": f"{words} {example.response}"}]
 
@@ -279,8 +279,8 @@ def test_a_rewriter_that_says_other_words_asks_the_model_anew(own_rows, tiny_set
         ("", "registers no server.aggregation 'mine'"),
         # What it registered before it failed may be half of what it needs.
         (
-            "import fedsdr\nfrom fedsdr.rows import Named\n"
-            "@fedsdr.register('mine', Named('x', 'y'))\ndef f(e): ...\nraise OSError('late')",
+            "import fedsdr\nfrom fedsdr.rows import Rewriter\n"
+            "@fedsdr.register('mine', Rewriter('x', 'y'))\ndef f(e): ...\nraise OSError('late')",
             "cannot be imported: OSError: late",
         ),
     ],

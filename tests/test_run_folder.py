@@ -35,6 +35,10 @@ def test_a_folder_of_runs_is_no_run_and_its_runs_are_named(tmp_path: Path):
         UserError, match=f"contains no run: config.toml is missing; runs in it: {tmp_path}/a$"
     ):
         read_settings(tmp_path)
+    with pytest.raises(
+        UserError, match=f"it lies in the run {tmp_path}/a: name that, and a round by --round"
+    ):
+        read_settings(tmp_path / "a" / "server" / "round-0002")
 
 
 def test_internal_files_are_hidden_but_those_of_an_older_run_are_found(tmp_path: Path):

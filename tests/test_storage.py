@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,6 +106,25 @@ def test_a_link_that_another_user_laid_where_a_file_is_written_aside_is_not_foll
     assert victim.read_text() == "kept"
 
 
+def test_a_folder_is_on_disk_before_its_new_name_and_the_name_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else power may fail when the run counts on a round whose folder is empty, or not there."""
+    done: list[int | str] = []
+    rename = Path.rename
+
+    def renamed(path: Path, to: Path) -> None:
+        done.append("renamed")
+        rename(path, to)
+
+    monkeypatch.setattr("os.fsync", lambda file: done.append(os.fstat(file).st_ino))
+    monkeypatch.setattr(Path, "rename", renamed)
+    path = tmp_path / "round-0003"
+    write_folder(path, lambda folder: (folder / "a").touch())
+    file, folder, parent = ((tmp_path / name).stat().st_ino for name in ("round-0003/a", "round-0003", ""))
+    assert done == [file, folder, "renamed", parent]
+
+
 def test_a_damaged_document_is_named(tmp_path: Path):
     path = tmp_path / "environment.json"
     write_json(path, {"torch": "é"})
@@ -172,3 +192,18 @@ def test_one_process_at_a_time_has_a_lock_and_no_lock_file_is_left(tmp_path: Pat
     assert [other.wait() for other in others] == [0, 0, 0]
     assert counter.read_text() == "60"
     assert list(tmp_path.iterdir()) == [counter]
+
+
+def test_a_lock_that_is_given_up_while_its_holder_is_looked_up_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    held = FileLock(tmp_path / ".lock")
+    held.acquire()
+
+    def given_up(_: Path) -> str:
+        held.release()
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", given_up)
+    with locked(tmp_path, patience=1):
+        assert (tmp_path / ".lock").read_bytes() == str(os.getpid()).encode()

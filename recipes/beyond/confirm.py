@@ -5,8 +5,9 @@
 RECORDS has ARM-seed-SEED.json of the arm and of fedit, with seeds 10 to 17, and of the arms beside it
 (recipes/study/collect.py, or text_cost.py for the other cost). It tests the first conditions of a win:
 D > 0 with p < 0.05; D exceeds that of fedsd and of fedsdr with p < 0.05; in no domain is the one-sided 95 %
-bound of D over seeds below -0.03 nats. The document has the others: the same by the second cost, retention,
-and the first against CONTROL = fedit-double, plain federated LoRA with twice the steps.
+bound of D over seeds below -0.03 nats. The document has the others: the same by the second cost; retention,
+printed where records have it; and the first against CONTROL = fedit-double, plain federated LoRA with twice
+the steps.
 """
 
 import sys
@@ -29,6 +30,9 @@ from fedsdr.report.sheets import Sheet, p_value, render_text, signed, signed_int
 from fedsdr.stats import paired
 from fedsdr.storage import Event, read_json, write_file
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
+from tables import retention_sheet
+
 SEEDS = range(10, 18)
 BESIDE = ("fedsd", "fedsdr", "fedit-double")
 """A winner exceeds the first two."""
@@ -38,18 +42,22 @@ Runs = dict[tuple[str, int], ScoredRun]
 
 def main(records: Path, arm: str, control: str = "fedit") -> None:
     """Print the tables and the verdict, and draw RECORDS/frontier.svg."""
-    runs: Runs = {
-        (name, seed): ScoredRun(record["arm"], record["seed"], record["models"])
+    found = [
+        read_json(path)
         for name in ("fedit", arm, *BESIDE)
         for seed in SEEDS
-        if (path := records / f"{name}-seed-{seed}.json").exists() and (record := read_json(path))
-    }
+        if (path := records / f"{name}-seed-{seed}.json").exists()
+    ]
+    runs = {(r["arm"], r["seed"]): ScoredRun(r["arm"], r["seed"], r["models"]) for r in found}
     beside = [name for name in BESIDE if name != control and together(runs, control, name)]
     rows = [scored(runs, control, name) for name in (arm, *beside)]
     differences = [exceeds(runs, control, arm, name) for name in beside]
     own = together(runs, control, arm)
     domains = [r | {"bound": bound(r["by_seed"])} for r in by_domain(own, {"global": control})]
-    for sheet in (frontier_sheet(rows), exceeds_sheet(differences), domain_sheet(domains)):
+    sheets = [frontier_sheet(rows), domain_sheet(domains)]
+    sheets += [exceeds_sheet(differences)] if differences else []
+    sheets += [retention_sheet(found)] if any("retention" in record for record in found) else []
+    for sheet in sheets:
         print(render_text(sheet, markdown=True), end="\n\n")
     write_file(records / "frontier.svg", frontier_svg(mean_points([*runs.values()]), {"global": "fedit"}))
     num = f"{len(own) // 2} of {len(SEEDS)} seeds"

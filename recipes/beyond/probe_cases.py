@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsdr.analysis.probe import FEATURES, judge
+from fedsdr.analysis.probe import FEATURES
+from fedsdr.analysis.probe import evaluate_rule as judge
 from fedsdr.errors import UserError
 from fedsdr.experiments.frontier import ScoredRun, by_domain
 from fedsdr.experiments.probe import cases_sheet, probe

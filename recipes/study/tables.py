@@ -107,7 +107,7 @@ def retention_sheet(records: Sequence[Event]) -> Sheet:
             for r in rows
         ),
         tuple(rows),
-        note="Share of right answers, tuned minus base, mean over tasks; intervals by the crossed bootstrap"
+        note="Share of right answers, tuned minus base, mean over tasks; intervals by redraws"
         " of seeds and questions. Loss: nats a word, tuned minus base.",
     )  # fmt: skip
 

@@ -44,6 +44,20 @@ class Callback:
         """At the end of the run; None if it stopped early."""
 
 
+def checked_callbacks(callbacks: Callback | Sequence[Callback]) -> Sequence[Callback]:
+    """The callbacks of a program, as a list.
+
+    Raises:
+        UserError: One is no callback.
+    """
+    given = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    for one in given:
+        if not isinstance(one, Callback):
+            found = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+            raise UserError(f"callbacks: found {found}; expected a list of fedsdr.Callback objects")
+    return given
+
+
 class Watch:
     """Calls the callbacks of a run."""
 

@@ -4,15 +4,10 @@ Input: the settings' own declarations and docstrings, and the table of who uses 
 `fedsdr settings`, the page's table of settings, and shell completion.
 """
 
-import ast
 import difflib
-import inspect
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,7 +17,8 @@ from fedsdr.compatibility import TABLES, as_used
 from fedsdr.config import Settings
 from fedsdr.config_training import Section
 from fedsdr.errors import UserError
-from fedsdr.recipe import flat
+from fedsdr.familiar import FAMILIAR
+from fedsdr.recipe import flat, type_of
 
 KINDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "tuple": "array"}
 BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
@@ -57,6 +53,7 @@ def find_rows(key: str) -> list[Row]:
     rows = all_rows()
     found = [row for row in rows if row.key == key or row.key.startswith(f"{key}.")]
     found = found or [row for row in rows if row.key.endswith(f".{key}")]
+    found = found or [row for row in rows if row.key == FAMILIAR.get(key.rpartition(".")[2])]
     if not found:
         names = {row.key for row in rows} | {row.key.partition(".")[0] for row in rows}
         lasts = {name.rpartition(".")[2]: name for name in sorted(names)}
@@ -79,14 +76,11 @@ def choices(key: str) -> list[str]:
     """Values of a setting with a few named ones; empty for others."""
     if key in TABLES:
         return list(TABLES[key])
-    table, _, name = key.rpartition(".")
-    section = Settings.model_fields[table].annotation if table in Settings.model_fields else Settings
-    field = section.model_fields.get(name) if section else None
-    return [str(one) for one in get_args(field.annotation)] if field and _is_choice(field.annotation) else []
+    kind = type_of(key)
+    return [str(one) for one in get_args(kind)] if get_origin(kind) is Literal else []
 
 
 def _rows(section: type[Section], prefix: str) -> Iterator[Row]:
-    texts = _docstrings(section)
     for name, field in section.model_fields.items():
         key, kind = prefix + name, field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
@@ -94,27 +88,8 @@ def _rows(section: type[Section], prefix: str) -> Iterator[Row]:
             continue
         default = field.get_default(call_default_factory=True)
         shown = json.dumps(list(default) if isinstance(default, tuple) else default, ensure_ascii=False)
-        yield Row(key, _kind(key, field), shown, texts.get(name, ""), as_used(key))
-
-
-def _docstrings(section: type[Section]) -> dict[str, str]:
-    """Text under each field of a section, as one line."""
-    found: dict[str, str] = {}
-    for kind in reversed(section.__mro__):
-        if issubclass(kind, Section):
-            for field, text in pairwise(_classes(kind.__module__)[kind.__name__].body):
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    match text:
-                        case ast.Expr(ast.Constant(str(words))):
-                            found[field.target.id] = " ".join(words.split())
-    return found
-
-
-@cache
-def _classes(module: str) -> dict[str, ast.ClassDef]:
-    """Classes of a module, by name."""
-    parsed = ast.parse(inspect.getsource(sys.modules[module]))
-    return {part.name: part for part in parsed.body if isinstance(part, ast.ClassDef)}
+        text = " ".join((field.description or "").split())
+        yield Row(key, _kind(key, field), shown, text, as_used(key))
 
 
 def _kind(key: str, field: Any) -> str:
@@ -129,6 +104,8 @@ def _described(kind: Any, limits: Sequence[Any] = ()) -> str:
         return _described(kind.__origin__, kind.__metadata__)
     if origin in (Union, UnionType):
         return " or ".join(map(_described, get_args(kind)))
+    if origin is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return f"several of: {_described(get_args(kind)[0])}"
     if origin is Literal:
         return " or ".join(map(json.dumps, get_args(kind)))
     limits = [part for one in limits for part in getattr(one, "metadata", [one])]
@@ -139,7 +116,3 @@ def _described(kind: Any, limits: Sequence[Any] = ()) -> str:
 
 def _is_tuple(field: Any) -> bool:
     return get_origin(field.annotation) is tuple
-
-
-def _is_choice(kind: Any) -> bool:
-    return get_origin(kind) is Literal

@@ -327,7 +327,7 @@ def export(
         raise UserError("--gguf-lora converts an adapter: leave out --merged")
     converter = lora_converter() if gguf_lora else None
     base = export_round(run_dir, to, server_round, client, merged, dtype)  # type: ignore[arg-type]
-    if gguf_lora:
+    if converter:
         convert_lora(base, to, converter)
     if push_to_hub:
         push(to, push_to_hub)

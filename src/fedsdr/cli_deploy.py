@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fedsdr.terminal import split_names
-
 deploy = typer.Typer(no_args_is_help=True, help="Set up a federation between organisations, over Flower.")
 
 ServerDir = Annotated[
@@ -28,7 +26,9 @@ def deploy_init(
     """Set up a federation over Flower between organisations: certificates, keys, configurations."""
     from fedsdr.deployment.init import init, is_local
 
-    server, *others = init(folder, split_names(clients), address, model)
+    server, *others = init(
+        folder, [name.strip() for name in clients.split(",") if name.strip()], address, model
+    )
     proxy = "" if is_local(address) else f", nginx -p {server} -c nginx.conf"
     print(f"{server}: start.sh{proxy}; `fedsdr deploy register {server}`; `fedsdr run RECIPE --on {server}`")
     for place in others:

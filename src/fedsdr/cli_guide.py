@@ -35,6 +35,8 @@ def settings(
             print(f"  {row.kind}\n  {row.text}")
             if row.used:
                 print(f"  used with {row.used}")
+    if not key:
+        print("`fedsdr settings SECTION` or `fedsdr settings KEY` says what they mean")
 
 
 def init(
@@ -89,7 +91,7 @@ def init(
     try:
         summary = describe_data(load_settings(None, values | {"run.dir": "runs/unused"}))
     except UserError as error:
-        is_done = columns or str(error).startswith("model.")
+        is_done = columns or str(error).startswith(("model.", "data.sources:"))
         hint = "" if is_done else "\nfedsdr init takes --columns instruction=...,response=..."
         raise UserError(f"{error}{hint}") from None
     write_file(to, text)
@@ -122,4 +124,9 @@ def _data(words: str) -> dict[str, Any]:
         raise UserError(f"--data: {listed} does not exist; name a folder, files, or built-in")
     if len(paths) == 1 and paths[0].is_dir():
         return {"root": str(paths[0])}
-    return {"sources": [{"domain": path.stem, "train": str(path)} for path in paths]}
+    names = [path.stem for path in paths]
+    if len({*names}) < len(names):  # bank/train.jsonl, clinic/train.jsonl
+        names = [path.resolve().parent.name for path in paths]
+    return {
+        "sources": [{"domain": name, "train": str(path)} for name, path in zip(names, paths, strict=True)]
+    }

@@ -132,7 +132,10 @@ def probe(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict for each client whether rewriting will help. Takes minutes; trains and writes nothing."""
+    """Estimate for each client whether rewriting will help; the estimate is not validated (docs/probe.md).
+
+    Takes minutes; trains nothing, and writes only rewritings, into run.cache if that is set.
+    """
     progress.show(quiet)
     from fedsdr.experiments.probe import probe as probe_clients
     from fedsdr.experiments.probe import probe_sheet

@@ -20,7 +20,7 @@ from fedsdr.methods import (
     look_up,
 )
 from fedsdr.plugins import ORIGINS, load_plugins, require_whole
-from fedsdr.rows import LocalOptimizer, MessageDtype, PrivacyKind, Rule, Test, Use
+from fedsdr.rows import But, LocalOptimizer, MessageDtype, PrivacyKind, Rule, Test, Use
 from fedsdr.rules import RULES, USES
 
 TABLES: Mapping[str, Mapping[str, Any]] = {
@@ -42,11 +42,13 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
 """Setting with a few named values that cannot all be combined -> the values."""
 
 
-def check(settings: Any) -> None:
+def check(settings: Any, is_saved: bool = False) -> None:
     """Reject settings that cannot be combined.
 
     Args:
         settings: `config.Settings`, with each section already checked.
+        is_saved: Whether a run has begun with them. Then it may have some that it does not use: an earlier
+            version allowed them, or had other defaults.
 
     Raises:
         UserError: A name is not in its table, or its plugin could not be loaded.
@@ -64,7 +66,7 @@ def check(settings: Any) -> None:
     keys = {key for rule in RULES for key in (*rule.under, *rule.needs)}
     chosen = {key: attrgetter(key)(settings) for key in keys}
     found = [line for rule in RULES for line in _broken(rule, chosen)]
-    found += [line for use in USES for line in _unused(use, settings)]
+    found += [line for use in USES if not is_saved for line in _unused(use, settings)]
     steps, method = settings.client.local_steps, METHODS[settings.method]
     if settings.client.budget == "per_round" and steps and not all(method.divide(steps)):
         least = next(num for num in count(steps + 1) if all(method.divide(num)))
@@ -154,7 +156,7 @@ def as_markdown() -> str:
 def as_used(key: str) -> str:
     """The only choices that use a setting; "" if all do."""
     found = [use for use in USES if use.setting in (key, key.partition(".")[0]) and key != use.key]
-    return " ".join(_words(use.key, use.by, "") for use in found)
+    return " and ".join(_words(use.key, use.by, "") for use in found)
 
 
 def _rows(quote: str, between: str) -> Iterator[tuple[str, str, str]]:
@@ -174,10 +176,15 @@ def _used(quote: str) -> Iterator[tuple[str, str]]:
         yield f"{quote}{setting}{quote}{apart}", _words(use.key, use.by, quote)
 
 
-def _words(key: str, test: Test, quote: str) -> str:
-    values = [_toml(value) for value in _names(key, test)]
-    options = _listed(values, CHOICES.get(key, values), lambda value: f"{quote}{value}{quote}")
-    return f"{quote}{key}{quote} = {options}"
+def _words(key: str, test: Test | But, quote: str) -> str:
+    return f"{quote}{key}{quote} = {_options(key, test, lambda value: f'{quote}{_toml(value)}{quote}')}"
+
+
+def _options(key: str, test: Test | But, shown: Callable[[Any], str] = repr) -> str:
+    """The values of a setting that pass a test, as text."""
+    if isinstance(test, But):
+        return f"any but {shown(test.value)}"
+    return _listed(_names(key, test), CHOICES.get(key, ()), shown)
 
 
 def _toml(value: Any) -> str:
@@ -208,10 +215,9 @@ def _broken(rule: Rule, chosen: Mapping[str, Any]) -> Iterator[str]:
     instead = " or ".join(_instead(key, test) for key, test in rule.under.items())
     for key, test in rule.needs.items():
         if key in chosen and chosen[key] not in _names(key, test):
-            fitting = _listed(_names(key, test), CHOICES.get(key, ()))
             yield (
                 f"{key} = {chosen[key]!r} does not go with {found}, which {rule.reason}:"
-                f" set {key} to {fitting}, or {instead}"
+                f" set {key} to {_options(key, test)}, or {instead}"
             )
 
 
@@ -226,15 +232,15 @@ def _instead(key: str, test: Test) -> str:
 def _unused(use: Use, settings: Any) -> Iterator[str]:
     """A message for each setting that differs from its default but is not used."""
     chosen = attrgetter(use.key)(settings)
-    if chosen in _names(use.key, use.by):
+    is_used = chosen != use.by.value if isinstance(use.by, But) else chosen in _names(use.key, use.by)
+    if is_used:
         return
     section, _, name = use.setting.partition(".")
     part = getattr(settings, section)
     for field, info in type(part).model_fields.items():
         value = getattr(part, field)
         if name in ("", field) and field not in use.but and value != info.default:
-            needed = _listed(_names(use.key, use.by), CHOICES[use.key])
             yield (
                 f"{section}.{field} = {value!r} does nothing under {use.key} = {chosen!r}:"
-                f" leave it out, or set {use.key} to {needed}"
+                f" leave it out, or set {use.key} to {_options(use.key, use.by)}"
             )

@@ -8,7 +8,7 @@ import re
 from datetime import date as Day
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedsdr.compatibility import check
 from fedsdr.config_training import (
@@ -28,6 +28,8 @@ from fedsdr.config_training import (
 from fedsdr.methods import METHODS
 from fedsdr.rows import MessageDtype, PrivacyKind
 
+SAVED = "saved"
+"""Context in which settings are validated that a run has begun with."""
 LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
 LogTo = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Scale = Annotated[float, Field(ge=LEAST_SCALE, le=MOST_SCALE, allow_inf_nan=False)]
@@ -48,7 +50,8 @@ class Run(Section):
     Flower's simulation on Ray (`fedsdr[simulation]`); bit-identical results with the same number of
     threads."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Workers of the simulation engine; 0: as many as threads or GPUs allow."""
+    """Workers of the simulation engine; 0: as many as threads or GPUs allow. A cluster (`ray`) always has as
+    many as that."""
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
     """GPUs per worker of the simulation engine; 0.5 puts two workers on one GPU; 0: one, if there is any."""
     ray: str = ""
@@ -59,6 +62,10 @@ class Run(Section):
     log_to: tuple[LogTo, ...] = ()
     """Loggers that receive the metrics of the run, such as ["tensorboard"] (docs/python.md). They do not
     affect results; each is an extra of the package."""
+
+
+PACKED = ("grouped", "packed")
+"""Values of model.attention that put a batch into one row, without padding."""
 
 
 class Model(Section):
@@ -76,7 +83,7 @@ class Model(Section):
     """auto: grouped on CPUs, sdpa on GPUs. grouped is our own: examples of a batch are packed into one row
     without padding, and the backward pass needs less memory. packed uses the same layout with torch's fused
     attention; it is untested on GPUs. eager and sdpa are transformers' own, with padded batches."""
-    checkpointing: Literal["auto", "off", "on"] = "auto"
+    gradient_checkpointing: Literal["auto", "off", "on"] = "auto"
     """on: activations are recomputed in the backward pass instead of stored: a third more work, a fraction of
     the memory. auto: on if an estimate with stored activations exceeds half of a GPU's free memory, otherwise
     off; in a deployment, of the server's GPU."""
@@ -105,10 +112,6 @@ class Model(Section):
     def _date_is_a_day(cls, value: str) -> str:
         Day.fromisoformat(value)
         return value
-
-    def __hash__(self) -> int:
-        """Hash the hashable fields, so that models can be cached."""
-        return hash(self.model_dump_json())
 
 
 class Reading(Section):
@@ -185,7 +188,7 @@ class Data(Reading):
 
 
 class Partition(Section):
-    """[partition]: how examples are divided among clients."""
+    """[partition]: how examples are divided among clients. A method that pools them ignores it."""
 
     kind: Literal["domain", "iid", "dirichlet", "quantity", "pathological", "natural"] = "domain"
     """domain: each domain has its own client(s); docs/data.md describes the others."""
@@ -205,7 +208,7 @@ class Partition(Section):
 
 
 class Federation(Section):
-    """[federation]: waiting for clients on other machines. The local engine ignores it."""
+    """[federation]: waiting for clients on other machines. A run on this machine ignores it."""
 
     num_clients: Annotated[int, Field(ge=0)] = 0
     """Clients that must connect before the run begins. Required by Flower's engines; 0: all clients."""
@@ -234,13 +237,13 @@ class Privacy(Section):
 
     kind: PrivacyKind = "none"
     """central: a trusted server clips and adds noise. local: each client does."""
-    clip: Scale = 1.0
+    clipping_norm: Scale = 1.0
     """C: Euclidean norm bound for a client's change of the shared adapter in one round."""
-    noise: Scale = 1.0
-    """sigma: standard deviation of the noise, as a multiple of C."""
+    noise_multiplier: Scale = 1.0
+    """sigma: standard deviation of the noise, as a multiple of C, under both kinds."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """Probability that epsilon does not hold; choose it well below one over the number of clients."""
-    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Maximum epsilon; a run that would spend more is rejected before training; 0: no limit."""
     source: Literal["secure", "seeded"] = "secure"
     """Source of the noise: the system's cryptographic one, or run.seed, which is repeatable but no
@@ -256,7 +259,7 @@ class Eval(Section):
     every: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Evaluate every n rounds; 0: only the base model and the last round. auto: about ten times in a run of
     20 rounds or more, otherwise 0."""
-    on: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation"] = "test"
     """Examples to score models on; validation: those held out by data.validation."""
     rewritings: bool = True
     """Also rewrite the test responses and report the held-out loss on them."""
@@ -318,6 +321,6 @@ class Settings(Section):
         return self.eval.run_programs or not (self.data.root or self.data.sources)
 
     @model_validator(mode="after")
-    def _go_together(self) -> Self:
-        check(self)
+    def _go_together(self, info: ValidationInfo) -> Self:
+        check(self, is_saved=info.context == SAVED)
         return self

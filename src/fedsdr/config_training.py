@@ -15,7 +15,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Section(BaseModel):
     """A table of the recipe: frozen, without unknown keys or silent type conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    def __hash__(self) -> int:
+        """Hash the JSON, since a field may be a dict; models are cached by their settings."""
+        return hash(self.model_dump_json())
 
 
 class Lora(Section):
@@ -32,10 +36,6 @@ class Lora(Section):
     client_ranks: dict[str, Count] = {}
     """Rank of the shared adapter at clients with a smaller one, by client id; the server and all other
     clients use `rank`. The scale stays alpha / rank, and private adapters keep `rank`."""
-
-    def __hash__(self) -> int:
-        """Hash the hashable fields, so that models can be cached."""
-        return hash((self.rank, self.alpha, self.targets, self.dropout))
 
     def rank_of(self, client: str) -> int:
         """Rank of the shared adapter at a client."""
@@ -138,8 +138,7 @@ class Client(Section):
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Gradients are clipped to this global norm; 0: no clipping."""
     drift_correction: str = "none"
-    """Correction of client drift in stages that train the shared adapter: none, fedprox, l2, kl, not-true,
-    rehearsal, scaffold or scaffold-adamw (`fedsdr methods`)."""
+    """Correction of client drift in stages that train the shared adapter (`fedsdr methods`)."""
     mu: Positive | Literal["auto"] = "auto"
     """Weight of the correction's term in the loss. auto: 0.01 for fedprox, 0.1 for l2, 1 for kl and not-true,
     4 for rehearsal."""
@@ -177,12 +176,12 @@ class Server(Section):
     """eta of the server optimizer; 0: its own default (1 for momentum, 1e-3 for the adaptive ones, whose
     steps do not shrink with the clients' changes). fedavg uses the target unchanged."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment (all except fedavg)."""
+    """Decay of the first moment."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the second moment (fedadam, fedyogi)."""
+    """Decay of the second moment."""
     tau: Positive = 1e-3
-    """Added to the root of the second moment, whose first value is its square (adaptive ones); its square is
-    added to the squared norm of the mean change (fedexp)."""
+    """Added to the root of the second moment, whose first value is its square. fedexp adds its square to the
+    squared norm of the mean change."""
     mean_of_rounds: Count = 1
     """The final shared adapter is the mean over the last n rounds; 1: the last one."""
     clients_per_round: Annotated[int, Field(ge=0)] = 0
@@ -202,7 +201,7 @@ class Server(Section):
     large changes."""
     max_weight: Annotated[int, Field(ge=0)] = 10
     """Cap on a client's weight, as a multiple of the median of the clients' numbers of training examples; 0:
-    the number that it reports."""
+    the number that it reports. For the mean only, as `max_change`."""
     max_domains: Count = 100
     """A reply with more domains is dropped: each becomes a row of the page."""
     keep_rounds: Literal["all", "last"] | Count = "all"

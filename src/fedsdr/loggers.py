@@ -76,7 +76,7 @@ class Wandb(Logger):
 
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "fedsdr"),
-            name=settings.run.dir,
+            name=Path(settings.run.dir).name,
             id=_identity(settings, "wandb"),
             resume="allow",
             dir=settings.run.dir,
@@ -109,7 +109,7 @@ class MLflow(Logger):
         def create() -> str:
             found = self.client.get_experiment_by_name(name)
             experiment = found.experiment_id if found else self.client.create_experiment(name)
-            run = self.client.create_run(experiment, run_name=settings.run.dir)
+            run = self.client.create_run(experiment, run_name=Path(settings.run.dir).name)
             params = [Param(key, str(value)) for key, value in _config(settings).items()]
             self.client.log_batch(run.info.run_id, params=params)
             return str(run.info.run_id)

@@ -15,9 +15,9 @@ from fedsdr.rows import (
     Aggregation,
     DriftCorrection,
     Method,
-    Named,
     Optimizer,
     Personal,
+    Rewriter,
     RobustAggregator,
     Stage,
 )
@@ -36,7 +36,7 @@ SDFT_PAPER = "Yang et al., SDFT, ACL 2024, arXiv 2402.13669"
 
 PERSONAL: Mapping[Personal, str] = {
     "sum": "base + shared adapter + the client's own private adapter, which never leaves the client",
-    "weighed": "base + shared and own private adapter, with weights of both that follow from each prompt",
+    "weighted": "base + shared and own private adapter, with weights of both that follow from each prompt",
     "fused": "base + one adapter fused from the shared and the private one, which never leaves the client",
     "own": "base + shared adapter as the client itself last trained it",
 }
@@ -126,7 +126,7 @@ METHODS: dict[str, Method] = {
         " its own weights of both",
         "Yang et al., FedDPA-T, NeurIPS 2024, arXiv 2403.19211",
         (Stage(("private",), "raw", BOTH, mix=(0.5, 0.5)), Stage(("shared",), "raw", ("shared",))),
-        personal="weighed",
+        personal="weighted",
     ),
     "fdlora": Method(
         "the private adapter learns once before round 1, the shared one in the rounds; then both are fused",
@@ -182,7 +182,7 @@ AGGREGATIONS: dict[str, Aggregation] = {
     "fedrot": Aggregation(
         "separate means of A and B, after each client's factors are rotated towards the broadcast ones",
         "Zhang et al., FedRot-LoRA, ICML 2026, arXiv 2602.23638",
-        is_turned=True,
+        is_rotated=True,
     ),
     "zeropad": Aggregation(
         "clients of different rank: separate means of A and B, padded with zeros",
@@ -292,10 +292,10 @@ OPTIMIZERS: dict[str, Optimizer] = {  # how the server steps towards the target:
     ),
 }
 
-PROMPTS: dict[str, Named] = {  # for the teacher: distill.prompts
-    "reference": Named("instruction and reference answer; write your own response", SDFT_PAPER),
-    "paraphrase": Named("only the answer; rewrite it and keep every fact, number and name", "our own"),
-    "turn": Named("question, answer, then: say that again in your own words", "our own"),
+PROMPTS: dict[str, Rewriter] = {  # for the teacher: distill.prompts
+    "reference": Rewriter("instruction and reference answer; write your own response", SDFT_PAPER),
+    "paraphrase": Rewriter("only the answer; rewrite it and keep every fact, number and name", "our own"),
+    "turn": Rewriter("question, answer, then: say that again in your own words", "our own"),
 }
 GIVEN = "given"
 """Replaces the prompt's name if the data supply the rewriting."""
@@ -332,6 +332,8 @@ def look_up(table: Mapping[str, Row], name: str, key: str) -> Row:
     """
     if name in table:
         return table[name]
+    if name.lower() in table:
+        raise UserError(f"{key} = {name!r} is unknown; did you mean {name.lower()}?")
     if name.lower() in MEANT:
         raise UserError(f"{key} = {name!r} is unknown here; you may mean {MEANT[name.lower()]}")
     ranked = sorted(table, key=lambda known: -difflib.SequenceMatcher(None, name, known).ratio())

@@ -16,11 +16,11 @@ from pydantic import TypeAdapter
 from fedsdr.errors import UserError
 from fedsdr.methods import AGGREGATIONS, METHODS, OPTIMIZERS, PROMPTS
 from fedsdr.progress import log
-from fedsdr.rows import Aggregation, Method, Named, Optimizer
+from fedsdr.rows import Aggregation, Method, Named, Optimizer, Rewriter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-FUNCTIONS: Mapping[type, dict[str, Callable[..., Any]]] = {Aggregation: {}, Optimizer: {}, Named: {}}
+FUNCTIONS: Mapping[type, dict[str, Callable[..., Any]]] = {Aggregation: {}, Optimizer: {}, Rewriter: {}}
 """The functions behind registered rows, by type of row and name."""
 ORIGINS: dict[tuple[str, str], str] = {}
 """(Setting, name) of each registered row -> its package and version."""
@@ -44,7 +44,7 @@ PLACES: Mapping[type, Place] = {
     Method: Place("fedsdr.methods", "method", METHODS),
     Aggregation: Place("fedsdr.aggregations", "server.aggregation", AGGREGATIONS),
     Optimizer: Place("fedsdr.server_optimizers", "server.optimizer", OPTIMIZERS),
-    Named: Place("fedsdr.rewriters", "distill.prompts", PROMPTS),
+    Rewriter: Place("fedsdr.rewriters", "distill.prompts", PROMPTS),
 }
 
 
@@ -66,7 +66,7 @@ def register(name: str, row: Method | Named) -> Callable[[Function], Function]:
         row: A `Method`, which needs no function. An `Aggregation`, of a function (updates, server, before) ->
             Target, as in `server.aggregate`; with is_linear=False unless each number of the target depends
             only on the same number of each client. An `Optimizer`, of (current, target, moments, server) ->
-            (new, moments), as in `server.optimize`. `Named`, a rewriter, of (example) -> turns, as in
+            (new, moments), as in `server.optimize`. A `Rewriter`, of (example) -> turns, as in
             `distill.prompts`.
 
     Returns:
@@ -86,17 +86,17 @@ def register(name: str, row: Method | Named) -> Callable[[Function], Function]:
 
     def keep(function: Function) -> Function:
         FUNCTIONS[type(row)][name] = function
-        _add(place, name, replace(row, is_own=True) if isinstance(row, Aggregation) else row)
+        _add(place, name, row, _state.origin)
         return function
 
     if isinstance(row, Method):
-        _add(place, name, row)
+        _add(place, name, row, _state.origin)
     return keep
 
 
-def _add(place: Place, name: str, row: Method | Named) -> None:
-    place.table[name] = row
-    ORIGINS[place.setting, name] = _state.origin
+def _add(place: Place, name: str, row: Method | Named, origin: str) -> None:
+    place.table[name] = replace(row, is_plugin=True) if isinstance(row, Aggregation) else row
+    ORIGINS[place.setting, name] = origin
 
 
 def describe_plugins(settings: Any) -> str:
@@ -126,8 +126,7 @@ def restore_rows(saved: Mapping[str, Mapping[str, Any]]) -> None:
     for kind, place in PLACES.items():
         for name, one in saved.get(place.setting, {}).items():
             if name not in place.table:
-                place.table[name] = TypeAdapter(kind).validate_python(one["row"])
-                ORIGINS[place.setting, name] = one["origin"]
+                _add(place, name, TypeAdapter(kind).validate_python(one["row"]), one["origin"])
 
 
 def require_functions(settings: Any) -> None:

@@ -17,9 +17,10 @@ from typing import Any, get_args, get_origin
 import tomli_w
 from pydantic import ValidationError
 
-from fedsdr.config import Section, Settings, Source
+from fedsdr.config import SAVED, Section, Settings, Source
 from fedsdr.errors import UserError
-from fedsdr.methods import DRIFT_CORRECTIONS
+from fedsdr.familiar import FAMILIAR
+from fedsdr.storage import read_toml
 
 RENAMED = {
     "server.combination": "server.aggregation",
@@ -35,17 +36,19 @@ RENAMED = {
     "personal.num_evaluations": "fdlora.num_evaluations",
     "personal.share": "fedala.share",
     "personal.rate": "fedala.rate",
+    "model.checkpointing": "model.gradient_checkpointing",
+    "privacy.clip": "privacy.clipping_norm",
+    "privacy.noise": "privacy.noise_multiplier",
+    "privacy.budget": "privacy.max_epsilon",
+    "eval.on": "eval.split",
 }
-"""Renamed settings of earlier versions."""
+"""Renamed settings of earlier versions: an error in a recipe, read in a saved run."""
 
 RENAMED_VALUES = {
     ("server.robust", "mean"): "none",
     ("client.drift_correction", "proximal"): "fedprox",
 }
 """Renamed values of earlier versions."""
-
-EARLIER_MU = 0.01
-"""Default of client.mu in earlier versions, which their saved runs contain without using it."""
 
 
 def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Settings:
@@ -80,17 +83,33 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] | Mapping[
 
 
 def saved_settings(path: Path) -> Settings:
-    """Settings that a run saved; earlier defaults of settings that it did not use are left out.
+    """Settings that a run saved, of an earlier version too: under today's names.
 
     Raises:
-        UserError: As `load_settings`.
+        UserError: As `load_settings`, but for settings that the run does not use.
     """
     values = _read_recipe(path)
-    client = values.get("client", {})
-    row = DRIFT_CORRECTIONS.get(client.get("drift_correction"))
-    if row and not row.weight and client.get("mu") == EARLIER_MU:
-        del client["mu"]
-    return check_settings(values, str(path))
+    _rename(values)
+    return check_settings(values, str(path), is_saved=True)
+
+
+def _rename(values: dict[str, Any]) -> None:
+    """Move the values of a saved run to the names of today."""
+    for old, new in RENAMED.items():
+        table, _, name = old.rpartition(".")
+        if name not in values.get(table, {}):
+            continue
+        value, keys = values[table].pop(name), new.split(" or ")
+        for key in keys:
+            # Of two methods that shared a setting, the run used at most one.
+            if len(keys) == 1 or key.startswith(f"{values.get('method')}."):
+                _override(values, key, value)
+        if not values[table]:
+            del values[table]
+    for (key, was), now in RENAMED_VALUES.items():
+        table, _, name = key.partition(".")
+        if values.get(table, {}).get(name) == was:
+            values[table][name] = now
 
 
 def as_settings(settings: Settings | str | Path | Mapping[str, Any]) -> Settings:
@@ -148,16 +167,13 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Values of a recipe and of the one it starts from; `above` are the recipes that start from it."""
     if path in above:
         raise UserError(f"recipe {path} begins with itself; remove its key recipe")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").glob("**/*.toml")])
         hint = f"; did you mean {near[0]}?" if near else ""
         hint = "; the recipe comes first, settings after it" if "=" in path.name else hint
         user = f", with which {above[-1]} begins," if above else ""
-        raise UserError(f"recipe {path}{user} does not exist{hint}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"recipe {path} cannot be read: {error}") from None
+        raise UserError(f"recipe {path}{user} does not exist{hint}")
+    values = read_toml(path)
     if "recipe" not in values:
         return values
     under = _read_recipe(Path(str(values.pop("recipe"))), (*above, path))
@@ -174,12 +190,13 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return under | over | both
 
 
-def check_settings(values: dict[str, Any], source: str) -> Settings:
+def check_settings(values: dict[str, Any], source: str, is_saved: bool = False) -> Settings:
     """Turn nested values into `Settings`.
 
     Args:
         values: Tables and keys as in a recipe.
         source: Where they come from, for the message.
+        is_saved: As in `compatibility.check`.
 
     Raises:
         UserError: With one line for each key that is wrong.
@@ -189,7 +206,7 @@ def check_settings(values: dict[str, Any], source: str) -> Settings:
         renamed = (f"{key} = {value!r} is now {RENAMED_VALUES[key, value]!r}" for key, value in old)
         raise UserError(f"{source}: " + "\n".join(renamed))
     try:
-        return Settings.model_validate(_as_tuples(values))
+        return Settings.model_validate(_as_tuples(values), context=SAVED if is_saved else None)
     except ValidationError as error:
         lines = {_key(problem): "" for problem in error.errors()}
         for problem in error.errors():  # a key with two allowed types has two
@@ -228,10 +245,12 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = str(value) if isinstance(value, Path) else value
 
 
-def _as_tuples(value: Any) -> Any:
-    """Convert TOML's lists to tuples, since settings are frozen."""
+def _as_tuples(value: Any, key: str = "") -> Any:
+    """Convert TOML's lists, and one word in place of a list, to tuples, since settings are frozen."""
     if isinstance(value, dict):
-        return {key: _as_tuples(item) for key, item in value.items()}
+        return {name: _as_tuples(item, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+    if isinstance(value, str) and _is_list(key):
+        return (value,)
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
@@ -261,6 +280,8 @@ def _expected(problem: Any) -> str:
     if problem["type"] == "model_type":
         return "should be a table of keys"
     message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    if isinstance(found := problem["input"], str) and re.fullmatch(r"[\d.e+-]+|true|false", found):
+        message += ", without quotes"
     message = message.replace("a valid tuple", "an array such as [...]").replace("tuple should", "should")
     return message.replace("Tuple should", "should").removeprefix("Input ")
 
@@ -275,16 +296,16 @@ def _sections() -> dict[str, type[Section]]:
 
 def _is_text(key: str) -> bool:
     """Whether the setting at a dotted key is free text."""
-    return _type(key) is str
+    return type_of(key) is str
 
 
 def _is_list(key: str) -> bool:
     """Whether the setting at a dotted key is a list of words."""
-    kind = _type(key)
+    kind = type_of(key)
     return get_origin(kind) is tuple and get_args(kind)[0] is not Source
 
 
-def _type(key: str) -> Any:
+def type_of(key: str) -> Any:
     """Type of the setting at a dotted key; None if there is no such setting."""
     table, _, name = key.rpartition(".")
     field = _sections().get(table, Settings).model_fields.get(name)
@@ -297,9 +318,11 @@ def _nearest(key: str) -> str:
     table, _, last = key.rpartition(".")
     if table.startswith("data.sources"):
         sections[table] = list(Source.model_fields)
-    if table in sections:
-        near = difflib.get_close_matches(last, sections[table], cutoff=0.6) or sections[table]
-        return f"known keys nearest to it: {', '.join(f'{table}.{name}' for name in near)}"
-    near = [f"{name}.{key}" for name, fields in sections.items() if key in fields]
-    near += difflib.get_close_matches(key, list(Settings.model_fields))
-    return f"known keys nearest to it: {', '.join(near or Settings.model_fields)}"
+    if last in FAMILIAR:
+        return f"did you mean {FAMILIAR[last]}?"
+    fields = sections.get(table, [] if table else list(Settings.model_fields))
+    here = [f"{table}.{name}".lstrip(".") for name in difflib.get_close_matches(last, fields)]
+    elsewhere = [f"{name}.{last}" for name, others in sections.items() if last in others]
+    if near := [*here, *elsewhere] if table else [*elsewhere, *here]:
+        return f"known keys nearest to it: {', '.join(near)}"
+    return f"known keys{f' of [{table}]' * (table in sections)}: {', '.join(fields or Settings.model_fields)}"

@@ -9,7 +9,7 @@ View = Literal["raw", "distilled", "mixed", "likely"]
 """mixed: raw and distilled examples together, twice as many. likely: raw examples, with tokens weighted by
 their likelihood under the base (`distill.token_mask`)."""
 MessageDtype = Literal["float32", "float16", "int8"]
-Personal = Literal["sum", "weighed", "fused", "own"]
+Personal = Literal["sum", "weighted", "fused", "own"]
 """What a client's personalised model is (`PERSONAL`)."""
 LocalOptimizer = Literal["adamw", "sgd"]
 Factor = Literal["A", "B"]
@@ -36,6 +36,13 @@ class Stage:
     """Its learning rate as a multiple of the round's."""
     begins_from: Adapter | None = None
     """Adapter whose values initialise the trained one; None: it continues from its own."""
+
+    def __post_init__(self) -> None:
+        """Reject a stage that no step could train."""
+        if not self.train or not set(self.train) <= set(self.active):
+            raise ValueError(f"train = {self.train}, active = {self.active}; train active adapters")
+        if self.mix is not None and len(self.mix) != len(self.active):
+            raise ValueError(f"mix = {self.mix}, active = {self.active}; give each active adapter a weight")
 
     @property
     def description(self) -> str:
@@ -68,11 +75,17 @@ class Method:
     """The type of a client's personalised model, if there is one (`PERSONAL`)."""
 
     def __post_init__(self) -> None:
-        """Reject a row whose stages have the same name in seeds and log."""
+        """Reject a row that a client would not train as it says."""
         if len({(stage.train, stage.on) for stage in self.stages}) < len(self.stages):
             raise ValueError("two stages train the same adapters on the same view; make them one")
         if any(stage.train != ("private",) for stage in self.before_rounds):
             raise ValueError("before the rounds there is no shared adapter yet; train the private one")
+        if self.on_receive == "adapt" and self.personal != "own":
+            raise ValueError("on_receive = 'adapt' needs the client's last shared adapter: personal = 'own'")
+        if self.has_private and self.personal == "own":
+            raise ValueError(
+                "with personal = 'own' a client keeps its shared adapter; activate no private one"
+            )
 
     def sends(self, key: str, aggregation: "Aggregation") -> bool:
         """Whether the shared adapter's tensor with this PEFT key is transmitted."""
@@ -156,6 +169,11 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Rewriter(Named):
+    """A prompt for the teacher; its wording is in `distill.prompts`."""
+
+
+@dataclass(frozen=True)
 class Aggregation(Named):
     """How the clients' LoRA factors become one target; its function is in `server.aggregate`."""
 
@@ -170,18 +188,18 @@ class Aggregation(Named):
     """Whether part of the target is added to the base, as a third pair of factors (the residual)."""
     is_fresh: bool = False
     """Whether every round starts with new random factors, which need no broadcast."""
-    is_turned: bool = False
+    is_rotated: bool = False
     """Whether each client's factors are rotated before they are aggregated."""
     ranks: Literal["one", "any", "several"] = "one"
     """Whether clients must have the same rank (one), may differ (any) or must differ (several)."""
 
-    is_own: bool = False
+    is_plugin: bool = False
     """Whether it is a plugin's (`plugins`), which itself decides how the clients' values are combined."""
 
     @property
     def is_plain(self) -> bool:
         """Whether the server takes the plain mean of every transmitted value."""
-        is_mean = self.is_linear and not self.is_own and not self.is_turned
+        is_mean = self.is_linear and not self.is_plugin and not self.is_rotated
         return is_mean and not self.kept and self.ranks == "one"
 
     def keeps(self, key: str) -> bool:
@@ -249,6 +267,13 @@ Test = tuple[Any, ...] | Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
+class But:
+    """Condition on a setting: any value but this one."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Rule:
     """Under some settings, others are restricted."""
 
@@ -266,6 +291,6 @@ class Use:
 
     setting: str
     key: str
-    by: Test
+    by: Test | But
     but: tuple[str, ...] = ()
     """Settings of the section that other choices use too."""

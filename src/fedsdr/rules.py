@@ -1,6 +1,6 @@
 """Which settings can be combined, which cannot, and why: the rules, as data (`compatibility`)."""
 
-from fedsdr.rows import Rule, Use
+from fedsdr.rows import But, Rule, Use
 
 RULES = (
     Rule(
@@ -14,12 +14,12 @@ RULES = (
         "does not aggregate each number for itself",
     ),
     Rule(
-        {"server.aggregation": lambda row: row.is_own},
+        {"server.aggregation": lambda row: row.is_plugin},
         {"server.robust": ("none",)},
         "decides itself how the clients' numbers become one",
     ),
     Rule(
-        {"server.aggregation": lambda row: row.is_turned},
+        {"server.aggregation": lambda row: row.is_rotated},
         {"communication.dtype": ("float32",)},
         "rotates what a client sends, but not what rounding took off its earlier messages",
     ),
@@ -29,7 +29,7 @@ RULES = (
         "keeps part of the adapter at the client, which no broadcast anchors",
     ),
     Rule(
-        {"server.aggregation": lambda row: row.is_turned or not row.is_linear},
+        {"server.aggregation": lambda row: row.is_rotated or not row.is_linear},
         {"method": lambda row: row.on_receive == "take"},
         "makes new factors in each round, which have no numbers in common with a client's last ones",
     ),
@@ -150,7 +150,7 @@ RULES = (
     ),
     Rule(
         {"data.validation": (0,)},
-        {"eval.on": ("test",)},
+        {"eval.split": ("test",)},
         "keeps no validation examples out of training",
     ),
     Rule(
@@ -161,19 +161,30 @@ RULES = (
 )
 
 USES = (
-    Use("feddpa", "method", lambda row: row.personal == "weighed"),
+    Use("feddpa", "method", lambda row: row.personal == "weighted"),
     Use("fdlora.before_steps", "method", lambda row: row.before_rounds),
     Use("fdlora.num_examples", "method", lambda row: row.personal == "fused"),
     Use("fdlora.num_evaluations", "method", lambda row: row.personal == "fused"),
     Use("fedala", "method", lambda row: row.on_receive == "adapt"),
     Use("token_mask", "method", lambda row: "likely" in row.views),
     Use("client.mu", "client.drift_correction", lambda row: row.weight > 0),
-    Use("server.rotation", "server.aggregation", lambda row: row.is_turned),
-    Use("server.rotation_reference", "server.aggregation", lambda row: row.is_turned),
+    Use("server.rotation", "server.aggregation", lambda row: row.is_rotated),
+    Use("server.rotation_reference", "server.aggregation", lambda row: row.is_rotated),
     Use("server.num_byzantine", "server.robust", lambda row: row.num_needed(1) > row.num_needed(0)),
     Use("server.learning_rate", "server.optimizer", lambda row: "learning_rate" in row.reads),
     Use("server.beta1", "server.optimizer", lambda row: "beta1" in row.reads),
     Use("server.beta2", "server.optimizer", lambda row: "beta2" in row.reads),
     Use("server.tau", "server.optimizer", lambda row: "tau" in row.reads),
+    Use("client.final_rate", "client.schedule", ("cosine", "linear")),
+    Use("distill.top_p", "distill.temperature", But(0)),
+    Use("distill.num_requests", "distill.url", But("")),
+    Use("distill.template_args", "distill.url", But("")),
+    Use("partition.by", "partition.kind", ("dirichlet", "pathological")),
+    Use("partition.alpha", "partition.kind", ("dirichlet", "quantity")),
+    Use("partition.classes_per_client", "partition.kind", ("pathological",)),
+    Use("run.workers", "run.engine", ("simulation",)),
+    Use("run.workers", "run.ray", ("",)),
+    Use("run.gpus_per_client", "run.engine", ("simulation",)),
+    Use("run.ray", "run.engine", ("simulation",)),
     Use("privacy", "privacy.kind", ("central", "local"), but=("secure_aggregation",)),
 )

@@ -204,6 +204,8 @@ def read_settings(folder: Path) -> Settings:
     if not path.is_file():
         inner = sorted(str(run.parent) for run in folder.glob(f"*/{path.name}"))
         hint = f"; runs in it: {', '.join(inner)}" if inner else ""
+        if outer := [run for run in folder.parents if (run / path.name).is_file()]:
+            hint = f"; it lies in the run {outer[0]}: name that, and a round by --round"
         raise UserError(f"{folder} contains no run: {path.name} is missing{hint}")
     if environment.exists():
         restore_rows(read_json(environment).get("settings", {}).get("rows", {}))

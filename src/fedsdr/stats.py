@@ -15,7 +15,16 @@ from fedsdr.storage import Event
 
 Z = 1.959964
 """97.5 % point of the standard normal distribution: two-sided 95 % intervals."""
+LEVEL = 0.05
+"""A difference is significant if its p value is below this."""
 NUM_HALVES = 200
+
+
+def t_quantile(freedom: int, num_tests: int = 1) -> float:
+    """97.5 % point of Student's t distribution: two-sided 95 % intervals. Of several tests: Bonferroni's."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 1 - 0.025 / num_tests))
 
 
 def wilson(share: float, num: float) -> tuple[float, float]:
@@ -133,10 +142,8 @@ def half_sample_interval(
     whole = statistic(np.arange(num))
     spread = [statistic(places) - whole for (places,) in half_samples([num], rng)]
     error = math.sqrt(half / (num - half) * float(np.mean(np.square(spread))))
-    from scipy.special import stdtrit
-
-    t = float(stdtrit(num - 1, 0.975))
-    return whole - t * error, whole + t * error
+    half_width = t_quantile(num - 1) * error
+    return whole - half_width, whole + half_width
 
 
 def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[list[NDArray[np.intp]]]:
@@ -154,9 +161,12 @@ def half_samples(sizes: Sequence[int], rng: np.random.Generator) -> Iterator[lis
         yield [rng.permutation(size)[: size // 2] for size in sizes]
 
 
-def with_error(value: float, error: float) -> Event:
-    """Value with the ends of its 95 % interval, value -+ 1.96 error; NaN gives None for the ends."""
-    half = Z * error
+def with_error(value: float, error: float, freedom: int) -> Event:
+    """Value with the ends of its 95 % interval, value -+ t error; NaN gives None for the ends.
+
+    t is Student's, with the degrees of freedom of the error.
+    """
+    half = t_quantile(freedom) * error
     found = {"value": value, "low": value - half, "high": value + half}
     return {name: None if math.isnan(number) else number for name, number in found.items()}
 
@@ -167,9 +177,7 @@ def with_interval(value: float, draws: NDArray[np.float64], freedom: int) -> Eve
     t is Student's; its degrees of freedom are those of the smallest group: units minus one. None for a value
     that is not a number, and for the ends if a draw is not a number.
     """
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, freedom)) * float(draws.std(ddof=1))
+    half = t_quantile(freedom) * float(draws.std(ddof=1))
     found = {"value": float(value), "low": float(value) - half, "high": float(value) + half}
     return {name: number if math.isfinite(number) else None for name, number in found.items()}
 
@@ -178,9 +186,7 @@ def seed_interval(mean: float, sd: float | None, num: int) -> tuple[float, float
     """95 % interval of a mean over seeds, mean -+ t sd / sqrt(n); None for one seed."""
     if sd is None:
         return None
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, num - 1)) * sd / math.sqrt(num)
+    half = t_quantile(num - 1) * sd / math.sqrt(num)
     return mean - half, mean + half
 
 
@@ -225,7 +231,7 @@ def power(effect: float, num: int) -> float:
     """
     from scipy import stats
 
-    edge, shift = float(stats.t.ppf(0.975, num - 1)), abs(effect) * math.sqrt(num)
+    edge, shift = t_quantile(num - 1), abs(effect) * math.sqrt(num)
     # The lower tail is the upper one of -d; as a lower tail it is NaN if tiny.
     return float(stats.nct.sf(edge, num - 1, shift) + stats.nct.sf(edge, num - 1, -shift))
 
@@ -276,7 +282,7 @@ def clustered(differences: NDArray[np.float64], strata: Sequence[str]) -> Differ
     from scipy import stats
 
     freedom = min(num_seeds, len(strata)) - 1
-    half = float(stats.t.ppf(0.975, freedom)) * error
+    half = t_quantile(freedom) * error
     return Difference(mean, mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / error, freedom)))
 
 

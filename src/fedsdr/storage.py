@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,11 +44,37 @@ def write_file(path: Path, data: bytes | str, mode: int = 0o666) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)  # so that the new name is persistent too
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on disk."""
+    number = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # so that the new name is persistent too
+        os.fsync(number)
     finally:
-        os.close(folder)
+        os.close(number)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file that a user wrote.
+
+    Raises:
+        UserError: It cannot be read, or is not TOML; quotes the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"line (\d+), column", str(error))
+        line = text.split("\n")[int(at[1]) - 1] if at else text.rstrip().split("\n")[-1]
+        raise UserError(
+            f"{path} cannot be read: {error}: {line.strip()}\nTOML is key = value: each key once, text in"
+            " quotes, numbers without"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,11 +108,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     aside.mkdir()
     fill(aside)
-    for file in aside.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    for file in (*aside.iterdir(), aside):
+        _sync(file)
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)
+    _sync(path.parent)
 
 
 @contextmanager
@@ -107,7 +135,9 @@ def locked(path: Path, patience: float = math.inf) -> Iterator[None]:
     with suppress(Timeout):
         lock.acquire(timeout=0)
     if not lock.is_locked:
-        number = file.read_text() if file.exists() else ""
+        number = ""
+        with suppress(FileNotFoundError):  # the other process has just ended
+            number = file.read_text()
         other = f"another process ({number or 'of unknown number'}) is working in {path}"
         if patience:
             say(f"  {other}: waiting until it ends")

@@ -110,7 +110,7 @@ def print_estimate(settings: Any, as_json: bool) -> None:
     for sheet in sheets(estimate):
         print(f"\n{render_text(sheet)}")
     if METHODS[settings.method].needs_rewritings:
-        print("\n`fedsdr probe` with the same recipe says for each client whether rewriting is likely to pay")
+        print("\n`fedsdr probe` with the same recipe estimates, not validated, whether rewriting pays")
 
 
 @contextmanager

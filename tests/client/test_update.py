@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.client.drift import ANCHORS, NO_DRIFT, by_control_variates, by_rehearsal, towards_broadcast
+from fedsdr.client.drift import BY_MU, NO_CORRECTION, by_control_variates, by_rehearsal, towards_broadcast
 from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.update import Step, count_steps, learning_rate, local_update
 from fedsdr.config import Client, Lora, Settings
@@ -75,7 +75,7 @@ def update(
     stages=SHARED,
     rate: float = 1e-3,
     seed: int = 0,
-    drift=NO_DRIFT,
+    correction=NO_CORRECTION,
     cycles: int = 1,
     **settings,
 ):
@@ -83,7 +83,7 @@ def update(
     views = {"raw": make(num), "distilled": make(num)}
     client, method = Client(**settings), Method("", "", stages, cycles=cycles)
     with within("test"):
-        return local_update(model, method, views, client, rate, seed, drift=drift)
+        return local_update(model, method, views, client, rate, seed, correction=correction)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -245,7 +245,7 @@ def test_the_proximal_term_adds_mu_times_the_distance_to_what_the_server_sent(mo
     moved = [value.detach() - old for value, old in zip(model.parameters(("shared",)), start, strict=True)]
     model.initialise("shared", seed=0)
     spy.gradients.clear()
-    update(model, local_steps=2, drift=towards_broadcast(model, 0.7))
+    update(model, local_steps=2, correction=towards_broadcast(model, 0.7))
     for with_term, without in zip(spy.gradients[0], plain[0], strict=True):
         assert torch.equal(with_term, without)
     for with_term, without, change in zip(spy.gradients[1], plain[1], moved, strict=True):
@@ -260,7 +260,7 @@ def test_the_proximal_term_is_for_the_shared_adapter_alone(model, spy):
     plain = spy.gradients[:]
     model.initialise("private", seed=1)
     spy.gradients.clear()
-    update(model, stages=private, local_steps=3, drift=towards_broadcast(model, 0.7))
+    update(model, stages=private, local_steps=3, correction=towards_broadcast(model, 0.7))
     for step, same in zip(spy.gradients, plain, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(step, same, strict=True))
 
@@ -269,11 +269,11 @@ def test_every_stage_is_pulled_to_what_the_server_sent_not_to_the_stage_before(m
     """Went wrong once. The first gradient of the second stage is mu times what the first stage moved, and its own."""
     both = METHODS["fedsd-then-raw"].stages
     start = [value.detach().clone() for value in model.parameters(("shared",))]
-    update(model, stages=both[:1], drift=towards_broadcast(model, 0.7))
+    update(model, stages=both[:1], correction=towards_broadcast(model, 0.7))
     moved = [value.detach() - old for value, old in zip(model.parameters(("shared",)), start, strict=True)]
     model.initialise("shared", seed=0)
     spy.gradients.clear()
-    update(model, stages=both, drift=towards_broadcast(model, 0.7))
+    update(model, stages=both, correction=towards_broadcast(model, 0.7))
     pulled = spy.gradients[1]
     model.initialise("shared", seed=0)
     spy.gradients.clear()
@@ -346,7 +346,7 @@ def test_control_variates_are_added_to_each_step(model, optimizer: str):
     update(model, optimizer=optimizer, rate=0.1)
     plain = values(model)
     begun(model)
-    update(model, optimizer=optimizer, rate=0.1, drift=by_control_variates(model, shift))
+    update(model, optimizer=optimizer, rate=0.1, correction=by_control_variates(model, shift))
     for after, without, more in zip(values(model), plain, shift.values(), strict=True):
         torch.testing.assert_close(after, without - 0.1 * torch.from_numpy(more), rtol=1e-6, atol=1e-7)
 
@@ -356,7 +356,7 @@ def test_control_variates_are_for_the_shared_adapter_where_it_learns(model):
     shift = shift_of(model)
     private = (Stage(("private",), "raw", BOTH),)
     shared = begun(model)
-    update(model, stages=private, optimizer="sgd", rate=0.1, drift=by_control_variates(model, shift))
+    update(model, stages=private, optimizer="sgd", rate=0.1, correction=by_control_variates(model, shift))
     steered = values(model, "private")
     assert all(torch.equal(a, b) for a, b in zip(values(model), shared, strict=True))
     model.initialise("private", seed=1)
@@ -369,7 +369,7 @@ def test_control_variates_are_for_the_shared_adapter_where_it_learns(model):
         stages=(Stage(BOTH, "raw", BOTH),),
         optimizer="sgd",
         rate=0.1,
-        drift=by_control_variates(model, shift),
+        correction=by_control_variates(model, shift),
     )
     for joint, alone in zip(values(model, "private"), steered, strict=True):
         torch.testing.assert_close(joint, alone, rtol=1e-4, atol=1e-6)  # the examples come in another order
@@ -386,7 +386,7 @@ def test_control_variates_are_for_the_shared_adapter_where_it_learns(model):
         0.1,
         0,
         shared_factors=("B",),
-        drift=by_control_variates(model, only_b),
+        correction=by_control_variates(model, only_b),
     )
     for key, before in zip(shift, shared, strict=True):
         assert torch.equal(model.state("shared")[key], before) == (".lora_A." in key)
@@ -404,7 +404,7 @@ def test_after_one_step_the_control_variate_of_a_client_is_its_gradient(model, s
         model,
         optimizer="sgd",
         rate=0.1,
-        drift=by_control_variates(model, wire.unpack(control_variates.shift, keys)),
+        correction=by_control_variates(model, wire.unpack(control_variates.shift, keys)),
     )
     y = wire.pack({key: value.numpy() for key, value in model.state("shared").items()})
     model.load("shared", {k: torch.from_numpy(v.copy()) for k, v in wire.unpack(x, keys).items()})
@@ -512,14 +512,14 @@ def test_a_stage_may_begin_from_the_other_adapter(model):
 
 def test_every_correction_with_a_weight_has_its_function():
     weighted = {name: row for name, row in DRIFT_CORRECTIONS.items() if row.weight}
-    assert list(ANCHORS) == [name for name, row in weighted.items() if not row.rehearses]
+    assert list(BY_MU) == [name for name, row in weighted.items() if not row.rehearses]
 
 
 def test_l2_adds_mu_times_the_shared_adapter_to_its_gradient(model, spy):
     start = begun(model)
     update(model)
     update_from = begun(model)
-    update(model, drift=ANCHORS["l2"](model, 0.7))
+    update(model, correction=BY_MU["l2"](model, 0.7))
     for with_term, without, w in zip(spy.gradients[1], spy.gradients[0], start, strict=True):
         torch.testing.assert_close(with_term, without + 0.7 * w, rtol=1e-5, atol=1e-8)
     assert same(start, update_from)
@@ -531,7 +531,7 @@ def test_an_anchor_at_the_base_does_nothing_where_the_model_is_the_base(model, s
     model.initialise("shared", seed=0)
     update(model, local_steps=2, rate=1e-2)
     model.initialise("shared", seed=0)
-    update(model, local_steps=2, rate=1e-2, drift=ANCHORS[name](model, 5.0))
+    update(model, local_steps=2, rate=1e-2, correction=BY_MU[name](model, 5.0))
     plain, anchored = spy.gradients[:2], spy.gradients[2:]
     for a, b in zip(plain[0], anchored[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
@@ -574,37 +574,37 @@ def test_rehearsal_adds_the_gradient_of_mu_times_the_mean_kl_of_the_global_model
 def test_rehearsal_begins_with_zero_and_then_holds_the_base_back(model):
     """The gradient of KL is zero at the base; after twenty steps more of the base is left with rehearsal."""
 
-    def learnt(drift, num: int) -> float:
+    def learnt(correction, num: int) -> float:
         model.initialise("shared", seed=0)
-        update(model, local_steps=num, rate=2e-2, drift=drift)
+        update(model, local_steps=num, rate=2e-2, correction=correction)
         with model.inference(("shared",)):
             changed = response_states(model.base, own)[0]
         with model.inference(()):
             return float((changed - response_states(model.base, own)[0]).norm())
 
     own = rehearsed(4)
-    assert learnt(by_rehearsal(own, 5.0, 2, seed=0), 1) == pytest.approx(learnt(NO_DRIFT, 1), rel=1e-4)
-    assert learnt(by_rehearsal(own, 5.0, 2, seed=0), 20) < 0.8 * learnt(NO_DRIFT, 20)
+    assert learnt(by_rehearsal(own, 5.0, 2, seed=0), 1) == pytest.approx(learnt(NO_CORRECTION, 1), rel=1e-4)
+    assert learnt(by_rehearsal(own, 5.0, 2, seed=0), 20) < 0.8 * learnt(NO_CORRECTION, 20)
 
 
 def test_rehearsal_reads_every_conversation_before_one_again(model):
-    drift, seen = by_rehearsal(own := rehearsed(4), 1.0, 2, seed=0), []
+    correction, seen = by_rehearsal(own := rehearsed(4), 1.0, 2, seed=0), []
     for _ in range(2):
-        seen += next(drift.rehearsed)
+        seen += next(correction.rehearsed)
     assert sorted(map(own.index, seen)) == [0, 1, 2, 3]
 
 
 def test_an_optimizer_step_rehearses_one_batch_however_many_passes_it_has(model):
-    drift, again = (by_rehearsal(rehearsed(40), 1.0, 1, seed=0) for _ in range(2))
-    update(model, batch_size=1, accumulation=4, local_steps=2, drift=drift)
+    correction, again = (by_rehearsal(rehearsed(40), 1.0, 1, seed=0) for _ in range(2))
+    update(model, batch_size=1, accumulation=4, local_steps=2, correction=correction)
     order = [next(again.rehearsed) for _ in range(3)]
-    assert next(drift.rehearsed) == order[2]
+    assert next(correction.rehearsed) == order[2]
 
 
 def test_a_step_of_the_private_adapter_rehearses_nothing(model):
     private = (Stage(("private",), "raw", BOTH),)
     found = trained(model, private)["private"]
-    assert same(found, trained(model, private, drift=by_rehearsal(rehearsed(4), 5.0, 2, 0))["private"])
+    assert same(found, trained(model, private, correction=by_rehearsal(rehearsed(4), 5.0, 2, 0))["private"])
 
 
 def test_an_anchor_at_the_base_holds_the_predictions_back(model):
@@ -612,7 +612,7 @@ def test_an_anchor_at_the_base_holds_the_predictions_back(model):
     losses = []
     for mu in (1e-9, 10.0, 1000.0):
         model.initialise("shared", seed=0)
-        metrics = update(model, local_steps=20, rate=2e-2, drift=ANCHORS["kl"](model, mu))
+        metrics = update(model, local_steps=20, rate=2e-2, correction=BY_MU["kl"](model, mu))
         losses.append(metrics["train/shared/last_loss"])
     assert losses[0] < losses[1] < losses[2] <= metrics["train/shared/first_loss"] + 0.01
 
@@ -620,7 +620,7 @@ def test_an_anchor_at_the_base_holds_the_predictions_back(model):
 def test_an_anchor_at_the_base_is_for_the_shared_adapter_alone(model):
     private = (Stage(("private",), "raw", BOTH),)
     found = trained(model, private)["private"]
-    assert same(found, trained(model, private, drift=ANCHORS["kl"](model, 5.0))["private"])
+    assert same(found, trained(model, private, correction=BY_MU["kl"](model, 5.0))["private"])
     assert all(layer.active == () for layer in model.layers.values())
 
 
@@ -631,10 +631,16 @@ def test_weights_that_are_all_alike_change_nothing_with_an_anchor_either(model, 
     def learnt(weight: float) -> list[torch.Tensor]:
         texts = [replace(text, weights=(weight,) * text.num_response_tokens) for text in make(4)]
         begun(model)
-        drift = ANCHORS[name](model, 5.0)
+        correction = BY_MU[name](model, 5.0)
         with within("test"):
             local_update(
-                model, Method("", "", SHARED), {"raw": texts}, Client(local_steps=2), 1e-2, 0, drift=drift
+                model,
+                Method("", "", SHARED),
+                {"raw": texts},
+                Client(local_steps=2),
+                1e-2,
+                0,
+                correction=correction,
             )
         return values(model)
 

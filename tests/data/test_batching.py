@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.data.batching import PAD_TO, by_length, collate, data_order
+from fedsdr.data.batching import PAD_TO, by_length, collate, data_order, in_batches
 from fedsdr.data.conversation import Conversation
 
 
@@ -76,3 +76,16 @@ def test_batches_of_like_lengths_hold_every_index_once_the_longest_first(lengths
     assert [lengths[index] for index in order] == sorted(lengths, reverse=True)
     assert all(len(batch) == size for batch in plan[:-1])
     assert [index for index in order if lengths[index] == 5] == [i for i, n in enumerate(lengths) if n == 5]
+
+
+@given(st.lists(st.integers(1, 30), max_size=30), st.integers(1, 7), st.sampled_from(["", "rows"]))
+def test_work_in_batches_returns_each_item_its_own_result(lengths: list[int], size: int, unit: str):
+    batches: list[list[int]] = []
+
+    def work(some: list[int]) -> list[int]:
+        batches.append(some)
+        return [item + 100 for item in some]
+
+    items = list(range(len(lengths)))
+    assert in_batches(items, lengths, size, work, unit) == [item + 100 for item in items]
+    assert batches == by_length(lengths, size)

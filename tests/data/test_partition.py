@@ -202,7 +202,7 @@ VALIDATED = {"data": {"validation": 0.1}}
 def test_validation_examples_are_a_tenth_that_nobody_trains_on_and_no_test_example(kind: str):
     keys = {"partition": {"kind": kind, "num_clients": 5, "classes_per_client": 3}, **VALIDATED}
     tested = partition(FIVE, check_settings(keys, "test"))
-    validated = partition(FIVE, check_settings({**keys, "eval": {"on": "validation"}}, "test"))
+    validated = partition(FIVE, check_settings({**keys, "eval": {"split": "validation"}}, "test"))
     train = instructions(tested, "train")
     assert train == instructions(validated, "train")
     held_out = instructions(validated, "test")
@@ -215,9 +215,28 @@ def test_validation_examples_are_a_tenth_that_nobody_trains_on_and_no_test_examp
 
 def test_pooling_keeps_out_the_same_examples():
     """Else the pooled method would have its settings chosen on what the others train on."""
-    keys = {**VALIDATED, "eval": {"on": "validation"}}
+    keys = {**VALIDATED, "eval": {"split": "validation"}}
     pooled = partition(FIVE, check_settings({**keys, "method": "centralised"}, "test"))
     assert instructions(pooled, "test") == instructions(partition(FIVE, check_settings(keys, "test")), "test")
+
+
+def test_a_conversation_and_equal_prompts_are_either_validated_on_or_trained_on():
+    """Training on a later turn, whose prompt has the earlier answer, would make validation too optimistic."""
+    first = [Example(f"question {n}", f"answer {n}", "chat") for n in range(20)]
+    later = [Example("go on", "more", "chat", history=((one.instruction, one.response),)) for one in first]
+    again = [Example(f" Question  {n}", "said otherwise", "chat") for n in range(20)]
+    chat = {"chat": Domain([Record(one, "") for one in (*first, *later, *again)], [Record(first[0], "")])}
+    keys = {"partition": {"kind": "iid", "num_clients": 2}, **VALIDATED, "eval": {"split": "validation"}}
+    clients = partition(chat, check_settings(keys, "test"))
+
+    def openings(part: str) -> set[str]:
+        examples = [example for client in clients for example in getattr(client, part)]
+        opened = [one.history[0][0] if one.history else one.instruction for one in examples]
+        return {text.split()[-1] for text in opened}
+
+    held_out = openings("test")
+    assert len(held_out) == 2 and openings("train") == {str(n) for n in range(20)} - held_out
+    assert sum(len(client.test) for client in clients) == 2 * 3
 
 
 def test_a_validation_share_that_leaves_nothing_is_refused():

@@ -247,7 +247,7 @@ def test_a_run_with_other_settings_in_a_finished_runs_folder_is_not_told_as_done
     program = one.begin(small(**{"run.dir": "runs/first", "server.num_rounds": 1, "run.seed": 5}))
     told, _ = program.communicate(timeout=120)
     assert program.returncode == 2
-    assert "cannot continue: config.toml was" in told and "did not finish" in told
+    assert "cannot continue: run.seed was 0 and is 5 now" in told and "did not finish" in told
 
 
 @long

@@ -112,14 +112,14 @@ def test_a_peers_key_that_is_not_the_clients_stops_the_sum_and_each_client_says_
         assert "client math did not sign the keys that the server lists for it" in one.log(client)
 
 
-def test_a_node_with_least_clients_takes_part_in_no_run_that_would_show_its_update(
+def test_a_node_with_min_clients_takes_part_in_no_run_that_would_show_its_update(
     deployment: Callable[..., Deployment], small: Callable[..., Settings]
 ):
     one = deployment()
     config = one.folder / "math" / "node.toml"
-    config.write_text(config.read_text().replace("# least-clients = 0", "least-clients = 3"))
+    config.write_text(config.read_text().replace("# min-clients = 0", "min-clients = 3"))
     one.start_all()
     program = one.begin(small(**{"run.dir": "runs/first", "federation.wait": 15.0}))
     told, _ = program.communicate(timeout=120)
     assert "2 of 3 clients have connected in 15 s" in told
-    assert "least-clients = 3 requires privacy.secure_aggregation = true" in one.log("math")
+    assert "min-clients = 3 requires privacy.secure_aggregation = true" in one.log("math")

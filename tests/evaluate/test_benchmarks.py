@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from fedsdr.data.conversation import encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.data.sandbox import run_python
 from fedsdr.errors import Unreachable, UserError
-from fedsdr.evaluate import benchmark_tasks, harness
+from fedsdr.evaluate import benchmark_tasks, benchmarks, harness
 from fedsdr.evaluate.benchmark_tasks import HUB, Question, from_folder, from_hub
 from fedsdr.evaluate.benchmarks import run_benchmarks
 from fedsdr.evaluate.extraction import program
@@ -50,12 +50,12 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
     """Let the model give an answer to each prompt that holds a text."""
 
     def set_answers(answers: dict[str, str]) -> None:
-        def stream(base, prompts, sampling, seeds, num_rows) -> Iterator[tuple[int, Answer]]:
+        def generate(base, prompts, sampling, num_rows) -> list[Answer]:
             asked = [base.tokenizer.decode(prompt) for prompt in prompts]
             texts = [next(answers[part] for part in answers if part in prompt) for prompt in asked]
-            return iter([(row, Answer(text, True, 1)) for row, text in enumerate(texts)])
+            return [Answer(text, True, 1) for text in texts]
 
-        monkeypatch.setattr(harness, "stream", stream)
+        monkeypatch.setattr(harness, "generate", generate)
 
     return set_answers
 
@@ -101,12 +101,12 @@ def test_prompts_and_answers_have_the_tokens_of_training(
         asked.extend(questions)
         return [[(0.0, False)] * len(answers) for _, answers in questions]
 
-    def stream(base, prompts, sampling, seeds, num_rows):
+    def generate(base, prompts, sampling, num_rows):
         asked.extend((prompt, []) for prompt in prompts)
-        return iter([(row, Answer("", True, 0)) for row in range(len(prompts))])
+        return [Answer("", True, 0)] * len(prompts)
 
     monkeypatch.setattr(harness, "scored_answers", likelihoods)
-    monkeypatch.setattr(harness, "stream", stream)
+    monkeypatch.setattr(harness, "generate", generate)
     run_benchmarks(model, (), data=[example])
     ((prompt, answers),) = asked
     assert prompt == encode_prompt(base.tokenizer, prompt_turns(example))
@@ -254,10 +254,13 @@ def test_the_adapters_that_are_active_are_asked(tiny_settings: Callable[..., Set
     assert seen[0] != pytest.approx(seen[1], rel=1e-3)
 
 
-def test_built_in_data_need_neither_files_nor_network(model, no_network, capsys: pytest.CaptureFixture[str]):
+def test_built_in_data_need_neither_files_nor_network(
+    model, no_network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """Domains without label, final answer or tests are reported and left out."""
     examples = [e for _, test in demo_data().values() for e in test[:3]]
-    records = run_benchmarks(model, (), data=examples, max_new_tokens=4, code_timeout=1.0, runs_programs=True)
+    monkeypatch.setattr(benchmarks, "DEFAULT_LENGTH", 4)
+    records = run_benchmarks(model, (), data=examples, code_timeout=1.0, runs_programs=True)
     by_domain: dict[str, set[str]] = {}
     for record in records:
         by_domain.setdefault(record["task"], set()).add(record["metric"])

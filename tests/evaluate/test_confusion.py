@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, matthews_corrcoef
 
 from fedsdr.data.examples import Example
-from fedsdr.evaluate.confusion import count_labels, label_scores
+from fedsdr.evaluate.confusion import count_labels, label_scores, sum_labels
 from fedsdr.evaluate.scores import pool, table_of_round
-from fedsdr.evaluate.tasks import judge
+from fedsdr.evaluate.tasks import score_answer
 from fedsdr.metrics import ALWAYS_SCORED
 from fedsdr.model.generation import Answer
 
@@ -19,10 +19,21 @@ def counted(pairs: list[tuple[str, str]], choices: tuple[str, ...] = CHOICES) ->
     """Counts over (true label, answer); the likeliest choice is always the first one."""
     examples = [Example("Label?", label, "finance", label=label, choices=choices) for label, _ in pairs]
     records = [
-        judge(example, Answer(text, True, 1), 5, choices[0])
+        score_answer(example, Answer(text, True, 1), 5, choices[0])
         for example, (_, text) in zip(examples, pairs, strict=True)
     ]
     return dict(count_labels(examples, records))
+
+
+def test_a_client_whose_rows_have_other_choices_leaves_the_scores_ungiven():
+    """Its 90 rows are scored, but not counted; the other client's 10 alone would give perfect scores."""
+    good = {**counted([("positive", "Positive.")] * 10), "num_chosen": 10, "num_examples": 10}
+    uncounted = {"num_chosen": 90, "num_examples": 90}
+    assert label_scores(sum_labels([good, good]))["balanced_accuracy"] == 1
+    assert sum_labels([good, uncounted]) == {}
+    assert (
+        sum_labels([good, {"num_examples": 5}])["label_set"] == good["label_set"]
+    )  # a client without labels
 
 
 def test_labels_are_counted_by_their_place_among_the_sorted_choices_and_no_label_apart():
@@ -77,7 +88,7 @@ def test_where_each_row_has_choices_of_its_own_there_are_no_classes():
     examples = [
         Example("Who?", name, "names", label=name, choices=(name, "no one")) for name in ("Ada", "Bo")
     ]
-    records = [judge(example, Answer(example.label, True, 1), 5, "no one") for example in examples]
+    records = [score_answer(example, Answer(example.label, True, 1), 5, "no one") for example in examples]
     assert count_labels(examples, records) == {}
 
 

@@ -8,7 +8,7 @@ import torch
 
 from fedsdr.config import Settings
 from fedsdr.data.conversation import encode
-from fedsdr.evaluate.feddpa import evaluate_weighed, private_weights
+from fedsdr.evaluate.feddpa import evaluate_weighted, private_weights
 from fedsdr.evaluate.personal import evaluate_personal
 from fedsdr.evaluate.tasks import TestSet, evaluate
 from fedsdr.federation.client_context import data_of
@@ -79,7 +79,7 @@ def test_equal_weights_score_as_one_model_with_that_mix(client: Client):
         [*tests["math"].examples, *tests["finance"].examples], [*tests["math"].raw, *tests["finance"].raw], []
     )
     weights = [0.3] * len(both.examples)
-    found, records = evaluate_weighed(model, both, weights, settings.eval)
+    found, records = evaluate_weighted(model, both, weights, settings.eval)
     mix = {"shared": 0.7, "private": 0.3}
     expected, plain = evaluate(model, ("shared", "private"), both, settings.eval, mix)
     assert list(found) == list(expected)
@@ -98,11 +98,11 @@ def test_each_prompt_is_scored_with_its_own_weight(client: Client):
         one = TestSet(two.examples[row : row + 1], two.raw[row : row + 1], [])
         mix = {"shared": 1 - weight, "private": weight}
         losses.append(evaluate(model, ("shared", "private"), one, settings.eval, mix)[0]["math"])
-    found, _ = evaluate_weighed(model, two, [0.0, 0.5], settings.eval)
+    found, _ = evaluate_weighted(model, two, [0.0, 0.5], settings.eval)
     tokens = [metrics["loss_tokens"] for metrics in losses]
     expected = sum(m["loss"] * n for m, n in zip(losses, tokens, strict=True)) / sum(tokens)
     assert found["math"]["loss"] == pytest.approx(expected)
-    swapped, _ = evaluate_weighed(model, two, [0.5, 0.0], settings.eval)
+    swapped, _ = evaluate_weighted(model, two, [0.5, 0.0], settings.eval)
     assert swapped["math"]["loss"] != pytest.approx(expected, abs=1e-4)
 
 

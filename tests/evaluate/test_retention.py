@@ -104,9 +104,10 @@ def test_values_are_those_of_a_hand_count(model: LoraModel, tmp_path: Path):
     assert mean["dataset"] == "copa, piqa"
 
 
-def test_an_adapter_of_weight_zero_costs_nothing(model: LoraModel, tmp_path: Path):
+def test_an_adapter_of_zero_costs_nothing(tiny_settings: Callable[..., Settings], tmp_path: Path):
     """Every file of text is asked; no difference, but an interval that does not claim certainty."""
-    records = retention(model, ("shared",), data=written(tmp_path, ROWS), mix={"shared": 0.0})
+    untrained = LoraModel(load_base(tiny_settings().model), Lora(rank=2))
+    records = retention(untrained, ("shared",), data=written(tmp_path, ROWS))
     assert [record["task"] for record in records] == [*TEXTS, "mean"]
     for record in records:
         assert record["base"] == record["tuned"] and record["value"] == 0

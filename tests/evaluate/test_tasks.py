@@ -1,7 +1,7 @@
 """Scores of answers, judged and counted by hand."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fedsdr.config import Eval, Lora, Settings
 from fedsdr.data.conversation import encode, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.evaluate import tasks
-from fedsdr.evaluate.tasks import TestSet, answer, choose, evaluate, judge, summarise
+from fedsdr.evaluate.tasks import TestSet, answer, choose, evaluate, score_answer, summarise
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base, load_base
 from fedsdr.model.generation import Answer
@@ -39,12 +39,12 @@ OPEN = Example("Why?", "Because.", "general")
     ],
 )
 def test_an_answer_is_right_if_it_keeps_the_examples_ground_truth(example, text, right, lost):
-    record = judge(example, Answer(text, True, 3), code_timeout=5)
+    record = score_answer(example, Answer(text, True, 3), code_timeout=5)
     assert (record["right"], record["lost"]) == (right, lost)
 
 
 def test_the_record_of_a_prompt_holds_what_a_reader_needs_to_judge_it_anew():
-    record = judge(SUM, Answer("6", False, 1), code_timeout=5)
+    record = score_answer(SUM, Answer("6", False, 1), code_timeout=5)
     assert record == {
         "domain": "math",
         "instruction": "2 plus 3?",
@@ -69,9 +69,9 @@ def test_hand_counted_means():
     two with choices, one has its label for the likeliest.
     """
     records = [
-        judge(LABELLED, Answer("It is positive.", True, 4), 5, "NEGATIVE"),
-        judge(LABELLED, Answer("Sure, it is negative.", True, 5), 5, "POSITIVE"),
-        judge(OPEN, Answer("So", False, 1), 5),
+        score_answer(LABELLED, Answer("It is positive.", True, 4), 5, "NEGATIVE"),
+        score_answer(LABELLED, Answer("Sure, it is negative.", True, 5), 5, "POSITIVE"),
+        score_answer(OPEN, Answer("So", False, 1), 5),
     ]
     assert summarise(records) == pytest.approx(
         {
@@ -92,7 +92,7 @@ def test_hand_counted_means():
 
 
 def test_where_nothing_can_be_judged_there_is_no_score_rather_than_zero():
-    metrics = summarise([judge(OPEN, Answer("So", True, 1), 5)])
+    metrics = summarise([score_answer(OPEN, Answer("So", True, 1), 5)])
     assert "score" not in metrics
     assert metrics["num_scored"] == 0
 
@@ -103,13 +103,12 @@ def test_answers_come_back_in_the_order_of_the_examples_and_equal_prompts_are_an
     examples = [Example("word " * (7 * n % 5) + str(n % 6), "x", "general") for n in range(8)]
     asked: list[str] = []
 
-    def echo(base, prompts, sampling, seeds, num_rows, route) -> Iterator[tuple[int, Answer]]:
+    def echo(base, prompts, sampling, num_rows, route) -> list[Answer]:
         assert (sampling.temperature, num_rows) == (0, 3)
-        for place in reversed(range(len(prompts))):
-            asked.append(base.tokenizer.decode(prompts[place]))
-            yield place, Answer(asked[-1], True, len(prompts[place]))
+        asked.extend(base.tokenizer.decode(prompt) for prompt in prompts)
+        return [Answer(text, True, 1) for text in asked]
 
-    monkeypatch.setattr(tasks, "stream", echo)
+    monkeypatch.setattr(tasks, "generate", echo)
     examples += examples[:3]
     found = answer(tiny_base, examples, Eval(batch_size=3))
     assert len(asked) == len(set(asked)) == 8
@@ -168,4 +167,4 @@ def test_the_choice_is_the_likeliest_whole_answer(tiny_base: Base):
 def test_spellings_of_one_label_are_one_choice():
     """Went wrong: of "Positive" and "positive" in one domain one was always the wrong choice."""
     example = Example("?", "positive", "finance", label="positive", choices=("Positive", "positive"))
-    assert summarise([judge(example, Answer("positive", True, 1), 5, "Positive")])["choice_score"] == 1
+    assert summarise([score_answer(example, Answer("positive", True, 1), 5, "Positive")])["choice_score"] == 1

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fedsdr.data.examples import Example
-from fedsdr.evaluate.tasks import judge, summarise
+from fedsdr.evaluate.tasks import score_answer, summarise
 from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.generation import Answer
 
@@ -44,7 +44,10 @@ SUM = Example("2 plus 3?", "The answer is 5.", "math", answer="5")
 
 @pytest.mark.parametrize(("which", "num"), [("off", 0), ("free text", 1), ("all", 2)])
 def test_only_the_answers_that_the_setting_names_are_compared(which: str, num: int):
-    records = [judge(OPEN, Answer("sat the cat", True, 3), 5), judge(SUM, Answer("5", True, 1), 5)]
+    records = [
+        score_answer(OPEN, Answer("sat the cat", True, 3), 5),
+        score_answer(SUM, Answer("5", True, 1), 5),
+    ]
     found = summarise(records, which)
     assert found.get("num_text", 0) == num
     # of "5" and "The answer is 5.": one of one and one of four

@@ -27,6 +27,7 @@ from fedsdr.federation import server_app
 from fedsdr.federation.run import run
 from fedsdr.model.allocator import can_forget_peak
 from fedsdr.recipe import dump_settings
+from fedsdr.report.consistency import arms_sheet
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import save_round
 from fedsdr.storage import read_json, read_lines, write_json
@@ -118,7 +119,7 @@ def test_each_arm_takes_the_rate_with_the_least_validation_loss_on_what_it_learn
         for rate in (1e-4, 1e-2):
             folder = to / arm / f"rate-{rate}"
             trial = read_settings(folder)
-            assert (trial.client.learning_rate, trial.eval.on, trial.data.validation) == (
+            assert (trial.client.learning_rate, trial.eval.split, trial.data.validation) == (
                 rate,
                 "validation",
                 0.1,
@@ -126,7 +127,7 @@ def test_each_arm_takes_the_rate_with_the_least_validation_loss_on_what_it_learn
             losses[rate] = read_result(folder).final["global"]["mean"][metric]
         best = min(losses, key=losses.__getitem__)
         chosen = read_settings(to / arm / "seed-0")
-        assert (chosen.client.learning_rate, chosen.eval.on, chosen.data.validation) == (best, "test", 0.1)
+        assert (chosen.client.learning_rate, chosen.eval.split, chosen.data.validation) == (best, "test", 0.1)
     assert {r["arm"]: r["rate"] for r in sheets["rates"].records if r["is_chosen"]} == {
         arm: read_settings(to / arm / "seed-0").client.learning_rate for arm in learnt
     }
@@ -482,6 +483,17 @@ def test_measuring_a_grid_measures_each_run_once_and_adds_a_table_of_its_arms(gr
     measure_grid(to, [], Options())
     assert (to / "fedit/seed-0/measurements/consistency.json").stat().st_mtime_ns == before
     assert (to / "fedsd/seed-1/measurements/paradox.json").exists()
+
+
+def test_what_a_grid_keeps_of_the_gains_is_the_second_column_over_the_first():
+    """Own gains 0.4 and 0.1, of which 0.2 and 0.09 are left: 0.145 of 0.25, not the mean of 0.5 and 0.9."""
+    pairs = [{"layer": "all", "a": "mean", "round": 1, "cosine": 0.1, "sign_agreement": 0.5}]
+    runs = [
+        ("fedit", pairs, [{"before": 1.0, "own": 1 - own, "aggregated": 1 - left}])
+        for own, left in ((0.4, 0.2), (0.1, 0.09))
+    ]
+    (record,) = arms_sheet(runs).records
+    assert record["kept"] == pytest.approx((0.2 + 0.09) / (0.4 + 0.1))
 
 
 def test_runs_that_lack_what_a_measurement_needs_are_passed_over(grid, tmp_path: Path):

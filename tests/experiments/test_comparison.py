@@ -103,6 +103,44 @@ def test_a_run_without_a_mean_is_left_out_and_the_number_of_seeds_says_so():
     assert records["fedsd"]["difference"] == pytest.approx((0.05 + 0.10) / 2)  # seeds 0 and 1 of both
 
 
+def test_a_difference_and_its_test_are_of_the_same_seeds():
+    """The third seed's personalised model has answers, but no mean: one of its clients was never trained."""
+
+    def run(arm: str, seed: int, score: float, share: float, has_mean: bool = True) -> GridRun:
+        answers = [
+            {"domain": "math", "instruction": f"{n}", "input": "", "output": "", "right": n < 10 * share}
+            for n in range(10)
+        ]
+        own = table(score) if has_mean else {"math": table(score)["math"]}
+        return GridRun(arm, seed, {}, {"personalised": own}, [], {"personalised": answers})
+
+    some = [run("fedit", seed, 0.5, 0.5) for seed in range(3)]
+    some += [run("fedsdr", 0, 0.4, 0.4), run("fedsdr", 1, 0.4, 0.4), run("fedsdr", 2, 1.0, 1.0, False)]
+    records = {r["arm"]: r for r in score_comparison(some, AGAINST_FEDIT).records}
+    assert records["fedsdr"]["difference"] == pytest.approx(-0.1)
+    middle = (records["fedsdr"]["low_examples"] + records["fedsdr"]["high_examples"]) / 2
+    assert middle == pytest.approx(-0.1)
+
+
+def test_losses_on_other_rewritings_are_not_compared():
+    """The base itself has a loss of 1.30 on one arm's rewritings, and of 1.25 on the other's."""
+
+    def run(arm: str, seed: int, base: float, loss: float) -> GridRun:
+        return GridRun(
+            arm, seed, {"global": {"mean": {"loss_distilled": base}}},
+            {"global": {"mean": {"loss_distilled": loss}}}, [], {},
+        )  # fmt: skip
+
+    def difference(base: float) -> float | None:
+        some = [run("fedit", seed, 1.30, 1.2 + seed / 50) for seed in range(3)]
+        some += [run("fedsd", seed, base, 1.1 + seed / 50) for seed in range(3)]
+        found = score_comparison(some, AGAINST_FEDIT, "loss_distilled").records
+        return next(r for r in found if r["arm"] == "fedsd")["difference"]
+
+    assert difference(1.25) is None
+    assert difference(1.3000004) == pytest.approx(-0.1)  # the same texts in other batches
+
+
 def test_domains_show_the_mean_and_the_spread_over_seeds():
     sheet = domain_comparison(runs())
     rows = {(row[0], row[2]): row for row in sheet.rows}

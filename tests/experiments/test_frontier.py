@@ -147,14 +147,16 @@ def test_a_grid_with_the_control_has_table_and_drawing_at_equal_cost(tiny_settin
 
 
 def test_arms_are_compared_only_on_the_same_examples():
-    def scored(arm: str, num: int) -> ScoredRun:
-        part = {"a": [1.0] * num}
+    def scored(arm: str, num: int, base: float = 1.0) -> ScoredRun:
+        part = {"a": [base] * num}
         place = {"test": part, "validation": part}
         models = [{"model": "base", "round": 0, "scale": 0, **place}]
         return ScoredRun(arm, 0, [*models, {"model": "global", "round": 1, "scale": 1, "kl": [0.1], **place}])
 
-    with pytest.raises(UserError, match=r"fedsd, seed 0: the global model was scored on other examples"):
-        frontier([scored("fedit", 2), scored("fedsd", 3)], {"global": "fedit"}, ())
+    assert frontier([scored("fedit", 2), scored("fedsd", 2, 1.001)], {"global": "fedit"}, ())
+    for other in (scored("fedsd", 3), scored("fedsd", 2, 1.4)):  # as many, but the base's loss is another
+        with pytest.raises(UserError, match=r"fedsd, seed 0: the global model was scored on other examples"):
+            frontier([scored("fedit", 2), other], {"global": "fedit"}, ())
 
 
 def test_gains_of_one_word_domains_are_also_given_apart():

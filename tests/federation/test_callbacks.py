@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.callbacks import Callback
+from fedsdr.callbacks import Callback, checked_callbacks
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.federation import client_context
@@ -189,6 +189,11 @@ def test_loggers_are_no_part_of_what_decides_a_runs_bits(quick):
     assert adapters(settings) == adapters(whole)
 
 
+def test_one_callback_needs_no_list():
+    one = Callback()
+    assert checked_callbacks(one) == checked_callbacks((one,)) == [one]
+
+
 def test_an_unknown_logger_and_one_that_is_not_installed_are_refused_before_anything_is_written(
     quick, monkeypatch
 ):
@@ -251,6 +256,7 @@ def test_mlflow_has_one_run_with_settings_and_curves(stopped_and_resumed, monkey
     (found,) = client.search_runs([client.get_experiment_by_name("fedsdr").experiment_id])
     assert found.info.status == "FINISHED"
     assert found.data.params["lora.dropout"] == "0.5"
+    assert found.info.run_name == result.folder.name
     curve = [(one.step, one.value) for one in client.get_metric_history(found.info.run_id, LOSS)]
     assert curve == expected(result, LOSS)
     curve = client.get_metric_history(found.info.run_id, "step/math/private/loss")

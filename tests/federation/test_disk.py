@@ -44,11 +44,9 @@ def test_a_stopped_run_goes_on_from_the_only_round_that_is_left(
 ):
     last = SHORT | {"server.keep_rounds": "last", "server.optimizer": "fedadam", "method": "fedsdr"}
     run(tiny_settings(**last | {"run.dir": tmp_path / "whole"}))
-    is_due = Rounds.is_due
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Rounds, "is_due", lambda rounds, number: 1 / 0 if number == 3 else is_due(rounds, number)
-        )
+        train = Rounds.train
+        patch.setattr(Rounds, "train", lambda rounds, number: 1 / 0 if number == 4 else train(rounds, number))
         with pytest.raises(ZeroDivisionError):
             run(tiny_settings(**last | {"run.dir": tmp_path / "stopped"}))
     assert list_rounds(RunFolder(tmp_path / "stopped").server) == [3]

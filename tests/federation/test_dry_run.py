@@ -12,11 +12,13 @@ from fedsdr.compatibility import allowed_with
 from fedsdr.config import Model, Settings
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.federation.estimate import Client, memory, sizes_of
+from fedsdr.federation.estimate import ClientTexts, memory, sizes_of
 from fedsdr.methods import AGGREGATIONS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import load_base
 from fedsdr.model.meta import load_skeleton
+from fedsdr.plugins import ORIGINS, PROGRAM
+from fedsdr.rows import Aggregation
 from fedsdr.run_folder import read_settings
 from fedsdr.storage import read_lines
 
@@ -28,6 +30,13 @@ SMALL_RUN = {
     "eval.max_new_tokens": 2,
     "distill.max_new_tokens": 2,
 }
+OVERSPENT = {
+    "method": "fedit",
+    "privacy.kind": "central",
+    "privacy.source": "seeded",
+    "privacy.max_epsilon": 0.1,
+}
+"""With the default noise, one round costs more."""
 MESSAGES = [
     *({"method": name} for name in ("fedit", "fedsdr", "local-only")),
     {"method": "centralised", "server.clients_per_round": 0},
@@ -96,16 +105,20 @@ def test_four_bits_checkpointing_and_small_batches_need_less(tiny_settings: Make
     texts = [Conversation((0,) * 256, 128)] * 8
 
     def parts(**chosen: Any) -> dict[str, float]:
-        settings = tiny_settings(**{"model.attention": "sdpa", "model.checkpointing": "off", **chosen})
+        settings = tiny_settings(
+            **{"model.attention": "sdpa", "model.gradient_checkpointing": "off", **chosen}
+        )
         sizes = sizes_of(load_skeleton(settings.model)[0], settings.lora)
-        return {p.name: p.num_bytes for p in memory(settings, sizes, [Client(texts, texts)], is_gpu=True)}
+        return {
+            p.name: p.num_bytes for p in memory(settings, sizes, [ClientTexts(texts, texts)], is_gpu=True)
+        }
 
     plain = parts()
     # The tiny model has 2 layers of 2 (64 64 + 64 32 + 64 * 128) + 64 * 128 weights, in float32 four bytes each.
     num_linear = 2 * (2 * (64 * 64 + 64 * 32 + 64 * 128) + 64 * 128)
     saved = plain["base"] - parts(**{"model.quantization": "4bit"})["base"]
     assert saved == pytest.approx(num_linear * (4 - 0.516), rel=1e-3)
-    assert parts(**{"model.checkpointing": "on"})["states of a step"] < plain["states of a step"]
+    assert parts(**{"model.gradient_checkpointing": "on"})["states of a step"] < plain["states of a step"]
     assert parts(**{"client.batch_size": 1})["states of a step"] < plain["states of a step"]
     assert parts(**{"eval.batch_size": 1, "distill.batch_size": 1})["generation"] < plain["generation"]
     assert plain["peak"] == sum(plain.values()) - plain["peak"] - min(
@@ -174,11 +187,24 @@ def test_what_is_on_the_hub_and_out_of_reach_is_named_and_the_rest_is_checked(
         ({"model.max_length": 16}, "leaves no room for a response"),
         ({"lora.targets": ["nose"]}, "q_proj"),
         ({"model.name": "/no/such/folder"}, "no such folder"),
+        # Misspelt, it would leave all responses as they are: fedsd would train as fedit.
+        ({"distill.only": ["math", "finanse"]}, "unknown domain 'finanse'; known: finance, general, math"),
+        ({**OVERSPENT, "server.clients_per_round": 0}, "would spend epsilon"),
+        ({**OVERSPENT, "eval.rewritings": False}, "would spend epsilon"),
+        ({"run.engine": "simulation"}, "needs Ray"),
+        ({"run.log_to": ["mlflow"]}, "requires mlflow"),
+        ({"server.aggregation": "unregistered"}, "is not registered here"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_the_run_would_be_refused_for_is_refused(
-    tiny_settings: MakeSettings, chosen: dict[str, Any], says: str
+def test_what_the_run_is_refused_for_is_refused(
+    tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any], says: str
 ):
-    with pytest.raises(UserError, match=says):
-        fedsdr.dry_run(tiny_settings(**{**SMALL_RUN, **chosen}))
+    monkeypatch.setattr("fedsdr.federation.preflight.find_spec", lambda name: None)  # no Ray here
+    monkeypatch.setattr("fedsdr.loggers.find_spec", lambda name: None)
+    monkeypatch.setitem(AGGREGATIONS, "unregistered", Aggregation("of another program", "none"))
+    monkeypatch.setitem(ORIGINS, ("server.aggregation", "unregistered"), PROGRAM)
+    settings = tiny_settings(**{**SMALL_RUN, **chosen})
+    for begin in (fedsdr.run, fedsdr.dry_run):
+        with pytest.raises(UserError, match=says):
+            begin(settings)

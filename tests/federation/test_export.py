@@ -48,9 +48,10 @@ def test_an_adapter_comes_with_its_tokenizer_and_a_card_that_names_base_data_sco
     loss = finished.final["global"]["mean"]["loss"]
     assert card.startswith("---\nbase_model: ")
     model = read_settings(finished.folder).model
-    assert "auto" not in (model.attention, model.checkpointing)
+    assert "auto" not in (model.attention, model.gradient_checkpointing)
     for said in ("library_name: peft", "`fedit`", "built-in: 12 training", f"{loss:.3f}",
-                 f'"model.attention" = "{model.attention}"', f'"model.checkpointing" = "{model.checkpointing}"',
+                 f'"model.attention" = "{model.attention}"',
+                 f'"model.gradient_checkpointing" = "{model.gradient_checkpointing}"',
                  '"client.local_steps" = 1', "--max-lora-rank 8"):  # fmt: skip
         assert said in card, said
     assert str(finished.folder.parent) not in card
@@ -127,10 +128,9 @@ def test_an_adapter_is_converted_by_llama_cpps_converter_where_it_is_at_hand(
 ):
     """Against a stub of the converter, which checks what it is given; not the real one."""
     monkeypatch.delenv("LLAMA_CPP", raising=False)
-    assert ends(["export", finished.folder, tmp_path / "a", "--gguf-lora"]) == 0
-    said = capfd.readouterr().err
-    assert f"convert_lora_to_gguf.py {tmp_path / 'a'} --base " in said
-    assert not (tmp_path / "a/adapter.gguf").exists()
+    assert ends(["export", finished.folder, tmp_path / "a", "--gguf-lora"]) == 2
+    assert "LLAMA_CPP = '': there is no convert_lora_to_gguf.py; set this" in capfd.readouterr().err
+    assert not (tmp_path / "a").exists()
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     assert ends(["export", finished.folder, tmp_path / "b", "--gguf-lora"]) == 2
     assert "there is no convert_lora_to_gguf.py" in capfd.readouterr().err

@@ -98,11 +98,15 @@ def test_every_section_of_the_settings_is_either_taken_from_the_server_or_decide
             {"distill-url": "http://x", "served-name": "other"},
             "is not this node's served-name = 'other'",
         ),
-        ({}, {"most-epsilon": 4.0}, "requires privacy.kind = 'local'"),
-        ({"privacy": {"kind": "central", "noise": 2.0}}, {"most-epsilon": 4}, "requires privacy.kind"),
+        ({}, {"max-epsilon": 4.0}, "requires privacy.kind = 'local'"),
+        (
+            {"privacy": {"kind": "central", "noise_multiplier": 2.0}},
+            {"max-epsilon": 4},
+            "requires privacy.kind",
+        ),
         ({"privacy": {"kind": "local", "source": "seeded"}}, {}, "can be removed"),
         ({"privacy": {"kind": "central", "source": "seeded"}}, {}, "can be removed"),
-        ({}, {"least-clients": 3}, "least-clients = 3 requires privacy.secure_aggregation = true"),
+        ({}, {"min-clients": 3}, "min-clients = 3 requires privacy.secure_aggregation = true"),
         (
             {"privacy": {"secure_aggregation": True}},
             {},
@@ -122,9 +126,14 @@ def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, t
 
 def test_what_a_node_consents_to_is_done():
     assert applied({"server": {"keep_updates": True}}, **{"keep-updates": True}).server.keep_updates
-    own = {"peers": "/peers", "private-key": "/node.key", "least-clients": 5}
+    own = {"peers": "/peers", "private-key": "/node.key", "min-clients": 5}
     assert applied({"privacy": {"secure_aggregation": True}}, **own).privacy.secure_aggregation
-    assert applied({"privacy": {"kind": "local", "noise": 2.0}}, **{"most-epsilon": 4.0}).privacy.noise == 2
+    assert (
+        applied(
+            {"privacy": {"kind": "local", "noise_multiplier": 2.0}}, **{"max-epsilon": 4.0}
+        ).privacy.noise_multiplier
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,8 +150,13 @@ def test_what_a_node_consents_to_is_done():
         ({"client": "m\u0435an"}, "expected ASCII letters"),  # a Cyrillic letter
         ({"client": 7}, "client = 7: should be a valid string"),
         ({"delta": 1e5}, "delta = 100000.0: should be less than 1"),
-        ({"most-epsilon": float("nan")}, "most-epsilon = nan: should be a finite number"),
-        ({"most-epsilon": -1}, "most-epsilon = -1: should be greater than or equal to 0"),
+        (
+            {"most-epsilon": 4.0},
+            "unknown key most-epsilon; nearest are max-epsilon",
+        ),  # names of earlier versions
+        ({"least-clients": 3}, "unknown key least-clients; nearest are min-clients"),
+        ({"max-epsilon": float("nan")}, "max-epsilon = nan: should be a finite number"),
+        ({"max-epsilon": -1}, "max-epsilon = -1: should be greater than or equal to 0"),
     ],
 )
 def test_a_wrong_configuration_is_told_with_key_value_and_what_would_do(change: dict, told: str):
@@ -156,8 +170,8 @@ def test_a_missing_key_is_named_with_an_example_of_it():
 
 
 def test_a_simulated_node_has_no_keys_that_it_would_not_heed():
-    with pytest.raises(UserError, match="unknown key most-epsilon"):
-        read_node({"partition-id": 0, "most-epsilon": 4.0}, Path(), "run")
+    with pytest.raises(UserError, match="unknown key max-epsilon"):
+        read_node({"partition-id": 0, "max-epsilon": 4.0}, Path(), "run")
 
 
 def test_the_name_of_a_run_cannot_lead_out_of_the_nodes_folder():
@@ -263,20 +277,25 @@ def test_a_dishonest_server_that_asks_a_round_again_with_another_adapter_gets_no
 ):
     """Each new one would be another look at the same data, which no run's epsilon counts."""
     node = make_node(tmp_path, tiny_folder)
-    one, two = (epsilon(Privacy(kind="local", noise=4.0), num) for num in (1, 2))
-    private = {"method": "fedit", "privacy.kind": "local", "privacy.noise": 4.0, "eval.rewritings": False}
+    one, two = (epsilon(Privacy(kind="local", noise_multiplier=4.0), num) for num in (1, 2))
+    private = {
+        "method": "fedit",
+        "privacy.kind": "local",
+        "privacy.noise_multiplier": 4.0,
+        "eval.rewritings": False,
+    }
     shared = {k: v.numpy() for k, v in model_of(tiny_settings()).state("shared").items()}
-    first = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
+    first = ask(node | {"max-epsilon": (one + two) / 2}, shared, **private)
     assert not first.has_error(), first.error
-    again = ask(node | {"most-epsilon": (one + two) / 2}, shared, **private)
+    again = ask(node | {"max-epsilon": (one + two) / 2}, shared, **private)
     assert again.content["arrays"] == first.content["arrays"]
-    assert ask(node | {"most-epsilon": one * 0.9, "folder": str(tmp_path / "new")}, **private).has_error()
-    assert "one update with privacy.noise = 4" in (tmp_path / "new/node-error.txt").read_text()
+    assert ask(node | {"max-epsilon": one * 0.9, "folder": str(tmp_path / "new")}, **private).has_error()
+    assert "one update with privacy.noise_multiplier = 4" in (tmp_path / "new/node-error.txt").read_text()
     other = {key: value + 0.01 for key, value in shared.items()}
     for run in ("r-1", "r-2"):  # a run of another name does not begin at zero
-        assert ask(node | {"most-epsilon": (one + two) / 2}, other, run=run, **private).has_error()
-        assert "its most-epsilon is" in (tmp_path / "state/node-error.txt").read_text()
-    assert not ask(node | {"most-epsilon": two * 1.01}, other, **private).has_error()
+        assert ask(node | {"max-epsilon": (one + two) / 2}, other, run=run, **private).has_error()
+        assert "its max-epsilon is" in (tmp_path / "state/node-error.txt").read_text()
+    assert not ask(node | {"max-epsilon": two * 1.01}, other, **private).has_error()
 
 
 def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
@@ -403,6 +422,11 @@ def test_a_node_is_checked_before_its_first_run(
     code, told = check()
     assert code == 2
     assert "CERTIFICATE_VERIFY_FAILED" in told and "ca.crt is of another server" in told
+
+
+def test_a_folder_in_place_of_a_nodes_file_is_answered_by_the_file_in_it(node_file: Path):
+    with pytest.raises(UserError, match=f"is a folder; did you mean {node_file}\\?"):
+        run_node(node_file.parent)
 
 
 @pytest.mark.parametrize("port", [0, 80, 99_999])

@@ -15,6 +15,7 @@ from fedsdr.errors import UserError
 from fedsdr.federation import client_context
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import run_over
+from fedsdr.model.base import load_base
 from fedsdr.model.tiny import build_tiny
 from fedsdr.recipe import load_settings
 from fedsdr.run_folder import RunFolder, read_settings
@@ -108,6 +109,38 @@ def test_rows_that_are_not_rows_or_come_twice_are_refused_by_name(small, tiny_fo
     fedsdr.run(small, data={"north": rows("north", 4)})  # the folder is still free
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"data": {}}, "data: no client; expected client id -> rows"),
+        ({"data": rows("north", 2)}, "data: found a list; expected client id -> rows"),
+        ({"data": {1: rows("north", 2)}}, "data: client 1 is a int; expected text"),
+        ({"data": {"a": ([], [], [])}}, "client 'a': found 3 parts; expected training rows, or a pair"),
+        ({"data": {"a": "rows.jsonl"}}, "train row 0 of client 'a' is a str, of a str; expected a dict"),
+        ({"data": {"a": {"train": [], "test": []}}}, "is a str, of a dict; expected a dict.*ds['test']"),
+        ({"data": {"a": 5}}, "train row 0 of client 'a' is a int"),
+        ({"model": ("tiny",)}, "model: expected the name of a model, or a pair .*; found str"),
+        ({"model": 5}, "model: expected the name of a model, or a pair .*; found int"),
+        (
+            {"callbacks": fedsdr.Callback},
+            "callbacks: found the class Callback; expected a list of fedsdr.Callback",
+        ),
+        ({"callbacks": [fedsdr.Callback]}, "callbacks: found the class Callback"),
+        ({"callbacks": [print]}, "callbacks: found a builtin_function_or_method; expected"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_by_its_name_with_what_was_found(small, given, says):
+    with pytest.raises(UserError, match=says.replace("['", r"\['").replace("']", r"'\]")):
+        fedsdr.run(small | {"model.name": "tiny"}, **given)
+    assert not Path(small["run.dir"]).exists()
+
+
+def test_a_data_frame_is_refused_with_the_call_that_makes_rows_of_it(small):
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(UserError, match=r"is a str, of a DataFrame; .*df\.to_dict\('records'\)"):
+        fedsdr.run(small | {"model.name": "tiny"}, data={"a": pandas.DataFrame(rows("north", 2))})
+
+
 def test_a_model_in_memory_gives_the_run_of_the_same_model_in_a_folder_and_stays_as_it_is(
     small, pair, tiny_folder, tmp_path
 ):
@@ -146,6 +179,17 @@ def test_a_run_on_a_model_in_memory_is_resumed_with_the_same_model_alone(small, 
     resumed = fedsdr.resume(folder, model=same)
     whole = fedsdr.run(small | {"run.dir": tmp_path / "whole"}, data=data, model=pair)
     assert shared(resumed.folder) == shared(whole.folder)
+
+
+def test_a_run_trains_the_weights_that_are_in_the_folder_when_it_begins(small, tmp_path):
+    """In a notebook the same path may hold another model by the next run."""
+    folder = tmp_path / "model"
+    for seed in (0, 1):
+        build_tiny(folder, seed)
+        values = small | {"run.dir": tmp_path / f"run-{seed}", "server.num_rounds": 1}
+        result = fedsdr.run(values, data={"north": rows("north", 4)}, model=str(folder))
+        environment = json.loads(RunFolder(result.folder).environment.read_text())
+        assert environment["model"]["identity"] == load_base(read_settings(result.folder).model).identity
 
 
 def test_other_engines_and_processes_refuse_a_model_in_memory(small, pair, tiny_settings, tmp_path):

@@ -30,8 +30,8 @@ from fedsdr.federation.server_app import is_due
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, stream
-from fedsdr.model.several import several
+from fedsdr.model.generation import Answer, generate
+from fedsdr.model.multi_lora import several
 from fedsdr.progress import here
 from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.run_folder import RunFolder, read_result, read_settings
@@ -104,14 +104,19 @@ def test_the_tests_of_ones_own_data_run_on_consent_alone_and_the_built_in_ones_a
     assert num_checkable(quick(**{"data.domains": ["code"], "data.num_train": 2, "method": "fedsdr"})) == 2
 
 
-def test_a_client_that_claims_many_examples_weighs_ten_times_the_median(quick, tmp_path, capsys):
-    """Two clients of 4 and 100 examples: the lower of both is the median, so the second counts for 40."""
+@pytest.fixture
+def few_and_many(tmp_path) -> dict[str, Any]:
+    """Two clients of 4 and 100 examples."""
     for name, num in (("few", 4), ("many", 100)):
         rows = [{"instruction": f"Question {n}?", "output": f"{name} {n}."} for n in range(num)]
         rewrite_lines(tmp_path / f"data/{name}/train.jsonl", rows)
         rewrite_lines(tmp_path / f"data/{name}/test.jsonl", rows[:1])
-    own = {"data.domains": ["few", "many"], "data.root": str(tmp_path / "data"), "data.num_train": 0}
-    settings = quick(**own, **{"server.keep_updates": True})
+    return {"data.domains": ["few", "many"], "data.root": str(tmp_path / "data"), "data.num_train": 0}
+
+
+def test_a_client_that_claims_many_examples_weighs_ten_times_the_median(quick, few_and_many, capsys):
+    """The lower of both numbers is the median, so the second client counts for 40."""
+    settings = quick(**few_and_many, **{"server.keep_updates": True})
     folder = run(settings).folder
     reason = "many: counts for 40 of the 100 training examples that it reported (server.max_weight)"
     assert reason in capsys.readouterr().err
@@ -121,6 +126,20 @@ def test_a_client_that_claims_many_examples_weighs_ten_times_the_median(quick, t
     for key, few in sent["few"].items():
         expected = (4 * few.astype("float64") + 40 * sent["many"][key]) / 44
         assert mean[key].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_no_cap_is_reported_where_all_clients_weigh_the_same(quick, few_and_many, capsys):
+    run(quick(**few_and_many, **{"server.robust": "median"}))
+    assert "server.max_weight" not in capsys.readouterr().err
+
+
+def test_a_relative_run_folder_is_the_same_for_workers_that_run_elsewhere(quick, tmp_path, monkeypatch):
+    """A worker of a Ray cluster works in the folder where Ray was started."""
+    monkeypatch.chdir(tmp_path)
+    settings = quick(**{"run.dir": "run", "run.cache": "cache"})
+    with run_module._simulated(settings) as grid:
+        found = [(one.node_config["folder"], one.node_config["cache"]) for one in grid.contexts.values()]
+    assert found == [(str(tmp_path / "run/clients"), str(tmp_path / "cache"))] * 2
 
 
 def test_the_folder_of_a_finished_run_holds_all_that_the_report_and_a_reader_need(quick):
@@ -179,9 +198,9 @@ def test_the_settings_of_a_run_say_what_auto_chose_and_are_read_back_wherever_th
     settings = quick(**{"model.dtype": "auto", "model.attention": "auto", "run.threads": 1})
     run(settings)
     kept = read_settings(Path(settings.run.dir))
-    assert "auto" not in (kept.model.dtype, kept.model.attention, kept.model.checkpointing)
+    assert "auto" not in (kept.model.dtype, kept.model.attention, kept.model.gradient_checkpointing)
     assert kept.run.threads == 1
-    same = {"dtype": "auto", "attention": "auto", "checkpointing": "auto"}
+    same = {"dtype": "auto", "attention": "auto", "gradient_checkpointing": "auto"}
     assert kept.model_copy(update={"model": kept.model.model_copy(update=same)}) == settings
     moved = Path(settings.run.dir).rename(tmp_path / "moved")
     assert read_settings(moved).run.dir == str(moved)
@@ -244,11 +263,11 @@ def test_clients_get_the_answers_that_each_would_get_alone(
     """They are generated together, except where an answer depends on its batch."""
     sizes: list[int] = []
 
-    def counted(base: Base, prompts: Sequence[Sequence[int]], *rest: Any) -> Iterator[tuple[int, Answer]]:
+    def counted(base: Base, prompts: Sequence[Sequence[int]], *rest: Any, **more: Any) -> list[Answer]:
         sizes.append(len(prompts))
-        return stream(base, prompts, *rest)
+        return generate(base, prompts, *rest, **more)
 
-    monkeypatch.setattr(tasks, "stream", counted)
+    monkeypatch.setattr(tasks, "generate", counted)
     found = []
     for name, is_independent in (("together", True), ("alone", False)):
         if not is_independent:
@@ -349,6 +368,9 @@ def test_a_finished_run_over_flower_waits_for_no_client(quick, monkeypatch: pyte
     log.write_text(whole[:-9])  # the disk was full
     assert run_over(grid, deployed) == result
     assert [event["event"] for event in read_lines(log)][-2:] == ["evaluate", "end"]
+    other = quick(**{"federation.num_clients": 2, "run.dir": deployed.run.dir, "run.seed": 5})
+    with pytest.raises(UserError, match=r"cannot continue: run\.seed was 0 and is 5 now, so"):
+        run_over(grid, other)
 
 
 def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as_before(quick):
@@ -358,6 +380,18 @@ def test_a_submission_into_a_local_runs_folder_is_refused_and_the_run_goes_on_as
     with pytest.raises(UserError, match="cannot continue: data hash"):
         run_over(LocalGrid(client_app.app, 2, result.folder / "clients"), deployed)
     assert resume(result.folder) == result
+
+
+def test_a_run_on_this_machine_ignores_the_clients_that_a_deployment_waits_for(quick):
+    """Went wrong once: the recipe of a deployment, tried out at home, waited for clients that never come."""
+    settings = quick(**{"federation.num_clients": 3, "federation.wait": 0.05, "server.num_rounds": 2})
+    expected = run(quick(**{"server.num_rounds": 2}))
+    result = run(settings)
+    assert (result.base, result.final) == (expected.base, expected.final)
+    assert resume(result.folder) == result
+    RunFolder(result.folder).evaluation(2).unlink()
+    assert evaluate_round(result.folder, None) == (result.base, result.final)
+    assert read_settings(result.folder).federation == settings.federation, "it can still be submitted"
 
 
 def test_a_run_wants_a_folder():
@@ -450,17 +484,21 @@ def test_a_client_refuses_to_go_on_in_a_folder_that_was_begun_with_other_data(qu
         client_context.check_unchanged(tmp_path, data)
 
 
-@pytest.mark.parametrize("part", ["versions", "model", "machine"])
-def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick, part: str):
-    settings = quick()
-    run(settings)
-    file = Path(settings.run.dir) / "environment.json"
-    environment = json.loads(file.read_text())
-    key = {"versions": "torch", "model": "identity", "machine": "processor"}[part]
-    environment[part][key] = "another"
-    file.write_text(json.dumps(environment))
-    with pytest.raises(UserError, match=f"{part} {key} was another"):
-        resume(Path(settings.run.dir))
+OTHER_BITS = {"versions": ("torch", "transformers", "numpy", "scipy"), "model": ("identity",),
+              "machine": ("processor", "gpu")}  # fmt: skip
+
+
+def test_a_run_is_not_resumed_where_it_would_compute_other_bits(quick):
+    folder = run(quick()).folder
+    file = RunFolder(folder).environment
+    found = json.loads(file.read_text())
+    for part, key in ((part, key) for part, keys in OTHER_BITS.items() for key in keys):
+        file.write_text(json.dumps(found | {part: found[part] | {key: "another"}}))
+        with pytest.raises(UserError, match=f"{part} {key} was another"):
+            resume(folder)
+    del found["versions"]["scipy"]  # as in runs of earlier versions
+    file.write_text(json.dumps(found))
+    assert resume(folder)
 
 
 def test_a_run_moves_to_another_machine_when_that_is_allowed_and_says_so(quick: Callable[..., Settings]):

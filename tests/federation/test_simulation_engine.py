@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from flwr.clientapp import ClientApp
@@ -106,6 +107,27 @@ def test_workers_share_all_gpus_and_none_is_hidden_from_them(
     with pytest.raises(UserError, match=f"run.gpus_per_client = {each:g} can be started"):
         _start(ClientApp(), chosen_run.model_copy(update={"threads": resolved}))
     assert asked == [{"num_cpus": threads, "num_gpus": each}]
+
+
+@pytest.mark.parametrize("can_access", [True, False])
+def test_a_worker_of_a_cluster_reads_relative_paths_as_the_program_that_started_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_access: bool
+):
+    """Ray started it in a folder of its own; paths that are not relative need no common folder."""
+    program, worker = tmp_path / "program", tmp_path / "worker"
+    program.mkdir()
+    worker.mkdir()
+    backend = Mock()
+    monkeypatch.setattr("flwr.server.superlink.fleet.vce.backend.raybackend.RayBackend", backend)
+    monkeypatch.chdir(program)
+    app = ClientApp()
+    _start(app, Run(engine="simulation", threads=1, ray="auto"))
+    (open_app,) = backend.return_value.build.call_args.args
+    monkeypatch.chdir(worker)
+    if not can_access:
+        program.rmdir()
+    assert open_app() is app
+    assert Path.cwd() == (program if can_access else worker)
 
 
 def test_a_clients_error_is_raised_as_by_the_local_engine(

@@ -20,7 +20,13 @@ from fedsdr.storage import read_json, read_lines
 
 SECURE = {"privacy.secure_aggregation": True, "method": "fedsdr"}
 FOUR = {"data.domains": ["finance", "general", "math", "medicine"]}
-CENTRAL = {"privacy.kind": "central", "privacy.source": "seeded", "privacy.noise": 1e-3, "privacy.clip": 0.1}
+FIVE = {"data.domains": ["code", *FOUR["data.domains"]]}
+CENTRAL = {
+    "privacy.kind": "central",
+    "privacy.source": "seeded",
+    "privacy.noise_multiplier": 1e-3,
+    "privacy.clipping_norm": 0.1,
+}
 NAMES = dict(enumerate(FOUR["data.domains"], start=1))
 """Node -> client."""
 WINDOW = 16
@@ -46,18 +52,15 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, str], np.ndarray
 
 
 @pytest.fixture
-def lose(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], None]:
-    """Return `lose(step, round, node)`: that node does not answer that step."""
+def lose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return `lose(*lost)`: of each (step, round, node), that node does not answer that step."""
     answer = LocalGrid._answer
 
-    def armed(step: str, server_round: int, node: int) -> None:
+    def armed(*lost: tuple[str, int, int]) -> None:
         def losing(grid: LocalGrid, message: Message) -> Message:
-            config = message.content["config"]
-            is_it = (config.get("step", message.metadata.message_type), config["round"]) == (
-                step,
-                server_round,
-            )
-            if is_it and message.metadata.dst_node_id == node:
+            config, about = message.content["config"], message.metadata
+            step = config.get("step", about.message_type)
+            if (step, config["round"], about.dst_node_id) in lost:
                 return Message(Error(CLIENT_FAILED, "lost"), reply_to=message)
             return answer(grid, message)
 
@@ -92,10 +95,10 @@ def require_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -
 def test_the_global_model_moves_by_the_sum_bit_for_bit_whoever_is_lost(
     run_settings: Callable[..., Settings],
     changes: dict[tuple[int, str], np.ndarray],
-    lose: Callable[[str, int, int], None],
+    lose: Callable[..., None],
     step: str,
 ):
-    lose(step, 1, 2)
+    lose((step, 1, 2))
     folder = fedsdr.run(run_settings(**SECURE | FOUR)).folder
     alive = [name for node, name in NAMES.items() if node != 2 or step in ("none", "confirm", "unmask")]
     if step != "train":  # else the list of the round, and so the weights, lack it
@@ -107,6 +110,35 @@ def test_the_global_model_moves_by_the_sum_bit_for_bit_whoever_is_lost(
     assert len(dropped) == (step != "none")
     if step not in ("none", "train"):
         assert dropped == [(NAMES[2], 1, f"secure aggregation, {step}: the client failed: lost")]
+
+
+@pytest.mark.parametrize("step", ["shares", "masked"])
+def test_a_sum_below_the_quorum_is_not_unmasked_and_the_run_goes_on_when_its_clients_are_back(
+    run_settings: Callable[..., Settings], lose: Callable[..., None], step: str
+):
+    """0.7 of 5 sampled is 4. One is lost in training, and one of the 4 that are left: 3, enough to unmask."""
+    lose(("train", 1, 5), (step, 1, 2))
+    settings = run_settings(**SECURE | FIVE, **{"server.num_rounds": 1, "server.quorum": 0.7})
+    folder = Path(settings.run.dir)
+    with pytest.raises(fedsdr.UserError, match=r"3 of 5 sampled.*server\.quorum = 0\.7 needs 4"):
+        fedsdr.run(settings)
+    assert not (folder / "server/survivors.json").exists()
+    lose(("train", 1, 5))
+    fedsdr.resume(folder)
+    assert read_json(folder / "server/survivors.json")["clients"] == FIVE["data.domains"][:4]
+
+
+@pytest.mark.parametrize("step", ["confirm", "unmask"])
+def test_a_client_that_is_lost_after_its_vector_is_in_the_sum_counts_for_the_quorum(
+    run_settings: Callable[..., Settings], lose: Callable[..., None], step: str
+):
+    """All four are in the sum, and the three that are left can unmask it."""
+    lose((step, 1, 2))
+    folder = fedsdr.run(
+        run_settings(**SECURE | FOUR, **{"server.num_rounds": 1, "server.quorum": 1.0})
+    ).folder
+    trained = [e["client"] for e in read_lines(folder / "metrics.jsonl") if e["event"] == "train"]
+    assert trained == FOUR["data.domains"]
 
 
 def test_it_is_the_plain_mean_up_to_the_rounding_of_the_sum(finished: Callable[..., Path]):
@@ -161,16 +193,16 @@ def test_a_run_killed_between_the_steps_of_a_sum_leaves_the_same_bytes(
 
 def test_a_round_cut_short_after_its_sum_was_agreed_on_is_made_again_by_the_same_clients(
     run_settings: Callable[..., Settings],
-    lose: Callable[[str, int, int], None],
+    lose: Callable[..., None],
     kill_at: Callable[..., Any],
 ):
     """Client 2 was lost, and is back. A sum with it, less the one without it, would be its update."""
     settings = run_settings(**SECURE | FOUR, **{"server.num_rounds": 1})
     folder = Path(settings.run.dir)
     with kill_at("fedsdr.federation.server_app.save_round", 2):
-        lose("masked", 1, 2)
+        lose(("masked", 1, 2))
         fedsdr.run(settings)
-    lose("none", 1, 2)
+    lose()
     fedsdr.resume(folder)
     alive = [name for node, name in NAMES.items() if node != 2]
     assert read_json(folder / "server/survivors.json") == {"round": 1, "clients": alive}
@@ -180,11 +212,11 @@ def test_a_round_cut_short_after_its_sum_was_agreed_on_is_made_again_by_the_same
 
 def test_a_round_made_again_after_its_sum_was_agreed_on_leaves_the_same_bytes(
     run_settings: Callable[..., Settings],
-    lose: Callable[[str, int, int], None],
+    lose: Callable[..., None],
     kill_at: Callable[..., Any],
 ):
     """The mean of central privacy is over the four that were asked, not over the three in the sum."""
-    lose("masked", 1, 2)
+    lose(("masked", 1, 2))
     settings = run_settings(**SECURE | FOUR | CENTRAL, **{"server.num_rounds": 1})
     with kill_at("fedsdr.federation.server_app.save_round", 2):
         fedsdr.run(settings)

@@ -85,7 +85,7 @@ def test_the_low_bits_of_what_leaves_do_not_betray_a_change(
     zero = {KEYS[0]: np.zeros((1, size), np.float32)}
 
     def share_of_multiples(change: np.ndarray) -> float:
-        clipped = clip(change.ravel(), privacy.clip)
+        clipped = clip(change.ravel(), privacy.clipping_norm)
         noise = gaussian_near(rng.uniform(-(2.0**-32), 2.0**-32, size) - clipped, rng, monkeypatch)
         monkeypatch.setattr(module, "gaussian", lambda size, seed: noise)
         changed = {KEYS[0]: change}
@@ -106,10 +106,16 @@ def test_what_leaves_is_the_broadcast_and_whole_steps_of_the_noise(tmp_path: Pat
     rng = np.random.default_rng(2)
     zero = {KEYS[0]: np.zeros((1, 1000), np.float32)}
     change = {KEYS[0]: rng.uniform(-largest, largest, (1, 1000)).astype(np.float32)}
-    central = Privacy(kind="central", noise=4.0, clip=0.5)
+    central = Privacy(kind="central", noise_multiplier=4.0, clipping_norm=0.5)
     for left in (
         private_mean([change], zero, 1, central, None),
-        noised(change, zero, Privacy(kind="local", noise=4.0, clip=0.5), None, tmp_path / "key"),
+        noised(
+            change,
+            zero,
+            Privacy(kind="local", noise_multiplier=4.0, clipping_norm=0.5),
+            None,
+            tmp_path / "key",
+        ),
     ):
         steps = left[KEYS[0]] * 2.0**19
         assert (steps == np.rint(steps)).all()
@@ -133,7 +139,7 @@ def test_a_secret_that_was_cut_off_is_refused(tmp_path: Path):
     (tmp_path / "noise.key").write_bytes(b"")
     adapter = {"a": np.zeros(4, np.float32)}
     with pytest.raises(UserError, match=r"noise\.key is damaged: 0 bytes, expected 32"):
-        noised(adapter, adapter, Privacy(kind="local", noise=1.0), None, tmp_path / "noise.key")
+        noised(adapter, adapter, Privacy(kind="local", noise_multiplier=1.0), None, tmp_path / "noise.key")
 
 
 def test_the_central_mean_is_of_clipped_changes_over_all_that_were_asked(monkeypatch: pytest.MonkeyPatch):
@@ -144,14 +150,18 @@ def test_the_central_mean_is_of_clipped_changes_over_all_that_were_asked(monkeyp
     monkeypatch.setattr(module, "gaussian", lambda size, seed: np.ones(size))
     sent = adapter(1, 1, 1, 1)
     new = private_mean(
-        [adapter(4, 5, 1, 1), adapter(1, 1, 1, 1.5)], sent, 4, Privacy(kind="central", noise=2.0), 0
+        [adapter(4, 5, 1, 1), adapter(1, 1, 1, 1.5)],
+        sent,
+        4,
+        Privacy(kind="central", noise_multiplier=2.0),
+        0,
     )
     assert numbers(new) == pytest.approx([1 + 2.6 / 4, 1 + 2.8 / 4, 1 + 2 / 4, 1 + 2.5 / 4])
 
 
 def test_one_client_moves_the_central_sum_by_no_more_than_the_norm():
     """What the noise is measured against; an update of norm 10^6 is no exception."""
-    sent, privacy = adapter(0, 0, 0, 0), Privacy(kind="central", clip=0.5, noise=1.0)
+    sent, privacy = adapter(0, 0, 0, 0), Privacy(kind="central", clipping_norm=0.5, noise_multiplier=1.0)
     others = [adapter(1, 0, 0, 0), adapter(0, 1, 0, 0)]
     without = private_mean(others, sent, 3, privacy, 7)
     with_one = private_mean([*others, adapter(0, 0, 1e6, 0)], sent, 3, privacy, 7)
@@ -180,7 +190,7 @@ def test_the_same_change_under_other_noise_gets_other_noise(tmp_path: Path):
     change = np.array([1.0, 0, 0, 0])
     drawn = []
     for sigma, norm in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0)):
-        privacy = Privacy(kind="local", noise=sigma, clip=norm)
+        privacy = Privacy(kind="local", noise_multiplier=sigma, clipping_norm=norm)
         sent = noised(adapter(2, 1, 1, 1), adapter(1, 1, 1, 1), privacy, None, secret)
         drawn.append((np.array(numbers(sent)) - before - change) / (sigma * norm))
     assert (np.abs(drawn[1] - drawn[0]) > 1e-7).all()
@@ -192,20 +202,20 @@ def test_a_client_counts_every_new_update_that_leaves_it_and_stops_at_its_limit(
 
     An update sent again costs nothing, also beyond the limit. What is refused is not entered.
     """
-    one, both = (epsilon(Privacy(kind="local", noise=4.0), n) for n in (1, 2))
+    one, both = (epsilon(Privacy(kind="local", noise_multiplier=4.0), n) for n in (1, 2))
     ledger = Ledger(tmp_path / "releases.json", both, 1e-5)
 
     def send(first: float, sigma: float = 4.0, run: str = "a") -> dict[str, np.ndarray]:
-        privacy = Privacy(kind="local", noise=sigma)
+        privacy = Privacy(kind="local", noise_multiplier=sigma)
         return noised(adapter(first, 0, 0, 0), adapter(0, 0, 0, 0), privacy, None, tmp_path / run, ledger)
 
     sent = send(1)
     send(1, run="another")  # with another secret, so with other noise
-    with pytest.raises(UserError, match=r"after the 2 of .*releases\.json; its most-epsilon is"):
+    with pytest.raises(UserError, match=r"after the 2 of .*releases\.json; its max-epsilon is"):
         send(2, sigma=8.0)
     assert numbers(send(1)) == numbers(sent)
     assert list(read_json(ledger.path).values()) == [4.0, 4.0]
-    with pytest.raises(UserError, match="most-epsilon is"):
+    with pytest.raises(UserError, match="max-epsilon is"):
         Ledger(tmp_path / "new.json", one * 0.99, 1e-5).enter(b"update", 4.0)
     assert not (tmp_path / "new.json").exists()
     ledger.path.write_text(ledger.path.read_text()[:-20])
@@ -215,7 +225,7 @@ def test_a_client_counts_every_new_update_that_leaves_it_and_stops_at_its_limit(
 
 def test_an_update_that_is_not_finite_leaves_as_no_change_and_noise(tmp_path: Path):
     """An error instead would say something of the data, without noise."""
-    privacy = Privacy(kind="local", noise=1.0)
+    privacy = Privacy(kind="local", noise_multiplier=1.0)
     sent = noised(adapter(math.nan, 1, 1, 1), adapter(1, 1, 1, 1), privacy, 3, tmp_path / "key")
     assert numbers(sent) == pytest.approx(1 + gaussian(4, 3))
 
@@ -225,7 +235,11 @@ def test_a_client_under_local_privacy_sends_its_clipped_change_with_noise(
 ):
     monkeypatch.setattr(module, "gaussian", lambda size, seed: np.ones(size))
     sent = noised(
-        adapter(4, 5, 1, 1), adapter(1, 1, 1, 1), Privacy(kind="local", noise=0.5), 0, tmp_path / "key"
+        adapter(4, 5, 1, 1),
+        adapter(1, 1, 1, 1),
+        Privacy(kind="local", noise_multiplier=0.5),
+        0,
+        tmp_path / "key",
     )
     assert numbers(sent) == pytest.approx([1 + 0.6 + 0.5, 1 + 0.8 + 0.5, 1.5, 1.5])
 
@@ -240,7 +254,7 @@ def test_epsilon_is_that_of_composed_gaussian_mechanisms(kind: str, multiplier: 
     """T releases, each of noise s times what one client can change: mu = sqrt(T) / s."""
     for num_rounds in (1, 10):
         for delta in (1e-5, 1e-9):
-            found = epsilon(Privacy(kind=kind, noise=4.0, delta=delta), num_rounds)
+            found = epsilon(Privacy(kind=kind, noise_multiplier=4.0, delta=delta), num_rounds)
             assert delta_of(math.sqrt(num_rounds) / multiplier, found) == pytest.approx(delta, rel=1e-6)
 
 
@@ -257,7 +271,7 @@ def test_epsilon_is_that_of_composed_gaussian_mechanisms(kind: str, multiplier: 
 def test_epsilon_is_what_others_published(sigma: float, delta: float, published: float):
     """Three of the tests of Google's dp-accounting, and mu = 0.35 and 1.78 of figure 4 of Bu, Dong, Long and Su,
     "Deep learning with Gaussian differential privacy", HDSR 2020, whose mu is given to 0.005."""
-    found = epsilon(Privacy(kind="central", noise=sigma, delta=delta), 1)
+    found = epsilon(Privacy(kind="central", noise_multiplier=sigma, delta=delta), 1)
     assert found == pytest.approx(published, abs=1e-6 if delta > 1e-5 else 0.04)
 
 
@@ -271,7 +285,7 @@ def test_epsilon_is_below_the_bound_by_renyi_divergences(sigma: float, num_round
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of orders that do not suffice
         bound = accountant.get_epsilon(delta)
-    found = epsilon(Privacy(kind="central", noise=sigma, delta=delta), num_rounds)
+    found = epsilon(Privacy(kind="central", noise_multiplier=sigma, delta=delta), num_rounds)
     assert 0 < found < bound
     if 0.5 < found < 1000:
         assert found > 0.9 * bound
@@ -282,7 +296,7 @@ def test_epsilon_is_finite_and_grows_over_all_that_may_be_set():
     noises = (1e6, 1e3, 1.0, 1e-3, 1e-6)
     for delta in (1e-300, 1e-5, 0.9):
         found = [
-            epsilon(Privacy(kind="local", noise=noise, delta=delta), num_rounds)
+            epsilon(Privacy(kind="local", noise_multiplier=noise, delta=delta), num_rounds)
             for noise in noises
             for num_rounds in (1, 1000, 1_000_000)
         ]
@@ -296,10 +310,10 @@ def test_releases_of_different_noise_cost_as_one_of_the_harmonic_sum(tmp_path: P
     assert ledger.spent() == 0
     ledger.enter(b"one", 3.0)
     ledger.enter(b"another", 4.0)
-    assert ledger.spent() == pytest.approx(epsilon(Privacy(kind="local", noise=2.4), 1), rel=1e-9)
+    assert ledger.spent() == pytest.approx(epsilon(Privacy(kind="local", noise_multiplier=2.4), 1), rel=1e-9)
 
 
-@pytest.mark.parametrize("key", ["noise", "clip"])
+@pytest.mark.parametrize("key", ["noise_multiplier", "clipping_norm"])
 @pytest.mark.parametrize("value", [1e300, 1e-300, 1e7, 1e-7, math.nan, math.inf])
 def test_noise_that_no_adapter_can_hold_is_refused_by_name(key: str, value: float):
     """1e300 is infinite in float32; the epsilon of 1e-300 is infinite."""
@@ -308,11 +322,11 @@ def test_noise_that_no_adapter_can_hold_is_refused_by_name(key: str, value: floa
 
 
 def test_the_budget_pays_for_the_rounds_whose_epsilon_is_within_it():
-    privacy = Privacy(kind="central", noise=4.0, budget=3.0)
+    privacy = Privacy(kind="central", noise_multiplier=4.0, max_epsilon=3.0)
     paid = affordable(privacy, 100)
     assert 0 < paid < 100
     assert epsilon(privacy, paid) <= 3.0 < epsilon(privacy, paid + 1)
-    assert affordable(privacy.model_copy(update={"budget": 1e-3}), 100) == 0
+    assert affordable(privacy.model_copy(update={"max_epsilon": 1e-3}), 100) == 0
 
 
 PRIVATE = {
@@ -329,7 +343,7 @@ PRIVATE = {
 def test_a_run_records_what_each_round_has_cost_and_shows_it(
     tiny_settings: Callable[..., Settings], kind: str
 ):
-    settings = tiny_settings(**PRIVATE, **{"privacy.kind": kind, "privacy.noise": 2.0})
+    settings = tiny_settings(**PRIVATE, **{"privacy.kind": kind, "privacy.noise_multiplier": 2.0})
     folder = fedsdr.run(settings).folder
     rounds = [event for event in read_lines(folder / "metrics.jsonl") if event["event"] == "round"]
     assert [event["epsilon"] for event in rounds] == [
@@ -347,11 +361,14 @@ def test_a_run_records_what_each_round_has_cost_and_shows_it(
 def test_a_run_beyond_its_budget_stops_before_it_trains_and_says_what_would_do(
     tiny_settings: Callable[..., Settings],
 ):
-    one = epsilon(Privacy(kind="central", noise=2.0), 1)
+    one = epsilon(Privacy(kind="central", noise_multiplier=2.0), 1)
     settings = tiny_settings(
-        **PRIVATE, **{"privacy.kind": "central", "privacy.noise": 2.0, "privacy.budget": one + 0.01}
+        **PRIVATE,
+        **{"privacy.kind": "central", "privacy.noise_multiplier": 2.0, "privacy.max_epsilon": one + 0.01},
     )
-    with pytest.raises(UserError, match=r"set server\.num_rounds = 1, or a larger privacy.noise than 2"):
+    with pytest.raises(
+        UserError, match=r"set server\.num_rounds = 1, or a larger privacy.noise_multiplier than 2"
+    ):
         fedsdr.run(settings)
     assert not (Path(settings.run.dir) / "server/round-0001").exists()
 
@@ -373,5 +390,7 @@ def test_what_would_let_out_more_than_is_accounted_for_is_refused(more: dict):
 
 
 def test_settings_of_privacy_without_privacy_are_refused():
-    with pytest.raises(UserError, match=r"privacy\.noise = 3\.0 does nothing under privacy.kind = 'none'"):
-        check_settings({"privacy": {"noise": 3.0}}, "test")
+    with pytest.raises(
+        UserError, match=r"privacy\.noise_multiplier = 3\.0 does nothing under privacy.kind = 'none'"
+    ):
+        check_settings({"privacy": {"noise_multiplier": 3.0}}, "test")

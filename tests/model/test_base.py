@@ -268,7 +268,7 @@ def test_resolved_settings_are_those_that_the_base_is_loaded_by(tiny_folder: Pat
     assert resolved.attention == base.model.config._attn_implementation
     assert resolved.name == settings.name
     assert resolve_model(resolved) == resolved
-    chosen = Model(name="no/such", dtype="float16", attention="sdpa", checkpointing="off")
+    chosen = Model(name="no/such", dtype="float16", attention="sdpa", gradient_checkpointing="off")
     assert resolve_model(chosen) == chosen  # nothing is loaded for it
 
 

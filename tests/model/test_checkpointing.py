@@ -21,7 +21,9 @@ def test_gradients_and_answers_are_the_same_and_layers_run_twice(
 ):
     found = {}
     for mode in ("off", "on"):
-        base = load_base(tiny_settings(**{"model.checkpointing": mode, "model.attention": attention}).model)
+        base = load_base(
+            tiny_settings(**{"model.gradient_checkpointing": mode, "model.attention": attention}).model
+        )
         model = LoraModel(base, Lora(rank=2))
         for number, name in enumerate(ADAPTERS):
             model.initialise(name, number)

@@ -97,8 +97,8 @@ def test_an_answer_is_the_same_to_the_last_bit_whatever_is_written_with_it(tiny_
     sampling = Sampling(NUM_NEW, temperature=1.0)
     with torch.inference_mode():
         for num_rows in (1, 5, 48):
-            found = dict(generation.stream(tiny_base, prompts, sampling, range(60), num_rows))
-            assert found == dict(enumerate(ask(tiny_base, prompts, sampling, range(60))))
+            found = generate(tiny_base, prompts, sampling, range(60), num_rows)
+            assert found == ask(tiny_base, prompts, sampling, range(60))
 
 
 def test_prompts_that_are_read_in_pieces_begin_the_same_answers(

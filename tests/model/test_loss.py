@@ -16,7 +16,7 @@ from fedsdr.data.conversation import Conversation
 from fedsdr.model import loss as loss_module
 from fedsdr.model.adapters import ADAPTERS, LoraModel
 from fedsdr.model.base import Base, load_base
-from fedsdr.model.loss import Pull, held_out_loss, response_loss, response_states, token_losses
+from fedsdr.model.loss import KlTerm, held_out_loss, response_loss, response_states, token_losses
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +189,8 @@ def test_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(model):
             assert loss == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("has_label", [True, False])
-def test_a_pull_adds_the_gradient_of_the_divergence_and_nothing_to_the_value(model, has_label: bool):
+@pytest.mark.parametrize("includes_label", [True, False])
+def test_a_pull_adds_the_gradient_of_the_divergence_and_nothing_to_the_value(model, includes_label: bool):
     """mu KL(q || p), summed, by torch's own kl_div on whole logits; q is the base's, p the model's."""
     base, mu = model.base, 0.7
     model.set(active=ADAPTERS, train=ADAPTERS)
@@ -199,7 +199,7 @@ def test_a_pull_adds_the_gradient_of_the_divergence_and_nothing_to_the_value(mod
     without = gradients(model)
     with model.with_only(()), torch.no_grad():
         given, _ = response_states(base, THREE)
-    pulled, _ = response_loss(base, THREE, Pull(given, mu, has_label))
+    pulled, _ = response_loss(base, THREE, KlTerm(given, mu, includes_label))
     pulled.backward()
     assert pulled.item() == plain.item()
     both = gradients(model)
@@ -207,7 +207,7 @@ def test_a_pull_adds_the_gradient_of_the_divergence_and_nothing_to_the_value(mod
     states, targets = response_states(base, THREE)
     head = base.model.get_output_embeddings()
     logits, others = head(states), head(given)
-    if not has_label:
+    if not includes_label:
         keep = torch.ones_like(logits, dtype=torch.bool).scatter(1, targets[:, None], False)
         logits, others = (part[keep].view(len(targets), -1) for part in (logits, others))
     (mu * F.kl_div(logits.log_softmax(1), others.log_softmax(1), reduction="sum", log_target=True)).backward()

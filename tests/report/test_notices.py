@@ -61,6 +61,15 @@ def test_nothing_is_said_where_no_rewriting_fell_back_or_none_was_made():
     assert rewriting_notices([{"event": "prepare", "client": "a", "num_train": 8}], {}) == []
 
 
+def test_domains_that_no_client_has_are_a_warning_since_nothing_is_rewritten():
+    """In a deployment, where the server does not know the domains."""
+    none = [prepared("a", 8, **fallbacks(not_chosen=8)), prepared("b", 4, **fallbacks(not_chosen=4))]
+    assert [str(notice) for notice in rewriting_notices(none, {})] == [
+        "warning: distill.only names no domain of the clients: no training response is rewritten"
+    ]
+    assert rewriting_notices([none[0], prepared("b", 4)], {}) == []
+
+
 def test_a_label_of_which_no_rewriting_is_taught_is_named():
     event = prepared(
         "a", 8, **{"distill/by-label/finance/num_examples-0": 4, "distill/by-label/finance/num_kept-0": 0,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedsdr.evaluate.scores import table_of_round
-from fedsdr.report.events import cost_sheet, dropped_sheet, fallback_sheet, paradox_records, train_records
+from fedsdr.report.events import cost_sheet, dropped_sheet, fallback_sheet, rewriting_records, train_records
 from fedsdr.report.sheets import (
     Sheet,
     answer_sheet,
@@ -103,7 +103,7 @@ def test_a_bar_in_a_reason_does_not_break_a_markdown_row() -> None:
 def test_paradox_of_all_clients_weighs_omission_by_checkable_examples(made_up: SimpleNamespace) -> None:
     events = [made_up.prepare("code"), made_up.prepare("finance", 1), made_up.prepare("math", 2)]
     events[2]["distill/num_checkable@before"] = 10
-    records = {(record["client"], record["text"]): record for record in paradox_records(events)}
+    records = {(record["client"], record["text"]): record for record in rewriting_records(events)}
     assert records["code", "rewriting"]["omission_rate"] is None  # nothing there can be checked
     assert records["code", "true response"]["filler_rate"] == 0.25
     # Omitted: 0.4 of 40 in finance, 0.5 of 10 in math. Unsupported: half of 0.3, 0.4 and 0.5, of 40 each.

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedsdr.server.limits import cap_weights, change_norm
+from fedsdr.recipe import check_settings
+from fedsdr.server.limits import cap_weights, change_norm, has_limits
 from fedsdr.server.validate import Update
 
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
@@ -30,6 +31,21 @@ def test_without_a_cap_a_client_weighs_what_it_says():
     events = [{"num_train": 1}, {"num_train": 10**9}]
     cap_weights(events, 0)
     assert events == [{"num_train": 1}, {"num_train": 10**9}]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_weighted"),
+    [
+        ({}, True),
+        ({"privacy": {"kind": "local"}}, True),
+        ({"privacy": {"kind": "central"}}, False),
+        ({"server": {"robust": "median"}}, False),
+        ({"method": "local-only"}, False),
+    ],
+)
+def test_limits_apply_where_the_server_takes_a_weighted_mean(values, is_weighted: bool):
+    """Else the log and the page would report a cap that changes nothing."""
+    assert has_limits(check_settings(values, "test")) == is_weighted
 
 
 def test_the_change_of_a_client_of_smaller_rank_is_measured_against_its_part_of_the_broadcast():

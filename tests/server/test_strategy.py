@@ -13,8 +13,11 @@ from fedsdr.client.scaffold import ControlVariates
 from fedsdr.config import Settings
 from fedsdr.errors import UserError
 from fedsdr.messages.wire import broadcast
+from fedsdr.plugins import FUNCTIONS
 from fedsdr.recipe import check_settings
+from fedsdr.rows import Aggregation, Optimizer
 from fedsdr.server import strategy as strategy_module
+from fedsdr.server.aggregate import Target
 from fedsdr.server.sampling import draw_clients
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.server.validate import Update, check_reply
@@ -126,6 +129,15 @@ def test_a_round_goes_on_at_the_quorum_and_stops_below_it(start, quorum: float, 
         else:
             with pytest.raises(UserError, match=f"{num_good} of {num_asked} sampled.* needs {needed}"):
                 strategy.aggregate_train(2, replies)
+
+
+@pytest.mark.parametrize(
+    ("quorum", "num_sampled", "needed"), [(0.07, 100, 7), (0.28, 25, 7), (0.14, 50, 7), (0.281, 25, 8)]
+)
+def test_a_quorum_of_a_whole_number_of_clients_needs_that_number(start, quorum, num_sampled, needed):
+    """In floating point 0.07 * 100 is above 7."""
+    strategy, _ = start(quorum=quorum)
+    assert strategy.quorum(num_sampled) == needed
 
 
 def test_clients_that_do_not_answer_at_all_count_against_the_quorum(start):
@@ -324,6 +336,56 @@ def test_the_weight_that_the_server_gives_a_client_is_the_one_that_counts(start)
     strategy.prepared = TOLD | {"d": TOLD["d"] | {"weight": 10}}
     strategy.aggregate_train(2, [trained(m, v) for m, v in zip(messages, (1, 1, 1, 4), strict=True)])
     assert strategy.arrays[KEY].tolist() == [[3.0, 3.0]]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Aggregation, "average"), (Optimizer, "fedavg")])
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({}, f"{KEY} is missing"),
+        ({KEY: np.zeros((1, 2)), "more": np.zeros(1)}, "more is missing or unknown"),
+        ({KEY: np.zeros((2, 1))}, r"of shape \(2, 1\), expected \(1, 2\)"),
+        ({KEY: np.full((1, 2), np.nan)}, "not finite"),
+    ],
+)
+def test_a_wrong_result_of_a_plugin_stops_the_round_before_it_is_used(
+    start, monkeypatch: pytest.MonkeyPatch, kind: type, name: str, arrays: Any, said: str
+):
+    monkeypatch.setitem(FUNCTIONS[kind], name, lambda *_: Target(arrays, {}))
+    strategy, messages = start()
+    with pytest.raises(
+        UserError, match=f"round 2: server.{kind.__name__.lower()} = '{name}' returned.*{said}"
+    ):
+        strategy.aggregate_train(2, [trained(message, 1.0) for message in messages])
+    assert strategy.arrays[KEY].tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ({"more": np.zeros((1, 2))}, "missing or unknown"),
+        ({KEY: np.zeros((3, 5))}, r"of shape \(3, 5\), expected \(3, 2\)"),
+        ({KEY: np.full((3, 2), np.inf)}, "not finite"),
+    ],
+)
+def test_a_wrong_change_of_the_base_by_a_plugin_stops_the_round(
+    start, monkeypatch: pytest.MonkeyPatch, added: Any, said: str
+):
+    monkeypatch.setitem(FUNCTIONS[Aggregation], "average", lambda *rest: Target(rest[-1].shared, added))
+    strategy, messages = start()
+    with pytest.raises(UserError, match=f"'average' returned.*{said}"):
+        strategy.aggregate_train(2, [trained(message, 1.0) for message in messages])
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Aggregation, "average"), (Optimizer, "fedavg")])
+def test_a_result_of_a_plugin_in_float64_is_broadcast_in_float32(
+    start, monkeypatch: pytest.MonkeyPatch, kind: type, name: str
+):
+    monkeypatch.setitem(FUNCTIONS[kind], name, lambda *_: Target({KEY: np.full((1, 2), 0.1)}, {}))
+    strategy, messages = start()
+    record, _ = strategy.aggregate_train(2, [trained(message, 1.0) for message in messages])
+    assert record["values"].numpy().dtype == np.float32
+    assert record["values"].numpy().tolist() == [np.float32(0.1)] * 2
 
 
 SCAFFOLD = {"drift_correction": "scaffold", "optimizer": "sgd", "max_grad_norm": 0.0}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedsdr.distill.paradox import COUNTS
 from fedsdr.messages import wire
 from fedsdr.methods import PROMPTS
-from fedsdr.rows import MessageDtype, Named
+from fedsdr.rows import MessageDtype, Rewriter
 from fedsdr.server.validate import (
     MAX_EXAMPLES,
     Rejected,
@@ -528,7 +528,7 @@ def test_the_rewritings_of_a_rewriter_that_was_registered_later_are_counted(monk
     mine = PREPARED | {"distill/num_prompt/brief+c": 3, "distill-test/num_prompt/given": 1}
     with pytest.raises(Rejected, match="allow-list"):
         check_prepared(prepared("bank", mine), "m", 100)
-    monkeypatch.setitem(PROMPTS, "brief+c", Named("asks for few words", "ours"))
+    monkeypatch.setitem(PROMPTS, "brief+c", Rewriter("asks for few words", "ours"))
     assert check_prepared(prepared("bank", mine), "m", 100) == ("bank", mine)
     with pytest.raises(Rejected, match="allow-list"):
         check_metrics(MetricRecord({"distill/num_prompt/brief+c": 3, "seconds": 1.0}), "train")

@@ -20,13 +20,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from fedsdr.data.batching import by_length
+from fedsdr.data.batching import in_batches
 from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import Arrays
 from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.base import Base
 from fedsdr.model.loss import FEW, response_states
-from fedsdr.progress import track
 from fedsdr.rows import Adapter
 
 LONGEST_ANSWER = 64
@@ -78,10 +77,8 @@ def divergences(
         (models, answers).
     """
     base = model.base
-    found: dict[int, list[float]] = {}
-    plan = by_length([len(one.ids) for one in answers], batch_size)
-    for rows in track(plan, "KL to the base", [len(rows) for rows in plan]):
-        some = [answers[row] for row in rows]
+
+    def of_batch(some: list[Conversation]) -> list[list[float]]:
         with model.inference(()):
             before, _ = response_states(base, some)
         after: list[Tensor] = []
@@ -89,10 +86,11 @@ def divergences(
             with one.inference(model):
                 after.append(response_states(base, some)[0])
         with torch.inference_mode():
-            sums = _divergences(base, before, after, [one.num_response_tokens for one in some])
-        found |= zip(rows, sums, strict=True)
+            return _divergences(base, before, after, [one.num_response_tokens for one in some])
+
+    found = in_batches(answers, [len(one.ids) for one in answers], batch_size, of_batch, "KL to the base")
     model.load_residual({})
-    return [[found[row][number] for row in range(len(answers))] for number in range(len(models))]
+    return [[of_answer[number] for of_answer in found] for number in range(len(models))]
 
 
 def _divergences(

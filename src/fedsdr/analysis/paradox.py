@@ -126,34 +126,33 @@ def style_differences(pairs: Sequence[Pair], of: str) -> list[Event]:
     return records
 
 
-def holds(records: Sequence[Event], of: str = REWRITING) -> list[Event]:
-    """Decide which conditions of the paradox these texts meet, over all domains.
+def holds(records: Sequence[Event]) -> list[Event]:
+    """Decide which conditions of the paradox the rewritings meet, over all domains.
 
-    For each checker: the rate of unsupported texts exceeds the checker's false-positive rate, on true
+    For each checker: the rate of unsupported rewritings exceeds the checker's false-positive rate, on true
     paraphrases and on the true responses themselves; the interval of each difference (Newcombe) excludes 0.
     The paraphrases belong to other examples, so the first comparison is rough. And length ratio, fillers and
     redundancy exceed those of the true responses; the interval of the paired difference excludes 0.
 
     Args:
-        records: `paradox_records` of the texts, of true responses and of true paraphrases, and
-            `style_differences` of the texts.
-        of: Label of the texts there.
+        records: `paradox_records` of rewritings, of true responses and of true paraphrases, and
+            `style_differences` of rewritings.
 
     Returns:
         Records {"kind", "checker", "against", "value", "other", "difference", "low", "high", "num",
-        "num_other", "holds"}: the texts' value, and the value compared with. A checker without verdicts on
-        either side has no record.
+        "num_other", "holds"}: the rewritings' value, and the value compared with. A checker without verdicts
+        on either side has no record.
     """
     found = {(r["checker"], r["of"], r["kind"]): r for r in over_all_domains(records)}
     conditions: list[Event] = []
     for checker in dict.fromkeys(checker for checker, _, _ in found):
         for against in (PARAPHRASE, TRUE):
-            mine, alarms = (found.get((checker, texts, "unsupported")) for texts in (of, against))
+            mine, alarms = (found.get((checker, of, "unsupported")) for of in (REWRITING, against))
             if mine and alarms and mine["num"] and alarms["num"]:
                 ends = difference_interval(mine["value"], mine["num"], alarms["value"], alarms["num"])
                 conditions.append(_condition(mine, against, alarms["value"], alarms["num"], *ends))
     for kind in STYLE:
-        mine, gain = found.get((EXACT, of, kind)), found.get((EXACT, of + MINUS, kind))
+        mine, gain = found.get((EXACT, REWRITING, kind)), found.get((EXACT, REWRITING + MINUS, kind))
         if mine and gain and gain["low"] is not None:
             other = mine["value"] - gain["value"]
             conditions.append(_condition(mine, TRUE, other, mine["num"], gain["low"], gain["high"]))

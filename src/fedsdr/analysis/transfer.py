@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,16 +117,16 @@ def _records(
     for tested_on, sizes in num_tokens.items():
         others = [changes[on, name, tested_on] for name in names if name != tested_on]
         found["others", tested_on] = ratio(np.mean(others, axis=0), sizes)
-    values, errors = np.array([found["others", tested_on] for tested_on in num_tokens]).T
-    found["others", "mean"] = float(values.mean()), float(np.linalg.norm(errors)) / len(errors)
+    values, errors, freedom = zip(*(found["others", tested_on] for tested_on in num_tokens), strict=True)
+    found["others", "mean"] = fmean(values), float(np.linalg.norm(errors)) / len(errors), min(freedom)
     return [
-        {"view": view, "on": on, "trained_on": trained_on, "tested_on": tested_on, **with_error(*pair)}
-        for (trained_on, tested_on), pair in found.items()
+        {"view": view, "on": on, "trained_on": trained_on, "tested_on": tested_on, **with_error(*estimate)}
+        for (trained_on, tested_on), estimate in found.items()
     ]
 
 
-def ratio(sums: Floats, sizes: Floats) -> tuple[float, float]:
-    """Ratio of two sums over examples, and its standard error.
+def ratio(sums: Floats, sizes: Floats) -> tuple[float, float, int]:
+    """Ratio of two sums over examples, its standard error, and the error's degrees of freedom, n - 1.
 
     r = sum d_i / sum n_i; se = sqrt(n / (n - 1) sum (d_i - r n_i)^2) / sum n_i, NaN for one example.
 
@@ -134,9 +135,9 @@ def ratio(sums: Floats, sizes: Floats) -> tuple[float, float]:
     num, total = len(sums), sizes.sum()
     value = sums.sum() / total
     if num < 2:
-        return float(value), math.nan
+        return float(value), math.nan, 0
     spread = ((sums - value * sizes) ** 2).sum() * num / (num - 1)
-    return float(value), float(np.sqrt(spread) / total)
+    return float(value), float(np.sqrt(spread) / total), num - 1
 
 
 def example_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> Floats:

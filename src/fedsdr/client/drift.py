@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from fedsdr.data.batching import data_order
 from fedsdr.model.adapters import LoraModel
-from fedsdr.model.loss import Pull, response_loss, response_states
+from fedsdr.model.loss import KlTerm, response_loss, response_states
 
 if TYPE_CHECKING:
     from fedsdr.data.conversation import Conversation
@@ -41,7 +41,7 @@ Pairs = Sequence[tuple[nn.Parameter, Tensor]]
 
 
 @dataclass(frozen=True)
-class Drift:
+class Correction:
     """Terms added to the steps of the trained parameters; none by default."""
 
     anchors: Pairs = ()
@@ -54,8 +54,10 @@ class Drift:
     rehearsed: Iterator[Sequence["Conversation"]] = field(default_factory=lambda: iter(()))
     """For each step, a batch of the base's own answers, whose tokens have weight 0."""
 
-    def pull(self, model: LoraModel, conversations: Sequence["Conversation"], share: float) -> Pull | None:
-        """The pull towards the base on these conversations, in steps of the shared adapter.
+    def kl_term(
+        self, model: LoraModel, conversations: Sequence["Conversation"], share: float
+    ) -> KlTerm | None:
+        """The term that pulls towards the base on these conversations, in steps of the shared adapter.
 
         Args:
             model: With the adapters of this step.
@@ -64,15 +66,15 @@ class Drift:
         """
         if self.matches == "nothing" or not _learns(model):
             return None
-        return Pull(_base_states(model, conversations), share * self.mu, self.matches == "base")
+        return KlTerm(_base_states(model, conversations), share * self.mu, self.matches == "base")
 
     def rehearse(self, model: LoraModel) -> None:
         """Add the gradient of mu times the mean KL on the next batch of the base's own answers, if any."""
         if not _learns(model) or not (batch := next(self.rehearsed, ())):
             return
         with model.with_only(("shared",)):
-            pull = Pull(_base_states(model, batch), self.mu)
-            loss, num_tokens = response_loss(model.base, batch, pull)
+            term = KlTerm(_base_states(model, batch), self.mu)
+            loss, num_tokens = response_loss(model.base, batch, term)
             (loss / num_tokens).backward()
 
     def before_step(self) -> None:
@@ -98,37 +100,37 @@ def _base_states(model: LoraModel, conversations: Sequence["Conversation"]) -> T
         return response_states(model.base, conversations)[0]
 
 
-NO_DRIFT = Drift()
+NO_CORRECTION = Correction()
 
 
-def towards_broadcast(model: LoraModel, mu: float) -> Drift:
+def towards_broadcast(model: LoraModel, mu: float) -> Correction:
     """FedProx: pull the shared adapter towards its current values."""
-    return Drift(anchors=[(w, w.detach().clone()) for w in model.parameters(("shared",))], mu=mu)
+    return Correction(anchors=[(w, w.detach().clone()) for w in model.parameters(("shared",))], mu=mu)
 
 
-def towards_zero(model: LoraModel, mu: float) -> Drift:
+def towards_zero(model: LoraModel, mu: float) -> Correction:
     """L2: pull the shared adapter towards zero."""
-    return Drift(anchors=[(w, torch.zeros_like(w)) for w in model.parameters(("shared",))], mu=mu)
+    return Correction(anchors=[(w, torch.zeros_like(w)) for w in model.parameters(("shared",))], mu=mu)
 
 
-ANCHORS: Mapping[str, Callable[[LoraModel, float], Drift]] = {
+BY_MU: Mapping[str, Callable[[LoraModel, float], Correction]] = {
     "fedprox": towards_broadcast,
     "l2": towards_zero,
-    "kl": lambda model, mu: Drift(mu=mu, matches="base"),
-    "not-true": lambda model, mu: Drift(mu=mu, matches="base-but-label"),
+    "kl": lambda model, mu: Correction(mu=mu, matches="base"),
+    "not-true": lambda model, mu: Correction(mu=mu, matches="base-but-label"),
 }
 """The drift corrections weighted by `client.mu`, but rehearsal; the model holds the broadcast adapter."""
 
 
-def by_rehearsal(rehearsal: Sequence["Conversation"], mu: float, size: int, seed: int) -> Drift:
+def by_rehearsal(rehearsal: Sequence["Conversation"], mu: float, size: int, seed: int) -> Correction:
     """Pull towards the base on its own answers, `size` of them in each step of the shared adapter."""
     order = data_order(len(rehearsal), min(size, len(rehearsal)), seed)
-    return Drift(mu=mu, rehearsed=([rehearsal[index] for index in chosen] for chosen in order))
+    return Correction(mu=mu, rehearsed=([rehearsal[index] for index in chosen] for chosen in order))
 
 
-def by_control_variates(model: LoraModel, shift: "Arrays") -> Drift:
+def by_control_variates(model: LoraModel, shift: "Arrays") -> Correction:
     """SCAFFOLD: correct by c - c_k, by PEFT key of the shared adapter."""
     parameters = dict(zip(model.shapes("shared"), model.parameters(("shared",)), strict=True))
-    return Drift(
+    return Correction(
         shifts=[(parameters[key], torch.from_numpy(c).to(parameters[key].device)) for key, c in shift.items()]
     )

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.callbacks import OnStep
-from fedsdr.client.drift import ANCHORS, NO_DRIFT, Drift, by_control_variates, by_rehearsal
+from fedsdr.client.drift import BY_MU, NO_CORRECTION, Correction, by_control_variates, by_rehearsal
 from fedsdr.client.fedala import aggregate_locally
 from fedsdr.client.scaffold import ControlVariates
 from fedsdr.client.state import State, load_state, save_state
@@ -125,7 +125,7 @@ def run_round(model: LoraModel, client: Participant, plan: Plan, server_round: i
         rate,
         _seed(plan, client, "round", server_round),
         plan.aggregation.factors,
-        _drift(model, client, plan, server_round, control_variates, received),
+        _correction(model, client, plan, server_round, control_variates, received),
         client.on_step,
     )
 
@@ -160,8 +160,8 @@ def load_adapters(
         path = ("round", server_round) if plan.aggregation.is_fresh else ()
         model.initialise("shared", seed_for(plan.seed, "shared", *path))
     drawn = {key: value.numpy() for key, value in model.state("shared").items()}
-    own = {key: value for key, value in state.arrays.items() if plan.aggregation.keeps(key)}
-    model.load("shared", wire.pad(wire.cut(drawn | sent.shared | own, rank), shapes))
+    whole = drawn | sent.shared | state.kept(plan.aggregation)
+    model.load("shared", wire.pad(wire.cut(whole, rank), shapes))
     model.load_residual(sent.residual)
     if state.adapter is not None:
         model.load("private", state.adapter)
@@ -172,7 +172,7 @@ def load_adapters(
 
 def has_own_model(state: State, aggregation: Aggregation) -> bool:
     """Whether the client has trained before and saved an adapter, or a factor, of its own."""
-    return state.adapter is not None or any(map(aggregation.keeps, state.arrays))
+    return state.adapter is not None or bool(state.kept(aggregation))
 
 
 def _prepare(
@@ -212,14 +212,14 @@ def _control_variates(sent: Broadcast, state: State) -> ControlVariates | None:
     )
 
 
-def _drift(
+def _correction(
     model: LoraModel,
     client: Participant,
     plan: Plan,
     server_round: int,
     control_variates: ControlVariates | None,
     received: Arrays,
-) -> Drift:
+) -> Correction:
     if control_variates:
         shapes = {key: value.shape for key, value in received.items()}
         return by_control_variates(model, wire.unpack(control_variates.shift, shapes))
@@ -227,8 +227,8 @@ def _drift(
     if DRIFT_CORRECTIONS[training.drift_correction].rehearses:
         seed = _seed(plan, client, "rehearsal", server_round)
         return by_rehearsal(client.rehearsal, training.weight, training.batch_size, seed)
-    anchor = ANCHORS.get(training.drift_correction)
-    return anchor(model, training.weight) if anchor else NO_DRIFT
+    by_mu = BY_MU.get(training.drift_correction)
+    return by_mu(model, training.weight) if by_mu else NO_CORRECTION
 
 
 def _pack(

@@ -49,7 +49,7 @@ class Peers:
     """Private key of this node."""
     folder: Path
     """Public keys of the nodes of other clients, <client>.pub."""
-    least: int
+    min_clients: int
     """Minimum number of clients in a sum."""
 
     def sign(self, text: bytes) -> bytes:
@@ -246,7 +246,9 @@ class Session:
     def _require_listed(self, names: Sequence[str], known: Sequence[str]) -> None:
         """Reject a list that lacks this client, contains unknown clients, or is too short."""
         listed = secure_sum.read_roll(self.saved["roll"])[0] if "roll" in self.saved else known
-        least = max(secure_sum.threshold(len(listed)), LEAST_CLIENTS, self.peers.least if self.peers else 0)
+        least = max(
+            secure_sum.threshold(len(listed)), LEAST_CLIENTS, self.peers.min_clients if self.peers else 0
+        )
         if self.client not in names or not set(names) <= set(known) or len(set(names)) != len(names):
             raise UserError("secure aggregation: the server's list of clients is not the list of this round")
         if len(names) < least:

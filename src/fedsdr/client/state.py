@@ -20,8 +20,9 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from fedsdr.config import Lora
-from fedsdr.messages.wire import Float32
+from fedsdr.messages.wire import Arrays, Float32
 from fedsdr.model.adapter_files import load_adapter, read_whole, save_adapter
+from fedsdr.rows import Aggregation
 from fedsdr.run_folder import list_rounds, round_folder
 from fedsdr.storage import write_folder
 
@@ -37,6 +38,10 @@ class State:
     """The client's own adapter, by PEFT key; None if the method has none, or before the first round."""
     arrays: Mapping[str, Float32] = field(default_factory=dict)
     """By name, or by PEFT key if the aggregation keeps a factor at the client."""
+
+    def kept(self, aggregation: Aggregation) -> Arrays:
+        """The tensors of the shared adapter that this aggregation keeps at the client, by PEFT key."""
+        return {key: value for key, value in self.arrays.items() if aggregation.keeps(key)}
 
 
 def save_state(folder: Path, server_round: int, state: State, lora: Lora, base: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from fedsdr.client.drift import NO_DRIFT, Drift
+from fedsdr.client.drift import NO_CORRECTION, Correction
 from fedsdr.config import Client, FDLoRA
 from fedsdr.data.batching import data_order
 from fedsdr.data.conversation import Conversation
@@ -52,7 +52,7 @@ def local_update(
     rate: float,
     seed: int,
     shared_factors: Sequence[Factor] = ("A", "B"),
-    drift: Drift = NO_DRIFT,
+    correction: Correction = NO_CORRECTION,
     on_step: "OnStep | None" = None,
 ) -> dict[str, float]:
     """Train the adapters through all stages, in place.
@@ -65,7 +65,7 @@ def local_update(
         rate: Learning rate of this round; a stage's is `Stage.rate` times it.
         seed: Seed of this client and round; data order is a function of it and the stage.
         shared_factors: Trained factors of the shared adapter (`Aggregation.factors`).
-        drift: Corrects the steps of the shared adapter.
+        correction: Corrects the steps of the shared adapter.
         on_step: Called after each step.
 
     Returns:
@@ -83,7 +83,9 @@ def local_update(
     names = method.stage_names()
     seeds = [seed_for(seed, "stage", "+".join(stage.train), stage.on) for stage in method.stages]
     learning = [
-        _learn(model, stage, views[stage.on], training, rate * stage.rate, stage_seed, shared_factors, drift)
+        _learn(
+            model, stage, views[stage.on], training, rate * stage.rate, stage_seed, shared_factors, correction
+        )
         for stage, stage_seed in zip(method.stages, seeds, strict=True)
     ]
     taken: list[list[Step]] = [[] for _ in method.stages]
@@ -114,7 +116,7 @@ def _learn(
     rate: float,
     seed: int,
     shared_factors: Sequence[Factor],
-    drift: Drift,
+    correction: Correction,
 ) -> Iterator[Step]:
     """Yield the steps of a stage without end; steps of other stages may run in between."""
     if stage.begins_from:
@@ -126,7 +128,7 @@ def _learn(
     parameters = [value for value in model.parameters(stage.train) if value.requires_grad]
     order = data_order(len(conversations), _step_size(training, len(conversations)), seed)
     batches = ([conversations[index] for index in chosen] for chosen in order)
-    steps = train_steps(model, parameters, batches, training, rate, drift)
+    steps = train_steps(model, parameters, batches, training, rate, correction)
     draw = random.Random(seed_for(seed, "drop")).random
     while True:
         active = [name for name in stage.active if name in stage.train or draw() >= stage.drop]
@@ -140,7 +142,7 @@ def train_steps(
     batches: Iterator[Sequence[Conversation]],
     training: Client,
     rate: float,
-    drift: Drift,
+    correction: Correction,
 ) -> Iterator[Step]:
     """Take an optimizer step on each batch, and report it before the next one begins.
 
@@ -156,13 +158,13 @@ def train_steps(
         step_loss = 0.0
         for start in range(0, len(batch), training.batch_size):
             part = batch[start : start + training.batch_size]
-            loss, _ = response_loss(model.base, part, drift.pull(model, part, weight / num_tokens))
+            loss, _ = response_loss(model.base, part, correction.kl_term(model, part, weight / num_tokens))
             # Divided by the tokens of the whole step: accumulation must not overweight short batches. The
-            # pull is a mean over all tokens, including those with a lower weight in the loss.
+            # KL term is a mean over all tokens, including those with a lower weight in the loss.
             (loss / weight).backward()
             step_loss += loss.item() / weight
-        drift.rehearse(model)
-        drift.before_step()
+        correction.rehearse(model)
+        correction.before_step()
         norm = nn.utils.clip_grad_norm_(parameters, training.max_grad_norm or math.inf)
         if not math.isfinite(step_loss) or not norm.isfinite():
             raise Diverged(
@@ -170,7 +172,7 @@ def train_steps(
                 f" gradient {norm:.3g}); lower client.learning_rate = {training.learning_rate}"
             )
         optimizer.step()
-        drift.after_step(rate)
+        correction.after_step(rate)
         optimizer.zero_grad()
         note(f"loss {step_loss:.3f}")
         yield Step(step_loss, num_tokens)
@@ -193,7 +195,7 @@ def before_rounds(
     views: Views,
     training: Client,
     seed: int,
-    on_step: "OnStep | None" = None,
+    on_step: "OnStep | None",
 ) -> dict[str, float]:
     """Train the private adapter in place through the stages before round 1, at the rate of round 1.
 

@@ -1,1 +1,1 @@
-"""1. examples, readers, built-in data, partition, prompts, batches, text checks."""
+"""1. examples, readers, built-in data, partition, batches, text checks."""

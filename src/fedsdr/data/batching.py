@@ -4,14 +4,18 @@ Rows are padded to a few fixed widths: new shapes in every batch would make the 
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.data.conversation import Conversation
+from fedsdr.progress import track
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 PAD_TO = 32
 """Rows of token ids are multiples of this long."""
 
@@ -94,3 +98,28 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def in_batches(
+    items: Sequence[Item],
+    lengths: Sequence[int],
+    batch_size: int,
+    work: Callable[[list[Item]], Iterable[Result]],
+    unit: str = "",
+) -> list[Result]:
+    """Work on batches of items of similar lengths; return the results in the order of the items.
+
+    Args:
+        items: In any order.
+        lengths: The length of each item, for `by_length`.
+        batch_size: Most items in a batch.
+        work: Returns one result for each item of a batch.
+        unit: Name of the items, to show progress.
+    """
+    plan: Iterable[list[int]] = by_length(lengths, batch_size)
+    if unit:
+        plan = track(plan, unit, [len(rows) for rows in plan])
+    found: dict[int, Result] = {}
+    for rows in plan:
+        found |= zip(rows, work([items[row] for row in rows]), strict=True)
+    return [found[row] for row in range(len(items))]

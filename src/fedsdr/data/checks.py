@@ -8,8 +8,9 @@ one file per subject.
 
 import re
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 from fedsdr.data.examples import Example
 from fedsdr.data.sandbox import run_python
@@ -27,6 +28,7 @@ from fedsdr.data.truth.wording import (
     num_words,
     redundancy,
 )
+from fedsdr.storage import content_hash
 
 __all__ = [
     "FILLERS",
@@ -41,11 +43,19 @@ __all__ = [
     "lost",
     "num_words",
     "redundancy",
+    "rules",
     "same_answer",
     "unsupported",
 ]
 
 _LIST_ORDINAL = re.compile(r"^[ \t]*\d+[.)][ \t]", re.MULTILINE)
+
+
+@cache
+def rules() -> str:
+    """Hash of the code that judges texts: saved verdicts of other rules are not reused."""
+    here = Path(__file__)
+    return content_hash([path.read_text("utf-8") for path in (here, *sorted(here.parent.glob("truth/*.py")))])
 
 
 def lost(example: Example, text: str, code_timeout: float = 5.0) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ is tokenised depends on the text before it.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,15 @@ def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> 
             f" model.max_length = {max_length}; raise it or shorten the prompt"
         )
     return Conversation(tuple(ids[:max_length]), len(prompt), max(0, len(ids) - max_length))
+
+
+def encode_all(
+    tokenizer: Any, examples: Sequence[Example], max_length: int, responses: Sequence[str] | None = None
+) -> list[Conversation]:
+    """Tokenise examples, each with its response from `responses`; None: with the true ones."""
+    texts = [example.response for example in examples] if responses is None else responses
+    pairs = zip(examples, texts, strict=True)
+    return [encode(tokenizer, example, text, max_length) for example, text in pairs]
 
 
 def count_cut(conversations: Iterable[Conversation]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from fedsdr.config import Partition, Settings
 from fedsdr.data.examples import Example
 from fedsdr.data.readers import Record
-from fedsdr.data.sources import Domain, check_name
+from fedsdr.data.sources import Domain, check_name, opening
 from fedsdr.errors import UserError
 from fedsdr.methods import METHODS
 from fedsdr.seeds import seed_for
@@ -86,22 +86,23 @@ def _holding_all(client: str, train: list[Record], test: list[Record]) -> Client
 
 
 def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:
-    """Hold a share of the training examples (at least one) out of training.
+    """Hold a share of the training prompts (at least one) out of training, with all that share an opening.
 
     Models are scored on them instead of the test examples. The choice does not depend on the partition, so
     methods that pool the data hold out the same examples.
     """
-    num = max(1, round(settings.data.validation * len(domain.train)))
-    if num == len(domain.train):
+    prompts = list(dict.fromkeys(opening(record.example) for record in domain.train))
+    num = max(1, round(settings.data.validation * len(prompts)))
+    if num == len(prompts):
         raise UserError(
             f"data.validation = {settings.data.validation} leaves domain {name!r} no examples to train"
-            f" on; it has {num}"
+            f" on; of its prompts, {num} differ"
         )
     rng = np.random.default_rng(seed_for(settings.data.seed, "validation", name))
-    kept_out = set(rng.permutation(len(domain.train))[:num].tolist())
-    held = [record for place, record in enumerate(domain.train) if place in kept_out]
-    train = [record for place, record in enumerate(domain.train) if place not in kept_out]
-    return replace(domain, train=train, test=held if settings.eval.on == "validation" else domain.test)
+    kept_out = {prompts[place] for place in rng.permutation(len(prompts))[:num]}
+    held = [record for record in domain.train if opening(record.example) in kept_out]
+    train = [record for record in domain.train if opening(record.example) not in kept_out]
+    return replace(domain, train=train, test=held if settings.eval.split == "validation" else domain.test)
 
 
 def _group(records: list[Record], by_label: bool) -> Groups:

@@ -19,6 +19,7 @@ import sysconfig
 import tempfile
 
 _FILE_BYTES = 1_000_000
+_MEMORY_BYTES = 512 * 2**20  # of address space; Python itself needs about 20 MB
 
 # Runs before the program, in the program's own process: setting limits here needs no code between fork and
 # exec in the parent, which is unsafe with torch's threads. The program is read from standard input to its
@@ -80,7 +81,7 @@ def isolation() -> str:
     )
 
 
-def run_python(source: str, timeout: float = 5.0, memory_mb: int = 512) -> bool:
+def run_python(source: str, timeout: float = 5.0) -> bool:
     """Run a program and return whether it reached its last line without an error.
 
     It runs in an empty folder that is deleted afterwards, with an empty environment, no input, discarded
@@ -90,7 +91,6 @@ def run_python(source: str, timeout: float = 5.0, memory_mb: int = 512) -> bool:
     Args:
         source: The program with its tests at the end. Exiting early, as by ``sys.exit(0)``, does not pass.
         timeout: Time limit in seconds, of wall-clock time and (rounded up) of CPU time.
-        memory_mb: Limit on the address space, in megabytes; Python itself needs about 20.
 
     Raises:
         RuntimeError: The program did not start, for example because the system refused a limit.
@@ -98,7 +98,7 @@ def run_python(source: str, timeout: float = 5.0, memory_mb: int = 512) -> bool:
     nonce = secrets.token_hex(16)  # the program cannot report by accident that it reached its end
     with tempfile.TemporaryFile() as report, tempfile.TemporaryDirectory() as folder:
         driver = _DRIVER.format(
-            memory=memory_mb * 2**20,
+            memory=_MEMORY_BYTES,
             seconds=math.ceil(timeout),
             file_bytes=_FILE_BYTES,
             report=report.fileno(),

@@ -293,7 +293,7 @@ def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Reco
 
     So do the examples of one conversation: the later ones contain the answers of the earlier ones.
     """
-    prompts = list(dict.fromkeys(_opening(record.example) for record in records))
+    prompts = list(dict.fromkeys(opening(record.example) for record in records))
     random.Random(seed).shuffle(prompts)
     num_test = max(1, round(share * len(prompts)))
     if num_test >= len(prompts):
@@ -302,8 +302,8 @@ def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Reco
             " leaves none to train on; lower test_share or set a test set"
         )
     held = set(prompts[-num_test:])
-    train = [record for record in records if _opening(record.example) not in held]
-    return train, [record for record in records if _opening(record.example) in held]
+    train = [record for record in records if opening(record.example) not in held]
+    return train, [record for record in records if opening(record.example) in held]
 
 
 def _fill_choices(domain: Domain) -> Domain:
@@ -331,7 +331,7 @@ def _prompt(example: Example) -> tuple[str, ...]:
     return tuple(" ".join(part.split()).casefold() for part in parts)
 
 
-def _opening(example: Example) -> tuple[str, ...]:
+def opening(example: Example) -> tuple[str, ...]:
     """The prompt that opens a conversation."""
     if not example.history:
         return _prompt(example)

@@ -19,12 +19,13 @@ from fedsdr.errors import UserError
 
 MOST_CHOICES = 20
 """More choices than this for one label are probably a mistake."""
+NUM_SAMPLES = 2
+"""Number of samples, duplicates and inconsistent examples to show."""
 
 
 def summarize(
     domains: dict[str, Domain],
     clients: list[ClientData],
-    num_samples: int = 2,
     lengths: Mapping[str, Sequence[Length]] | None = None,
     max_length: int = 0,
 ) -> dict[str, Any]:
@@ -33,7 +34,6 @@ def summarize(
     Args:
         domains: From `load_domains`.
         clients: From `partition`.
-        num_samples: Number of samples, duplicates and inconsistent examples to show.
         lengths: Tokens of all examples of each domain, if the model's tokenizer is available.
         max_length: Longest conversation in tokens, compared with `lengths`.
 
@@ -51,8 +51,8 @@ def summarize(
             name: {"max_length": max_length, **summarize_lengths(some, max_length)}
             for name, some in (lengths or {}).items()
         },
-        "domains": [_domain(name, domain, num_samples) for name, domain in domains.items()],
-        "clients": [_client(client, num_samples) for client in clients],
+        "domains": [_domain(name, domain) for name, domain in domains.items()],
+        "clients": [_client(client) for client in clients],
     }
 
 
@@ -176,7 +176,7 @@ def render_summary(summary: dict[str, Any]) -> str:
     return "\n".join(lines).strip()
 
 
-def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
+def _domain(name: str, domain: Domain) -> dict[str, Any]:
     duplicates = find_duplicates(domain)
     examples = [record.example for record in domain.train + domain.test]
     inconsistent = [example.instruction for example in examples if is_inconsistent(example)]
@@ -186,14 +186,14 @@ def _domain(name: str, domain: Domain, num_samples: int) -> dict[str, Any]:
         "num_test": len(domain.test),
         "left_out": dict(domain.left_out),
         "num_duplicates": len(duplicates),
-        "duplicates": [cut(text) for text in duplicates[:num_samples]],
+        "duplicates": [cut(text) for text in duplicates[:NUM_SAMPLES]],
         "num_known_responses": count_known_responses(domain),
         "num_inconsistent": len(inconsistent),
-        "inconsistent": [cut(text) for text in inconsistent[:num_samples]],
+        "inconsistent": [cut(text) for text in inconsistent[:NUM_SAMPLES]],
     }
 
 
-def _client(client: ClientData, num_samples: int) -> dict[str, Any]:
+def _client(client: ClientData) -> dict[str, Any]:
     return {
         "client": client.id,
         "num_train": len(client.train),
@@ -205,7 +205,7 @@ def _client(client: ClientData, num_samples: int) -> dict[str, Any]:
         },
         "samples": [
             {field: cut(getattr(example, field)) for field in ("instruction", "context", "response")}
-            for example in client.train[:num_samples]
+            for example in client.train[:NUM_SAMPLES]
         ],
     }
 

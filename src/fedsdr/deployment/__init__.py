@@ -1,1 +1,1 @@
-"""11. A run between organisations, over Flower. Only this package uses Flower's private APIs."""
+"""11. A run between organisations, over Flower. Most of Flower's private APIs are used here."""

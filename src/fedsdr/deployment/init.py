@@ -91,10 +91,10 @@ model = {model}   # a built-in name, a folder, or a hub id; must be the server's
 # distill-url = ""   # an OpenAI-compatible server of yours that may see your data, for rewriting
 # served-name = ""   # and the model there
 # run-programs = false   # whether tests of examples, and programs that the model writes, may be run
-# most-epsilon = 0.0   # above 0: take part only under local differential privacy, until its cost is this
+# max-epsilon = 0.0   # above 0: take part only under local differential privacy, until its cost is this
 # delta = 1e-5   # at this delta
 peers = "peers"   # public keys of the other clients, for secure aggregation (`fedsdr deploy peers`)
-# least-clients = 0   # above 0: take part only under secure aggregation, of so many clients or more
+# min-clients = 0   # above 0: take part only under secure aggregation, of so many clients or more
 # trust-remote-code = false
 # keep-updates = false   # whether the server's settings may keep what this client sends, round by round
 """

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -28,6 +27,7 @@ from fedsdr.errors import Problems, UserError
 from fedsdr.federation.node_config import Keys, NodeConfig, check_keys
 from fedsdr.model.meta import load_skeleton
 from fedsdr.progress import say
+from fedsdr.storage import read_toml
 
 PATIENCE = 120.0
 """Seconds during which a SuperNode that ends immediately is restarted. For a minute after a node was killed,
@@ -206,11 +206,9 @@ def read_node_file(path: Path) -> NodeFile:
     Raises:
         UserError: Names the key, the value and how to fix it.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    file = check_keys(NodeFile, values, str(path))
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; did you mean {path / 'node.toml'}?")
+    file = check_keys(NodeFile, read_toml(path), str(path))
     here = path.resolve().parent
     node = file.node.within(here)
     authority, key = here / file.root_certificates, here / file.private_key

@@ -10,7 +10,7 @@ arXiv 2402.13669), which the prompt "reference" follows.
 from fedsdr.data.conversation import Turn, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.plugins import FUNCTIONS
-from fedsdr.rows import Named
+from fedsdr.rows import Rewriter
 
 VERSION = 1
 
@@ -22,8 +22,8 @@ def rewriting_turns(name: str, example: Example) -> list[Turn]:
         name: A row of `methods.PROMPTS`.
         example: The example with its true response.
     """
-    if name in FUNCTIONS[Named]:
-        own: list[Turn] = FUNCTIONS[Named][name](example)
+    if name in FUNCTIONS[Rewriter]:
+        own: list[Turn] = FUNCTIONS[Rewriter][name](example)
         return own
     *system, user = prompt_turns(example)
     question, answer = user["content"], example.response

@@ -14,7 +14,7 @@ model's own text; differs: there examples are given to the model, and cross entr
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedsdr.data.batching import by_length
+from fedsdr.data.batching import in_batches
 from fedsdr.data.conversation import Conversation, encode, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.data.template import render, tokens
@@ -23,7 +23,7 @@ from fedsdr.errors import UserError
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.likelihood import NO_LIMIT
-from fedsdr.progress import track, within
+from fedsdr.progress import within
 from fedsdr.seeds import seed_for
 
 NUM_PROMPTS = 128
@@ -104,13 +104,12 @@ def base_answers(
 def _greedy(model: LoraModel, prompts: Sequence[str], batch_size: int, longest: int) -> list[Answer]:
     tokenizer = model.base.tokenizer
     ids = [encode_prompt(tokenizer, prompt_turns(Example(prompt, "", "prompts"))) for prompt in prompts]
-    found: dict[int, Answer] = {}
-    plan = by_length([len(prompt) for prompt in ids], batch_size)
+
+    def of_batch(some: list[list[int]]) -> list[Answer]:
+        return generate(model.base, some, Sampling(longest))
+
     with model.inference(()):
-        for rows in track(plan, "answers of the base", [len(rows) for rows in plan]):
-            answers = generate(model.base, [ids[row] for row in rows], Sampling(longest))
-            found |= zip(rows, answers, strict=True)
-    return [found[row] for row in range(len(prompts))]
+        return in_batches(ids, [len(prompt) for prompt in ids], batch_size, of_batch, "answers of the base")
 
 
 def _conversation(tokenizer: object, prompt: str, answer: Answer, longest: int) -> Conversation:

@@ -32,12 +32,12 @@ from fedsdr.distill.select import likelier, select
 from fedsdr.methods import GIVEN
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
+from fedsdr.model.chat_template import as_taken
 from fedsdr.model.generation import Answer, Sampling, generate
 from fedsdr.model.remote import ask_server
-from fedsdr.model.template import as_taken
 from fedsdr.plugins import FUNCTIONS
 from fedsdr.progress import here, say, track, within
-from fedsdr.rows import Named
+from fedsdr.rows import Rewriter
 from fedsdr.seeds import seed_for
 from fedsdr.storage import Event, append_lines, content_hash, locked, read_lines, rewrite_lines
 
@@ -260,7 +260,7 @@ class _Saved:
         self.hashes = [content_hash(as_record(example)) for example in examples]
         engine = ["server", distill.served_name, distill.template_args] if distill.url else base.fingerprint
         self.turns = [as_taken(base.tokenizer, rewriting_turns(prompt, example)) for example in examples]
-        wording = self.turns if prompt in FUNCTIONS[Named] else VERSION  # a plugin's prompt has no version
+        wording = self.turns if prompt in FUNCTIONS[Rewriter] else VERSION  # a plugin's prompt has no version
         key = content_hash(
             __version__, base.identity, engine, prompt, wording, asdict(sampling), distill.seed,
             distill.batch_size, longest, self.hashes,

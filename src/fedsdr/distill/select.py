@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.config import Distill
-from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.conversation import encode_all
 from fedsdr.data.examples import Example
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import mean_losses, mean_states
@@ -32,7 +32,7 @@ def select(model: LoraModel, examples: Sequence[Example], distill: Distill, long
     if distill.only != "representative":
         return list(range(len(examples)))
     with model.inference(()):
-        texts = _encoded(model, examples, [example.response for example in examples], longest)
+        texts = encode_all(model.base.tokenizer, examples, longest)
         states = mean_states(model.base, texts, distill.batch_size)
     return medoids(states)
 
@@ -58,16 +58,7 @@ def likelier(
     """Whether the base's mean log p per token is higher for the rewriting than for the true response."""
     with model.inference(()):
         rewritten, true = (
-            mean_losses(model.base, _encoded(model, examples, side, longest), batch_size)
-            for side in (texts, [example.response for example in examples])
+            mean_losses(model.base, encode_all(model.base.tokenizer, examples, longest, side), batch_size)
+            for side in (texts, None)
         )
     return [new < old for new, old in zip(rewritten, true, strict=True)]
-
-
-def _encoded(
-    model: LoraModel, examples: Sequence[Example], texts: Sequence[str], longest: int
-) -> list[Conversation]:
-    return [
-        encode(model.base.tokenizer, example, text, longest)
-        for example, text in zip(examples, texts, strict=True)
-    ]

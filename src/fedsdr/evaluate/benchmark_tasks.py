@@ -109,7 +109,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskData:
     """The questions of a task and their source."""
 
     questions: Sequence[Question]
@@ -119,7 +119,7 @@ class Source:
     """Files in the folder, data set and configuration, or the examples' domain."""
 
 
-def from_folder(task: str, folder: Path) -> Source | None:
+def from_folder(task: str, folder: Path) -> TaskData | None:
     """Read a task from a folder laid out as `FILES` says; None if its files are missing.
 
     Raises:
@@ -129,10 +129,10 @@ def from_folder(task: str, folder: Path) -> Source | None:
     rows = [row for path in paths for row in file_rows(path)]
     if task == "fpb":  # exclude other sources of its domain
         rows = [(place, row) for place, row in rows if row.get("source") == "fpb"]
-    return Source(_questions(task, rows), "local", FILES[task]) if rows else None
+    return TaskData(_questions(task, rows), "local", FILES[task]) if rows else None
 
 
-def from_hub(task: str) -> Source:
+def from_hub(task: str) -> TaskData:
     """Read a task from the hub.
 
     Raises:
@@ -146,17 +146,17 @@ def from_hub(task: str) -> Source:
         for place, row in hub_rows(name, split, part):
             fields = {"subject": part, "instruction": instruction} if config == "*" else {}
             rows.append((place, row | fields))
-    return Source(_questions(task, rows, _READERS[task]), "hub", f"{name} {config}".strip())
+    return TaskData(_questions(task, rows, _READERS[task]), "hub", f"{name} {config}".strip())
 
 
-def from_examples(domain: str, examples: Sequence[Example]) -> Source | None:
+def from_examples(domain: str, examples: Sequence[Example]) -> TaskData | None:
     """Convert a domain's examples to a task; None if none has a label, a final answer or tests."""
     questions = [
         Question(example, (example.answer,) if example.answer else (), example.tests)
         for example in examples
         if (example.label and example.choices) or example.answer or example.tests
     ]
-    return Source(questions, "examples", domain) if questions else None
+    return TaskData(questions, "examples", domain) if questions else None
 
 
 def _questions(task: str, rows: Sequence[Row], read: Reader = dict) -> list[Question]:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from fedsdr.data.examples import Example
 from fedsdr.errors import Unreachable, UserError
-from fedsdr.evaluate.benchmark_tasks import FILES, Question, Source, from_examples, from_folder, from_hub
+from fedsdr.evaluate.benchmark_tasks import FILES, Question, TaskData, from_examples, from_folder, from_hub
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.progress import say, within
@@ -29,7 +29,8 @@ from fedsdr.storage import Event
 
 Item = TypeVar("Item")
 MAX_NEW_TOKENS: Mapping[str, int] = {"drop": 48, "bbh": 48, "humaneval": 384}
-"""Length limits of answers for tasks that differ from the default."""
+"""Length limits of answers for tasks that differ from the default, in tokens."""
+DEFAULT_LENGTH = 256
 
 
 def run_benchmarks(
@@ -41,10 +42,8 @@ def run_benchmarks(
     limit: int = 0,
     seed: int = 0,
     batch_size: int = 16,
-    max_new_tokens: int = 256,
     code_timeout: float = 5.0,
     runs_programs: bool = False,
-    mix: Mapping[Adapter, float] | None = None,
     answers: list[Event] | None = None,
 ) -> list[Event]:
     """Ask one model the questions of benchmarks.
@@ -58,10 +57,8 @@ def run_benchmarks(
         limit: Maximum number of questions of a task, sampled by `seed`; 0: all.
         seed: Seed of that sample.
         batch_size: Questions in one forward pass, and answers generated together.
-        max_new_tokens: Longest answer, unless `MAX_NEW_TOKENS` sets another limit.
         code_timeout: Time limit in seconds for a program written by the model.
         runs_programs: Whether tests may run; otherwise questions with tests are not asked for a program.
-        mix: Weights of the adapters; default: one.
         answers: Receives one record for each question and metric, with the model's answer.
 
     Returns:
@@ -83,10 +80,10 @@ def run_benchmarks(
                 f"  {name}: {len(coded)} questions have tests, which are programs and do not run: add"
                 " --run-programs if you trust the data"
             )
-        longest = MAX_NEW_TOKENS.get(name, max_new_tokens)
+        longest = MAX_NEW_TOKENS.get(name, DEFAULT_LENGTH)
         ways = ways_to_ask(questions, longest, code_timeout if runs_programs else 0)
         for some, config in ways:
-            with model.inference(active, mix):
+            with model.inference(active):
                 results, found = ask(model.base, name, some, config, batch_size)
             origin = {"origin": source.origin, "dataset": source.dataset}
             records += [record | origin for record in _records(name, some, results, found)]
@@ -153,7 +150,7 @@ def ask(
     return result["results"][name], [_answered(name, questions, one) for one in result["samples"][name]]
 
 
-def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, Source]]:
+def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Iterable[tuple[str, TaskData]]:
     """Questions of every selected task, by name."""
     if data is None or isinstance(data, Path):
         known = list(FILES)
@@ -163,7 +160,7 @@ def _sources(tasks: Sequence[str], data: Path | Sequence[Example] | None) -> Ite
         if name not in known:
             raise UserError(f"tasks: unknown benchmark {name!r}; known ones: {', '.join(known)}")
     for name in tasks or known:
-        source: Source | None
+        source: TaskData | None
         if data is None:
             source, missing = from_hub(name), ""
         elif isinstance(data, Path):

@@ -39,15 +39,15 @@ def count_labels(examples: Sequence[Example], records: Sequence[Event]) -> dict[
 
 
 def sum_labels(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Sum the counts of several clients on one domain; {} if their choices differ."""
-    having = [part for part in parts if "label_set" in part]
-    sets = {part["label_set"] for part in having}
-    if len(sets) != 1:
+    """Sum the counts of several clients on one domain; {} if their choices, or those of one, differ."""
+    having = [part for part in parts if part.keys() & {"num_chosen", "label_set"}]
+    sets = {part.get("label_set") for part in having}
+    if len(sets) != 1 or (label_set := sets.pop()) is None:
         return {}
     counts: Counter[str] = Counter()
     for part in having:
         counts.update({name: int(num) for name, num in part.items() if re.fullmatch(LABEL_COUNT, name)})
-    return {**dict(sorted(counts.items())), "label_set": sets.pop()}
+    return {**dict(sorted(counts.items())), "label_set": label_set}
 
 
 def label_scores(row: Mapping[str, float]) -> dict[str, float]:

@@ -1,19 +1,18 @@
 """Checkers of entailment: does one text support all claims of another?
 
 Input: pairs of premise and hypothesis. Output: True, False, or None without a verdict. Checkers make errors;
-`measure.paradox` measures their false positives on true responses and true paraphrases.
+`analysis.paradox` measures their false positives on true responses and true paraphrases.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fedsdr.data.batching import by_length
+from fedsdr.data.batching import in_batches
 from fedsdr.errors import UserError
 from fedsdr.evaluate.judge import ask_judge
 from fedsdr.model.base import first_line, quiet
 from fedsdr.model.remote import Judge
-from fedsdr.progress import track
 
 VERDICTS = {"yes": True, "no": False}
 QUESTION = """Does the first text support everything that the second text says?
@@ -93,15 +92,11 @@ class NliChecker:
             least = [len(self.tokenizer("", hypothesis)["input_ids"]) for _, hypothesis in pairs]
         rows = [row for row in range(len(pairs)) if least[row] < self.max_length]
         self.num_truncated += sum(lengths[row] > self.max_length for row in rows)
-        verdicts: list[bool | None] = [None] * len(pairs)
-        plan = [
-            [rows[place] for place in batch]
-            for batch in by_length([lengths[row] for row in rows], self.batch_size)
-        ]
-        for batch in track(plan, "pairs", [len(batch) for batch in plan]):
+
+        def of_batch(batch: list[tuple[str, str]]) -> list[bool]:
             encoded = self.tokenizer(
-                [pairs[row][0] for row in batch],
-                [pairs[row][1] for row in batch],
+                [premise for premise, _ in batch],
+                [hypothesis for _, hypothesis in batch],
                 truncation="only_first",
                 max_length=self.max_length,
                 padding=True,
@@ -109,9 +104,11 @@ class NliChecker:
             ).to(self.model.device)
             with torch.inference_mode():
                 likeliest = self.model(**encoded).logits.argmax(dim=1).tolist()
-            for row, number in zip(batch, likeliest, strict=True):
-                verdicts[row] = number == self.entailment
-        return verdicts
+            return [number == self.entailment for number in likeliest]
+
+        some, of_some = [pairs[row] for row in rows], [lengths[row] for row in rows]
+        verdicts = dict(zip(rows, in_batches(some, of_some, self.batch_size, of_batch, "pairs"), strict=True))
+        return [verdicts.get(row) for row in range(len(pairs))]
 
 
 class JudgeChecker:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsdr.config import Eval
-from fedsdr.data.batching import by_length, collate
+from fedsdr.data.batching import collate, in_batches
 from fedsdr.data.conversation import Conversation
 from fedsdr.evaluate.scores import pool
 from fedsdr.evaluate.tasks import Evaluation, TestSet, evaluate
@@ -50,7 +50,9 @@ def private_weights(
     return (max_weight * similar.clamp(min=0)).tolist()
 
 
-def evaluate_weighed(model: LoraModel, tests: TestSet, weights: Sequence[float], scoring: Eval) -> Evaluation:
+def evaluate_weighted(
+    model: LoraModel, tests: TestSet, weights: Sequence[float], scoring: Eval
+) -> Evaluation:
     """Score shared and private adapter together, like `tasks.evaluate`, one test example at a time.
 
     Slow: no two prompts share a batch. The record of a prompt contains the weight of its private adapter.
@@ -74,9 +76,10 @@ def _prompt_states(base: Base, conversations: Sequence[Conversation], batch_size
     """Last hidden state of the last token of each prompt (conversations, d), float32, on the CPU."""
     # Keep one response token: it is predicted at the last token of the prompt.
     prompts = [Conversation(c.ids[: c.prompt_length + 1], c.prompt_length) for c in conversations]
-    found: dict[int, Tensor] = {}
-    for rows in by_length([len(prompt.ids) for prompt in prompts], batch_size):
-        batch = collate([prompts[row] for row in rows], flat=base.keeps_apart)
+
+    def of_batch(some: list[Conversation]) -> Tensor:
+        batch = collate(some, flat=base.keeps_apart)
         states = last_states(base, batch).flatten(0, 1)[torch.from_numpy(batch.positions).to(base.device)]
-        found |= zip(rows, states.float().cpu(), strict=True)
-    return torch.stack([found[row] for row in range(len(prompts))])
+        return states.float().cpu()
+
+    return torch.stack(in_batches(prompts, [len(prompt.ids) for prompt in prompts], batch_size, of_batch))

@@ -18,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from fedsdr.data.batching import by_length
+from fedsdr.data.batching import in_batches
 from fedsdr.data.conversation import answered, prompt_turns
 from fedsdr.data.files import cut
 from fedsdr.data.sandbox import run_python
@@ -27,10 +27,8 @@ from fedsdr.errors import Unreachable
 from fedsdr.evaluate.benchmark_tasks import Question
 from fedsdr.evaluate.extraction import flexible_answer, is_accepted, program, strict_answer
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Sampling, stream
-from fedsdr.model.likelihood import Question as Tokens
-from fedsdr.model.likelihood import scored_answers
-from fedsdr.progress import track
+from fedsdr.model.generation import Sampling, generate
+from fedsdr.model.likelihood import TokenisedQuestion, scored_answers
 
 Doc = dict[str, Any]
 
@@ -81,28 +79,27 @@ class HarnessModel(LM):
         """Greedy answers, up to the end of turn, `until`, or `max_gen_toks` of the first request."""
         prompts = [self._encode(request.args[0]) for request in requests]
         limits = requests[0].args[1]
-        written = stream(self.base, prompts, Sampling(limits["max_gen_toks"]), (), self.batch_size)
-        found = {row: answer.text for row, answer in track(written, "answers", [1] * len(prompts))}
+        answers = generate(self.base, prompts, Sampling(limits["max_gen_toks"]), num_rows=self.batch_size)
+        texts = [answer.text for answer in answers]
         for stop in limits["until"]:
-            found = {row: text.split(stop)[0] for row, text in found.items()}
-        return [found[row] for row in range(len(prompts))]
+            texts = [text.split(stop)[0] for text in texts]
+        return texts
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Not available: a conversation always has a prompt; see `TextModel`."""
         raise NotImplementedError
 
-    def _question(self, prompt: str, answers: Sequence[str]) -> Tokens:
+    def _question(self, prompt: str, answers: Sequence[str]) -> TokenisedQuestion:
         ids = self._encode(prompt)
         texts = [self._encode(f"{prompt}{self.start}{answer.strip()}{self.end}") for answer in answers]
         return ids, [text[len(ids) :] for text in texts]
 
-    def _likelihoods(self, questions: Sequence[Tokens]) -> list[list[tuple[float, bool]]]:
-        plan = by_length([len(prompt) for prompt, _ in questions], self.batch_size)
-        found: dict[int, list[tuple[float, bool]]] = {}
-        for rows in track(plan, "questions", [len(rows) for rows in plan]):
-            values = scored_answers(self.base, [questions[row] for row in rows], self.batch_size)
-            found |= zip(rows, values, strict=True)
-        return [found[row] for row in range(len(questions))]
+    def _likelihoods(self, questions: Sequence[TokenisedQuestion]) -> list[list[tuple[float, bool]]]:
+        def of_batch(some: list[TokenisedQuestion]) -> list[list[tuple[float, bool]]]:
+            return scored_answers(self.base, some, self.batch_size)
+
+        lengths = [len(prompt) for prompt, _ in questions]
+        return in_batches(questions, lengths, self.batch_size, of_batch, "questions")
 
     def _encode(self, text: str) -> list[int]:
         return tokens(self.base.tokenizer, text)
@@ -135,7 +132,7 @@ class TextModel(HarnessModel):
         tokenizer = self.base.tokenizer
         return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
-    def _question(self, prompt: str, answers: Sequence[str]) -> Tokens:
+    def _question(self, prompt: str, answers: Sequence[str]) -> TokenisedQuestion:
         if not prompt:
             return [self._first], [self._encode(answer) for answer in answers]
         read, stem = self.base.tokenizer, prompt.rstrip()

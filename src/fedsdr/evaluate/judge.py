@@ -4,14 +4,14 @@ Input: prompts, two answers to each, a `Judge`. Output: records of wins, ties an
 judge's reliability: how often its verdict survives swapping the answers, and how often it prefers the first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fedsdr.data.batching import by_length
-from fedsdr.data.conversation import Turn, prompt_turns
+from fedsdr.data.batching import in_batches
+from fedsdr.data.conversation import prompt_turns
 from fedsdr.data.examples import Example
 from fedsdr.model.remote import Judge, ask_server
-from fedsdr.progress import track, within
+from fedsdr.progress import within
 from fedsdr.seeds import seed_for
 from fedsdr.stats import wilson
 from fedsdr.storage import Event
@@ -45,17 +45,13 @@ def ask_judge(prompts: Sequence[str], judge: Judge) -> list[str]:
     Raises:
         UserError: As for `ask_server`.
     """
-    turns: list[list[Turn]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    plan = by_length([len(prompt) for prompt in prompts], judge.num_requests)
-    found: dict[int, str] = {}
-    for rows in track(plan, "questions", [len(rows) for rows in plan]):
-        seeds = [seed_for(0, "judge", prompts[row]) for row in rows]
-        answers = ask_server([turns[row] for row in rows], judge, seeds)
-        found |= {
-            row: answer.text.strip().removesuffix(".").casefold()
-            for row, answer in zip(rows, answers, strict=True)
-        }
-    return [found[row] for row in range(len(prompts))]
+
+    def of_batch(some: list[str]) -> Iterator[str]:
+        seeds = [seed_for(0, "judge", prompt) for prompt in some]
+        for answer in ask_server([[{"role": "user", "content": prompt}] for prompt in some], judge, seeds):
+            yield answer.text.strip().removesuffix(".").casefold()
+
+    return in_batches(prompts, [len(prompt) for prompt in prompts], judge.num_requests, of_batch, "questions")
 
 
 @dataclass(frozen=True)

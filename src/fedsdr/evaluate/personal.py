@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fedsdr.client.fdlora import Fusion, search_fusion
 from fedsdr.config import Eval, FDLoRA, FedDPA
 from fedsdr.data.conversation import Conversation
-from fedsdr.evaluate.feddpa import evaluate_weighed, private_weights
+from fedsdr.evaluate.feddpa import evaluate_weighted, private_weights
 from fedsdr.evaluate.tasks import Answering, Evaluation, TestSet, answer, evaluate
 from fedsdr.model.adapters import LoraModel
 from fedsdr.rows import Method
@@ -42,12 +42,12 @@ def evaluate_personal(
     """
     if method.personal_adapters:
         return evaluate(model, method.personal_adapters, tests, scoring, answering=answering), None
-    num = (feddpa if method.personal == "weighed" else fdlora).num_examples
+    num = (feddpa if method.personal == "weighted" else fdlora).num_examples
     examples = random.Random(seed).sample(training, min(num, len(training)))
-    if method.personal == "weighed":
+    if method.personal == "weighted":
         weights = private_weights(model, examples, tests.raw, feddpa.max_weight, scoring.batch_size)
         if feddpa.weighs == "shared":
             weights = [1 - weight for weight in weights]
-        return evaluate_weighed(model, tests, weights, scoring), None
+        return evaluate_weighted(model, tests, weights, scoring), None
     fusion = search_fusion(model, examples, fdlora.num_evaluations, scoring.batch_size)
     return evaluate(model, ("private",), tests, scoring), fusion

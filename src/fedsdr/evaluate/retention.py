@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from fedsdr import __version__
+from fedsdr.data.checks import rules
 from fedsdr.data.files import Row, file_rows
 from fedsdr.errors import UserError
+from fedsdr.evaluate import extraction
 from fedsdr.evaluate.benchmark_tasks import from_folder, from_hub
 from fedsdr.evaluate.benchmarks import MAX_NEW_TOKENS, ask, require_harness, sample, ways_to_ask
 from fedsdr.model.adapters import LoraModel
@@ -103,7 +105,6 @@ def retention(
     data: Path | None,
     limit: int = MOST,
     batch_size: int = 16,
-    mix: Mapping[Adapter, float] | None = None,
     answers: list[Event] | None = None,
 ) -> list[Event]:
     """Ask the base and a tuned model the same questions.
@@ -115,7 +116,6 @@ def retention(
         data: A folder with the files listed in docs/data.md; None: lm-eval's data sets on the hub.
         limit: Maximum number of questions of a task, the same sample for every model; 0: all.
         batch_size: Questions in one forward pass.
-        mix: Weights of the adapters; default: one.
         answers: Receives one record for each task and metric, {"task", "metric", "base", "tuned"}, with the
             value of each question, in the same order for every model, and for losses "num_words".
 
@@ -142,7 +142,7 @@ def retention(
             say(f"  {name} is left out: {missing}")
             continue
         base = _of_base(model, task)
-        with model.inference(active, mix), within("tuned"):
+        with model.inference(active), within("tuned"):
             tuned = task.ask()
         num_words = tuned.pop("num_words", None)
         for metric, values in tuned.items():
@@ -158,7 +158,9 @@ def retention(
 
 def _of_base(model: LoraModel, task: Posed) -> Values:
     """The base's answers, from the cache if available."""
-    key = content_hash(__version__, version("lm_eval"), model.base.fingerprint, task.name, task.content)
+    reading = Path(extraction.__file__).read_text("utf-8")
+    judged_by = __version__, version("lm_eval"), rules(), reading
+    key = content_hash(*judged_by, model.base.fingerprint, task.name, task.content)
     path = cache_folder() / "retention" / f"{task.name}-{key}.json"
     if not path.exists():
         with model.inference(()), within("base"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedsdr import __version__
 from fedsdr.config import Eval
-from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, unsupported
+from fedsdr.data.checks import filler_rate, is_checkable, lost, num_words, redundancy, rules, unsupported
 from fedsdr.data.conversation import Conversation, encode_prompt, prompt_turns
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.thinking import is_unclosed
@@ -22,10 +22,9 @@ from fedsdr.evaluate.confusion import count_labels
 from fedsdr.evaluate.text_scores import exact_match, rouge_l, token_f1
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
-from fedsdr.model.generation import Answer, Route, Sampling, no_route, stream
+from fedsdr.model.generation import Answer, Route, Sampling, generate, no_route
 from fedsdr.model.likelihood import likeliest
 from fedsdr.model.loss import token_losses
-from fedsdr.progress import track
 from fedsdr.rows import Adapter
 from fedsdr.storage import Event, content_hash, locked, read_json, write_json
 
@@ -61,21 +60,20 @@ def answer(
         base: The model, with the desired adapters active.
         examples: Test examples.
         scoring: Lengths and batches.
-        models: If several models answer (`model.several`): the one of each example.
+        models: If several models answer (`model.multi_lora`): the one of each example.
         route: Given the model of each token of the next forward pass.
     """
     prompts = [tuple(encode_prompt(base.tokenizer, prompt_turns(example))) for example in examples]
     asked = [*zip(models or [0] * len(prompts), prompts, strict=True)]
     different = [*dict.fromkeys(asked)]
-    written = stream(
+    written = generate(
         base,
         [prompt for _, prompt in different],
         Sampling(scoring.max_new_tokens),
-        (),
-        scoring.batch_size,
-        lambda of_tokens: route([different[place][0] for place in of_tokens]),
+        num_rows=scoring.batch_size,
+        route=lambda of_tokens: route([different[place][0] for place in of_tokens]),
     )
-    answers = {different[place]: new for place, new in track(written, "answers", [1] * len(different))}
+    answers = dict(zip(different, written, strict=True))
     return [answers[one] for one in asked]
 
 
@@ -98,9 +96,9 @@ def evaluate(
         answering: Answers the examples; by default alone, possibly together with other clients' examples.
 
     Returns:
-        Metrics by domain, with `num_examples`, `num_scored` and `num_tokens` as their weights, and
-        one record for each prompt: of `judge`, with "nats", the sum of -log p over the "num_tokens" tokens
-        of its true response.
+        Metrics by domain, with the counts over which they are means (`metrics.METRICS`), and one record for
+        each prompt: of `score_answer`, with "nats", the sum of -log p over the "num_tokens" tokens of its
+        true response.
     """
     base = model.base
     with model.inference(active, mix):
@@ -114,7 +112,8 @@ def evaluate(
         for domain in sorted({example.domain for example in tests.examples}):
             rows = [row for row, example in enumerate(tests.examples) if example.domain == domain]
             new = [
-                judge(tests.examples[row], answers[row], scoring.code_timeout, chosen[row]) for row in rows
+                score_answer(tests.examples[row], answers[row], scoring.code_timeout, chosen[row])
+                for row in rows
             ]
             metrics = summarise(new, scoring.text_scores)
             metrics |= count_labels([tests.examples[row] for row in rows], new)
@@ -131,7 +130,7 @@ def evaluate(
 
 
 def evaluate_base(
-    model: LoraModel, tests: TestSet, scoring: Eval, folder: Path, answering: Answering = answer
+    model: LoraModel, tests: TestSet, scoring: Eval, folder: Path, answering: Answering
 ) -> Evaluation:
     """Score the base model like `evaluate`, or load its scores from the cache in `folder`.
 
@@ -141,7 +140,7 @@ def evaluate_base(
     distilled = [conversation.ids for conversation in tests.distilled]
     key = content_hash(
         model.base.fingerprint, scoring.model_dump(), [as_record(example) for example in tests.examples],
-        [conversation.ids for conversation in tests.raw], distilled, __version__,
+        [conversation.ids for conversation in tests.raw], distilled, __version__, rules(),
     )  # fmt: skip
     path = folder / f"base-{key}.json"
     with locked(path):
@@ -158,8 +157,8 @@ def choose(base: Base, examples: Sequence[Example], batch_size: int) -> list[str
     return [found.get(row) for row in range(len(examples))]
 
 
-def judge(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
-    """Judge one answer: the record of its prompt.
+def score_answer(example: Example, given: Answer, code_timeout: float, chosen: str | None = None) -> Event:
+    """Score one answer: the record of its prompt.
 
     `right` is None if the example has no ground truth, `chosen` and `given` if it has no label or no choices;
     `given` is the label that the answer gives, "" for none. Thinking that never ends is not an answer, and
@@ -188,7 +187,7 @@ def summarise(records: Sequence[Event], text_scores: str = "free text") -> dict[
     """Means over the records of one domain; scores only if something could be judged.
 
     Args:
-        records: From `judge`.
+        records: From `score_answer`.
         text_scores: Selects the answers to compare word by word with the true response (`eval.text_scores`).
     """
     num = len(records)

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from fedsdr.config import Settings
 from fedsdr.errors import Diverged, UserError
-from fedsdr.experiments.grid import Plan, read_grid, with_rate
+from fedsdr.experiments.grid import GridPlan, read_grid, with_rate
 from fedsdr.experiments.page import did_they_help
 from fedsdr.experiments.results import DIVERGED, chosen_rates, finished, read_trials, tabulate, write_plan
 from fedsdr.federation.environment import APART
@@ -87,7 +87,7 @@ def compare(
     return comparison.sheets
 
 
-def _make_trials(plan: Plan, jobs: int, on_other_machine: bool) -> None:
+def _make_trials(plan: GridPlan, jobs: int, on_other_machine: bool) -> None:
     """Run the unfinished trials; a diverged trial counts as finished."""
     waiting = {
         trial: settings

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, correct, ends, means
-from fedsdr.experiments.refutation import LEVEL, refutation
+from fedsdr.experiments.refutation import refutation
 from fedsdr.report.events import cost_records, data_size, total_costs
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
 from fedsdr.report.notices import Notice
 from fedsdr.report.sheets import NONE, Sheet, grouped, number, p_value, signed, signed_interval
+from fedsdr.stats import LEVEL
 from fedsdr.storage import Event
 
 COMPARED = {
@@ -167,6 +168,7 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
             for record in records
         ),
         tuple(records),
+        note="Arms whose test rewritings differ are not compared." if metric == "loss_distilled" else "",
     )
 
 

@@ -13,18 +13,20 @@ import numpy as np
 from fedsdr.analysis.frontier import (
     MARGIN,
     Array,
-    Comparison,
+    CostComparison,
     Curve,
     SeedPair,
     against_control,
     domain_weights,
-    words,
+    verdicts,
 )
 from fedsdr.errors import UserError
 from fedsdr.report.sheets import NONE, Sheet, number, p_value, signed, signed_interval
 from fedsdr.stats import seed_interval
 from fedsdr.storage import Event
 
+SAME_LOSS = 0.05
+"""Largest mean difference of the base's losses on the same examples, in nats; batches differ."""
 CONTROLS = {"global": "fedit", "personalised": "local-only"}
 """Model -> method of its control."""
 
@@ -104,11 +106,12 @@ def frontier(
                     for arm in arms
                 }
                 compared = {arm: against_control(some) for arm, some in pairs.items() if some}
-                verdicts = words(list(compared.values()))
                 found += [
                     {"arm": arm, "model": model, "round": place[0], "scale": place[1], "of": of,
                      **_record(one), "num_examples": len(pairs[arm][0].test), "p_holm": p, "verdict": word}
-                    for (arm, one), (word, p) in zip(compared.items(), verdicts, strict=True)
+                    for (arm, one), (word, p) in zip(
+                        compared.items(), verdicts([*compared.values()]), strict=True
+                    )
                 ]  # fmt: skip
     return found
 
@@ -196,7 +199,7 @@ def frontier_sheet(records: Sequence[Event]) -> Sheet:
         note="Cost: mean KL(base || model) per token of the base's answers, in nats. Gain: loss on true"
         " responses, base minus model, mean over domains. The control: W0 + lambda R of plain federated LoRA"
         " (of local training for personalised models), lambda and round chosen on validation examples."
-        f" No worse: this interval and Student's t over seeds are above -{MARGIN:g} nats. Not comparable: in"
+        f" No worse: the interval is above -{MARGIN:g} nats. Not comparable: in"
         " some seed, counted as beyond, the arm costs more than every point of the control; numbers are of"
         " the other seeds, or of all where none is left.",
     )  # fmt: skip
@@ -207,7 +210,7 @@ def seeds(record: Event) -> str:
     return f"{record['num_seeds']}" + (f", {n} beyond" if (n := record["num_beyond"]) else "")
 
 
-def _record(one: Comparison) -> Event:
+def _record(one: CostComparison) -> Event:
     d = one.by_seed
     return {
         "num_seeds": len(d),
@@ -230,15 +233,19 @@ def _pair(
     model: str,
     place: tuple[int, float],
     domains: Collection[str],
-    by: Collection[str],
+    validation: Collection[str],
 ) -> SeedPair:
-    """Gains in these domains; the control's points are selected by gains in `chosen`. Empty: all."""
+    """Gains in these domains; the control's points are selected by gains in `validation`. Empty: all."""
     curves: dict[int, list[Point]] = {}
     for (number_, _), record in control.points(model).items():
-        curves.setdefault(number_, []).append(point_of(control, record, domains, by))
-    point = point_of(run, run.points(model)[place], domains, by)
+        curves.setdefault(number_, []).append(point_of(control, record, domains, validation))
+    point = point_of(run, run.points(model)[place], domains, validation)
     first = next(iter(curves.values()))[0] if curves else None
-    if first is None or (first.domains, len(first.cost)) != (point.domains, len(point.cost)):
+    if (
+        first is None
+        or (first.domains, len(first.cost)) != (point.domains, len(point.cost))
+        or np.abs(_base_losses(control) - _base_losses(run)).mean() > SAME_LOSS
+    ):
         raise UserError(
             f"{run.arm}, seed {run.seed}: the {model} model was scored on other examples than"
             f" {control.arm}'s; score both on the same examples"
@@ -248,6 +255,12 @@ def _pair(
         for curve in curves.values()
     ]
     return SeedPair(stacked, point.cost, point.test, point.domains, first.validation_domains)
+
+
+def _base_losses(run: ScoredRun) -> Array:
+    """The base's loss on each test example, by which those of two runs are recognised as the same."""
+    base = next(one for one in run.models if one["model"] == "base")
+    return np.concatenate([base["test"][name] for name in sorted(base["test"])])
 
 
 def point_of(

@@ -22,7 +22,7 @@ from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.loss import mean_losses
-from fedsdr.rows import Adapter
+from fedsdr.rows import Adapter, has_global
 from fedsdr.run_folder import RunFolder
 from fedsdr.server.checkpoint import load_round
 from fedsdr.storage import Event
@@ -62,9 +62,9 @@ def frontier_scores(
         UserError: A control has no validation examples, or the run has no scalable model.
     """
     settings, model, method = run.settings, run.model, METHODS[run.settings.method]
-    has_global = method.shares and not AGGREGATIONS[settings.server.aggregation].kept
+    is_global = has_global(method, AGGREGATIONS[settings.server.aggregation])
     has_personal = method.has_private and method.personal == "sum"
-    if not has_global and not has_personal:
+    if not is_global and not has_personal:
         raise UserError(
             f"method = {settings.method}, server.aggregation = {settings.server.aggregation}: no model is the"
             " base plus a sum of adapters, the only kind that can be scaled"
@@ -83,7 +83,7 @@ def frontier_scores(
     found: list[Event] = [
         {"model": "base", "round": 0, "scale": 0.0, **_losses(model, Scaled({}), pooled, size)}
     ]
-    for number, some in scales.items() if has_global else ():
+    for number, some in scales.items() if is_global else ():
         shared, residual = load_round(RunFolder(run.folder), number, settings.adapter.rank)
         models = [Scaled({"shared": shared}, residual, scale) for scale in some]
         for one, kl in zip(models, divergences(model, answers, models, size), strict=True):
@@ -110,7 +110,6 @@ def _personalised(
     scales: Sequence[float],
 ) -> Iterator[Event]:
     settings, last, clients = run.settings, run.settings.server.num_rounds, list(parts["test"])
-    keeps = AGGREGATIONS[settings.server.aggregation].keeps
     shared: Arrays = {}
     residual: Arrays = {}
     if METHODS[settings.method].shares:
@@ -119,7 +118,7 @@ def _personalised(
         of_client: list[tuple[Event, list[float]]] = []
         for number, client in enumerate(clients):
             state = load_state(RunFolder(run.folder).client(client).path, last + 1, True)
-            own, kept = state.adapter, {key: value for key, value in state.arrays.items() if keeps(key)}
+            own, kept = state.adapter, state.kept(AGGREGATIONS[settings.server.aggregation])
             if own is None:
                 raise UserError(f"client {client} was never sampled, so it has no model of its own")
             adapters: dict[Adapter, Mapping[str, Values]] = {"private": own}
@@ -137,7 +136,7 @@ def _personalised(
 
 def _held(settings: Settings, part: Literal["test", "validation"]) -> dict[str, Sequence[Example]]:
     """Client -> its examples of this part."""
-    scoring = settings.eval.model_copy(update={"on": part})
+    scoring = settings.eval.model_copy(update={"split": part})
     return {client.id: client.test for client in data_of(settings.model_copy(update={"eval": scoring}))[1]}
 
 

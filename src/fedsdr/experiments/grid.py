@@ -2,7 +2,6 @@
 
 import os
 import re
-import tomllib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedsdr.errors import UserError
 from fedsdr.experiments.comparison import Group
 from fedsdr.methods import METHODS
 from fedsdr.recipe import flat, load_settings
+from fedsdr.storage import read_toml
 
 OWNED = {"client.learning_rate": "rates", "client.budget": "budgets"}
 """Settings that are given by a key of the grid, if present."""
@@ -105,7 +105,7 @@ class Grid(Section):
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """The runs of a grid, and their baselines."""
 
     runs: dict[tuple[str, int], Settings]
@@ -119,7 +119,7 @@ class Plan:
     """Description of what is equal -> the group of arms compared on it."""
 
 
-def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
+def read_grid(path: Path, folder: Path, jobs: int = 0) -> GridPlan:
     """Read a grid and check the settings of all its runs.
 
     Args:
@@ -131,9 +131,9 @@ def read_grid(path: Path, folder: Path, jobs: int = 0) -> Plan:
         UserError: States what was found and what was expected.
     """
     try:
-        grid = Grid.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        grid = Grid.model_validate(read_toml(path))
         return _plan(grid, folder, jobs)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"grid {path}: {_explain(error)}") from None
 
 
@@ -142,8 +142,8 @@ def with_rate(settings: Settings, rate: float) -> Settings:
     return _update(settings, "client", learning_rate=rate)
 
 
-def _plan(grid: Grid, folder: Path, jobs: int) -> Plan:
-    plan = Plan({}, {}, {}, {})
+def _plan(grid: Grid, folder: Path, jobs: int) -> GridPlan:
+    plan = GridPlan({}, {}, {}, {})
     arms, budgets = grid.settings_of_arms(), grid.budgets or [""]
 
     def load(own: Own, arm: str, place: str, seed: Any) -> Settings:
@@ -183,7 +183,7 @@ def _plan(grid: Grid, folder: Path, jobs: int) -> Plan:
 def _as_trial(settings: Settings) -> Settings:
     """Score on validation examples by losses only: one token is the shortest possible answer."""
     rewritings = METHODS[settings.method].needs_rewritings
-    changes = {"on": "validation", "every": 0, "max_new_tokens": 1, "rewritings": rewritings}
+    changes = {"split": "validation", "every": 0, "max_new_tokens": 1, "rewritings": rewritings}
     return _update(settings, "eval", **changes)
 
 

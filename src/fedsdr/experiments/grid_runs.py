@@ -13,6 +13,8 @@ from fedsdr.storage import Event
 
 VERDICTS = {"score": "right", "unsupported_rate": "unsupported"}
 """Metrics that are means of verdicts on single answers -> key of the verdict."""
+SAME_LOSS = 1e-3
+"""Largest difference of two losses of the base on the same texts, by the rounding of other batches."""
 BASE = ("base", NONE)
 Arm = tuple[str, str]
 """Name of an arm and of its model; the base model is a separate arm."""
@@ -67,26 +69,40 @@ def compare_arms(runs: Sequence[GridRun], arm: Arm, baseline: Arm, metric: str) 
     """Compare an arm with another, or with the base model, on the same seeds and prompts.
 
     Returns:
-        None if they have no common seed.
+        None if they have no common seed in which the metric is of the same texts.
     """
     runs = [run for run in runs if run.arm in (arm[0], baseline[0])]  # each also has a base model
     by_arm = means(runs, metric)
     mine, others = by_arm.get(arm, {}), by_arm.get(baseline, {})
-    seeds = sorted(mine.keys() & others.keys())
+    seeds = [seed for seed in sorted(mine.keys() & others.keys()) if _is_of_same_texts(runs, seed, metric)]
     if arm == baseline or not seeds:
         return None
     values = [[of_seed[seed] for seed in seeds] for of_seed in (mine, others)]
     gains = [a - b for a, b in zip(*values, strict=True)]
-    of_answers = over_examples(runs, arm, baseline, VERDICTS[metric]) if metric in VERDICTS else None
+    of_answers = over_examples(runs, arm, baseline, seeds, VERDICTS[metric]) if metric in VERDICTS else None
     return Gain(gains, paired(*values), of_answers)
 
 
-def over_examples(runs: Sequence[GridRun], arm: Arm, baseline: Arm, verdict: str) -> Difference | None:
-    """Test over seeds and examples: answers of the arm's model against the baseline's to the same prompts."""
+def _is_of_same_texts(runs: Sequence[GridRun], seed: int, metric: str) -> bool:
+    """Whether the runs of a seed score the same texts: the test rewritings of two arms may differ."""
+    if metric != "loss_distilled":
+        return True
+    bases = [run.scores(BASE).get("mean", {}).get(metric) for run in runs if run.seed == seed]
+    known = [loss for loss in bases if loss is not None]
+    return not known or max(known) - min(known) < SAME_LOSS
+
+
+def over_examples(
+    runs: Sequence[GridRun], arm: Arm, baseline: Arm, seeds: Sequence[int], verdict: str
+) -> Difference | None:
+    """Test over seeds and examples: answers of the arm's model against the baseline's to the same prompts.
+
+    Returns:
+        None unless both have answers of all these seeds, and to a common prompt.
+    """
     mine, others = (_verdicts(runs, one, verdict) for one in (arm, baseline))
-    seeds = sorted(mine.keys() & others.keys())
-    answered = [of_seed[seed] for seed in seeds for of_seed in (mine, others)]
-    prompts = [prompt for prompt in answered[0] if all(prompt in one for one in answered)] if seeds else []
+    answered = [of_seed.get(seed, {}) for seed in seeds for of_seed in (mine, others)]
+    prompts = [prompt for prompt in answered[0] if all(prompt in one for one in answered)]
     if not prompts:
         return None
     differences = np.array(

@@ -37,8 +37,8 @@ def write_grid_report(
     status: str,
     settings: Settings,
     environment: Mapping[str, Any],
+    links: Sequence[tuple[str, str]],
     runs: Sequence[GridRun] = (),
-    links: Sequence[tuple[str, str]] = (),
     frontier: str = "",
     refresh: int = 0,
 ) -> Path:
@@ -50,8 +50,8 @@ def write_grid_report(
         status: What is missing; empty for a finished grid.
         settings: Settings of one of its runs; the page shows only those common to all.
         environment: Contents of that run's environment.json.
-        runs: The finished runs, for the curves over rounds.
         links: Name and relative path of each run's page.
+        runs: The finished runs, for the curves over rounds.
         frontier: SVG drawing of gain over cost; empty if it was not measured.
         refresh: Seconds after which the page reloads itself, while the grid is running; 0: never.
     """

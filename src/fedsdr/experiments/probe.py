@@ -7,23 +7,22 @@ The rule, and its evaluation on completed trainings, are in `analysis.probe`.
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fedsdr.analysis.alignment import LEAST_WORDS, text_alignment
 from fedsdr.analysis.gradients import gradient_alignment
-from fedsdr.analysis.probe import MOST_WORDS, advice, judge, read_cases
+from fedsdr.analysis.probe import MOST_WORDS, advice, evaluate_rule, read_cases
 from fedsdr.config import Settings
 from fedsdr.data.checks import lost, num_words
-from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.conversation import Conversation, encode_all
 from fedsdr.data.examples import Example
 from fedsdr.data.files import file_rows
 from fedsdr.distill.rewrite import fall_back_where_cut, rewrite_together
 from fedsdr.distill.rewriting import Rewriting
 from fedsdr.errors import UserError
-from fedsdr.federation.client_context import data_of
+from fedsdr.federation.client_context import allowed, data_of
 from fedsdr.federation.model_cache import model_of
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.loss import mean_losses
@@ -65,10 +64,8 @@ def probe(settings: Settings, num: int) -> Event:
         cache = Path(settings.run.cache or aside) / "rewritings"
         for client in clients:
             draw = random.Random(seed_for(settings.run.seed, "probe", client.id))
-            some = draw.sample(client.train, min(num, len(client.train)))
-            samples[client.id] = (
-                some if settings.runs_programs else [replace(example, tests="") for example in some]
-            )
+            train = allowed(settings, client).train
+            samples[client.id] = draw.sample(train, min(num, len(train)))
         pairs = [(examples, cache) for examples in samples.values()]
         found = rewrite_together(model, pairs, settings.distill, 2 * longest)
         for name, new in zip(samples, found, strict=True):
@@ -76,12 +73,9 @@ def probe(settings: Settings, num: int) -> Event:
     say("comparing")
     views: dict[str, dict[str, list[Conversation]]] = {"raw": {}, "distilled": {}}
     for name, examples in samples.items():
-        texts = {"raw": [e.response for e in examples], "distilled": [n.distilled for n in rewritings[name]]}
-        for view, some_texts in texts.items():
-            views[view][name] = [
-                encode(model.base.tokenizer, example, text, longest)
-                for example, text in zip(examples, some_texts, strict=True)
-            ]
+        texts = [new.distilled for new in rewritings[name]]
+        views["raw"][name] = encode_all(model.base.tokenizer, examples, longest)
+        views["distilled"][name] = encode_all(model.base.tokenizer, examples, longest, texts)
     notes = [NOT_VALIDATED]
     records = [
         _of_client(model, name, samples[name], rewritings[name], views, settings.eval.batch_size)
@@ -208,7 +202,7 @@ def judge_cases(path: Path) -> Event:
     Raises:
         UserError: A case is malformed, or all outcomes have the same sign.
     """
-    return judge(read_cases(file_rows(path)))
+    return evaluate_rule(read_cases(file_rows(path)))
 
 
 def cases_sheet(found: Event) -> Sheet:

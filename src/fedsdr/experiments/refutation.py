@@ -5,22 +5,20 @@ of fedsd or of dual-raw, rectification does not help. The compared arms have equ
 learning rate.
 """
 
+import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
-
-import numpy as np
 
 from fedsdr.analysis.claims import Word
 from fedsdr.experiments.grid_runs import Gain, GridRun, compare_arms, correct, ends
 from fedsdr.report.sheets import NONE, Sheet, number, p_value, signed, signed_interval
-from fedsdr.stats import Difference
+from fedsdr.stats import LEVEL, Difference, t_quantile
 from fedsdr.storage import Event
 
 METHOD, OTHERS = "fedsdr", ("fedsd", "dual-raw")
 BETTER = {"unsupported_rate": -1, "score": 1}
 """Metric -> sign of a difference in favour of the method."""
 NAMES = {"unsupported_rate": "unsupported answers", "score": "exact score"}
-LEVEL = 0.05
 MOST_SEEDS = 1000
 
 
@@ -86,11 +84,9 @@ def seeds_to_decide(differences: Sequence[float]) -> int | None:
     The least n with t(0.975, n - 1) / sqrt(n) < |d_z|. It covers the draw of seeds only: with few test
     examples, more seeds do not help. None if n is above 1,000, or without spread.
     """
-    from scipy import stats
-
-    nums = np.arange(2, MOST_SEEDS + 1)
-    enough = nums[stats.t.ppf(0.975, nums - 1) / np.sqrt(nums) < abs(effect_size(differences) or 0)]
-    return int(enough[0]) if len(enough) else None
+    effect = abs(effect_size(differences) or 0)
+    nums = range(2, MOST_SEEDS + 1)
+    return next((num for num in nums if t_quantile(num - 1) / math.sqrt(num) < effect), None)
 
 
 def _record(gain: Gain) -> Event:

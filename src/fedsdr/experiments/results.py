@@ -12,7 +12,7 @@ from typing import Any
 from fedsdr.errors import UserError
 from fedsdr.experiments.comparison import Comparison, Group, Trial, compare_runs
 from fedsdr.experiments.frontier import CONTROLS, ScoredRun, frontier, frontier_sheet, mean_points
-from fedsdr.experiments.grid import Plan
+from fedsdr.experiments.grid import GridPlan
 from fedsdr.experiments.grid_runs import GridRun
 from fedsdr.experiments.page import write_grid_report
 from fedsdr.methods import METHODS
@@ -31,7 +31,7 @@ MOST_NOTICES = 10
 """Maximum warnings at the head of a grid's page."""
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: GridPlan) -> None:
     """Save the information about a grid that its tables need."""
 
     def listed(runs: Mapping[Any, Any]) -> list[list[Any]]:
@@ -82,7 +82,7 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[Comparison, Path]:
     pages = [(f"{arm}, seed {seed}", place / "report.html") for arm, seed, place in planned]
     links = [(name, str(page.relative_to(folder))) for name, page in pages if page.exists()]
     return comparison, write_grid_report(
-        folder, comparison, status, read_settings(example), environment, runs, links, drawing, refresh
+        folder, comparison, status, read_settings(example), environment, links, runs, drawing, refresh
     )
 
 

@@ -19,7 +19,7 @@ from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
 from fedsdr.model.generation import Answer
-from fedsdr.model.several import ranks_are_independent, several
+from fedsdr.model.multi_lora import ranks_are_independent, several
 
 MOST_ADAPTERS = 8
 """Most clients whose personalised models answer together: each adds its ranks to all products."""

@@ -99,16 +99,18 @@ def prepare(message: Message, context: Context) -> Message:
         )
     if node.ledger:
         say(
-            f"{client.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of {node.ledger.most:g}"
+            f"{client.id}: updates so far have cost epsilon {node.ledger.spent():.3g} of"
+            f" {node.ledger.max_epsilon:g}"
         )
     rehearsal_of(settings)  # a model that cannot write any is refused before round 1
     metrics: dict[str, float] = {"num_train": len(client.data.train), "num_test": len(client.data.test)}
     texts = {view: some for view, some in client.views.items() if view in ("raw", "distilled")}
     metrics |= {f"num_cut_{view}": count_cut(some) for view, some in texts.items()}
-    for part, examples in (("distill", client.data.train), ("distill-test", client.data.test)):
-        if rewritings := client.rewritings.get("train" if part == "distill" else "test"):
+    data = client.data
+    for kind, part, examples in (("distill", "train", data.train), ("distill-test", "test", data.test)):
+        if rewritings := client.rewritings.get(part):
             numbers = distill_metrics(examples, rewritings)
-            metrics |= {f"{part}/{name}": value for name, value in numbers.items()}
+            metrics |= {f"{kind}/{name}": value for name, value in numbers.items()}
     metrics["seconds"] = time.monotonic() - start + seconds_ahead.pop(client.id, 0.0)
     who = ConfigRecord({"id": client.id, "model": model_of(settings).base.identity})
     return Message(RecordDict({"client": who, "metrics": MetricRecord({**metrics})}), reply_to=message)
@@ -160,7 +162,7 @@ def begin_sum(
     about = round_digest(str(config["run"]), server_round, str(config["settings"]), sent)
     change = trained.astype(np.float64) - sent
     folder = ClientFolder(client.folder).secure
-    most = settings.privacy.clip if settings.privacy.kind == "central" else None
+    most = settings.privacy.clipping_norm if settings.privacy.kind == "central" else None
     return begin(folder, node.peers, server_round, about, change, len(client.data.train), most)
 
 
@@ -307,7 +309,7 @@ def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
     arrays, shapes = message.content["arrays"], model.shapes("shared")
     assert isinstance(arrays, ArrayRecord)
     return Broadcast(
-        wire.receive(arrays, wire.going_down(plan.method, plan.aggregation, shapes)),
+        wire.receive(arrays, wire.downloaded(plan.method, plan.aggregation, shapes)),
         wire.receive_residual(arrays, shapes),
         arrays[wire.CONTROL_VARIATES].numpy() if wire.CONTROL_VARIATES in arrays else None,
     )
@@ -317,12 +319,13 @@ def _work(settings: Settings) -> str:
     """What a run requires of a client, for the client's own log."""
     client, privacy = settings.client, settings.privacy
     drawn = f"{settings.data.num_train} examples of each domain drawn, " if settings.data.num_train else ""
-    noise = "" if privacy.kind == "none" else f", sigma {privacy.noise:g}, C {privacy.clip:g}"
+    noise = f", sigma {privacy.noise_multiplier:g}, C {privacy.clipping_norm:g}"
+    kind = "none" if privacy.kind == "none" else privacy.kind + noise
     summed = ", secure aggregation" if privacy.secure_aggregation else ""
     work = f"{client.local_steps} steps" if client.local_steps else f"{client.local_epochs:g} epochs"
     return (
         f"{drawn}{work} {client.budget.replace('_', ' ')}, rank {settings.lora.rank},"
-        f" {settings.run.threads} threads, privacy {privacy.kind}{noise}{summed}"
+        f" {settings.run.threads} threads, privacy {kind}{summed}"
     )
 
 
@@ -332,11 +335,12 @@ def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, 
     assert isinstance(config, ConfigRecord)
     if config["version"] != __version__:
         raise UserError(f"the server runs fedsdr {config['version']!s}, this client runs {__version__}")
-    settings = check_settings(json.loads(str(config["settings"])), source="settings from the server")
+    values = json.loads(str(config["settings"]))
+    settings = check_settings(values, source="settings from the server", is_saved=True)
     node = read_node(context.node_config, _folder(context), str(config["run"]))
     settings = node.apply(settings)
     if node.ledger:
-        node.ledger.check(settings.privacy.noise)
+        node.ledger.check(settings.privacy.noise_multiplier)
     if (name := config.get("client")) and name != node.who:
         raise UserError(
             f"client = {node.who!r} in this node's configuration, but the server registered its key as"

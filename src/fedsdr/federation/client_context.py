@@ -1,20 +1,19 @@
 """A client on its machine: its tokenised data, its rewritings, and its folder; read once."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from fedsdr.config import Distill, Run, Settings
 from fedsdr.data.checks import program_passes
-from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.conversation import Conversation, encode_all
 from fedsdr.data.examples import Example, as_record
 from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, own_data, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
-from fedsdr.distill.rewrite import fall_back_where_cut, rewrite, rewrite_together
+from fedsdr.distill.rewrite import fall_back_where_cut, rewrite
 from fedsdr.distill.rewriting import Rewriting
 from fedsdr.distill.token_mask import weigh_tokens
 from fedsdr.errors import AnotherBaseModel, UserError
@@ -47,6 +46,14 @@ class ClientContext:
 
 
 _data: dict[str, tuple[dict[str, Domain], list[ClientData]]] = {}
+_clients: dict[tuple[str, str], ClientContext] = {}
+rewritings_ahead: dict[tuple[Path, str], list[Rewriting]] = {}
+"""Folder of a client and part of its data -> rewritings (`rewrite_all`), until the client is opened."""
+answers_ahead: dict[tuple[Path, int], dict[Example, Answer]] = {}
+"""Folder and round -> answers to test examples (`answers`): in the folder of the clients, those of the global
+model to all; in the folder of a client, those of its personalised model."""
+seconds_ahead: dict[str, float] = {}
+"""Seconds of shared work (rewriting, answering) for one client, until its record counts them."""
 
 
 def data_of(
@@ -61,7 +68,7 @@ def data_of(
         domains: What `load_domains` returned, if it was called before.
     """
     key = settings.model_dump_json(
-        include={"method": True, "data": True, "partition": True, "eval": {"on"}, "model": True}
+        include={"method": True, "data": True, "partition": True, "eval": {"split"}, "model": True}
     )
     if key not in _data:
         _data.clear()
@@ -75,18 +82,6 @@ def _fit(domains: dict[str, Domain], settings: Settings) -> dict[str, Domain]:
     check_consistent(domains)
     tokenizer = model_of(settings).base.tokenizer
     return fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
-
-
-TOGETHER = 64
-"""Number of clients' data parts that are rewritten together: each locks its file."""
-seconds_ahead: dict[str, float] = {}
-"""Seconds of shared work (rewriting, answering) for one client, until its record counts them."""
-_rewritten: dict[tuple[Path, str], list[Rewriting]] = {}
-"""Folder of a client and part of its data -> what `rewrite_all` rewrote, until the client is opened."""
-answers_ahead: dict[tuple[Path, int], dict[Example, Answer]] = {}
-"""Folder and round -> answers to test examples (`answers`): in the folder of the clients, those of the global
-model to all; in the folder of a client, those of its personalised model."""
-_clients: dict[tuple[str, str], ClientContext] = {}
 
 
 def open_client(settings: Settings, who: int | str, root: Path, identity: str = "") -> ClientContext:
@@ -145,49 +140,11 @@ def allowed(settings: Settings, data: ClientData) -> ClientData:
     return ClientData(data.id, train, test)
 
 
-def rewrite_all(settings: Settings, root: Path) -> None:
-    """Rewrite everything that the clients of a simulation will need, in shared batches, and save it.
-
-    If a server generates the answers, each client rewrites its own data later. The elapsed time is divided
-    among the clients by their numbers of examples.
-    """
-    model, longest = model_of(settings), settings.model.max_length
-    if settings.distill.url:
-        return
-    parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
-    parts += ["test"] * settings.eval.rewritings
-    # Test responses are selected differently from training ones, and then have separate batches.
-    groups = [parts] if settings.distill.only == "all" else [[part] for part in parts]
-    for group in groups:
-        wanted: list[tuple[Path, str, Sequence[Example]]] = []
-        for client in data_of(settings)[1]:
-            data, folder = allowed(settings, client), root / client.id
-            for part in group:
-                examples = data.train if part == "train" else data.test
-                if examples and not ClientFolder(folder).rewritings(part).exists():
-                    wanted.append((folder, part, examples))
-        for start in range(0, len(wanted), TOGETHER):
-            some, begun = wanted[start : start + TOGETHER], time.monotonic()
-            pairs = [
-                (examples, cache_of(settings.run, folder) / "rewritings") for folder, _, examples in some
-            ]
-            found = rewrite_together(model, pairs, _distill_of(settings, group[0]), 2 * longest)
-            each = (time.monotonic() - begun) / sum(len(examples) for examples, _ in pairs)
-            for (folder, part_of, _), new in zip(some, found, strict=True):
-                _rewritten[folder, part_of] = new
-                seconds_ahead[folder.name] = seconds_ahead.get(folder.name, 0.0) + each * len(new)
-
-
-def _distill_of(settings: Settings, part: Literal["train", "test"]) -> Distill:
-    """How the responses of a part are rewritten: of the tests all are, so that losses compare."""
-    return settings.distill if part == "train" else settings.distill.model_copy(update={"only": "all"})
-
-
 def close_clients() -> None:
     """Drop all clients from memory at the end of a run: their files may change before the next one."""
     _clients.clear()
     _data.clear()
-    _rewritten.clear()
+    rewritings_ahead.clear()
     answers_ahead.clear()
     seconds_ahead.clear()
     program_passes.cache_clear()  # a time limit that was exceeded may be kept next time
@@ -200,19 +157,20 @@ def _open(settings: Settings, data: ClientData, folder: Path) -> ClientContext:
     def conversations(
         examples: Sequence[Example], new: Sequence[Rewriting] | None = None
     ) -> list[Conversation]:
-        texts = [one.distilled for one in new] if new else [example.response for example in examples]
-        pairs = zip(examples, texts, strict=True)
-        return [encode(model.base.tokenizer, example, text, longest) for example, text in pairs]
+        texts = [one.distilled for one in new] if new else None
+        return encode_all(model.base.tokenizer, examples, longest, texts)
 
     def distilled(examples: Sequence[Example], part: Literal["train", "test"]) -> list[Rewriting]:
-        def rewrite_all() -> list[Rewriting]:
-            # Fits every untruncated training example with the text of the rewriting prompts around it.
-            new = _rewritten.pop((folder, part), None)
-            if new is None:
-                new = rewrite(model, examples, _distill_of(settings, part), 2 * longest, cache)
-            return fall_back_where_cut(model.base.tokenizer, examples, new, longest)
-
-        return _distil(ClientFolder(folder).rewritings(part), rewrite_all, examples)
+        path = ClientFolder(folder).rewritings(part)
+        if path.exists():
+            return _read_rewritings(path)
+        new = rewritings_ahead.pop((folder, part), None)
+        if new is None:
+            # The limit fits every untruncated training example with the text of the prompts around it.
+            new = rewrite(model, examples, distill_of(settings, part), 2 * longest, cache)
+        new = fall_back_where_cut(model.base.tokenizer, examples, new, longest)
+        _save_rewritings(path, examples, new)
+        return new
 
     rewritings: dict[str, Sequence[Rewriting]] = {}
     views: dict[View, list[Conversation]] = {"raw": conversations(data.train)}
@@ -265,20 +223,19 @@ def data_hash(data: ClientData) -> str:
     return content_hash([[as_record(example) for example in part] for part in (data.train, data.test)])
 
 
-def _distil(
-    path: Path, rewrite_all: Callable[[], list[Rewriting]], examples: Sequence[Example]
-) -> list[Rewriting]:
-    """Rewrite once; save the pairs for people to read, and to resume from.
+def _read_rewritings(path: Path) -> list[Rewriting]:
+    try:
+        return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
+    except (KeyError, TypeError):
+        raise UserError(f"{path} is damaged; expected the rewritings as fedsdr wrote them") from None
+
+
+def _save_rewritings(path: Path, examples: Sequence[Example], rewritings: Sequence[Rewriting]) -> None:
+    """Save the pairs for people to read, and to resume from.
 
     The results of the checks are saved with the text: a program that passed its tests before might exceed its
     time limit on a busier machine.
     """
-    if path.exists():
-        try:
-            return [Rewriting(**{key: pair[key] for key in REWRITING}) for pair in read_lines(path)]
-        except (KeyError, TypeError):
-            raise UserError(f"{path} is damaged; expected the rewritings as fedsdr wrote them") from None
-    rewritings = rewrite_all()
     pairs = [
         {
             "domain": example.domain,
@@ -291,7 +248,11 @@ def _distil(
         for example, new in zip(examples, rewritings, strict=True)
     ]
     rewrite_lines(path, pairs)
-    return rewritings
+
+
+def distill_of(settings: Settings, part: Literal["train", "test"]) -> Distill:
+    """How the responses of a part are rewritten: of the tests all are, so that losses compare."""
+    return settings.distill if part == "train" else settings.distill.model_copy(update={"only": "all"})
 
 
 def cache_of(run: Run, folder: Path) -> Path:

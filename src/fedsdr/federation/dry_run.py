@@ -11,16 +11,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsdr.config import Model, Settings
-from fedsdr.data.conversation import Conversation, encode
+from fedsdr.data.conversation import Conversation, encode_all
 from fedsdr.data.lengths import fit
 from fedsdr.data.partition import ClientData, partition
 from fedsdr.data.sources import Domain, load_domains
 from fedsdr.data.summary import check_consistent, notices, program_notices
 from fedsdr.errors import Unreachable
-from fedsdr.federation.checkpointing import resolve_for
 from fedsdr.federation.disk import disk
-from fedsdr.federation.estimate import Client, Part, memory, messages, sizes_of
-from fedsdr.federation.preflight import check_counts
+from fedsdr.federation.estimate import ClientTexts, Part, memory, messages, sizes_of
+from fedsdr.federation.gradient_checkpointing import resolve_for
+from fedsdr.federation.preflight import check_alone, check_budget, check_counts, check_rewritten
 from fedsdr.methods import METHODS
 from fedsdr.model.meta import load_skeleton
 from fedsdr.report.events import data_size
@@ -52,8 +52,10 @@ def dry_run(settings: Settings) -> Estimate:
     """Check settings, data and the model's configuration, and estimate memory and bytes of a run.
 
     Raises:
-        UserError: For every error of the run itself that shows without the weights.
+        UserError: For every error of the run itself that shows without the weights; apart from its folder and
+            the disk, which may be another machine's.
     """
+    check_alone(settings)
     settings = settings.model_copy(update={"model": resolve_for(settings)})
     known: list[str] = []
     unknown: list[str] = []
@@ -112,11 +114,14 @@ def _divide(
     known: list[str],
 ) -> list[ClientData]:
     """The clients' examples, except those that `model.max_length` excludes."""
+    check_rewritten(settings, domains)
     if tokenizer is not None:
         domains = fit(domains, tokenizer, settings.model.max_length, settings.data.skip_bad_rows)
     known += [*notices(domains), *program_notices(domains, settings.runs_programs)]
     clients = partition(domains, settings)
-    check_counts(settings, [client.id for client in clients])
+    names = [client.id for client in clients]
+    check_counts(settings, names)
+    check_budget(settings, names)
     num_train, num_test = sum(len(c.train) for c in clients), sum(len(c.test) for c in clients)
     known.append(f"{len(clients)} clients: {num_train} training and {num_test} test examples")
     return clients
@@ -135,7 +140,7 @@ def _read_model(
     return skeleton, tokenizer
 
 
-def _to_rewrite(settings: Settings, data: list[ClientData] | None, clients: list[Client]) -> list[str]:
+def _to_rewrite(settings: Settings, data: list[ClientData] | None, clients: list[ClientTexts]) -> list[str]:
     """Describe how many tokens will be generated before round 1."""
     parts: list[Literal["train", "test"]] = ["train"] * METHODS[settings.method].needs_rewritings
     parts += ["test"] * settings.eval.rewritings
@@ -157,19 +162,17 @@ def _in_tokens(
     data: list[ClientData] | None,
     tokenizer: PreTrainedTokenizerBase | None,
     unknown: list[str],
-) -> list[Client]:
+) -> list[ClientTexts]:
     """The clients' conversations; if unknown, the longest allowed, half of it response."""
     longest = settings.model.max_length
     if data is not None and tokenizer is not None:
-        parts = [
-            [[encode(tokenizer, e, e.response, longest) for e in some] for some in (c.train, c.test)]
-            for c in data
+        return [
+            ClientTexts(*(encode_all(tokenizer, some, longest) for some in (c.train, c.test))) for c in data
         ]
-        return [Client(train, test) for train, test in parts]
     text = Conversation((0,) * longest, longest // 2)
     unknown.append(f"lengths; assuming {longest} tokens for each conversation, half of them response")
     if data is not None:
-        return [Client([text] * len(c.train), [text] * len(c.test)) for c in data]
+        return [ClientTexts([text] * len(c.train), [text] * len(c.test)) for c in data]
     num_domains = len(settings.data.domains or settings.data.sources)
     by_domain = settings.partition.kind == "domain"
     num_clients = settings.partition.num_clients or (num_domains if by_domain else 0)
@@ -183,4 +186,4 @@ def _in_tokens(
     num_train, num_test = (
         num_domains * n // num_clients for n in (settings.data.num_train, settings.data.num_test)
     )
-    return [Client([text] * num_train, [text] * num_test)] * num_clients
+    return [ClientTexts([text] * num_train, [text] * num_test)] * num_clients

@@ -13,16 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Model, Run, Settings, Source
+from fedsdr.config import PACKED, Model, Run, Settings, Source
 from fedsdr.errors import UnfitAttention, UserError
 from fedsdr.plugins import describe_plugins, describe_rows, require_functions
 from fedsdr.progress import say
-from fedsdr.run_folder import RunFolder
+from fedsdr.recipe import flat
+from fedsdr.run_folder import RunFolder, read_settings
 from fedsdr.storage import content_hash, read_json, read_lines
 
 APART: Any = {"run": {"dir", "log_to", "engine", "workers", "gpus_per_client", "ray"}, "federation": True}
 """Settings that may change when a run is resumed: its place, its logs, its executor, its time limits."""
-PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "safetensors")
+PACKAGES = ("fedsdr", "torch", "transformers", "flwr", "numpy", "scipy", "safetensors")
 
 
 def import_libraries() -> None:
@@ -46,14 +47,14 @@ def import_libraries() -> None:
 def resolve(settings: Settings) -> Settings:
     """Resolve "auto" for this machine, since it determines the last bits of results."""
     import_libraries()
-    from fedsdr.federation.checkpointing import resolve_for
+    from fedsdr.federation.gradient_checkpointing import resolve_for
     from fedsdr.federation.model_cache import model_of
     from fedsdr.model.attention import check_window
 
     threads = settings.run.threads or max(1, (os.cpu_count() or 1) // num_workers(settings.run))
     run = settings.run.model_copy(update={"threads": threads})
     model = resolve_for(settings)
-    if model.attention in ("grouped", "packed"):
+    if model.attention in PACKED:
         chosen = settings.model_copy(update={"run": run, "model": model})
         try:
             check_window(model_of(chosen).base.model, longest_asked(chosen))
@@ -107,8 +108,8 @@ def describe_performance(model: Model, threads: int) -> list[str]:
     recompute = {"off": "states are kept for the backward pass", "on": "states are recomputed"}
     return [
         f"computing: {model.dtype} ({dtype}), {threads} threads of {os.cpu_count()} cores",
-        f"  attention {model.attention} ({attention}), checkpointing {model.checkpointing}"
-        f" ({recompute[model.checkpointing]})",
+        f"  attention {model.attention} ({attention}), gradient checkpointing"
+        f" {model.gradient_checkpointing} ({recompute[model.gradient_checkpointing]})",
     ]
 
 
@@ -191,6 +192,7 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     import_libraries()
     before = read_json(RunFolder(settings.run.dir).environment)
     now = describe_environment(settings, has_data)
+    before["versions"].setdefault("scipy", now["versions"]["scipy"])  # earlier versions did not record it
     of_the_run = (
         ("settings", "hash"),
         ("versions", "fedsdr"),
@@ -202,6 +204,8 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     of_the_machine = (
         ("versions", "torch"),
         ("versions", "transformers"),
+        ("versions", "numpy"),
+        ("versions", "scipy"),
         ("machine", "processor"),
         ("machine", "gpu"),
     )
@@ -215,8 +219,8 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
     for section, key in of_the_run if on_other_machine else (*of_the_run, *of_the_machine):
         old, new = before[section].get(key), now[section].get(key)
         if old != new:
-            what = "config.toml" if (section, key) == ("settings", "hash") else f"{section} {key}"
-            changed[section, key] = f"{what} was {old} when the run began and is {new} now"
+            words = f"{section} {key} was {old} when the run began and is {new} now"
+            changed[section, key] = _changes(settings) if key == "hash" and section == "settings" else words
     if changed:
         allowed = "" if changed.keys() & {*of_the_run} else ", or allow other last bits by --on-other-machine"
         raise UserError(
@@ -224,6 +228,20 @@ def require_same(settings: Settings, has_data: bool = True, on_other_machine: bo
             f" restore it, or start a new run{allowed}"
         )
     return now | ({"moved": moved} if moved else {})
+
+
+def _changes(settings: Settings) -> str:
+    """How settings differ from those in the run's folder; a resumed run reads them there."""
+    saved, now = (
+        dict(flat(one.model_dump(mode="json", exclude=APART)))
+        for one in (read_settings(Path(settings.run.dir)), settings)
+    )
+    words = [
+        f"{key} was {saved.get(key)!r} and is {value!r} now"
+        for key, value in now.items()
+        if value != saved.get(key)
+    ]
+    return "; ".join(words) or "config.toml changed since the run began"
 
 
 def git_commit() -> str | None:

@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedModel
 
-from fedsdr.config import Lora, Settings
+from fedsdr.config import PACKED, Lora, Settings
 from fedsdr.data.batching import collate
 from fedsdr.data.conversation import Conversation
 from fedsdr.errors import UserError
-from fedsdr.messages.wire import going_down, layout, residual_shapes, travelling
+from fedsdr.messages.wire import downloaded, layout, residual_shapes, uploaded
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import adapter_shapes
 from fedsdr.model.loss import CHUNK
@@ -47,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Client:
+class ClientTexts:
     """A client's data, in tokens."""
 
     train: Sequence[Conversation]
@@ -120,7 +120,7 @@ def sizes_of(skeleton: PreTrainedModel, lora: Lora) -> Sizes:
 
 
 def memory(
-    settings: Settings, sizes: Sizes, clients: Sequence[Client], is_gpu: bool, rewrites: bool = True
+    settings: Settings, sizes: Sizes, clients: Sequence[ClientTexts], is_gpu: bool, rewrites: bool = True
 ) -> list[Part]:
     """Memory of the machine that trains, in bytes.
 
@@ -136,19 +136,20 @@ def memory(
     of_linear = QUANTISED.get(model.quantization, each)
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     num_learning = {
-        "shared": sum(map(math.prod, travelling(method, aggregation, sizes.shared).values())),
+        "shared": sum(map(math.prod, uploaded(method, aggregation, sizes.shared).values())),
         "private": sizes.num_adapter,
     }
     most = max(
         sum(num_learning[name] for name in stage.train) for stage in (*method.before_rounds, *method.stages)
     )
 
-    is_flat = model.attention in ("grouped", "packed")
+    is_flat = model.attention in PACKED
     longest = [sorted(client.train, key=_length)[-settings.client.batch_size :] for client in clients]
     num_tokens = max(collate(batch, is_flat).ids.size for batch in longest)
     num_state = sizes.num_state(model.attention)
     num_states = sizes.num_layers * num_state
-    if model.checkpointing == "on":
+    is_recomputed = model.gradient_checkpointing == "on"
+    if is_recomputed:
         num_states = sizes.num_layers * sizes.width + num_state
     if model.attention == "eager":  # keeps the softmax twice
         num_states += 2 * sizes.num_heads * max(_length(batch[-1]) for batch in longest) * sizes.num_layers
@@ -165,7 +166,7 @@ def memory(
     reading = each * num_rows * longest_text * num_state + 8 * num_rows * sizes.num_head // sizes.width
 
     kind = f"{model.quantization} linear layers, the rest " if model.quantization != "none" else ""
-    checkpoints = "the layers' inputs and one layer inside" if model.checkpointing == "on" else "all layers"
+    checkpoints = "the layers' inputs and one layer inside" if is_recomputed else "all layers"
     parts = [
         Part(
             "memory", "base", of_linear * sizes.num_linear + each * sizes.num_other,
@@ -201,8 +202,8 @@ def messages(settings: Settings, sizes: Sizes, num_clients: int) -> list[Part]:
     has_control_variates = DRIFT_CORRECTIONS[settings.client.drift_correction].has_control_variates
     method, aggregation = METHODS[settings.method], AGGREGATIONS[settings.server.aggregation]
     dtype, lora, rounds = settings.communication.dtype, settings.adapter, settings.server.num_rounds
-    down = _num_bytes(going_down(method, aggregation, sizes.shared), "float32", has_control_variates)
-    up = _num_bytes(travelling(method, aggregation, sizes.shared), dtype, has_control_variates)
+    down = _num_bytes(downloaded(method, aggregation, sizes.shared), "float32", has_control_variates)
+    up = _num_bytes(uploaded(method, aggregation, sizes.shared), dtype, has_control_variates)
     most = ", at the largest rank" if lora.client_ranks else ""
     sampled = settings.server.clients_per_round or num_clients
     residual = [

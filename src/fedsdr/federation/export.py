@@ -24,8 +24,8 @@ from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import find, find_on_hub, load_base, public_name, quiet
+from fedsdr.model.chat_template import settle_template
 from fedsdr.model.generation import Sampling, generate
-from fedsdr.model.template import settle_template
 from fedsdr.progress import say
 from fedsdr.rows import Adapter
 from fedsdr.run_folder import ClientFolder, RunFolder, checked_round, list_rounds, read_settings
@@ -176,26 +176,24 @@ def _folder_of(spec: Model) -> Path:
     return find(spec.name)[0] or find_on_hub(spec)
 
 
-def lora_converter() -> Path | None:
-    """llama.cpp's converter of adapters; None if `LLAMA_CPP` does not name the folder of its sources.
+def lora_converter() -> Path:
+    """llama.cpp's converter of adapters.
 
     Raises:
-        UserError: The folder contains no converter.
+        UserError: `LLAMA_CPP` does not name the folder of llama.cpp's sources.
     """
-    if not (sources := os.environ.get(LLAMA_CPP, "")):
-        return None
+    sources = os.environ.get(LLAMA_CPP, "")
     script = Path(sources) / CONVERTER
-    if not script.is_file():
+    if not sources or not script.is_file():
         raise UserError(
-            f"{LLAMA_CPP} = {sources}: there is no {script.name}; name the folder of llama.cpp's sources"
+            f"{LLAMA_CPP} = {sources!r}: there is no {CONVERTER}; set this environment variable to the folder"
+            " of llama.cpp's sources"
         )
     return script
 
 
-def convert_lora(base_model: Model, exported: Path, script: Path | None) -> None:
+def convert_lora(base_model: Model, exported: Path, script: Path) -> None:
     """Write adapter.gguf into an exported adapter's folder by llama.cpp's own converter.
-
-    Without a converter, only print the command.
 
     Raises:
         UserError: The converter fails.
@@ -203,10 +201,6 @@ def convert_lora(base_model: Model, exported: Path, script: Path | None) -> None
     target = exported / "adapter.gguf"
     base = _folder_of(base_model)
     words = [str(exported), "--base", str(base), "--outfile", str(target), "--outtype", "f32"]
-    if script is None:
-        command = " ".join(["python", f"<llama.cpp>/{CONVERTER}", *words])
-        say(f"  {LLAMA_CPP} does not name llama.cpp's sources; convert by: {command}")
-        return
     done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{script} failed: {done.stderr.strip()[-500:]}")
@@ -250,14 +244,14 @@ def _personal_of(
 ) -> dict[str, Tensor]:
     """A client's personalised model of a round, as one adapter."""
     client, method = place.path.name, METHODS[settings.method]
-    if method.personal == "weighed":
+    if method.personal == "weighted":
         raise UserError(
             f"method = {settings.method} weights a client's adapters for each prompt, which no single"
             " adapter can do; export the global model, without --client"
         )
-    keeps = AGGREGATIONS[settings.server.aggregation].keeps
+    aggregation = AGGREGATIONS[settings.server.aggregation]
     state = load_state(place.path, number + 1, method.has_personal)
-    kept = {key: torch.from_numpy(value) for key, value in state.arrays.items() if keeps(key)}
+    kept = {key: torch.from_numpy(value) for key, value in state.kept(aggregation).items()}
     own = state.adapter
     if own is None and not kept:
         others = RunFolder(settings.run.dir).client_folders()

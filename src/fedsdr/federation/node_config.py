@@ -73,7 +73,7 @@ class NodeConfig(Keys):
     """Whether to accept server settings with `server.keep_updates`."""
     run_programs: bool = False
     """Whether tests of examples and programs written by the model may run to score answers."""
-    most_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Above 0: take part only under local differential privacy, until all sent updates have cost this
     epsilon."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
@@ -81,7 +81,7 @@ class NodeConfig(Keys):
     """Folder with the public keys of the other clients, <client>.pub, for secure aggregation."""
     private_key: str = ""
     """Private key file of this node, used for signatures in secure aggregation; set by `fedsdr node`."""
-    least_clients: Annotated[int, Field(ge=0)] = 0
+    min_clients: Annotated[int, Field(ge=0)] = 0
     """Above 0: take part only under secure aggregation, in sums of at least this many clients."""
     partition_id: int = 0
     num_partitions: int = 0
@@ -126,16 +126,16 @@ class Node:
     @property
     def ledger(self) -> Ledger | None:
         """Record of the client's updates under local privacy; None without a limit."""
-        if self.own is None or not self.own.most_epsilon:
+        if self.own is None or not self.own.max_epsilon:
             return None
-        return Ledger(Path(self.own.folder) / "releases.json", self.own.most_epsilon, self.own.delta)
+        return Ledger(Path(self.own.folder) / "releases.json", self.own.max_epsilon, self.own.delta)
 
     @property
     def peers(self) -> Peers | None:
         """Keys for secure aggregation; None in a simulation."""
         if self.own is None:
             return None
-        return Peers(Path(self.own.private_key), Path(self.own.peers), self.own.least_clients)
+        return Peers(Path(self.own.private_key), Path(self.own.peers), self.own.min_clients)
 
     def apply(self, settings: Settings) -> Settings:
         """The server's settings with the node's own decisions applied.
@@ -177,14 +177,14 @@ class Node:
         privacy = settings.privacy
         if self.ledger and privacy.kind != "local":
             raise UserError(
-                f"this node's most-epsilon = {own.most_epsilon:g} requires privacy.kind = 'local'; the"
+                f"this node's max-epsilon = {own.max_epsilon:g} requires privacy.kind = 'local'; the"
                 f" server's settings have {privacy.kind!r}"
             )
         if privacy.kind != "none" and privacy.source != "secure":
             raise UserError("privacy.source = 'seeded' is for simulations: its noise can be removed")
-        if own.least_clients and not privacy.secure_aggregation:
+        if own.min_clients and not privacy.secure_aggregation:
             raise UserError(
-                f"this node's least-clients = {own.least_clients} requires privacy.secure_aggregation = true"
+                f"this node's min-clients = {own.min_clients} requires privacy.secure_aggregation = true"
             )
         if privacy.secure_aggregation and not (own.peers and own.private_key):
             raise UserError(

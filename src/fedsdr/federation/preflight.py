@@ -1,6 +1,6 @@
 """Checks before a run begins: settings that do not fit the data, the clients or the privacy budget."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,24 @@ from typing import Any
 from fedsdr.config import Settings
 from fedsdr.data.sources import Domain, check_name
 from fedsdr.errors import Unreachable, UserError
+from fedsdr.loggers import open_loggers
 from fedsdr.messages.secure_sum import LEAST_CLIENTS
 from fedsdr.methods import ROBUST_AGGREGATORS
+from fedsdr.plugins import require_functions
 from fedsdr.progress import say
+
+
+def check_alone(settings: Settings) -> None:
+    """Reject a run for its settings alone, before its data are read.
+
+    Raises:
+        UserError: A plugin's row has no function here, the rounds exceed the privacy budget, or the engine
+            or a logger is not installed.
+    """
+    require_functions(settings)
+    check_budget(settings, [])
+    check_engine(settings)
+    open_loggers(settings)
 
 
 def check_engine(settings: Settings) -> None:
@@ -40,12 +55,13 @@ def check_data(settings: Settings) -> dict[str, Domain]:
 
     Raises:
         UserError: The data cannot be read or divided, more clients are sampled than exist, or a client in
-            lora.client_ranks is unknown.
+            lora.client_ranks or a domain in distill.only is unknown.
     """
     from fedsdr.data.partition import partition
     from fedsdr.data.sources import load_domains
 
     domains = load_domains(settings.data, settings.partition.id_column)
+    check_rewritten(settings, domains)
     check_counts(settings, [client.id for client in partition(domains, settings)])
     return domains
 
@@ -127,7 +143,7 @@ def check_deployed(settings: Settings) -> None:
 
 
 def check_budget(settings: Settings, clients: Sequence[str]) -> None:
-    """Reject a run whose rounds would cost more than `privacy.budget`, before anything is spent.
+    """Reject a run whose rounds would cost more than `privacy.max_epsilon`, before anything is spent.
 
     Args:
         settings: The run's settings.
@@ -150,14 +166,27 @@ def check_budget(settings: Settings, clients: Sequence[str]) -> None:
     total = epsilon(privacy, trainings(num_rounds))
     if clients:
         say(f"  privacy: {privacy.kind}, epsilon {total:.3g} at delta {privacy.delta:g} after all rounds")
-    if privacy.budget and total > privacy.budget:
+    if privacy.max_epsilon and total > privacy.max_epsilon:
         most = affordable(privacy, num_rounds)
         paid = max(n for n in range(num_rounds) if trainings(n) <= most)
         fewer = f"set server.num_rounds = {paid}, or" if paid else "set"
         raise UserError(
-            f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.budget ="
-            f" {privacy.budget:g}: {fewer} a larger privacy.noise than {privacy.noise:g}"
+            f"server.num_rounds = {num_rounds} would spend epsilon = {total:.3g} of privacy.max_epsilon ="
+            f" {privacy.max_epsilon:g}: {fewer} a larger privacy.noise_multiplier than"
+            f" {privacy.noise_multiplier:g}"
         )
+
+
+def check_rewritten(settings: Settings, domains: Iterable[str]) -> None:
+    """Reject a name in `distill.only` that is no domain of the run: its responses would stay as they are.
+
+    Raises:
+        UserError: Lists the domains.
+    """
+    only = settings.distill.only
+    if isinstance(only, tuple) and (unknown := sorted(set(only).difference(domains))):
+        listed = ", ".join(map(repr, unknown))
+        raise UserError(f"distill.only: unknown domain {listed}; known: {', '.join(sorted(domains))}")
 
 
 def check_counts(settings: Settings, clients: Sequence[str]) -> None:

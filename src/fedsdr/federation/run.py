@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsdr.callbacks import Callback, Watch, watching_steps
-from fedsdr.config import Client, Settings
+from fedsdr.callbacks import Callback, Watch, checked_callbacks, watching_steps
+from fedsdr.config import Client, Federation, Settings
 from fedsdr.data.given import ClientRows, save_rows
 from fedsdr.errors import UserError
 from fedsdr.federation.environment import (
@@ -20,12 +20,11 @@ from fedsdr.federation.environment import (
     require_same,
     resolve,
 )
-from fedsdr.federation.preflight import check_budget, check_data, check_deployed, check_engine, check_fit
+from fedsdr.federation.preflight import check_alone, check_data, check_deployed, check_engine, check_fit
 from fedsdr.loggers import open_loggers
 from fedsdr.methods import METHODS
 from fedsdr.metrics import Scores
 from fedsdr.model.allocator import peak_memory
-from fedsdr.plugins import require_functions
 from fedsdr.progress import say
 from fedsdr.recipe import as_settings, dump_settings, with_values
 from fedsdr.rows import Method
@@ -41,7 +40,7 @@ def run(
     *,
     data: Mapping[str, ClientRows] | None = None,
     model: str | tuple[Any, Any] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
 ) -> Result:
     """Run a federation from the beginning, in this process.
 
@@ -63,10 +62,8 @@ def run(
     with _working_in(folder), _named(model) as name:
         folder.require_new()
         settings = _with_given(settings, data, name)
-        require_functions(settings)
-        check_budget(settings, [])
-        check_engine(settings)
-        watch = Watch([*open_loggers(settings), *callbacks])
+        check_alone(settings)
+        watch = Watch([*open_loggers(settings), *checked_callbacks(callbacks)])
         domains = check_data(settings)
         settings = resolve(settings)
         check_fit(settings, domains)
@@ -80,12 +77,12 @@ def run(
 @contextmanager
 def _named(model: str | tuple[Any, Any] | None) -> Iterator[str]:
     """Name of a passed model within the block; "" if there is none."""
-    if not isinstance(model, tuple):
-        yield model or ""
+    if model is None or isinstance(model, str | Path):
+        yield str(model or "")
         return
-    from fedsdr.model.memory import lent
+    from fedsdr.model.in_memory import lent
 
-    with lent(*model) as name:
+    with lent(model) as name:
         yield name
 
 
@@ -139,7 +136,7 @@ def resume(
     on_other_machine: bool = False,
     *,
     model: tuple[Any, Any] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
 ) -> Result:
     """Continue a run after its last finished round; for a finished run, only write the report again.
 
@@ -163,7 +160,7 @@ def resume(
             raise UserError(
                 f"{folder} was started with the model {settings.model.name}, not with the passed one ({name})"
             )
-        watch = Watch([*open_loggers(settings), *callbacks])
+        watch = Watch([*open_loggers(settings), *checked_callbacks(callbacks)])
         environment = require_same(settings, on_other_machine=on_other_machine)
         if on_other_machine:
             write_json(run.environment, environment)
@@ -192,7 +189,7 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scor
 
             with _simulated(settings) as grid:
                 for one in missing:
-                    serve(grid, settings, only_round=one)
+                    serve(grid, _without_federation(settings), only_round=one)
     return read_json(run.evaluation(0)), read_json(run.evaluation(number))
 
 
@@ -223,7 +220,7 @@ def _finish(settings: Settings, grid: "Grid", watch: Watch, has_data: bool) -> R
     if is_old := folder.is_finished():
         say(f"{folder.path}: all {settings.server.num_rounds} rounds are finished; nothing is left to do")
     if has_data or not is_old:  # a finished run needs no clients
-        serve(grid, settings, watch=watch)
+        serve(grid, _without_federation(settings) if has_data else settings, watch=watch)
     if not has_data:  # by now the clients have reported their numbers
         described = read_json(folder.environment) | {"data": reported_data(folder)}
         write_json(folder.environment, described)
@@ -245,7 +242,7 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
     from fedsdr.data.summary import program_notices
     from fedsdr.federation.client_context import data_of
     from fedsdr.federation.model_cache import model_of
-    from fedsdr.model.template import describe_template
+    from fedsdr.model.chat_template import describe_template
     from fedsdr.report.notices import data_notices
 
     data, client = environment["data"], settings.client
@@ -283,15 +280,22 @@ def _introduce(settings: Settings, environment: dict[str, Any]) -> None:
             say(f"  {line}")
 
 
+def _without_federation(settings: Settings) -> Settings:
+    """The settings of clients on this machine: none has to connect."""
+    return settings.model_copy(update={"federation": Federation()})
+
+
 @contextmanager
 def _simulated(settings: Settings) -> Iterator["Grid"]:
     """All clients of the run on this machine or a cluster, within the block."""
     from fedsdr.federation.client_app import app
-    from fedsdr.federation.client_context import data_of, rewrite_all
+    from fedsdr.federation.client_context import data_of
     from fedsdr.federation.local_engine import LocalGrid
+    from fedsdr.federation.rewritings import rewrite_all
 
-    clients = RunFolder(settings.run.dir).clients
-    node = {"cache": settings.run.cache, "distill-url": settings.distill.url}
+    # Absolute: a worker of a Ray cluster runs in a folder of its own.
+    clients, cache = RunFolder(settings.run.dir).clients.resolve(), settings.run.cache
+    node = {"cache": cache and str(Path(cache).resolve()), "distill-url": settings.distill.url}
     num_clients = len(data_of(settings)[1])
     grid: LocalGrid
     if settings.run.engine == "simulation":
@@ -311,7 +315,7 @@ def _simulated(settings: Settings) -> Iterator["Grid"]:
 
 @contextmanager
 def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
-    """Let one process at a time work in a run's folder; afterwards drop the data from memory.
+    """Let one process at a time work in a run's folder, with the model's files of now; then forget the data.
 
     If the run is rejected before it begins, a folder made here is removed again.
 
@@ -331,6 +335,8 @@ def _working_in(folder: RunFolder, patience: float = 0.0) -> Iterator[None]:
         for left in folder.path.rglob(".*.aside"):  # left from files whose writer was killed
             if left.is_file():
                 left.unlink()
+        if loaded := sys.modules.get("fedsdr.federation.model_cache"):  # which imports torch
+            loaded.forget_changed_model()
         try:
             yield
         finally:

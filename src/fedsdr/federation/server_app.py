@@ -32,7 +32,7 @@ from fedsdr.report.page import REFRESH, PageWriter, write_report
 from fedsdr.run_folder import RunFolder
 from fedsdr.seeds import seed_for
 from fedsdr.server.checkpoint import load_moments, load_round, remove_rounds, save_round
-from fedsdr.server.limits import cap_weights
+from fedsdr.server.limits import cap_weights, has_limits
 from fedsdr.server.sampling import num_trainings
 from fedsdr.server.secure import SecureStrategy
 from fedsdr.server.strategy import FedStrategy
@@ -79,7 +79,8 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
         lambda: total.done("prepare"),
     )
     membership.wait_for_all()
-    cap_weights(prepared.values(), settings.server.max_weight)
+    if has_limits(settings):
+        cap_weights(prepared.values(), settings.server.max_weight)
     events = sorted(prepared.values(), key=lambda event: str(event["client"]))
     rewrite_lines(folder.log, [*events, *(event for event in past if event["event"] != "prepare")])
     check_counts(settings, sorted(prepared))
@@ -103,7 +104,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
     if begun:
         say(f"  continuing after round {begun}")
     watch.start(settings, begun, past)
-    if rounds.is_due(begun):
+    if is_due(settings, begun):
         rounds.evaluate(begun)
     page = PageWriter(partial(write_report, folder.path, settings, REFRESH))
     for server_round in range(begun + 1, settings.server.num_rounds + 1):
@@ -114,7 +115,7 @@ def serve(grid: Grid, settings: Settings, only_round: int | None = None, watch: 
         save_round(folder, server_round, arrays, residual, moments, lora, name)
         watch.on_round(round_record(events), events)
         remove_rounds(folder, server_round, settings.server)
-        if rounds.is_due(server_round):
+        if is_due(settings, server_round):
             rounds.evaluate(server_round)
     total.close()
 
@@ -184,10 +185,6 @@ class Rounds:
         left = ", ".join(filter(None, [f"{seconds:.0f} s", self.total.text()]))
         say(f"round {server_round} of {num_rounds}: {_losses(events)}, {left}")
         return events
-
-    def is_due(self, server_round: int) -> bool:
-        """Whether a round is evaluated."""
-        return is_due(self.settings, server_round)
 
     def evaluate(self, server_round: int) -> None:
         """Evaluate a round unless that is done already; write the pooled numbers."""

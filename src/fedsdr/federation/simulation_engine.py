@@ -5,9 +5,12 @@ worker is one of Flower's Ray actors with its own base model, kept between messa
 the order of the messages, so that sums are bit-identical for any number of workers.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +101,7 @@ def _start(client_app: ClientApp, resources: Run) -> "RayBackend":
     config: Any = {"client_resources": each, "init_args": machine | {"log_to_driver": False}}
     try:
         backend = RayBackend(config)
-        backend.build(lambda: client_app)
+        backend.build(partial(_open, client_app, Path.cwd()))
     except (ValueError, ConnectionError) as error:
         ray.shutdown()
         raise UserError(
@@ -106,3 +109,10 @@ def _start(client_app: ClientApp, resources: Run) -> "RayBackend":
             f" {each['num_gpus']:g} can be started: {error}"
         ) from None
     return backend
+
+
+def _open(client_app: ClientApp, folder: Path) -> ClientApp:
+    """The app, in a worker: a cluster's runs in another folder, where relative paths of data would differ."""
+    with suppress(FileNotFoundError):  # another machine may lack this folder, if all paths are absolute
+        os.chdir(folder)
+    return client_app

@@ -1,4 +1,4 @@
-"""Flower's private APIs that every engine needs (as of 1.42); only `deployment` uses others.
+"""Flower's private APIs (as of 1.42) that every engine needs; `deployment` and `simulation_engine` use more.
 
 `Message` cannot be constructed before the process has a task identity, and a reply cannot refer to its
 request without a message id. Flower sets both when it starts an app itself.

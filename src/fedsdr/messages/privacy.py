@@ -11,9 +11,10 @@ numbers of examples, losses and scores, are not covered (docs/threat_model.md).
 
 Central: neighbours are two federations with the same clients and draws, where one client's change is zero in
 one of them; the sums differ by at most C. Local: neighbours are a client with one data set and with another;
-its messages differ by at most 2 C. So the noise multiplier is sigma for central and sigma / 2 for local
-privacy. The reported epsilon assumes a server that follows the protocol. A client that keeps a `Ledger` also
-counts what a server learns from extra rounds or other runs.
+its messages differ by at most 2 C. So mu = 1 / sigma for central and mu = 2 / sigma for local privacy, where
+sigma is privacy.noise_multiplier and C privacy.clipping_norm. The reported epsilon assumes a server that
+follows the protocol. A client that keeps a `Ledger` also counts what a server learns from extra rounds or
+other runs.
 
 Papers: McMahan et al., ICLR 2018, arXiv 1710.06963 (client level); Dong, Roth and Su, JRSS B 2022, arXiv
 1905.02383 (Gaussian differential privacy and its composition). Differs: every client is assumed to be sampled
@@ -93,10 +94,10 @@ def release(total: Float64, privacy: Privacy, seed: int | bytes | None) -> Float
 
     Args:
         total: Clipped changes, summed (num_values,).
-        privacy: Clipping norm and noise.
+        privacy: Clipping norm and noise multiplier.
         seed: As for `gaussian`.
     """
-    scale = privacy.noise * privacy.clip
+    scale = privacy.noise_multiplier * privacy.clipping_norm
     noisy = total + scale * gaussian(total.size, seed)
     return np.rint(noisy / (scale * STEP)) * (scale * STEP)
 
@@ -113,13 +114,13 @@ class Ledger:
     The server chooses sigma and the rounds, possibly after seeing earlier updates. For Gaussian releases,
     stopping at a bound on the sum of mu_i^2 remains sound, at no extra cost (Smith and Thakurta, "Fully
     adaptive composition for Gaussian differential privacy", 2022, arXiv 2210.17520; Koskela, Tobaben and
-    Honkela, ICLR 2023, arXiv 2209.15596). It is a filter: the guarantee is `most`, not `spent`. It covers
-    shared adapters only, not losses, scores or counts.
+    Honkela, ICLR 2023, arXiv 2209.15596). It is a filter: the guarantee is `max_epsilon`, not `spent`. It
+    covers shared adapters only, not losses, scores or counts.
     """
 
     path: Path
     """A JSON file: hash of the inputs of each update -> its sigma."""
-    most: float
+    max_epsilon: float
     """Maximum total epsilon of all updates."""
     delta: float
 
@@ -131,7 +132,7 @@ class Ledger:
         """
         return self._cost(self._entries().values())
 
-    def check(self, noise: float) -> None:
+    def check(self, noise_multiplier: float) -> None:
         """Reject a limit that the first update would already exceed, before any computation.
 
         Raises:
@@ -139,11 +140,11 @@ class Ledger:
         """
         if self._entries():
             return
-        first = self._cost([noise])
-        if not first <= self.most:
+        first = self._cost([noise_multiplier])
+        if not first <= self.max_epsilon:
             raise UserError(
-                f"one update with privacy.noise = {noise:g} would cost this client epsilon = {first:.3g}; its"
-                f" most-epsilon is {self.most:g} at delta = {self.delta:g}"
+                f"one update with privacy.noise_multiplier = {noise_multiplier:g} would cost this client"
+                f" epsilon = {first:.3g}; its max-epsilon is {self.max_epsilon:g} at delta = {self.delta:g}"
             )
 
     def _cost(self, sigmas: Iterable[float]) -> float:
@@ -158,26 +159,27 @@ class Ledger:
             raise UserError(f"{self.path} is damaged; expected the record as fedsdr wrote it")
         return entries
 
-    def enter(self, release: bytes, noise: float) -> None:
+    def enter(self, release: bytes, noise_multiplier: float) -> None:
         """Record an update before it is sent.
 
         Args:
             release: Its inputs. The same release again reveals nothing new, and costs nothing.
-            noise: Its sigma.
+            noise_multiplier: Its sigma.
 
         Raises:
-            UserError: This update would exceed `most`.
+            UserError: This update would exceed `max_epsilon`.
         """
         name, entries = hashlib.sha256(release).hexdigest(), self._entries()
         if name in entries:
             return
-        spent = self._cost([*entries.values(), noise])
-        if not spent <= self.most:
+        spent = self._cost([*entries.values(), noise_multiplier])
+        if not spent <= self.max_epsilon:
             raise UserError(
                 f"one more update would raise this client's total epsilon to {spent:.3g}, after the"
-                f" {len(entries)} of {self.path}; its most-epsilon is {self.most:g} at delta = {self.delta:g}"
+                f" {len(entries)} of {self.path}; its max-epsilon is {self.max_epsilon:g} at delta ="
+                f" {self.delta:g}"
             )
-        write_json(self.path, {**entries, name: float(noise)})
+        write_json(self.path, {**entries, name: float(noise_multiplier)})
 
 
 def noised(
@@ -200,12 +202,14 @@ def noised(
     before = pack(received).astype(np.float64)
     learnt = pack(trained) - pack(received)
     # A non-finite change counts as none: a server could provoke it by its settings, to learn about the data.
-    change = clip(learnt if np.isfinite(learnt).all() else np.zeros_like(learnt), privacy.clip)
+    change = clip(learnt if np.isfinite(learnt).all() else np.zeros_like(learnt), privacy.clipping_norm)
     noise: int | bytes | None = seed
     if noise is None:
-        noise = _key(secret) + _digest(before, change, np.array([privacy.noise, privacy.clip]))
+        noise = _key(secret) + _digest(
+            before, change, np.array([privacy.noise_multiplier, privacy.clipping_norm])
+        )
         if ledger:
-            ledger.enter(noise, privacy.noise)
+            ledger.enter(noise, privacy.noise_multiplier)
     sent = before + release(change, privacy, noise)
     return unpack(sent.astype(np.float32), {key: value.shape for key, value in trained.items()})
 
@@ -236,13 +240,13 @@ def private_mean(
         updates: Shared adapters of the clients whose replies passed validation.
         sent: The broadcast that they started from.
         num_asked: m, fixed before any client answers; a client that fails to answer counts as no change.
-        privacy: Clipping norm and noise.
+        privacy: Clipping norm and noise multiplier.
         seed: Seed of the noise; None for the cryptographic source.
     """
     before: Float32 = pack(sent)
     total = np.zeros(before.size)
     for update in updates:
-        total += clip(pack(update) - before, privacy.clip)
+        total += clip(pack(update) - before, privacy.clipping_norm)
     return noised_mean(total, sent, num_asked, privacy, seed)
 
 
@@ -255,7 +259,7 @@ def noised_mean(total: Float64, sent: Arrays, num_asked: int, privacy: Privacy, 
 
 def epsilon(privacy: Privacy, num_rounds: int) -> float:
     """Privacy cost for a client of this many rounds: the exact epsilon at `privacy.delta`."""
-    return _epsilon(math.sqrt(num_rounds) * _mu(privacy.kind, privacy.noise), privacy.delta)
+    return _epsilon(math.sqrt(num_rounds) * _mu(privacy.kind, privacy.noise_multiplier), privacy.delta)
 
 
 def _mu(kind: str, sigma: float) -> float:
@@ -290,9 +294,9 @@ def _epsilon(mu: float, delta: float) -> float:
 
 
 def affordable(privacy: Privacy, most: int) -> int:
-    """Number of rounds that the budget allows, at most `most`."""
+    """Number of rounds that `privacy.max_epsilon` allows, at most `most`."""
     low, high = 0, most
     while low < high:  # epsilon increases with the rounds
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if epsilon(privacy, middle) <= privacy.budget else (low, middle - 1)
+        low, high = (middle, high) if epsilon(privacy, middle) <= privacy.max_epsilon else (low, middle - 1)
     return low

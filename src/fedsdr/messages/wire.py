@@ -55,14 +55,14 @@ def layout(
     return arrays
 
 
-def travelling(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def uploaded(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter, by PEFT key, that clients send under this method and aggregation."""
     return {key: value for key, value in shared.items() if method.sends(key, aggregation)}
 
 
-def going_down(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def downloaded(method: Method, aggregation: Aggregation, shared: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """The part of the shared adapter that the server sends: the uploaded part, unless it is redrawn."""
-    return {} if aggregation.is_fresh else travelling(method, aggregation, shared)
+    return {} if aggregation.is_fresh else uploaded(method, aggregation, shared)
 
 
 def broadcast(
@@ -156,8 +156,15 @@ def pairs(keys: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def rank_of(tensors: Mapping[str, Tensors]) -> int:
-    """Rank of an adapter: the largest if layers differ."""
-    return max(int(value.shape[0]) for key, value in tensors.items() if ".lora_A." in key)
+    """Rank of an adapter: the largest if layers differ, 0 without layers."""
+    return max((int(value.shape[0]) for key, value in tensors.items() if ".lora_A." in key), default=0)
+
+
+def shapes_of(tensors: Mapping[str, Tensors], rank: int = 0) -> dict[str, tuple[int, ...]]:
+    """Shape of each of an adapter's tensors; if a rank is given, of one of that rank in all layers."""
+    if not rank:
+        return {key: value.shape for key, value in tensors.items()}
+    return {k: (rank, *v.shape[1:]) if ".lora_A." in k else (len(v), rank) for k, v in tensors.items()}
 
 
 def cut(tensors: Mapping[str, Tensors], rank: int) -> dict[str, Tensors]:

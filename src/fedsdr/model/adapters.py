@@ -77,7 +77,7 @@ class LoraLinear(nn.Module):
         self.uses_residual = False
         self.ready: tuple[Tensor, Tensor] | None = None
         self.ranks: Tensor | None = None
-        """1 at the ranks that a token uses, 0 at the others (tokens, n); None: all (`model.several`)."""
+        """1 at the ranks that a token uses, 0 at the others (tokens, n); None: all (`model.multi_lora`)."""
 
     def forward(self, h: Tensor) -> Tensor:
         """Compute W0 h + (alpha/r) B A h.

@@ -13,12 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsdr.config import Model
+from fedsdr.config import PACKED, Model
 from fedsdr.errors import UnfitAttention, UserError
+from fedsdr.model.chat_template import settle_template
 from fedsdr.model.checks import check_head, check_length, settle_tokens
 from fedsdr.model.download import FORMAT, SMOLLM2, cache_folder, convert, fetch, gguf_folder, write_once
 from fedsdr.model.quantization import quantization, settle_kernels
-from fedsdr.model.template import settle_template
 from fedsdr.model.tiny import build_tiny
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ BUILT_IN: Mapping[str, dict[str, str]] = {
 MEMORY = "memory:"
 """Prefix of the name of a model passed in memory; its hash follows."""
 IN_MEMORY: dict[str, Path] = {}
-"""In-memory models by name, and the folder where each is saved while lent (`model.memory`)."""
+"""In-memory models by name, and the folder where each is saved while lent (`model.in_memory`)."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,11 @@ def built_in_folder(name: str) -> Path:
     return cache_folder() / FORMAT / "tiny" if name == "tiny" else gguf_folder(SMOLLM2.member_sha256)
 
 
-def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
-    """Load the base model and check that fedsdr can work with it.
+def load_base(spec: Model) -> Base:
+    """Load the base model onto the first GPU, otherwise the CPU, and check that fedsdr can work with it.
 
     Args:
         spec: The recipe's [model].
-        device: Target device; None: the first GPU, otherwise the CPU.
 
     Raises:
         UserError: The model is unavailable, weights are missing, a library for its quantization is missing,
@@ -124,21 +123,23 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     """
     import torch
 
-    device = _device(device)
-    spec = resolve_model(spec, device)
+    device = _device()
+    spec = resolve_model(spec)
     dtype = getattr(torch, spec.dtype)
     with quiet():
         folder, origin = find(spec.name)
     from_hub = folder is None
     folder = folder or find_on_hub(spec)
-    is_own = spec.attention in ("grouped", "packed")
+    is_own = spec.attention in PACKED
     if is_own:
         from fedsdr.model.attention import keeps_apart, replace_norms  # registers the names with transformers
     model, tokenizer = _read(spec, folder, from_hub, dtype, device)
     model.requires_grad_(False).eval()
-    if spec.checkpointing == "on":
+    if spec.gradient_checkpointing == "on":
         if not model.supports_gradient_checkpointing:
-            raise UserError(f"model.name = {spec.name} cannot use model.checkpointing = 'on': set 'off'")
+            raise UserError(
+                f"model.name = {spec.name} cannot use model.gradient_checkpointing = 'on': set 'off'"
+            )
         model.gradient_checkpointing_enable({"use_reentrant": False})
     check_length(spec, model.config)
     written = settle_template(spec, tokenizer)
@@ -154,19 +155,17 @@ def load_base(spec: Model, device: "torch.device | str | None" = None) -> Base:
     return Base(model, tokenizer, identity, origin, dtype, device, keeps_apart=is_own)
 
 
-def resolve_model(spec: Model, device: "torch.device | str | None" = None) -> Model:
-    """Replace "auto" in dtype, attention and checkpointing by the device's best choice; nothing is loaded.
+def resolve_model(spec: Model) -> Model:
+    """Replace "auto" in dtype and attention by the device's best choice, in checkpointing by "off".
 
-    Args:
-        spec: The recipe's [model].
-        device: As in `load_base`.
+    Nothing is loaded. Before a run on a GPU, `resolve_for` chooses checkpointing by the GPU's memory.
     """
-    device = _device(device)
+    device = _device()
     choice: dict[str, str] = {}
     if spec.dtype == "auto":
         choice["dtype"] = str(choose_dtype(device)).removeprefix("torch.")
-    if spec.checkpointing == "auto":
-        choice["checkpointing"] = "on" if device.type == "cuda" and spec.quantization != "none" else "off"
+    if spec.gradient_checkpointing == "auto":
+        choice["gradient_checkpointing"] = "off"
     if spec.attention == "auto":
         choice["attention"] = "sdpa" if device.type == "cuda" else "grouped"
     return spec.model_copy(update=choice)
@@ -202,10 +201,10 @@ def describe_machine(device: "torch.device") -> dict[str, str]:
     }
 
 
-def _device(device: "torch.device | str | None") -> "torch.device":
+def _device() -> "torch.device":
     import torch
 
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def find(name: str) -> tuple[Path | None, str]:

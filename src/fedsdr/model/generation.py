@@ -66,21 +66,8 @@ def generate(
     sampling: Sampling,
     seeds: Sequence[int] = (),
     num_rows: int = 0,
-) -> list[Answer]:
-    """Continue every prompt as `stream` does (`num_rows` 0: all together), in the order of the prompts."""
-    written = stream(base, prompts, sampling, seeds, num_rows or len(prompts))
-    found = dict(track(written, "answers", [1] * len(prompts)))
-    return [found[place] for place in range(len(prompts))]
-
-
-def stream(
-    base: Base,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    seeds: Sequence[int],
-    num_rows: int,
     route: Route = no_route,
-) -> Iterator[tuple[int, Answer]]:
+) -> list[Answer]:
     """Continue every prompt until the model ends its turn or the limit is reached.
 
     The longest prompts come first. With attention that separates packed conversations, new prompts take the
@@ -91,16 +78,22 @@ def stream(
         prompts: Token ids.
         sampling: Limit, temperature and nucleus.
         seeds: One seed for each prompt; required if the temperature is above 0.
-        num_rows: Number of answers generated together.
+        num_rows: Number of answers generated together; 0: all.
         route: Called before each forward pass of packed conversations, with the indices of the prompts.
 
-    Yields:
-        The index of a prompt and its answer, in order of completion.
+    Returns:
+        The answers, in the order of the prompts.
     """
+    num_rows = num_rows or len(prompts)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     plan = by_length([len(prompt) for prompt in prompts], num_rows)
-    for places in [list(chain.from_iterable(plan))] if base.keeps_apart and plan else plan:
-        yield from _write(base, prompts, sampling, generators, places, num_rows, route)
+    if base.keeps_apart and plan:
+        plan = [list(chain.from_iterable(plan))]
+    written = chain.from_iterable(
+        _write(base, prompts, sampling, generators, places, num_rows, route) for places in plan
+    )
+    found = dict(track(written, "answers", [1] * len(prompts)))
+    return [found[place] for place in range(len(prompts))]
 
 
 def _write(
@@ -112,6 +105,7 @@ def _write(
     num_rows: int,
     route: Route,
 ) -> Iterator[tuple[int, Answer]]:
+    """Yield the index of a prompt and its answer, in order of completion."""
     ends = torch.tensor(base.model.generation_config.eos_token_id, device=base.device)
     head = base.model.get_output_embeddings()
     unused = torch.Generator()
@@ -175,7 +169,7 @@ def rows_are_independent(base: Base) -> bool:
 
 
 def begin(base: Base, prompts: Sequence[Sequence[int]], route: Route = no_route) -> "Rows | Padded":
-    """Read the prompts of a batch; `route` is called as in `stream`."""
+    """Read the prompts of a batch; `route` is called as in `generate`."""
     return Rows(base, prompts, route) if base.keeps_apart else Padded(base, prompts)
 
 

@@ -6,14 +6,14 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from fedsdr.data.batching import by_length, row_width
+from fedsdr.data.batching import in_batches, row_width
 from fedsdr.data.conversation import encode
 from fedsdr.data.examples import Example
 from fedsdr.model.attention import additive
 from fedsdr.model.base import Base
 from fedsdr.model.loss import CHUNK
 
-Question = tuple[Sequence[int], Sequence[Sequence[int]]]
+TokenisedQuestion = tuple[Sequence[int], Sequence[Sequence[int]]]
 """Token ids of a prompt, and of each answer to it."""
 
 NO_LIMIT = 10**9
@@ -33,7 +33,7 @@ def choice_likelihoods(base: Base, examples: Sequence[Example], batch_size: int)
 
     They are not normalised by length: they are likelihoods of whole answers.
     """
-    questions: list[Question] = []
+    questions: list[TokenisedQuestion] = []
     for example in examples:
         texts = [encode(base.tokenizer, example, choice, NO_LIMIT) for choice in example.choices]
         length = texts[0].prompt_length
@@ -41,7 +41,7 @@ def choice_likelihoods(base: Base, examples: Sequence[Example], batch_size: int)
     return log_likelihoods(base, questions, batch_size)
 
 
-def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) -> list[list[float]]:
+def log_likelihoods(base: Base, questions: Sequence[TokenisedQuestion], batch_size: int) -> list[list[float]]:
     """Return log p(answer given prompt) of each answer, in nats, summed over its tokens.
 
     A question is one row: the prompt, then all answers. A mask hides the answers from each other, and each
@@ -57,22 +57,24 @@ def log_likelihoods(base: Base, questions: Sequence[Question], batch_size: int) 
 
 
 def scored_answers(
-    base: Base, questions: Sequence[Question], batch_size: int
+    base: Base, questions: Sequence[TokenisedQuestion], batch_size: int
 ) -> list[list[tuple[float, bool]]]:
     """As `log_likelihoods`, and whether each answer is greedy: every token is the likeliest."""
     if not base.keeps_apart and any(len(answers) > 1 for _, answers in questions):
         alone = [(prompt, [answer]) for prompt, answers in questions for answer in answers]
         values = chain.from_iterable(scored_answers(base, alone, batch_size))
         return [list(islice(values, len(answers))) for _, answers in questions]
-    found: dict[int, list[tuple[float, bool]]] = {}
-    lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in questions]
-    for batch in by_length(lengths, batch_size):
-        width = row_width(max(lengths[number] for number in batch))
-        found |= zip(batch, _of_batch(base, [questions[number] for number in batch], width), strict=True)
-    return [found[number] for number in range(len(questions))]
+    lengths = [_length(question) for question in questions]
+    return in_batches(questions, lengths, batch_size, lambda some: _of_batch(base, some))
 
 
-def _of_batch(base: Base, questions: Sequence[Question], width: int) -> list[list[tuple[float, bool]]]:
+def _length(question: TokenisedQuestion) -> int:
+    prompt, answers = question
+    return len(prompt) + sum(map(len, answers))
+
+
+def _of_batch(base: Base, questions: Sequence[TokenisedQuestion]) -> list[list[tuple[float, bool]]]:
+    width = row_width(max(map(_length, questions)))
     ids = torch.zeros(len(questions), width, dtype=torch.long)
     places = torch.zeros_like(ids)
     part = torch.full_like(ids, -1)  # 0: prompt, k: answer k, -1: padding

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsdr.data.batching import Batch, by_length, collate
+from fedsdr.data.batching import Batch, by_length, collate, in_batches
 from fedsdr.data.conversation import Conversation
 from fedsdr.model.attention import in_one_row
 from fedsdr.model.base import Base
@@ -25,22 +25,21 @@ FEW = 32
 """Positions whose logits are in float32 at a time: as many as fit into CPU caches."""
 
 
-class Pull(NamedTuple):
-    """A pull of the predicted distributions towards others, of which only the gradient is computed.
+class KlTerm(NamedTuple):
+    """A term weight * KL(q || p) of the loss, summed over the response tokens; only its gradient is computed.
 
-    The gradient is that of weight * KL(q || p), summed over the response tokens: p is the model's
-    distribution of a token, q the target distribution.
+    p is the model's distribution of a token, q the teacher's.
     """
 
-    states: Tensor
-    """States that give q through the same output head (num_response_tokens, d)."""
+    teacher_states: Tensor
+    """They give q through the same output head (num_response_tokens, d)."""
     weight: float
-    has_label: bool = True
+    includes_label: bool = True
     """Whether p and q cover all tokens, or all except the label."""
 
     def gradient(self, logits: Tensor, given: Tensor, targets: Tensor) -> Tensor:
         """Weight (p - q), from the logits of both (n, vocabulary) and the labels (n, 1)."""
-        if not self.has_label:
+        if not self.includes_label:
             logits, given = (values.scatter(1, targets, -math.inf) for values in (logits, given))
         change = logits.softmax(dim=1, dtype=torch.float32) - given.softmax(dim=1, dtype=torch.float32)
         return change * self.weight
@@ -57,7 +56,7 @@ class _HeadLoss(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         weights: Tensor | None,
-        pull: Pull | None,
+        kl_term: KlTerm | None,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -68,9 +67,9 @@ class _HeadLoss(torch.autograd.Function):
                 here = slice(at, min(at + FEW, start + CHUNK))
                 few, wanted = logits[at - start :][:FEW], targets[here, None]
                 change = None
-                if pull:
-                    given = torch.nn.functional.linear(pull.states[here], weight, bias)
-                    change = pull.gradient(few, given, wanted)
+                if kl_term:
+                    given = torch.nn.functional.linear(kl_term.teacher_states[here], weight, bias)
+                    change = kl_term.gradient(few, given, wanted)
                 losses = _to_gradient(few, wanted)
                 if weights is not None:
                     losses *= weights[here]
@@ -104,7 +103,7 @@ def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def response_loss(
-    base: Base, conversations: Sequence[Conversation], pull: Pull | None = None
+    base: Base, conversations: Sequence[Conversation], kl_term: KlTerm | None = None
 ) -> tuple[Tensor, int]:
     """Sum of -log p(token), times its weight, over the response tokens of a batch, and their number.
 
@@ -113,7 +112,7 @@ def response_loss(
     Args:
         base: The model, with the desired adapters active.
         conversations: Conversations of one forward pass.
-        pull: Added to the gradient, but not to the sum.
+        kl_term: Added to the gradient, but not to the sum.
 
     Returns:
         A float32 scalar with gradient for the trained adapters, and the number of tokens.
@@ -122,7 +121,7 @@ def response_loss(
     given = [weight for conversation in conversations for weight in conversation.weights]
     weights = torch.tensor(given, device=base.device) if given else None
     head = base.model.get_output_embeddings()
-    total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, targets, weights, pull)
+    total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, targets, weights, kl_term)
     return total, len(targets)
 
 
@@ -139,17 +138,17 @@ def token_losses(base: Base, conversations: Sequence[Conversation], batch_size: 
     Call it inside `LoraModel.inference`.
     """
     head = base.model.get_output_embeddings()
-    found: dict[int, list[float]] = {}
-    for rows in by_length([len(conversation.ids) for conversation in conversations], batch_size):
-        batch = [conversations[row] for row in rows]
+
+    def of_batch(batch: list[Conversation]) -> list[list[float]]:
         pairs = zip(*(part.split(FEW) for part in response_states(base, batch)), strict=True)
         losses = iter(
             loss
             for states, targets in pairs
             for loss in _to_gradient(head(states), targets[:, None]).tolist()
         )
-        found |= {row: [next(losses) for _ in range(conversations[row].num_response_tokens)] for row in rows}
-    return [found[row] for row in range(len(conversations))]
+        return [[next(losses) for _ in range(one.num_response_tokens)] for one in batch]
+
+    return in_batches(conversations, [len(one.ids) for one in conversations], batch_size, of_batch)
 
 
 def mean_losses(base: Base, conversations: Sequence[Conversation], batch_size: int) -> list[float]:
@@ -170,12 +169,13 @@ def mean_states(base: Base, texts: Sequence[Conversation], batch_size: int) -> N
 
     Call it inside `LoraModel.inference`.
     """
-    found: dict[int, NDArray[np.float32]] = {}
-    for rows in by_length([len(text.ids) for text in texts], batch_size):
-        states = response_states(base, [texts[row] for row in rows])[0].float().cpu().numpy()
-        ends = np.cumsum([texts[row].num_response_tokens for row in rows])
-        found |= zip(rows, [part.mean(axis=0) for part in np.split(states, ends[:-1])], strict=True)
-    return np.stack([found[row] for row in range(len(texts))])
+
+    def of_batch(batch: list[Conversation]) -> list[NDArray[np.float32]]:
+        states = response_states(base, batch)[0].float().cpu().numpy()
+        ends = np.cumsum([text.num_response_tokens for text in batch])
+        return [part.mean(axis=0) for part in np.split(states, ends[:-1])]
+
+    return np.stack(in_batches(texts, [len(text.ids) for text in texts], batch_size, of_batch))
 
 
 def held_out_loss(base: Base, conversations: Sequence[Conversation], batch_size: int) -> tuple[float, int]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fedsdr.config import Model
 from fedsdr.errors import Unreachable, UserError
 from fedsdr.model.base import BUILT_IN, built_in_folder, find, first_line, quiet
+from fedsdr.model.chat_template import settle_template
 from fedsdr.model.checks import check_length, settle_tokens
-from fedsdr.model.template import settle_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fedsdr.analysis.claims import over_all_domains
-from fedsdr.report.blocks import Block, Example, Examples, Table, Words
+from fedsdr.report.blocks import Block, Examples, ShownExample, Table, Words
 from fedsdr.report.figures import Figure, limited
 from fedsdr.report.plots import Series, Value, bar_groups, bar_panel
 from fedsdr.report.sheets import Sheet, number, with_interval
@@ -44,7 +44,7 @@ def paradox_blocks(name: str, record: Event) -> list[Block]:
     blocks: list[Block] = [Table(f"{name}-checks", checks_sheet(records)), *(one for one in figures if one)]
     if record.get("examples"):
         worst = [
-            Example(one["domain"], one["instruction"], one["input"],
+            ShownExample(one["domain"], one["instruction"], one["input"],
                     (Words("true response", one["response"]), Words(one["of"], one["text"])),
                     f"{one['of']}: {one['why']}")
             for one in record["examples"]

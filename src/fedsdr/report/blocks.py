@@ -50,7 +50,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownExample:
     """A prompt, and texts that answer it."""
 
     domain: str
@@ -66,7 +66,7 @@ class Examples:
     """Prompts, and texts that answer them side by side."""
 
     caption: str
-    examples: Sequence[Example]
+    examples: Sequence[ShownExample]
 
 
 @dataclass(frozen=True)

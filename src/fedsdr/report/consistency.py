@@ -178,13 +178,16 @@ def arms_sheet(runs: Sequence[tuple[str, Sequence[Event], Sequence[Event]]]) -> 
 
     Returns:
         Means over runs. Gains are in nats per response token of the clients' own test examples, means over
-        rounds and clients; kept is the surviving share of the summed own gains, if that sum is above 0.
+        rounds and clients; kept is gain_left over own_gain, if the latter is above 0.
     """
     by_arm = grouped((arm, _summary(updates, survival)) for arm, updates, survival in runs)
     records: list[Event] = [
-        {"arm": arm, "num_seeds": len(found)} | {name: _mean([one[name] for one in found]) for name in GAINS}
+        {"arm": arm, "num_seeds": len(found), **{name: _mean([o[name] for o in found]) for name in found[0]}}
         for arm, found in by_arm.items()
     ]
+    for record in records:
+        own = record["own_gain"]
+        record["kept"] = record["gain_left"] / own if own > 0 else None
     return Sheet(
         "Agreement of the clients' updates, and what aggregation leaves of a client's gain; means over runs",
         "l" + "r" * (1 + len(GAINS)),
@@ -208,7 +211,6 @@ def _summary(updates: Sequence[Event], survival: Sequence[Event]) -> Event:
         "signs_last": last["sign_agreement"],
         "own_gain": own,
         "gain_left": left,
-        "kept": left / own if own > 0 else None,
     }
 
 

@@ -20,7 +20,7 @@ Classes = Mapping[str, Sequence[str]]
 """Domain -> its labels, indexed as in the counts; only where the data are available."""
 
 
-def paradox_records(events: Sequence[Event]) -> list[Event]:
+def rewriting_records(events: Sequence[Event]) -> list[Event]:
     """Counts of the rewrite paradox: one record for each client and text, then for all clients.
 
     The omission rate of the true responses is the check's false-positive rate. It is None if no example is
@@ -55,7 +55,7 @@ def paradox_records(events: Sequence[Event]) -> list[Event]:
 
 def paradox_sheet(events: Sequence[Event]) -> Sheet:
     """Effects of rewriting, by client: omissions, unsupported statements, length, padding."""
-    records = paradox_records(events)
+    records = rewriting_records(events)
     names = ("omission_rate", "unsupported_rate", "words", "length_ratio", "filler_rate", "redundancy")
     digits = (2, 2, 1, 2, 2, 2)
     rows = [

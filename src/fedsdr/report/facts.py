@@ -78,7 +78,7 @@ def privacy_facts(privacy: Privacy, events: Sequence[Event]) -> list[tuple[str, 
         (
             "Privacy",
             f"of the shared adapter, {privacy.kind}, a client being the unit: {spent}; clipped to"
-            f" {privacy.clip:g}, noise {privacy.noise:g}{seeded}",
+            f" {privacy.clipping_norm:g}, noise multiplier {privacy.noise_multiplier:g}{seeded}",
         ),
     ]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.metrics import Scores
-from fedsdr.report.blocks import Block, Example, Examples, Text, Words
+from fedsdr.report.blocks import Block, Examples, ShownExample, Text, Words
 from fedsdr.report.notices import count_fallbacks
 from fedsdr.report.sheets import MODELS, NONE, Sheet, number, signed, signed_interval
 from fedsdr.run_folder import RunFolder
@@ -144,7 +144,7 @@ def sample_blocks(answers: Answers) -> list[Block]:
                 Words(model, one["answer"], one["right"]) for model, one in zip(answers, records, strict=True)
             ]
             texts.append(Words("true response", first["output"]))
-            examples.append(Example(first["domain"], first["instruction"], first["input"], texts))
+            examples.append(ShownExample(first["domain"], first["instruction"], first["input"], texts))
     if not examples:
         return [Text("No answers available: they are at the clients, or nothing was evaluated yet.")]
     examples.sort(key=lambda one: one.domain)

@@ -29,9 +29,9 @@ from fedsdr.report.events import (
     dropped_sheet,
     fallback_sheet,
     kept_sheet,
-    paradox_records,
     paradox_sheet,
     privacy_sheet,
+    rewriting_records,
     train_records,
 )
 from fedsdr.report.facts import cost_facts, privacy_facts, run_facts, status
@@ -181,7 +181,7 @@ def training_blocks(events: Sequence[Event], adapters: Mapping[str, str]) -> lis
 
 def rewriting_blocks(events: Sequence[Event], classes: Classes) -> list[Block]:
     """Counts by the exact checks when responses were rewritten."""
-    figure = paradox_figure(paradox_records(events))
+    figure = paradox_figure(rewriting_records(events))
     if not figure:
         return [Text("No training response was rewritten in this run.")]
     kept = kept_sheet(events, classes)

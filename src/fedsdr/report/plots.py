@@ -221,11 +221,11 @@ def bar_panel(
     )
 
 
-def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers in at most `most` steps; the first and last enclose low and high."""
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Round numbers in at most 6 steps; the first and last enclose low and high."""
     if high <= low:
         high = low + (abs(low) or 1.0) / 10
-    raw = (high - low) / (most - 1)
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -11,13 +11,14 @@ the clients in full.
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.config import Server
-from fedsdr.messages.wire import Arrays, cut, pad, pairs, rank_of
+from fedsdr.errors import UserError
+from fedsdr.messages.wire import Arrays, Shapes, cut, pad, pairs, rank_of, shapes_of
 from fedsdr.plugins import FUNCTIONS
 from fedsdr.rows import Aggregation
 from fedsdr.server.robust import ROBUST
@@ -176,7 +177,7 @@ def zeropad(updates: Iterable[Update], shared: Arrays) -> Target:
     Paper: Cho et al., HetLoRA, arXiv 2401.06432. Differs: only its padding, without rank pruning and
     norm-based weights.
     """
-    shapes = {key: value.shape for key, value in shared.items()}
+    shapes = shapes_of(shared)
     ranks: list[int] = []
 
     def padded() -> Iterator[Update]:
@@ -189,6 +190,28 @@ def zeropad(updates: Iterable[Update], shared: Arrays) -> Target:
     for key, value in mean.items():
         target[key][: len(value), : value.shape[1]] = value
     return Target(target, {})
+
+
+def checked(name: str, found: Mapping[str, NDArray[Any]], shapes: Shapes) -> Arrays:
+    """The tensors that an aggregation or server optimizer, maybe a plugin's, has returned, in float32.
+
+    Args:
+        name: The setting and its value, for errors.
+        found: The tensors by PEFT key.
+        shapes: The shape of each expected tensor.
+
+    Raises:
+        UserError: Another key or shape, or a value that is not finite: clients could not use it.
+    """
+    if wrong := sorted(found.keys() ^ shapes.keys()):
+        raise UserError(f"{name} returned other tensors than expected: {wrong[0]} is missing or unknown")
+    tensors = {key: np.asarray(found[key], np.float32) for key in shapes}
+    for key, value in tensors.items():
+        if value.shape != shapes[key]:
+            raise UserError(f"{name} returned {key} of shape {value.shape}, expected {shapes[key]}")
+        if not np.isfinite(value).all():
+            raise UserError(f"{name} returned values of {key} that are not finite")
+    return tensors
 
 
 def add_residual(residual: Arrays, added: Arrays) -> Arrays:

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import load_file, save
 
 from fedsdr.config import Lora, Server
-from fedsdr.messages.wire import Arrays, cut, pad, rank_of, residual_shapes
+from fedsdr.messages.wire import Arrays, cut, pad, rank_of, residual_shapes, shapes_of
 from fedsdr.model.adapter_files import join, load_adapter, read_whole, save_adapter
 from fedsdr.run_folder import RunFolder, list_rounds
 from fedsdr.server.optimize import Moments
@@ -37,8 +37,8 @@ def save_round(
     state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
     if residual:
         rank = rank_of(residual)
-        shapes = {k: (rank, *v.shape[1:]) if ".lora_A." in k else (len(v), rank) for k, v in residual.items()}
-        state = join(state, {k: torch.from_numpy(v) for k, v in pad(residual, shapes).items()})
+        padded = pad(residual, shapes_of(residual, rank))
+        state = join(state, {key: torch.from_numpy(value) for key, value in padded.items()})
         lora = lora.widened(lora.rank + rank)
 
     def fill(aside: Path) -> None:
@@ -81,7 +81,7 @@ def load_round(folder: RunFolder, server_round: int, rank: int) -> tuple[Arrays,
     shared = {key: np.ascontiguousarray(value) for key, value in cut(arrays, rank).items()}
     rest = {key: value[rank:] if ".lora_A." in key else value[:, rank:] for key, value in arrays.items()}
     more = rank_of(rest)
-    shapes = residual_shapes({key: value.shape for key, value in arrays.items()}, more)
+    shapes = residual_shapes(shapes_of(arrays), more)
     residual = {key: np.ascontiguousarray(rest[key][: s[0], : s[1]]) for key, s in shapes.items()}
     return shared, residual if more else {}
 

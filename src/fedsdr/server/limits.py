@@ -10,9 +10,17 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from fedsdr.config import Settings
 from fedsdr.messages.wire import Arrays, pairs
+from fedsdr.methods import METHODS
 from fedsdr.server.validate import Update
 from fedsdr.storage import Event
+
+
+def has_limits(settings: Settings) -> bool:
+    """Whether the server takes a weighted mean of the clients' changes, to which the limits apply."""
+    is_mean = settings.server.robust == "none" and settings.privacy.kind != "central"
+    return is_mean and METHODS[settings.method].shares
 
 
 def cap_weights(prepared: Iterable[Event], ratio: int) -> None:

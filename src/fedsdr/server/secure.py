@@ -2,7 +2,8 @@
 
 Four steps follow training. Each is a message to all clients that answered the previous one: shares (encrypted
 for each other), masked (vectors, summed as they arrive), confirm (signatures of who is in the sum), unmask
-(shares that remove the remaining masks). Of n clients, `secure_sum.threshold` must answer to the end.
+(shares that remove the remaining masks). Of n clients, `secure_sum.threshold` must answer to the end. The sum
+must be of at least the round's quorum, which is checked before any client confirms it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from fedsdr.messages.privacy import noise_seed, noised_mean
 from fedsdr.messages.secure_sum import SHARE_BYTES, Card, Float64, Words
 from fedsdr.messages.wire import VALUES, Arrays, pack, unpack
 from fedsdr.server.aggregate import Target
-from fedsdr.server.exchange import Checked
+from fedsdr.server.exchange import Checked, Exchange
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.server.validate import (
     Rejected,
@@ -65,7 +66,7 @@ def secure_total(
         size: Length of a vector.
         cap: Cap on the weights; 0: none.
         remember: Called with the names in the sum before any client signs them: if the round is repeated, it
-            must have the same names.
+            must have the same names. Raises UserError if they are too few.
 
     Raises:
         UserError: Too many clients dropped out, or one sent wrong shares.
@@ -212,10 +213,8 @@ class SecureStrategy(FedStrategy):
         total, survivors = secure_total(
             self._query, cards, self.about, size, max(caps, default=0), partial(self._remember, server_round)
         )
-        exchange.accepted &= set(survivors)
         for client in survivors:
             self._log("train", client, {"num_bytes_up": self.num_bytes_up[client]} | reported[client])
-        exchange.require_enough()
         self._step(Target(self._mean(total, cards, survivors, max(caps, default=0)), {}))
         return self.record(), None
 
@@ -223,7 +222,7 @@ class SecureStrategy(FedStrategy):
         """The new shared adapter, from the sum of the changes."""
         privacy, sent = self.settings.privacy, self.sent()
         is_private = privacy.kind == "central"
-        bound = secure_sum.bound_of(privacy.clip if is_private else None, len(cards))
+        bound = secure_sum.bound_of(privacy.clipping_norm if is_private else None, len(cards))
         try:
             change: Float64 = secure_sum.decode(total, bound, len(survivors))
         except ValueError:
@@ -263,14 +262,13 @@ class SecureStrategy(FedStrategy):
                 self.num_bytes_up[client] += len(value.data if isinstance(value, Array) else value)
             return found
 
-        exchange = self._exchange(
-            "train", server_round, sorted(given), {f"secure aggregation, {step},": needed}
-        )
+        rule, timeout = {f"secure aggregation, {step},": needed}, self.exchange.timeout
+        exchange = Exchange("train", server_round, sorted(given), self.roster, self.absent, rule, timeout)
         messages = exchange.send(
             {client: RecordDict({"config": config, "given": given[client]}) for client in exchange.clients},
             "query.secure",
         )
-        yield from exchange.usable(self.grid.send_and_receive(messages, timeout=exchange.timeout), checked)
+        yield from exchange.usable(self.grid.send_and_receive(messages, timeout=timeout), checked)
         for event in exchange.events:
             self.exchange.events.append(event | {"reason": f"secure aggregation, {step}: {event['reason']}"})
         exchange.require_enough()
@@ -280,4 +278,6 @@ class SecureStrategy(FedStrategy):
         return check_card(content, int(self.prepared[client]["num_train"]), self.exchange.server_round)
 
     def _remember(self, server_round: int, survivors: Sequence[str]) -> None:
+        self.exchange.accepted &= set(survivors)
+        self.exchange.require_enough()
         write_json(self.folder.survivors, {"round": server_round, "clients": list(survivors)})

@@ -20,20 +20,23 @@ from fedsdr.messages.wire import (
     CONTROL_VARIATES,
     Arrays,
     Float32,
+    Shapes,
     broadcast,
     cut,
-    going_down,
+    downloaded,
     pack,
-    travelling,
+    rank_of,
+    shapes_of,
+    uploaded,
 )
 from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS, OPTIMIZERS, ROBUST_AGGREGATORS
 from fedsdr.progress import say
 from fedsdr.rows import has_global
 from fedsdr.run_folder import RunFolder
-from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual
+from fedsdr.server.aggregate import AGGREGATE, Before, Target, add_residual, checked
 from fedsdr.server.checkpoint import load_round, remove_updates, save_update
 from fedsdr.server.exchange import Exchange
-from fedsdr.server.limits import change_norm, too_large
+from fedsdr.server.limits import change_norm, has_limits, too_large
 from fedsdr.server.optimize import OPTIMIZE, Float64, Moments, extrapolation
 from fedsdr.server.sampling import draw_clients
 from fedsdr.server.spool import Spool
@@ -121,8 +124,9 @@ class FedStrategy(Strategy):
         if OPTIMIZERS[server.optimizer].extrapolates:
             rate = extrapolation(sent, target.shared, spread, server.tau)
             server = server.model_copy(update={"learning_rate": rate})
-        new, self.moments = OPTIMIZE[server.optimizer](sent, target.shared, self.moments, server)
-        self.arrays = self.arrays | new
+        new, moments = OPTIMIZE[server.optimizer](sent, target.shared, self.moments, server)
+        self.arrays = self.arrays | self._checked("optimizer", new, shapes_of(sent))
+        self.moments = moments
         if self.exchange.server_round == server.num_rounds and server.mean_of_rounds > 1:
             self.arrays = self._mean_of_rounds()
         self.residual = add_residual(self.residual, target.added)
@@ -145,7 +149,7 @@ class FedStrategy(Strategy):
             weights[client] = update.num_examples
             reported[client] = {"num_bytes_up": update.num_bytes} | update.metrics
             spool.add(update)
-        if server.robust == "none" and self.settings.privacy.kind != "central":
+        if has_limits(self.settings):
             for client, reason in too_large(norms, server.max_change).items():
                 exchange.drop(client, reason)
         for client in sorted(exchange.accepted):
@@ -178,7 +182,15 @@ class FedStrategy(Strategy):
             seed = noise_seed(privacy, self.settings.run.seed, "server", "round", server_round)
             arrays = (update.arrays for update in updates)
             return Target(private_mean(arrays, sent, len(self.exchange.clients), privacy, seed), {})
-        return AGGREGATE[server.aggregation](updates, server, Before(sent, server_round))
+        shared, added = AGGREGATE[server.aggregation](updates, server, Before(sent, server_round))
+        shapes = shapes_of(self.arrays, rank_of(added)) if added else {}
+        return Target(
+            self._checked("aggregation", shared, shapes_of(sent)), self._checked("aggregation", added, shapes)
+        )
+
+    def _checked(self, choice: str, found: Arrays, shapes: Shapes) -> Arrays:
+        name = f"server.{choice} = {getattr(self.settings.server, choice)!r}"
+        return checked(f"round {self.exchange.server_round}: {name}", found, shapes)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -211,16 +223,17 @@ class FedStrategy(Strategy):
 
     def quorum(self, num_sampled: int) -> int:
         """Number of usable replies that a round requires from so many sampled clients."""
-        return max(1, math.ceil(self.settings.server.quorum * num_sampled))
+        # Rounded first: in floating point, 0.07 * 100 is above 7.
+        return max(1, math.ceil(round(self.settings.server.quorum * num_sampled, 9)))
 
     def sent(self) -> Arrays:
         """The trained and transmitted part of the shared adapter."""
-        return travelling(self.method, self.aggregation, self.arrays)
+        return uploaded(self.method, self.aggregation, self.arrays)
 
     def record(self, trains: bool = True) -> ArrayRecord:
         """The message content for the clients, with c for training."""
         control_variates = self.control_variates() if trains else None
-        sent = going_down(self.method, self.aggregation, self.arrays)
+        sent = downloaded(self.method, self.aggregation, self.arrays)
         return broadcast(sent, self.residual, control_variates)
 
     def control_variates(self) -> Float32 | None:
@@ -264,8 +277,7 @@ class FedStrategy(Strategy):
             self.settings.server.max_norm,
             self.correction.has_control_variates,
         )
-        weight = prepared["weight"] if "weight" in prepared else prepared["num_train"]
-        return replace(update, num_examples=int(weight))
+        return replace(update, num_examples=int(prepared.get("weight") or prepared["num_train"]))
 
     def _check_scores(self, client: str, reply: Message) -> None:
         """Validate an evaluation reply and log it.

@@ -10,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fedsdr.data.truth.negation import asked, denied, denied_directly
+from fedsdr.data.truth.negation import asked, denied, denied_directly, left_open
 from fedsdr.data.truth.numbers import ORDINALS, in_digits
 from fedsdr.data.truth.text import UNSPACED, fold, plain, unmarked
 
@@ -66,20 +66,25 @@ class Token:
 
 
 def says(text: str, fact: str, response: str) -> bool:
-    """Whether the text states the fact somewhere without denying it or asking about it.
+    """Whether the text states the fact somewhere without denying it, leaving it open or asking about it.
 
     Args:
         text: A rewriting or an answer.
         fact: A phrase; its words must occur in this order.
         response: The true response. If it has a negation in the fact's own sentence ("use no
-            ice"), only a negation directly at the fact counts in the text.
+            ice"), only a negation directly at the fact counts in the text. Unless it has the fact among
+            several candidates ("ice or water") itself, such a list does not state it.
     """
     wanted = _tokens(_form(fact))
     if not wanted:
         return fold(fact) in fold(text)
     form = _form(text)
-    turned = _is_turned(_form(response), wanted, fact)
-    return any(_is_said(form, start, end, turned) for start, end in _spans(_tokens(form), wanted, fact))
+    true = _form(response)
+    turned, own = _is_turned(true, wanted, fact), _spans(_tokens(true), wanted, fact)
+    spans = _spans(_tokens(form), wanted, fact)
+    if not any(left_open(true, *span) for span in own):
+        spans = [span for span in spans if not left_open(form, *span)]
+    return any(_is_said(form, start, end, turned) for start, end in spans)
 
 
 def _is_said(form: str, start: int, end: int, turned: bool | None) -> bool:

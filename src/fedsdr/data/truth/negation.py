@@ -139,6 +139,15 @@ _TAG = re.compile(
 _FUNCTION_WORDS = r"(?:(?:a|an|the|in|by|at|of|from|on|called|to|until|before|actually)\s+)*"
 _DIRECTLY = re.compile(rf"(?:{_FAR}|\bno)\s+{_FUNCTION_WORDS}['\"]?$")
 
+_MORE = r"(?! (?:more|less|so|fewer)\b)"  # "2 or more" is one candidate
+_CANDIDATES_BEFORE = re.compile(
+    r"\b(?:either|or|between)\s(?:\w+\s)?$|\b(?:between|from) [^.,;\n]{1,20}(?:and|to) $|\d\s?(?:to|-|–)\s?$"
+    r"|(?:\b\d+[,\s]+(?:and )?){2}$"
+)
+_CANDIDATES_AFTER = re.compile(
+    rf"(?:, \w+(?: \w+)?){{0,6}},? or\b{_MORE}|\s?(?:to|-|–)\s?\d|(?:[,\s]+(?:and )?\d+\b){{2}}"
+)
+
 
 def clause_before(text: str, start: int) -> str:
     """Return the words of the clause that stand before the place."""
@@ -157,6 +166,12 @@ def asked(text: str, end: int) -> bool:
     """Whether the sentence around the position is a question."""
     rest = _TAG.sub("", sentence_after(text, end).rstrip("'\")* "))
     return rest.endswith("?")
+
+
+def left_open(text: str, start: int, end: int) -> bool:
+    """Whether the phrase is one of several candidates: "either X or Y", "Y, X, Z or W", "from 5 to X"."""
+    before, after = text[max(0, start - 80) : start], text[end : end + 80]
+    return bool(_CANDIDATES_BEFORE.search(before) or _CANDIDATES_AFTER.match(after))
 
 
 def denied(text: str, start: int, end: int) -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 from fedsdr.config import Settings
 from fedsdr.model.adapters import LoraLinear, LoraModel
 from fedsdr.model.base import load_base
-from fedsdr.model.generation import Sampling, stream
-from fedsdr.model.several import ranks_are_independent, several
+from fedsdr.model.generation import Sampling, generate
+from fedsdr.model.multi_lora import ranks_are_independent, several
 
 PROMPTS = [[*range(3, 12)], [*range(20, 26)], [*range(5, 45)], [*range(7, 10)]]
 
@@ -45,22 +45,20 @@ def test_each_client_gets_the_answers_of_its_own_model(
         model.load_residual(residual)
     zero = {key: torch.zeros_like(value) for key, value in drawn(model, 4).items()}
     private = [drawn(model, 5), zero, drawn(model, 6)]
-    sampling, num = Sampling(6), len(PROMPTS)
+    sampling = Sampling(6)
     alone = []
     for adapter in private:
         model.load("private", adapter)
         with model.inference(active):
-            found = dict(stream(model.base, PROMPTS, sampling, (), num))
-        alone.append([found[place] for place in range(num)])
+            alone.append(generate(model.base, PROMPTS, sampling))
     model.load("private", drawn(model, 2))
     with several(model, active, private) as route:
         assert ranks_are_independent(model, route, len(private))
-        found = dict(
-            stream(
-                model.base, PROMPTS * 3, sampling, (), 5, lambda places: route([at // num for at in places])
-            )
-        )
-    assert [[found[client * num + place] for place in range(num)] for client in range(3)] == alone
+        found = generate(
+            model.base, PROMPTS * 3, sampling,
+            num_rows=5, route=lambda places: route([at // len(PROMPTS) for at in places])
+        )  # fmt: skip
+    assert found == [answer for answers in alone for answer in answers]
     assert alone[0] != alone[1] != alone[2] != alone[0]
     held = model.state("private")
     assert all(torch.equal(held[key], value) for key, value in drawn(model, 2).items())

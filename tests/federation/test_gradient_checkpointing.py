@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from fedsdr.config import Settings
-from fedsdr.federation.checkpointing import choose_checkpointing, resolve_for
+from fedsdr.federation.gradient_checkpointing import choose_gradient_checkpointing, resolve_for
 from fedsdr.model.tiny import build_tiny
 
 GB = 1e9
@@ -26,7 +26,7 @@ def test_what_fits_is_not_computed_twice(tmp_path: Path):
 
     def chosen(free: float, batch_size: int = 16, **model: Any) -> str:
         spec = {"name": str(tmp_path), "dtype": "bfloat16", "attention": "sdpa", **model}
-        return choose_checkpointing(Settings(model=spec, client={"batch_size": batch_size}), free)
+        return choose_gradient_checkpointing(Settings(model=spec, client={"batch_size": batch_size}), free)
 
     assert chosen(24 * GB) == "on"
     assert chosen(80 * GB) == "on"
@@ -44,6 +44,6 @@ def test_auto_looks_at_the_gpu(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     settings = tiny_settings(**{"model.dtype": "auto"})
     model = resolve_for(settings)
-    assert (model.dtype, model.attention, model.checkpointing) == ("bfloat16", "sdpa", chosen)
-    off = settings.model.model_copy(update={"checkpointing": "off"})
-    assert resolve_for(settings.model_copy(update={"model": off})).checkpointing == "off"
+    assert (model.dtype, model.attention, model.gradient_checkpointing) == ("bfloat16", "sdpa", chosen)
+    off = settings.model.model_copy(update={"gradient_checkpointing": "off"})
+    assert resolve_for(settings.model_copy(update={"model": off})).gradient_checkpointing == "off"

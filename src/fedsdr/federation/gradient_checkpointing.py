@@ -6,7 +6,7 @@ import torch
 
 from fedsdr.config import Model, Settings
 from fedsdr.data.conversation import Conversation
-from fedsdr.federation.estimate import Client, memory, sizes_of
+from fedsdr.federation.estimate import ClientTexts, memory, sizes_of
 from fedsdr.model.base import resolve_model
 from fedsdr.model.meta import load_skeleton
 
@@ -17,15 +17,17 @@ ROOM = 0.5
 def resolve_for(settings: Settings) -> Model:
     """Replace "auto" as `resolve_model` does, and for checkpointing by a GPU's free memory."""
     model = resolve_model(settings.model)
-    if settings.model.checkpointing == "auto" and torch.cuda.is_available():
+    if settings.model.gradient_checkpointing == "auto" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         share = settings.run.gpus_per_client or 1.0
-        chosen = choose_checkpointing(settings.model_copy(update={"model": model}), free * min(share, 1.0))
-        model = model.model_copy(update={"checkpointing": chosen})
+        chosen = choose_gradient_checkpointing(
+            settings.model_copy(update={"model": model}), free * min(share, 1.0)
+        )
+        model = model.model_copy(update={"gradient_checkpointing": chosen})
     return model
 
 
-def choose_checkpointing(settings: Settings, free: float) -> Literal["on", "off"]:
+def choose_gradient_checkpointing(settings: Settings, free: float) -> Literal["on", "off"]:
     """Return "off" if a pass over the longest conversations fits into `free` bytes with states kept.
 
     The data are not read for this: every conversation is assumed to have the length model.max_length.
@@ -37,8 +39,8 @@ def choose_checkpointing(settings: Settings, free: float) -> Literal["on", "off"
     skeleton, _ = load_skeleton(settings.model)
     longest = settings.model.max_length
     text = Conversation((0,) * longest, longest // 2)
-    clients = [Client([text] * settings.client.batch_size, [text])]
-    kept = settings.model.model_copy(update={"checkpointing": "off"})
+    clients = [ClientTexts([text] * settings.client.batch_size, [text])]
+    kept = settings.model.model_copy(update={"gradient_checkpointing": "off"})
     parts = memory(
         settings.model_copy(update={"model": kept}),
         sizes_of(skeleton, settings.adapter),

@@ -12,29 +12,31 @@ from fedsdr.model.download import cache_folder
 
 
 @contextmanager
-def lent(model: Any, tokenizer: Any) -> Iterator[str]:
+def lent(given: Any) -> Iterator[str]:
     """Yield a name under which `load_base` finds a model within the block.
 
     The model is temporarily saved in the cache folder and loaded like any other, so the caller's copy stays
     unchanged.
 
     Args:
-        model: A causal language model from transformers.
-        tokenizer: Its tokenizer.
+        given: A pair of a causal language model from transformers and its tokenizer.
 
     Yields:
         "memory:" and a hash of weights, configuration, tokenizer and chat template.
 
     Raises:
-        UserError: They are not a model and tokenizer from transformers.
+        UserError: It is not a pair of a model and tokenizer from transformers.
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    if not (isinstance(model, PreTrainedModel) and isinstance(tokenizer, PreTrainedTokenizerBase)):
+    pair = given if isinstance(given, tuple) else (given,)
+    kinds = (PreTrainedModel, PreTrainedTokenizerBase)
+    if len(pair) != 2 or not all(map(isinstance, pair, kinds)):
         raise UserError(
             "model: expected the name of a model, or a pair of a transformers model and its tokenizer; found"
-            f" {type(model).__name__} and {type(tokenizer).__name__}"
+            f" {' and '.join(type(one).__name__ for one in pair) or 'nothing'}"
         )
+    model, tokenizer = pair
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="in-memory-", dir=cache_folder()) as place:
         with quiet():
