@@ -5,9 +5,9 @@
 STUDY is a folder with data and cells: of recipes/study/run.sh, or made alike by recipes/study/data.py and
 cell.py of other domains. A case is a domain of one set of rewritings and three seeds. CASES gets a line for
 each: the numbers that the probe finds before training, with the first seed, and by seed "plain" (the gain of
-fedsd less that of fedit in that domain) and "equal_cost" (the same against fedit scaled to fedsd's cost). Sets
-with missing cells are listed and left out; cases already in CASES are kept. Then both outcomes are judged:
-every number, and the rule "rewrite if most pass", with whole domains left out.
+fedsd less that of fedit in that domain) and "equal_cost" (the same against fedit scaled to fedsd's cost).
+Sets with missing cells are listed and left out; cases already in CASES are kept. Then both outcomes are
+judged: every number, and the rule "rewrite if most pass", with whole domains left out.
 """
 
 import json

@@ -34,7 +34,7 @@ from fedsdr.storage import Event
 
 NEVER_GAINED = (
     "In none of 32 cases that were trained did rewriting gain on true responses (docs/probe.md), so it is"
-    " never advised. What else these numbers predict is not known: compare on validation examples if it matters."
+    " never advised. What else these numbers predict is not known: compare on validation examples."
 )
 
 
