@@ -1,13 +1,13 @@
 """Cases to evaluate `fedsdr probe`, from the study's cells: its predictions, and the gains of rewriting.
 
-    python recipes/beyond/probe_cases.py CASES STUDY [TEACHER]
+    python recipes/beyond/probe_cases.py CASES STUDY ...
 
-STUDY and TEACHER are folders of recipes/study/run.sh, with data and cells. A case is a domain of one set of
-rewritings and three seeds. CASES gets a line for each: the numbers that the probe finds before training, with
-the first seed, and by seed "plain" (the gain of fedsd less that of fedit in that domain) and "equal_cost"
-(the same against fedit scaled to fedsd's cost). Sets with missing cells are listed and left out;
-cases already in CASES are kept. Then both outcomes are judged: every number, and the rule "rewrite if most
-pass", with whole domains left out.
+STUDY is a folder with data and cells: of recipes/study/run.sh, or made alike by recipes/study/data.py and
+cell.py of other domains. A case is a domain of one set of rewritings and three seeds. CASES gets a line for
+each: the numbers that the probe finds before training, with the first seed, and by seed "plain" (the gain of
+fedsd less that of fedit in that domain) and "equal_cost" (the same against fedit scaled to fedsd's cost).
+Sets with missing cells are listed and left out; cases already in CASES are kept. Then both outcomes are
+judged: every number, and the rule "rewrite if most pass", with whole domains left out.
 """
 
 import json
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsdr.analysis.probe import FEATURES
-from fedsdr.analysis.probe import evaluate_rule as judge
+from fedsdr.analysis.probe import FEATURES, evaluate_rule
 from fedsdr.errors import UserError
 from fedsdr.experiments.frontier import ScoredRun, by_domain
 from fedsdr.experiments.probe import cases_sheet, probe
@@ -28,7 +27,12 @@ from fedsdr.report.sheets import render_text
 from fedsdr.storage import Event, read_json, read_lines, rewrite_lines
 
 RECIPE = Path(__file__).parents[1] / "study/study.toml"
-SETS = (("answer", "fedsd", (0, 1, 2)), ("answer", "fedsd", (3, 4, 5)), ("off", "fedsd-off", (0, 1, 2)))
+SETS = (
+    ("answer", "fedsd", (0, 1, 2)),
+    ("answer", "fedsd", (3, 4, 5)),
+    ("off", "fedsd-off", (0, 1, 2)),
+    ("off", "fedsd-off", (3, 4, 5)),
+)
 """Verify mode, arm and seeds."""
 NUM = 16
 """Examples of a client that are probed."""
@@ -64,7 +68,7 @@ def main(cases: Path, *folders: Path) -> None:
     for outcome in ("plain", "equal_cost"):
         print(f"\nOutcome: {outcome}\n")
         try:
-            judged = judge([{**case, "outcomes": case[outcome]} for case in found if case[outcome]])
+            judged = evaluate_rule([{**case, "outcomes": case[outcome]} for case in found if case[outcome]])
         except UserError as reason:
             print(reason)
             continue

@@ -132,7 +132,7 @@ def probe(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Estimate for each client whether rewriting will help; the estimate is not validated (docs/probe.md).
+    """Find clients that should not rewrite; in no case that was trained did rewriting gain (docs/probe.md).
 
     Takes minutes; trains nothing, and writes only rewritings, into run.cache if that is set.
     """

@@ -110,7 +110,7 @@ def print_estimate(settings: Any, as_json: bool) -> None:
     for sheet in sheets(estimate):
         print(f"\n{render_text(sheet)}")
     if METHODS[settings.method].needs_rewritings:
-        print("\n`fedsdr probe` with the same recipe estimates, not validated, whether rewriting pays")
+        print("\n`fedsdr probe` with the same recipe finds clients that should not rewrite")
 
 
 @contextmanager

@@ -19,10 +19,10 @@ def of(found: dict, feature: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("num_suited", "advised"), [(24, "rewrite"), (18, "rewrite"), (12, "undecided"), (6, "raw"), (0, "raw")]
+    ("num_suited", "advised"), [(24, "undecided"), (12, "undecided"), (6, "raw"), (0, "raw")]
 )
-def test_the_advice_is_undecided_where_the_interval_holds_one_half(num_suited: int, advised: str):
-    """Wilson's intervals of 18 and 12 of 24 are [0.55, 0.88] and [0.31, 0.69]."""
+def test_the_advice_is_undecided_unless_the_interval_lies_below_one_half(num_suited: int, advised: str):
+    """Wilson's intervals of 12 and 6 of 24 are [0.31, 0.69] and [0.12, 0.45]. No case supports "rewrite"."""
     assert advice(num_suited, 24) == advised
 
 
@@ -78,10 +78,10 @@ def test_the_plain_rule_is_taken_unless_another_number_is_better_for_certain():
 
 def test_few_cases_validate_nothing_and_advice_is_counted_where_it_was_given():
     cases = [
-        case("a", 1, passed=0.9, advice="rewrite"),
-        case("b", -1, passed=0.2, advice="rewrite"),
+        case("a", 1, passed=0.9, advice="undecided"),
+        case("b", 1, passed=0.2, advice="raw"),
         case("c", -1, passed=0.1, advice="raw"),
-        case("d", 1, passed=0.5, advice="undecided"),
+        case("d", -1, passed=0.1, advice="raw"),
     ]
     found = evaluate_rule(cases)
     assert found["advised"] == {"num": 3, "right": pytest.approx(2 / 3)}
@@ -100,6 +100,9 @@ def test_a_number_that_no_case_has_is_left_out_and_missing_ones_are_not_counted(
 def test_outcomes_of_one_kind_cannot_judge():
     with pytest.raises(UserError, match="rewriting helped in all of the 2 cases"):
         evaluate_rule([case("a", 1, passed=0.1), case("b", 1, passed=0.2)])
+    # Wilson's upper end of 0 of 32 is z^2 / (32 + z^2) = 3.84 / 35.84.
+    with pytest.raises(UserError, match=r"none of the 32 cases \(share that gained: 0.00 to 0.11"):
+        evaluate_rule([case(f"d{n}", -1, passed=n / 32) for n in range(32)])
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ Output: advice for each client, or how well each quantity predicts the outcomes.
 
 The rule: a rewriting suits its example if it passes the checks and keeps the ground truth, is likelier under
 the base model than the true response (log p per token), and has at most twice as many words. If the 95 %
-interval (Wilson) of the share of suited examples is above one half, rewrite; if below, train on the true
-responses; otherwise undecided. The rule is our own, after one finding: one-word labels that became sentences
-cost more than anything else. It has not been validated.
+interval (Wilson) of the share of suited examples is below one half, train on the true responses; otherwise
+undecided. It never advises to rewrite: in no case that we trained did rewriting gain on true responses
+(docs/probe.md). Until 30 November 2026 it did where the interval lies above one half, and was always wrong.
 """
 
 import math
@@ -42,9 +42,8 @@ Case = Event
 
 
 def advice(num_suited: int, num: int) -> str:
-    """Advice for a client, "rewrite", "raw" or "undecided", by its number of suited examples."""
-    low, high = wilson(num_suited / num, num)
-    return "rewrite" if low > 0.5 else "raw" if high < 0.5 else "undecided"
+    """Advice for a client, "raw" or "undecided", by its number of suited examples."""
+    return "raw" if wilson(num_suited / num, num)[1] < 0.5 else "undecided"
 
 
 def read_cases(rows: Sequence[Row]) -> list[Case]:
@@ -86,7 +85,8 @@ def evaluate_rule(cases: Sequence[Case]) -> Event:
     Returns:
         "records", one for each feature with at least one case of either kind; "taken": the plain rule or,
         with at least `LEAST_CASES` cases, the best feature that is significantly better (difference's
-        interval above 0); "advised": the number of cases with advice, and the share for which it was right;
+        interval above 0); "advised": the number of cases with the advice "raw", and the share that lost by
+        rewriting;
         "notes".
 
     Raises:
@@ -95,20 +95,23 @@ def evaluate_rule(cases: Sequence[Case]) -> Event:
     paid = [_paid(case) for case in cases]
     if len(set(paid)) < 2:
         kind = "all" if paid and paid[0] else "none"
-        raise UserError(f"rewriting helped in {kind} of the {len(cases)} cases; judging requires both kinds")
+        low, high = wilson(float(paid[0]), len(paid)) if paid else (0.0, 1.0)
+        raise UserError(
+            f"rewriting helped in {kind} of the {len(cases)} cases (share that gained: {low:.2f} to"
+            f" {high:.2f}, if cases are independent); judging a quantity requires both kinds"
+        )
     records = [_judged(name, cases) for name in FEATURES]
     records = [record for record in records if record["auc"] is not None]
     is_enough = len(cases) >= LEAST_CASES
     better = [record for record in records if is_enough and (record["difference_low"] or 0) > 0]
-    decided = [case for case in cases if case.get("advice") in ("rewrite", "raw")]
-    right = [(case["advice"] == "rewrite") == _paid(case) for case in decided]
+    right = [not _paid(case) for case in cases if case.get("advice") == "raw"]
     notes = [f"Rewriting helped in {sum(paid)} of {len(cases)} cases of {len(_domains(cases))} domains."]
     if not is_enough:
         notes.append(f"Fewer than {LEAST_CASES} cases: too few to validate a rule.")
     return {
         "records": records,
         "taken": max(better, key=lambda record: record["auc"])["feature"] if better else PLAIN,
-        "advised": {"num": len(decided), "right": sum(right) / len(right) if right else None},
+        "advised": {"num": len(right), "right": sum(right) / len(right) if right else None},
         "notes": notes,
     }
 
