@@ -271,7 +271,7 @@ def _personal_of(
     if not path.exists():
         raise UserError(
             f"client {client!r} has not fused its adapters of round {number}, which happens when it is"
-            f" evaluated; `fedsdr evaluate {settings.run.dir} --round {number}` first"
+            f" evaluated: by `fedsdr evaluate RUN --round {number}` first; in a deployment, at the run's end"
         )
     fusion = read_json(path)
     return fuse(shared, own, fusion["shared"], fusion["private"])
