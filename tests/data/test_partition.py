@@ -30,8 +30,21 @@ def make_domains(sizes: dict[str, tuple[int, int]], num_labels: int = 0) -> dict
     return {n: Domain(records(n, "train", a), records(n, "test", b)) for n, (a, b) in sizes.items()}
 
 
+USED = {
+    "by": ("dirichlet", "pathological"),
+    "alpha": ("dirichlet", "quantity"),
+    "classes_per_client": ("pathological",),
+}
+"""Key -> kinds that use it; under others it is refused."""
+
+
+def used(kind: str = "domain", **keys) -> dict:
+    """The keys of [partition] that this kind uses."""
+    return {"kind": kind} | {key: value for key, value in keys.items() if kind in USED.get(key, (kind,))}
+
+
 def choose(seed: int = 0, **keys) -> Settings:
-    return check_settings({"data": {"seed": seed}, "partition": keys}, "test")
+    return check_settings({"data": {"seed": seed}, "partition": used(**keys)}, "test")
 
 
 def instructions(clients: list[ClientData], part: str) -> list[str]:
@@ -200,7 +213,7 @@ VALIDATED = {"data": {"validation": 0.1}}
 
 @pytest.mark.parametrize("kind", ["domain", *RANDOM_KINDS])
 def test_validation_examples_are_a_tenth_that_nobody_trains_on_and_no_test_example(kind: str):
-    keys = {"partition": {"kind": kind, "num_clients": 5, "classes_per_client": 3}, **VALIDATED}
+    keys = {"partition": used(kind, num_clients=5, classes_per_client=3), **VALIDATED}
     tested = partition(FIVE, check_settings(keys, "test"))
     validated = partition(FIVE, check_settings({**keys, "eval": {"split": "validation"}}, "test"))
     train = instructions(tested, "train")
