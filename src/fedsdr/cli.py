@@ -130,6 +130,7 @@ def resume(
 def evaluate(
     run_dir: RunDir,
     server_round: Round = None,
+    on_other_machine: OnOtherMachine = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -137,7 +138,7 @@ def evaluate(
     progress.show(quiet)
     from fedsdr.federation.run import evaluate_round
 
-    base, final = evaluate_round(run_dir, server_round)
+    base, final = evaluate_round(run_dir, server_round, on_other_machine)
     if as_json:
         print_json({"base": base, "final": final})
     else:

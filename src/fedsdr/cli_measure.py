@@ -1,7 +1,6 @@
 """`fedsdr measure` and `fedsdr analyze`: the paper's claims, measured on runs or on a file of pairs.
 
-`fedsdr probe` and `fedsdr judge-probe`: whether rewriting is likely to help, and how well that can be
-predicted.
+`fedsdr probe` and `fedsdr judge-probe`: which clients should not rewrite, and how well that can be predicted.
 """
 
 from pathlib import Path

@@ -67,6 +67,11 @@ class TensorBoard(Logger):
         self.writer.close()
 
 
+def _run_name(settings: Settings) -> str:
+    """The last two folders of the run, such as fedit/seed-0 of a grid."""
+    return "/".join(Path(settings.run.dir).absolute().parts[-2:])
+
+
 class Wandb(Logger):
     """Logs to Weights & Biases, project "fedsdr" unless WANDB_PROJECT names another."""
 
@@ -76,7 +81,7 @@ class Wandb(Logger):
 
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "fedsdr"),
-            name=Path(settings.run.dir).name,
+            name=_run_name(settings),
             id=_identity(settings, "wandb"),
             resume="allow",
             dir=settings.run.dir,
@@ -109,7 +114,7 @@ class MLflow(Logger):
         def create() -> str:
             found = self.client.get_experiment_by_name(name)
             experiment = found.experiment_id if found else self.client.create_experiment(name)
-            run = self.client.create_run(experiment, run_name=Path(settings.run.dir).name)
+            run = self.client.create_run(experiment, run_name=_run_name(settings))
             params = [Param(key, str(value)) for key, value in _config(settings).items()]
             self.client.log_batch(run.info.run_id, params=params)
             return str(run.info.run_id)

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from fedsdr.errors import UserError
 from fedsdr.methods import AGGREGATIONS, METHODS, OPTIMIZERS, PROMPTS
@@ -121,12 +121,21 @@ def restore_rows(saved: Mapping[str, Mapping[str, Any]]) -> None:
 
     Args:
         saved: From `describe_rows`.
+
+    Raises:
+        UserError: A row is not one of this version.
     """
     load_plugins()
     for kind, place in PLACES.items():
         for name, one in saved.get(place.setting, {}).items():
             if name not in place.table:
-                _add(place, name, TypeAdapter(kind).validate_python(one["row"]), one["origin"])
+                try:
+                    _add(place, name, TypeAdapter(kind).validate_python(one["row"]), one["origin"])
+                except ValidationError as error:
+                    raise UserError(
+                        f"{place.setting} = {name!r} of {one['origin']} was saved by another version of"
+                        f" fedsdr: register it here, or use that version ({error.errors()[0]['msg']})"
+                    ) from None
 
 
 def require_functions(settings: Any) -> None:

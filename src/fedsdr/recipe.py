@@ -280,7 +280,7 @@ def _expected(problem: Any) -> str:
     if problem["type"] == "model_type":
         return "should be a table of keys"
     message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
-    if isinstance(found := problem["input"], str) and re.fullmatch(r"[\d.e+-]+|true|false", found):
+    if isinstance(problem["input"], str) and problem["type"].split("_")[0] in ("int", "float", "bool"):
         message += ", without quotes"
     message = message.replace("a valid tuple", "an array such as [...]").replace("tuple should", "should")
     return message.replace("Tuple should", "should").removeprefix("Input ")

@@ -65,7 +65,7 @@ def test_domains_that_no_client_has_are_a_warning_since_nothing_is_rewritten():
     """In a deployment, where the server does not know the domains."""
     none = [prepared("a", 8, **fallbacks(not_chosen=8)), prepared("b", 4, **fallbacks(not_chosen=4))]
     assert [str(notice) for notice in rewriting_notices(none, {})] == [
-        "warning: distill.only names no domain of the clients: no training response is rewritten"
+        "warning: distill.only chooses no training response of any client: nothing is rewritten"
     ]
     assert rewriting_notices([none[0], prepared("b", 4)], {}) == []
 

@@ -20,13 +20,13 @@ An arm with a higher cost than every point of the control is beyond its range, a
 
 Test: Student's t of D over seeds. Interval: percentiles over draws b of
 
-    mean over seeds of D_b + t_b se_b.
+    mean over seeds of D_b + t_b se.
 
 A draw resamples test examples within domains, and prompts of the cost, the same for all seeds, and each
 seed's own validation examples; costs, gains and the envelope are recomputed. If it puts an arm beyond the
-range, the arm is compared with the control's best point. se_b is the standard error of D_b over seeds, and
-t_b a draw of Student's t with S - 1 degrees of freedom: resampling so few seeds would give intervals that are
-too narrow, down to a coverage of 73 % with three.
+range, the arm is compared with the control's best point. se is the standard error of D over seeds, and t_b a
+draw of Student's t with S - 1 degrees of freedom: resampling so few seeds would give intervals that are too
+narrow, down to a coverage of 73 % with three.
 
 Paper: scaling after Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022,
 arXiv 2109.01903. Bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (1993). The comparison and
@@ -99,7 +99,7 @@ class CostComparison:
     test: Difference | None
     low: float | None
     high: float | None
-    """Ends of the 95 % interval of the mean of D by the bootstrap; None if a seed is beyond the range."""
+    """Ends of the 95 % interval of the mean of D; None if a seed is beyond the range."""
 
 
 def domain_weights(domains: Sequence[str]) -> Array:
@@ -143,14 +143,14 @@ def _better(
 
 def against_control(seeds: Sequence[SeedPair]) -> CostComparison:
     """Compare a model with the control at its cost, seed by seed, and over seeds and examples."""
-    plain = [_weighed(pair, _equal(pair)) for pair in seeds]
+    plain = [_weighted(pair, _equal(pair)) for pair in seeds]
     beyond = [bool(cost > max(c.max() for c in costs) * ROUNDING) for costs, _, _, cost, _ in plain]
     inside = [one for one, is_beyond in zip(plain, beyond, strict=True) if not is_beyond]
     shown = inside or plain
     controls = [float(control_gain(costs, by, gains, cost)) for costs, by, gains, cost, _ in shown]
     gains = [float(gain) for *_, gain in shown]
     by_seed = [gain - other for gain, other in zip(gains, controls, strict=True)] if inside else []
-    low, high = (None, None) if any(beyond) else _bootstrap(seeds)
+    low, high = (None, None) if any(beyond) else _interval(seeds, by_seed)
     return CostComparison(
         by_seed,
         int(sum(beyond)),
@@ -173,7 +173,7 @@ def crossed_interval(values: Array, strata: Sequence[str]) -> tuple[float, float
     if len(values) < 2:
         return None
     rng = np.random.default_rng(seed_for(0, "crossed", len(values)))
-    return _ends(_drawn(strata, rng) @ values.T, rng)
+    return _ends(_drawn(strata, rng) @ values.T, values @ domain_weights(strata), rng)
 
 
 def verdicts(comparisons: Sequence[CostComparison]) -> list[tuple[Verdict, float | None]]:
@@ -207,7 +207,7 @@ def _equal(pair: SeedPair) -> Weights:
     return prompts, domain_weights(pair.validation_domains), domain_weights(pair.domains)
 
 
-def _weighed(pair: SeedPair, weights: Weights) -> tuple[list[Array], list[Array], list[Array], Array, Array]:
+def _weighted(pair: SeedPair, weights: Weights) -> tuple[list[Array], list[Array], list[Array], Array, Array]:
     """Costs and gains of the control's points (..., scales), and cost and gain of the compared model."""
     prompts, validation, test = weights
     return (
@@ -219,7 +219,7 @@ def _weighed(pair: SeedPair, weights: Weights) -> tuple[list[Array], list[Array]
     )
 
 
-def _bootstrap(seeds: Sequence[SeedPair]) -> tuple[float | None, float | None]:
+def _interval(seeds: Sequence[SeedPair], by_seed: Sequence[float]) -> tuple[float | None, float | None]:
     """Ends of the 95 % interval of the mean of D; None for fewer than two seeds."""
     if len(seeds) < 2:
         return None, None
@@ -229,9 +229,9 @@ def _bootstrap(seeds: Sequence[SeedPair]) -> tuple[float | None, float | None]:
     found = []
     for pair in seeds:
         weights = prompts, _drawn(pair.validation_domains, rng), test
-        costs, by, gains, cost, gain = _weighed(pair, weights)
+        costs, by, gains, cost, gain = _weighted(pair, weights)
         found.append(gain - control_gain(costs, by, gains, cost))
-    return _ends(np.stack(found, axis=1), rng)
+    return _ends(np.stack(found, axis=1), by_seed, rng)
 
 
 def _drawn(domains: Sequence[str], rng: np.random.Generator) -> Array:
@@ -247,10 +247,16 @@ def _drawn(domains: Sequence[str], rng: np.random.Generator) -> Array:
     return weights
 
 
-def _ends(values: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """Ends of the 95 % interval of a mean over seeds, from values (draws of examples, seeds)."""
-    num_draws, num_seeds = values.shape
-    errors = values.std(axis=1, ddof=1) / math.sqrt(num_seeds)
-    means = values.mean(axis=1) + rng.standard_t(num_seeds - 1, num_draws) * errors
+def _ends(values: Array, by_seed: Sequence[float] | Array, rng: np.random.Generator) -> tuple[float, float]:
+    """Ends of the 95 % interval of a mean over seeds.
+
+    Args:
+        values: By draw of examples and seed (draws, seeds).
+        by_seed: With all examples (seeds,). Their standard error has the noise of examples within seeds, too,
+            so the interval is rather too wide where that is large.
+        rng: Source of Student's t.
+    """
+    error = float(np.std(by_seed, ddof=1)) / math.sqrt(len(by_seed))
+    means = values.mean(axis=1) + error * rng.standard_t(len(by_seed) - 1, len(values))
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -96,7 +96,7 @@ def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:
     if num == len(prompts):
         raise UserError(
             f"data.validation = {settings.data.validation} leaves domain {name!r} no examples to train"
-            f" on; of its prompts, {num} differ"
+            f" on: of its {len(domain.train)} prompts, {num} differ; lower it, or set it to 0"
         )
     rng = np.random.default_rng(seed_for(settings.data.seed, "validation", name))
     kept_out = {prompts[place] for place in rng.permutation(len(prompts))[:num]}

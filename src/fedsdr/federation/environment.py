@@ -237,11 +237,11 @@ def _changes(settings: Settings) -> str:
         for one in (read_settings(Path(settings.run.dir)), settings)
     )
     words = [
-        f"{key} was {saved.get(key)!r} and is {value!r} now"
-        for key, value in now.items()
-        if value != saved.get(key)
+        f"{key} was {saved.get(key)!r} and is {now.get(key)!r} now"
+        for key in saved | now
+        if saved.get(key) != now.get(key)
     ]
-    return "; ".join(words) or "config.toml changed since the run began"
+    return "; ".join(words) or "config.toml was changed since the run began, or written by an earlier fedsdr"
 
 
 def git_commit() -> str | None:

@@ -66,13 +66,17 @@ def read_trained(folder: Path, server_round: int | None, client: str) -> Trained
         UserError: The round is not finished, the run has no global model, or the client has no adapter of its
             own, or no single adapter represents its model.
     """
-    for own in map(ClientFolder, (folder, *folder.glob("*"))):
-        if own.received.config.exists():
-            if client or server_round is not None:
-                raise UserError(f"{folder} holds one model, its client's: leave out --client and --round")
-            settings, number = read_settings(own.received.path), own.received.last_round()
-            adapter = _personal_of(settings, own, number, load_adapter(own.received.round(number)))
-            return Trained(settings, number, own.path.resolve().name, adapter)
+    places = [own for own in map(ClientFolder, (folder, *folder.glob("*"))) if own.received.config.exists()]
+    if len(places) > 1:
+        names = ", ".join(str(own.path) for own in places)
+        raise UserError(f"{folder} has the models of several clients; name one: {names}")
+    if places:
+        if client or server_round is not None:
+            raise UserError(f"{folder} holds one model, its client's: leave out --client and --round")
+        own = places[0]
+        settings, number = read_settings(own.received.path), own.received.last_round()
+        adapter = _personal_of(settings, own, number, load_adapter(own.received.round(number)))
+        return Trained(settings, number, own.path.resolve().name, adapter)
     settings, run = read_settings(folder), RunFolder(folder)
     if not client:
         require_global(settings, "name a client by --client")

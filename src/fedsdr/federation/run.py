@@ -169,13 +169,16 @@ def resume(
             return _drive(settings, grid, watch)
 
 
-def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scores]:
+def evaluate_round(
+    folder: Path, server_round: int | None, on_other_machine: bool = False
+) -> tuple[Scores, Scores]:
     """Scores of the base model and of a round; computed if the run has no record of them.
 
     The personalised model is scored if the clients still have their private adapters of that round.
 
     Raises:
-        UserError: The folder contains no run, or the round is not finished.
+        UserError: The folder contains no run, or the round is not finished. Or as `resume`, whose
+            `on_other_machine` it takes.
     """
     settings, run = read_settings(folder), RunFolder(folder)
     number = checked_round(folder, server_round)
@@ -184,7 +187,7 @@ def evaluate_round(folder: Path, server_round: int | None) -> tuple[Scores, Scor
         _require_local(run)
         check_engine(settings)
         with _working_in(run):
-            require_same(settings)
+            require_same(settings, on_other_machine=on_other_machine)
             from fedsdr.federation.server_app import serve
 
             with _simulated(settings) as grid:

@@ -77,9 +77,7 @@ def rewriting_notices(events: Iterable[Event], classes: Classes) -> list[Notice]
     """How many rewritings fell back and why; a warning for more than half, all of a label, or none made."""
     prepared = [event for event in events if "distill/num_examples@after" in event]
     if prepared and not count_fallbacks(prepared)[1]:
-        return [
-            Notice("distill.only names no domain of the clients: no training response is rewritten", True)
-        ]
+        return [Notice("distill.only chooses no training response of any client: nothing is rewritten", True)]
     total = _fallback("", prepared)
     if not total:
         return []

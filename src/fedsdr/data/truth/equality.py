@@ -8,7 +8,7 @@ import re
 
 from fedsdr.data.truth.answers import Found, find_answer
 from fedsdr.data.truth.labels import find_label
-from fedsdr.data.truth.negation import asked, denied, left_open
+from fedsdr.data.truth.negation import asked, denied
 from fedsdr.data.truth.numbers import QUANTITY, in_digits, quantities, same_value, unlatex, value
 from fedsdr.data.truth.text import AFTER, BEFORE, fold, unmarked, words
 
@@ -128,7 +128,8 @@ def _names(text: str, answer: str) -> bool:
     phrase = re.escape(fold(unlatex(answer)).strip(" ."))
     begin, end = BEFORE if phrase[:1].isalnum() else "", AFTER if phrase[-1:].isalnum() else ""
     for found in re.finditer(f"{begin}{phrase}{end}", text):
-        place = found.span()
-        if not (left_open(text, *place) or asked(text, found.end()) or denied(text, *place)):
+        near = text[max(0, found.start() - 20) : found.start()], text[found.end() : found.end() + 6]
+        is_open = re.search(r"\b(?:either|or|between)\s(?:\w+\s)?$", near[0]) or re.match(r",? or\b", near[1])
+        if not (is_open or asked(text, found.end()) or denied(text, *found.span())):
             return True
     return False

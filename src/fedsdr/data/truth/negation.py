@@ -139,13 +139,14 @@ _TAG = re.compile(
 _FUNCTION_WORDS = r"(?:(?:a|an|the|in|by|at|of|from|on|called|to|until|before|actually)\s+)*"
 _DIRECTLY = re.compile(rf"(?:{_FAR}|\bno)\s+{_FUNCTION_WORDS}['\"]?$")
 
-_MORE = r"(?! (?:more|less|so|fewer)\b)"  # "2 or more" is one candidate
+# "2 or more" is one candidate, "X, or Y" often another name or a new clause; 1919-06-28 is no range.
 _CANDIDATES_BEFORE = re.compile(
-    r"\b(?:either|or|between)\s(?:\w+\s)?$|\b(?:between|from) [^.,;\n]{1,20}(?:and|to) $|\d\s?(?:to|-|–)\s?$"
-    r"|(?:\b\d+[,\s]+(?:and )?){2}$"
+    r"\b(?:either|between)\s(?:\w+\s)?$|(?<!,)\sor\s$|\b(?:between|from) [^.,;\n]{1,20}(?:and|to) $"
+    r"|(?<![\d-])\d+\s?(?:to|-|–)\s?$|(?:\b\d+[,\s]+(?:and )?){2}$"
 )
 _CANDIDATES_AFTER = re.compile(
-    rf"(?:, \w+(?: \w+)?){{0,6}},? or\b{_MORE}|\s?(?:to|-|–)\s?\d|(?:[,\s]+(?:and )?\d+\b){{2}}"
+    r"(?:(?:, \w+)+,?)? or\b(?! (?:more|less|so|fewer|both)\b)|\s?(?:to|-|–)\s?\d+(?![\d-])"
+    r"|(?:[,\s]+(?:and )?\d+\b){2}"
 )
 
 
