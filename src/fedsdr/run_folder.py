@@ -203,9 +203,10 @@ def read_settings(folder: Path) -> Settings:
     path, environment = RunFolder(folder).config, RunFolder(folder).environment
     if not path.is_file():
         inner = sorted(str(run.parent) for run in folder.glob(f"*/{path.name}"))
-        hint = f"; runs in it: {', '.join(inner)}" if inner else ""
-        if outer := [run for run in folder.parents if (run / path.name).is_file()]:
-            hint = f"; it lies in the run {outer[0]}: name that, and a round by --round"
+        outer = [run for run in folder.parents if (run / path.name).is_file()]
+        hint = f"; it lies in the run {outer[0]}: name that, and a round by --round" if outer else ""
+        if inner:
+            hint = f"; runs in it: {', '.join(inner)}"
         raise UserError(f"{folder} contains no run: {path.name} is missing{hint}")
     if environment.exists():
         restore_rows(read_json(environment).get("settings", {}).get("rows", {}))
