@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from fedsdr.experiments.frontier import ScoredRun
+from fedsdr.experiments.probe import NEVER_GAINED
+from fedsdr.storage import read_lines
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "recipes/study/verdicts.py"
@@ -151,3 +153,13 @@ def test_readme_says_what_the_verdicts_say(verdicts):
         claims.append({"verdict": verdict.strip("*"), "difference": float(effect), "low": low, "high": high,
                        "p": 0.0 if p.startswith("<") else float(p), "num_seeds": int(seeds)})  # fmt: skip
     assert verdicts.in_short(claims[:2], claims[2:]) in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_what_the_probe_says_of_the_trained_cases_is_what_their_record_says():
+    cases = read_lines(ROOT / "docs/results/probe/cases.jsonl")
+    assert not [case for case in cases if max(*case["plain"], *case["equal_cost"]) > 0]
+    for text in (
+        NEVER_GAINED,
+        *((ROOT / "docs" / name).read_text("utf-8") for name in ("probe.md", "choosing.md")),
+    ):
+        assert re.search(rf"none of (?:the )?{len(cases)} cases", " ".join(text.split()))
