@@ -7,6 +7,7 @@ OUT gets the records again, with the divergences of 60 passages of 96 tokens, fo
 Rehearsal is trained on answers to prompts, so this cost is further from what it keeps.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fedsdr.experiments.measured_run import MeasuredRun, Options
 from fedsdr.model.base import Base
 from fedsdr.run_folder import RunFolder, read_settings
 from fedsdr.server.checkpoint import load_round
-from fedsdr.storage import read_json, write_json
+from fedsdr.storage import read_json, write_file
 
 LENGTH = 96
 """Tokens of a passage; its first token is not scored."""
@@ -46,7 +47,8 @@ def main(cells: Path, file: Path, out: Path, *arms: str) -> None:
         ]
         for one, kls in zip(own, divergences(model, texts, models, 32), strict=True):
             one["kl"] = [round(kl, 6) for kl in kls]
-        write_json(new, {**record, "cost": f"KL to the base on {len(texts)} passages of {file.name}"})
+        record["cost"] = f"KL to the base on {len(texts)} passages of {file.name}"
+        write_file(new, json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def passages(base: Base, file: Path) -> list[Conversation]:

@@ -168,7 +168,7 @@ def with_error(value: float, error: float, freedom: int) -> Event:
     """
     half = t_quantile(freedom) * error
     found = {"value": value, "low": value - half, "high": value + half}
-    return {name: None if math.isnan(number) else number for name, number in found.items()}
+    return {name: number if math.isfinite(number) else None for name, number in found.items()}
 
 
 def with_interval(value: float, draws: NDArray[np.float64], freedom: int) -> Event:
@@ -177,9 +177,7 @@ def with_interval(value: float, draws: NDArray[np.float64], freedom: int) -> Eve
     t is Student's; its degrees of freedom are those of the smallest group: units minus one. None for a value
     that is not a number, and for the ends if a draw is not a number.
     """
-    half = t_quantile(freedom) * float(draws.std(ddof=1))
-    found = {"value": float(value), "low": float(value) - half, "high": float(value) + half}
-    return {name: number if math.isfinite(number) else None for name, number in found.items()}
+    return with_error(float(value), float(draws.std(ddof=1)), freedom)
 
 
 def seed_interval(mean: float, sd: float | None, num: int) -> tuple[float, float] | None:

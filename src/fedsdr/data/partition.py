@@ -11,7 +11,7 @@ import numpy as np
 from fedsdr.config import Partition, Settings
 from fedsdr.data.examples import Example
 from fedsdr.data.readers import Record
-from fedsdr.data.sources import Domain, check_name, opening
+from fedsdr.data.sources import Domain, check_name, opening, split_off
 from fedsdr.errors import UserError
 from fedsdr.methods import METHODS
 from fedsdr.seeds import seed_for
@@ -99,9 +99,8 @@ def _hold_out(name: str, domain: Domain, settings: Settings) -> Domain:
             f" on: of its {len(domain.train)} prompts, {num} differ; lower it, or set it to 0"
         )
     rng = np.random.default_rng(seed_for(settings.data.seed, "validation", name))
-    kept_out = {prompts[place] for place in rng.permutation(len(prompts))[:num]}
-    held = [record for record in domain.train if opening(record.example) in kept_out]
-    train = [record for record in domain.train if opening(record.example) not in kept_out]
+    chosen = rng.permutation(len(prompts))[:num]
+    train, held = split_off(domain.train, (prompts[place] for place in chosen))
     return replace(domain, train=train, test=held if settings.eval.split == "validation" else domain.test)
 
 

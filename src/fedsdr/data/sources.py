@@ -301,9 +301,16 @@ def _hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Reco
             f"domain {records[0].example.domain!r}: test_share = {share} of {len(prompts)} prompts"
             " leaves none to train on; lower test_share or set a test set"
         )
-    held = set(prompts[-num_test:])
-    train = [record for record in records if opening(record.example) not in held]
-    return train, [record for record in records if opening(record.example) in held]
+    return split_off(records, prompts[-num_test:])
+
+
+def split_off(records: list[Record], held: Iterable[tuple[str, ...]]) -> tuple[list[Record], list[Record]]:
+    """The other records, and those of conversations with these openings."""
+    chosen = set(held)
+    parts: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        parts[opening(record.example) in chosen].append(record)
+    return parts
 
 
 def _fill_choices(domain: Domain) -> Domain:

@@ -39,6 +39,11 @@ class ScoredRun:
     seed: int
     models: Sequence[Event]
 
+    @property
+    def base(self) -> Event:
+        """The record of the base model."""
+        return next(record for record in self.models if record["model"] == "base")
+
     def points(self, model: str) -> dict[tuple[int, float], Event]:
         """Round and scale -> record, ascending."""
         found = {(r["round"], r["scale"]): r for r in self.models if r["model"] == model}
@@ -259,8 +264,7 @@ def _pair(
 
 def _base_losses(run: ScoredRun) -> Array:
     """The base's loss on each test example, by which those of two runs are recognised as the same."""
-    base = next(one for one in run.models if one["model"] == "base")
-    return np.concatenate([base["test"][name] for name in sorted(base["test"])])
+    return np.concatenate([run.base["test"][name] for name in sorted(run.base["test"])])
 
 
 def point_of(
@@ -274,11 +278,10 @@ def point_of(
         domains: Domains of the test examples; empty: all.
         validation: Domains of the validation examples, which only a control has; empty: all.
     """
-    base = next(one for one in run.models if one["model"] == "base")
     parts: dict[str, tuple[Array, list[str]]] = {}
     for part, chosen in (("test", domains), ("validation", validation)):
         of_part = record.get(part, {})
         names = [name for name in sorted(of_part) if not chosen or name in chosen]
-        gains = [np.subtract(base[part][name], of_part[name]) for name in names]
+        gains = [np.subtract(run.base[part][name], of_part[name]) for name in names]
         parts[part] = np.concatenate([[], *gains]), [name for name in names for _ in of_part[name]]
     return Point(np.asarray(record["kl"]), *parts["test"], *parts["validation"])

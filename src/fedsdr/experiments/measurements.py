@@ -20,7 +20,7 @@ from fedsdr.experiments.frontier_scores import frontier_scores, one_word
 from fedsdr.experiments.measured_run import MeasuredRun
 from fedsdr.experiments.pairs import alignment, checkers, judge_at, mean_difference, paradox
 from fedsdr.federation.client_context import data_of
-from fedsdr.federation.export import check_identity, require_global
+from fedsdr.federation.export import require_global
 from fedsdr.messages.wire import Arrays
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapters import LoraModel
@@ -117,10 +117,10 @@ def _global_model(run: MeasuredRun, name: str) -> LoraModel:
     require_global(run.settings, f"{name} compares the base and the global model")
     last = checked_round(run.folder, None)
     shared, residual = load_round(RunFolder(run.folder), last, run.settings.adapter.rank)
-    check_identity(run.folder, run.model.base.identity)
-    run.model.load("shared", shared)
-    run.model.load_residual(residual)
-    return run.model
+    model = run.model
+    model.load("shared", shared)
+    model.load_residual(residual)
+    return model
 
 
 def _retention(run: MeasuredRun) -> Event:

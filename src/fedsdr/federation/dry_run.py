@@ -21,6 +21,7 @@ from fedsdr.federation.disk import disk
 from fedsdr.federation.estimate import ClientTexts, Part, memory, messages, sizes_of
 from fedsdr.federation.gradient_checkpointing import resolve_for
 from fedsdr.federation.preflight import check_alone, check_budget, check_counts, check_rewritten
+from fedsdr.loggers import open_loggers
 from fedsdr.methods import METHODS
 from fedsdr.model.meta import load_skeleton
 from fedsdr.report.events import data_size
@@ -56,6 +57,7 @@ def dry_run(settings: Settings) -> Estimate:
             the disk, which may be another machine's.
     """
     check_alone(settings)
+    open_loggers(settings)  # only those that are installed
     settings = settings.model_copy(update={"model": resolve_for(settings)})
     known: list[str] = []
     unknown: list[str] = []

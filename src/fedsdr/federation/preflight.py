@@ -8,7 +8,6 @@ from typing import Any
 from fedsdr.config import Settings
 from fedsdr.data.sources import Domain, check_name
 from fedsdr.errors import Unreachable, UserError
-from fedsdr.loggers import open_loggers
 from fedsdr.messages.secure_sum import LEAST_CLIENTS
 from fedsdr.methods import ROBUST_AGGREGATORS
 from fedsdr.plugins import require_functions
@@ -20,12 +19,11 @@ def check_alone(settings: Settings) -> None:
 
     Raises:
         UserError: A plugin's row has no function here, the rounds exceed the privacy budget, or the engine
-            or a logger is not installed.
+            is not installed.
     """
     require_functions(settings)
     check_budget(settings, [])
     check_engine(settings)
-    open_loggers(settings)
 
 
 def check_engine(settings: Settings) -> None:

@@ -80,7 +80,8 @@ def says(text: str, fact: str, response: str) -> bool:
         return fold(fact) in fold(text)
     form = _form(text)
     true = _form(response)
-    turned, own = _is_turned(true, wanted, fact), _spans(_tokens(true), wanted, fact)
+    own = _spans(_tokens(true), wanted, fact)
+    turned = _is_turned(true, own)
     spans = _spans(_tokens(form), wanted, fact)
     if not any(left_open(true, *span) for span in own):
         spans = [span for span in spans if not left_open(form, *span)]
@@ -95,9 +96,8 @@ def _is_said(form: str, start: int, end: int, turned: bool | None) -> bool:
     return not (denied_directly(form, start, end) if turned else denied(form, start, end))
 
 
-def _is_turned(form: str, wanted: list[Token], fact: str) -> bool | None:
-    """Whether the response negates near the fact; None if it denies the fact itself."""
-    spans = _spans(_tokens(form), wanted, fact)
+def _is_turned(form: str, spans: list[tuple[int, int]]) -> bool | None:
+    """Whether the response negates near the fact's spans; None if it denies the fact itself."""
     if spans and all(denied(form, start, end) for start, end in spans):
         return None
     sentences = [
