@@ -294,7 +294,8 @@ def test_a_merged_model_answers_as_the_model_with_its_adapter(model: LoraModel, 
     expected = model.base.model(h)
     model.merge("private")
     assert type(model.base.model.up) is nn.Linear
-    torch.testing.assert_close(model.base.model(h), expected)
+    # Float32 sums in another order: how far apart they end depends on the processor.
+    torch.testing.assert_close(model.base.model(h), expected, rtol=1e-5, atol=1e-4)
 
 
 def with_residual(model: LoraModel, rank: int) -> LoraModel:
