@@ -140,7 +140,7 @@ def load_base(spec: Model) -> Base:
             raise UserError(
                 f"model.name = {spec.name} cannot use model.gradient_checkpointing = 'on': set 'off'"
             )
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     check_length(spec, model.config)
     written = settle_template(spec, tokenizer)
     settle_tokens(spec.name, model, tokenizer)
