@@ -12,6 +12,7 @@ the steps.
 
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from scipy import stats
@@ -73,9 +74,10 @@ def together(runs: Runs, *arms: str) -> list[ScoredRun]:
 
 
 def scored(runs: Runs, control: str, arm: str, *others: str) -> Event:
-    """An arm against the scaled control at lambda = 1, on the seeds that the others have, too."""
+    """An arm against the scaled control at lambda = 1 after all rounds, on the seeds that the others have, too."""
     found = frontier(together(runs, control, arm, *others), {"global": control}, ())
-    return next(r for r in found if r["scale"] == 1.0 and r["arm"] == arm)
+    whole = [record for record in found if record["scale"] == 1.0 and record["arm"] == arm]
+    return max(whole, key=itemgetter("round"))
 
 
 def exceeds(runs: Runs, control: str, arm: str, other: str) -> Event:
