@@ -142,6 +142,20 @@ def test_a_probes_case_has_the_gains_of_three_paired_seeds(monkeypatch: pytest.M
         assert outcome["equal_cost"] == pytest.approx([0.1] * 3, abs=0.03)
 
 
+def test_an_arm_beside_the_confirmed_one_counts_after_all_rounds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedsdr.analysis.frontier.NUM_DRAWS", 200)
+    confirm = runpy.run_path(str(ROOT / "recipes/beyond/confirm.py"))
+    arms = {"fedit": (0.5, 0.25), "fedit-double": (0.4, 0.09)}
+    cells = [record(arm, seed, "global", *numbers) for arm, numbers in arms.items() for seed in (10, 11, 12)]
+    for cell in cells[3:]:  # after half of the rounds it lies on the control's frontier
+        half = record("half", cell["seed"], "global", 0.3, 0.09)["models"][1:]
+        cell["models"][1:1] = [one | {"round": 2} for one in half]
+    runs = {(one["arm"], one["seed"]): ScoredRun(one["arm"], one["seed"], one["models"]) for one in cells}
+    found = confirm["scored"](runs, "fedit", "fedit-double")
+    assert found["round"] == 4
+    assert found["difference"] == pytest.approx(0.4 - 0.3, abs=0.02)
+
+
 def test_readme_says_what_the_verdicts_say(verdicts):
     """The paragraph is made from the claims; those of the document are shown with as many digits."""
     document = (ROOT / "docs/results/study.md").read_text()
