@@ -74,7 +74,7 @@ def together(runs: Runs, *arms: str) -> list[ScoredRun]:
 
 
 def scored(runs: Runs, control: str, arm: str, *others: str) -> Event:
-    """An arm against the scaled control at lambda = 1 after all rounds, on seeds that the others have, too."""
+    """An arm against the scaled control at lambda = 1 after all rounds, on the seeds that all have."""
     found = frontier(together(runs, control, arm, *others), {"global": control}, ())
     whole = [record for record in found if record["scale"] == 1.0 and record["arm"] == arm]
     return max(whole, key=itemgetter("round"))
