@@ -2,10 +2,10 @@
 
     python recipes/beyond/flops.py DATA OUT ARM [key=value ...]
 
-DATA is the output of `data.py`. Two of a cell's four rounds run, with seed 10 and these settings. It writes
-OUT/ARM.json, and prints the table of all arms in OUT; fedit comes first. PyTorch counts the matrix products
-and attention of all clients (torch.utils.flop_counter). Before training are rewritings or synthetic
-conversations, and five test scores.
+DATA is the output of `data.py`, whose rewritings are made anew to be counted. Two of a cell's four rounds
+run, with seed 10 and these settings. It writes OUT/ARM.json, and prints the table of all arms in OUT; fedit
+comes first. PyTorch counts the matrix products and attention of all clients (torch.utils.flop_counter).
+Before training are rewritings or synthetic conversations, and five test scores.
 """
 
 import sys
@@ -21,7 +21,7 @@ from fedsdr.history import Record
 from fedsdr.recipe import load_settings
 from fedsdr.report.sheets import Sheet, number, render_text
 from fedsdr.run_folder import RunFolder
-from fedsdr.storage import Event, read_json, read_lines, write_json
+from fedsdr.storage import Event, read_json, read_lines, rewrite_lines, write_json
 
 RECIPE = Path(__file__).parents[1] / "study/study.toml"
 NUM_ROUNDS = 4
@@ -48,7 +48,11 @@ class Marks(Callback):
 def main(data: Path, out: Path, arm: str, *more: str) -> None:
     """Count, and print the table."""
     with tempfile.TemporaryDirectory() as aside, FlopCounterMode(display=False) as counter:
-        own = {"data.root": data / "answer", "run.dir": f"{aside}/run", "run.cache": f"{aside}/cache"}
+        own = {
+            "data.root": without_rewritings(data, Path(aside)),
+            "run.dir": f"{aside}/run",
+            "run.cache": f"{aside}/cache",
+        }
         own |= {"run.seed": 10, "data.seed": 10, "server.num_rounds": 2}
         marks = Marks(counter)
         fedsdr.run(load_settings(RECIPE, [*(f"{k}={v}" for k, v in own.items()), *more]), callbacks=[marks])
@@ -67,6 +71,14 @@ def main(data: Path, out: Path, arm: str, *more: str) -> None:
     write_json(out / f"{arm}.json", record)
     records = [read_json(path) for path in sorted(out.glob("*.json"))]
     print(render_text(sheet(records), markdown=True))
+
+
+def without_rewritings(data: Path, aside: Path) -> Path:
+    """A copy of the data that leaves the column `distilled` out."""
+    for path in (data / "answer").glob("*/*.jsonl"):
+        rows = [{key: row[key] for key in row if key != "distilled"} for row in read_lines(path)]
+        rewrite_lines(aside / "data" / path.parent.name / path.name, rows)
+    return aside / "data"
 
 
 def sheet(records: list[Event]) -> Sheet:
