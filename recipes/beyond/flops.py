@@ -52,8 +52,10 @@ def main(data: Path, out: Path, arm: str, *more: str) -> None:
             "data.root": without_rewritings(data, Path(aside)),
             "run.dir": f"{aside}/run",
             "run.cache": f"{aside}/cache",
+            "run.seed": 10,
+            "data.seed": 10,
+            "server.num_rounds": 2,
         }
-        own |= {"run.seed": 10, "data.seed": 10, "server.num_rounds": 2}
         marks = Marks(counter)
         fedsdr.run(load_settings(RECIPE, [*(f"{k}={v}" for k, v in own.items()), *more]), callbacks=[marks])
         lines = [line for line in read_lines(RunFolder(f"{aside}/run").log) if line["event"] == "train"]
