@@ -1,6 +1,7 @@
 """Rewriting by a server: what it is asked, what becomes of its answers, and what a user reads when it fails."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -97,6 +98,14 @@ def serve() -> Iterator[Callable[..., Fake]]:
     for fake in started:
         fake.shutdown()
         fake.server_close()
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """Address at which no server listens. It stays bound, or another test's server might be given its port."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
 
 
 def of(fake: Fake, **settings: Any) -> Distill:
@@ -199,11 +208,9 @@ def test_an_answer_that_never_comes_is_an_error(serve, monkeypatch: pytest.Monke
     assert f"distill.url = {fake.url} gave no answer in 3 tries: ReadTimeout" in message
 
 
-def test_no_server_at_the_address_is_an_error(serve):
-    fake = Fake(lambda body: completion("Yes."))
-    fake.server_close()  # its port is free again
-    message = refusal(of(fake))
-    assert f"distill.url = {fake.url} gave no answer in 3 tries: ConnectError: " in message
+def test_no_server_at_the_address_is_an_error(nowhere):
+    message = refusal(Distill(url=nowhere, served_name="our-model"))
+    assert f"distill.url = {nowhere} gave no answer in 3 tries: ConnectError: " in message
     assert "start a server at that address" in message
 
 
@@ -235,22 +242,20 @@ def test_no_server_at_the_address_is_an_error(serve):
 def test_what_another_try_would_not_change_is_said_at_once(serve, status, body, words):
     fake = serve(lambda request: (status, body))
     message = refusal(of(fake))
-    assert f"distill.url = {fake.url}" in message
-    assert all(word in message for word in words)
+    for word in (f"distill.url = {fake.url}", *words):
+        assert word in message
     assert "Say" not in message
     assert [body["messages"] for body in fake.bodies].count(PROMPTS[0]) == 1
 
 
-def test_a_judge_is_named_as_the_user_set_it(serve):
+def test_a_judge_is_named_as_the_user_set_it(serve, nowhere):
     """What is wrong with a judge's server is not laid on [distill]."""
     broken = Judge("http://localhost:8OOO/v1", "ours")
-    away = Fake(lambda body: completion("A"))
-    away.server_close()
     for judge, words in (
         (broken, ["--judge = http://localhost:8OOO/v1: Invalid port"]),
         (
-            Judge(away.url, "ours", num_requests=3),
-            [f"--judge = {away.url} gave no", "Judge.num_requests than 3"],
+            Judge(nowhere, "ours", num_requests=3),
+            [f"--judge = {nowhere} gave no", "Judge.num_requests than 3"],
         ),
         (
             Judge(serve(lambda body: (404, "no")).url, "ours"),
@@ -263,7 +268,8 @@ def test_a_judge_is_named_as_the_user_set_it(serve):
         ),
     ):
         message = refusal(judge)
-        assert all(word in message for word in words)
+        for word in words:
+            assert word in message
         assert "distill" not in message
 
 
