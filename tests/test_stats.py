@@ -71,6 +71,11 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+def test_a_comparison_that_could_not_be_tested_stays_in_holms_family():
+    """Of three, the least p is multiplied by 3, not by 2."""
+    assert holm([0.03, None, 0.5]) == [pytest.approx(0.09), None, 1.0]
+
+
 def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).normal(size=shape)
 

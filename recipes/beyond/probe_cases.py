@@ -3,11 +3,12 @@
     python recipes/beyond/probe_cases.py CASES STUDY ...
 
 STUDY is a folder with data and cells: of recipes/study/run.sh, or made alike by recipes/study/data.py and
-cell.py of other domains. A case is a domain of one set of rewritings and three seeds. CASES gets a line for
-each: the numbers that the probe finds before training, with the first seed, and by seed "plain" (the gain of
-fedsd less that of fedit in that domain) and "equal_cost" (the same against fedit scaled to fedsd's cost).
-Sets with missing cells are listed and left out; cases already in CASES are kept. Then both outcomes are
-judged: every number, and the rule "rewrite if most pass", with whole domains left out.
+cell.py of other domains; its name is that of the data in CASES. A case is a domain of one set of rewritings
+and three seeds. CASES gets a line for each: the numbers that the probe finds before training, with the first
+seed, and by seed "plain" (the gain of fedsd less that of fedit in that domain) and "equal_cost" (the same
+against fedit scaled to fedsd's cost). Sets with missing cells are listed and left out; cases already in CASES
+are kept. Then both outcomes are judged: every number, and the rule "rewrite if most pass", with whole domains
+left out.
 """
 
 import json
@@ -34,6 +35,8 @@ SETS = (
     ("off", "fedsd-off", (3, 4, 5)),
 )
 """Verify mode, arm and seeds."""
+CHECKS = {"answer": "checked", "off": "not checked"}
+"""Verify mode -> its name in the cases."""
 NUM = 16
 """Examples of a client that are probed."""
 
@@ -43,7 +46,7 @@ def main(cases: Path, *folders: Path) -> None:
     found = read_lines(cases)
     for folder in folders:
         for mode, arm, seeds in SETS:
-            name = f"{folder.name}, {arm}, seeds {seeds}"
+            name = f"{folder.name}, {CHECKS[mode]}, seeds {seeds}"
             paths = [
                 folder / f"cells/{of}/seed-{seed}/record.json" for of in ("fedit", arm) for seed in seeds
             ]

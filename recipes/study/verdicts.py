@@ -193,7 +193,7 @@ def decide(runs: Sequence[ScoredRun], records: Sequence[Event], compared: Sequen
         for claim in CLAIMS
     ]
     for family in FAMILIES:
-        rows = [r for r in found if r["claim"].startswith(family) and r["p"] is not None]
+        rows = [r for r in found if r["claim"].startswith(family)]
         for record, p in zip(rows, holm([r["p"] for r in rows]), strict=True):
             record["p"] = p
     for claim, record in zip(CLAIMS, found, strict=True):

@@ -305,15 +305,19 @@ def _has_no_spread(mean: float, deviation: float) -> bool:
     return deviation <= 1e-12 * abs(mean)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
+def holm(ps: Sequence[float | None]) -> list[float | None]:
     """Correct p values for their number: of m ascending ones, max over j <= i of (m - j + 1) p_j, at most 1.
+
+    None, a comparison that could not be tested, stays None and counts as p = 1: otherwise the correction
+    would be the weaker, the more comparisons fail.
 
     Paper: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics
     6 (1979), 65-70.
     """
-    corrected = [0.0] * len(ps)
+    corrected: list[float | None] = [None] * len(ps)
     largest = 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+    known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(ps) - rank) * p))
         corrected[place] = largest
     return corrected

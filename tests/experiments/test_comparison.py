@@ -47,6 +47,31 @@ def test_arms_are_compared_with_the_baseline_seed_by_seed_and_corrected_together
     assert records["base"]["num_seeds"] == 3
 
 
+def test_an_arm_without_a_test_weakens_the_others():
+    """Each seed of the fourth arm is 0.1 above fedit's: without spread there is no test."""
+    fourth = [
+        GridRun("mixed", seed, {"global": table(0.2)}, {"global": table(score + 0.1)}, [], {})
+        for seed, score in enumerate(SCORES["fedit"])
+    ]
+    records = {r["arm"]: r for r in score_comparison([*runs(), *fourth], AGAINST_FEDIT).records}
+    raw = stats.ttest_rel(SCORES["fedsd"], SCORES["fedit"]).pvalue
+    assert records["mixed"]["p_holm"] is None
+    assert records["fedsd"]["p_holm"] == pytest.approx(min(1, 3 * raw))
+
+
+def test_seeds_that_the_baseline_lacks_are_told_beside_the_number_of_seeds():
+    """Fedit failed with seed 2, so fedsd is compared by seeds 0 and 1 only: by 0.05 and 0.10."""
+    some = [run for run in runs() if (run.arm, run.seed) != ("fedit", 2)]
+    sheet = score_comparison(some, AGAINST_FEDIT)
+    seeds = {row[0]: row[2] for row in sheet.rows}
+    assert (seeds["fedit"], seeds["fedsd"]) == ("2", "3 (2 in common)")
+    record = next(r for r in sheet.records if r["arm"] == "fedsd")
+    assert record["difference"] == pytest.approx(0.075)
+    assert record["mean"] == pytest.approx(sum(SCORES["fedsd"]) / 3)
+    assert "Seeds in common" in sheet.note
+    assert "in common" not in score_comparison(runs(), AGAINST_FEDIT).note
+
+
 def test_arms_are_compared_with_the_base_model_and_better_and_worse_are_marked():
     """Scores are 0.3 above the base's on average; losses are equal, so nothing is tested and nothing marked."""
     sheet = score_comparison(runs(), AGAINST_FEDIT)

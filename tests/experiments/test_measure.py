@@ -93,6 +93,15 @@ def test_survival_begins_a_round_where_the_last_one_ended(measured):
         assert records[client, 2]["before"] == pytest.approx(records[client, 1]["aggregated"])
 
 
+def test_a_last_round_that_is_a_mean_over_rounds_is_left_out_of_survival(tiny_settings):
+    """Its adapter is not what became of that round's updates."""
+    settings = tiny_settings(method="fedit", **QUICK | {"server.mean_of_rounds": 2})
+    run(settings)
+    made = measure(Path(settings.run.dir), ["survival"], Options())["survival"]
+    assert {record["round"] for record in made["records"]} == {1}
+    assert "Without the last round" in made["notes"][-1]
+
+
 def test_a_run_without_rewritings_or_updates_says_what_it_lacks_when_asked_and_goes_on_when_not(
     tiny_settings, capsys: pytest.CaptureFixture[str]
 ):

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from fedsdr.errors import UserError
-from fedsdr.experiments.pairs import analyze
+from fedsdr.experiments.pairs import _corrected, analyze
 
 WORDS = {"law": "court judge appeal statute verdict clause", "food": "flour butter sugar oven dough yeast"}
 Row = dict[str, Any]
@@ -61,6 +62,13 @@ def test_padding_that_all_domains_share_is_counted_by_hand_and_makes_them_alike(
     assert of(records, of="rewriting", domain="law", kind="filler_rate")["value"] == pytest.approx(200 / 12)
     verdicts = {verdict["claim"]: verdict for one in made.values() for verdict in one["verdicts"]}
     assert verdicts["Rewriting makes the clients' words more alike"]["verdict"] == "supported"
+
+
+def test_three_changes_in_style_of_few_pairs_are_corrected_by_students_t():
+    """Of four pairs, t(3) at 5 % / 3 is 4.86. The normal distribution's ratio would make 3.18 x 1.22 = 3.88."""
+    for errors, word in ((4.4, "undecided"), (5.0, "supported")):
+        half = stats.t.ppf(0.975, 3)
+        assert _corrected({"low": errors - half, "high": errors + half, "num": 4}, 3) == word
 
 
 @pytest.mark.parametrize("names_choices", [True, False])

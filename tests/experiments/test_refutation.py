@@ -134,7 +134,7 @@ def test_worse_in_one_metric_refutes_whatever_the_other_gained():
         "unsupported_rate": "supported",
         "score": "refuted",
     }
-    assert verdict["verdict"] == "refuted" and "worse in neither" in verdict["claim"]
+    assert verdict["verdict"] == "refuted" and "significantly worse in neither" in verdict["claim"]
 
 
 def test_arms_that_differ_in_more_than_the_method_are_not_compared():

@@ -113,6 +113,19 @@ def test_paradox_of_all_clients_weighs_omission_by_checkable_examples(made_up: S
     assert pooled["length_ratio"] == 60 / 40
 
 
+def test_a_length_ratio_is_of_the_examples_that_were_rewritten(made_up: SimpleNamespace) -> None:
+    """Ten of the 40 responses of each were rewritten: code's 48 words as 47. No one-word label was."""
+    events = [made_up.prepare("code"), made_up.prepare("finance")]
+    for event, true, new, num in zip(events, (48.0, 1.0), (47.0, 0.0), (10, 0), strict=True):
+        event |= {"distill/num_examples@before": num, "distill/words@before": new}
+        event |= {"distill/words_true@before": true * (num > 0), "distill/words_true@after": true}
+        event |= {"distill/length_ratio@before": 47 / 48}
+    records = {(record["client"], record["text"]): record for record in rewriting_records(events)}
+    assert records["all clients", "rewriting"]["length_ratio"] == pytest.approx(47 / 48)
+    assert records["all clients", "true response"]["length_ratio"] == 1
+    assert records["all clients", "as taught"]["length_ratio"] == pytest.approx(60 / 24.5)
+
+
 def test_fall_back_is_counted_by_reason_and_prompts_by_use(made_up: SimpleNamespace) -> None:
     (row,) = fallback_sheet([made_up.prepare("math")]).rows
     assert row == ("math", "40", "40", "4", "cut off 3, lost answer 1", "reference 30, turn 6")

@@ -181,11 +181,8 @@ def verdicts(comparisons: Sequence[CostComparison]) -> list[tuple[Verdict, float
 
     better, worse: p < 0.05 and an interval on that side of 0. no worse: an interval above -0.03 nats.
     """
-    tested = [place for place, one in enumerate(comparisons) if one.test]
-    ps: dict[int, float] = dict(
-        zip(tested, holm([t.p for one in comparisons if (t := one.test)]), strict=True)
-    )
-    return [(_verdict(one, ps.get(place)), ps.get(place)) for place, one in enumerate(comparisons)]
+    ps = holm([one.test.p if one.test else None for one in comparisons])
+    return [(_verdict(one, p), p) for one, p in zip(comparisons, ps, strict=True)]
 
 
 def _verdict(one: CostComparison, p: float | None) -> Verdict:

@@ -125,6 +125,7 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
         gain = compare_arms(runs, (arm, model), (against, model), metric)
         record: Event = {"arm": arm, "model": model, "num_seeds": len(of_seed), **_spread(of_seed.values())}
         record |= {"against": against, "difference": fmean(gain.by_seed) if gain else None}
+        record |= {"num_common": len(gain.by_seed) if gain else None}
         tests = (gain.over_seeds, gain.over_examples) if gain else (None, None)
         for suffix, test in zip(suffixes, tests, strict=False):
             record |= {**ends(test, suffix), f"p_holm{suffix}": test and test.p}
@@ -135,8 +136,9 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
         record |= {"difference_base": fmean(raised.by_seed) if raised else None}
         record |= {**ends(last, "_base"), "p_holm_base": last and last.p}
         records.append(record)
-    for suffix in (*suffixes, "_base"):
+    for suffix in suffixes:
         correct(records, f"p_holm{suffix}")
+    correct(records, "p_holm_base", "difference_base")
     is_one = group.baseline == group.personal_baseline
     heads = [
         "arm",
@@ -158,7 +160,7 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
             (
                 record["arm"],
                 record["model"],
-                str(record["num_seeds"]),
+                _seeds(record),
                 number(record["mean"], digits),
                 number(record["sd"], digits),
                 _signed(record, metric, "_base", digits),
@@ -168,8 +170,19 @@ def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score
             for record in records
         ),
         tuple(records),
-        note="Arms whose test rewritings differ are not compared." if metric == "loss_distilled" else "",
+        note="Arms whose test rewritings differ are not compared. " * (metric == "loss_distilled")
+        + "Seeds in common: those that the baseline has too. Difference, interval and p use only these."
+        * any(_is_partial(record) for record in records),
     )
+
+
+def _is_partial(record: Event) -> bool:
+    return record["num_common"] not in (None, record["num_seeds"])
+
+
+def _seeds(record: Event) -> str:
+    common = f" ({record['num_common']} in common)" if _is_partial(record) else ""
+    return f"{record['num_seeds']}{common}"
 
 
 def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
@@ -221,7 +234,7 @@ def cost_comparison(runs: Sequence[GridRun], equal: str = "") -> Sheet:
         note="Runs share rewritings, which do not depend on the seed. The first run that needs them pays, and"
         " concurrent runs wait for it. All s: seconds of the process that finished the run. Peak: its"
         " memory on the host. The step budget does not include steps before round 1 and passes that"
-        " train aggregation weights.",
+        " train aggregation weights. Work of clients whose reply was dropped is not counted.",
     )
 
 

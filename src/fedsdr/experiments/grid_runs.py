@@ -116,10 +116,10 @@ def ends(test: Difference | None, suffix: str = "") -> Event:
     return {f"low{suffix}": test and test.low, f"high{suffix}": test and test.high}
 
 
-def correct(records: Sequence[Event], key: str = "p_holm") -> None:
-    """Correct the p values under a key by Holm's method for their number."""
-    tested = [record for record in records if record[key] is not None]
-    for record, p in zip(tested, holm([record[key] for record in tested]), strict=True):
+def correct(records: Sequence[Event], key: str = "p_holm", difference: str = "difference") -> None:
+    """Correct the p values under a key by Holm's method for the number of differences."""
+    compared = [record for record in records if record[difference] is not None]
+    for record, p in zip(compared, holm([record[key] for record in compared]), strict=True):
         record[key] = p
 
 

@@ -101,12 +101,20 @@ def _survival(run: MeasuredRun) -> Event:
     tests = {name: texts for name, texts in run.tests()["raw"].items() if texts}
     if not tests:
         raise UserError("gains are measured on test examples, and no client has any")
-    rounds = (
+    server = run.settings.server
+    mean_of = server.num_rounds if server.mean_of_rounds > 1 else None
+    rounds = [
         Round(number, run.shared(number - 1), updates, run.shared(number))
         for number, updates in _updates(run)
-    )
+        if number != mean_of
+    ]
+    if not rounds:
+        raise UserError("server.mean_of_rounds: the only round's shared adapter is a mean over rounds")
     records = gain_survival(run.model, rounds, tests, run.settings.eval.batch_size)
-    return {"records": records, "notes": ["Of base + shared adapter, on the client's own test examples."]}
+    notes = ["Of base + shared adapter, on the client's own test examples."]
+    if mean_of:
+        notes.append("Without the last round, whose shared adapter is a mean over rounds.")
+    return {"records": records, "notes": notes}
 
 
 def _global_model(run: MeasuredRun, name: str) -> LoraModel:

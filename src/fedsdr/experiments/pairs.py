@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import NormalDist
 
 from fedsdr.analysis.alignment import cluster, text_alignment
 from fedsdr.analysis.claims import Word, claim, only, verdict_of
@@ -28,7 +27,7 @@ from fedsdr.evaluate.entailment import Checker, JudgeChecker, NliChecker
 from fedsdr.model.remote import Judge
 from fedsdr.progress import say
 from fedsdr.report.sheets import grouped, signed_interval
-from fedsdr.stats import Z
+from fedsdr.stats import t_quantile
 from fedsdr.storage import Event
 
 SEED = 0
@@ -230,7 +229,8 @@ def _paradox_verdicts(conditions: Sequence[Event], likeness: Sequence[Event] | N
 
 def _corrected(condition: Event, num: int) -> Word:
     """Verdict on one of several differences, with Bonferroni's correction of its 95 % interval."""
-    widened = NormalDist().inv_cdf(1 - 0.025 / num) / Z
+    freedom = condition["num"] - 1
+    widened = t_quantile(freedom, num) / t_quantile(freedom)
     middle = (condition["low"] + condition["high"]) / 2
     half = widened * (condition["high"] - condition["low"]) / 2
     return verdict_of(middle - half, middle + half, 1)

@@ -140,8 +140,8 @@ def _verdict(records: Sequence[Event], arm: str, other: str) -> Event:
         for r in own
     ]
     return {
-        "claim": f"{arm}'s global model is better than {other}'s in unsupported answers or exact score, and"
-        " worse in neither",
+        "claim": f"{arm}'s global model is significantly better than {other}'s in unsupported answers or"
+        " exact score, and significantly worse in neither",
         "verdict": overall([record["verdict"] for record in own]),
         "text": "; ".join(parts) + f" ({own[0]['num_seeds']} seeds)" if own else "no common seeds",
     }

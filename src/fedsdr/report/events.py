@@ -25,6 +25,7 @@ def rewriting_records(events: Sequence[Event]) -> list[Event]:
 
     The omission rate of the true responses is the check's false-positive rate. It is None if no example is
     checkable; by definition a true response contains nothing unsupported. All clients: pooled over examples.
+    words_true: words of the true responses to the same examples; not all are rewritten.
     """
     records = []
     for event in _rewritten(events):
@@ -39,16 +40,18 @@ def rewriting_records(events: Sequence[Event]) -> list[Event]:
                 values |= {"unsupported_rate": None, "length_ratio": 1.0}
             if not values["num_checkable"]:
                 values["omission_rate"] = None
-            values = {name: value for name, value in values.items() if not name.endswith("_true")}
+            values = {
+                name: value
+                for name, value in values.items()
+                if name == "words_true" or not name.endswith("_true")
+            }
             if not values["num_examples"]:  # no example was short enough for the teacher
                 values = {name: value if name.startswith("num_") else None for name, value in values.items()}
             records.append({"client": event["client"], "text": text, **values})
     if len(records) > len(TEXTS):
-        words_true = 0.0
         for text in TEXTS:
             pooled = _pool([record for record in records if record["text"] == text])
-            words_true = words_true or pooled["words"]
-            ratio = pooled["words"] / words_true if pooled["num_examples"] else None
+            ratio = pooled["words"] / max(1, pooled["words_true"]) if pooled["num_examples"] else None
             records.append({"client": ALL, "text": text, **pooled, "length_ratio": ratio})
     return records
 
@@ -269,7 +272,7 @@ def _stages(event: Event) -> dict[str, dict[str, float]]:
 def _pool(records: Sequence[Event]) -> Event:
     """Pool the counts of several clients, each weighted by its own count."""
     pooled: Event = {name: sum(r[name] for r in records) for name in ("num_examples", "num_checkable")}
-    for name in ("omission_rate", "unsupported_rate", "words", "filler_rate", "redundancy"):
+    for name in ("omission_rate", "unsupported_rate", "words", "words_true", "filler_rate", "redundancy"):
         weight = "num_checkable" if name == "omission_rate" else "num_examples"
         having = [record for record in records if record[name] is not None]
         total = sum(record[weight] for record in having)
