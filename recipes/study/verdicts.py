@@ -160,7 +160,10 @@ def in_short(claims: Sequence[Event], others: Sequence[Event]) -> str:
         claims: Where the labels of finance are taught raw.
         others: Where they are taught as the sentences of the rewritings; may be empty.
     """
-    where = {"where one-word labels are taught raw, ": claims, "where they are rewritten, ": others}
+    where = {
+        "where one-word labels are taught raw (by a fault of the preparation), ": claims,
+        "where they are rewritten (not registered), ": others,
+    }
     effects = "; ".join(
         f"{place}FedSD {_said(some[0])}, and FedSDR's global model {_said(some[1])}"
         for place, some in (where if others else {"": claims}).items()

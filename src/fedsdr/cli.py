@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command needs it, so that --help is fast.
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -304,6 +305,13 @@ def export(
     client: Annotated[
         str, typer.Option(help="Export the personalised model of this client of a simulation.")
     ] = "",
+    scale: Annotated[
+        float,
+        typer.Option(
+            help="Multiply the trained change of the base by this: below 1, the model is nearer to the base."
+            " `fedsdr measure RUN --only frontier` shows gain and cost of scales."
+        ),
+    ] = 1.0,
     gguf_lora: Annotated[
         bool,
         typer.Option(
@@ -324,10 +332,12 @@ def export(
 
     if dtype not in ("float32", "bfloat16", "float16") or (dtype != "float32" and not merged):
         raise UserError(f"--dtype {dtype}: set float32, bfloat16 or float16, with --merged")
+    if not 0 < scale < math.inf:
+        raise UserError(f"--scale {scale:g}: set a number above 0, such as 0.5; 1 is the trained model")
     if gguf_lora and merged:
         raise UserError("--gguf-lora converts an adapter: leave out --merged")
     converter = lora_converter() if gguf_lora else None
-    base = export_round(run_dir, to, server_round, client, merged, dtype)  # type: ignore[arg-type]
+    base = export_round(run_dir, to, server_round, client, merged, dtype, scale)  # type: ignore[arg-type]
     if converter:
         convert_lora(base, to, converter)
     if push_to_hub:

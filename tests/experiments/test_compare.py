@@ -16,10 +16,11 @@ import pytest
 
 from fedsdr.cli import report
 from fedsdr.config import Settings
+from fedsdr.data.files import BadRow, refuse_bad
 from fedsdr.errors import UserError
 from fedsdr.experiments import compare as compare_module
 from fedsdr.experiments import compare as module
-from fedsdr.experiments.compare import compare
+from fedsdr.experiments.compare import compare, worker
 from fedsdr.experiments.grid import read_grid
 from fedsdr.experiments.measure import measure_grid
 from fedsdr.experiments.measured_run import Options
@@ -52,6 +53,12 @@ def grid(tiny_settings: Callable[..., Settings], tmp_path: Path) -> Callable[...
         return path
 
     return write
+
+
+def test_a_bad_row_that_a_run_of_a_grid_meets_is_told_with_file_and_line():
+    """Once the error could not come back from the run's process, which was taken to be out of memory."""
+    with worker() as process, pytest.raises(BadRow, match=r"^train.jsonl:3: not JSON$"):
+        process.submit(refuse_bad, [BadRow("train.jsonl:3", "json", "not JSON")]).result()
 
 
 def test_a_grid_makes_each_run_once_and_its_tables_hold_the_runs_numbers(

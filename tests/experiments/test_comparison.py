@@ -18,6 +18,7 @@ from fedsdr.experiments.grid_runs import GridRun
 from fedsdr.experiments.page import did_they_help
 
 AGAINST_FEDIT = Group([], "fedit", "fedit")
+AGAINST_FEDIT_AND_FEDSDR = Group(["fedit", "fedsdr"], "fedit", "fedit")
 AGAINST_ALL = Group(["fedit", "fedsd"], "fedit", "fedit")
 SCORES = {"fedit": [0.50, 0.40, 0.60], "fedsd": [0.55, 0.50, 0.66], "fedsdr": [0.50, 0.43, 0.59]}
 
@@ -57,6 +58,22 @@ def test_an_arm_without_a_test_weakens_the_others():
     raw = stats.ttest_rel(SCORES["fedsd"], SCORES["fedit"]).pvalue
     assert records["mixed"]["p_holm"] is None
     assert records["fedsd"]["p_holm"] == pytest.approx(min(1, 3 * raw))
+
+
+@pytest.mark.parametrize(("steps", "equal", "num"), [(2, "", 1), (1, "", 0), (2, "equal steps", 0)])
+def test_arms_that_train_for_unlike_numbers_of_steps_are_told(steps: int, equal: str, num: int):
+    """Two stages of eight steps each beside one, as with client.budget = "per_stage"."""
+    some = [
+        GridRun(arm, 0, {"global": table(0.2)}, {"global": table(0.5)}, events, {})
+        for arm, events in (
+            ("fedit", [train_event(1, "math", ("shared",))]),
+            ("fedsdr", [train_event(1, "math", ("private", "shared")[:steps])]),
+        )
+    ]
+    notices = compare_runs(some, {equal: AGAINST_FEDIT_AND_FEDSDR}, []).notices
+    assert len(notices) == num
+    if num:
+        assert "(fedit 8, fedsdr 16)" in notices[0].text and "per_round" in notices[0].text
 
 
 def test_seeds_that_the_baseline_lacks_are_told_beside_the_number_of_seeds():

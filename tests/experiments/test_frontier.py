@@ -125,16 +125,18 @@ def test_a_run_without_validation_examples_says_how_to_get_them(tiny_settings):
         measure(Path(settings.run.dir), ["frontier"], Options())
 
 
-def test_a_grid_with_the_control_has_table_and_drawing_at_equal_cost(tiny_settings, tmp_path: Path):
-    recipe = tmp_path / "quick.toml"
-    recipe.write_text(dump_settings(tiny_settings(**QUICK)))
-    grid = tmp_path / "grid.toml"
+def grid_of(settings: Settings, folder: Path, seeds: str, methods: str) -> Path:
+    recipe, grid, to = folder / "quick.toml", folder / "grid.toml", folder / "grid"
+    recipe.write_text(dump_settings(settings))
     grid.write_text(
-        f'recipe = "{recipe}"\nbaseline = "fedit"\nseeds = [0, 1]\n'
-        'vary = {method = ["fedit", "dual-raw", "local-only"]}\n'
+        f'recipe = "{recipe}"\nbaseline = "fedit"\nseeds = {seeds}\nvary = {{method = {methods}}}\n'
     )
-    to = tmp_path / "grid"
     compare(grid, to)
+    return to
+
+
+def test_a_grid_with_the_control_has_table_and_drawing_at_equal_cost(tiny_settings, tmp_path: Path):
+    to = grid_of(tiny_settings(**QUICK), tmp_path, "[0, 1]", '["fedit", "dual-raw", "local-only"]')
     sheet = measure_grid(to, ["frontier"], Options())["frontier"]
     found = {(r["arm"], r["model"], r["round"], r["scale"]) for r in sheet.records}
     assert found == {("dual-raw", "global", n, s) for n in (1, 2) for s in (0.5, 1)} | {
@@ -144,6 +146,17 @@ def test_a_grid_with_the_control_has_table_and_drawing_at_equal_cost(tiny_settin
     assert "Gain at equal cost" in (to / "report.html").read_text()
     for arm, num in (("fedit", 2 * 7), ("dual-raw", 2 * 2 + 2), ("local-only", 7)):
         assert len(read_json(to / arm / "seed-0/measurements/frontier.json")["records"]) == num
+
+
+def test_a_grid_without_a_control_to_compare_with_is_refused_before_anything_is_scored(
+    tiny_settings, tmp_path: Path
+):
+    """Once all other runs were scored, for minutes, and no table came of it."""
+    settings = tiny_settings(**QUICK | {"data.validation": 0.0})
+    to = grid_of(settings, tmp_path, "[0]", '["fedit", "dual-raw"]')
+    with pytest.raises(UserError, match=r"frontier could not be measured .* has validation examples"):
+        measure_grid(to, ["frontier"], Options())
+    assert not list(to.rglob("measurements/*"))
 
 
 def test_arms_are_compared_only_on_the_same_examples():

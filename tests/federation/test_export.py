@@ -7,6 +7,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 from safetensors import safe_open
 from transformers import AutoTokenizer
@@ -78,6 +79,22 @@ def test_a_merged_model_is_saved_in_the_type_that_was_asked_for(finished: Result
         assert {str(weights.get_tensor(key).dtype) for key in weights.keys()} == {"torch.bfloat16"}  # noqa: SIM118
     assert ends(["export", finished.folder, tmp_path / "no", "--dtype", "bfloat16"]) == 2
     assert not (tmp_path / "no").exists()
+
+
+def test_a_scaled_export_is_the_base_plus_a_part_of_the_change(finished: Result, tmp_path: Path):
+    """The control of docs/frontier.md, as adapter and as a whole model."""
+    for name, scale in (("whole", 1.0), ("half", 0.5)):
+        export_round(finished.folder, tmp_path / name, None, "", merged=False, scale=scale)
+    whole, half = (load_adapter(tmp_path / name) for name in ("whole", "half"))
+    for key in whole:
+        factor = 0.5 if "lora_B" in key else 1.0
+        assert torch.equal(half[key], factor * whole[key])
+    assert any(value.any() for key, value in half.items() if "lora_B" in key)
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert "multiplied by 0.5" in card and "Of the trained model" in card
+    assert "multiplied" not in (tmp_path / "whole" / "README.md").read_text()
+    assert ends(["export", finished.folder, tmp_path / "none", "--scale", "0"]) == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_push_to_hub_uploads_the_folder_that_was_written(

@@ -45,6 +45,10 @@ class BadRow(UserError):
         super().__init__(f"{place}: {reason}")
         self.place, self.kind, self.reason = place, kind, reason
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Pickle by the arguments; an error of a grid's run comes from another process."""
+        return type(self), (self.place, self.kind, self.reason)
+
 
 def refuse_bad(bad: Sequence[BadRow], leaves_some: bool = True) -> None:
     """Raise one error for all bad rows, if there are any; it lists the first ten.

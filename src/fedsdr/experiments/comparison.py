@@ -84,7 +84,7 @@ class Comparison:
     verdicts: Sequence[Event] = ()
     """Claims about the method with their verdicts: {"claim", "verdict", "text"} each."""
     notices: Sequence[Notice] = ()
-    """Warnings of its runs."""
+    """Warnings of the grid and its runs."""
 
 
 def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: Sequence[Trial]) -> Comparison:
@@ -97,18 +97,33 @@ def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: S
     """
     sheets: dict[str, Sheet] = {}
     drawn: dict[str, Sequence[Event]] = {}
+    notices: list[Notice] = []
     for place, (equal, group) in enumerate(groups.items(), start=1):
         own = [run for run in runs if run.arm in group.arms]
         prefix = f"{place}-" if len(groups) > 1 else ""
         found = {metric: score_comparison(own, group, metric, equal) for metric in COMPARED}
         sheets |= {f"{prefix}{metric}": sheet for metric, sheet in found.items()}
-        sheets[f"{prefix}costs"] = cost_comparison(own, equal)
+        sheets[f"{prefix}costs"] = costs = cost_comparison(own, equal)
+        notices += [] if equal else _unlike_steps(costs.records)
         drawn[equal] = [
             {"metric": metric, **record} for metric, sheet in found.items() for record in sheet.records
         ]
     tested, verdicts = refutation(runs)
     sheets |= {"domains": domain_comparison(runs), "rates": rate_choice(trials), "refutation": tested}
-    return Comparison({name: sheet for name, sheet in sheets.items() if sheet.rows}, drawn, verdicts)
+    return Comparison({name: sheet for name, sheet in sheets.items() if sheet.rows}, drawn, verdicts, notices)
+
+
+def _unlike_steps(costs: Sequence[Event]) -> list[Notice]:
+    """A warning if arms train for numbers of steps that differ by more than 5 %."""
+    steps = {record["arm"]: record["num_steps"] for record in costs if record["num_steps"]}
+    if not steps or max(steps.values()) <= 1.05 * min(steps.values()):
+        return []
+    listed = ", ".join(f"{arm} {num:,.0f}" for arm, num in steps.items())
+    text = (
+        f"the arms train for unlike numbers of steps ({listed}); if that is not what the grid is about, set"
+        ' budgets = ["per_round"] in it'
+    )
+    return [Notice(text, is_warning=True)]
 
 
 def score_comparison(runs: Sequence[GridRun], group: Group, metric: str = "score", equal: str = "") -> Sheet:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedsdr import __version__
 from fedsdr.errors import UserError
+from fedsdr.experiments.frontier import CONTROLS
 from fedsdr.experiments.measured_run import MeasuredRun, Options
 from fedsdr.experiments.measurements import MEASUREMENTS
 from fedsdr.experiments.results import finished, planned_runs, tabulate
@@ -21,6 +22,11 @@ from fedsdr.report.page import write_report
 from fedsdr.report.sheets import Sheet, grouped
 from fedsdr.run_folder import RunFolder, checked_round, read_settings
 from fedsdr.storage import Event, write_json
+
+NO_CONTROL = (
+    f"no finished run of {' or '.join(CONTROLS.values())}, with which arms are compared, has validation"
+    " examples, on which its scale is chosen; add rates to the grid, or set = {data = {validation = 0.1}}"
+)
 
 
 def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[str, Sheet]:
@@ -32,14 +38,19 @@ def measure_grid(folder: Path, names: Sequence[str], options: Options) -> dict[s
         UserError: A name or option is wrong, or a requested measurement cannot be made in any run.
     """
     _check(names, options)
+    runs = [(arm, seed, run) for arm, seed, run in planned_runs(folder) if finished(run)]
+    asked = list(names or MEASUREMENTS)
     missing: dict[str, str] = {}
+    if runs and "frontier" in asked and not any(_is_control(run) for _, _, run in runs):
+        asked.remove("frontier")
+        missing["frontier"] = NO_CONTROL
+        if not names:
+            say(f"frontier is not measured: {NO_CONTROL}")
     had: set[str] = set()
-    for arm, seed, run in planned_runs(folder):
-        if not finished(run):
-            continue
-        there = {name for name in names or MEASUREMENTS if RunFolder(run).measurement(name).exists()}
+    for arm, seed, run in runs:
+        there = {name for name in asked if RunFolder(run).measurement(name).exists()}
         had |= there
-        if wanted := [name for name in names or MEASUREMENTS if name not in there]:
+        if wanted := [name for name in asked if name not in there]:
             say(f"{arm}, seed {seed}")
             made, lacking = _measure(run, wanted, options)
             had |= made.keys()
@@ -74,6 +85,11 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> dict[str, E
         listed = "; ".join(f"{', '.join(some)}: {reason}" for reason, some in reasons.items())
         raise UserError(f"{folder}: not measured: {listed}")
     return made
+
+
+def _is_control(run: Path) -> bool:
+    settings = read_settings(run)
+    return settings.method in CONTROLS.values() and settings.data.validation > 0
 
 
 def _check(names: Sequence[str], options: Options) -> None:

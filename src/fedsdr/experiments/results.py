@@ -65,7 +65,8 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[Comparison, Path]:
         raise UserError(f"no run of the grid in {folder} is finished yet")
     groups = {equal: Group(**group) for equal, group in read_json(folder / PLAN)["groups"].items()}
     runs = [_read_run(*one) for one in results]
-    comparison = replace(compare_runs(runs, groups, read_trials(folder)), notices=grid_notices(results))
+    comparison = compare_runs(runs, groups, read_trials(folder))
+    comparison = replace(comparison, notices=[*comparison.notices, *grid_notices(results)])
     if agreement := _agreement(results):
         comparison.sheets["consistency"] = arms_sheet(agreement)
     drawing = ""

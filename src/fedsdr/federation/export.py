@@ -126,6 +126,7 @@ def export_round(
     client: str,
     merged: bool,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    scale: float = 1.0,
 ) -> Model:
     """Export the global model of a round, or a client's personalised one; folders as for `read_trained`.
 
@@ -133,6 +134,15 @@ def export_round(
     adapter equivalent to shared plus private, with both ranks and the same scale. Merged: the whole model, W0
     + (alpha/r) B A, computed in float32 and saved in `dtype`. (In bfloat16, rounding removes most of a short
     training's change.) Both include the tokenizer and a model card.
+
+    Args:
+        folder: The run's.
+        to: A new folder.
+        server_round: The round; None: the last one.
+        client: The client; "": the global model.
+        merged: Whether the whole model is written.
+        dtype: Type of a merged model.
+        scale: lambda of W0 + lambda dW (docs/frontier.md), with dW the trained change; 1: the trained model.
 
     Returns:
         The base model.
@@ -144,13 +154,14 @@ def export_round(
         raise UserError(f"{to} already exists; name a new folder")
     trained = read_trained(folder, server_round, client)
     settings, lora = trained.settings, trained.lora
-    card = model_card(settings, trained.round, trained.client, merged, lora.rank)
+    adapter = {key: value * scale if "lora_B" in key else value for key, value in trained.adapter.items()}
+    card = model_card(settings, trained.round, trained.client, merged, lora.rank, scale)
     if merged:
-        export_merged(settings.model, trained.adapter, lora, to, card, dtype)
+        export_merged(settings.model, adapter, lora, to, card, dtype)
         return settings.model
 
     def fill(aside: Path) -> None:
-        save_adapter(aside, trained.adapter, lora, public_name(settings.model.name))
+        save_adapter(aside, adapter, lora, public_name(settings.model.name))
         _tokenizer(settings.model).save_pretrained(aside)
         (aside / "README.md").write_text(card)
 

@@ -19,7 +19,9 @@ APART = ("run.dir", "run.cache", "run.ray", "data.root", "data.sources", "distil
 published."""
 
 
-def model_card(settings: Settings, server_round: int, client: str, merged: bool, rank: int) -> str:
+def model_card(
+    settings: Settings, server_round: int, client: str, merged: bool, rank: int, scale: float = 1.0
+) -> str:
     """Write a model card with the metadata that the hub reads.
 
     Args:
@@ -28,6 +30,7 @@ def model_card(settings: Settings, server_round: int, client: str, merged: bool,
         client: Client of the personalised model; "": the global one.
         merged: Whether it is a whole model, not an adapter.
         rank: Rank of the adapter.
+        scale: What the trained change of the base is multiplied by.
     """
     run = RunFolder(settings.run.dir)
     base, data = public_name(settings.model.name), read_json(run.environment)["data"]
@@ -48,10 +51,12 @@ def model_card(settings: Settings, server_round: int, client: str, merged: bool,
             "---",
             f"# {client or run.path.resolve().name}",
             f"{whose} after round {server_round} of {settings.server.num_rounds}, trained by"
-            f" `{settings.method}` with fedsdr {__version__} on {base}.",
+            f" `{settings.method}` with fedsdr {__version__} on {base}."
+            + f" The trained change of the base is multiplied by {scale:g}."
+            * (scale != 1),
             "\n## Data",
             f"{data['origin']}: {num_train:,} training examples of {len(data['num_train'])} clients.",
-            "\n## Scores",
+            "\n## Scores" + f"\nOf the trained model, not of this one at scale {scale:g}." * (scale != 1),
             *("\n\n".join(tables).split("\n") if scores else ["This round was not evaluated here."]),
             "\n## Use",
             _use(merged, rank),
