@@ -363,6 +363,11 @@ def clean(
         raise UserError(f"--keep {keep}: set last, or a number of rounds")
     settings, run = read_settings(run_dir), RunFolder(run_dir)
     kept = settings.server.model_copy(update={"keep_rounds": keep})
+    if settings.server.mean_of_rounds > 1 and run.last_round() < settings.server.num_rounds:
+        raise UserError(
+            f"server.mean_of_rounds = {settings.server.mean_of_rounds} reads earlier rounds at the run's end:"
+            f" finish it first, by `fedsdr resume {run_dir}`"
+        )
     with locked(run_dir, 0):
         before = list_rounds(run.server)
         remove_rounds(run, run.last_round(), kept)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedsdr.client.state import State, load_state, save_state
+from fedsdr.client.state import State, is_forgotten, load_state, save_state
 from fedsdr.config import Lora
 
 KEY = "base_model.model.q_proj.lora_A.weight"
@@ -51,6 +51,17 @@ def test_two_versions_are_there(tmp_path: Path):
     for server_round in range(1, 12):
         save(tmp_path, server_round)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0010", "round-0011"]
+
+
+def test_a_server_that_goes_back_further_than_the_states_reach_is_noticed(tmp_path: Path):
+    """After its folder was restored from a backup. Two rounds are kept, so that one may be asked again."""
+    assert not is_forgotten(tmp_path, before=1)
+    save(tmp_path, 1)
+    assert not is_forgotten(tmp_path, before=1)
+    for server_round in (2, 3, 4, 5):
+        save(tmp_path, server_round)
+    assert not is_forgotten(tmp_path, before=5)
+    assert is_forgotten(tmp_path, before=3) and value(tmp_path, before=3) is None
 
 
 def test_a_copy_that_a_user_made_is_passed_over(tmp_path: Path):

@@ -275,6 +275,16 @@ def test_a_client_takes_the_keys_of_the_others_and_sees_what_ssh_keygen_shows_of
         assert shown.stdout.split()[1] == found[client]
 
 
+def test_a_key_that_was_withdrawn_is_trusted_no_more(tmp_path: Path, capsys):
+    """Say, one that the clients found to be of none of them."""
+    server, bank, _ = init(tmp_path / "all", ["bank", "hospital"], "localhost:8443", "any")
+    (bank / "data").mkdir()
+    (bank / "peers/mallory.pub").write_bytes((server / "keys/bank.pub").read_bytes())
+    take_peers(bank / "node.toml", server / "keys")
+    assert [path.name for path in (bank / "peers").iterdir()] == ["hospital.pub"]
+    assert "mallory: is removed" in capsys.readouterr().err
+
+
 def test_one_key_under_two_names_is_no_second_client(tmp_path: Path):
     """A server could sum one client with itself."""
     server, bank, _ = init(tmp_path / "all", ["bank", "hospital"], "localhost:8443", "any")

@@ -1,5 +1,6 @@
 """What an exported folder holds besides weights, where it can be pushed, and what clean leaves."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,16 @@ out.write_text(json.dumps(sys.argv[1:]))
 """
 
 
+def test_rounds_that_the_end_of_an_unfinished_run_reads_are_not_cleaned(finished: Result, capsys):
+    """Once the run trained its last round and could not end."""
+    config = RunFolder(finished.folder).config
+    config.write_text(config.read_text().replace("mean_of_rounds = 1", "mean_of_rounds = 3"))
+    shutil.rmtree(finished.folder / "server/round-0003")
+    assert ends(["clean", finished.folder, "--keep", "last"]) == 2
+    assert "finish it first, by `fedsdr resume" in capsys.readouterr().err
+    assert list_rounds(finished.folder / "server") == [0, 1, 2]
+
+
 def test_an_adapter_is_converted_by_llama_cpps_converter_where_it_is_at_hand(
     finished: Result, tmp_path: Path, monkeypatch, capfd
 ):
@@ -238,6 +249,27 @@ def test_a_client_whose_run_stopped_exports_with_the_shared_adapter_that_it_rece
     assert all((found[key] == whole[key]).all() for key in whole)
     assert ends(["export", state, tmp_path / "no", "--client", "math"]) == 2
     assert "leave out --client" in capsys.readouterr().err
+
+
+def test_a_server_cannot_change_the_method_within_a_run(
+    with_a_deployed_copy: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+):
+    """To fedala, for example, which would mix the saved private adapter into the one that is sent."""
+    messages: list[tuple[Message, Context]] = []
+    answer = app
+
+    def recorded(message: Message, context: Context) -> Message:
+        messages.append((message, context))
+        return answer(message, context)
+
+    monkeypatch.setitem(globals(), "app", recorded)
+    with_a_deployed_copy(method="fedsdr")
+    monkeypatch.undo()
+    message, context = next(one for one in reversed(messages) if one[0].metadata.message_type == "train")
+    config = message.content["config"]
+    config["settings"] = json.dumps(json.loads(str(config["settings"])) | {"method": "fedala"})
+    assert app(message, context).has_error()
+    assert "not those with which this run began" in str(context.state["error"]["text"])
 
 
 def test_a_client_of_a_method_without_personalised_models_keeps_no_shared_adapter(

@@ -124,6 +124,14 @@ def test_what_a_node_does_not_consent_to_is_refused(settings: dict, own: dict, t
         applied(settings, **own)
 
 
+@pytest.mark.parametrize("run", ["node", "node-error.txt", "releases.json"])
+def test_a_server_cannot_name_a_run_as_a_file_of_the_node(run: str):
+    """A folder "node" would move the node's lock, and one "releases.json" stop all its runs."""
+    node = {"client": "bank", "data": "/data", "folder": "/state", "model": "any"}
+    with pytest.raises(UserError, match="one of this node's own files"):
+        read_node(node, Path(), run)
+
+
 def test_what_a_node_consents_to_is_done():
     assert applied({"server": {"keep_updates": True}}, **{"keep-updates": True}).server.keep_updates
     own = {"peers": "/peers", "private-key": "/node.key", "min-clients": 5}
@@ -192,7 +200,7 @@ def ask(tiny_settings: Callable[..., Settings], flower_task: None) -> Callable[.
         **overrides: Any,
     ) -> Message:
         settings = tiny_settings(**{"data.num_train": 0, "data.num_test": 0, **overrides})
-        config = {"settings": settings.model_dump_json(), "version": __version__, "round": 1, "run": run}
+        config = {"settings": sent_settings(settings), "version": __version__, "round": 1, "run": run}
         config |= {"model": identity} if identity else {}
         config |= {"client": name} if shared is None else {}
         content = RecordDict({"config": ConfigRecord(config)})
@@ -308,7 +316,7 @@ def test_a_client_under_local_privacy_does_not_tell_by_failing_how_far_it_moved(
     shared = {k: v.numpy() for k, v in model.state("shared").items()}
     tight = {"method": "fedit", "eval.rewritings": False, "server.max_norm": 1e-6}
     assert ask(node, shared, **tight).error.reason.startswith("Diverged")
-    assert not ask(node, shared, **tight, **{"privacy.kind": "local"}).has_error()
+    assert not ask(node, shared, run="r-2", **tight, **{"privacy.kind": "local"}).has_error()
 
 
 def test_a_node_without_a_folder_writes_nothing_where_the_server_says(

@@ -27,6 +27,7 @@ from fedsdr.federation.local_engine import LocalGrid
 from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.run import evaluate_round, resume, run, run_over
 from fedsdr.federation.server_app import is_due
+from fedsdr.messages.privacy import epsilon
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import Base
@@ -34,8 +35,11 @@ from fedsdr.model.generation import Answer, generate
 from fedsdr.model.multi_lora import several
 from fedsdr.progress import here
 from fedsdr.recipe import dump_settings, load_settings
+from fedsdr.report.events import privacy_sheet
+from fedsdr.report.facts import privacy_facts
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import load_updates
+from fedsdr.server.strategy import FedStrategy
 from fedsdr.storage import read_lines, rewrite_lines
 
 QUICK = {
@@ -820,3 +824,25 @@ def test_the_loss_of_each_step_stays_in_the_clients_folder_and_is_absent_under_p
             mean = sum(step["loss"] for step in steps) / 3
             assert event["train/shared/loss"] == pytest.approx(mean)
             assert not {f"{step['loss']}" for step in steps[1:-1]} & set(map(str, event.values()))
+
+
+def test_a_release_counts_though_its_round_was_not_finished(quick, monkeypatch: pytest.MonkeyPatch):
+    """Under local privacy the server has the noised updates of round 2, though it stopped before it used them."""
+    settings = quick(**{"privacy.kind": "local", "privacy.noise_multiplier": 2.0, "server.num_rounds": 2})
+    aggregate = FedStrategy._aggregate
+
+    def stop(strategy: FedStrategy, updates: Any, server_round: int) -> Any:
+        if server_round == 2:
+            raise UserError("stopped")
+        return aggregate(strategy, updates, server_round)
+
+    monkeypatch.setattr(FedStrategy, "_aggregate", stop)
+    with pytest.raises(UserError, match="stopped"):
+        run(settings)
+    events = read_lines(RunFolder(settings.run.dir).log)
+    twice = epsilon(settings.privacy, 2)
+    assert f"epsilon {twice:.3g}" in privacy_facts(settings.privacy, events)[0][1]
+    monkeypatch.undo()
+    resume(Path(settings.run.dir))
+    rows = privacy_sheet(read_lines(RunFolder(settings.run.dir).log)).rows
+    assert [row[0] for row in rows] == ["1", "2"] and rows[1][1] == f"{twice:.3g}"

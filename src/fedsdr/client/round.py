@@ -26,7 +26,7 @@ from fedsdr.callbacks import OnStep
 from fedsdr.client.drift import BY_MU, NO_CORRECTION, Correction, by_control_variates, by_rehearsal
 from fedsdr.client.fedala import aggregate_locally
 from fedsdr.client.scaffold import ControlVariates
-from fedsdr.client.state import State, load_state, save_state
+from fedsdr.client.state import State, is_forgotten, load_state, save_state
 from fedsdr.client.update import Views, before_rounds, learning_rate, local_update
 from fedsdr.config import Client, FedALA, Lora, Privacy
 from fedsdr.data.conversation import Conversation
@@ -36,7 +36,7 @@ from fedsdr.messages.privacy import Ledger, noise_seed, noised
 from fedsdr.messages.wire import Arrays, Float32
 from fedsdr.methods import DRIFT_CORRECTIONS
 from fedsdr.model.adapters import LoraModel
-from fedsdr.progress import here, within
+from fedsdr.progress import here, say, within
 from fedsdr.rows import Adapter, Aggregation, MessageDtype, Method
 from fedsdr.run_folder import ClientFolder
 from fedsdr.seeds import seed_for
@@ -113,6 +113,11 @@ def run_round(model: LoraModel, client: Participant, plan: Plan, server_round: i
     rank, rate = plan.lora.rank_of(client.id), learning_rate(plan.training, server_round, plan.num_rounds)
     received = wire.cut(sent.shared, rank)
 
+    if is_forgotten(client.folder, server_round):
+        say(
+            f"  {client.folder} has no state from before round {server_round}, to which the server went back:"
+            " the client starts as in its first round"
+        )
     before = load_adapters(model, client, plan, server_round, sent, rank)
     metrics, saved = _prepare(model, client, plan, server_round, before)
 

@@ -85,3 +85,9 @@ def load_state(folder: Path, before: int, has_adapter: bool) -> State:
     newest = round_folder(folder, older[-1])
     arrays = read_whole(newest / ARRAYS, load_file) if (newest / ARRAYS).exists() else {}
     return State(load_adapter(newest) if has_adapter else None, arrays)
+
+
+def is_forgotten(folder: Path, before: int) -> bool:
+    """Whether states are kept, but none from before a round: the server went back further than they reach."""
+    versions = list_rounds(folder)
+    return len(versions) == NUM_VERSIONS and versions[0] >= before

@@ -84,6 +84,8 @@ def register(server: Path) -> None:
 def take_peers(file: Path, keys: Path) -> dict[str, str]:
     """Copy the public keys of the other clients into the folder `peers` of a node, for secure aggregation.
 
+    A key in `peers` that is not in the folder given is removed: it counts as a client, and may be withdrawn.
+
     Args:
         file: The client's node.toml.
         keys: Folder with <client>.pub of each client, from the server's operator.
@@ -99,6 +101,7 @@ def take_peers(file: Path, keys: Path) -> dict[str, str]:
     if not node.peers:
         raise UserError(f'{file}: add peers = "peers" under [node]: the keys of other clients go there')
     fingerprints: dict[str, str] = {}
+    others: dict[str, str] = {}
     for path in sorted(keys.glob("*.pub")):
         key = read_public(path)
         check_client(path.stem, fingerprints)
@@ -108,7 +111,13 @@ def take_peers(file: Path, keys: Path) -> dict[str, str]:
             raise UserError(f"{path}: another client in {keys} has this key: each client needs its own")
         fingerprints[path.stem] = fingerprint
         if path.stem != node.client:
-            write_file(Path(node.peers) / path.name, key)
+            others[path.name] = key
+    for name, key in others.items():
+        write_file(Path(node.peers) / name, key)
+    for old in sorted(Path(node.peers).glob("*.pub")):
+        if old.name not in others:
+            old.unlink()
+            say(f"{old.stem}: is removed")
     return fingerprints
 
 

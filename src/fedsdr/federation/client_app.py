@@ -346,6 +346,7 @@ def _open(message: Message, context: Context) -> tuple[Settings, ClientContext, 
             f"client = {node.who!r} in this node's configuration, but the server registered its key as"
             f" {name!r}: set this name, or ask the server's operator to save the key as {node.who}.pub"
         )
+    node.pin(str(config["settings"]))
     theirs = str(config.get("model", ""))
     client = open_client(settings, node.who, node.folder, theirs)
     return settings, client, int(config["round"]), node  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from fedsdr.config import Section, Settings
 from fedsdr.data.sources import check_client, check_name
 from fedsdr.errors import UserError
 from fedsdr.messages.privacy import Ledger
+from fedsdr.storage import content_hash, write_file
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -28,6 +29,10 @@ OWN_COLUMNS: Mapping[str, Any] = {"columns": {}, "label_names": (), "choices_aft
 person's."""
 OWN_DATA: Mapping[str, Any] = {"sources": (), "domains": (), "built_in": "domains", **OWN_COLUMNS}
 """Keys of [data] that the node decides, with their values; `root` is its own."""
+RELEASES = "releases.json"
+"""The node's record of released updates, in its folder."""
+OWN_FILES = ("node", "node-error.txt", RELEASES)
+"""What else is in a node's folder, or locked there, next to the runs, whose names the server chooses."""
 
 
 class Keys(Section):
@@ -128,7 +133,7 @@ class Node:
         """Record of the client's updates under local privacy; None without a limit."""
         if self.own is None or not self.own.max_epsilon:
             return None
-        return Ledger(Path(self.own.folder) / "releases.json", self.own.max_epsilon, self.own.delta)
+        return Ledger(Path(self.own.folder) / RELEASES, self.own.max_epsilon, self.own.delta)
 
     @property
     def peers(self) -> Peers | None:
@@ -136,6 +141,28 @@ class Node:
         if self.own is None:
             return None
         return Peers(Path(self.own.private_key), Path(self.own.peers), self.own.min_clients)
+
+    def pin(self, sent: str) -> None:
+        """Keep a hash of a run's settings in a deployed node's folder, or compare them with the one kept.
+
+        A server could otherwise change the method within a run, to one that sends the saved private adapter.
+
+        Args:
+            sent: The settings as the server sent them. The name of an honest run depends on them.
+
+        Raises:
+            UserError: They changed since the run began here.
+        """
+        path = self.folder / ".settings.hash"
+        if self.own is None:
+            return
+        if not path.exists():
+            write_file(path, content_hash(sent))
+        elif path.read_text() != content_hash(sent):
+            raise UserError(
+                f"the server's settings are not those with which this run began in {self.folder}: the"
+                " server's operator has to start another run"
+            )
 
     def apply(self, settings: Settings) -> Settings:
         """The server's settings with the node's own decisions applied.
@@ -214,6 +241,8 @@ def read_node(config: Mapping[str, Any], folder: Path, run: str) -> Node:
         place = Path(own.folder) if own.folder else folder
         return Node(own.partition_id, place, None, own.cache, own.distill_url, own.serves_all)
     node = check_keys(NodeConfig, config, "node configuration")
+    if run in OWN_FILES:
+        raise UserError(f"run = {run!r}: a run cannot have the name of one of this node's own files")
     return Node(node.client, Path(node.folder) / check_name(run, "run"), node, node.cache, node.distill_url)
 
 

@@ -172,6 +172,10 @@ class Rounds:
         record = strategy.record()
         num_bytes = sum(array.numpy().nbytes for array in record.values())
         asked = strategy.configure_train(server_round, record, self.config, self.grid)
+        # What clients send under local privacy is released, whatever becomes of the round.
+        if self.settings.privacy.kind == "local":
+            released = {"event": "release", "round": server_round} | self._spent(server_round)
+            append_lines(self.folder.log, [released])
         replies = self._exchange(asked, "train")
         try:
             strategy.aggregate_train(server_round, replies)

@@ -241,7 +241,8 @@ def dropped_sheet(events: Sequence[Event]) -> Sheet:
 def privacy_sheet(events: Sequence[Event]) -> Sheet:
     """Epsilon after each round, for the client sampled most often."""
     names = ("round", "epsilon", "delta")
-    records = [{name: event[name] for name in names} for event in events if "epsilon" in event]
+    by_round = {event["round"]: event for event in events if "epsilon" in event}
+    records = [{name: event[name] for name in names} for event in by_round.values()]
     rows = tuple((str(r["round"]), f"{r['epsilon']:.3g}", f"{r['delta']:g}") for r in records)
     return Sheet("Privacy spent", "rrr", ("after round", "epsilon", "delta"), rows, tuple(records))
 
