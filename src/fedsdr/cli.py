@@ -93,9 +93,9 @@ def run(
 
         print_result(read_result(submit(on, chosen)), as_json)
         return
-    from fedsdr.federation.run import run as run_settings
+    with resumable(chosen.run.dir):
+        from fedsdr.federation.run import run as run_settings
 
-    with resumable(f"to continue: `fedsdr resume {chosen.run.dir}`"):
         print_result(run_settings(chosen), as_json)
 
 
@@ -122,7 +122,7 @@ def resume(
         )
     from fedsdr.federation.run import resume as resume_run
 
-    with resumable(f"to continue: `fedsdr resume {run_dir}`"):
+    with resumable(run_dir):
         print_result(resume_run(run_dir, on_other_machine), as_json)
 
 
@@ -166,7 +166,7 @@ def compare(
     progress.show(quiet)
     from fedsdr.experiments.compare import compare as compare_grid
 
-    with resumable("to continue, repeat the command"):
+    with resumable():
         sheets = compare_grid(grid, to, jobs, on_other_machine)
     print_sheets(sheets, as_json)
 
