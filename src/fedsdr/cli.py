@@ -177,9 +177,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run or a grid, finished or not, and print its path."""
-    from fedsdr.experiments.results import PLAN, tabulate
+    from fedsdr.experiments.results import tabulate
     from fedsdr.report.page import write_report
-    from fedsdr.run_folder import read_settings
+    from fedsdr.run_folder import PLAN, read_settings
 
     if (folder / PLAN).exists():
         _, path = tabulate(folder)
