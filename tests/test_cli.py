@@ -283,6 +283,24 @@ def test_a_mistake_ends_with_code_2_and_one_message(
     assert not (tmp_path / "new" / "config.toml").exists()
 
 
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [("check_data", ", repeat the command"), ("_introduce", ": `fedsdr resume NEW`")],
+)
+def test_a_stopped_run_is_continued_by_what_is_named(
+    fedsdr: Fedsdr, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, told: str
+):
+    """Before the folder held a run, `fedsdr resume` was named, which then found none."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"fedsdr.federation.run.{step}", stop)
+    code, _, err = fedsdr("run", recipe, f"run.dir={tmp_path / 'new'}")
+    assert code == 130
+    assert err.endswith(f"fedsdr: stopped; to continue{told.replace('NEW', str(tmp_path / 'new'))}\n")
+
+
 def test_a_damaged_run_is_a_clear_error(fedsdr: Fedsdr, finished: Path, tmp_path: Path):
     """Each file of a run folder that a person or a disk may have damaged."""
     import shutil

@@ -120,6 +120,10 @@ def test_a_recipe_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytest
     Path("a.toml").write_text('recipe = "b.toml"\n')
     Path("b.toml").write_text('recipe = "a.toml"\n')
     assert "a.toml begins with itself" in refusal(lambda: load_settings("a.toml"))
+    Path("grid.toml").write_text('recipe = "none.toml"\nbaseline = "a"\nseeds = [0]\n[arms.a]\n')
+    assert "grid.toml is a grid of runs: give it to `fedsdr compare grid.toml`" in refusal(
+        lambda: load_settings("grid.toml")
+    )
 
 
 @pytest.mark.parametrize(

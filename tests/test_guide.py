@@ -103,6 +103,42 @@ def test_init_writes_a_recipe_that_loads_and_refuses_what_is_not_there(tmp_path:
     assert not recipe.exists()
 
 
+ROWS = [f'{{"instruction": "Say {n}.", "output": "The number {n}."}}' for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "option"),
+    [
+        (b'{"question": "Who?", "output": "Ada."}\n', [], "--columns"),
+        (b"", [], None),
+        (b"\xff\xfe\n", [], None),
+        (ROWS[0].encode(), [], None),  # one prompt cannot be divided
+        ("\n".join(ROWS).encode(), ["--client-column", "branhc"], None),
+        ("\n".join([*ROWS, "{", "{"]).encode(), [], "--skip-bad-rows"),
+    ],
+)
+def test_init_names_the_option_that_helps_and_no_other(
+    tmp_path: Path, capsys, text: bytes, more: list[str], option: str | None
+):
+    """It named --columns after every mistake, and for rows to be left out a setting that it did not take."""
+    data, recipe = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
+    data.write_bytes(text)
+    with pytest.raises(SystemExit) as end:
+        main(["init", str(recipe), "--model", "tiny", "--method", "fedit", "--data", str(data), *more])
+    assert end.value.code == 2
+    told = re.findall(r"fedsdr init takes (--[a-z-]+)", capsys.readouterr().err)
+    assert told == ([option] if option else [])
+
+
+def test_init_leaves_bad_rows_out_where_asked_and_so_does_its_recipe(tmp_path: Path, capsys):
+    data, recipe = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
+    data.write_text("\n".join([*ROWS, "{", "{"]))
+    words = ["init", str(recipe), "--model", "tiny", "--method", "fedit", "--data", str(data)]
+    main_ends([*words, "--skip-bad-rows"])
+    assert "2 rows" in capsys.readouterr().out
+    assert load_settings(recipe).data.skip_bad_rows
+
+
 def test_init_names_files_of_one_name_by_their_folders(tmp_path: Path):
     paths = [tmp_path / name / "train.jsonl" for name in ("bank", "clinic")]
     for path in paths:

@@ -41,6 +41,16 @@ def test_a_folder_of_runs_is_no_run_and_its_runs_are_named(tmp_path: Path):
         read_settings(tmp_path / "a" / "server" / "round-0002")
 
 
+def test_the_folder_of_a_grid_is_no_run_and_its_first_runs_are_named(tmp_path: Path):
+    (tmp_path / "grid.json").touch()
+    for place in ("a/seed-0", "a/seed-1", "b/seed-0", "b/seed-1", "a/rate-0.1"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.toml").touch()
+    first = ", ".join(f"{tmp_path}/{place}" for place in ("a/seed-0", "a/seed-1", "b/seed-0"))
+    with pytest.raises(UserError, match=f"^{tmp_path} is the folder of a grid; runs in it: {first}, ...$"):
+        read_settings(tmp_path)
+
+
 def test_internal_files_are_hidden_but_those_of_an_older_run_are_found(tmp_path: Path):
     new, old = RunFolder(tmp_path / "new"), tmp_path / "old"
     (old / "clients/a").mkdir(parents=True)

@@ -94,9 +94,9 @@ def run(
 
         print_result(read_result(submit(on, chosen)), as_json)
         return
-    from fedsdr.federation.run import run as run_settings
+    with resumable(chosen.run.dir):
+        from fedsdr.federation.run import run as run_settings
 
-    with resumable(f"to continue: `fedsdr resume {chosen.run.dir}`"):
         print_result(run_settings(chosen), as_json)
 
 
@@ -123,7 +123,7 @@ def resume(
         )
     from fedsdr.federation.run import resume as resume_run
 
-    with resumable(f"to continue: `fedsdr resume {run_dir}`"):
+    with resumable(run_dir):
         print_result(resume_run(run_dir, on_other_machine), as_json)
 
 
@@ -167,7 +167,7 @@ def compare(
     progress.show(quiet)
     from fedsdr.experiments.compare import compare as compare_grid
 
-    with resumable("to continue, repeat the command"):
+    with resumable():
         sheets = compare_grid(grid, to, jobs, on_other_machine)
     print_sheets(sheets, as_json)
 
@@ -178,9 +178,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run or a grid, finished or not, and print its path."""
-    from fedsdr.experiments.results import PLAN, tabulate
+    from fedsdr.experiments.results import tabulate
     from fedsdr.report.page import write_report
-    from fedsdr.run_folder import read_settings
+    from fedsdr.run_folder import PLAN, read_settings
 
     if (folder / PLAN).exists():
         _, path = tabulate(folder)

@@ -9,6 +9,12 @@ import typer
 from fedsdr.errors import UserError
 from fedsdr.terminal import AsJson, complete_key, print_json
 
+HINTS = {
+    "is missing; expected text under": "--columns instruction=...,response=...",
+    "data.skip_bad_rows = true": "--skip-bad-rows",
+}
+"""Words of an error in the data -> the option of `fedsdr init` that helps."""
+
 
 def settings(
     key: Annotated[
@@ -59,6 +65,9 @@ def init(
     client_column: Annotated[
         str, typer.Option(help="The column that says which client holds a row. Default: one client per file.")
     ] = "",
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and count them.")
+    ] = False,
 ) -> None:
     """Write a recipe for your data and model, and check that both can be read."""
     import tomli_w
@@ -83,6 +92,8 @@ def init(
         values.setdefault("data", {})["columns"] = {name.strip(): column.strip() for name, _, column in pairs}
     if client_column:
         values["partition"] = {"kind": "natural", "id_column": client_column}
+    if skip_bad_rows:
+        values.setdefault("data", {})["skip_bad_rows"] = True
     check_settings(values, source="init")
     head = (
         f"# fedsdr run {to}\n#\n# `fedsdr settings` explains every key; what is not here has its default.\n\n"
@@ -91,9 +102,8 @@ def init(
     try:
         summary = describe_data(load_settings(None, values | {"run.dir": "runs/unused"}))
     except UserError as error:
-        is_done = columns or str(error).startswith(("model.", "data.sources:"))
-        hint = "" if is_done else "\nfedsdr init takes --columns instruction=...,response=..."
-        raise UserError(f"{error}{hint}") from None
+        hints = (f"\nfedsdr init takes {option}" for words, option in HINTS.items() if words in str(error))
+        raise UserError(f"{error}{''.join(hints)}") from None
     write_file(to, text)
     num = len(summary["clients"])
     for notice in summary["notices"]:

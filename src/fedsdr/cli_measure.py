@@ -79,8 +79,7 @@ def measure(
     from fedsdr.experiments.measure import measure as measure_run
     from fedsdr.experiments.measure import measure_grid
     from fedsdr.experiments.measured_run import Options
-    from fedsdr.experiments.results import PLAN
-    from fedsdr.run_folder import RunFolder
+    from fedsdr.run_folder import PLAN, RunFolder
 
     options = Options(nli, judge, judge_model, against, data, split_names(tasks), limit, run_programs,
                       split_numbers(scales, float), split_numbers(rounds, int))  # fmt: skip

@@ -174,6 +174,8 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         user = f", with which {above[-1]} begins," if above else ""
         raise UserError(f"recipe {path}{user} does not exist{hint}")
     values = read_toml(path)
+    if {"vary", "arms"} & values.keys():
+        raise UserError(f"{path} is a grid of runs: give it to `fedsdr compare {path}`")
     if "recipe" not in values:
         return values
     under = _read_recipe(Path(str(values.pop("recipe"))), (*above, path))

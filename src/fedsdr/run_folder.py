@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+PLAN = "grid.json"
+"""The list of runs in the folder of a grid, <arm>/seed-<number> each."""
+MOST_RUNS = 3
+"""Maximum number of runs named in one message."""
+
+
 def internal(path: Path) -> Path:
     """Hidden name of a file that readers do not need; a folder of an earlier version keeps its plain name."""
     return path if path.exists() else path.with_name(f".{path.name}")
@@ -202,12 +208,15 @@ def read_settings(folder: Path) -> Settings:
     """
     path, environment = RunFolder(folder).config, RunFolder(folder).environment
     if not path.is_file():
-        inner = sorted(str(run.parent) for run in folder.glob(f"*/{path.name}"))
+        is_grid = (folder / PLAN).is_file()
+        inner = sorted(str(run.parent) for run in folder.glob(f"*/{'seed-*/' * is_grid}{path.name}"))
         outer = [run for run in folder.parents if (run / path.name).is_file()]
         hint = f"; it lies in the run {outer[0]}: name that, and a round by --round" if outer else ""
         if inner:
-            hint = f"; runs in it: {', '.join(inner)}"
-        raise UserError(f"{folder} contains no run: {path.name} is missing{hint}")
+            more = ["..."] * (len(inner) > MOST_RUNS)
+            hint = f"; runs in it: {', '.join([*inner[:MOST_RUNS], *more])}"
+        found = "is the folder of a grid" if is_grid else f"contains no run: {path.name} is missing"
+        raise UserError(f"{folder} {found}{hint}")
     if environment.exists():
         restore_rows(read_json(environment).get("settings", {}).get("rows", {}))
     settings = saved_settings(path)

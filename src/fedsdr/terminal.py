@@ -114,12 +114,16 @@ def print_estimate(settings: Any, as_json: bool) -> None:
 
 
 @contextmanager
-def resumable(how: str) -> Iterator[None]:
-    """On Ctrl-C print how to continue."""
+def resumable(run_dir: str | Path = "") -> Iterator[None]:
+    """On Ctrl-C print how to continue: by `fedsdr resume`, if the folder holds a run by then."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nfedsdr: stopped; {how}", file=sys.stderr)
+        from fedsdr.run_folder import RunFolder
+
+        is_run = run_dir and RunFolder(run_dir).config.exists()
+        how = f": `fedsdr resume {run_dir}`" if is_run else ", repeat the command"
+        print(f"\nfedsdr: stopped; to continue{how}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

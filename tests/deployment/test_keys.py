@@ -27,6 +27,12 @@ def test_a_run_that_would_wait_for_clients_whose_keys_are_not_registered_is_refu
     (tmp_path / "keys/bank.pub").touch()
     with pytest.raises(UserError, match=r"0 keys are registered \(none\)"):  # not: names are believed
         registry(tmp_path, settings)
+    with pytest.raises(UserError, match=r"and 1 more lie in .*keys: put the others there, then run `"):
+        registry(tmp_path, settings)
+    (tmp_path / "keys/hospital.pub").touch()
+    with pytest.raises(UserError, match=r"and 2 more lie in .*keys: run `fedsdr deploy register .*`$"):
+        registry(tmp_path, settings)
+    (tmp_path / "keys/hospital.pub").unlink()
     write_json(tmp_path / "nodes/bank.json", {"key": "a", "node-id": 2**64 - 1})
     with pytest.raises(UserError, match=r"num_clients = 2, but 1 keys are registered \(bank\)"):
         registry(tmp_path, settings)

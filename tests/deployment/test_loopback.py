@@ -113,7 +113,7 @@ def test_a_node_without_a_registered_key_or_with_another_authority_is_not_let_in
         one.start_node(name)
     program = one.begin(small(**{"run.dir": "runs/first", "federation.wait": 15.0}))
     told, _ = program.communicate(timeout=120)
-    assert "2 of 3 clients have connected in 15 s" in told
+    assert "2 of 3 clients were admitted in 15 s" in told
 
 
 @long
@@ -128,7 +128,7 @@ def test_a_registered_client_cannot_take_anothers_name(deployment: Deploy, small
         one.start_node(name)
     program = one.begin(small(**{"run.dir": "runs/first", "federation.wait": 15.0}))
     told, _ = program.communicate(timeout=120)
-    assert "1 of 3 clients have connected in 15 s" in told
+    assert "1 of 3 clients were admitted in 15 s" in told
     assert "client math is not admitted: the client failed: UserError" in told
     assert "'general' in this node's configuration, but the server registered its key as 'math'" in one.log(
         "math"

@@ -53,6 +53,15 @@ def test_a_submission_tells_why_its_run_stopped(
             submit(server, SETTINGS)
 
 
+def test_a_run_without_a_number_of_clients_is_told_that_of_this_server(server: Path):
+    """It was three, whatever the number of keys."""
+    settings = check_settings({"run": {"dir": "runs/x"}}, "test")
+    for waiting, num in (("bank", 1), ("hospital", 2)):
+        (server / f"keys/{waiting}.pub").touch()
+        with pytest.raises(UserError, match=f"add federation.num_clients={num} to the settings"):
+            submit(server, settings)
+
+
 @pytest.mark.parametrize("key", ["columns", "where", "label_names", "choices_after"])
 def test_how_the_clients_files_are_read_is_not_the_servers_choice(server: Path, key: str):
     """It was accepted, and ignored without a word."""

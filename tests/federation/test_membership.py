@@ -87,9 +87,24 @@ def test_a_run_begins_when_all_are_there_and_each_prepares_once(attend):
     assert [config["model"] for config in grid.sent] == ["m", "m"]
 
 
-def test_waiting_for_clients_ends_with_how_many_came(attend):
-    with pytest.raises(UserError, match=r"1 of 2 clients have connected in 0.05 s \(federation.wait"):
+def test_waiting_for_clients_ends_with_how_many_were_admitted(attend):
+    told = r"1 of 2 clients were admitted in 0.05 s \(federation.wait.*: start the others, then run again$"
+    with pytest.raises(UserError, match=told):
         attend(Grid(n7="b")).wait_for_all()
+
+
+def test_clients_that_came_and_were_refused_are_not_to_be_started(attend):
+    """It said that none had connected, and to start the others."""
+    grid = Grid(n1="a", n2="b")
+    grid.model = "another"
+    told = r"0 of 2 clients were admitted in .*: fix what follows, then run again; a client is not admitted: "
+    with pytest.raises(UserError, match=told):
+        attend(grid).wait_for_all()
+    del grid.clients[2]
+    with pytest.raises(
+        UserError, match="start the others, fix what follows, then run again; a client is not"
+    ):
+        attend(grid).wait_for_all()
 
 
 def test_waiting_for_a_quorum_ends_and_says_that_nothing_is_lost(attend):

@@ -524,5 +524,5 @@ def test_a_client_with_another_base_model_rewrites_nothing_and_both_sides_are_to
 ):
     reply = ask(make_node(tmp_path, tiny_folder), identity="another")
     assert f"model = '{tiny_folder}' is not the server's base model" in capsys.readouterr().err
-    assert reply.error.reason == "AnotherBaseModel, see node-error.txt"
+    assert reply.error.reason == "AnotherBaseModel, see node-error.txt at the client, in its folder"
     assert not list(tmp_path.glob("state/**/distilled*"))

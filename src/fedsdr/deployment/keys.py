@@ -130,10 +130,16 @@ def status(server: Path) -> dict[str, str]:
     require_server(server)
     nodes, statuses = _nodes(server), dict[str, str]()
     names = registered(str(server / "nodes"))
-    for client in sorted(names.keys() | {path.stem for path in server.glob("keys/*.pub")}):
+    for client in clients_of(server):
         node, _ = names.get(client, (-1, ""))
         statuses[client] = nodes.get(node, f"not admitted yet; run `fedsdr deploy register {server}`")
     return statuses
+
+
+def clients_of(server: Path) -> list[str]:
+    """Clients with a key that is registered, or that lies in `keys/`."""
+    names = registered(str(server / "nodes"))
+    return sorted(names.keys() | {path.stem for path in server.glob("keys/*.pub")})
 
 
 def _body(key: str) -> str:
@@ -175,14 +181,16 @@ def registry(server: Path, settings: Settings) -> str:
         UserError: Fewer keys are registered than clients that the run waits for.
     """
     folder = (server / "nodes").resolve()
-    names = registered(str(folder))
-    if not names and not list(server.glob("keys/*.pub")):  # Flower without keys
+    names, wanted = registered(str(folder)), settings.federation.num_clients
+    clients = clients_of(server)
+    if not clients:  # Flower without keys
         say("  no keys are registered: client names are not verified")
         return ""
-    if len(names) < settings.federation.num_clients:
+    if len(names) < wanted:
+        missing = "put the others there, then " * (len(clients) < wanted)
         raise UserError(
-            f"federation.num_clients = {settings.federation.num_clients}, but {len(names)} keys are"
-            f" registered ({', '.join(names) or 'none'}): put the others into {server / 'keys'}, then"
-            f" `fedsdr deploy register {server}`"
+            f"federation.num_clients = {wanted}, but {len(names)} keys are registered"
+            f" ({', '.join(names) or 'none'}), and {len(clients) - len(names)} more lie in"
+            f" {server / 'keys'}: {missing}run `fedsdr deploy register {server}`"
         )
     return str(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedsdr import __version__
 from fedsdr.config import Settings
-from fedsdr.deployment.keys import registry
+from fedsdr.deployment.keys import clients_of, registry
 from fedsdr.deployment.superlink import CONNECTION, environment, flower_home, require_server
 from fedsdr.errors import UserError
 from fedsdr.federation.node_config import OWN_COLUMNS
@@ -54,7 +54,7 @@ def submit(server: Path, settings: Settings) -> Path:
             clients' data, or the run did not finish.
     """
     require_server(server)
-    check_deployed(settings)
+    check_deployed(settings, len(clients_of(server)))
     if unused := [f"data.{key}" for key in OWN_COLUMNS if getattr(settings.data, key)]:
         raise UserError(
             f"{', '.join(unused)}: leave out, since each client's own files decide this in a deployment: they"

@@ -21,10 +21,9 @@ from fedsdr.report.consistency import arms_sheet
 from fedsdr.report.frontier import frontier_svg
 from fedsdr.report.notices import Notice, run_notices
 from fedsdr.report.sheets import Sheet, grouped, render_text, to_csv
-from fedsdr.run_folder import Result, RunFolder, read_result, read_settings
+from fedsdr.run_folder import PLAN, Result, RunFolder, read_result, read_settings
 from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
 
-PLAN = "grid.json"
 DIVERGED = "diverged.txt"
 """File in the folder of a trial whose learning rate was too high."""
 MOST_NOTICES = 10

@@ -82,7 +82,8 @@ def errors_stay_here(handler: Handler) -> Handler:
                 say(f"{kind}: {error}")
             with suppress(OSError, KeyError):  # the cause may be a full disk, or a node without a folder
                 write_file(_folder(context) / name, traceback.format_exc())
-            return Message(Error(CLIENT_FAILED, f"{kind}, see {name}"), reply_to=message)
+            where = " at the client, in its folder" * is_deployed
+            return Message(Error(CLIENT_FAILED, f"{kind}, see {name}{where}"), reply_to=message)
 
     return guarded
 

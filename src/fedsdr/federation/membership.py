@@ -106,17 +106,18 @@ class Membership:
                         f"; {len(self.pending)} did not finish preparing in {federation.prepare:g} s"
                         " (federation.prepare)"
                     )
+                is_short = len(self.connected) < wanted or not reasons
+                steps = ["start the others"] * is_short + ["fix what follows"] * bool(reasons)
                 raise UserError(
-                    f"{num} of {wanted} clients have connected in {wait:g} s (federation.wait,"
-                    f" federation.num_clients): start the others"
-                    f"{', fix what follows' if reasons else ''} and run again{reasons}"
+                    f"{num} of {wanted} clients were admitted in {wait:g} s (federation.wait,"
+                    f" federation.num_clients): {', '.join(steps)}, then run again{reasons}"
                 )
             if num != said:
-                say(f"  {num} of {wanted} clients are connected, waiting for the others")
+                say(f"  {num} of {wanted} clients are admitted, waiting for the others")
                 said = num
             time.sleep(POLL)
         if said >= 0:
-            say(f"  {num} of {wanted} clients are connected")
+            say(f"  {num} of {wanted} clients are admitted")
         self.is_open = False
 
     def wait_for(self, clients: Sequence[str], num: int, server_round: int) -> None:

@@ -120,8 +120,12 @@ def describe_data(settings: Settings) -> dict[str, Any]:
     return summarize(fitted, partition(fitted, settings), lengths=lengths, max_length=longest)
 
 
-def check_deployed(settings: Settings) -> None:
+def check_deployed(settings: Settings, num_clients: int = 0) -> None:
     """Reject settings that no engine of Flower can run, before any client works.
+
+    Args:
+        settings: Of the run.
+        num_clients: The number to propose, if known.
 
     Raises:
         UserError: The number of clients or the name of the run is missing, clients could compute the noise,
@@ -130,7 +134,7 @@ def check_deployed(settings: Settings) -> None:
     if not settings.federation.num_clients:
         raise UserError(
             "federation.num_clients = 0: Flower's engines need the number of clients to wait for; add"
-            " federation.num_clients=3 to the settings"
+            f" federation.num_clients={num_clients or 3} to the settings"
         )
     if not settings.run.dir:
         raise UserError("run.dir is empty: name the server's folder of this run")
