@@ -228,7 +228,8 @@ def render_text(sheet: Sheet, markdown: bool = False) -> str:
     rows = [sheet.heads, *sheet.rows]
     if markdown:
         rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    least = 3 if markdown else 0  # a delimiter cell needs a hyphen
+    widths = [max(least, *map(len, column)) for column in zip(*rows, strict=True)]
     columns = list(zip(sheet.align, widths, strict=True))
     head, *body = (
         [
