@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, correct, ends, means
 from fedsdr.experiments.refutation import refutation
+from fedsdr.metrics import all_fell_back
 from fedsdr.report.events import cost_records, data_size, total_costs
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
 from fedsdr.report.notices import Notice
@@ -201,6 +202,7 @@ def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
     columns = {
         metric: column for metric, column in BY_DOMAIN.items() if any(r[metric] is not None for r in records)
     }
+    without = sorted({domain for run in runs for domain in all_fell_back(run.base, run.final)})
 
     def shown(record: Event, metric: str, digits: int) -> str:
         spread = record[f"{metric}_sd"]
@@ -215,6 +217,9 @@ def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
             for r in records
         ),
         tuple(records),
+        note=f"No loss on rewritings, since all fell back: {', '.join(without)}; so no mean of them either."
+        if without
+        else "",
     )
 
 

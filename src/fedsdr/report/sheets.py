@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fedsdr.metrics import Scores
+from fedsdr.metrics import Scores, all_fell_back
 from fedsdr.stats import mean_interval, wilson
 from fedsdr.storage import Event
 
@@ -112,19 +112,10 @@ def loss_sheet(base: Scores, final: Scores) -> Sheet:
     records = loss_records({0: base}, ("base",)) + loss_records({1: final}, MODELS[1:])
     cells = {(record["domain"], record["on"], record["model"]): record["loss"] for record in records}
 
-    def losses(domain: str, on: str) -> list[float | None]:
-        return [cells.get((domain, on, model)) for model in MODELS]
-
-    all_pairs = dict.fromkeys((record["domain"], record["on"]) for record in records)
-    pairs = [
-        (domain, on)
-        for domain, on in all_pairs
-        if on == "true responses" or losses(domain, on) != losses(domain, "true responses")
-    ]
-    without = [domain for domain, on in all_pairs if (domain, on) not in pairs and domain != "mean"]
+    pairs = list(dict.fromkeys((record["domain"], record["on"]) for record in records))
     note = ""
-    if without:
-        pairs = [pair for pair in pairs if pair != ("mean", "rewritings")]
+    if without := all_fell_back(base, final):
+        pairs = [pair for pair in pairs if pair[0] not in (*without, "mean") or pair[1] != "rewritings"]
         note = f" No row of rewritings, since all fell back: {', '.join(without)}; so no mean of them either."
     rows = [
         (domain, on, *(number(cells.get((domain, on, model)), 3) for model in MODELS)) for domain, on in pairs
