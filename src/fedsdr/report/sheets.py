@@ -195,6 +195,7 @@ def label_sheet(base: Scores, final: Scores) -> Sheet:
         "Labels: scores that one label for everything does not raise",
         needed="majority_share",
         note="Majority: share of the most frequent true label, the score of a model that always gives it."
+        " Where it is 1, all true labels are one class, and balanced, macro-F1 and Matthews are left out."
         " Balanced: mean over the labels of the share that is given right. Macro-F1: mean over the labels"
         " of F1. Matthews: correlation of true and given labels; 0 for a model that gives one label for"
         " everything. Likeliest: share of examples whose true label is the likeliest choice.",
