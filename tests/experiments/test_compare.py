@@ -31,8 +31,10 @@ from fedsdr.report.consistency import arms_sheet
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import save_round
 from fedsdr.storage import read_json, read_lines, write_json
+from fedsdr.terminal import print_sheets
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+FOR_READERS = ("report.html", "comparison.md")
 
 
 @pytest.fixture
@@ -229,6 +231,17 @@ def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp
     shutil.rmtree(to / "fedsd/seed-1")
     report(to)
     assert "unfinished: 3 of 4 runs" in (to / "report.html").read_text()
+
+
+def test_signs_have_a_key_once_on_the_terminal_on_the_page_and_in_the_tables_to_read(
+    grid, tmp_path: Path, capsys
+):
+    """By its interval alone, a "?" next to one without 0 looked like an error."""
+    print_sheets(compare(grid(), tmp_path / "out"), as_json=False)
+    shown = [capsys.readouterr().out, *((tmp_path / "out" / name).read_text() for name in FOR_READERS)]
+    for text in shown:
+        assert text.count("✓ better") == text.count("? undecided") == 1
+        assert "also next to an interval without 0" in text
 
 
 def test_the_page_of_a_grid_reloads_itself_until_the_grid_ends(grid, tmp_path: Path, monkeypatch):

@@ -6,7 +6,7 @@ over seeds and examples also cover the draw of the test examples.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, correct, ends, means
@@ -48,6 +48,10 @@ COSTS = {
     "peak_memory": "peak",
 }
 LOWER_IS_BETTER = ("loss", "loss_distilled", "unsupported_rate")
+KEY = (
+    f"Signs are by p of the last test in a table, corrected by Holm: {BETTER} better or {WORSE} worse below"
+    f" {LEVEL}, {UNDECIDED} undecided otherwise, also next to an interval without 0."
+)
 BYTES = ("num_bytes_up", "num_bytes_down", "peak_memory")
 
 
@@ -102,6 +106,9 @@ def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: S
         own = [run for run in runs if run.arm in group.arms]
         prefix = f"{place}-" if len(groups) > 1 else ""
         found = {metric: score_comparison(own, group, metric, equal) for metric in COMPARED}
+        if shown := [metric for metric, sheet in found.items() if sheet.rows]:
+            first = found[shown[0]]
+            found[shown[0]] = replace(first, note=f"{KEY} {first.note}".strip())
         sheets |= {f"{prefix}{metric}": sheet for metric, sheet in found.items()}
         sheets[f"{prefix}costs"] = cost_comparison(own, equal)
         drawn[equal] = [

@@ -235,7 +235,12 @@ def _arms_sheet(folders: Mapping[str, Path]) -> Sheet:
 
 def _write(folder: Path, comparison: Comparison) -> None:
     write_json(folder / "comparison.json", as_json(comparison.sheets))
-    texts = (render_text(sheet, markdown=True) for sheet in comparison.sheets.values())
+    texts = [
+        text
+        for sheet in comparison.sheets.values()
+        for text in (render_text(sheet, markdown=True), sheet.note)
+        if text
+    ]
     write_file(folder / "comparison.md", "\n\n".join(texts) + "\n")
     for name, sheet in comparison.sheets.items():
         write_file(folder / f"comparison-{name}.csv", to_csv(sheet.records))

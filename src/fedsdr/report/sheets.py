@@ -36,7 +36,7 @@ class Sheet:
     num_summary: int = 0
     """Number of summary rows at the end."""
     note: str = ""
-    """How to read the numbers; shown on the page only."""
+    """How to read the numbers; shown on pages, and in the Markdown tables of a grid."""
 
     @property
     def shown(self) -> tuple[tuple[str, ...], ...]:
