@@ -49,6 +49,7 @@ def model_card(settings: Settings, server_round: int, client: str, merged: bool,
             f"# {client or run.path.resolve().name}",
             f"{whose} after round {server_round} of {settings.server.num_rounds}, trained by"
             f" `{settings.method}` with fedsdr {__version__} on {base}.",
+            *([f"{weights}."] if (weights := other_weights(settings, merged)) else []),
             "\n## Data",
             f"{data['origin']}: {num_train:,} training examples of {len(data['num_train'])} clients.",
             "\n## Scores",
@@ -58,6 +59,20 @@ def model_card(settings: Settings, server_round: int, client: str, merged: bool,
             "\n## Settings that differ from the defaults, with what `auto` chose",
             f"```toml\n{tomli_w.dumps(_for_readers(settings))}```\n",
         ]
+    )
+
+
+def other_weights(settings: Settings, merged: bool) -> str:
+    """Say that the model was not trained on the hub's own weights; "" if it was, or is not on the hub."""
+    named = public_name(settings.model.name)
+    if named == settings.model.name:
+        return ""
+    origin = read_json(RunFolder(settings.run.dir).environment)["model"]["origin"]
+    if merged:
+        return f"The model was trained on {origin}, and has these weights, not the hub's own"
+    return (
+        f"The adapter names {named} as its base; it was trained on {origin} (`fedsdr models` shows the"
+        " folder), so on the hub's own weights its answers differ a little"
     )
 
 
