@@ -48,6 +48,16 @@ def group_scores(metrics: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, 
     return grouped
 
 
+def all_fell_back(base: Scores, final: Scores) -> list[str]:
+    """Domains whose test rewritings all fell back: for each model, both losses are of the true responses."""
+    losses: dict[str, list[bool]] = {}
+    for by_domain in (*base.values(), *final.values()):
+        for domain, row in by_domain.items():
+            if domain != "mean" and "loss_distilled" in row:
+                losses.setdefault(domain, []).append(row["loss_distilled"] == row["loss"])
+    return [domain for domain, are_equal in sorted(losses.items()) if all(are_equal)]
+
+
 def read_labels(row: Mapping[str, float], kind: str) -> dict[tuple[str, str], int]:
     """(True, given) -> count, from the `num_<kind>-...` of one domain."""
     found = {match: num for name, num in row.items() if (match := re.fullmatch(LABEL_COUNT, name))}

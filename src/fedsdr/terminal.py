@@ -139,6 +139,7 @@ def print_scores(base: Any, final: Any) -> None:
 
 def print_sheets(sheets: Any, as_json: bool) -> None:
     """Print the tables of a grid."""
+    from fedsdr.experiments.comparison import KEY
     from fedsdr.experiments.results import as_json as sheets_as_json
 
     if as_json:
@@ -147,6 +148,7 @@ def print_sheets(sheets: Any, as_json: bool) -> None:
     shown = (sheet for name, sheet in sheets.items() if name.rpartition("-")[2] not in NOT_SHOWN)
     for sheet in shown:
         print_sheet(sheet)
+    print(KEY)
 
 
 def print_sheet(sheet: Any) -> None:

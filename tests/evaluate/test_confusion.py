@@ -27,7 +27,8 @@ def counted(pairs: list[tuple[str, str]], choices: tuple[str, ...] = CHOICES) ->
 
 def test_a_client_whose_rows_have_other_choices_leaves_the_scores_ungiven():
     """Its 90 rows are scored, but not counted; the other client's 10 alone would give perfect scores."""
-    good = {**counted([("positive", "Positive.")] * 10), "num_chosen": 10, "num_examples": 10}
+    pairs = [("positive", "Positive.")] * 9 + [("negative", "negative")]
+    good = {**counted(pairs), "num_chosen": 10, "num_examples": 10}
     uncounted = {"num_chosen": 90, "num_examples": 90}
     assert label_scores(sum_labels([good, good]))["balanced_accuracy"] == 1
     assert sum_labels([good, uncounted]) == {}
@@ -57,6 +58,15 @@ def test_a_constant_answer_scores_the_share_of_the_majority_and_nothing_where_it
     assert scores["macro_f1"] == pytest.approx((2 * 7 / (7 + 12) + 0) / 2)
     assert scores["matthews"] == 0
     assert scores["choice_balanced_accuracy"] == 0  # "neutral" is never true
+
+
+def test_true_labels_of_one_class_have_only_a_majority():
+    """A model that always says "positive" scored 1 in what one label for everything should not raise."""
+    one = counted([("positive", "positive")] * 4)
+    assert label_scores(one) == {"majority_share": 1}
+    mood = counted([("negative", "negative"), ("positive", "negative")])
+    table = table_of_round([event("finance", one, 4), event("mood", mood, 2)], num_test=6)["global"]
+    assert table["mean"]["balanced_accuracy"] == table["mood"]["balanced_accuracy"] == 0.5
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")

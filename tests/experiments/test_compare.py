@@ -29,11 +29,14 @@ from fedsdr.federation.run import run
 from fedsdr.model.allocator import can_forget_peak
 from fedsdr.recipe import dump_settings
 from fedsdr.report.consistency import arms_sheet
+from fedsdr.report.notices import Notice, few_test_examples
 from fedsdr.run_folder import RunFolder, read_result, read_settings
 from fedsdr.server.checkpoint import save_round
 from fedsdr.storage import read_json, read_lines, write_json
+from fedsdr.terminal import print_sheets
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+FOR_READERS = ("report.html", "comparison.md")
 
 
 @pytest.fixture
@@ -236,6 +239,40 @@ def test_the_page_of_a_grid_is_written_from_its_folder_finished_or_not(grid, tmp
     shutil.rmtree(to / "fedsd/seed-1")
     report(to)
     assert "unfinished: 3 of 4 runs" in (to / "report.html").read_text()
+
+
+def test_signs_have_a_key_once_on_the_terminal_on_the_page_and_in_the_tables_to_read(
+    grid, tmp_path: Path, capsys
+):
+    """By its interval alone, a "?" next to one without 0 looked like an error."""
+    print_sheets(compare(grid(), tmp_path / "out"), as_json=False)
+    shown = [capsys.readouterr().out, *((tmp_path / "out" / name).read_text() for name in FOR_READERS)]
+    for text in shown:
+        assert text.count("✓ better") == text.count("? undecided") == 1
+        assert "also next to an interval without 0" in text
+
+
+def test_few_test_examples_are_a_warning_of_a_grid_and_its_tables_to_read_begin_with_the_warnings(
+    grid, tmp_path: Path
+):
+    """With four examples a domain it said "worse: fedsd" without a reservation."""
+    text = "math has only 3 test examples; intervals over seeds do not cover the draw of examples"
+    compare(grid(seeds="[0]", set="{data = {num_test = 3, domains = ['math']}}"), tmp_path / "out")
+    lines = (tmp_path / "out/comparison.md").read_text().splitlines()
+    assert lines[0] == f"- warning: {text}"
+    assert lines[1].startswith("- warning: ") and "fell back" in lines[1]
+    assert text in (tmp_path / "out/report.html").read_text()
+
+
+def test_few_test_examples_are_counted_by_domain():
+    def notices(**nums: int) -> list[Notice]:
+        scores = {"global": {domain: {"num_examples": num} for domain, num in nums.items()}}
+        return few_test_examples([scores])
+
+    assert [str(one) for one in notices(law=12, math=20, mean=32, code=15)] == [
+        "warning: law has only 12 test examples; intervals over seeds do not cover the draw of examples"
+    ]
+    assert notices(law=20, math=20, mean=12) == []
 
 
 def test_the_page_of_a_grid_reloads_itself_until_the_grid_ends(grid, tmp_path: Path, monkeypatch):

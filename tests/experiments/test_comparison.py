@@ -183,6 +183,29 @@ def test_losses_on_other_rewritings_are_not_compared():
     assert difference(1.3000004) == pytest.approx(-0.1)  # the same texts in other batches
 
 
+def test_a_loss_on_rewritings_that_all_fell_back_is_in_no_table():
+    """All of law's were the true responses, so their loss, and a mean with it, is none of rewritings."""
+
+    def scores(law: float, math: float) -> dict[str, dict[str, dict[str, float]]]:
+        rows = {
+            "law": {"loss": law, "loss_distilled": law},
+            "math": {"loss": math, "loss_distilled": math - 0.5},
+        }
+        mean = {"loss": (law + math) / 2, "loss_distilled": (law + math - 0.5) / 2}
+        return {"global": {name: row | {"words": 1.0} for name, row in (rows | {"mean": mean}).items()}}
+
+    some = [
+        GridRun(arm, seed, scores(2.0, 3.0), scores(1.5 + seed, 2.5), [], {})
+        for arm in ("fedit", "fedsd")
+        for seed in range(2)
+    ]
+    made = compare_runs(some, {"": AGAINST_ALL}, []).sheets
+    assert "loss" in made and "loss_distilled" not in made
+    found = {r["domain"]: r["loss_distilled"] for r in made["domains"].records if r["arm"] == "fedsd"}
+    assert found == {"law": None, "math": 2.0, "mean": None}
+    assert "No loss on rewritings, since all fell back: law;" in made["domains"].note
+
+
 def test_domains_show_the_mean_and_the_spread_over_seeds():
     sheet = domain_comparison(runs())
     rows = {(row[0], row[2]): row for row in sheet.rows}

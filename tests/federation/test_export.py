@@ -26,7 +26,7 @@ from fedsdr.federation.run import resume, run
 from fedsdr.model.adapter_files import join, load_adapter
 from fedsdr.run_folder import Result, RunFolder, list_rounds, read_settings
 from fedsdr.server import checkpoint
-from fedsdr.storage import read_lines, rewrite_lines
+from fedsdr.storage import read_json, read_lines, rewrite_lines, write_json
 
 
 @pytest.fixture
@@ -72,6 +72,22 @@ def test_a_card_names_no_client_and_no_address_of_the_network(finished: Result):
     card = model_card(settings.model_copy(update=secrets), 3, "", merged=False, rank=8)
     assert '"distill.top_p" = 0.5' in card
     assert [word for word in ("clinic-north", "10.0.0", "hospitals") if word in card] == []
+
+
+def test_a_card_says_that_the_weights_in_training_were_not_those_of_the_hub(finished: Result):
+    """It said "trained on HuggingFaceTB/SmolLM2-135M-Instruct"; only the terminal told otherwise."""
+    settings, run = read_settings(finished.folder), RunFolder(finished.folder)
+    own = model_card(settings, 3, "", merged=False, rank=8)
+    assert "weights" not in own.partition("## Use")[0]
+    model = settings.model.model_copy(update={"name": "smollm2-135m-instruct"})
+    about = {"name": model.name, "origin": "SmolLM2-135M-Instruct, Q4_1 dequantised", "identity": ""}
+    write_json(run.environment, read_json(run.environment) | {"model": about})
+    lent = settings.model_copy(update={"model": model})
+    card = model_card(lent, 3, "", merged=False, rank=8)
+    assert "trained on SmolLM2-135M-Instruct, Q4_1 dequantised (`fedsdr models` shows the folder)" in card
+    assert "on the hub's own weights its answers differ a little." in card
+    whole = model_card(lent, 3, "", merged=True, rank=8)
+    assert "trained on SmolLM2-135M-Instruct, Q4_1 dequantised, and has these weights" in whole
 
 
 def test_a_merged_model_is_saved_in_the_type_that_was_asked_for(finished: Result, tmp_path: Path):

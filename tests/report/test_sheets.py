@@ -95,6 +95,12 @@ def test_text_is_aligned_and_markdown_has_as_many_cells_in_each_row(made_up: Sim
     assert len(lines) == 2 + len(sheet.rows)
 
 
+def test_a_narrow_column_has_a_delimiter_that_markdown_reads() -> None:
+    """It was ":" for n, one digit wide, so the table was shown as its source."""
+    sheet = Sheet("Counts", "lr", ("d", "n"), (("a", "4"),), ())
+    assert render_text(sheet, markdown=True).splitlines()[3] == "| --- | --: |"
+
+
 def test_a_bar_in_a_reason_does_not_break_a_markdown_row() -> None:
     sheet = dropped_sheet([{"event": "dropped", "round": 1, "client": "math", "reason": "a|b"}])
     assert "a\\|b" in render_text(sheet, markdown=True)

@@ -51,7 +51,7 @@ def sum_labels(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def label_scores(row: Mapping[str, float]) -> dict[str, float]:
-    """Scores of one domain from its counts; {} if it has none.
+    """Scores of one domain from its counts; {} if it has none, only the first if one class is true.
 
     With n_kj the number of answers j where k is true, n_k and m_j the sums over j and over k, n the total,
     and K the set of classes that are true at least once:
@@ -67,6 +67,8 @@ def label_scores(row: Mapping[str, float]) -> dict[str, float]:
     if not answers:
         return {}
     true, given, right = _totals(answers)
+    if len(true) == 1:  # a constant answer could be right in all
+        return {"majority_share": 1.0}
     num, num_right = true.total(), right.total()
     both = sum(true[label] * given[label] for label in true)
     spread = math.prod(num**2 - sum(one**2 for one in side.values()) for side in (true, given))

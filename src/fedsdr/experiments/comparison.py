@@ -6,11 +6,12 @@ over seeds and examples also cover the draw of the test examples.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from fedsdr.experiments.grid_runs import BASE, VERDICTS, GridRun, compare_arms, correct, ends, means
 from fedsdr.experiments.refutation import refutation
+from fedsdr.metrics import all_fell_back
 from fedsdr.report.events import cost_records, data_size, total_costs
 from fedsdr.report.gains import BETTER, UNDECIDED, WORSE
 from fedsdr.report.notices import Notice
@@ -47,6 +48,10 @@ COSTS = {
     "peak_memory": "peak",
 }
 LOWER_IS_BETTER = ("loss", "loss_distilled", "unsupported_rate")
+KEY = (
+    f"Signs are by p of the last test in a table, corrected by Holm: {BETTER} better or {WORSE} worse below"
+    f" {LEVEL}, {UNDECIDED} undecided otherwise, also next to an interval without 0."
+)
 BYTES = ("num_bytes_up", "num_bytes_down", "peak_memory")
 
 
@@ -102,6 +107,9 @@ def compare_runs(runs: Sequence[GridRun], groups: Mapping[str, Group], trials: S
         own = [run for run in runs if run.arm in group.arms]
         prefix = f"{place}-" if len(groups) > 1 else ""
         found = {metric: score_comparison(own, group, metric, equal) for metric in COMPARED}
+        if shown := [metric for metric, sheet in found.items() if sheet.rows]:
+            first = found[shown[0]]
+            found[shown[0]] = replace(first, note=f"{KEY} {first.note}".strip())
         sheets |= {f"{prefix}{metric}": sheet for metric, sheet in found.items()}
         sheets[f"{prefix}costs"] = costs = cost_comparison(own, equal)
         notices += [] if equal else _unlike_steps(costs.records)
@@ -216,6 +224,7 @@ def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
     columns = {
         metric: column for metric, column in BY_DOMAIN.items() if any(r[metric] is not None for r in records)
     }
+    without = sorted({domain for run in runs for domain in all_fell_back(run.base, run.final)})
 
     def shown(record: Event, metric: str, digits: int) -> str:
         spread = record[f"{metric}_sd"]
@@ -230,6 +239,9 @@ def domain_comparison(runs: Sequence[GridRun]) -> Sheet:
             for r in records
         ),
         tuple(records),
+        note=f"No loss on rewritings, since all fell back: {', '.join(without)}; so no mean of them either."
+        if without
+        else "",
     )
 
 

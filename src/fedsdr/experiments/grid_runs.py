@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedsdr.metrics import Scores
+from fedsdr.metrics import Scores, all_fell_back
 from fedsdr.report.sheets import NONE
 from fedsdr.stats import Difference, clustered, holm, paired
 from fedsdr.storage import Event
@@ -38,10 +38,24 @@ class GridRun:
     """Scores of every evaluated round; 0 is the base model."""
 
     def scores(self, arm: Arm) -> Mapping[str, dict[str, float]]:
-        """Scores of a model by domain; {} if the run belongs to another arm or has no such model."""
+        """Scores of a model by domain; {} if the run belongs to another arm or has no such model.
+
+        Without the loss on rewritings of a domain where all of them fell back, and its mean.
+        """
         if arm == BASE:
-            return self.base.get("global", {})
-        return self.final.get(arm[1], {}) if self.arm == arm[0] else {}
+            found = self.base.get("global", {})
+        else:
+            found = self.final.get(arm[1], {}) if self.arm == arm[0] else {}
+        if not (without := all_fell_back(self.base, self.final)):
+            return found
+        return {
+            domain: {
+                name: value
+                for name, value in row.items()
+                if name != "loss_distilled" or domain not in (*without, "mean")
+            }
+            for domain, row in found.items()
+        }
 
 
 @dataclass(frozen=True)

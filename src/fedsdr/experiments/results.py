@@ -19,7 +19,7 @@ from fedsdr.methods import METHODS
 from fedsdr.recipe import flat
 from fedsdr.report.consistency import arms_sheet
 from fedsdr.report.frontier import frontier_svg
-from fedsdr.report.notices import Notice, run_notices
+from fedsdr.report.notices import Notice, few_test_examples, run_notices
 from fedsdr.report.sheets import Sheet, grouped, render_text, to_csv
 from fedsdr.run_folder import PLAN, Result, RunFolder, read_result, read_settings
 from fedsdr.storage import Event, content_hash, read_json, read_lines, write_file, write_json
@@ -87,14 +87,17 @@ def tabulate(folder: Path, refresh: int = 0) -> tuple[Comparison, Path]:
 
 
 def grid_notices(results: Sequence[tuple[str, int, Result]]) -> list[Notice]:
-    """The warnings of the runs (arm, seed, result), each text once with the arms and the number of runs."""
+    """Few test examples, then the warnings of the runs (arm, seed, result).
+
+    Each text is there once, with the arms and the number of runs.
+    """
     found = grouped(
         (notice.text, arm)
         for arm, _, result in results
         for notice in run_notices(result.folder, result.base, result.final)
         if notice.is_warning
     )
-    notices = []
+    notices = few_test_examples(result.base for _, _, result in results)
     for text, arms in found.items():
         where = f"{', '.join(dict.fromkeys(arms))}: {len(arms)} of {len(results)} runs"
         notices.append(Notice(text if len(arms) == len(results) else f"{text} ({where})", is_warning=True))
@@ -235,7 +238,9 @@ def _arms_sheet(folders: Mapping[str, Path]) -> Sheet:
 
 def _write(folder: Path, comparison: Comparison) -> None:
     write_json(folder / "comparison.json", as_json(comparison.sheets))
-    texts = (render_text(sheet, markdown=True) for sheet in comparison.sheets.values())
-    write_file(folder / "comparison.md", "\n\n".join(texts) + "\n")
+    parts = ["\n".join(f"- {notice}" for notice in comparison.notices)]
+    for sheet in comparison.sheets.values():
+        parts += [render_text(sheet, markdown=True), sheet.note]
+    write_file(folder / "comparison.md", "\n\n".join(filter(None, parts)) + "\n")
     for name, sheet in comparison.sheets.items():
         write_file(folder / f"comparison-{name}.csv", to_csv(sheet.records))

@@ -18,7 +18,7 @@ from fedsdr.data.conversation import encode_prompt
 from fedsdr.data.sources import check_name
 from fedsdr.errors import UserError
 from fedsdr.federation.model_cache import load_model
-from fedsdr.federation.model_card import model_card
+from fedsdr.federation.model_card import model_card, other_weights
 from fedsdr.messages.wire import rank_of
 from fedsdr.methods import AGGREGATIONS, METHODS
 from fedsdr.model.adapter_files import join, load_adapter, save_adapter
@@ -166,13 +166,8 @@ def export_round(
         (aside / "README.md").write_text(card)
 
     write_folder(to, fill)
-    named = public_name(settings.model.name)
-    if named != settings.model.name:
-        origin = read_json(RunFolder(settings.run.dir).environment)["model"]["origin"]
-        say(
-            f"  the adapter names {named} as its base; it was trained on {origin} (`fedsdr models` shows the"
-            " folder), so on the hub's own weights its answers differ a little"
-        )
+    if weights := other_weights(settings, merged):
+        say(f"  {weights}")
     return settings.model
 
 

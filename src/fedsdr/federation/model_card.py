@@ -51,18 +51,33 @@ def model_card(
             "---",
             f"# {client or run.path.resolve().name}",
             f"{whose} after round {server_round} of {settings.server.num_rounds}, trained by"
-            f" `{settings.method}` with fedsdr {__version__} on {base}."
-            + f" The trained change of the base is multiplied by {scale:g}."
-            * (scale != 1),
+            f" `{settings.method}` with fedsdr {__version__} on {base}.",
+            *([f"{weights}."] if (weights := other_weights(settings, merged)) else []),
+            *([f"The trained change of the base is multiplied by {scale:g}."] if scale != 1 else []),
             "\n## Data",
             f"{data['origin']}: {num_train:,} training examples of {len(data['num_train'])} clients.",
-            "\n## Scores" + f"\nOf the trained model, not of this one at scale {scale:g}." * (scale != 1),
+            "\n## Scores",
+            *([f"Of the trained model, not of this one at scale {scale:g}."] if scale != 1 else []),
             *("\n\n".join(tables).split("\n") if scores else ["This round was not evaluated here."]),
             "\n## Use",
             _use(merged, rank),
             "\n## Settings that differ from the defaults, with what `auto` chose",
             f"```toml\n{tomli_w.dumps(_for_readers(settings))}```\n",
         ]
+    )
+
+
+def other_weights(settings: Settings, merged: bool) -> str:
+    """Say that the model was not trained on the hub's own weights; "" if it was, or is not on the hub."""
+    named = public_name(settings.model.name)
+    if named == settings.model.name:
+        return ""
+    origin = read_json(RunFolder(settings.run.dir).environment)["model"]["origin"]
+    if merged:
+        return f"The model was trained on {origin}, and has these weights, not the hub's own"
+    return (
+        f"The adapter names {named} as its base; it was trained on {origin} (`fedsdr models` shows the"
+        " folder), so on the hub's own weights its answers differ a little"
     )
 
 

@@ -16,6 +16,9 @@ from fedsdr.report.events import Classes, class_name, kept_by_label
 from fedsdr.run_folder import RunFolder
 from fedsdr.storage import Event, read_json, read_lines
 
+FEW = 20
+"""With fewer test examples in a domain a grid has a warning."""
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -135,6 +138,19 @@ def label_notices(base: Scores, final: Scores, classes: Classes) -> list[Notice]
                         text = f"{what} {class_name(classes, domain, label)}"
                     found.setdefault(f"{domain}: {text}", []).append(model)
     return [Notice(f"{text} ({', '.join(names)} model)", True) for text, names in found.items()]
+
+
+def few_test_examples(tables: Iterable[Scores]) -> list[Notice]:
+    """The domain with the fewest test examples of all scored base models, if these are fewer than `FEW`."""
+    nums = {
+        (int(row["num_examples"]), domain)
+        for table in tables
+        for domain, row in table.get("global", {}).items()
+        if domain != "mean"
+    }
+    num, domain = min(nums, default=(FEW, ""))
+    text = f"{domain} has only {num} test examples; intervals over seeds do not cover the draw of examples"
+    return [Notice(text, True)] * (num < FEW)
 
 
 def count_fallbacks(events: Iterable[Event]) -> tuple[Counter[str], int]:

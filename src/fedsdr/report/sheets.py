@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fedsdr.metrics import Scores
+from fedsdr.metrics import Scores, all_fell_back
 from fedsdr.stats import mean_interval, wilson
 from fedsdr.storage import Event
 
@@ -36,7 +36,7 @@ class Sheet:
     num_summary: int = 0
     """Number of summary rows at the end."""
     note: str = ""
-    """How to read the numbers; shown on the page only."""
+    """How to read the numbers; shown on pages, and in the Markdown tables of a grid."""
 
     @property
     def shown(self) -> tuple[tuple[str, ...], ...]:
@@ -112,19 +112,10 @@ def loss_sheet(base: Scores, final: Scores) -> Sheet:
     records = loss_records({0: base}, ("base",)) + loss_records({1: final}, MODELS[1:])
     cells = {(record["domain"], record["on"], record["model"]): record["loss"] for record in records}
 
-    def losses(domain: str, on: str) -> list[float | None]:
-        return [cells.get((domain, on, model)) for model in MODELS]
-
-    all_pairs = dict.fromkeys((record["domain"], record["on"]) for record in records)
-    pairs = [
-        (domain, on)
-        for domain, on in all_pairs
-        if on == "true responses" or losses(domain, on) != losses(domain, "true responses")
-    ]
-    without = [domain for domain, on in all_pairs if (domain, on) not in pairs and domain != "mean"]
+    pairs = list(dict.fromkeys((record["domain"], record["on"]) for record in records))
     note = ""
-    if without:
-        pairs = [pair for pair in pairs if pair != ("mean", "rewritings")]
+    if without := all_fell_back(base, final):
+        pairs = [pair for pair in pairs if pair[0] not in (*without, "mean") or pair[1] != "rewritings"]
         note = f" No row of rewritings, since all fell back: {', '.join(without)}; so no mean of them either."
     rows = [
         (domain, on, *(number(cells.get((domain, on, model)), 3) for model in MODELS)) for domain, on in pairs
@@ -204,6 +195,7 @@ def label_sheet(base: Scores, final: Scores) -> Sheet:
         "Labels: scores that one label for everything does not raise",
         needed="majority_share",
         note="Majority: share of the most frequent true label, the score of a model that always gives it."
+        " Where it is 1, all true labels are one class, and balanced, macro-F1 and Matthews are left out."
         " Balanced: mean over the labels of the share that is given right. Macro-F1: mean over the labels"
         " of F1. Matthews: correlation of true and given labels; 0 for a model that gives one label for"
         " everything. Likeliest: share of examples whose true label is the likeliest choice.",
@@ -228,7 +220,8 @@ def render_text(sheet: Sheet, markdown: bool = False) -> str:
     rows = [sheet.heads, *sheet.rows]
     if markdown:
         rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    least = 3 if markdown else 0  # a delimiter cell needs a hyphen
+    widths = [max(least, *map(len, column)) for column in zip(*rows, strict=True)]
     columns = list(zip(sheet.align, widths, strict=True))
     head, *body = (
         [
