@@ -24,6 +24,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -241,9 +242,18 @@ def read_roll(text: str) -> tuple[dict[str, Card], int]:
     return cards, int(roll["cap"])
 
 
-def round_digest(run: str, server_round: int, settings: str, broadcast: NDArray[np.float32]) -> bytes:
-    """Identifies a round and its inputs. Clients with different inputs have masks that do not cancel."""
-    return digest(run.encode(), server_round.to_bytes(8), settings.encode(), broadcast.tobytes())
+def round_digest(
+    run: str, server_round: int, settings: str, broadcast: Mapping[str, NDArray[np.generic]]
+) -> bytes:
+    """Identifies a round and its inputs. Clients with different inputs have masks that do not cancel.
+
+    Of the broadcast everything counts: the same bytes under another name, type or shape are another model.
+    """
+    parts = [
+        (name.encode(), value.dtype.str.encode(), str(value.shape).encode(), value.tobytes())
+        for name, value in sorted(broadcast.items())
+    ]
+    return digest(run.encode(), server_round.to_bytes(8), settings.encode(), *chain.from_iterable(parts))
 
 
 def survivors_digest(about: bytes, roll: str, survivors: Sequence[str]) -> bytes:

@@ -182,7 +182,8 @@ class SecureStrategy(FedStrategy):
         """
         self.grid, self.config = grid, config
         run, settings = str(config["run"]), str(config["settings"])
-        self.about = secure_sum.round_digest(run, server_round, settings, arrays[VALUES].numpy())
+        sent = {name: array.numpy() for name, array in arrays.items()}
+        self.about = secure_sum.round_digest(run, server_round, settings, sent)
         messages = list(super().configure_train(server_round, arrays, config, grid))
         waiting, path = self.exchange.waiting, self.folder.survivors
         begun = read_json(path) if path.exists() else {}
