@@ -1,6 +1,7 @@
 """Invariant 13: with secure aggregation the server has the sum of the updates, bit for bit, and no update."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,24 @@ def test_a_server_cannot_make_the_other_clients_changes_vanish_by_what_it_sends_
     with pytest.raises(fedsdr.UserError, match="the server's message"):
         fedsdr.run(settings)
     assert not list(Path(settings.run.dir).rglob("confirmed.json"))  # there was no sum
+
+
+def test_a_client_with_a_key_that_no_one_can_use_costs_its_own_update_alone(
+    run_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+):
+    """Its honest peers failed on it in later steps, and were named."""
+
+    def bad(folder: Path, *more: Any) -> Any:
+        card = secure.begin(folder, *more)
+        return replace(card, mask=bytes(32)) if folder.parent.name == "math" else card
+
+    monkeypatch.setattr("fedsdr.federation.client_app.begin", bad)
+    settings = run_settings(**SECURE | FOUR, **{"server.num_rounds": 1})
+    events = read_lines(fedsdr.run(settings).folder / "metrics.jsonl")
+    trained = [e["client"] for e in events if e["event"] == "train"]
+    assert trained == ["finance", "general", "medicine"]
+    (dropped,) = [e for e in events if e["event"] == "dropped"]
+    assert dropped["client"] == "math" and "no key" in dropped["reason"]
 
 
 def test_two_clients_are_too_few_before_any_of_them_works(run_settings: Callable[..., Settings]):

@@ -23,15 +23,19 @@ import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
@@ -72,6 +76,25 @@ def draw_secrets() -> Secrets:
 def public(private: bytes) -> bytes:
     """Public half of an X25519 key."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def is_usable(key: bytes) -> bool:
+    """Whether keys can be exchanged with an X25519 public key; with points of low order they cannot."""
+    try:
+        _agree(draw_secrets().mask, key, b"")
+    except ValueError:
+        return False
+    return True
+
+
+def has_signed(node_key: bytes, signature: bytes, text: bytes) -> bool:
+    """Whether the owner of a node's public key, in OpenSSH's format, made a signature."""
+    key = serialization.load_ssh_public_key(node_key)
+    assert isinstance(key, EllipticCurvePublicKey)
+    with suppress(InvalidSignature):
+        key.verify(signature, text, ECDSA(SHA384()))
+        return True
+    return False
 
 
 def threshold(num: int) -> int:
