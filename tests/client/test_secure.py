@@ -17,7 +17,8 @@ from fedsdr.server.secure import secure_total
 
 NAMES = ("a", "b", "c", "d")
 SIZE = 20
-ABOUT = round_digest("run", 1, "{}", np.zeros(SIZE, np.float32))
+SENT = {"values": np.zeros(SIZE, np.float32)}
+ABOUT = round_digest("run", 1, "{}", SENT)
 
 
 class Group:
@@ -163,10 +164,26 @@ def test_a_weight_that_the_server_changed_is_refused(group: Callable[..., Group]
         one.session("b").shares(secure_sum.write_roll(others | {"a": cards["a"]}, 0))
 
 
-def test_clients_that_were_sent_different_models_do_not_sum(group: Callable[..., Group]):
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"values": np.ones(SIZE, np.float32)},
+        {"values": SENT["values"].astype(">f4")},
+        {"values": SENT["values"].view(np.int32)},
+        {"values": SENT["values"].reshape(2, -1)},
+        {"residual": SENT["values"]},
+        SENT | {"residual": np.ones(1, np.float32)},
+        SENT | {"control_variates": SENT["values"]},
+    ],
+    ids=["other values", "byte order", "type", "shape", "name", "a residual", "control variates"],
+)
+def test_clients_that_were_sent_different_models_do_not_sum(
+    group: Callable[..., Group], sent: dict[str, np.ndarray]
+):
+    """Else the server could train all but one of them to no change."""
     one = group()
     cards = one.cards()
-    cards["a"] = one.begin("a", round_digest("run", 1, "{}", np.ones(SIZE, np.float32)))
+    cards["a"] = one.begin("a", round_digest("run", 1, "{}", sent))
     roll = secure_sum.write_roll(cards, 0)
     for name, other in (("a", "b"), ("b", "a")):
         with pytest.raises(UserError, match=f"client {other} did not sign the keys .* another model"):
@@ -310,7 +327,7 @@ def test_a_round_made_again_is_of_the_same_model_and_settings_or_none(group: Cal
     """Settings of one client's training alone, or of clipping, could differ, and show its update."""
     one = group()
     one.total(one.cards())
-    other = round_digest("run", 1, '{"more": 1}', np.zeros(SIZE, np.float32))
+    other = round_digest("run", 1, '{"more": 1}', SENT)
     with pytest.raises(UserError, match="another model or other settings"):
         one.total({name: one.begin(name, other) for name in NAMES}, other)
 

@@ -14,8 +14,8 @@ from fedsdr.deployment.certificates import node_key
 from fedsdr.deployment.init import init
 from fedsdr.deployment.keys import register, registry, status, take_peers
 from fedsdr.errors import UserError
-from fedsdr.federation.membership import registered
 from fedsdr.recipe import check_settings
+from fedsdr.server.registry import registered
 from fedsdr.storage import write_json
 
 

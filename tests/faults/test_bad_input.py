@@ -22,13 +22,13 @@ from fedsdr.data.readers import read_file
 from fedsdr.deployment.certificates import make_authority, node_key, read_public
 from fedsdr.deployment.node import read_node_file
 from fedsdr.errors import UserError
-from fedsdr.federation.membership import registered
 from fedsdr.messages import wire
 from fedsdr.messages.privacy import Ledger
 from fedsdr.model.adapter_files import load_adapter
 from fedsdr.recipe import dump_settings, load_settings
 from fedsdr.run_folder import RunFolder
 from fedsdr.server.checkpoint import load_moments
+from fedsdr.server.registry import registered
 from fedsdr.server.validate import Rejected, check_prepared, check_reply, check_scores
 from fedsdr.storage import read_json, read_lines
 

@@ -1,12 +1,13 @@
 """Invariant 13: with secure aggregation the server has the sum of the updates, bit for bit, and no update."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from safetensors.numpy import load_file
 
 import fedsdr
@@ -302,6 +303,56 @@ def test_a_sum_that_is_none_of_updates_stops_the_run_with_the_reason(
         fedsdr.UserError, match="secure sum of finance, general, math is not a sum of updates"
     ):
         fedsdr.run(run_settings(**SECURE))
+
+
+@pytest.mark.parametrize("what", ["byte order", "half precision", "residual", "control variates", "another"])
+def test_a_server_cannot_make_the_other_clients_changes_vanish_by_what_it_sends_them_alone(
+    run_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, what: str
+):
+    """The sum would be one client's change. Clients refuse an array that their settings do not imply."""
+    answer = LocalGrid._answer
+
+    def crafted(values: np.ndarray) -> dict[str, np.ndarray]:
+        factors = {"residual": np.ones(6, np.float32), "residual_rank": np.array([1])}
+        return {
+            "byte order": {"values": values.view(">f4")},
+            "half precision": {"values": values.astype(np.float16)},
+            "residual": {"values": values, **factors},
+            "control variates": {"values": values, "control_variates": values},
+            "another": {"values": values, "x": values},
+        }[what]
+
+    def sending(grid: LocalGrid, message: Message) -> Message:
+        content, about = message.content, message.metadata
+        if about.message_type == "train" and about.dst_node_id != 1:
+            arrays = crafted(content["arrays"]["values"].numpy())
+            record = ArrayRecord({name: Array(value) for name, value in arrays.items()})
+            message.content = RecordDict({**content, "arrays": record})
+        return answer(grid, message)
+
+    monkeypatch.setattr(LocalGrid, "_answer", sending)
+    settings = run_settings(**SECURE)
+    with pytest.raises(fedsdr.UserError, match="the server's message"):
+        fedsdr.run(settings)
+    assert not list(Path(settings.run.dir).rglob("confirmed.json"))  # there was no sum
+
+
+def test_a_client_with_a_key_that_no_one_can_use_costs_its_own_update_alone(
+    run_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+):
+    """Its honest peers failed on it in later steps, and were named."""
+
+    def bad(folder: Path, *more: Any) -> Any:
+        card = secure.begin(folder, *more)
+        return replace(card, mask=bytes(32)) if folder.parent.name == "math" else card
+
+    monkeypatch.setattr("fedsdr.federation.client_app.begin", bad)
+    settings = run_settings(**SECURE | FOUR, **{"server.num_rounds": 1})
+    events = read_lines(fedsdr.run(settings).folder / "metrics.jsonl")
+    trained = [e["client"] for e in events if e["event"] == "train"]
+    assert trained == ["finance", "general", "medicine"]
+    (dropped,) = [e for e in events if e["event"] == "dropped"]
+    assert dropped["client"] == "math" and "no key" in dropped["reason"]
 
 
 def test_two_clients_are_too_few_before_any_of_them_works(run_settings: Callable[..., Settings]):

@@ -1,19 +1,32 @@
 """The server's side of a secure sum: what it takes from clients, and what a wrong share does."""
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedsdr.client.secure import Peers
+from fedsdr.deployment.certificates import node_key
 from fedsdr.errors import UserError
 from fedsdr.messages import secure_sum
 from fedsdr.messages.secure_sum import Card, Secrets
-from fedsdr.server.secure import check_card, check_secrets, check_signature, check_words, secure_total
+from fedsdr.recipe import check_settings
+from fedsdr.server.secure import (
+    SecureStrategy,
+    check_card,
+    check_secrets,
+    check_signature,
+    check_words,
+    secure_total,
+)
 from fedsdr.server.validate import Rejected
 
-GOOD = {"mask": bytes(32), "seal": bytes(32), "signature": b""}
+OWN = secure_sum.draw_secrets()
+GOOD = {"mask": secure_sum.public(OWN.mask), "seal": secure_sum.public(OWN.seal), "signature": b""}
 NAMES = ("a", "b", "c", "d")
 
 
@@ -29,6 +42,8 @@ def given(**values: Any) -> RecordDict:
         (GOOD | {"signature": bytes(10**6)}, {}, "no keys"),
         (GOOD | {"more": 1}, {}, "no keys"),
         ({"mask": bytes(32)}, {}, "no keys"),
+        (GOOD | {"mask": bytes(32)}, {}, "no key can be agreed on"),
+        (GOOD | {"seal": bytes([1]) + bytes(31)}, {}, "no key can be agreed on"),
         (GOOD, {"num_examples": 10**9}, "is not the 3"),
         (GOOD, {"round": 4}, "answers round 4"),
         (GOOD, {"secret": 1.0}, "not on the allow-list"),
@@ -37,10 +52,41 @@ def given(**values: Any) -> RecordDict:
 def test_a_training_reply_without_sound_keys_and_numbers_is_dropped(card: Any, metrics: Any, told: str):
     numbers = {"round": 5, "num_examples": 3, "seconds": 1.0}
     good = RecordDict({"card": ConfigRecord(GOOD), "metrics": MetricRecord(numbers)})
-    assert check_card(good, 3, 5)[0] == Card(bytes(32), bytes(32), 3, b"")
+    assert check_card(good, 3, 5, b"", None)[0] == Card(GOOD["mask"], GOOD["seal"], 3, b"")
     bad = RecordDict({"card": ConfigRecord(card), "metrics": MetricRecord(numbers | metrics)})
     with pytest.raises(Rejected, match=told):
-        check_card(bad, 3, 5)
+        check_card(bad, 3, 5, b"", None)
+
+
+@pytest.mark.usefixtures("flower_task")
+def test_a_client_whose_signature_is_not_by_its_registered_key_is_dropped_alone(tmp_path: Path):
+    """It stopped every sum that it was asked for: its honest peers refuse a list with a bad signature."""
+    nodes, keys = tmp_path / "nodes", dict[str, Peers]()
+    nodes.mkdir()
+    for number, name in enumerate("abc"):
+        private, public = node_key()
+        (tmp_path / name).write_bytes(private)
+        keys[name] = Peers(tmp_path / name, tmp_path, 0)
+        (nodes / f"{name}.json").write_text(json.dumps({"node-id": number, "key": public.decode()}))
+    values = {"federation": {"nodes": str(nodes)}, "privacy": {"secure_aggregation": True}}
+    prepared, roster = {name: {"num_train": 3, "num_test": 1} for name in keys}, dict(enumerate(keys))
+    start = {"q.lora_A.weight": np.zeros((1, 2), np.float32), "q.lora_B.weight": np.ones((2, 1), np.float32)}
+    strategy = SecureStrategy(check_settings(values, "test"), roster, prepared, start, {}, {})
+    config = ConfigRecord({"run": "run", "settings": "{}"})
+    messages = list(strategy.configure_train(5, strategy.record(), config, None))
+    replies = []
+    for message in messages:
+        message.metadata.__dict__["_message_id"] = f"to {message.metadata.dst_node_id}"
+        name = roster[message.metadata.dst_node_id]
+        text = Card(GOOD["mask"], GOOD["seal"], 3, b"").signed(strategy.about)
+        signer, text = {"a": ("a", text), "b": ("a", text), "c": ("c", text + b"of another round")}[name]
+        card = ConfigRecord(GOOD | {"signature": keys[signer].sign(text)})
+        numbers = MetricRecord({"round": 5, "num_examples": 3, "seconds": 1.0})
+        replies.append(Message(RecordDict({"card": card, "metrics": numbers}), reply_to=message))
+    assert [name for name, _ in strategy.exchange.usable(replies, strategy._check_card)] == ["a"]
+    dropped = {event["client"]: event["reason"] for event in strategy.exchange.events}
+    assert dropped.keys() == {"b", "c"}
+    assert all("not signed by its registered key" in reason for reason in dropped.values())
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,14 @@ def test_a_reply_with_other_records_is_refused(content: dict[str, Any]):
     assert "records" in reason(reply(RecordDict(content)))
 
 
+def test_a_reply_with_many_records_gives_a_short_reason_without_control_characters():
+    """The reason goes to the terminal, into the log and on the page."""
+    many = {f"\x1b[2J{number:06d}".ljust(90, "x"): ConfigRecord() for number in range(20_000)}
+    told = reason(reply(RecordDict(many)))
+    assert told.startswith("it contains 20000 records, first '\\x1b[2J000000xxx")
+    assert len(told) < 200 and told.isprintable()
+
+
 def test_an_array_cut_anywhere_is_refused():
     data = saved(arrays()[A])
     for size in range(len(data)):

@@ -21,13 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    ECDSA,
-    EllipticCurvePrivateKey,
-    EllipticCurvePublicKey,
-)
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from fedsdr.errors import Diverged, UserError
@@ -63,12 +59,7 @@ class Peers:
         known = {path.stem: path for path in self.folder.glob("*.pub")}
         if client not in known:
             raise UserError(f"{self.folder} contains no key of client {client} (`fedsdr deploy peers`)")
-        key = serialization.load_ssh_public_key(known[client].read_bytes())
-        assert isinstance(key, EllipticCurvePublicKey)
-        with suppress(InvalidSignature):
-            key.verify(signature, text, ECDSA(SHA384()))
-            return True
-        return False
+        return secure_sum.has_signed(known[client].read_bytes(), signature, text)
 
 
 def begin(

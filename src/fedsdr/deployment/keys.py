@@ -12,8 +12,8 @@ from fedsdr.deployment.certificates import read_public
 from fedsdr.deployment.node import read_node_file
 from fedsdr.deployment.superlink import CONNECTION, call_flower, require_server
 from fedsdr.errors import UserError
-from fedsdr.federation.membership import registered
 from fedsdr.progress import say
+from fedsdr.server.registry import registered
 from fedsdr.storage import SECRET, write_file
 
 STARTED = 30.0

@@ -40,7 +40,7 @@ from fedsdr.federation.received import keep_received
 from fedsdr.messages import wire
 from fedsdr.messages.flower import CLIENT_FAILED
 from fedsdr.messages.secure_sum import Card, round_digest
-from fedsdr.methods import AGGREGATIONS, METHODS
+from fedsdr.methods import AGGREGATIONS, DRIFT_CORRECTIONS, METHODS
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import public_name
 from fedsdr.progress import duration, say, show, within
@@ -159,9 +159,9 @@ def begin_sum(
     config, arrays = message.content["config"], message.content["arrays"]
     assert isinstance(config, ConfigRecord)
     assert isinstance(arrays, ArrayRecord)
-    sent = arrays[wire.VALUES].numpy()
+    sent = {name: array.numpy() for name, array in arrays.items()}
     about = round_digest(str(config["run"]), server_round, str(config["settings"]), sent)
-    change = trained.astype(np.float64) - sent
+    change = trained.astype(np.float64) - sent[wire.VALUES]
     folder = ClientFolder(client.folder).secure
     most = settings.privacy.clipping_norm if settings.privacy.kind == "central" else None
     return begin(folder, node.peers, server_round, about, change, len(client.data.train), most)
@@ -200,7 +200,7 @@ def evaluate_models(message: Message, context: Context) -> Message:
     start = time.monotonic()
     settings, client, server_round, node = _open(message, context)
     model, plan = model_of(settings), _plan(settings)
-    state = _load(settings, client, node, model, server_round, _broadcast(message, plan, model))
+    state = _load(settings, client, node, model, server_round, _broadcast(message, plan, model, trains=False))
     names = ["global"] if has_global(plan.method, plan.aggregation) or not server_round else []
     names += ["personalised"] if has_own_model(state, plan.aggregation) else []
     metrics: dict[str, float] = {"round": server_round}
@@ -305,15 +305,36 @@ def _participant(
     return Participant(client.id, client.folder, client.views, rehearsal, node.ledger, on_step)
 
 
-def _broadcast(message: Message, plan: Plan, model: LoraModel) -> Broadcast:
-    """Unpack the server's message."""
+def _broadcast(message: Message, plan: Plan, model: LoraModel, trains: bool = True) -> Broadcast:
+    """Unpack the server's message, which must contain exactly what the settings imply.
+
+    Anything more would act on training. Sent to some clients only, it could make their changes vanish, and a
+    secure sum would be the change of the one that is left.
+
+    Raises:
+        UserError: It contains other arrays, or arrays of other types or sizes.
+    """
     arrays, shapes = message.content["arrays"], model.shapes("shared")
     assert isinstance(arrays, ArrayRecord)
-    return Broadcast(
-        wire.receive(arrays, wire.downloaded(plan.method, plan.aggregation, shapes)),
-        wire.receive_residual(arrays, shapes),
-        arrays[wire.CONTROL_VARIATES].numpy() if wire.CONTROL_VARIATES in arrays else None,
-    )
+    expected = {wire.VALUES}
+    if trains and DRIFT_CORRECTIONS[plan.training.drift_correction].has_control_variates:
+        expected.add(wire.CONTROL_VARIATES)
+    if plan.aggregation.adds_to_base and wire.RESIDUAL in arrays:  # there is none before the end of round 1
+        expected |= {wire.RESIDUAL, wire.RESIDUAL_RANK}
+    if unlike := sorted(expected ^ set(arrays)):
+        raise UserError(
+            f"the server's message has {len(arrays)} arrays, but its settings imply"
+            f" {', '.join(sorted(expected))}; the first that differs is {unlike[0][:80]!r}"
+        )
+    sent = wire.downloaded(plan.method, plan.aggregation, shapes)
+    try:
+        return Broadcast(
+            wire.receive(arrays, sent),
+            wire.receive_residual(arrays, shapes),
+            wire.receive_control_variates(arrays, sent),
+        )
+    except ValueError as reason:
+        raise UserError(f"the server's message: {reason}") from None
 
 
 def _work(settings: Settings) -> str:

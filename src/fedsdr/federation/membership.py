@@ -6,7 +6,6 @@ round needs a quorum, and clients that were away rejoin when they return.
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -15,8 +14,9 @@ from fedsdr.config import Federation, Server
 from fedsdr.errors import UserError
 from fedsdr.messages.flower import AWAY
 from fedsdr.progress import say
+from fedsdr.server.registry import registered
 from fedsdr.server.validate import Rejected, check_prepared
-from fedsdr.storage import Event, read_json
+from fedsdr.storage import Event
 
 POLL = 1.0
 """Seconds between two checks of who is connected."""
@@ -204,26 +204,3 @@ class Membership:
         if before is not None:
             del self.roster[before]
         self.roster[node], self.nodes[client] = client, node
-
-
-def registered(folder: str) -> dict[str, tuple[int, str]]:
-    """Client -> id of the node with its key, and the key; {} without a folder.
-
-    Raises:
-        UserError: It contains a file not written by `fedsdr deploy register`.
-    """
-    nodes: dict[str, tuple[int, str]] = {}
-    for path in sorted(Path(folder).glob("*.json")) if folder else ():
-        try:
-            kept = read_json(path)
-        except FileNotFoundError:  # just removed
-            continue
-        except UserError:  # rejected below, with instructions
-            kept = None
-        if not isinstance(kept, dict) or (type(kept.get("node-id")), type(kept.get("key"))) != (int, str):
-            raise UserError(
-                f"{path}: no node-id and key in the format of `fedsdr deploy register`; restore the file"
-                " from a backup, or delete it: its client must then create a new key"
-            )
-        nodes[path.stem] = kept["node-id"], kept["key"]
-    return nodes

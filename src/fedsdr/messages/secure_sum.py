@@ -23,14 +23,19 @@ import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
@@ -71,6 +76,25 @@ def draw_secrets() -> Secrets:
 def public(private: bytes) -> bytes:
     """Public half of an X25519 key."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def is_usable(key: bytes) -> bool:
+    """Whether keys can be exchanged with an X25519 public key; with points of low order they cannot."""
+    try:
+        _agree(draw_secrets().mask, key, b"")
+    except ValueError:
+        return False
+    return True
+
+
+def has_signed(node_key: bytes, signature: bytes, text: bytes) -> bool:
+    """Whether the owner of a node's public key, in OpenSSH's format, made a signature."""
+    key = serialization.load_ssh_public_key(node_key)
+    assert isinstance(key, EllipticCurvePublicKey)
+    with suppress(InvalidSignature):
+        key.verify(signature, text, ECDSA(SHA384()))
+        return True
+    return False
 
 
 def threshold(num: int) -> int:
@@ -241,9 +265,18 @@ def read_roll(text: str) -> tuple[dict[str, Card], int]:
     return cards, int(roll["cap"])
 
 
-def round_digest(run: str, server_round: int, settings: str, broadcast: NDArray[np.float32]) -> bytes:
-    """Identifies a round and its inputs. Clients with different inputs have masks that do not cancel."""
-    return digest(run.encode(), server_round.to_bytes(8), settings.encode(), broadcast.tobytes())
+def round_digest(
+    run: str, server_round: int, settings: str, broadcast: Mapping[str, NDArray[np.generic]]
+) -> bytes:
+    """Identifies a round and its inputs. Clients with different inputs have masks that do not cancel.
+
+    Of the broadcast everything counts: the same bytes under another name, type or shape are another model.
+    """
+    parts = [
+        (name.encode(), value.dtype.str.encode(), str(value.shape).encode(), value.tobytes())
+        for name, value in sorted(broadcast.items())
+    ]
+    return digest(run.encode(), server_round.to_bytes(8), settings.encode(), *chain.from_iterable(parts))
 
 
 def survivors_digest(about: bytes, roll: str, survivors: Sequence[str]) -> bytes:

@@ -15,6 +15,9 @@ e is the rounding error of earlier messages, e <- v + e - v~ (error feedback). T
 not learn whether the server used its message: the content of a dropped message is lost, including its part of
 e.
 
+Headers are compared, never believed: bytes that clients read as numbers of different types would be different
+models to them (`read_array`).
+
 Papers: Seide et al., Interspeech 2014 (error feedback); Karimireddy et al., ICML 2019, arXiv 1901.09847.
 """
 
@@ -38,6 +41,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 VALUES, SCALES, CONTROL_VARIATES = "values", "scales", "control_variates"
 RESIDUAL, RESIDUAL_RANK = "residual", "residual_rank"
 """Names of the arrays of a message."""
+NPY_1_0 = b"\x93NUMPY\x01\x00"
+"""First bytes of files written by `numpy.save`, the format in which Flower sends arrays."""
 DTYPES: Mapping[MessageDtype, str] = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 
 
@@ -72,23 +77,55 @@ def broadcast(
     record = ArrayRecord({VALUES: Array(pack(tensors))})
     if residual:
         record[RESIDUAL] = Array(pack(residual))
-        record[RESIDUAL_RANK] = Array(np.array([rank_of(residual)]))
+        record[RESIDUAL_RANK] = Array(np.array([rank_of(residual)], np.int64))
     if control_variates is not None:
         record[CONTROL_VARIATES] = Array(control_variates)
     return record
 
 
+def read_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return the array if its header and its bytes match the expectation exactly.
+
+    The header is compared, not parsed: NumPy's parser allocates whatever a header promises, and fails in many
+    ways on an invalid one.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    start = 10 + int.from_bytes(array.data[8:10], "little")
+    header, data = array.data[10:start].rstrip(), array.data[start:]
+    expected = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    if array.data[:8] != NPY_1_0 or header != expected:
+        raise ValueError(
+            f"{name} is not {np.dtype(dtype).name} of shape {shape}; its header says {header[:80]!r}"
+        )
+    num_bytes = np.dtype(dtype).itemsize * math.prod(shape)
+    if len(data) != num_bytes:
+        raise ValueError(f"{name} has {len(data)} bytes, expected {num_bytes}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
 def receive(record: ArrayRecord, shapes: Shapes) -> Arrays:
-    """Unpack the shared adapter from the server's message."""
-    return unpack(record[VALUES].numpy().copy(), shapes)
+    """Unpack the shared adapter from the server's message.
+
+    Raises:
+        ValueError: It is not float32 of exactly this size; the other functions that receive do likewise.
+    """
+    return unpack(_read_values(VALUES, record, shapes), shapes)
 
 
 def receive_residual(record: ArrayRecord, shapes: Shapes) -> Arrays:
     """Unpack the residual from the server's message; `shapes` are those of the whole shared adapter."""
     if RESIDUAL not in record:
         return {}
-    rank = int(record[RESIDUAL_RANK].numpy()[0])
-    return unpack(record[RESIDUAL].numpy().copy(), residual_shapes(shapes, rank))
+    rank = int(read_array(RESIDUAL_RANK, record[RESIDUAL_RANK], "<i8", (1,))[0])
+    shapes = residual_shapes(shapes, rank)
+    return unpack(_read_values(RESIDUAL, record, shapes), shapes)
+
+
+def receive_control_variates(record: ArrayRecord, shapes: Shapes) -> Float32 | None:
+    """C from the server's message; None if it contains none. `shapes` are those of what is sent."""
+    return _read_values(CONTROL_VARIATES, record, shapes) if CONTROL_VARIATES in record else None
 
 
 def encode(
@@ -189,6 +226,10 @@ def residual_shapes(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
         own = min(rank, d_in, d_out)
         found |= {key_a: (own, d_in), key_b: (d_out, own)}
     return found
+
+
+def _read_values(name: str, record: ArrayRecord, shapes: Shapes) -> Float32:
+    return read_array(name, record[name], "<f4", (sum(map(math.prod, shapes.values())),)).copy()
 
 
 def _change(arrays: Mapping[str, NDArray[Any]], shapes: Shapes) -> Float32:

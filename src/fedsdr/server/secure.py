@@ -21,6 +21,7 @@ from fedsdr.messages.secure_sum import SHARE_BYTES, Card, Float64, Words
 from fedsdr.messages.wire import VALUES, Arrays, pack, unpack
 from fedsdr.server.aggregate import Target
 from fedsdr.server.exchange import Checked, Exchange
+from fedsdr.server.registry import registered
 from fedsdr.server.strategy import FedStrategy
 from fedsdr.server.validate import (
     Rejected,
@@ -154,8 +155,19 @@ def check_signature(content: RecordDict) -> bytes:
     raise Rejected("it contains no signature")
 
 
-def check_card(content: RecordDict, num_train: int, server_round: int) -> tuple[Card, dict[str, float]]:
+def check_card(
+    content: RecordDict, num_train: int, server_round: int, about: bytes, node_key: str | None
+) -> tuple[Card, dict[str, float]]:
     """Extract a client's keys and its metrics from a training reply.
+
+    Other clients would fail on a bad key or signature, and be dropped in its sender's place.
+
+    Args:
+        content: Of the reply.
+        num_train: As in `check_reply`.
+        server_round: The round of the exchange.
+        about: `secure_sum.round_digest`.
+        node_key: Registered public key of the client's node; None: clients have none, and sign nothing.
 
     Raises:
         Rejected: With the reason.
@@ -166,8 +178,16 @@ def check_card(content: RecordDict, num_train: int, server_round: int) -> tuple[
         case {"mask": bytes(mask), "seal": bytes(seal), "signature": bytes(signature), **others} if (
             not others and len(mask) == len(seal) == secure_sum.BYTES and len(signature) <= 256
         ):
-            return Card(mask, seal, num_train, signature), numbers
-    raise Rejected("it contains no keys for a secure sum")
+            card = Card(mask, seal, num_train, signature)
+        case _:
+            raise Rejected("it contains no keys for a secure sum")
+    if not (secure_sum.is_usable(mask) and secure_sum.is_usable(seal)):
+        raise Rejected("no key can be agreed on with its keys for a secure sum")
+    if node_key and not secure_sum.has_signed(node_key.encode(), signature, card.signed(about)):
+        raise Rejected(
+            "its keys for a secure sum are not signed by its registered key, for this round and broadcast"
+        )
+    return card, numbers
 
 
 class SecureStrategy(FedStrategy):
@@ -182,7 +202,10 @@ class SecureStrategy(FedStrategy):
         """
         self.grid, self.config = grid, config
         run, settings = str(config["run"]), str(config["settings"])
-        self.about = secure_sum.round_digest(run, server_round, settings, arrays[VALUES].numpy())
+        sent = {name: array.numpy() for name, array in arrays.items()}
+        self.about = secure_sum.round_digest(run, server_round, settings, sent)
+        # Read again: a key may have been replaced.
+        self.keys = {name: key for name, (_, key) in registered(self.settings.federation.nodes).items()}
         messages = list(super().configure_train(server_round, arrays, config, grid))
         waiting, path = self.exchange.waiting, self.folder.survivors
         begun = read_json(path) if path.exists() else {}
@@ -275,7 +298,8 @@ class SecureStrategy(FedStrategy):
 
     def _check_card(self, client: str, reply: Message) -> tuple[Card, dict[str, float]]:
         content = content_of(reply, {"card": ConfigRecord, "metrics": MetricRecord})
-        return check_card(content, int(self.prepared[client]["num_train"]), self.exchange.server_round)
+        num_train, key = int(self.prepared[client]["num_train"]), self.keys.get(client)
+        return check_card(content, num_train, self.exchange.server_round, self.about, key)
 
     def _remember(self, server_round: int, survivors: Sequence[str]) -> None:
         self.exchange.accepted &= set(survivors)

@@ -39,8 +39,6 @@ LARGEST = 1e12
 """Largest value of a metric that is not a share."""
 LEAST = -1e-3
 """Least value of a metric: all are at least 0, except for a loss of 0 that rounding made negative."""
-NPY_1_0 = b"\x93NUMPY\x01\x00"
-"""First bytes of files written by `numpy.save`, the format in which Flower sends arrays."""
 SHORT_NAME = r"\w[\w.-]{0,63}"
 """Names of clients and domains; they are used as folder names and parts of keys."""
 SHARES = (*RATES, "score", "choice_score", "cut_off_rate", "exact_match", "token_f1", "rouge_l")
@@ -253,8 +251,10 @@ def content_of(reply: Message, expected: Mapping[str, type]) -> RecordDict:
         raise Rejected(f"the client {what}: {said}")
     found = {name: type(record) for name, record in reply.content.items()}
     if found != expected:
-        said = ", ".join(f"{name[:80]} ({kind.__name__})" for name, kind in found.items())
-        raise Rejected(f"it contains the records {said or 'none'}; expected {', '.join(expected)}")
+        first = next(iter(found), "")
+        raise Rejected(
+            f"it contains {len(found)} records, first {first[:80]!r}; expected {', '.join(expected)}"
+        )
     return reply.content
 
 
@@ -299,25 +299,15 @@ def _counts_rewriter(key: str) -> bool:
 
 
 def check_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return the array if its header and its bytes match the expectation exactly.
-
-    The header is compared, not parsed: NumPy's parser allocates whatever a header promises, and fails in many
-    ways on an invalid one.
+    """Return the array if it is exactly what is expected (`wire.read_array`).
 
     Raises:
         Rejected: With the reason.
     """
-    start = 10 + int.from_bytes(array.data[8:10], "little")
-    header, data = array.data[10:start].rstrip(), array.data[start:]
-    expected = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    if array.data[:8] != NPY_1_0 or header != expected:
-        raise Rejected(
-            f"{name} is not {np.dtype(dtype).name} of shape {shape}; its header says {header[:80]!r}"
-        )
-    num_bytes = np.dtype(dtype).itemsize * math.prod(shape)
-    if len(data) != num_bytes:
-        raise Rejected(f"{name} has {len(data)} bytes, expected {num_bytes}")
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
+    try:
+        return wire.read_array(name, array, dtype, shape)
+    except ValueError as reason:
+        raise Rejected(str(reason)) from None
 
 
 def check_tensor(key: str, values: NDArray[np.float32], max_norm: float) -> None:
