@@ -102,6 +102,7 @@ def test_find_label_prefers_the_longer_choice():
         ("The answer is Paris.", "Paris"),
         ("We get 5-3 = 2 pens", "2"),
         ("She has 10-12", "12"),
+        ("So x = - 3", "- 3"),
         ("Version v2 costs nothing", ""),
         ("none", ""),
         # Went wrong once: working after the words was cut at its first number.
@@ -179,6 +180,7 @@ def test_a_number_within_another_is_no_fact(text):
     example = dataclasses.replace(FACTS, facts=("37",))
     assert lost(example, text) == ("facts",)
     assert lost(example, "Between 36-37 or (37).") == ()
+    assert lost(example, "It is 36%-37%.") == ()
 
 
 def test_the_numbers_that_count_a_list_are_no_facts():
@@ -220,6 +222,22 @@ def test_all_kinds_can_be_lost_at_once_and_none_without_ground_truth():
 )
 def test_unsupported_finds_wrong_labels_and_new_numbers(example, text, expected):
     assert unsupported(example, text) is expected
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("Ann has 10 pens and gives away 3, so 7 are left.", "10 - 3 = 7"),
+        ("It takes three to 5 days.", "It takes 3 - 5 days."),
+        ("It takes 3 to 5 days.", "How long it takes:\n- 3 to 5 days"),
+        ("Between 5 % and 10 %.", "5%-10%"),
+        ("Between 5 and 10 degrees.", "5°-10°"),
+    ],
+)
+def test_a_minus_between_numbers_and_a_bullet_are_no_signs(given, text):
+    """Went wrong once: nearly all calculations written with blanks counted as unsupported."""
+    assert not unsupported(Example("How much?", given, "math"), text)
+    assert unsupported(Example("How much?", given, "math"), "It is -3.")
 
 
 def test_a_label_that_the_response_names_is_supported():

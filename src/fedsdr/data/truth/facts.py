@@ -41,7 +41,7 @@ _MONTHS = "january|february|march|april|may|june|july|august|september|october|n
 _DAY_FIRST = re.compile(rf"\b(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?({_MONTHS})\b")
 _DAY_LAST = re.compile(rf"\b({_MONTHS}) (\d{{1,2}})(?:st|nd|rd|th)?\b")
 _TOKEN = re.compile(
-    rf"(?P<number>(?<![\w)\]])-\d[\d.]*\d|(?<![\w)\]])-\d|\d+(?:\.\d+)+|\.\d+)|"
+    rf"(?P<number>(?<![\w)\]%°])-\d[\d.]*\d|(?<![\w)\]%°])-\d|\d+(?:\.\d+)+|\.\d+)|"
     rf"(?P<sign>(?<!\w)[a-z]{{1,2}}[+-](?!\w))|(?P<own>[{UNSPACED}])"
     rf"|(?P<word>(?:(?![{UNSPACED}])[^\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u0655\u0900-\u0dff])+(?:\+\+|"
     rf"\#(?!\w))?)|(?P<other>[%°€$£,&/])"
