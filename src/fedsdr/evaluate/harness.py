@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from fedsdr.data.batching import in_batches
-from fedsdr.data.conversation import answered, prompt_turns
+from fedsdr.data.conversation import SENTINEL, answered, prompt_turns
 from fedsdr.data.files import cut
 from fedsdr.data.sandbox import run_python
 from fedsdr.data.template import render, tokens
@@ -49,8 +49,8 @@ class HarnessModel(LM):
         self.base, self.batch_size = base, batch_size
         turns = [{"role": "user", "content": "Which?"}]
         before = self.apply_chat_template(turns)
-        whole = answered(base.tokenizer, turns, before, "fedsdr")
-        self.start, _, self.end = whole.removeprefix(before).partition("fedsdr")
+        whole = answered(base.tokenizer, turns, before, SENTINEL)
+        self.start, _, self.end = whole.removeprefix(before).partition(SENTINEL)
         """Text of the template before an answer, such as the end of thinking, and after it."""
 
     @property
