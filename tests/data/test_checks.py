@@ -256,6 +256,13 @@ def test_a_label_that_the_response_names_is_supported():
         "I'm ready to assist you. What is the question?",
         "As an AI, I have no opinions.",
         "How can I help you today?",
+        # Went wrong once: the commonest short refusals were taught.
+        "Sorry, I can't help with that.",
+        "Sorry, but I cannot assist with that request.",
+        "I'm unable to provide medical advice.",
+        "I'm not able to answer that.",
+        "Unfortunately, I cannot answer this.",
+        "I'm afraid I can't help with this.",
     ],
 )
 def test_is_refusal(text):
@@ -283,6 +290,16 @@ def test_ordinary_answers_neither_refuse_nor_refer_to_themselves():
         "I am sorry to hear that you hurt your hand. Cool it.",
         "Here is the list: a, b.",
         "Paris.",
+        "I can't recommend it enough.",
+        "I can't help but smile, and I can't help laughing.",
+        "I cannot give up now.",
+        "I can't say enough about the staff.",
+        "I'm unable to swim, so I took lessons.",
+        "I'm not able to attend the meeting on Friday.",
+        "Sorry, I was late.",
+        "Sorry, the shop is closed and cannot help.",
+        "Unfortunately, I cannot come to the party.",
+        "Unfortunately, no treatment can help.",
     ):
         assert not is_refusal(text)
         assert not is_self_referring(text)

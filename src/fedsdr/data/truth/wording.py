@@ -64,9 +64,11 @@ FILLERS = (
 # How chat models refuse, or answer as though nothing had been asked. The first kind counts only at the
 # start: a story or a letter may well say "I'm sorry, but I can't" later.
 _REFUSALS = re.compile(
-    r"^\W*(i'm|i am) (sorry(?! to hear)|ready to (help|assist))"
-    r"|^\W*i (apologi[sz]e|(cannot|can't|won't|am unable to|am not able to) "
-    r"(answer|assist|comply|fulfil|give|help|offer|provide|rewrite|say))"
+    r"^\W*(i'm|i am) (sorry(?! to hear)|ready to (help|assist))|^\W*i apologi[sz]e"
+    r"|^\W*((sorry|unfortunately|i'm afraid|i am afraid)\W+((but|that) )?)?"
+    r"(i (cannot|can't|won't)|(i'm|i am) (unable|not able) to) "
+    r"(?!help (but|it|\w+ing)\b|give up\b|say (enough|no)\b)"
+    r"(answer|assist|comply|fulfil|give|help|offer|provide|rewrite|say)"
     r"|^\W*(how can i (help|assist)|what can i do for) you"
     r"|\bas an ai\b|\bas a language model\b"
 )
