@@ -4,6 +4,7 @@ Input: a text. Output: counts and booleans. Its truth does not matter here.
 """
 
 import re
+from collections.abc import Iterable
 
 from fedsdr.data.truth.text import any_of, fold
 
@@ -107,6 +108,7 @@ def is_refusal(text: str) -> bool:
     return bool(_REFUSALS.search(fold(text)))
 
 
-def is_self_referring(text: str) -> bool:
-    """Whether the text refers to the rewriting task instead of its subject."""
-    return bool(_SELF_REFERENCES.search(fold(text)))
+def is_self_referring(text: str, given: Iterable[str] = ()) -> bool:
+    """Whether the text refers to the rewriting task instead of its subject, beyond the phrases of `given`."""
+    known = fold("\n".join(given))
+    return any(found[0] not in known for found in _SELF_REFERENCES.finditer(fold(text)))
