@@ -183,6 +183,27 @@ def test_a_number_within_another_is_no_fact(text):
     assert lost(example, "It is 36%-37%.") == ()
 
 
+@pytest.mark.parametrize(
+    ("fact", "text", "is_lost"),
+    [
+        ("do not rub", "Don't rub the eye.", False),
+        ("don't rub", "You do not rub the eye, isn't that so?", False),
+        ("can't swim", "Cats cannot swim.", False),
+        ("cannot swim", "Cats can’t swim.", False),
+        ("should not drink", "You shouldn't drink it.", False),
+        ("will not help", "It won't help.", False),
+        ("do not rub", "Do rub the eye.", True),
+        ("ice", "You shouldn't use ice.", True),
+        ("ice", "You use ice, don't you?", False),
+        ("ice", "You can't go wrong: it isn't only cold packs, ice helps too.", False),
+    ],
+)
+def test_a_contraction_states_what_its_words_state(fact, text, is_lost):
+    """Went wrong once: "don't" for "do not" lost the fact."""
+    response = f"Know this: {fact}."
+    assert lost(dataclasses.replace(FACTS, response=response, facts=(fact,)), text) == is_lost * ("facts",)
+
+
 def test_the_numbers_that_count_a_list_are_no_facts():
     example = dataclasses.replace(FACTS, facts=("2",))
     assert lost(example, "1. One thing\n2. Another") == ("facts",)
