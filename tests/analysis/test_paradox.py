@@ -88,6 +88,18 @@ def test_a_checker_is_asked_both_ways_and_what_it_cannot_tell_counts_apart():
     assert (none["value"], none["low"], none["num"], none["num_unreadable"]) == (None, None, 0, 1)
 
 
+def test_what_an_earlier_turn_says_is_given_to_a_checker():
+    """Went wrong once: a rewriting that takes up an earlier turn counted as unsupported."""
+    checker = ByWord()
+    later = Example(
+        "And of Italy?", "Rome.", "general", history=(("Hello.", "Hi."), ("Capital?", "Of France: Paris."))
+    )
+    check([(later, "Rome, as Paris is of France.")], checker)
+    premise, _ = checker.asked[1]
+    # The latest exchange first: a long premise is cut at its end.
+    assert premise == "Rome.\nAnd of Italy?\nCapital?\nOf France: Paris.\nHello.\nHi."
+
+
 def test_true_responses_have_no_exact_false_alarm_and_paraphrases_do_not_all_pass():
     """What the exact checks get wrong on texts that are right: measured, not hidden."""
     pairs = read_pairs(PARAPHRASES)

@@ -102,6 +102,7 @@ def test_find_label_prefers_the_longer_choice():
         ("The answer is Paris.", "Paris"),
         ("We get 5-3 = 2 pens", "2"),
         ("She has 10-12", "12"),
+        ("So x = - 3", "- 3"),
         ("Version v2 costs nothing", ""),
         ("none", ""),
         # Went wrong once: working after the words was cut at its first number.
@@ -179,6 +180,28 @@ def test_a_number_within_another_is_no_fact(text):
     example = dataclasses.replace(FACTS, facts=("37",))
     assert lost(example, text) == ("facts",)
     assert lost(example, "Between 36-37 or (37).") == ()
+    assert lost(example, "It is 36%-37%.") == ()
+
+
+@pytest.mark.parametrize(
+    ("fact", "text", "is_lost"),
+    [
+        ("do not rub", "Don't rub the eye.", False),
+        ("don't rub", "You do not rub the eye, isn't that so?", False),
+        ("can't swim", "Cats cannot swim.", False),
+        ("cannot swim", "Cats can’t swim.", False),
+        ("should not drink", "You shouldn't drink it.", False),
+        ("will not help", "It won't help.", False),
+        ("do not rub", "Do rub the eye.", True),
+        ("ice", "You shouldn't use ice.", True),
+        ("ice", "You use ice, don't you?", False),
+        ("ice", "You can't go wrong: it isn't only cold packs, ice helps too.", False),
+    ],
+)
+def test_a_contraction_states_what_its_words_state(fact, text, is_lost):
+    """Went wrong once: "don't" for "do not" lost the fact."""
+    response = f"Know this: {fact}."
+    assert lost(dataclasses.replace(FACTS, response=response, facts=(fact,)), text) == is_lost * ("facts",)
 
 
 def test_the_numbers_that_count_a_list_are_no_facts():
@@ -222,6 +245,22 @@ def test_unsupported_finds_wrong_labels_and_new_numbers(example, text, expected)
     assert unsupported(example, text) is expected
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("Ann has 10 pens and gives away 3, so 7 are left.", "10 - 3 = 7"),
+        ("It takes three to 5 days.", "It takes 3 - 5 days."),
+        ("It takes 3 to 5 days.", "How long it takes:\n- 3 to 5 days"),
+        ("Between 5 % and 10 %.", "5%-10%"),
+        ("Between 5 and 10 degrees.", "5°-10°"),
+    ],
+)
+def test_a_minus_between_numbers_and_a_bullet_are_no_signs(given, text):
+    """Went wrong once: nearly all calculations written with blanks counted as unsupported."""
+    assert not unsupported(Example("How much?", given, "math"), text)
+    assert unsupported(Example("How much?", given, "math"), "It is -3.")
+
+
 def test_a_label_that_the_response_names_is_supported():
     example = dataclasses.replace(FINANCE, response="Not negative but positive.")
     assert not unsupported(example, "It is positive rather than negative.")
@@ -238,6 +277,13 @@ def test_a_label_that_the_response_names_is_supported():
         "I'm ready to assist you. What is the question?",
         "As an AI, I have no opinions.",
         "How can I help you today?",
+        # Went wrong once: the commonest short refusals were taught.
+        "Sorry, I can't help with that.",
+        "Sorry, but I cannot assist with that request.",
+        "I'm unable to provide medical advice.",
+        "I'm not able to answer that.",
+        "Unfortunately, I cannot answer this.",
+        "I'm afraid I can't help with this.",
     ],
 )
 def test_is_refusal(text):
@@ -265,6 +311,16 @@ def test_ordinary_answers_neither_refuse_nor_refer_to_themselves():
         "I am sorry to hear that you hurt your hand. Cool it.",
         "Here is the list: a, b.",
         "Paris.",
+        "I can't recommend it enough.",
+        "I can't help but smile, and I can't help laughing.",
+        "I cannot give up now.",
+        "I can't say enough about the staff.",
+        "I'm unable to swim, so I took lessons.",
+        "I'm not able to attend the meeting on Friday.",
+        "Sorry, I was late.",
+        "Sorry, the shop is closed and cannot help.",
+        "Unfortunately, I cannot come to the party.",
+        "Unfortunately, no treatment can help.",
     ):
         assert not is_refusal(text)
         assert not is_self_referring(text)

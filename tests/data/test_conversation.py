@@ -99,3 +99,25 @@ def test_a_template_that_rewrites_the_prompt_is_refused_and_not_guessed_at(tiny_
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{%", "assistant\nThink first.{%")
     with pytest.raises(UserError, match="not a prefix"):
         encode(tokenizer, EXAMPLE, "yes", 512)
+
+
+@pytest.mark.parametrize("response", ["d", "e", "im", "", "No <|im_end|> here.", "  d", "  <|im_end|>"])
+@pytest.mark.parametrize("opens", [True, False], ids=["thinking", "plain"])
+def test_any_response_is_taught_whole_where_the_prompt_opens_thinking_or_blanks_are_stripped(
+    tiny_base: Base, response: str, opens: bool
+):
+    """Went wrong once: "d" was found inside <|im_end|>, an empty response raised an error, and control tokens in a
+    response became real."""
+    tokenizer = copy.deepcopy(tiny_base.tokenizer)
+    template = tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
+    assert "| trim" in template
+    if opens:
+        template = template.replace("assistant\n{% endif", "assistant\n<think>{% endif")
+        assert "<think>" in template
+    tokenizer.chat_template = template
+    conversation = encode(tokenizer, EXAMPLE, response, 512)
+    taught = conversation.ids[conversation.prompt_length :]
+    start = "\n</think>\n\n" if opens else ""
+    assert tokenizer.decode(taught).rstrip() == f"{start}{response}<|im_end|>"
+    ends = tiny_base.model.generation_config.eos_token_id
+    assert sum(token in ends for token in taught) == 1

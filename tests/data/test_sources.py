@@ -232,3 +232,25 @@ def test_test_responses_that_are_training_responses_are_counted_but_labels_are_n
     ]
     domain = Domain([Record(e) for e in train], [Record(e) for e in test])
     assert (count_known_responses(domain), find_duplicates(domain)) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("parts/*.jsonl", "parts/test.jsonl"),
+        ("parts/a.jsonl", "./parts/a.jsonl"),
+        ("parts/a.jsonl", "*/*.jsonl"),
+    ],
+)
+def test_no_test_file_lies_in_the_training_pattern(tmp_path, monkeypatch, train, test):
+    """Went wrong once: the test examples of such a source were trained on."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "parts" / "a.jsonl", rows(5))
+    write(tmp_path / "parts" / "test.jsonl", rows(3, start=5))
+    shared = "test.jsonl" if "test" in test else "a.jsonl"
+    with pytest.raises(
+        UserError, match=rf"'math'.*{shared} would be both training and test set.*train.*test"
+    ):
+        load_domains(Data(sources=(Source(domain="math", train=train, test=test),)))
+    apart = Source(domain="math", train="parts/a.jsonl", test="parts/t*.jsonl")
+    assert len(load_domains(Data(sources=(apart,)))["math"].test) == 3

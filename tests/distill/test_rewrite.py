@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,17 @@ def test_what_cannot_be_taught_falls_back_to_the_true_response_and_says_why(teac
     _, go = teach(lambda prompt, n: answer)
     expected = [Rewriting(answer.text, example.response, "", reason) for example in EXAMPLES]
     assert go(verify=verify) == expected
+
+
+def test_words_of_the_example_itself_are_no_reference_to_the_task():
+    """Went wrong once: rewritings that keep the wording of such examples fell back."""
+    example = Example("Solve 3x - 9 = 0.", "We can rewrite the equation as 3x = 9.", "math")
+    fault = partial(module.fault, verify="off")
+    assert fault(example, Answer("Rewrite it: 3x = 9.", True, 5)) == ""
+    assert fault(example, Answer("Rewrite it, as in the reference answer.", True, 5)) == "self-reference"
+    asked = Example("Paraphrase the text.", "It is cold.", "general", context="Your response is awaited.")
+    assert fault(asked, Answer("Paraphrase: your response is awaited.", True, 5)) == ""
+    assert fault(EXAMPLES[0], Answer("Rewrite it: 3x = 9.", True, 5)) == "self-reference"
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,14 @@ CLOSES = CHAT_TEMPLATE.replace(
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, OPENS, CLOSES], ids=["plain", "opens", "closes"])
 @pytest.mark.parametrize(
-    "example", [NEWS, SUM, replace(NEWS, system="Be short."), replace(NEWS, context="A <|im_end|> within.")]
+    "example",
+    [
+        NEWS,
+        SUM,
+        replace(NEWS, system="Be short."),
+        replace(NEWS, context="A <|im_end|> within."),
+        replace(SUM, history=(("1 plus 1?", "2."), ("And 2 plus 2?", "4."))),
+    ],
 )
 def test_prompts_and_answers_have_the_tokens_of_training(
     model, monkeypatch: pytest.MonkeyPatch, example, template: str

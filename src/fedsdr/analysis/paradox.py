@@ -194,8 +194,12 @@ def worst(pairs: Sequence[Pair], of: str, verdicts: Verdicts, num: int) -> list[
 
 
 def _given(example: Example) -> str:
-    """Premise for supported claims: (c, x, y), with y first, since long premises are cut at the end."""
-    parts = (example.response, example.instruction, example.context, example.system)
+    """Premise for supported claims: (c, x, y) and earlier turns, the latest exchange first.
+
+    Long premises are cut at the end, so y comes first.
+    """
+    earlier = (text for exchange in reversed(example.history) for text in exchange)
+    parts = (example.response, example.instruction, example.context, example.system, *earlier)
     return "\n".join(part for part in parts if part)
 
 

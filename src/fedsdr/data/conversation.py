@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.data.examples import Example
-from fedsdr.data.template import Turn, render, tokens
+from fedsdr.data.template import Turn, escape, render, tokens
 from fedsdr.data.thinking import closing, opened
 from fedsdr.errors import UserError
 
 LINES_ABOVE = re.compile(r"\A(?:[^\S\n]*\n)+")
+SENTINEL = "fedsdr"
+"""Stands for a response, to find the template's text before and after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +125,12 @@ def answered(tokenizer: Any, turns: list[Turn], before: str, response: str) -> s
     If the prompt opens a thinking block, the block is closed at once and the response follows it.
     """
     text = render(tokenizer, [*turns, {"role": "assistant", "content": response}])
+    response = escape(tokenizer, response)
     is_stripped = response[:1].isspace() and response not in text
     tag = "" if text.startswith(before) else opened(before)
     if not (is_stripped or tag):
         return text
-    head, _, tail = text.rpartition(response.strip())
+    # A short response may occur in the template's own text, as "d" does in "<|im_end|>".
+    whole = render(tokenizer, [*turns, {"role": "assistant", "content": SENTINEL}])
+    head, _, tail = whole.rpartition(SENTINEL)
     return f"{before}{closing(tag)}{response}{tail}" if tag else f"{head}{response}{tail}"

@@ -246,11 +246,12 @@ def _from_source(source: Source, columns: Mapping[str, str], data: Data) -> Doma
     reading = _reading(data, {**preset.columns, **columns}, source)
     tests, split = source.test or place, source.test_split or "test"
     has_test = bool(source.test or source.test_split)
-    if has_test and tests == place and (split == source.train_split or not _has_splits(place, source)):
+    both = _parts(place, source.train_split, source) & _parts(tests, split, source)
+    if has_test and both:
         raise UserError(
-            f"source of domain {source.domain!r}: {tests} would be both training and test set; set another"
-            " test, or another test_split of a data set folder or hub id, or leave out both to hold out"
-            " test_share of it"
+            f"source of domain {source.domain!r}: {min(both)[0]} would be both training and test set, by"
+            f" train = {place!r} and test = {tests!r}; set a train without it, another test, or another"
+            " test_split of a data set folder or hub id, or leave out both to hold out test_share of it"
         )
     if source.stream and not any(_has_splits(one, source) for one in (place, tests)):
         raise UserError(
@@ -275,6 +276,18 @@ def _has_splits(place: str, source: Source) -> bool:
     return place not in (source.train, source.test) or Path(place).is_dir()
 
 
+def _files(place: str) -> list[str]:
+    """A file, or all files that match a pattern."""
+    return [place] if Path(place).exists() else sorted(glob(place, recursive=True)) or [place]
+
+
+def _parts(place: str, split: str, source: Source) -> set[tuple[str, str]]:
+    """The files that are read, or the split of a data set, whatever the spelling of their paths."""
+    if _has_splits(place, source):
+        return {(str(Path(place).resolve()) if Path(place).is_dir() else place, split)}
+    return {(str(Path(file).resolve()), "") for file in _files(place)}
+
+
 def _read(
     place: str, split: str, source: Source, reading: Reading, bad: list[BadRow], data: Data
 ) -> list[Record]:
@@ -283,8 +296,7 @@ def _read(
         seed = seed_for(data.seed, "stream", source.domain, split)
         rows = hub_rows(place, split, source.config, source.stream, seed)
     else:
-        paths = [place] if Path(place).exists() else sorted(glob(place, recursive=True)) or [place]
-        rows = [row for path in paths for row in file_rows(path, bad)]
+        rows = [row for path in _files(place) for row in file_rows(path, bad)]
     return to_records(rows, source.domain, reading, bad)
 
 

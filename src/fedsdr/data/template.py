@@ -31,12 +31,10 @@ def render(tokenizer: Any, turns: list[Turn], asks: bool = False) -> str:
     Raises:
         UserError: The template refuses the turns, fails, or does not end.
     """
-    from transformers.utils.chat_template_utils import mark_control_tokens
-
-    marked = mark_control_tokens(turns, _control_tokens(tokenizer, tokenizer.chat_template))
+    escaped = [{key: escape(tokenizer, text) for key, text in turn.items()} for turn in turns]
 
     def work() -> str:
-        text: str = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=asks)
+        text: str = tokenizer.apply_chat_template(escaped, tokenize=False, add_generation_prompt=asks)
         return text
 
     found = _in_time(work)
@@ -51,6 +49,14 @@ def render(tokenizer: Any, turns: list[Turn], asks: bool = False) -> str:
     raise UserError(
         f"the chat template of {tokenizer.name_or_path} cannot write a conversation of {roles}: {why}"
     )
+
+
+def escape(tokenizer: Any, text: str) -> str:
+    """The text with its control tokens escaped for `tokens`."""
+    from transformers.utils.chat_template_utils import mark_control_tokens
+
+    marked: str = mark_control_tokens(text, _control_tokens(tokenizer, tokenizer.chat_template))
+    return marked
 
 
 def tokens(tokenizer: Any, text: str) -> list[int]:

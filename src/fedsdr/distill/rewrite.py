@@ -183,7 +183,7 @@ def fault(example: Example, answer: Answer | None, verify: str) -> str:
         return "cut off"
     if is_refusal(answer.text):
         return "refusal"
-    if is_self_referring(answer.text):
+    if is_self_referring(answer.text, (example.instruction, example.context, example.response)):
         return "self-reference"
     if verify != "off" and (missing := lost(example, answer.text)):
         return f"lost {missing[0]}"

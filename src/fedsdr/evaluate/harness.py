@@ -19,10 +19,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from fedsdr.data.batching import in_batches
-from fedsdr.data.conversation import answered, prompt_turns
+from fedsdr.data.conversation import SENTINEL, answered, prompt_turns
 from fedsdr.data.files import cut
 from fedsdr.data.sandbox import run_python
-from fedsdr.data.template import render, tokens
+from fedsdr.data.template import Turn, render, tokens
 from fedsdr.errors import Unreachable
 from fedsdr.evaluate.benchmark_tasks import Question
 from fedsdr.evaluate.extraction import flexible_answer, is_accepted, program, strict_answer
@@ -49,8 +49,8 @@ class HarnessModel(LM):
         self.base, self.batch_size = base, batch_size
         turns = [{"role": "user", "content": "Which?"}]
         before = self.apply_chat_template(turns)
-        whole = answered(base.tokenizer, turns, before, "fedsdr")
-        self.start, _, self.end = whole.removeprefix(before).partition("fedsdr")
+        whole = answered(base.tokenizer, turns, before, SENTINEL)
+        self.start, _, self.end = whole.removeprefix(before).partition(SENTINEL)
         """Text of the template before an answer, such as the end of thinking, and after it."""
 
     @property
@@ -166,7 +166,7 @@ class RowTask(ConfigurableTask):
 
 
 class QuestionTask(RowTask):
-    """Questions as a task of the harness; a document is a question's number and its system prompt.
+    """Questions as a task of the harness; a document is a question's number.
 
     Args:
         name: Name of the task.
@@ -175,12 +175,19 @@ class QuestionTask(RowTask):
     """
 
     def __init__(self, name: str, questions: Sequence[Question], config: dict[str, Any]) -> None:
-        rows = [{"number": n, "system": q.example.system} for n, q in enumerate(questions)]
+        self.turns = [prompt_turns(question.example) for question in questions]
+        rows = [{"number": n} for n in range(len(questions))]
 
         def prompt(doc: Doc) -> str:
-            return prompt_turns(questions[doc["number"]].example)[-1]["content"]
+            return self.turns[doc["number"]][-1]["content"]
 
-        super().__init__(name, rows, {"description": "system", "doc_to_text": prompt, **config})
+        super().__init__(name, rows, {"doc_to_text": prompt, **config})
+
+    def fewshot_context(
+        self, doc: Doc, *args: Any, chat_template: Callable[[list[Turn]], str], **kwargs: Any
+    ) -> str:
+        """All turns of a question; the harness's own method has no place for earlier turns."""
+        return chat_template(self.turns[doc["number"]])
 
 
 def hub_tasks(name: str) -> dict[str, ConfigurableTask]:

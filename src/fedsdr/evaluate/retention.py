@@ -10,7 +10,7 @@ endings
   perplexity).
 - MMLU, BBH, CRASS and DROP as conversations, by `evaluate.benchmarks`.
 
-The base model's answers are cached by model, task and questions.
+The base model's answers are cached by model, task, questions and batch size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -141,7 +141,7 @@ def retention(
                 raise UserError(f"tasks: {name} cannot be run: {missing}")
             say(f"  {name} is left out: {missing}")
             continue
-        base = _of_base(model, task)
+        base = _of_base(model, task, batch_size)
         with model.inference(active), within("tuned"):
             tuned = task.ask()
         num_words = tuned.pop("num_words", None)
@@ -156,11 +156,11 @@ def retention(
     return [*records, _mean(shares)] if len(shares) > 1 else records
 
 
-def _of_base(model: LoraModel, task: Posed) -> Values:
+def _of_base(model: LoraModel, task: Posed, batch_size: int) -> Values:
     """The base's answers, from the cache if available."""
     reading = Path(extraction.__file__).read_text("utf-8")
     judged_by = __version__, version("lm_eval"), rules(), reading
-    key = content_hash(*judged_by, model.base.fingerprint, task.name, task.content)
+    key = content_hash(*judged_by, model.base.fingerprint, task.name, task.content, batch_size)
     path = cache_folder() / "retention" / f"{task.name}-{key}.json"
     if not path.exists():
         with model.inference(()), within("base"):

@@ -2,8 +2,8 @@
 
 One loop over a key-value cache; new prompts take the rows of finished answers. Sampling adds Gumbel noise
 from the prompt's own generator and takes the largest entry, which samples exactly from the softmax
-(Gumbel-max). A prompt's sample therefore depends neither on the other prompts in its batch nor on any global
-random state.
+(Gumbel-max). A prompt's noise therefore depends neither on the other prompts in its batch nor on any global
+random state; its logits may depend on them in their last bits (`Base.has_independent_rows`).
 """
 
 from collections import deque

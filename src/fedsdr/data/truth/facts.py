@@ -1,8 +1,9 @@
 """Whether a text states a required fact: the same words and numbers, in the usual forms of paraphrases.
 
 Input: a text, a fact and the true response. Output: a boolean. Equivalent forms are singular and plural,
-numbers in words and digits, hyphens, accents of Latin letters, units and dates, "twice a day" and "two times
-daily", "Dickens, Charles", middle names. A synonym ("sit up straight" for "upright") counts as lost.
+numbers in words and digits, hyphens, accents of Latin letters, units and dates, "don't" and "do not",
+"twice a day" and "two times daily", "Dickens, Charles", middle names. A synonym ("sit up straight" for
+"upright") counts as lost.
 """
 
 import re
@@ -15,6 +16,10 @@ from fedsdr.data.truth.numbers import ORDINALS, in_digits
 from fedsdr.data.truth.text import UNSPACED, fold, plain, unmarked
 
 _REWORDED = (
+    (re.compile(r"\bcan(?:'t|not)\b"), "can not"),
+    (re.compile(r"\bwon't\b"), "will not"),
+    (re.compile(r"\bshan't\b"), "shall not"),
+    (re.compile(r"n't\b"), " not"),
     (re.compile(r"\btwice\b"), "2 times"),
     (re.compile(r"\bthrice\b"), "3 times"),
     (re.compile(r"\bonce (?=a |an |per |each |every |daily|weekly|monthly|yearly)"), "1 time "),
@@ -41,7 +46,7 @@ _MONTHS = "january|february|march|april|may|june|july|august|september|october|n
 _DAY_FIRST = re.compile(rf"\b(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?({_MONTHS})\b")
 _DAY_LAST = re.compile(rf"\b({_MONTHS}) (\d{{1,2}})(?:st|nd|rd|th)?\b")
 _TOKEN = re.compile(
-    rf"(?P<number>(?<![\w)\]])-\d[\d.]*\d|(?<![\w)\]])-\d|\d+(?:\.\d+)+|\.\d+)|"
+    rf"(?P<number>(?<![\w)\]%°])-\d[\d.]*\d|(?<![\w)\]%°])-\d|\d+(?:\.\d+)+|\.\d+)|"
     rf"(?P<sign>(?<!\w)[a-z]{{1,2}}[+-](?!\w))|(?P<own>[{UNSPACED}])"
     rf"|(?P<word>(?:(?![{UNSPACED}])[^\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u0655\u0900-\u0dff])+(?:\+\+|"
     rf"\#(?!\w))?)|(?P<other>[%°€$£,&/])"

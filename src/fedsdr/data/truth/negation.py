@@ -134,7 +134,7 @@ _BUT = re.compile(
     r"|\b(?:choose|pick|prefer|favou?r|select|go with)\b[^.;\n]{0,40} over)\s+['\"(]*$"
 )
 _TAG = re.compile(
-    r",\s*(?:(?:is|are|do|does|was|did|would)n't\b|right|correct|no)[^,.]{0,20}\?$"
+    r",\s*(?:(?:is|are|do|does|was|did|would)(?:n't| not)\b|right|correct|no)[^,.]{0,20}\?$"
 )  # "isn't it?"
 _FUNCTION_WORDS = r"(?:(?:a|an|the|in|by|at|of|from|on|called|to|until|before|actually)\s+)*"
 _DIRECTLY = re.compile(rf"(?:{_FAR}|\bno)\s+{_FUNCTION_WORDS}['\"]?$")

@@ -51,10 +51,11 @@ NUMBER_WORDS = re.compile(
 
 _LETTER = rf"(?![{UNSPACED}])[^\W\d]"
 _BEGIN = rf"(?<![^\W{UNSPACED}])(?<![.^])"
-_SIGN = r"(?:(?<![\w)\]}])-\s?(?=[$£€\d.]))?[$£€]?"
+_SIGN = r"(?:(?:(?<![\w)\]}%°])-|(?<==\s)-\s)(?=[$£€\d.]))?[$£€]?"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?![.,]?\d)|\d++)(?:\.\d++)?+(?!\.\d)|(?<!\d)\.\d++"
 PLAIN_NUMBER = rf"{_SIGN}{_BEGIN}(?:{_DIGITS})"
-"""A bare number. A sign counts unless a letter, digit or bracket precedes it: 5-3 holds 5 and 3."""
+"""A bare number. A minus is a sign if the number follows at once and no letter, digit, bracket, % or ° comes
+before. So 5-3 and 5 - 3 hold 5 and 3; x = - 3 holds -3."""
 _LONG_SCALE, _SHORT_SCALE, _SCALE_SIGN = (
     "|".join(sorted(names, key=len, reverse=True))
     for names in (

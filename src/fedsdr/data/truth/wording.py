@@ -4,6 +4,7 @@ Input: a text. Output: counts and booleans. Its truth does not matter here.
 """
 
 import re
+from collections.abc import Iterable
 
 from fedsdr.data.truth.text import any_of, fold
 
@@ -64,9 +65,11 @@ FILLERS = (
 # How chat models refuse, or answer as though nothing had been asked. The first kind counts only at the
 # start: a story or a letter may well say "I'm sorry, but I can't" later.
 _REFUSALS = re.compile(
-    r"^\W*(i'm|i am) (sorry(?! to hear)|ready to (help|assist))"
-    r"|^\W*i (apologi[sz]e|(cannot|can't|won't|am unable to|am not able to) "
-    r"(answer|assist|comply|fulfil|give|help|offer|provide|rewrite|say))"
+    r"^\W*(i'm|i am) (sorry(?! to hear)|ready to (help|assist))|^\W*i apologi[sz]e"
+    r"|^\W*((sorry|unfortunately|i'm afraid|i am afraid)\W+((but|that) )?)?"
+    r"(i (cannot|can't|won't)|(i'm|i am) (unable|not able) to) "
+    r"(?!help (but|it|\w+ing)\b|give up\b|say (enough|no)\b)"
+    r"(answer|assist|comply|fulfil|give|help|offer|provide|rewrite|say)"
     r"|^\W*(how can i (help|assist)|what can i do for) you"
     r"|\bas an ai\b|\bas a language model\b"
 )
@@ -105,6 +108,7 @@ def is_refusal(text: str) -> bool:
     return bool(_REFUSALS.search(fold(text)))
 
 
-def is_self_referring(text: str) -> bool:
-    """Whether the text refers to the rewriting task instead of its subject."""
-    return bool(_SELF_REFERENCES.search(fold(text)))
+def is_self_referring(text: str, given: Iterable[str] = ()) -> bool:
+    """Whether the text refers to the rewriting task instead of its subject, beyond the phrases of `given`."""
+    known = fold("\n".join(given))
+    return any(found[0] not in known for found in _SELF_REFERENCES.finditer(fold(text)))
