@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsdr.data.batching import in_batches
 from fedsdr.data.conversation import Conversation
 from fedsdr.messages.wire import Arrays
+from fedsdr.model.adapter_files import scaled
 from fedsdr.model.adapters import LoraModel, Values
 from fedsdr.model.base import Base
 from fedsdr.model.loss import FEW, response_states
@@ -46,14 +47,10 @@ class Scaled:
     def inference(self, model: LoraModel) -> Iterator[None]:
         """Load it for many forward passes without gradient."""
         for name, state in self.adapters.items():
-            model.load(name, _scaled(state, self.scale))
-        model.load_residual(_scaled(self.residual, self.scale))
+            model.load(name, scaled(state, self.scale))
+        model.load_residual(scaled(self.residual, self.scale))
         with model.inference(tuple(self.adapters)):
             yield
-
-
-def _scaled(state: Mapping[str, Values], scale: float) -> dict[str, Values]:
-    return {key: value * scale if ".lora_B." in key else value for key, value in state.items()}
 
 
 def drift_prompts() -> list[str]:

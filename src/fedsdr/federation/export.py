@@ -21,7 +21,7 @@ from fedsdr.federation.model_cache import load_model
 from fedsdr.federation.model_card import model_card, other_weights
 from fedsdr.messages.wire import rank_of
 from fedsdr.methods import AGGREGATIONS, METHODS
-from fedsdr.model.adapter_files import join, load_adapter, save_adapter
+from fedsdr.model.adapter_files import join, load_adapter, save_adapter, scaled
 from fedsdr.model.adapters import LoraModel
 from fedsdr.model.base import find, find_on_hub, load_base, public_name, quiet
 from fedsdr.model.chat_template import settle_template
@@ -154,7 +154,7 @@ def export_round(
         raise UserError(f"{to} already exists; name a new folder")
     trained = read_trained(folder, server_round, client)
     settings, lora = trained.settings, trained.lora
-    adapter = {key: value * scale if "lora_B" in key else value for key, value in trained.adapter.items()}
+    adapter = scaled(trained.adapter, scale)
     card = model_card(settings, trained.round, trained.client, merged, lora.rank, scale)
     if merged:
         export_merged(settings.model, adapter, lora, to, card, dtype)

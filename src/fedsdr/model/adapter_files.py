@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -18,6 +20,7 @@ from fedsdr.config import Lora
 from fedsdr.errors import UserError
 
 Content = TypeVar("Content")
+Value = TypeVar("Value", Tensor, Tensor | NDArray[np.float32])
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
@@ -57,6 +60,11 @@ def join(*adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: torch.cat([adapter[key] for adapter in adapters], dim=0 if ".lora_A." in key else 1)
         for key in adapters[0]
     }
+
+
+def scaled(state: Mapping[str, Value], scale: float) -> dict[str, Value]:
+    """The adapter of `scale` times the change of the base: (scale B) A."""
+    return {key: value * scale if ".lora_B." in key else value for key, value in state.items()}
 
 
 def load_adapter(folder: Path) -> dict[str, Tensor]:
