@@ -103,13 +103,10 @@ def _survival(run: MeasuredRun) -> Event:
         raise UserError("gains are measured on test examples, and no client has any")
     server = run.settings.server
     mean_of = server.num_rounds if server.mean_of_rounds > 1 else None
-    rounds = [
-        Round(number, run.shared(number - 1), updates, run.shared(number))
-        for number, updates in _updates(run)
-        if number != mean_of
-    ]
-    if not rounds:
+    found = [(number, updates) for number, updates in _updates(run) if number != mean_of]
+    if not found:
         raise UserError("server.mean_of_rounds: the only round's shared adapter is a mean over rounds")
+    rounds = (Round(number, run.shared(number - 1), updates, run.shared(number)) for number, updates in found)
     records = gain_survival(run.model, rounds, tests, run.settings.eval.batch_size)
     notes = ["Of base + shared adapter, on the client's own test examples."]
     if mean_of:
